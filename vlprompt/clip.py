@@ -1,0 +1,363 @@
+"""FrozenCLIP: an OpenCLIP model that never changes, its tokenizer, transform and identity."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import re
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from open_clip.transform import PreprocessCfg, image_transform_v2, merge_preprocess_dict
+from torch import Tensor, nn
+
+from vlprompt.errors import VlpromptError
+from vlprompt.text import Prompts, encode_prompts
+from vlprompt.towers import TextTower, VisionTower
+from vlprompt.vision import Place, encode_images
+
+Precision = Literal["fp32", "bf16", "fp16"]
+DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+Tokenizer = Callable[..., Tensor]
+SHORTEST_TEXT = 3  # start of text, a word of one token, end of text
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """What prompts the towers take.
+
+    Attributes:
+        text_prompts: learnt vectors may stand in for words, shallow and deep.
+        shared_prefix: the part before the class name is computed once for all classes (exact, and fast).
+        visual_prompts: learnt tokens may stand beside the patches, shallow and deep.
+    """
+
+    text_prompts: bool
+    shared_prefix: bool
+    visual_prompts: bool
+
+
+@dataclass(frozen=True)
+class ClassTokens:
+    """Class prompts as token ids, cut after start-of-text.
+
+    Attributes:
+        ids: (C, S) ids of "words name.", end-of-text and padding; padded to what the tower needs.
+        lengths: (C,) tokens up to and including end-of-text.
+        name_lengths: (C,) tokens of the bare class name.
+        n_words: leading tokens that are the same fixed words for every class.
+    """
+
+    ids: Tensor
+    lengths: Tensor
+    name_lengths: Tensor
+    n_words: int
+
+
+class FrozenCLIP:
+    """A frozen OpenCLIP model with all that prompt learners need to know of it.
+
+    Args:
+        model: any model that ``open_clip.create_model_and_transforms`` returns. It is put into evaluation mode, its
+            parameters stop requiring gradients, and its weights are never changed (but cast, see ``precision``).
+        tokenizer: ``tokenizer(texts, context_length=…) -> (N, L)`` ids, as ``open_clip.get_tokenizer`` returns.
+        preprocess: the evaluation transform; by default it is built from the model's own ``preprocess_cfg``.
+        name, pretrained: how the model was asked for; part of ``identity()``.
+        precision: of the frozen towers. Learnables, norms, attention and losses stay fp32.
+        device: a torch device, or ``auto`` for CUDA, then MPS, then the CPU.
+        source: the arguments of ``load_clip`` that load this model again; None for a model object.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: Tokenizer,
+        preprocess: Callable[[Any], Tensor] | None = None,
+        *,
+        name: str = "custom",
+        pretrained: str | None = None,
+        precision: Precision = "fp32",
+        device: str | torch.device = "auto",
+        source: dict[str, Any] | None = None,
+    ):
+        self.source = source
+        self.device = resolve_device(device)
+        check_precision(precision, self.device)
+        self.model = model.float().eval().requires_grad_(False)
+        self.tokenizer = tokenizer
+        self.name, self.pretrained, self.precision = name, pretrained, precision
+        self._weights_hash = self.weights_hash()
+        self.text = TextTower(model)
+        self.visual = VisionTower(model)
+        self._cast(DTYPES[precision])
+        self.model.to(self.device)
+        self._start, self._padding_id = self._probe_tokenizer()
+        self.text.shares_prefix &= self._start > 0
+
+        self.preprocess_cfg = merge_preprocess_dict(PreprocessCfg(), getattr(model.visual, "preprocess_cfg", {}))
+        self.preprocess_cfg["size"] = self.image_size
+        self.preprocess = preprocess or image_transform_v2(PreprocessCfg(**self.preprocess_cfg), is_train=False)
+        bias = getattr(model, "logit_bias", None)
+        self.logit_scale = float(model.logit_scale.detach().exp())
+        self.logit_bias = 0.0 if bias is None else float(bias.detach())
+
+    # Facts read from the model
+
+    @property
+    def image_size(self) -> int:
+        """Side of the square input image in pixels."""
+        return self.visual.image_size
+
+    @property
+    def image_mean(self) -> tuple[float, ...]:
+        """Channel means of the image normalisation."""
+        return tuple(self.preprocess_cfg["mean"])
+
+    @property
+    def image_std(self) -> tuple[float, ...]:
+        """Channel standard deviations of the image normalisation."""
+        return tuple(self.preprocess_cfg["std"])
+
+    @property
+    def interpolation(self) -> str:
+        """Interpolation of the evaluation transform: ``bicubic``, ``bilinear`` …"""
+        return self.preprocess_cfg["interpolation"]
+
+    @property
+    def resize_mode(self) -> str:
+        """How the evaluation transform makes an image square: ``shortest`` (and crop), ``longest`` or ``squash``."""
+        return self.preprocess_cfg["resize_mode"]
+
+    @property
+    def context_length(self) -> int:
+        """Tokens that the text tower takes, L."""
+        return self.text.context_length
+
+    @functools.cached_property
+    def embed_dim(self) -> int:
+        """Joint width D."""
+        return self.encode_text(["a"]).shape[-1]
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What prompts the towers take."""
+        return Capabilities(self.text.promptable, self.text.shares_prefix, self.visual.promptable)
+
+    def require(self, *, text: int = 0, vision: int = 0) -> None:
+        """Raise one clear sentence unless the towers take text and visual prompts in that many layers."""
+        for asked, able, layers, what, instead in (
+            (text, self.text.promptable, self.text.layers, "text", "use one with an OpenCLIP text tower"),
+            (
+                vision,
+                self.visual.promptable,
+                self.visual.layers,
+                "visual",
+                "use a ViT of OpenCLIP or a text-only method such as coop",
+            ),
+        ):
+            if asked and not able:
+                kind = self.visual.kind if what == "visual" else "Hugging Face"
+                raise VlpromptError(f"{self.name}: its {kind} tower takes no {what} prompts; {instead}")
+            if asked > layers:
+                raise VlpromptError(
+                    f"{self.name}: {what} prompts were asked for in {asked} layers, but its {what} tower has {layers}; "
+                    f"set the depth to {layers} or less"
+                )
+
+    def activation(self) -> str:
+        """Name of the activation in the towers' MLPs, such as ``QuickGELU``."""
+        block = next((b for b in (self.text.blocks or self.visual.blocks or [])), None)
+        return "unknown" if block is None else type(block.module.mlp.gelu).__name__
+
+    def weights_hash(self) -> str:
+        """SHA-256 over all parameters and buffers of the model as they are now."""
+        digest = hashlib.sha256()
+        for key, tensor in sorted(self.model.state_dict().items()):
+            digest.update(key.encode())
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        return digest.hexdigest()
+
+    def identity(self) -> dict[str, Any]:
+        """What makes two backbones the same: architecture, weights (hashed in fp32, as loaded), activation, size."""
+        return {
+            "architecture": self.name,
+            "pretrained": self.pretrained,
+            "activation": self.activation(),
+            "image_size": self.image_size,
+            "weights": self._weights_hash,
+        }
+
+    def _cast(self, dtype: torch.dtype) -> None:
+        """Hold the towers' large matrices in ``dtype``; towers of unknown make stay fp32 and run under autocast."""
+        self.dtype = dtype
+        for tower in (self.text, self.visual):
+            for parameter in tower.matrices():
+                parameter.data = parameter.data.to(dtype)
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32)
+
+    # Text
+
+    def _probe_tokenizer(self) -> tuple[int, int]:
+        """How many start tokens every text has, and the padding id."""
+        ids = self.tokenizer(["a", "dog", ""])
+        same = (ids[0] == ids[1]).tolist()
+        return (same.index(False) if False in same else 0), statistics.mode(ids[2].tolist())
+
+    def _lengths(self, ids: Tensor) -> Tensor:
+        """Tokens of each row that are not padding, start and end included: (C, L) -> (C,)."""
+        if self.text.promptable and self.text.pool_type in ("argmax", "eos"):
+            return self.text.end_of_text(ids) + 1
+        return (ids != self._padding_id).sum(dim=-1)
+
+    def tokenize(self, texts: Sequence[str], inserted: int = 0) -> Tensor:
+        """Tokenize to (N, L - inserted) ids; a text that does not fit is an error that names it.
+
+        Args:
+            texts: the texts.
+            inserted: places to leave free for learnt vectors.
+        """
+        room = self.context_length - inserted
+        if room < SHORTEST_TEXT:
+            raise VlpromptError(
+                f"{inserted} learnt vectors leave no room for class names: the text tower of {self.name} reads "
+                f"{self.context_length} tokens"
+            )
+        ids = self.tokenizer(list(texts), context_length=room)
+        lengths = self._lengths(self.tokenizer(list(texts), context_length=4 * self.context_length))
+        too_long = (lengths > room).nonzero().flatten().tolist()
+        if too_long:
+            text, length = texts[too_long[0]], int(lengths[too_long[0]]) + inserted
+            more = f" (and {len(too_long) - 1} more)" if len(too_long) > 1 else ""
+            raise VlpromptError(
+                f"'{text}' takes {length} tokens with its context, but the text tower of {self.name} "
+                f"reads {self.context_length}: shorten the class name or the context{more}"
+            )
+        return ids.to(self.device)
+
+    def class_tokens(self, class_names: Sequence[str], words: str = "", inserted: int = 0) -> ClassTokens:
+        """Tokenize "words name." for each class, leaving room for ``inserted`` learnt vectors after start-of-text."""
+        names = [natural_name(name) for name in class_names]
+        ids = self.tokenize([f"{words} {name}.".strip() for name in names], inserted)
+        lengths = self._lengths(ids) - self._start
+        ids = ids[:, self._start :]
+        if self.text.shares_prefix:
+            ids = ids[:, : int(lengths.max())]  # nothing after end-of-text is ever read
+        return ClassTokens(ids, lengths, self.count_tokens(names), int(self.count_tokens([words])) if words else 0)
+
+    def count_tokens(self, texts: Sequence[str]) -> Tensor:
+        """Tokens of each bare text, without start and end: (N,)."""
+        ids = self.tokenizer([*texts, ""], context_length=4 * self.context_length)
+        lengths = self._lengths(ids)
+        return (lengths[:-1] - lengths[-1]).to(self.device)
+
+    def word_embeddings(self, words: str) -> Tensor:
+        """Token embeddings (n, d_t) of a phrase, without start and end of text."""
+        count = int(self.count_tokens([words])[0])
+        return self.text.embed(self.tokenize([words])[0, self._start : self._start + count])
+
+    def start_embedding(self) -> Tensor:
+        """Embedding of start-of-text (1, d_t); (0, d_t) for tokenizers that have none."""
+        return self.text.embed(self.tokenizer(["a"])[0, : self._start].to(self.device))
+
+    def encode_prompts(
+        self,
+        prefix: Tensor,
+        suffix: Tensor,
+        lengths: Tensor,
+        deep: dict[int, Tensor] | None = None,
+        chunk: int | None = None,
+    ) -> Tensor:
+        """Encode prompts given as embeddings (see ``vlprompt.text``): features (G, C, D), fp32, not normalised."""
+        return encode_prompts(self.text, Prompts(prefix, suffix, lengths, deep, self._start), chunk)
+
+    @torch.no_grad()
+    def encode_text(self, texts: Sequence[str], chunk: int = 256) -> Tensor:
+        """Encode whole texts with the frozen tower: features (N, D), fp32, not normalised."""
+        ids = self.tokenize(texts)
+        if not self.text.promptable:
+            with self._autocast():
+                return torch.cat([self.model.encode_text(part).float() for part in ids.split(chunk)])
+        lengths = self._lengths(ids) - self._start
+        ids = (
+            ids[:, self._start : self._start + int(lengths.max())] if self.text.shares_prefix else ids[:, self._start :]
+        )
+        suffix = self.text.embed(ids)
+        return self.encode_prompts(self.start_embedding().unsqueeze(0), suffix, lengths, chunk=chunk)[0]
+
+    # Images
+
+    def prompted_image_features(self, images: Tensor, prompts: dict[int, Tensor], place: Place = "pre_ln") -> Tensor:
+        """Encode images (B, 3, H, W) with visual prompts {layer: (n, d_v)}: (B, D), fp32, not normalised."""
+        return encode_images(self.visual, images.to(self.device), prompts, place)
+
+    @torch.no_grad()
+    def encode_image(self, images: Tensor) -> Tensor:
+        """Encode images (B, 3, H, W) with the frozen tower: features (B, D), fp32, not normalised."""
+        images = images.to(self.device)
+        if self.visual.promptable:
+            return encode_images(self.visual, images)
+        with self._autocast():
+            return self.visual.encode(images)
+
+    def similarity(self, image_features: Tensor, text_features: Tensor) -> Tensor:
+        """Logits exp(logit_scale)·v·tᵀ (+ bias) of normalised features: (B, D) with (C, D) or (B, C, D) -> (B, C)."""
+        if text_features.dim() == 3:
+            cosine = torch.einsum("bd,bcd->bc", image_features, text_features)
+        else:
+            cosine = image_features @ text_features.T
+        return self.logit_scale * cosine + self.logit_bias
+
+    # Copies: a frozen model is shared, and pickled as the name that loads it again
+
+    def __sklearn_clone__(self) -> FrozenCLIP:
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        if self.source is None or self.source["pretrained"] == "random":
+            return self.__dict__
+        loading = self.source | {"precision": self.precision, "device": str(self.device)}
+        return {"loading": loading, "weights": self._weights_hash}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        if "loading" in state:
+            from vlprompt.weights import shared_clip  # it builds on this module
+
+            loaded = shared_clip(**state["loading"])
+            if loaded._weights_hash != state["weights"]:
+                raise VlpromptError(f"the weights of {loaded.name} are others than when this was pickled")
+            state = vars(loaded)
+        self.__dict__.update(state)
+
+    def __repr__(self) -> str:
+        return f"FrozenCLIP({self.name}, pretrained={self.pretrained}, {self.precision}, {self.device})"
+
+
+def natural_name(class_name: str) -> str:
+    """A class name as prompts use it: underscores become spaces, white space is folded."""
+    return re.sub(r"\s+", " ", class_name.replace("_", " ")).strip()
+
+
+def resolve_device(device: str | torch.device) -> torch.device:
+    """Turn a device setting into a torch device; ``auto`` takes CUDA, then MPS, then the CPU."""
+    if str(device) == "auto":
+        found = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        return torch.device(found)
+    try:
+        resolved = torch.device(device)
+        torch.empty(0, device=resolved)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise VlpromptError(f"device '{device}' is not available here; use auto, cpu, cuda or mps") from error
+    return resolved
+
+
+def check_precision(precision: str, device: torch.device) -> None:
+    """Raise one clear sentence for a precision that is unknown or that the device cannot run."""
+    if precision not in DTYPES:
+        raise VlpromptError(f"unknown precision '{precision}': use {', '.join(DTYPES)}")
+    if precision == "fp16" and device.type != "cuda":
+        raise VlpromptError(f"precision=fp16 needs a CUDA device, and this is {device.type}; use bf16 or fp32")

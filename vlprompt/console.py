@@ -1,0 +1,117 @@
+"""What a run says on the screen: bars on a terminal, a few plain lines elsewhere, nothing when quiet."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+from rich.console import Console, Group
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from vlprompt.results import Result, Row
+
+WIDTH = 100  # of tables and lines that do not go to a terminal
+Update = Callable[..., None]
+
+
+def make_console() -> Console:
+    """Return a console on standard output: as wide as the terminal, or of a fixed width in a pipe or file."""
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=WIDTH)
+
+
+class Reporter:
+    """Tells how work gets on.
+
+    Args:
+        quiet: say nothing.
+    """
+
+    def __init__(self, quiet: bool = False):
+        self.quiet = quiet
+        self.console = make_console()
+
+    def say(self, text: str) -> None:
+        """Print a line."""
+        if not self.quiet:
+            self.console.print(text, markup=False, soft_wrap=True)
+
+    @contextmanager
+    def bar(self, title: str, lines: int = 10) -> Iterator[Update]:
+        """Yield ``update(done, total, note="")``; off a terminal it prints at most ``lines`` lines."""
+        if self.quiet:
+            yield lambda done, total, note="": None
+        elif self.console.is_terminal:
+            columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+            with Progress(*columns, TextColumn("{task.fields[note]}"), console=self.console, transient=True) as bars:
+                task = bars.add_task(title, total=None, note="")
+                yield lambda done, total, note="": bars.update(task, completed=done, total=total, note=note)
+        else:
+            printed = 0
+
+            def update(done: int, total: int, note: str = "") -> None:
+                nonlocal printed
+                if done * lines // total > printed:
+                    printed = done * lines // total
+                    self.say(f"{title} {done}/{total}  {note}".rstrip())
+
+            yield update
+
+
+def result_table(result: Result) -> Group:
+    """Return a result as a table: each test beside zero-shot, and the protocol's average."""
+    shots = {"all": "all training images", 1: "1 shot"}.get(result.shots, f"{result.shots} shots")
+    title = f"{result.method} on {result.dataset}: {result.protocol}, {shots}, seed {result.seed}"
+    backbone = " ".join(str(result.backbone[k]) for k in ("architecture", "pretrained") if result.backbone[k])
+    caption = f"{backbone}; top-1 accuracy in percent" + (f"; at most {result.limit} images" if result.limit else "")
+    table = Table("tested on")
+    learnt = result.n_parameters > 0 or any(row.accuracy != row.zero_shot for row in result.rows)
+    for heading in ["classes", "images", "zero-shot", *([result.method, "gain"] if learnt else [])]:
+        table.add_column(heading, justify="right")
+
+    def numbers(zero_shot: float, accuracy: float) -> list[str]:
+        return [f"{zero_shot:.2f}"] + ([f"{accuracy:.2f}", f"{accuracy - zero_shot:+.2f}"] if learnt else [])
+
+    for row in result.rows:
+        name = row.target if row.dataset == result.dataset else f"{row.target} ({row.dataset})"
+        table.add_row(name, str(row.n_classes), f"{row.n_images:,}", *numbers(row.zero_shot, row.accuracy))
+    if result.averages:
+        table.add_section()
+    for name, value in result.averages.items():
+        if not name.startswith("zero_shot_"):
+            table.add_row(name.replace("_", " "), "", "", *numbers(result.averages[f"zero_shot_{name}"], value))
+    return Group(title, table, caption)
+
+
+def metrics_table(method: str, row: Row) -> Group:
+    """Return all metrics of a learner beside zero-shot on one test."""
+    table = Table("metric (%)")
+    for heading in ("zero-shot", method, "gain"):
+        table.add_column(heading, justify="right")
+    for name, frozen, learnt in (
+        ("top-1 accuracy", row.zero_shot, row.accuracy),
+        ("top-5 accuracy", row.zero_shot_top5, row.top5),
+        ("macro accuracy", row.zero_shot_macro, row.macro_accuracy),
+        ("calibration error (ECE)", row.zero_shot_ece, row.ece),
+    ):
+        if frozen is not None:
+            table.add_row(name, f"{frozen:.2f}", f"{learnt:.2f}", f"{learnt - frozen:+.2f}")
+    if row.format_spread:
+        best, worst = max(row.format_spread.values()), min(row.format_spread.values())
+        spread = f"{worst:.2f} to {best:.2f}"
+        table.add_row(f"format spread, {len(row.format_spread)} templates", f"{best - worst:.2f}", "", "")
+    caption = f"zero-shot with single templates: {spread}" if row.format_spread else ""
+    title = f"{method} on {row.dataset}: {row.target} classes ({row.n_classes}), {row.n_images:,} images"
+    return Group(title, table, *([caption] if caption else []))
+
+
+def comparison_table(stored: Result, rows: Sequence[Row]) -> Group:
+    """Return a table of a result's accuracies beside those measured again."""
+    table = Table("tested on")
+    for heading in ("images", "stored", "now", "difference"):
+        table.add_column(heading, justify="right")
+    for old, new in zip(stored.rows, rows, strict=True):
+        numbers = f"{old.accuracy:.2f}", f"{new.accuracy:.2f}", f"{new.accuracy - old.accuracy:+.2f}"
+        table.add_row(old.target, f"{new.n_images:,}", *numbers)
+    return Group(f"{stored.method} on {stored.dataset}, scored again; top-1 accuracy in percent", table)

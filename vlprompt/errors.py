@@ -1,0 +1,30 @@
+"""The one exception that users meet, and the phrase that helps them on."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class VlpromptError(ValueError):
+    """Bad input or an unmet requirement, told in one sentence: what, where, what to do.
+
+    Command lines print it as ``error: …`` and exit with status 2; no traceback.
+    """
+
+
+def nearest(name: str, known: Iterable[str], limit: int = 3) -> str:
+    """Return a hint that lists the known names closest to ``name``.
+
+    >>> nearest("mapel", ["coop", "maple", "vpt"])
+    'did you mean maple?'
+    >>> nearest("???", ["coop", "maple"])
+    'known: coop, maple'
+    """
+    known = sorted(known)
+    close = difflib.get_close_matches(str(name).lower(), [k.lower() for k in known], n=limit, cutoff=0.6)
+    by_lower = {k.lower(): k for k in known}
+    if close:
+        return f"did you mean {' or '.join(by_lower[c] for c in close)}?"
+    shown = ", ".join(known[:20])
+    return f"known: {shown}" + (f", … ({len(known)} in all)" if len(known) > 20 else "")

@@ -1,0 +1,112 @@
+"""Files handled with care: atomic writes, checksums, paths and archives that cannot leave their folder."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+import tarfile
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path, PureWindowsPath
+
+from vlprompt.errors import VlpromptError
+
+CACHE_VARIABLE = "VLPROMPT_CACHE"
+
+
+def cache_dir() -> Path:
+    """Return the folder for what can be computed again: ``$VLPROMPT_CACHE``, else ``~/.cache/vlprompt``."""
+    return Path(os.environ.get(CACHE_VARIABLE) or "~/.cache/vlprompt").expanduser()
+
+
+@contextmanager
+def atomic_write(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary path beside ``path`` that takes its place when the block ends without an error.
+
+    A reader sees the old file or the whole new one, and of two writers the last one wins. Missing folders are made.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        # mkstemp makes the file private; what it becomes should be as readable as any other new file.
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0o022)
+    os.umask(mask)
+    return mask
+
+
+def sha256_file(path: str | Path) -> str:
+    """Return the SHA-256 of a file's bytes, in hexadecimal."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def md5_file(path: str | Path) -> str:
+    """Return the MD5 of a file's bytes, which is what many datasets state of their archives."""
+    digest = hashlib.md5(usedforsecurity=False)
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def is_relative_inside(name: str) -> bool:
+    """Tell whether a relative path stays below its start by its spelling alone, on any operating system."""
+    windows = PureWindowsPath(name)  # splits at both kinds of slash
+    return bool(windows.parts) and not windows.anchor and ".." not in windows.parts and "\0" not in name
+
+
+def inside(root: str | Path, name: str) -> Path:
+    """Return ``root / name``, or raise VlpromptError if it is absolute, has ``..`` or leaves ``root`` by a symlink."""
+    path = Path(root, name)
+    below_root = os.path.join(os.path.realpath(root), "")
+    if not is_relative_inside(name) or not os.path.realpath(path).startswith(below_root):
+        raise VlpromptError(f"refused the path '{name}': it leads out of {root}")
+    return path
+
+
+def extract_zip(archive: str | Path, folder: str | Path) -> None:
+    """Unpack a zip archive into ``folder``; nothing is written if a member would leave it or is a symlink."""
+    try:
+        with zipfile.ZipFile(archive) as opened:
+            for member in opened.infolist():
+                if not is_relative_inside(member.filename) or stat.S_ISLNK(member.external_attr >> 16):
+                    raise VlpromptError(f"refused the archive {archive}: its member '{member.filename}' is unsafe")
+            opened.extractall(folder)
+    except zipfile.BadZipFile as error:
+        raise VlpromptError(f"{archive} is not a whole zip archive ({error}): delete it and get it again") from error
+
+
+def extract_tar(archive: str | Path, folder: str | Path) -> None:
+    """Unpack a tar archive, compressed or not, into ``folder``; nothing is written if a member is unsafe.
+
+    Unsafe are paths out of the folder, and whatever is neither a file nor a folder, such as links.
+    """
+    try:
+        with tarfile.open(archive) as opened:
+            for member in opened:
+                if not is_relative_inside(member.name) and member.name not in (".", "./"):
+                    raise VlpromptError(f"refused the archive {archive}: its member '{member.name}' is unsafe")
+                if not (member.isreg() or member.isdir()):
+                    raise VlpromptError(f"refused the archive {archive}: its member '{member.name}' is no plain file")
+            # the filter came with security releases of Python; what it refuses is refused above
+            opened.extractall(folder, **({"filter": "data"} if hasattr(tarfile, "data_filter") else {}))
+    except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
+        raise VlpromptError(f"{archive} is not a whole tar archive ({error}): delete it and get it again") from error

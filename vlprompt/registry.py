@@ -1,0 +1,73 @@
+"""Names to things: one small registry for methods, objectives, dataset readers and protocols."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+
+from vlprompt.errors import VlpromptError, nearest
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Entry(Generic[T]):
+    """What is known about a registered name."""
+
+    name: str
+    value: T
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def summary(self) -> str:
+        """First line of the registered object's docstring."""
+        return (self.value.__doc__ or "").strip().split("\n", 1)[0]
+
+
+class Registry(Generic[T]):
+    """A dictionary that refuses silent overwriting and answers a wrong name with the nearest ones.
+
+    >>> shapes = Registry("shape")
+    >>> @shapes.register("disc", round=True)
+    ... def disc(): "A disc."
+    >>> shapes.names("d*"), shapes.info("disc").facts["round"]
+    (['disc'], True)
+    """
+
+    def __init__(self, kind: str):
+        self.kind = kind
+        self._entries: dict[str, Entry[T]] = {}
+
+    def register(self, name: str, **facts: Any) -> Callable[[T], T]:
+        """Return a decorator that files an object under ``name`` with ``facts`` about it."""
+
+        def file(value: T) -> T:
+            if name in self._entries:
+                raise VlpromptError(f"{self.kind} '{name}' is registered already, by {self._entries[name].value!r}")
+            self._entries[name] = Entry(name, value, facts)
+            return value
+
+        return file
+
+    def info(self, name: str) -> Entry[T]:
+        """Return the entry of ``name``; an unknown name is an error that lists the nearest."""
+        try:
+            return self._entries[name]
+        except KeyError:
+            raise VlpromptError(f"unknown {self.kind} '{name}': {nearest(name, self._entries)}") from None
+
+    def get(self, name: str) -> T:
+        """Return the object filed under ``name``."""
+        return self.info(name).value
+
+    def names(self, pattern: str = "*") -> list[str]:
+        """Return the sorted names that match a shell-style ``pattern``."""
+        return sorted(fnmatch.filter(self._entries, pattern))
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._entries
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names())

@@ -1,0 +1,62 @@
+"""Prompted image encoding on a ViT tower: learnt tokens beside the patches, shallow or deep."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vlprompt.towers import VisionTower
+
+Place = Literal["pre_ln", "post_ln"]
+
+
+def encode_images(
+    tower: VisionTower, images: Tensor, prompts: Mapping[int, Tensor] | None = None, place: Place = "pre_ln"
+) -> Tensor:
+    """Encode images with learnt tokens in the sequence.
+
+    Args:
+        tower: the image tower; with ``prompts`` it must be promptable.
+        images: (B, 3, H, W), normalised as the model expects.
+        prompts: {layer: (n, d_v) or (B, n, d_v)}. Layer 0's tokens enter after the positional embedding; deeper ones
+            replace them at the input of that block. Beyond the deepest key they propagate. The order of tokens in a
+            ViT is irrelevant, so "appended" (MaPLe) and "right after CLS" (VPT) are the same function.
+        place: whether layer 0's tokens enter before ``ln_pre`` (MaPLe, IVLP, PromptSRC) or after it (MVLPT).
+
+    Returns:
+        Image features (B, D), fp32, not normalised.
+    """
+    if not tower.promptable:
+        return tower.encode(images)
+    prompts = prompts or {}
+    x = tower.embed(images)  # (B, 1+N, d_v)
+    own = x.shape[1]
+    if place == "pre_ln":
+        x = tower.ln_pre(_replace(x, prompts.get(0), own))
+    else:
+        x = _replace(tower.ln_pre(x), prompts.get(0), own)
+    for i, block in enumerate(tower.blocks):
+        if i > 0:
+            x = _replace(x, prompts.get(i), own)
+        if i == tower.layers - 1 and tower.cls_only and not tower.watch:  # only CLS is read, so only it asks
+            (q,) = block.project(x[:, :1], "q")
+            k, v = block.project(x, "kv")
+            x = x[:, :1]
+        else:
+            q, k, v = block.project(x)  # (B, T, H, d_h)
+        attended = F.scaled_dot_product_attention(*(t.transpose(1, 2) for t in (q, k, v)))
+        x = block.finish(x, attended.transpose(1, 2))
+        if tower.watch:
+            tower.watch(i, x, q, k)
+    return tower.project(x[:, :own])
+
+
+def _replace(x: Tensor, tokens: Tensor | None, own: int) -> Tensor:
+    """Put prompt tokens behind the ``own`` tokens of x (B, T, d_v), in the place of earlier ones."""
+    if tokens is None:
+        return x
+    return torch.cat([x[:, :own], tokens.expand(x.shape[0], -1, -1)], dim=1)
