@@ -1,0 +1,108 @@
+"""Aggregation of a learner's weights over the epochs of its training."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from vlprompt.errors import VlpromptError
+from vlprompt.registry import Registry
+
+State = dict[str, Tensor]
+
+
+class Aggregator:
+    """A weighted sum of the learnables, in fp32, one term an epoch.
+
+    Attributes:
+        total: the sum so far; part of a checkpoint, so that a resumed run aggregates the same.
+    """
+
+    name = ""
+
+    def __init__(self) -> None:
+        self.total: State = {}
+
+    def weights(self, epoch: int, epochs: int) -> tuple[float, float]:
+        """Factors of the sum so far and of this epoch's (0-based) weights."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def update(self, state: Mapping[str, Tensor], epoch: int, epochs: int) -> None:
+        """Add the weights after an epoch."""
+        keep, add = self.weights(epoch, epochs)
+        for key, tensor in state.items():
+            before = self.total[key] * keep if key in self.total else 0
+            self.total[key] = before + tensor.detach().float() * add
+
+
+AGGREGATORS: Registry[type[Aggregator]] = Registry("aggregator")
+
+
+@AGGREGATORS.register("gpa")
+class GaussianPromptAggregation(Aggregator):
+    """Gaussian-weighted prompt aggregation (PromptSRC): w_t ∝ exp(-½((t-μ)/σ)²), t = 1…N, Σ w = 1.
+
+    Args:
+        mean: μ, in epochs.
+        std: σ, in epochs.
+    """
+
+    def __init__(self, mean: float, std: float):
+        super().__init__()
+        if std <= 0:
+            raise VlpromptError(f"gpa(std={std}) must be positive")
+        self.mean, self.std = mean, std
+
+    def weights(self, epoch: int, epochs: int) -> tuple[float, float]:
+        """Factors of the sum so far and of this epoch's weights."""
+        return 1.0, self.schedule(epochs)[epoch]
+
+    def schedule(self, epochs: int) -> list[float]:
+        """The weight of each of N epochs."""
+        exponents = [-0.5 * ((t - self.mean) / self.std) ** 2 for t in range(1, epochs + 1)]
+        top = max(exponents)  # so that a mean far outside the run does not underflow to 0/0
+        raw = [math.exp(e - top) for e in exponents]
+        return [w / sum(raw) for w in raw]
+
+
+@AGGREGATORS.register("ema")
+class ExponentialMovingAverage(Aggregator):
+    """Exponential moving average over epochs, started at the first.
+
+    Args:
+        decay: kept of the average each epoch.
+    """
+
+    def __init__(self, decay: float = 0.9):
+        super().__init__()
+        if not 0 <= decay < 1:
+            raise VlpromptError(f"ema(decay={decay}) must lie in [0, 1)")
+        self.decay = decay
+
+    def weights(self, epoch: int, epochs: int) -> tuple[float, float]:
+        """Factors of the average so far and of this epoch's weights."""
+        return (self.decay, 1 - self.decay) if self.total else (0.0, 1.0)
+
+
+@AGGREGATORS.register("mean_of_epochs")
+class MeanOfEpochs(Aggregator):
+    """Plain mean over the last epochs.
+
+    Args:
+        last: how many of them; None takes all.
+    """
+
+    def __init__(self, last: int | None = None):
+        super().__init__()
+        if last is not None and last < 1:
+            raise VlpromptError(f"mean_of_epochs(last={last}) must be 1 or more")
+        self.last = last
+
+    def weights(self, epoch: int, epochs: int) -> tuple[float, float]:
+        """Factors of the sum so far and of this epoch's weights."""
+        count = min(self.last or epochs, epochs)
+        return 1.0, 1 / count if epoch >= epochs - count else 0.0

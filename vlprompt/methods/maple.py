@@ -1,0 +1,64 @@
+"""MaPLe: multi-modal prompt learning (Khattak et al., CVPR 2023, arXiv:2210.03117).
+
+Trained: text prompts P_i in the first J blocks and coupling functions F_i that make the visual prompts
+from them, P̃_i = F_i(P_i), so that the image tower's gradient reaches the text prompts.
+Protocols: few-shot, base-to-new, cross-dataset, domain generalization.
+Differs from the authors' code: all learnables fp32 (theirs mixes fp16 and fp32), widths read from the model.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from vlprompt.learner import PromptLearner, register
+from vlprompt.prompts import Coupling, TextPrompt
+
+
+@register("maple", paper="arXiv:2210.03117", trains=("text", "vision"), cacheable_images=False)
+class MaPLe(PromptLearner):
+    """Deep text prompts, and visual prompts coupled to them by linear maps."""
+
+    @dataclass
+    class Config(PromptLearner.Config):
+        """Settings.
+
+        Attributes:
+            n_ctx: learnt tokens in each prompted block, of both towers.
+            ctx_init: a phrase whose first tokens the context starts from; None is random.
+            depth: prompted blocks J of both towers.
+        """
+
+        n_ctx: int = 2
+        ctx_init: str | None = "a photo of a"
+        depth: int = 9
+
+    def setup(self) -> None:
+        """Create the text prompts, J times (n, d_t), and the coupling functions, J times d_t -> d_v."""
+        config = self.config
+        self.clip.require(text=config.depth, vision=config.depth)
+        self.prompt = TextPrompt(self.clip, config.n_ctx, config.ctx_init, depth=config.depth)
+        self.coupling = Coupling(self.clip, config.depth)
+
+    def prepare_classes(self) -> None:
+        """Tokenize the class prompts."""
+        self.tokens = self.prompt.tokenize(self.clip, self.class_names)
+
+    def encode_text(self) -> Tensor:
+        """Class features (C, D)."""
+        return self.prompt.encode(self.clip, self.tokens, chunk=self.config.text_chunk)[0]
+
+    def encode_images(self, images: Tensor) -> Tensor:
+        """Features (B, D) of images seen with the coupled tokens."""
+        visual = self.coupling([self.prompt.ctx, *self.prompt.deep])
+        return self.clip.prompted_image_features(images, visual)
+
+    def published_names(self) -> dict[str, str]:
+        """The authors' name of each learnable tensor."""
+        names = {"prompt.ctx": "ctx", "coupling.maps.0.weight": "proj.weight", "coupling.maps.0.bias": "proj.bias"}
+        for i in range(self.config.depth - 1):
+            names[f"prompt.deep.{i}"] = f"compound_prompts_text.{i}"
+            for part in ("weight", "bias"):
+                names[f"coupling.maps.{i + 1}.{part}"] = f"compound_prompt_projections.{i}.{part}"
+        return names

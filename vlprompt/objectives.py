@@ -1,0 +1,222 @@
+"""Losses and regularisers as small parts that any prompt design can carry.
+
+An objective is written as a string, from Python, YAML and the command line alike: ``ce``, ``text_anchor(weight=8)``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vlprompt.errors import VlpromptError
+from vlprompt.parts import parse_part
+from vlprompt.registry import Registry
+
+if TYPE_CHECKING:
+    from vlprompt.learner import PromptLearner
+
+Batch = Mapping[str, Tensor]
+Templates = Sequence[str] | str | None
+
+
+@dataclass
+class Outputs:
+    """What a learner computed for a batch: normalised image (B, D) and text ((C, D) or (B, C, D)) features, logits."""
+
+    image_features: Tensor
+    text_features: Tensor
+    logits: Tensor
+
+
+class Objective:
+    """A weighted part of the loss.
+
+    Args:
+        weight: its factor in the sum; with 0 the part is computed and reported, for a gradient rule to use.
+
+    Attributes:
+        needs: ``vision`` if it says something only where the image tower is prompted; ``image_strong`` if batches must
+            carry a second view.
+    """
+
+    name = ""
+    needs: frozenset[str] = frozenset()
+
+    def __init__(self, weight: float = 1.0):
+        self.weight = weight
+
+    def __call__(self, learner: PromptLearner, outputs: Outputs, batch: Batch) -> Tensor:
+        """Return the un-weighted scalar."""
+        raise NotImplementedError
+
+
+OBJECTIVES: Registry[type[Objective]] = Registry("objective")
+
+
+@OBJECTIVES.register("ce")
+class CrossEntropy(Objective):
+    """Cross-entropy of the logits with the labels; a batch's ``class_mask`` (B, C) says which classes compete."""
+
+    def __call__(self, learner: PromptLearner, outputs: Outputs, batch: Batch) -> Tensor:
+        """Mean over the batch."""
+        logits = outputs.logits
+        if "class_mask" in batch:
+            logits = logits.masked_fill(~batch["class_mask"], float("-inf"))
+        return F.cross_entropy(logits, batch["label"])
+
+
+@OBJECTIVES.register("text_anchor")
+class TextAnchor(Objective):
+    """Distance between learnt and frozen class features (KgCoOp; PromptSRC).
+
+    Args:
+        weight: its factor. KgCoOp's paper writes a squared distance, which is twice ``cos``; its code is followed.
+        distance: ``cos``, 1 - cos averaged over classes; ``l1``, mean over all C·D entries; ``mse`` likewise.
+        templates: of the frozen features: a list, the name of a set, or None for the dataset's own.
+        normalise_first: whether each template's feature is normalised before the mean over templates.
+    """
+
+    def __init__(
+        self,
+        weight: float = 1.0,
+        distance: str = "cos",
+        templates: Templates = None,
+        normalise_first: bool = True,
+    ):
+        super().__init__(weight)
+        self.distance, self.templates, self.normalise_first = _known(distance), templates, normalise_first
+
+    def __call__(self, learner: PromptLearner, outputs: Outputs, batch: Batch) -> Tensor:
+        """Mean over the classes."""
+        frozen = learner.frozen_text(self.templates, self.normalise_first)
+        return distance(outputs.text_features, frozen, self.distance)
+
+
+@OBJECTIVES.register("description_anchor")
+class DescriptionAnchor(Objective):
+    """Distance between learnt class features and a frozen description, drawn anew each step (CoPrompt).
+
+    Args:
+        weight: its factor.
+        distance: as in ``text_anchor``.
+        descriptions: a JSON file ``{class: [sentences]}``, or templates where there is none. One index a step is shared
+            by all classes; classes with more sentences than the shortest list leave the rest unused.
+    """
+
+    def __init__(self, weight: float = 1.0, distance: str = "cos", descriptions: Templates = None):
+        super().__init__(weight)
+        self.distance, self.descriptions = _known(distance), descriptions
+
+    def __call__(self, learner: PromptLearner, outputs: Outputs, batch: Batch) -> Tensor:
+        """Mean over the classes."""
+        table = learner.teacher.description_table(learner.class_names, self.descriptions or learner.templates)
+        frozen = table[int(torch.randint(len(table), ()))]  # (C, D)
+        return distance(outputs.text_features, frozen, self.distance)
+
+
+@OBJECTIVES.register("image_anchor")
+class ImageAnchor(Objective):
+    """Distance between prompted and frozen image features (PromptSRC; CoPrompt on another view).
+
+    Args:
+        weight: its factor.
+        distance: as in ``text_anchor``, over the batch.
+        view: of the frozen tower: the learner's own, ``image``, or a second one, ``image_strong``.
+    """
+
+    needs = frozenset({"vision"})
+
+    def __init__(self, weight: float = 1.0, distance: str = "l1", view: Literal["image", "image_strong"] = "image"):
+        super().__init__(weight)
+        self.distance, self.view = _known(distance), view
+        if view == "image_strong":
+            self.needs = self.needs | {view}
+
+    def __call__(self, learner: PromptLearner, outputs: Outputs, batch: Batch) -> Tensor:
+        """Mean over the batch."""
+        frozen = learner.teacher.image_features(batch, self.view)
+        return distance(outputs.image_features, frozen, self.distance)
+
+
+class _LogitObjective(Objective):
+    """An objective on the frozen model's logits of the same view."""
+
+    def __init__(
+        self,
+        weight: float = 1.0,
+        temperature: float = 1.0,
+        templates: Templates = None,
+        normalise_first: bool = True,
+    ):
+        super().__init__(weight)
+        self.temperature, self.templates, self.normalise_first = temperature, templates, normalise_first
+
+    def frozen_logits(self, learner: PromptLearner, batch: Batch) -> Tensor:
+        """Logits (B, C) of the frozen model, over the temperature."""
+        text = learner.frozen_text(self.templates, self.normalise_first)
+        return learner.clip.similarity(learner.teacher.image_features(batch), text) / self.temperature
+
+
+@OBJECTIVES.register("logit_kl")
+class LogitKL(_LogitObjective):
+    """KL(frozen ‖ learnt) of the class probabilities (PromptSRC).
+
+    Args:
+        weight: its factor.
+        temperature: of both.
+        templates, normalise_first: as in ``text_anchor``.
+        reduction: ``numel`` divides the sum by B·C as the authors' code does; ``batchmean`` by B, C times stronger.
+    """
+
+    def __init__(self, reduction: Literal["numel", "batchmean"] = "numel", **options: object):
+        super().__init__(**options)
+        if reduction not in ("numel", "batchmean"):
+            raise VlpromptError(f"unknown reduction '{reduction}' of logit_kl: use numel or batchmean")
+        self.reduction = reduction
+
+    def __call__(self, learner: PromptLearner, outputs: Outputs, batch: Batch) -> Tensor:
+        """Sum over classes, divided as ``reduction`` says."""
+        learnt = F.log_softmax(outputs.logits / self.temperature, dim=-1)
+        frozen = F.log_softmax(self.frozen_logits(learner, batch), dim=-1)
+        divergence = F.kl_div(learnt, frozen, reduction="sum", log_target=True) * self.temperature**2
+        return divergence / (learnt.numel() if self.reduction == "numel" else len(learnt))
+
+
+@OBJECTIVES.register("distillation")
+class Distillation(_LogitObjective):
+    """Cross-entropy of the learnt with the frozen probabilities (ProGrad; the gradient is that of the KL)."""
+
+    def __call__(self, learner: PromptLearner, outputs: Outputs, batch: Batch) -> Tensor:
+        """Mean over the batch, times the squared temperature."""
+        frozen = self.frozen_logits(learner, batch).softmax(dim=-1)
+        return F.cross_entropy(outputs.logits / self.temperature, frozen) * self.temperature**2
+
+
+DISTANCES = ("cos", "l1", "mse")
+
+
+def _known(name: str) -> str:
+    if name not in DISTANCES:
+        raise VlpromptError(f"unknown distance '{name}': use {', '.join(DISTANCES)}")
+    return name
+
+
+def distance(a: Tensor, b: Tensor, kind: str) -> Tensor:
+    """Mean distance of unit vectors: ``cos`` over rows, ``l1`` and ``mse`` over all entries."""
+    if kind == "cos":
+        return 1 - (a * b).sum(dim=-1).mean()
+    return (F.l1_loss if kind == "l1" else F.mse_loss)(a, b.expand_as(a))
+
+
+def parse_objectives(texts: Sequence[str]) -> list[Objective]:
+    """Make the objectives of a list; each may stand in it once, and one must have a weight."""
+    objectives = [parse_part(text, OBJECTIVES) for text in texts]
+    names = [o.name for o in objectives]
+    if len(set(names)) < len(names) or not any(o.weight for o in objectives):
+        raise VlpromptError(f"objective={list(texts)} must name each part once, and one part must have a weight")
+    return objectives

@@ -1,0 +1,200 @@
+"""Keeping a learner: a folder with its learnables, its configuration and a card, and how it is read back.
+
+A saved learner may come from anyone, so nothing in it is trusted: tensors are read as safetensors, the configuration is
+checked field by field, sizes are compared with what the tensors hold before anything is made, and no text in it is
+taken for the name of a file.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from omegaconf.errors import OmegaConfBaseException
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from vlprompt.card import model_card
+from vlprompt.clip import FrozenCLIP
+from vlprompt.errors import VlpromptError
+from vlprompt.files import atomic_write
+from vlprompt.hub import PREFIX, fetch
+from vlprompt.saved_description import CONFIG, FORMAT, first_line, read_description, safe_member
+from vlprompt.version import __version__
+from vlprompt.weights import load_clip
+
+if TYPE_CHECKING:
+    from vlprompt.learner import PromptLearner
+
+LEARNABLES, LAST, CARD = "learner.safetensors", "last.safetensors", "README.md"
+SPARE_NUMBERS = 2**22  # that a method may make beside its learnables while it is set up
+
+
+def save_learner(learner: PromptLearner, path: str | os.PathLike, extra: Mapping[str, Any] | None = None) -> Path:
+    """Write ``learner.safetensors`` (learnables only), ``config.json`` and a model card into a folder.
+
+    Args:
+        learner: any learner.
+        path: the folder; made if need be.
+        extra: JSON-able facts to keep beside the configuration: dataset, shots, seed, ``license`` of the weights.
+    """
+    folder = Path(path)
+    folder.mkdir(parents=True, exist_ok=True)
+    description = {
+        "format": FORMAT,
+        "vlprompt": __version__,
+        "method": learner.method,
+        "config": dataclasses.asdict(learner.config),
+        "backbone": learner.clip.identity(),
+        "source": learner.clip.source,
+        "class_names": list(learner.class_names),
+        "templates": list(learner.templates),
+        "extra": dict(extra or {}),
+    }
+    state = {key: value.detach().cpu().contiguous() for key, value in learner.state_dict().items()}
+    with atomic_write(folder / LEARNABLES) as temporary:
+        save_file(state, temporary)
+    if learner.last_state is not None:  # of the last epoch, beside the aggregated ones
+        with atomic_write(folder / LAST) as temporary:
+            save_file({key: value.cpu().contiguous() for key, value in learner.last_state.items()}, temporary)
+    with atomic_write(folder / CONFIG) as temporary:
+        temporary.write_text(json.dumps(description, indent=1), encoding="utf-8")
+    with atomic_write(folder / CARD) as temporary:
+        count = sum(t.numel() for t in state.values())
+        temporary.write_text(model_card(description, learner.facts, count), encoding="utf-8")
+    return folder
+
+
+def load_learner(path: str | os.PathLike, clip: FrozenCLIP | None = None, device: str = "auto") -> PromptLearner:
+    """Rebuild a saved learner.
+
+    Args:
+        path: a folder that ``save_pretrained`` wrote, or ``hf://user/name[@revision]`` on the Hugging Face Hub.
+        clip: the frozen model; by default it is loaded as it was when the learner was saved. Another backbone than
+            the one trained on is an error that names both.
+        device: for a backbone that is loaded here.
+
+    Raises:
+        VlpromptError: there is no learner, it was tampered with or does not fit, or the backbone is another.
+    """
+    from vlprompt.learner import METHODS, make_config  # it builds on this module
+
+    remote = str(path).startswith(PREFIX)
+    folder = fetch(str(path)) if remote else Path(path)
+    saved = read_description(folder)
+    file = folder / CONFIG
+    declared = tensor_shapes(safe_member(folder, LEARNABLES))
+    cls = METHODS.get(saved["method"])
+    try:
+        config = make_config(saved["method"], saved["config"] | {"init_from": None})  # the start is in the tensors
+    except OmegaConfBaseException as error:
+        raise VlpromptError(f"{file}: its settings are not right: {str(error).splitlines()[0]}") from error
+    if clip is None:
+        clip = load_clip(**_trusted_source(saved["source"], folder, remote), device=device)
+    _check_backbone(saved["backbone"], clip.identity(), str(path))
+    allowed = 4 * sum(map(math.prod, declared.values())) + SPARE_NUMBERS
+    try:
+        with _AllocationLimit(allowed):
+            learner = cls(clip, saved["class_names"], config, saved["templates"])
+    except VlpromptError as error:
+        raise VlpromptError(f"{file}: {first_line(error)}") from error
+    except Exception as error:  # settings that were tampered with may fail anywhere in a method's setup
+        raise VlpromptError(
+            f"{file}: no learner can be made of it ({type(error).__name__}: {first_line(error)})"
+        ) from error
+    learner.teacher.reads_files = False
+    learner.check_shapes(declared, f"the tensors of {path}")
+    learner.load_learnables(read_learnables(folder), f"the tensors of {path}")
+    return learner.eval()
+
+
+def read_learnables(path: Path) -> dict[str, Tensor]:
+    """Read learnables from a ``.safetensors`` file, a saved learner's folder or a run's folder."""
+    places = [path, path / LEARNABLES, path / "learner" / LEARNABLES]
+    file = next((place for place in places if place.is_file()), None)
+    if file is None:
+        raise VlpromptError(f"no learnables at {path}: give a saved learner's folder or its {LEARNABLES}")
+    try:
+        return load_file(file)
+    except (SafetensorError, OSError) as error:
+        raise VlpromptError(f"{file} cannot be read: {first_line(error)}") from error
+
+
+def find_saved(path: str | os.PathLike) -> Path:
+    """Return the folder of a saved learner: ``path`` itself, or ``learner`` in a run's folder."""
+    folder = Path(path).expanduser()
+    found = next((f for f in (folder, folder / "learner") if (f / CONFIG).exists()), None)
+    if found is None:
+        raise VlpromptError(f"no saved learner in {folder}: {CONFIG} is missing")
+    return found
+
+
+def tensor_shapes(file: Path) -> dict[str, torch.Size]:
+    """Names and shapes of a safetensors file's tensors, from its header alone."""
+    try:
+        with safe_open(file, framework="pt") as opened:
+            return {key: torch.Size(opened.get_slice(key).get_shape()) for key in opened.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError) as error:
+        raise VlpromptError(f"{file} cannot be read: {first_line(error)}") from error
+
+
+class _AllocationLimit(TorchDispatchMode):
+    """Refuses to make more numbers than a learner of the declared tensors needs, before memory is asked for them."""
+
+    def __init__(self, numbers: int):
+        super().__init__()
+        self.left = numbers
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        size = args[0] if args else (kwargs or {}).get("size")
+        is_floating = (kwargs or {}).get("dtype") in (None, torch.float32, torch.float64)
+        if is_floating and isinstance(size, (list, tuple)) and all(isinstance(s, int) for s in size):
+            self.left -= math.prod(size)
+            if self.left < 0:
+                raise VlpromptError(f"it asks for far larger tensors than {LEARNABLES} beside it holds")
+        return func(*args, **(kwargs or {}))
+
+
+def _trusted_source(source: Mapping[str, Any] | None, folder: Path, remote: bool) -> dict[str, Any]:
+    """Return what loads the backbone, or refuse to follow a saved learner to where code or files of others may be."""
+    if source is None:
+        raise VlpromptError(f"{folder} was trained on a model object: give it as clip=, it cannot be loaded by name")
+    name, checkpoint = source["name"], source["checkpoint"]
+    elsewhere = name.startswith("hf-hub:") or (remote and (checkpoint or name.startswith("local-dir:")))
+    if elsewhere or _runs_code(name):
+        asked = f'"{name}"' + (f', checkpoint="{checkpoint}"' if checkpoint else "")
+        raise VlpromptError(
+            f"{folder} asks for a backbone from elsewhere, which a saved learner may not fetch: if you trust it, give "
+            f"clip=vlprompt.load_clip({asked})"
+        )
+    return dict(source)
+
+
+def _runs_code(name: str) -> bool:
+    """Whether an OpenCLIP model's folder asks for code of its tokenizer's authors to be run."""
+    config = Path(name.removeprefix("local-dir:")) / "open_clip_config.json"
+    return name.startswith("local-dir:") and config.is_file() and b"trust_remote_code" in config.read_bytes()
+
+
+def _check_backbone(trained: Mapping[str, Any], here: Mapping[str, Any], path: str) -> None:
+    """Raise one sentence that names both backbones unless they are the same."""
+    for key in ("weights", "activation", "image_size"):
+        if here[key] != trained[key]:
+            raise VlpromptError(
+                f"{path} was trained on {_describe(trained)}, and this backbone is {_describe(here)}: {key} differs"
+            )
+
+
+def _describe(identity: Mapping[str, Any]) -> str:
+    return (
+        f"{identity['architecture']} ({identity['pretrained']}, {identity['activation']}, "
+        f"{identity['image_size']} px, weights {identity['weights'][:8]})"
+    )
