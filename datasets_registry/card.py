@@ -1,0 +1,145 @@
+"""The format of a dataset card, and the cards that ship."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from functools import cache
+from pathlib import Path
+
+from omegaconf import MISSING, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from vlprompt.errors import VlpromptError
+
+CARDS = Path(__file__).with_name("cards")
+COLLECTIONS = Path(__file__).with_name("collections.yaml")
+SPLITS = ("published", "official", "folders", "test only", "embedded")
+
+
+@dataclass(frozen=True)
+class Archive:
+    """A file to download.
+
+    Attributes:
+        url: where it is.
+        md5: of its bytes, as its authors or torchvision state it; empty if nobody does.
+        into: the folder below the data root that it is unpacked into, or put into if it is no archive.
+        member: the folder in the archive whose content is wanted, or an archive in it to unpack; empty takes all.
+    """
+
+    url: str = MISSING
+    md5: str = ""
+    into: str = ""
+    member: str = ""
+
+
+@dataclass(frozen=True)
+class Card:
+    """What is known about a dataset before a file of it is opened.
+
+    Attributes:
+        name: registry name, lower case, the same as the card's file name.
+        title: the name that people use.
+        reader: who turns the files into splits, a name in ``datasets_registry.readers``.
+        version: raised whenever images, splits, class names or their order change.
+        folder: the dataset's folder below the data root; empty if it needs no files.
+        images: the image folder below ``folder``, which items' paths are relative to.
+        split: where train, val and test come from: ``published`` with a method's code, ``official`` by the dataset's
+            authors, ``folders`` of the images, ``test only``, or ``embedded``.
+        split_file: the published split, below ``folder``; ``{}`` stands for a domain's letter.
+        split_page: where to get the split file.
+        lister: who finds classes and images without the split file, for ``split=generated``.
+        variants: what may follow ``name/``, for a card that stands for several datasets.
+        class_names: folder, or other name in the files, to the name used in prompts, in label order. Long lists stand
+            in ``<name>.tsv`` beside the card, one class a line.
+        shared_names: whether two labels may have the same name, as in ImageNet.
+        templates: prompt templates, each with one ``{}``; empty leaves the reader's.
+        mirror: whether a mirrored image keeps its class.
+        domains: names of the domains, for sets made for domain generalisation; by default those of ``letters``.
+        letters: domain to the letter that names it in the split files.
+        classes: number of classes.
+        counts: images in ``train``, ``val`` and ``test``, and test images in the halves, ``base`` and ``new``; or their
+            ``total``.
+        domain_counts: images of each domain.
+        approximate: the counts are the literature's, and copies of the dataset differ.
+        layout: the files to have below the data root.
+        archives: what a download fetches.
+        torchvision: paths below torchvision's root to ours below the data root, for ``vlprompt data prepare``.
+        homepage: where the images come from.
+        licence: the data's licence, as its authors state it.
+        citation: authors, title, venue and year.
+        notes: quirks worth knowing.
+    """
+
+    name: str = MISSING
+    title: str = MISSING
+    reader: str = MISSING
+    version: int = 1
+    folder: str = ""
+    images: str = ""
+    split: str = "embedded"
+    split_file: str = ""
+    split_page: str = ""
+    lister: str = ""
+    variants: list[str] = field(default_factory=list)
+    class_names: dict[str, str] = field(default_factory=dict)
+    shared_names: bool = False
+    templates: list[str] = field(default_factory=list)
+    mirror: bool = True
+    domains: list[str] = field(default_factory=list)
+    letters: dict[str, str] = field(default_factory=dict)
+    classes: int | None = None
+    counts: dict[str, int] = field(default_factory=dict)
+    domain_counts: dict[str, int] = field(default_factory=dict)
+    approximate: bool = False
+    layout: str = ""
+    archives: list[Archive] = field(default_factory=list)
+    torchvision: dict[str, str] = field(default_factory=dict)
+    homepage: str = ""
+    licence: str = ""
+    citation: str = ""
+    notes: str = ""
+
+
+def read_card(path: str | Path) -> Card:
+    """Read and check one card.
+
+    Raises:
+        VlpromptError: the file is not YAML, a key is unknown, missing or of the wrong type, a template has not one
+            ``{}``, the kind of split is unknown, or the name is not the file's.
+    """
+    path = Path(path)
+    try:
+        card = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Card), OmegaConf.load(path)))
+    except (OmegaConfBaseException, YAMLError) as error:
+        raise VlpromptError(f"the dataset card {path} is not valid: {str(error).splitlines()[0]}") from error
+    if card.name != path.stem:
+        raise VlpromptError(f"the dataset card {path} is named '{card.name}': name and file name must be the same")
+    if card.split not in SPLITS:
+        raise VlpromptError(f"the dataset card {path} has the split '{card.split}', not one of {', '.join(SPLITS)}")
+    for template in card.templates:
+        if template.count("{}") != 1:
+            raise VlpromptError(f"the dataset card {path} has a template without exactly one {{}}: '{template}'")
+    names = path.with_suffix(".tsv")
+    if names.exists():
+        lines = names.read_text("utf-8").splitlines()
+        card = replace(card, class_names=dict(line.split("\t") for line in lines))
+    return card if card.domains else replace(card, domains=list(card.letters))
+
+
+def card_names() -> list[str]:
+    """Return the sorted names of the cards that ship."""
+    return sorted(path.stem for path in CARDS.glob("*.yaml"))
+
+
+@cache
+def load_card(name: str) -> Card:
+    """Return the shipped card called ``name``, which must be one of ``card_names()``."""
+    return read_card(CARDS / f"{name}.yaml")
+
+
+@cache
+def collections() -> dict[str, tuple[str, ...]]:
+    """Return the named lists of datasets that papers report on together."""
+    return {name: tuple(members) for name, members in OmegaConf.to_container(OmegaConf.load(COLLECTIONS)).items()}

@@ -1,0 +1,203 @@
+"""From a dataset's name to its splits."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from datasets_registry.acquire import download_dataset, how_to_get
+from datasets_registry.card import Card, card_names, collections, load_card
+from datasets_registry.readers import readers
+from datasets_registry.readers.generated import read_generated
+from vlprompt.data.splits import PARTS, DatasetSplits
+from vlprompt.data.subsets import leave_domain_out, select_domains
+from vlprompt.errors import VlpromptError, nearest
+
+SplitChoice = Literal["published", "generated"]
+LEAVE_OUT = "to-"
+_in_memory: dict[str, DatasetSplits] = {}
+
+
+def list_datasets(pattern: str = "*") -> list[str]:
+    """Return the sorted names of the registered datasets that match a shell-style pattern, or a collection's members.
+
+    Folders and tables of your own need no registration: ``load_split("folder:PATH")``.
+    """
+    if pattern in collections():
+        return list(collections()[pattern])
+    cards = (load_card(name) for name in card_names())
+    names = [name for card in cards for name in ([f"{card.name}/{v}" for v in card.variants] or [card.name])]
+    return sorted(fnmatch.filter([*names, *_in_memory], pattern))
+
+
+def list_collections() -> dict[str, tuple[str, ...]]:
+    """Return the named lists of datasets that papers report on together, such as ``coop11``."""
+    return dict(collections())
+
+
+def dataset_info(name: str) -> dict[str, Any]:
+    """Return the facts on a registered dataset's card as a dictionary; an unknown name lists the nearest ones."""
+    return asdict(find_card(name)[0])
+
+
+def register_dataset(splits: DatasetSplits) -> str:
+    """Let ``load_split``, and so every run of this process, find a dataset in memory by its name; return the name."""
+    if _in_memory.get(splits.name) is splits:
+        return splits.name
+    if splits.name in card_names() or splits.name in _in_memory or "/" in splits.name or ":" in splits.name:
+        raise VlpromptError(
+            f"the name '{splits.name}' is taken, or has a sign that a name may not have: choose another"
+        )
+    _check_classes(splits, shared_names=False)
+    _in_memory[splits.name] = splits
+    return splits.name
+
+
+def load_split(
+    name: str,
+    root: str | Path | None = None,
+    *,
+    download: bool = False,
+    split: SplitChoice = "published",
+    class_names: Mapping[str, str] | Sequence[str] | None = None,
+) -> DatasetSplits:
+    """Return a dataset's train, val and test items. No image is opened, nor asked for (see ``check_items``).
+
+    Args:
+        name: a name from ``list_datasets()``; ``folder:PATH``, ``csv:PATH``, ``json:PATH`` or ``wds:PATTERN`` for
+            data of your own; ``NAME/DOMAIN`` for one domain of a dataset that has several, ``NAME/to-DOMAIN`` to learn
+            on all others and test on that one.
+        root: the folder that holds the datasets' folders; the embedded ones need none. For ``csv:`` and ``json:`` it
+            is where paths start, by default the file's own folder.
+        download: fetch missing images where the card knows an archive.
+        split: ``published`` takes the dataset's own; ``generated`` makes one from the images, the same on every
+            machine, for who lacks the published file. The result's ``source`` tells.
+        class_names: other names for the classes: by present name, or one for each label.
+
+    Raises:
+        VlpromptError: the name is unknown, files are not where they are expected, the split file is malformed or
+            unsafe, or the classes cannot be told apart (fewer than two, an empty one, two of the same name).
+    """
+    if split not in ("published", "generated"):
+        raise VlpromptError(f"unknown split '{split}': {nearest(split, ['published', 'generated'])}")
+    if name in _in_memory:
+        splits, shared_names = _in_memory[name], False
+    elif _scheme(name):
+        splits, shared_names = _load_own(name, root), False
+    else:
+        card, variant = find_card(name)
+        splits, shared_names = _load_registered(card, variant, root, download, split), card.shared_names
+    if class_names is not None:
+        splits = rename_classes(splits, class_names)
+    _check_classes(splits, shared_names)
+    return splits
+
+
+def rename_classes(splits: DatasetSplits, names: Mapping[str, str] | Sequence[str]) -> DatasetSplits:
+    """Return ``splits`` with other class names: by present name, or one for each label."""
+    if isinstance(names, Mapping):
+        unknown = sorted(set(names) - set(splits.class_names))
+        if unknown:
+            raise VlpromptError(f"{splits.name} has no class '{unknown[0]}': {nearest(unknown[0], splits.class_names)}")
+        names = [names.get(name, name) for name in splits.class_names]
+    if isinstance(names, str) or len(names) != len(splits.class_names):
+        raise VlpromptError(f"{splits.name} has {len(splits.class_names)} classes, and {len(names)} names were given")
+    parts = {p: [replace(i, class_name=names[i.label]) for i in getattr(splits, p)] for p in PARTS}
+    return replace(splits, class_names=tuple(names), **parts)
+
+
+def find_card(name: str) -> tuple[Card, str]:
+    """Return the card and the variant that a registered name stands for."""
+    base, _, variant = name.partition("/")
+    if base in card_names():
+        card = load_card(base)
+        domains = ["", *card.domains, *(LEAVE_OUT + domain for domain in card.domains)]
+        known = card.variants or domains
+        if variant in known:
+            return card, variant
+        if variant and known != [""]:
+            raise VlpromptError(f"{card.title} has no '{variant}': {nearest(variant, [k for k in known if k])}")
+    titles = {load_card(card).title.lower(): card for card in card_names()}
+    if name.lower() in titles:
+        raise VlpromptError(f"unknown dataset '{name}': its name here is {titles[name.lower()]}")
+    schemes = [f"{r}:PATH" for r in readers if readers.info(r).facts.get("takes_path")]
+    raise VlpromptError(f"unknown dataset '{name}': {nearest(name, [*list_datasets(), *schemes])}")
+
+
+def find_folder(card: Card, root: str | Path | None) -> Path | None:
+    """Return the dataset's folder, which may not exist; None if it needs none."""
+    if not card.folder:
+        return None
+    if root is None:
+        raise VlpromptError(f"dataset '{card.name}' needs data_root, the folder that holds {card.folder}/")
+    return Path(root).expanduser() / card.folder
+
+
+def _scheme(name: str) -> str:
+    scheme, colon, _ = name.partition(":")
+    return scheme if colon and scheme in readers and readers.info(scheme).facts.get("takes_path") else ""
+
+
+def _load_own(name: str, root: str | Path | None) -> DatasetSplits:
+    scheme = _scheme(name)
+    path = Path(name.partition(":")[2]).expanduser()
+    if scheme == "folder" and not path.is_dir():
+        raise VlpromptError(f"dataset '{name}': the folder {path} does not exist")
+    if scheme in ("csv", "json") and not path.is_file():
+        raise VlpromptError(f"dataset '{name}': the file {path} does not exist")
+    folder = path if scheme == "folder" else Path(root).expanduser() if root and scheme != "wds" else path.parent
+    card = Card(name=name, title=name, reader=scheme)
+    return replace(readers.get(scheme)(card, folder, str(path)), root=folder)
+
+
+def _load_registered(
+    card: Card, variant: str, root: str | Path | None, download: bool, split: SplitChoice
+) -> DatasetSplits:
+    folder = find_folder(card, root)
+    if folder is not None:
+        images = folder / card.images
+        if download and not images.is_dir():
+            download_dataset(card, folder.parent)
+        if not images.is_dir():
+            raise VlpromptError(
+                f"the images of {card.title} are expected in {images}, which is not a folder: {how_to_get(card)}"
+            )
+    if split == "generated" and card.split == "published":
+        splits = read_generated(card, folder)
+    else:
+        splits = readers.get(card.reader)(card, folder, variant)
+    splits = replace(
+        splits,
+        name=f"{card.name}/{variant}" if variant else card.name,
+        templates=tuple(card.templates) or splits.templates,
+        mirror=card.mirror and splits.mirror,
+        version=card.version,
+        root=folder,
+    )
+    if variant and not card.variants:
+        leave_out = variant.startswith(LEAVE_OUT) and variant not in card.domains
+        return leave_domain_out(splits, variant[len(LEAVE_OUT) :]) if leave_out else select_domains(splits, [variant])
+    return splits
+
+
+def _check_classes(splits: DatasetSplits, shared_names: bool) -> None:
+    names = splits.class_names
+    if len(names) < 2:
+        raise VlpromptError(f"dataset '{splits.name}' has one class ('{''.join(names)}'): at least two are needed")
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice and not shared_names:
+        labels = [label for label, name in enumerate(names) if name == twice[0]]
+        raise VlpromptError(
+            f"dataset '{splits.name}' has the class name '{twice[0]}' for the labels {labels}: "
+            "rename all but one, since a prompt cannot tell them apart"
+        )
+    if not splits.test:
+        raise VlpromptError(f"dataset '{splits.name}' has no test images")
+    # with no training images at all it is a target of what is learnt elsewhere
+    empty = sorted(set(range(len(names))) - {item.label for item in splits.train})
+    if splits.train and empty:
+        raise VlpromptError(f"class '{names[empty[0]]}' of dataset '{splits.name}' has no training images")

@@ -1,0 +1,125 @@
+"""``docs/datasets.md``, made from the cards: ``python -m datasets_registry.docs`` writes it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from datasets_registry.card import Card, card_names, collections, load_card
+from vlprompt.files import atomic_write
+
+PAGE = Path(__file__).resolve().parent.parent / "docs/datasets.md"
+PARTS = ("train", "val", "test")
+HEAD = """# Datasets
+
+<!-- Made from datasets_registry/cards by `python -m datasets_registry.docs`; edit the cards. -->
+
+`vlprompt data list` prints this table, `vlprompt data info NAME` a card, and `vlprompt data check NAME data_root=DIR`
+tells what is there and what is wrong, one line each. Data of your own needs no card: see
+[bring your own data](howto/own_data.md).
+
+`data_root` is the folder that holds the datasets' folders. Counts are those of the split in use; *base* and *new* are
+the test images of the first ⌈C/2⌉ classes and of the others. ≈ marks counts of the literature: copies of these sets
+differ.
+"""
+SPLITS = """## Where splits come from
+
+| split | meaning |
+| --- | --- |
+| published | the file that a method's authors published, linked in the dataset's section; it is not ours to ship. |
+| official | lists or files of the dataset's own authors. |
+| folders | folders of the images. |
+| test only | test images for what is learnt on another dataset. |
+| embedded | part of this package; nothing to get. |
+
+Without the published file, `split=generated` makes a split from the images: the same on every machine, 50/20/30 of each
+class, or the authors' test images and 80/20 of the rest where they name test images; of each class and domain 70/30 for
+sets of several domains. Every result then has `"source": "generated"`: it is not the published split, and numbers on
+the two do not compare.
+
+Few-shot draws equal the published ones, order included: `random.Random(seed)` draws train, then `min(shots, 4)` val
+images, of each class in the order of first appearance. ImageNet's published draws depend on an unsorted listing of a
+disk and cannot be repeated; ours draw from sorted paths.
+
+A dataset of several domains has two more names for each: `pacs/sketch` is that domain alone, and `pacs/to-sketch`
+learns on the other domains (train and val of each) and tests on all images of this one.
+
+A download goes on where it was interrupted, is checked against its MD5, and is unpacked without leaving its folder.
+`vlprompt data prepare NAME from=DIR data_root=DIR` links (or with `mode=move` moves) what torchvision has downloaded
+into our layout, and takes UCF101's middle frames from its videos.
+"""
+
+
+def render() -> str:
+    """Return the page."""
+    cards = [load_card(name) for name in card_names()]
+    rows = "\n".join(_row(card) for card in cards)
+    named = "\n".join(
+        f"| `{name}` | {', '.join(f'`{m}`' for m in members)} |" for name, members in collections().items()
+    )
+    table = (
+        "| name | dataset | classes | train / val / test | base + new | split | get it | licence |\n"
+        + "| --- " * 8
+        + "|\n"
+    )
+    return "\n".join(
+        [
+            HEAD,
+            table + rows + "\n",
+            f"## Collections\n\n| name | datasets |\n| --- | --- |\n{named}\n",
+            SPLITS,
+            *(_section(card) for card in cards),
+        ]
+    )
+
+
+def _row(card: Card) -> str:
+    counts = card.counts
+    about = "≈ " if card.approximate else ""
+    parts = " / ".join(f"{counts[p]:,}" if counts.get(p) else "–" for p in PARTS) if "test" in counts else ""
+    parts = parts or (f"{counts['total']:,} in all" if "total" in counts else "")
+    halves = f"{counts['base']:,} + {counts['new']:,}" if "base" in counts else ""
+    name = f"[`{card.name}`](#{card.name})"
+    get = "embedded" if not card.folder else "download" if card.archives else "by hand"
+    cells = [name, card.title, str(card.classes or ""), about + parts, halves, card.split, get, card.licence]
+    return f"| {' | '.join(cell.strip() for cell in cells)} |"
+
+
+def _section(card: Card) -> str:
+    # the heading is the name alone, so that links to it hold
+    lines = [f"### {card.name}\n", f"{card.title}. {card.citation}. <{card.homepage}>\n"]
+    if card.notes:
+        lines.append(f"{card.notes}\n")
+    if card.variants:
+        lines.append("Datasets: " + ", ".join(f"`{card.name}/{v}`" for v in card.variants) + ".\n")
+    if card.domains:
+        counts = card.domain_counts
+        about = "≈ " if card.approximate else ""
+        shown = (f"`{d}`" + (f" ({about}{counts[d]:,})" if d in counts else "") for d in card.domains)
+        lines.append("Domains: " + ", ".join(shown) + ".\n")
+    if card.templates:
+        lines.append("Template: " + ", ".join(f"`{t}`" for t in card.templates) + "\n")
+    if card.folder:
+        lines.append(f"```\n{card.layout.strip()}\n```\n")
+        get = (
+            f"`vlprompt data download {card.name} data_root=DIR` fetches the images."
+            if card.archives
+            else f"The images are at <{card.homepage}>."
+        )
+        split = f" The published split is linked from <{card.split_page}>." if card.split_file else ""
+        prepared = (
+            f" `vlprompt data prepare {card.name} from=DIR data_root=DIR` takes torchvision's copy."
+            if card.torchvision
+            else ""
+        )
+        lines.append(get + split + prepared + "\n")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Write the page."""
+    with atomic_write(PAGE) as temporary:
+        temporary.write_text(render(), "utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,14 @@
+"""Readers: each turns a card, the dataset's folder and a variant into a ``DatasetSplits``."""
+
+from datasets_registry.readers import (  # noqa: F401, they register themselves
+    coop_json,
+    domains,
+    embedded,
+    folder,
+    imagenet,
+    official,
+    own,
+)
+from datasets_registry.readers.base import Reader, readers
+
+__all__ = ["Reader", "readers"]

@@ -1,0 +1,69 @@
+"""What readers share: their registry, natural names, and a dataset made of class folders or lists."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from torchvision.datasets.folder import IMG_EXTENSIONS
+
+from datasets_registry.card import Card
+from vlprompt.data.images import open_inside
+from vlprompt.data.sampling import generated_split
+from vlprompt.data.splits import PARTS, DatasetSplits, Item
+from vlprompt.errors import VlpromptError
+from vlprompt.files import inside
+from vlprompt.registry import Registry
+
+Reader = Callable[[Card, "Path | None", str], DatasetSplits]
+
+readers: Registry[Reader] = Registry("dataset reader")
+
+__all__ = ["Reader", "generated_split", "natural_name", "on_disk", "readers"]
+
+
+def natural_name(name: str) -> str:
+    """Return a class name as prompts use it: underscores become spaces."""
+    return name.replace("_", " ")
+
+
+def on_disk(
+    card: Card, folder: Path, names: Iterable[str], parts: Mapping[str, list[Item]], **facts: Any
+) -> DatasetSplits:
+    """Return the dataset of items whose images lie below the card's image folder."""
+    image_dir = folder / card.images
+    whole = {part: parts.get(part, []) for part in PARTS}
+    opener = partial(open_inside, image_dir)
+    return DatasetSplits(card.name, tuple(names), **whole, open_image=opener, image_dir=image_dir, **facts)
+
+
+def folders(folder: Path) -> list[str]:
+    """Return the sorted names of the folders in a folder, hidden ones left out."""
+    return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
+
+
+def images_below(image_dir: Path, folder: str) -> list[str]:
+    """Return the images anywhere below ``image_dir / folder`` as sorted paths relative to ``image_dir``.
+
+    A folder that is a link out of ``image_dir`` is refused.
+    """
+    top = inside(image_dir, folder) if folder else image_dir
+    return sorted(
+        os.path.relpath(os.path.join(parent, name), image_dir).replace(os.sep, "/")
+        for parent, _, names in os.walk(top)
+        for name in names
+        if name.lower().endswith(IMG_EXTENSIONS) and not name.startswith(".")
+    )
+
+
+def read_lines(path: Path, what: str) -> list[str]:
+    """Return the lines of a text file, without empty ones; a missing file is told with what it is."""
+    try:
+        return [line.strip() for line in path.read_text("utf-8").splitlines() if line.strip()]
+    except FileNotFoundError:
+        raise VlpromptError(f"{what} is expected at {path}, which does not exist") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise VlpromptError(f"{what} in {path} cannot be read ({error})") from error

@@ -1,0 +1,102 @@
+"""The published splits of `CoOp <https://github.com/KaiyangZhou/CoOp>`_: ``split_zhou_<Dataset>.json``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from datasets_registry.card import Card
+from datasets_registry.readers.base import natural_name, on_disk, readers
+from vlprompt.data.splits import PARTS, DatasetSplits, Item
+from vlprompt.errors import VlpromptError
+from vlprompt.files import is_relative_inside
+
+
+@readers.register("coop_json")
+def read_coop_json(card: Card, folder: Path, variant: str) -> DatasetSplits:
+    """A published split file beside the image folder."""
+    class_names, parts = read_split_file(find_split_file(card, folder / card.split_file))
+    return on_disk(card, folder, class_names, parts, source="published")
+
+
+@readers.register("json", takes_path=True)
+def read_json(card: Card, folder: Path, variant: str) -> DatasetSplits:
+    """A split file of your own in CoOp's format; ``variant`` is its path, ``folder`` where its paths start."""
+    class_names, parts = read_split_file(variant)
+    return on_disk(card, folder, class_names, parts, source="official")
+
+
+def find_split_file(card: Card, path: Path) -> Path:
+    """Return ``path``, or say where the published split comes from and what to do without it."""
+    if not path.is_file():
+        raise VlpromptError(
+            f"the published split of {card.title} is expected at {path}, which does not exist: "
+            f"get it from the links in {card.split_page}, or use split=generated, which results will name"
+        )
+    return path
+
+
+def read_split_file(path: str | Path) -> tuple[tuple[str, ...], dict[str, list[Item]]]:
+    """Read ``{"train": [[path, label, class name], ...], "val": ..., "test": ...}``.
+
+    Items keep the file's order, which fixes the few-shot draw; labels keep theirs, never sorted by name.
+
+    Returns:
+        The class names in label order, with spaces for underscores, and the items of each part.
+
+    Raises:
+        VlpromptError: anything else is in the file, a path leads out of the image folder, or labels have gaps.
+    """
+    class_names, parts, defects = audit_split_file(path)
+    if defects:
+        raise VlpromptError(defects[0])
+    return class_names, parts
+
+
+def audit_split_file(path: str | Path, fields: int = 3) -> tuple[tuple[str, ...], dict[str, list[Item]], list[str]]:
+    """Read a split file for all that is right in it, and tell all that is wrong, one sentence each.
+
+    Args:
+        path: the file.
+        fields: of an entry: 3 are CoOp's, 4 have the domain's number between label and class name.
+    """
+    try:
+        content = json.loads(Path(path).read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        return (), {part: [] for part in PARTS}, [f"the split file {path} is not JSON ({error})"]
+    if not isinstance(content, dict) or set(content) != set(PARTS):
+        found = f"the keys {', '.join(content) or '(none)'}" if isinstance(content, dict) else type(content).__name__
+        wrong = f"the split file {path} must have the keys train, val and test, not {found}"
+        return (), {part: [] for part in PARTS}, [wrong]
+    names: dict[int, str] = {}
+    defects: list[str] = []
+    parts = {p: _items(content[p], names, f"of '{p}' in the split file {path}", fields, defects) for p in PARTS}
+    gaps = set(range(max(names, default=-1) + 1)) - set(names)
+    if gaps or not names:
+        missing = ", ".join(map(str, sorted(gaps)[:5])) or "all"
+        defects.append(f"the labels in the split file {path} must run from 0 without gaps; missing: {missing}")
+    return tuple(names[label] for label in sorted(names)), parts, defects
+
+
+def _items(entries: Any, names: dict[int, str], where: str, fields: int, defects: list[str]) -> list[Item]:
+    """Check and convert one part's entries; ``names`` collects the class name of each label."""
+    if not isinstance(entries, list):
+        defects.append(f"the content {where} must be a list, not {type(entries).__name__}")
+        return []
+    types = [str, int, str] if fields == 3 else [str, int, int, str]
+    form = "[path, label, class name]" if fields == 3 else "[path, label, domain, class name]"
+    items = []
+    for position, entry in enumerate(entries):
+        # type(), since True is an int to isinstance
+        if not isinstance(entry, list) or [type(value) for value in entry] != types or entry[1] < 0:
+            defects.append(f"entry {position} {where} must be {form}, not {entry!r:.80}")
+            continue
+        path, label, name = entry[0], entry[1], natural_name(entry[-1])
+        if not is_relative_inside(path):
+            defects.append(f"entry {position} {where} leads out of the image folder: '{path}'")
+        elif names.setdefault(label, name) != name:
+            defects.append(f"entry {position} {where} calls label {label} '{name}', others '{names[label]}'")
+        else:
+            items.append(Item(path, label, name, str(entry[2]) if fields == 4 else ""))
+    return items

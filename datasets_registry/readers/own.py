@@ -1,0 +1,227 @@
+"""Tables and shards of your own: ``csv:PATH`` and ``wds:PATTERN``."""
+
+from __future__ import annotations
+
+import csv
+import glob
+import hashlib
+import io
+import json
+import re
+import tarfile
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+
+from PIL import Image
+from torchvision.datasets.folder import IMG_EXTENSIONS
+
+from datasets_registry.card import Card
+from datasets_registry.readers.base import generated_split, natural_name, on_disk, read_lines, readers
+from vlprompt.data.images import open_rgb
+from vlprompt.data.splits import PARTS, DatasetSplits, Item
+from vlprompt.errors import VlpromptError
+from vlprompt.files import is_relative_inside
+
+COLUMNS = ("path", "label", "class", "split", "domain")
+PART_NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+
+
+@readers.register("csv", takes_path=True)
+def read_csv(card: Card, folder: Path, variant: str) -> DatasetSplits:
+    """A table with the columns path and label or class, and if you like split and domain; ``variant`` is its path.
+
+    Without class names, labels are their own; without labels, they follow the sorted class names. Without a split
+    column, each class is split 50/20/30.
+    """
+    rows = _read_table(Path(variant))
+    names = _class_names(rows, variant)
+    labels = {name: label for label, name in enumerate(names)}
+    items: dict[str, list[Item]] = {part: [] for part in PARTS}
+    unsplit: list[Item] = []
+    for number, row in enumerate(rows, start=2):  # line 1 has the column names
+        if not is_relative_inside(row["path"]):
+            raise VlpromptError(f"line {number} of {variant} leads out of the image folder: '{row['path']}'")
+        label = int(row["label"]) if row.get("label") else labels[natural_name(row["class"])]
+        item = Item(row["path"], label, names[label], row.get("domain") or "")
+        if "split" not in row:
+            unsplit.append(item)
+        elif row["split"].lower() in PART_NAMES:
+            items[PART_NAMES[row["split"].lower()]].append(item)
+        else:
+            raise VlpromptError(f"line {number} of {variant} has the split '{row['split']}', not train, val or test")
+    source = "generated" if unsplit else "official"
+    return on_disk(card, folder, names, split_items(unsplit) if unsplit else items, source=source)
+
+
+def split_items(items: Sequence[Item]) -> dict[str, list[Item]]:
+    """Split items 50/20/30 a class and domain, by their paths alone."""
+    groups: dict[tuple[int, str], dict[str, Item]] = {}
+    for item in items:
+        groups.setdefault((item.label, item.domain), {})[item.path] = item
+    parts: dict[str, list[Item]] = {part: [] for part in PARTS}
+    for group in groups.values():
+        for part, paths in zip(parts.values(), generated_split(list(group)), strict=True):
+            part += [group[path] for path in paths]
+    return parts
+
+
+def _read_table(path: Path) -> list[dict[str, str]]:
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            rows = list(csv.DictReader(file))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise VlpromptError(f"the table {path} cannot be read ({error})") from error
+    columns = list(rows[0]) if rows else []
+    if "path" not in columns or not {"label", "class"} & set(columns) or None in columns:
+        raise VlpromptError(
+            f"the table {path} has the columns {', '.join(map(str, columns)) or '(none)'}: it needs path, and label or "
+            "class; split (train, val, test) and domain are optional"
+        )
+    for number, row in enumerate(rows, start=2):
+        if None in row or None in row.values() or not row["path"] or not (row.get("label") or row.get("class")):
+            raise VlpromptError(f"line {number} of {path} has not a value for each column: quote values with commas")
+    return rows
+
+
+def _class_names(rows: list[dict[str, str]], path: str) -> tuple[str, ...]:
+    """Return the names in label order, and check that labels and names agree."""
+    if not rows[0].get("label"):
+        return tuple(sorted({natural_name(row["class"]) for row in rows}))
+    names: dict[int, str] = {}
+    for number, row in enumerate(rows, start=2):
+        if not row["label"].isdigit():
+            raise VlpromptError(f"line {number} of {path} has the label '{row['label']}': labels are 0, 1, 2, ...")
+        name = natural_name(row.get("class") or row["label"])
+        if names.setdefault(int(row["label"]), name) != name:
+            known = names[int(row["label"])]
+            raise VlpromptError(f"line {number} of {path} calls label {row['label']} '{name}', others '{known}'")
+    gaps = set(range(max(names) + 1)) - set(names)
+    if gaps:
+        raise VlpromptError(f"the labels in {path} must run from 0 without gaps; missing: {sorted(gaps)[0]}")
+    return tuple(names[label] for label in range(len(names)))
+
+
+@readers.register("wds", takes_path=True)
+def read_wds(card: Card, folder: Path, variant: str) -> DatasetSplits:
+    """Tar shards in webdataset's form: ``KEY.jpg`` and ``KEY.cls``, or ``class`` or ``label`` in ``KEY.json``.
+
+    ``variant`` is the pattern, such as ``shards/train-{000..009}.tar`` or ``shards/*.tar``. A shard whose name starts
+    with train, val or test belongs to that part; otherwise each class is split 50/20/30. Names of numbered classes are
+    the lines of ``classnames.txt`` beside the shards. Images are read where they lie in the shards, which must not be
+    compressed.
+    """
+    shards = expand_shards(variant)
+    if not shards:
+        raise VlpromptError(f"no shard matches {variant}")
+    index: dict[str, tuple[Path, int, int]] = {}
+    found: list[tuple[str, str, str]] = []  # part, path, class
+    for shard in shards:
+        part = PART_NAMES.get(re.split(r"[^a-z]", shard.name.lower())[0], "")
+        for key, (offset, size), label in _samples(shard):
+            path = f"{shard.name}/{key}"
+            if path in index:
+                raise VlpromptError(f"the sample {path} is twice in {variant}: shards and keys need names of their own")
+            index[path] = shard, offset, size
+            found.append((part, path, label))
+    names = _wds_names(shards[0].parent, {label for _, _, label in found})
+    labels = {key: number for number, key in enumerate(names)}
+    items: dict[str, list[Item]] = {"": [], **{part: [] for part in PARTS}}
+    for part, path, key in found:
+        items[part].append(Item(path, labels[key], names[key]))
+    unsplit = items.pop("")
+    if unsplit and any(items.values()):
+        raise VlpromptError(f"some shards of {variant} are called train, val or test and others are not")
+    sizes = json.dumps([[shard.name, shard.stat().st_size] for shard in shards]).encode()
+    return DatasetSplits(
+        card.name,
+        tuple(names.values()),
+        **(split_items(unsplit) if unsplit else items),
+        open_image=partial(_open_member, index),
+        source="generated" if unsplit else "official",
+        version=int.from_bytes(hashlib.sha256(sizes).digest()[:4], "little"),  # other shards, other feature banks
+    )
+
+
+def expand_shards(pattern: str) -> list[Path]:
+    """Return the files that a pattern with ``{000..009}`` and shell-style wildcards stands for, sorted.
+
+    >>> [str(path) for path in expand_shards("nowhere/{08..10}.tar")]
+    ['nowhere/08.tar', 'nowhere/09.tar', 'nowhere/10.tar']
+    """
+    brace = re.search(r"\{(\d+)\.\.(\d+)\}", pattern)
+    if not brace:
+        wild = any(sign in pattern for sign in "*?[")
+        return [Path(p) for p in sorted(glob.glob(pattern))] if wild else [Path(pattern)]
+    first, last = brace.groups()
+    numbers = [f"{n:0{len(first)}d}" for n in range(int(first), int(last) + 1)]
+    return [path for n in numbers for path in expand_shards(pattern[: brace.start()] + n + pattern[brace.end() :])]
+
+
+def _samples(shard: Path) -> Iterator[tuple[str, tuple[int, int], str]]:
+    """Yield key, place and size of the image, and class of each sample; members of a sample stand together."""
+    try:
+        with tarfile.open(shard, "r:") as tar:
+            image: tuple[str, tuple[int, int]] | None = None
+            label, current = "", ""
+            for member in tar:
+                if not member.isreg():
+                    continue
+                key, extension = _split_name(member.name)
+                if key != current:
+                    yield from _complete(shard, current, image, label)
+                    image, label, current = None, "", key
+                if f".{extension}" in IMG_EXTENSIONS:
+                    image = key, (member.offset_data, member.size)
+                elif extension in ("cls", "json"):
+                    label = _label(tar.extractfile(member).read(), extension, f"{key}.{extension} in {shard}") or label
+            yield from _complete(shard, current, image, label)
+    except (tarfile.TarError, OSError) as error:
+        raise VlpromptError(f"the shard {shard} cannot be read as an uncompressed tar file ({error})") from error
+
+
+def _split_name(name: str) -> tuple[str, str]:
+    """Split at the first dot of the file name, as webdataset does."""
+    folder, slash, file = name.rpartition("/")
+    key, _, extension = file.partition(".")
+    return folder + slash + key, extension.lower()
+
+
+def _complete(
+    shard: Path, key: str, image: tuple[str, tuple[int, int]] | None, label: str
+) -> Iterator[tuple[str, tuple[int, int], str]]:
+    if key and (image is None or not label):
+        lack = "image" if image is None else "class (.cls, or class or label in .json)"
+        raise VlpromptError(f"the sample {key} in {shard} has no {lack}")
+    if image is not None:
+        yield *image, label
+
+
+def _label(content: bytes, extension: str, where: str) -> str:
+    try:
+        text = content.decode().strip()
+        if extension == "cls":
+            return str(int(text)) if text.isdecimal() else text
+        values = json.loads(text)
+        value = values.get("class", values.get("label"))
+        return "" if value is None else str(value)
+    except (ValueError, AttributeError) as error:
+        raise VlpromptError(f"the class of {where} cannot be read ({error})") from error
+
+
+def _wds_names(folder: Path, keys: set[str]) -> dict[str, str]:
+    """Return key to name in label order: the lines of classnames.txt for numbers, else the sorted names."""
+    if not all(key.isdigit() for key in keys):
+        return {key: natural_name(key) for key in sorted(keys)}
+    lines = read_lines(folder / "classnames.txt", "the list of class names, one a line in label order,")
+    beyond = [key for key in keys if int(key) >= len(lines)]
+    if beyond:
+        raise VlpromptError(f"{folder / 'classnames.txt'} has {len(lines)} lines, and there is a label {beyond[0]}")
+    return {str(label): natural_name(line) for label, line in enumerate(lines)}
+
+
+def _open_member(index: dict[str, tuple[Path, int, int]], item: Item) -> Image.Image:
+    shard, offset, size = index[item.path]
+    with open(shard, "rb") as file:
+        file.seek(offset)
+        return open_rgb(io.BytesIO(file.read(size)), name=f"{item.path} of {shard}")

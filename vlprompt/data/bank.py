@@ -1,0 +1,190 @@
+"""Image features computed once and kept on disk, for methods that leave the image tower as it is."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from vlprompt.data.loading import Batch, ImageItems, batch_order, eval_batches
+from vlprompt.data.splits import DatasetSplits, Item
+from vlprompt.data.transforms import transform_fingerprint
+from vlprompt.errors import VlpromptError
+from vlprompt.files import atomic_write, cache_dir
+
+if TYPE_CHECKING:
+    from vlprompt.clip import FrozenCLIP
+
+FORMAT = "vlprompt-bank/1"
+
+
+@dataclass(frozen=True)
+class FeatureBank:
+    """The frozen encoder's features of some items, in one or several views.
+
+    Attributes:
+        features: (V, N, D) float32, as ``clip.encode_image`` gives them, not normalised. View v holds what epoch v of
+            ``epoch_batches`` would have encoded; a single view is the evaluation crop.
+        labels: (N,) int64.
+        key: SHA-256 of everything that the features depend on.
+        path: the file; None for features that came from elsewhere.
+    """
+
+    features: torch.Tensor
+    labels: torch.Tensor
+    key: str = ""
+    path: Path | None = None
+
+    @classmethod
+    def open_or_build(
+        cls,
+        clip: FrozenCLIP,
+        splits: DatasetSplits,
+        items: Sequence[Item],
+        *,
+        transform: Callable[..., torch.Tensor],
+        views: int = 1,
+        seed: int = 0,
+        cache: str | Path | None = None,
+        batch_size: int = 100,
+        workers: int = 0,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> FeatureBank:
+        """Return the bank of ``items``, from the cache if it is there, else encoded now and written to it.
+
+        Args:
+            clip: the frozen model.
+            splits: the dataset that ``items`` belong to.
+            items: what to encode; the labels of the bank are theirs.
+            transform: ``eval_transform(clip)`` for one view, ``train_transform(clip)`` for several.
+            views: V, how many times each image is drawn and encoded.
+            seed: of the views' random numbers. One view draws none, so its bank serves every seed.
+            cache: the folder that holds banks; by default ``banks`` in ``vlprompt.files.cache_dir()``.
+            batch_size, workers: of the encoding pass.
+            progress: called with the number of images encoded so far and in all.
+
+        Raises:
+            VlpromptError: an image cannot be read, a feature is not finite, or the bank on disk is damaged.
+        """
+        if not isinstance(views, int) or views < 1:
+            raise VlpromptError(f"views must be a positive number, not {views!r}")
+        if not items:
+            raise VlpromptError(f"no images of {splits.name} were given to build a feature bank from")
+        seed = seed if views > 1 else 0
+        key = _key(clip, splits, items, transform, views, seed)
+        folder = Path(cache) if cache else cache_dir() / "banks"
+        path = folder / f"{re.sub(r'[^a-z0-9]+', '-', splits.name.lower())[-40:]}-{key[:16]}.safetensors"
+        labels = torch.tensor([item.label for item in items])
+        if path.exists():
+            return cls(_read(path, key), labels, key, path)
+        dataset = ImageItems(splits, items, transform)
+        features = _encode(clip, dataset, views, seed, batch_size, workers, progress)
+        metadata = {"format": FORMAT, "key": key, "sha256": _checksum(features), "dataset": splits.name}
+        with atomic_write(path) as temporary:
+            save_file({"features": features}, temporary, metadata)
+        return cls(features, labels, key, path)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def views(self) -> int:
+        """V, the number of views."""
+        return len(self.features)
+
+    def to(self, device: torch.device | str) -> FeatureBank:
+        """Return the bank with its tensors on a device."""
+        return replace(self, features=self.features.to(device), labels=self.labels.to(device))
+
+    def epoch_batches(self, batch_size: int, *, seed: int, epoch: int, drop_last: bool = True) -> Iterator[Batch]:
+        """Yield one epoch in the order of ``loading.epoch_batches``, from view ``epoch % V``.
+
+        Keys: ``image_features`` (B, D), ``label`` (B,), ``index`` (B,).
+        """
+        view = self.features[epoch % self.views]
+        for positions in batch_order(len(self), batch_size, seed, epoch, drop_last):
+            index = torch.tensor(positions, device=view.device)
+            yield {"image_features": view[index], "label": self.labels[index], "index": index}
+
+    def eval_batches(self, batch_size: int = 1000) -> Iterator[Batch]:
+        """Yield the first view in order, none left out; keys as in ``epoch_batches``."""
+        for index in torch.arange(len(self), device=self.labels.device).split(batch_size):
+            yield {"image_features": self.features[0, index], "label": self.labels[index], "index": index}
+
+
+def _key(clip: FrozenCLIP, splits: DatasetSplits, items: Sequence[Item], transform: Any, views: int, seed: int) -> str:
+    facts = {
+        "format": FORMAT,
+        "clip": clip.identity(),
+        "precision": clip.precision,
+        # Devices round differently: a run on the CPU should not depend on whether a GPU once built its bank.
+        "device": clip.device.type,
+        "transform": transform_fingerprint(transform),
+        "dataset": [splits.name, splits.version],
+        "items": [[item.path, *_file_state(splits, item)] for item in items],
+        "views": views,
+        "seed": seed,
+    }
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def _file_state(splits: DatasetSplits, item: Item) -> tuple[int, ...]:
+    """Size and time of change of an image on disk, so that a replaced image is noticed."""
+    if splits.image_dir is None:
+        return ()
+    try:
+        state = (splits.image_dir / item.path).stat()
+    except OSError as error:
+        raise VlpromptError(f"the image {splits.image_dir / item.path} cannot be read ({error.strerror})") from error
+    return state.st_size, state.st_mtime_ns
+
+
+def _encode(
+    clip: FrozenCLIP,
+    dataset: ImageItems,
+    views: int,
+    seed: int,
+    batch_size: int,
+    workers: int,
+    progress: Callable[[int, int], None] | None,
+) -> torch.Tensor:
+    """Return (V, N, D) float32 on the CPU."""
+    done, total, rows = 0, views * len(dataset), []
+    for view in range(views):
+        for batch in eval_batches(dataset, batch_size, seed=seed, epoch=view, workers=workers, device=clip.device):
+            features = clip.encode_image(batch["image"]).float().cpu()  # (B, D)
+            if not features.isfinite().all():
+                first = int(batch["index"][(~features.isfinite().all(dim=1)).nonzero()[0, 0]])
+                name = dataset.items[first].path
+                raise VlpromptError(f"the image encoder gives a non-finite feature for {name}: try precision=fp32")
+            rows.append(features)
+            done += len(features)
+            if progress:
+                progress(done, total)
+    return torch.cat(rows).view(views, len(dataset), -1).contiguous()
+
+
+def _checksum(features: torch.Tensor) -> str:
+    return hashlib.sha256(features.numpy()).hexdigest()
+
+
+def _read(path: Path, key: str) -> torch.Tensor:
+    damaged = f"the feature bank {path} is damaged ({{}}): delete it and run again to rebuild it"
+    try:
+        with safe_open(path, "pt") as file:
+            metadata, features = file.metadata() or {}, file.get_tensor("features")
+    except (SafetensorError, OSError) as error:
+        raise VlpromptError(damaged.format(error)) from error
+    if metadata.get("key") != key:
+        raise VlpromptError(damaged.format("its key belongs to other features"))
+    if metadata.get("sha256") != _checksum(features):
+        raise VlpromptError(damaged.format("its checksum does not match"))
+    return features

@@ -1,0 +1,254 @@
+"""Is a dataset on disk what it should be? Each thing that is not is told in one line; nothing unsafe is opened."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+from datasets_registry.acquire import how_to_get
+from datasets_registry.card import Card, card_names, load_card
+from datasets_registry.catalog import SplitChoice, find_card, find_folder, load_split
+from datasets_registry.readers.coop_json import audit_split_file
+from datasets_registry.readers.domains import audit_spg_files
+from vlprompt.data.images import open_inside
+from vlprompt.data.splits import PARTS, DatasetSplits, Item
+from vlprompt.errors import VlpromptError
+from vlprompt.files import inside
+
+OWN_FOLDER = 0.9  # share of a folder's images under one label from which the others look misplaced
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was found of a dataset.
+
+    Attributes:
+        name: as given.
+        found: whether its folder is there.
+        counts: images in each part.
+        classes: number of classes.
+        class_hash: SHA-256 of the class names in label order, the first 12 digits.
+        source: where the split comes from.
+        opened: number of images read whole.
+        defects: a line for each.
+    """
+
+    name: str
+    found: bool = True
+    counts: dict[str, int] = field(default_factory=dict)
+    classes: int = 0
+    class_hash: str = ""
+    source: str = ""
+    opened: int = 0
+    defects: tuple[str, ...] = ()
+
+
+def class_hash(class_names: Sequence[str]) -> str:
+    """Return twelve hexadecimal digits that name a list of classes, order included."""
+    return hashlib.sha256("\n".join(class_names).encode()).hexdigest()[:12]
+
+
+def datasets_below(root: str | Path) -> list[str]:
+    """Return the registered datasets whose folder lies below a data root."""
+    cards = (load_card(name) for name in card_names())
+    return [card.name for card in cards if card.folder and (Path(root).expanduser() / card.folder).is_dir()]
+
+
+def check_dataset(
+    name: str,
+    root: str | Path | None = None,
+    *,
+    deep: bool = False,
+    split: SplitChoice = "published",
+    progress: Callable[[int, int], None] | None = None,
+) -> Report:
+    """Check a dataset's split, files and, if ``deep``, each image.
+
+    Looked at are: folders that are missing, malformed or unsafe entries of the split file, duplicates, images in two
+    parts, counts and class names other than the card's, images in another class's folder, missing and empty files,
+    links out of the folder, and with ``deep`` images that cannot be read.
+
+    Args:
+        name: as for ``load_split``.
+        root: the folder that holds the datasets.
+        deep: read every image whole.
+        split: as for ``load_split``.
+        progress: called with the number of images read and in all.
+    """
+    registered = ":" not in name
+    card, _ = find_card(name) if registered else (Card(name=name, title=name, reader=""), "")
+    defects: list[str] = []
+    if registered:
+        folder = find_folder(card, root)
+        missing = _missing_folder(card, folder)
+        if missing:
+            return Report(name, found=folder.is_dir(), defects=(missing,))
+        if split == "published" and card.split == "published":
+            splits, defects = _audit(card, folder)
+            if splits is None:
+                return Report(name, defects=tuple(defects))
+    if not defects:
+        try:
+            splits = load_split(name, root, split=split)
+        except VlpromptError as error:
+            return Report(name, defects=(str(error),))
+    if registered and splits.source != "generated" and "/" not in name:
+        defects += _against_card(card, splits)
+    safe, wrong = _check_files(splits)
+    defects += [*_duplicates(splits), *_misplaced(splits), *wrong]
+    opened = 0
+    if deep:
+        for opened, item in enumerate(safe, start=1):
+            try:
+                splits.open_image(item)
+            except VlpromptError as error:
+                defects.append(str(error))
+            if progress:
+                progress(opened, len(safe))
+    counts = {part: len(getattr(splits, part)) for part in PARTS}
+    hashed = class_hash(splits.class_names)
+    return Report(name, True, counts, len(splits.class_names), hashed, splits.source, opened, tuple(defects))
+
+
+def _missing_folder(card: Card, folder: Path | None) -> str:
+    if folder is None:
+        return ""
+    if not folder.is_dir():
+        return f"the folder {folder} is missing: {how_to_get(card)}"
+    if not (folder / card.images).is_dir():
+        return f"the image folder {folder / card.images} is missing: {how_to_get(card)}"
+    return ""
+
+
+def _audit(card: Card, folder: Path) -> tuple[DatasetSplits | None, list[str]]:
+    """Read a published split file for all its defects; with any, the dataset is what is sound in it."""
+    try:
+        if card.letters:
+            names, parts, defects = audit_spg_files(card, folder)
+        else:
+            path = folder / card.split_file
+            if not path.is_file():
+                return None, [f"the published split {path} is missing: get it from the links in {card.split_page}"]
+            names, parts, defects = audit_split_file(path)
+    except VlpromptError as error:
+        return None, [str(error)]
+    if not any(parts.values()):
+        return None, defects
+    opener = partial(open_inside, folder / card.images)
+    image_dir = folder / card.images
+    return DatasetSplits(card.name, names, **parts, open_image=opener, source="published", image_dir=image_dir), defects
+
+
+def _against_card(card: Card, splits: DatasetSplits) -> list[str]:
+    says = "the literature says" if card.approximate else "the card says"
+    found = {part: len(getattr(splits, part)) for part in PARTS}
+    items = {item.path for part in PARTS for item in getattr(splits, part)}
+    found["total"] = len(items)
+    found |= {half: len(splits.select(half).test) for half in ("base", "new") if half in card.counts}
+    defects = [
+        f"{part} has {found[part]:,} images, {says} {expected:,}"
+        for part, expected in card.counts.items()
+        if part in found and found[part] != expected
+    ]
+    by_domain = Counter(i.domain for i in {i.path: i for part in PARTS for i in getattr(splits, part)}.values())
+    defects += [
+        f"the domain {domain} has {by_domain[domain]:,} images, {says} {expected:,}"
+        for domain, expected in card.domain_counts.items()
+        if by_domain[domain] != expected
+    ]
+    if card.classes and len(splits.class_names) != card.classes:
+        defects.append(f"there are {len(splits.class_names)} classes, the card says {card.classes}")
+    elif card.class_names:
+        defects += [
+            f"label {label} is called '{name}', the card says '{expected}'"
+            for label, (name, expected) in enumerate(zip(splits.class_names, card.class_names.values(), strict=True))
+            if name.lower() != expected.lower()
+        ]
+    return defects
+
+
+def _duplicates(splits: DatasetSplits) -> list[str]:
+    """Paths that stand twice in a part or in two parts; a test part that equals val, as PACS's, is passed."""
+    parts = {part: [item.path for item in getattr(splits, part)] for part in PARTS}
+    defects = [
+        f"{path} stands {count} times in {part}"
+        for part, paths in parts.items()
+        for path, count in Counter(paths).items()
+        if count > 1
+    ]
+    for one, other in (("train", "val"), ("train", "test"), ("val", "test")):
+        if parts[one] != parts[other]:
+            defects += [f"{path} is in {one} and in {other}" for path in sorted(set(parts[one]) & set(parts[other]))]
+    return defects
+
+
+def _misplaced(splits: DatasetSplits) -> list[str]:
+    """Images whose folder, or whose name up to its number, is otherwise another class's."""
+    items = list({item.path: item for part in PARTS for item in getattr(splits, part)}.values())
+    groups: dict[str, list[Item]] = defaultdict(list)
+    for item in items:
+        folder, _, name = item.path.rpartition("/")
+        groups[folder or re.sub(r"_?\d+\.\w+$", "", name)].append(item)
+    defects = []
+    for place, group in groups.items():
+        (label, count), *others = Counter(item.label for item in group).most_common()
+        if others and count >= OWN_FOLDER * len(group):
+            defects += [
+                f"{item.path} is labelled '{item.class_name}', the others in {place} '{splits.class_names[label]}'"
+                for item in group
+                if item.label != label and label < len(splits.class_names)
+            ]
+    return defects
+
+
+def _check_files(splits: DatasetSplits) -> tuple[list[Item], list[str]]:
+    """Return the items that are safe to open, and a line for each missing or empty one or link out of the folder."""
+    items = list({item.path: item for part in PARTS for item in getattr(splits, part)}.values())
+    if splits.image_dir is None:
+        return items, []
+    by_folder: dict[str, list[Item]] = defaultdict(list)
+    for item in items:
+        by_folder[os.path.dirname(item.path)].append(item)
+    safe, defects = [], []
+    for folder, group in by_folder.items():
+        try:
+            place = inside(splits.image_dir, folder) if folder else splits.image_dir
+            entries = {entry.name: entry for entry in os.scandir(place)}
+        except VlpromptError as error:
+            defects.append(f"{error} ({len(group)} images)")
+            continue
+        except OSError:
+            defects.append(f"the folder {splits.image_dir / folder} with {len(group):,} images is missing")
+            continue
+        wrong, sound = _check_entries(splits.image_dir, group, entries)
+        defects += wrong
+        safe += sound
+    return safe, defects
+
+
+def _check_entries(
+    image_dir: Path, group: Iterable[Item], entries: dict[str, os.DirEntry]
+) -> tuple[list[str], list[Item]]:
+    defects, safe = [], []
+    for item in group:
+        entry = entries.get(os.path.basename(item.path))
+        try:
+            if entry is None:
+                defects.append(f"the image {image_dir / item.path} is missing")
+                continue
+            if entry.is_symlink():
+                inside(image_dir, item.path)
+            if not entry.stat().st_size:
+                defects.append(f"the image {image_dir / item.path} is empty")
+                continue
+        except (VlpromptError, OSError) as error:
+            defects.append(str(error))
+            continue
+        safe.append(item)
+    return defects, safe

@@ -1,0 +1,131 @@
+"""From a file to a proper RGB image, or to an error that names the file."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+from PIL import ExifTags, Image, ImageOps
+
+from vlprompt.data.splits import DatasetSplits, Item
+from vlprompt.errors import VlpromptError
+from vlprompt.files import inside, is_relative_inside
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Return the image as RGB, upright, and as a viewer shows it.
+
+    EXIF orientation is applied, transparency (alpha, palette or colour key) is laid over white, 16-bit greyscale is
+    scaled down rather than clipped, CMYK and the rest are converted by Pillow.
+    """
+    image.load()  # some formats carry EXIF behind the pixels
+    if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+        image = ImageOps.exif_transpose(image)
+    if image.mode == "RGB" and not image.has_transparency_data:
+        return image
+    if image.mode.startswith("I"):  # Pillow's conversion would clip everything above 255 to white
+        return Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)).convert("RGB")
+    if image.has_transparency_data:
+        layer = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
+    return image.convert("RGB")
+
+
+def open_rgb(
+    path: str | Path | BinaryIO, decode: Callable[[Image.Image], Any] = to_rgb, *, name: str | None = None
+) -> Any:
+    """Read a whole image file as RGB, or as what ``decode`` makes of the opened file before its pixels are read.
+
+    Args:
+        path: of the file, or its bytes as a file object.
+        decode: from the opened image to the result.
+        name: what errors call the image, by default its path.
+
+    Raises:
+        VlpromptError: the file is missing, empty, truncated, no image, or of more pixels than Pillow trusts.
+    """
+    name = name or str(path)
+    try:
+        with Image.open(path) as image:
+            return decode(image)
+    except FileNotFoundError:
+        raise VlpromptError(f"the image {name} does not exist") from None
+    # Pillow's decoders raise whatever they meet (OSError, SyntaxError, struct.error, DecompressionBombError, ...).
+    except Exception as error:
+        empty = not isinstance(path, io.IOBase) and os.path.exists(path) and not os.path.getsize(path)
+        reason = "it is empty" if empty else error
+        raise VlpromptError(f"cannot read the image {name} ({reason}): replace or remove it") from error
+
+
+def as_rgb(image: Any, place: str = "the image") -> Image.Image:
+    """Return whatever stands for an image as an RGB one.
+
+    Args:
+        image: a ``PIL.Image``, a path, or bytes: an array (H, W), (H, W, 1) or (H, W, 3), or a tensor (1 or 3, H, W).
+        place: what errors call it.
+
+    Raises:
+        VlpromptError: it is nothing of the kind, or its file cannot be read.
+    """
+    if isinstance(image, Image.Image):
+        return to_rgb(image)
+    if isinstance(image, (str, os.PathLike)):
+        return open_rgb(image)
+    try:
+        if isinstance(image, torch.Tensor):
+            image = image.permute(1, 2, 0).cpu().numpy()
+        return to_rgb(Image.fromarray(image[..., 0] if image.ndim == 3 and image.shape[2] == 1 else image))
+    except (TypeError, ValueError, AttributeError, RuntimeError) as error:
+        kind = f"{type(image).__name__} {getattr(image, 'dtype', '')} {getattr(image, 'shape', '')}".strip()
+        raise VlpromptError(f"{place} is no image, path or array of (H, W, 3) bytes, but {kind} ({error})") from error
+
+
+def open_listed(folder: Path, item: Item, decode: Callable[[Image.Image], Any] = to_rgb) -> Any:
+    """Open an item whose path the caller gave, relative to ``folder`` or not, wherever it leads."""
+    return open_rgb(os.path.join(folder, item.path), decode)
+
+
+def open_inside(image_dir: Path, item: Item, decode: Callable[[Image.Image], Any] = to_rgb) -> Any:
+    """Open an item of a dataset on disk as ``open_rgb`` does; a path that leaves ``image_dir`` is refused.
+
+    A folder is resolved once a process: for every image that would take a third of the time of opening a small one.
+    """
+    folder, _, name = item.path.rpartition("/")
+    path = os.path.join(_folder_inside(image_dir, folder), name)
+    if not is_relative_inside(item.path) or os.path.islink(path):
+        path = inside(image_dir, item.path)
+    return open_rgb(path, decode)
+
+
+@cache
+def _folder_inside(image_dir: Path, folder: str) -> Path:
+    return inside(image_dir, folder) if folder else image_dir
+
+
+def check_items(splits: DatasetSplits, items: Sequence[Item]) -> None:
+    """Raise VlpromptError if images of ``items`` are not on disk, with their number and the first one's place.
+
+    Folders are listed once rather than files asked for one by one; nothing is opened.
+    """
+    if splits.image_dir is None:
+        return
+    listings: dict[str, set[str]] = {}
+    missing = []
+    for item in items:
+        folder, name = os.path.split(os.path.join(splits.image_dir, item.path))
+        if folder not in listings:
+            listings[folder] = set(os.listdir(folder)) if os.path.isdir(folder) else set()
+        # A file system may ignore case where a set does not.
+        if name not in listings[folder] and not os.path.exists(os.path.join(folder, name)):
+            missing.append(os.path.join(folder, name))
+    if missing:
+        raise VlpromptError(
+            f"{len(missing)} of {len(items)} images of {splits.name} are missing, the first is {missing[0]}: "
+            "complete the image folder, or remove it and get the dataset again"
+        )

@@ -1,0 +1,64 @@
+"""Several datasets as one: their classes side by side, for learning from all of them at once."""
+
+from __future__ import annotations
+
+import os
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import accumulate
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from vlprompt.data.splits import PARTS, DatasetSplits, Item
+from vlprompt.errors import VlpromptError
+
+
+def join_datasets(parts: Sequence[DatasetSplits]) -> DatasetSplits:
+    """Return datasets as one whose labels are those of the first, then of the second, and so on (MVLPT's sources).
+
+    Few-shot draws come before this, so that each is the dataset's own. ``tasks`` of the result says which dataset each
+    class is of; two datasets may have a class of the same name. Its templates are the default one, since one prompt
+    serves all.
+    """
+    if len(parts) < 2 or len({part.name for part in parts}) < len(parts):
+        raise VlpromptError(f"joining takes at least two different datasets, not {', '.join(p.name for p in parts)}")
+    starts = [0, *accumulate(len(part.class_names) for part in parts)][:-1]
+    on_disk = all(part.image_dir for part in parts)
+    common = Path(os.path.commonpath([part.image_dir.resolve() for part in parts])) if on_disk else None
+    prefixes = [f"{part.image_dir.resolve().relative_to(common).as_posix()}/" if common else "" for part in parts]
+
+    def open_image(item: Item) -> Image.Image:
+        i = bisect_right(starts, item.label) - 1
+        path = item.path.removeprefix(prefixes[i])
+        return parts[i].open_image(replace(item, path=path, label=item.label - starts[i]))
+
+    def shifted(split: str) -> list[Item]:
+        return [
+            replace(item, path=prefix + item.path, label=item.label + start)
+            for part, start, prefix in zip(parts, starts, prefixes, strict=True)
+            for item in getattr(part, split)
+        ]
+
+    return DatasetSplits(
+        name="+".join(part.name for part in parts),
+        class_names=tuple(name for part in parts for name in part.class_names),
+        **{split: shifted(split) for split in PARTS},
+        open_image=open_image,
+        image_dir=common,
+        source="+".join(dict.fromkeys(part.source for part in parts)),
+        mirror=all(part.mirror for part in parts),
+        version=max(part.version for part in parts),
+        tasks=tuple(i for i, part in enumerate(parts) for _ in part.class_names),
+    )
+
+
+def mask_other_tasks(batches: Iterable[Mapping[str, Tensor]], tasks: Sequence[int]) -> Iterator[dict[str, Tensor]]:
+    """Yield batches with ``class_mask`` (B, C): the classes of each image's own dataset, which alone compete."""
+    of_class = torch.tensor(tasks)
+    for batch in batches:
+        of_class = of_class.to(batch["label"].device)
+        yield {**batch, "class_mask": of_class[batch["label"]][:, None] == of_class}

@@ -1,0 +1,127 @@
+"""What a dataset is to the rest of the library: items in three splits, class names, and a way to open an image."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from PIL import Image
+
+from vlprompt.errors import VlpromptError
+
+Half = Literal["all", "base", "new"]
+PARTS = ("train", "val", "test")
+DEFAULT_TEMPLATE = "a photo of a {}."
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One image: its path relative to the image folder (or its name in an archive), label and class name."""
+
+    path: str
+    label: int
+    class_name: str
+    domain: str = ""
+
+
+@dataclass(frozen=True)
+class DatasetSplits:
+    """The train, val and test items of a dataset, and how to open them.
+
+    Attributes:
+        name: registry name, or ``folder:PATH`` as the user typed it.
+        class_names: one natural-language name a label, in label order.
+        train, val, test: items; their order matters, since it fixes the few-shot draw.
+        open_image: opens an item's image as an RGB ``PIL.Image``.
+        templates: the dataset's hand-written prompt templates, each with one ``{}``.
+        source: where the split comes from: ``published``, ``official``, ``generated`` or ``embedded``.
+        root: the dataset's folder on disk, or None if it needs none.
+        image_dir: the folder that items' paths are relative to, or None if the images are not files of their own.
+        half: which classes are kept: ``all``, ``base`` or ``new``.
+        mirror: whether a mirrored image keeps its class (not so for digits and letters).
+        version: the version of the dataset's card; a higher one means that images or splits have changed.
+        class_keys: what the files call each class, in label order, where that is not its name (ImageNet's wnids).
+        tasks: of datasets that were joined, which of them each class is of; empty otherwise.
+    """
+
+    name: str
+    class_names: tuple[str, ...]
+    train: Sequence[Item]
+    val: Sequence[Item]
+    test: Sequence[Item]
+    open_image: Callable[[Item], Image.Image] = field(repr=False, compare=False)
+    templates: tuple[str, ...] = (DEFAULT_TEMPLATE,)
+    source: str = "generated"
+    root: Path | None = None
+    image_dir: Path | None = None
+    half: Half = "all"
+    mirror: bool = True
+    version: int = 1
+    class_keys: tuple[str, ...] = ()
+    tasks: tuple[int, ...] = ()
+
+    @classmethod
+    def from_pairs(
+        cls,
+        train: Iterable[Any],
+        class_names: Sequence[str],
+        val: Iterable[Any] = (),
+        test: Iterable[Any] = (),
+        **facts: Any,
+    ) -> DatasetSplits:
+        """Make a dataset of (image, label) pairs in memory; see ``vlprompt.data.pairs.splits_from_pairs``."""
+        from vlprompt.data.pairs import splits_from_pairs  # it builds on this module
+
+        return splits_from_pairs(train, class_names, val, test, **facts)
+
+    @property
+    def domains(self) -> tuple[str, ...]:
+        """The domains of the items, in order of first appearance; empty if they have none."""
+        seen = dict.fromkeys(item.domain for part in (self.train, self.val, self.test) for item in part)
+        return tuple(domain for domain in seen if domain)
+
+    def keep_classes(self, labels: Sequence[int]) -> DatasetSplits:
+        """Return the classes with these labels alone, relabelled from 0 in their order, in every split."""
+        unknown = sorted(set(labels) - set(range(len(self.class_names))))
+        if unknown or len(set(labels)) < len(labels):
+            raise VlpromptError(
+                f"{self.name} has no label {unknown[0]}" if unknown else f"a label is twice in {labels}"
+            )
+        new = {label: position for position, label in enumerate(labels)}
+
+        def keep(items: Sequence[Item]) -> list[Item]:
+            return [replace(i, label=new[i.label]) for i in items if i.label in new]
+
+        return replace(
+            self,
+            class_names=tuple(self.class_names[label] for label in labels),
+            class_keys=tuple(self.class_keys[label] for label in labels) if self.class_keys else (),
+            tasks=tuple(self.tasks[label] for label in labels) if self.tasks else (),
+            train=keep(self.train),
+            val=keep(self.val),
+            test=keep(self.test),
+        )
+
+    def select(self, half: Half) -> DatasetSplits:
+        """Return the base or new half of the classes, relabelled from 0 in every split.
+
+        Sorted labels, the first ⌈C/2⌉ are base (CoOp's ``subsample_classes``). Few-shot sampling comes before this,
+        over all classes, so that the base half's subset is a part of the all-class one.
+        """
+        if half == "all":
+            return self
+        middle = math.ceil(len(self.class_names) / 2)
+        labels = range(middle) if half == "base" else range(middle, len(self.class_names))
+        return replace(self.keep_classes(labels), half=half)
+
+    def fingerprint(self) -> str:
+        """Return a SHA-256 over class names and items, so that two results can be known to share their data."""
+        listing = [list(self.class_names)] + [
+            [[i.path, i.label, i.domain] for i in items] for items in (self.train, self.val, self.test)
+        ]
+        return hashlib.sha256(json.dumps(listing, separators=(",", ":")).encode()).hexdigest()

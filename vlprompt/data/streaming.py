@@ -1,0 +1,126 @@
+"""Images of any number, in order, a few batches of them in memory: decoded in threads while earlier ones are scored."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from vlprompt.data.images import as_rgb
+from vlprompt.data.transforms import eval_transform, split_transform
+from vlprompt.errors import VlpromptError
+
+if TYPE_CHECKING:
+    from vlprompt.clip import FrozenCLIP
+
+BATCH = 64
+AHEAD = 2  # batches that are decoded before they are asked for
+
+
+@dataclass(frozen=True)
+class ImageBatch:
+    """Some images of a stream.
+
+    Attributes:
+        sources: the images as they were given, those that were read.
+        images: (B, 3, H, W) float32, as the backbone takes them; B may be 0.
+        unreadable: what is wrong with each of the others.
+    """
+
+    sources: list[Any]
+    images: Tensor
+    unreadable: list[str]
+
+
+def stream_images(
+    sources: Iterable[Any], clip: FrozenCLIP, *, batch_size: int = BATCH, threads: int | None = None
+) -> Iterator[ImageBatch]:
+    """Yield the images of ``sources`` in batches, each made ready by the evaluation transform.
+
+    Args:
+        sources: images as ``vlprompt.data.as_rgb`` takes them, float tensors (3, S, S) that went through
+            ``clip.preprocess``, or samples of a dataset: (image, …) or ``{"image": …}``. May be endless.
+        clip: whose transform is applied.
+        batch_size: sources of a batch.
+        threads: that decode; 0 decodes when a batch is asked for, None takes one a core, where there are several.
+    """
+    if batch_size < 1:
+        raise VlpromptError(f"batch_size must be at least 1, not {batch_size}")
+    threads = _default_threads() if threads is None else threads
+    load, sources = _Loader(clip), iter(sources)
+    chunks = iter(lambda: list(islice(sources, batch_size)), [])
+    if threads == 0:
+        yield from (load.batch(chunk, map(load, chunk)) for chunk in chunks)
+        return
+    pool = ThreadPoolExecutor(threads, "decode")
+    waiting: deque[tuple[list[Any], list[Future]]] = deque()
+    try:
+        for chunk in chunks:
+            waiting.append((chunk, [pool.submit(load, source) for source in chunk]))
+            if len(waiting) > AHEAD:
+                yield _result(load, *waiting.popleft())
+        while waiting:
+            yield _result(load, *waiting.popleft())
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def is_preprocessed(image: Any) -> bool:
+    """Tell whether an image is a float tensor, which stands for one that went through ``clip.preprocess``."""
+    return isinstance(image, Tensor) and image.is_floating_point()
+
+
+def _default_threads() -> int:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return cores if cores > 1 else 0
+
+
+def _result(load: _Loader, chunk: list[Any], futures: list[Future]) -> ImageBatch:
+    return load.batch(chunk, (future.result() for future in futures))
+
+
+class _Loader:
+    """Reads an image as bytes (3, S, S), or returns the sentence that says why not."""
+
+    def __init__(self, clip: FrozenCLIP):
+        self.shape = (3, clip.image_size, clip.image_size)
+        _, self.before, self.after = split_transform(eval_transform(clip))
+
+    def __call__(self, source: Any) -> Tensor | str:
+        image = source[0] if isinstance(source, (tuple, list)) else source
+        image = image["image"] if isinstance(image, Mapping) and "image" in image else image
+        try:
+            return self.checked(image) if is_preprocessed(image) else self.before(as_rgb(image))
+        except VlpromptError as error:
+            return str(error)
+
+    def checked(self, image: Tensor) -> Tensor:
+        """Return a preprocessed image, or raise one sentence for a tensor that is none."""
+        if tuple(image.shape) != self.shape:
+            raise VlpromptError(
+                f"a float tensor must be an image that went through clip.preprocess, {self.shape}, not "
+                f"{tuple(image.shape)}"
+            )
+        if image.min() >= 0 and image.max() <= 1:
+            raise VlpromptError(
+                "a float tensor holds numbers from 0 to 1, so it did not go through clip.preprocess: give bytes "
+                "(torchvision's PILToTensor in place of ToTensor), PIL images or paths"
+            )
+        return image.cpu()
+
+    def batch(self, sources: list[Any], loaded: Iterable[Tensor | str]) -> ImageBatch:
+        """Put loaded images together; what can be done to all of them at once is done here."""
+        pairs = list(zip(sources, loaded, strict=True))
+        read = [(source, image) for source, image in pairs if isinstance(image, Tensor)]
+        if any(is_preprocessed(image) for _, image in read):
+            images = torch.stack([i if is_preprocessed(i) else self.after(i) for _, i in read])
+        else:
+            images = self.after(torch.stack([image for _, image in read])) if read else torch.empty(0, *self.shape)
+        return ImageBatch([source for source, _ in read], images, [s for _, s in pairs if isinstance(s, str)])

@@ -1,0 +1,140 @@
+"""Prompt templates and class descriptions as data."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Protocol
+
+from vlprompt.errors import VlpromptError, nearest
+
+# the seven that CLIP's authors kept of their eighty for ImageNet, in CoOp's order
+IMAGENET7 = (
+    "itap of a {}.",
+    "a bad photo of the {}.",
+    "a origami {}.",
+    "a photo of the large {}.",
+    "a {} in a video game.",
+    "art of the {}.",
+    "a photo of the small {}.",
+)
+TEMPLATE_SETS = ("hand", "imagenet7", "imagenet80")
+
+
+@cache
+def imagenet80() -> tuple[str, ...]:
+    """CLIP's eighty templates for ImageNet, as OpenCLIP has them."""
+    import open_clip
+
+    return tuple(template("{}") for template in open_clip.OPENAI_IMAGENET_TEMPLATES)
+
+
+class HasTemplates(Protocol):
+    """A dataset, or a learner that was given a dataset's templates."""
+
+    templates: tuple[str, ...]
+
+
+def resolve_templates(spec: str | Sequence[str] | None, splits: HasTemplates) -> tuple[str, ...]:
+    """Return the templates that a setting stands for.
+
+    Args:
+        spec: None or ``hand``, the dataset's own; ``imagenet7``, these seven and the dataset's own (CoOp's
+            ZeroshotCLIP2, without its bug of adding them up over datasets); ``imagenet80``; a template with one ``{}``,
+            or a list of them; or the path of a text file, one template a line, or of a JSON list.
+        splits: whose own templates ``hand`` stands for.
+
+    Raises:
+        VlpromptError: a set or file is unknown, or a template has not exactly one ``{}``.
+    """
+    if spec is None or spec == "hand":
+        return splits.templates
+    if spec == "imagenet80":
+        return imagenet80()
+    if spec == "imagenet7":
+        own = () if getattr(splits, "name", "").startswith("imagenet") else splits.templates
+        return IMAGENET7 + own
+    if isinstance(spec, str):
+        spec = [spec] if "{}" in spec else _read_templates(spec)
+    wrong = [t for t in spec if not isinstance(t, str) or t.count("{}") != 1]
+    if wrong or not spec:
+        raise VlpromptError(
+            f"a template must hold {{}} once, where the class name goes, and not {wrong[0]!r}"
+            if wrong
+            else "the list of templates is empty"
+        )
+    return tuple(spec)
+
+
+def _read_templates(spec: str) -> list[str]:
+    path = Path(spec).expanduser()
+    if not path.is_file():
+        raise VlpromptError(
+            f"'{spec}' is no template (it has no {{}}), no file and no set: {nearest(spec, TEMPLATE_SETS)}"
+        )
+    try:
+        text = path.read_text("utf-8")
+        templates = json.loads(text) if path.suffix == ".json" else [x.strip() for x in text.splitlines() if x.strip()]
+    except (OSError, ValueError) as error:
+        raise VlpromptError(f"the templates in {path} cannot be read ({error})") from error
+    if not isinstance(templates, list):
+        raise VlpromptError(f"the templates in {path} must be a list, not {type(templates).__name__}")
+    return templates
+
+
+def normalise_key(name: str) -> str:
+    """Return a class name as descriptions are looked up: lower case, spaces for underscores, single spaces.
+
+    >>> normalise_key(" Yin_Yang ")
+    'yin yang'
+    """
+    return " ".join(name.replace("_", " ").lower().split())
+
+
+def read_descriptions(
+    path: str | Path, class_names: Sequence[str], aliases: Mapping[str, str] | None = None
+) -> list[list[str]]:
+    """Read sentences about classes: ``{class: [sentences]}``, as CoPrompt, CuPL and their like write it.
+
+    Args:
+        path: a JSON file.
+        class_names: of the dataset. Names that two labels share get the same sentences.
+        aliases: class name to the file's key, where they differ by more than case and underscores.
+
+    Returns:
+        The sentences of each class, in the order of ``class_names``.
+
+    Raises:
+        VlpromptError: the file is of another form, two of its keys are the same class with other sentences, or it lacks
+            classes, with the number of them and the nearest key of the first.
+    """
+    try:
+        content = json.loads(Path(path).read_text("utf-8"))
+    except OSError as error:
+        raise VlpromptError(f"no descriptions at {path}: give a JSON file {{class: [sentences]}}") from error
+    except ValueError as error:
+        raise VlpromptError(f"the descriptions in {path} are not JSON ({error})") from error
+    if not isinstance(content, dict):
+        raise VlpromptError(f"{path} must be a JSON file {{class: [sentences]}}, not {type(content).__name__}")
+    known: dict[str, list[str]] = {}
+    for key, value in content.items():
+        sentences = [value] if isinstance(value, str) else value
+        if not _are_sentences(sentences):
+            raise VlpromptError(f"{path} must have a list of sentences for '{key}', not {value!r:.60}")
+        if known.setdefault(normalise_key(key), sentences) != sentences:
+            raise VlpromptError(f"{path} has two lists of sentences for '{normalise_key(key)}': keep one")
+    renamed = {normalise_key(name): normalise_key(key) for name, key in (aliases or {}).items()}
+    keys = [renamed.get(normalise_key(name), normalise_key(name)) for name in class_names]
+    absent = [name for name, key in zip(class_names, keys, strict=True) if key not in known]
+    if absent:
+        hint = nearest(normalise_key(absent[0]), known)
+        raise VlpromptError(
+            f"{path} has no sentences for {len(absent)} of {len(keys)} classes, first '{absent[0]}': {hint}"
+        )
+    return [known[key] for key in keys]
+
+
+def _are_sentences(value: object) -> bool:
+    return isinstance(value, Iterable) and bool(value) and all(isinstance(s, str) and s.strip() for s in value)
