@@ -1,0 +1,275 @@
+"""The captioned images that `vlprompt-tiny` is pretrained on: collected once, kept as arrays in one safetensors file.
+
+Every image carries *names* (what it is: "fox face") and *kinds* (what it belongs to: "mammal", "animals and nature").
+Emoji of the embedded dataset's val and test splits are left out, in every style and in every joined sequence.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import zipfile
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from vlprompt.demo.emoji import emoji_index
+from vlprompt.demo.glyphs import DIGITS, font_path, glyph_sets
+from vlprompt.errors import VlpromptError
+from vlprompt.files import atomic_write
+
+SIZE = 64
+CIFAR_SIZE = 32
+MAX_NAMES, MAX_KINDS = 3, 3
+
+SUPERCLASSES = {
+    "aquatic mammal": "beaver dolphin otter seal whale",
+    "fish": "aquarium_fish flatfish ray shark trout",
+    "flower": "orchid poppy rose sunflower tulip",
+    "food container": "bottle bowl can cup plate",
+    "fruit": "apple orange pear",
+    "vegetable": "mushroom sweet_pepper",
+    "household electrical device": "clock keyboard lamp telephone television",
+    "household furniture": "bed chair couch table wardrobe",
+    "insect": "bee beetle butterfly caterpillar cockroach",
+    "large carnivore": "bear leopard lion tiger wolf",
+    "large man-made outdoor thing": "bridge castle house road skyscraper",
+    "large natural outdoor scene": "cloud forest mountain plain sea",
+    "large herbivore": "camel cattle chimpanzee elephant kangaroo",
+    "medium-sized mammal": "fox porcupine possum raccoon skunk",
+    "invertebrate": "crab lobster snail spider worm",
+    "person": "baby boy girl man woman",
+    "reptile": "crocodile dinosaur lizard snake turtle",
+    "small mammal": "hamster mouse rabbit shrew squirrel",
+    "tree": "maple_tree oak_tree palm_tree pine_tree willow_tree",
+    "vehicle": "bicycle bus motorcycle pickup_truck train lawn_mower rocket streetcar tank tractor",
+}
+SUPERCLASS_OF = {name: superclass for superclass, names in SUPERCLASSES.items() for name in names.split()}
+
+GLYPH_KINDS = {
+    "symbols": "symbol",
+    "arrows": "arrow",
+    "cards": "playing card",
+    "chess": "chess piece",
+    "cyrillic": "cyrillic letter",
+    "dominoes": "domino tile",
+    "faces": "face",
+    "georgian": "georgian letter",
+    "greek": "greek letter",
+    "hexagrams": "hexagram",
+    "zodiac": "zodiac sign",
+}
+
+ABSTRACT_CLIPART = ("shapes/stars", "shapes/jigsaw", "special", "computer/icons", "computer/buttons", "logos")
+ARTISTS = (
+    "aj andrew ani anthony anton architetto ben benj benji bogdan chaosinfa christoph clemente dan dave denco erwan "
+    "fidi francesco frederic frouke fudriot ganson ganson1 ganson2 ganson3 gerald guillaume jarno jean jean-vic "
+    "jean-victo jean-victor joel jon jonadab jonathan juliane jurgen ken linda lodahl luiz marcelo mateya matt matthew "
+    "mauro mike mimooh mo moser nathan nicu patricia paul peterm petr roman romus sergio snuatautisticido susan tess "
+    "uliphant victor yen yve yves zazou bw bwh"
+)
+CLIPART_ARTISTS = frozenset(ARTISTS.split())
+
+
+@dataclass
+class Captioned:
+    """One image, (channels, size, size) uint8, with what it is and what it belongs to; `weight` is its draw's."""
+
+    pixels: np.ndarray
+    names: list[str]
+    kinds: list[str]
+    weight: float = 1.0
+
+
+def pretraining_identities(codes: Iterable[str]) -> set[str]:
+    """Return those emoji codes that pretraining may see: none of the embedded dataset's val or test emoji.
+
+    A joined sequence is dropped with any member of its class that it contains (a black cat with the cat), since
+    `scripts/pack_emoji.py` deals the two to one split.
+    """
+    held_out = {_base(e["code"]) for e in emoji_index()["emoji"] if e["split"] != "train"}
+    return {code for code in codes if _base(code) not in held_out}
+
+
+def _base(code: str) -> str:
+    return code.lower().split("-200d-")[0].replace("-fe0f", "")
+
+
+def _square(image: Image.Image, size: int = SIZE) -> np.ndarray:
+    """Return an image cut to its visible part and centred on a transparent square, (4, size, size) uint8."""
+    image = image.convert("RGBA")
+    box = image.getchannel("A").getbbox()
+    image = image.crop(box) if box else image
+    image.thumbnail((size, size), Image.Resampling.LANCZOS)
+    square = Image.new("RGBA", (size, size))
+    square.paste(image, ((size - image.width) // 2, (size - image.height) // 2))
+    return np.asarray(square).transpose(2, 0, 1)  # (4, size, size)
+
+
+def _need(path: Path, key: str, what: str) -> Path:
+    if not path.exists():
+        raise VlpromptError(f"pretraining needs {what}, and there is none at '{path}': set {key}=PATH")
+    return path
+
+
+def read_emoji_sources(noto: Path, twemoji: Path, fluent: Path) -> Iterator[Captioned]:
+    """Yield every permitted emoji in every style, from the unpacked npm folders."""
+    _need(noto / "emoji.json", "noto", "the unpacked npm package emoji-datasource-google 16.0.0")
+    _need(twemoji / "img", "twemoji", "the unpacked npm package emoji-datasource-twitter 16.0.0")
+    _need(fluent / "assets", "fluent", "the unpacked npm package @lobehub/fluent-emoji-3d 1.1.0")
+    in_dataset = {e["code"] for e in emoji_index()["emoji"]}
+    entries = json.loads((noto / "emoji.json").read_text(encoding="utf-8"))
+    allowed = pretraining_identities(e["unified"] for e in entries)
+    for entry in sorted(entries, key=lambda e: e["sort_order"]):
+        if entry["unified"] not in allowed or entry["category"] == "Component":
+            continue
+        code = entry["unified"].lower()
+        spoken = [s.replace("_", " ").replace("-", " ") for s in entry["short_names"][:2]]
+        names = list(dict.fromkeys([entry["name"].lower(), *spoken]))[:MAX_NAMES]
+        kinds = [*_emoji_kind(entry["subcategory"], code in in_dataset), entry["category"].lower().replace("&", "and")]
+        weight = 2.0 if code in in_dataset else 0.5 if entry["category"] in ("Flags", "People & Body") else 1.0
+        files = (
+            noto / "img/google/64" / f"{code}.png",
+            twemoji / "img/twitter/64" / f"{code}.png",
+            *(fluent / "assets" / f"{c}.webp" for c in dict.fromkeys([code, code.replace("-fe0f", "")])),
+        )
+        for file in filter(Path.exists, files):
+            yield Captioned(_square(Image.open(file)), names, kinds, weight)
+
+
+def _emoji_kind(subgroup: str, in_dataset: bool) -> list[str]:
+    """Return what an emoji of a Unicode subgroup may be called besides its name.
+
+    One of the dataset's emoji is "animal", not "mammal": were the classes taught on emoji here, by more examples than
+    any few-shot draw has, a learnt prompt could add nothing to the zero-shot classifier.
+    """
+    coarse, _, fine = subgroup.partition("-")
+    if in_dataset:
+        return [coarse] if coarse in ("animal", "food", "place", "transport") else []
+    return [(fine or coarse).replace("-", " ")]
+
+
+def clipart_caption(path: str) -> tuple[str, list[str]]:
+    """Return the name and kinds that an openclipart path tells, without artists and numbers.
+
+    >>> clipart_caption("animals/birds/flamand_bw_jean-victor_b_01.png")
+    ('flamand', ['bird', 'animal'])
+    """
+    *folders, stem = path.removesuffix(".png").lower().split("/")
+    if "cards" in folders and (match := re.fullmatch(r"[a-z]+_([cdhs])_([0-9ajqk]+)", stem)):
+        suit = {"c": "clubs", "d": "diamonds", "h": "hearts", "s": "spades"}[match[1]]
+        rank = {"a": "ace", "j": "jack", "q": "queen", "k": "king", "10": "ten"}.get(match[2])
+        name = f"{rank or DIGITS[int(match[2])]} of {suit}"
+    else:
+        words: list[str] = []
+        for word in re.split(r"[_\s]+", stem):
+            if words and word in CLIPART_ARTISTS:
+                break
+            words.append(re.sub(r"\d+$", "", word))
+        name = " ".join(" ".join(words).replace("-", " ").split()).strip() or folders[-1]
+    kinds = [_singular(folder.replace("_", " ")) for folder in reversed(folders) if folder != "unsorted"]
+    return name, kinds[:MAX_KINDS] or ["clip art"]
+
+
+def _singular(words: str) -> str:
+    if words.endswith(("ss", "us")):
+        return words
+    return words[:-3] + "y" if words.endswith("ies") else words.removesuffix("s")
+
+
+def read_clipart(root: Path) -> Iterator[Captioned]:
+    """Yield the openclipart images with a meaningful name; abstract series and icon themes are left out."""
+    _need(root, "clipart", "the folder of Debian's openclipart-png package")
+    natural = ("animals", "food", "plants", "tools", "transportation", "buildings", "recreation", "office", "education")
+    for file in sorted(root.rglob("*.png")):
+        path = file.relative_to(root).as_posix()
+        if path.startswith(ABSTRACT_CLIPART):
+            continue
+        name, kinds = clipart_caption(path)
+        try:
+            pixels = _square(Image.open(file))
+        except (OSError, Image.DecompressionBombError):  # a broken file or two, and a flag of 231 megapixels
+            continue
+        yield Captioned(pixels, [name], kinds, 2.0 if path.startswith(natural) else 1.0)
+
+
+def read_cifar(archive: Path) -> Iterator[Captioned]:
+    """Yield CIFAR-100's training images, from a zip with one folder a class or from torchvision's folder."""
+    _need(archive, "cifar", "CIFAR-100's training images (a zip with one folder a class, or torchvision's folder)")
+    if archive.is_dir():
+        from torchvision.datasets import CIFAR100
+
+        data = CIFAR100(archive, train=True)
+        pairs = ((np.asarray(image), data.classes[label]) for image, label in data)
+    else:
+        pairs = _read_zip(archive)
+    for image, name in pairs:
+        yield Captioned(image.transpose(2, 0, 1), [name.replace("_", " ")], [SUPERCLASS_OF[name]])
+
+
+def _read_zip(archive: Path) -> Iterator[tuple[np.ndarray, str]]:
+    with zipfile.ZipFile(archive) as opened:
+        for member in sorted(n for n in opened.namelist() if n.endswith((".webp", ".png"))):
+            image = Image.open(io.BytesIO(opened.read(member))).convert("RGB")
+            yield np.asarray(image), member.split("/")[-2]
+
+
+def read_plain_glyphs() -> Iterator[Captioned]:
+    """Yield one plain mask (1, SIZE, SIZE) of every glyph: upright DejaVu Sans, plainer than any of the datasets'."""
+    font = ImageFont.truetype(str(font_path("DejaVuSans")), 2 * SIZE)
+    drawn = [
+        (code, name, GLYPH_KINDS[s]) for s, names in glyph_sets().items() for name in names for code in names[name]
+    ]
+    drawn += [(ord("0") + value, word, "digit") for value, word in enumerate(DIGITS)]
+    drawn += [(code, f"letter {chr(code).lower()}", "letter") for code in (*range(65, 91), *range(97, 123))]
+    for code, name, kind in drawn:
+        box = font.getbbox(chr(code))
+        mask = Image.new("L", (box[2] - box[0], box[3] - box[1]))
+        ImageDraw.Draw(mask).text((-box[0], -box[1]), chr(code), fill=255, font=font)
+        mask.thumbnail((SIZE - 8, SIZE - 8), Image.Resampling.LANCZOS)
+        square = Image.new("L", (SIZE, SIZE))
+        square.paste(mask, ((SIZE - mask.width) // 2, (SIZE - mask.height) // 2))
+        names = [name, str(DIGITS.index(name))] if kind == "digit" else [name]
+        yield Captioned(np.asarray(square)[None], names, [kind])
+
+
+def prepare(target: Path, noto: Path, twemoji: Path, fluent: Path, clipart: Path, cifar: Path) -> None:
+    """Collect every source into one safetensors file: pixels, name and kind numbers, draw weights, concept words."""
+    sources = {
+        "emoji": read_emoji_sources(noto, twemoji, fluent),
+        "clipart": read_clipart(clipart),
+        "cifar": read_cifar(cifar),
+        "glyphs": read_plain_glyphs(),
+    }
+    concepts: dict[str, int] = {}
+    tensors: dict[str, torch.Tensor] = {}
+    for source, images in sources.items():
+        images = list(images)
+        tensors[f"{source}.pixels"] = torch.from_numpy(np.stack([i.pixels for i in images])).contiguous()
+        tensors[f"{source}.weight"] = torch.tensor([i.weight for i in images])
+        for field, width in (("names", MAX_NAMES), ("kinds", MAX_KINDS)):
+            numbers = torch.full((len(images), width), -1)
+            for row, image in enumerate(images):
+                words = getattr(image, field)
+                numbers[row, : len(words)] = torch.tensor([concepts.setdefault(w, len(concepts)) for w in words])
+            tensors[f"{source}.{field}"] = numbers
+        print(f"{source}: {len(images)} images, {len(concepts)} concepts so far", flush=True)
+    with atomic_write(target) as temporary:
+        save_file(tensors, temporary, metadata={"concepts": json.dumps(list(concepts))})
+
+
+def load_corpus(path: Path) -> tuple[dict[str, dict[str, torch.Tensor]], list[str]]:
+    """Return `{source: {pixels, weight, names, kinds}}` and the concepts' words, as `prepare` wrote them."""
+    sources: dict[str, dict[str, torch.Tensor]] = {}
+    with safe_open(path, framework="pt") as file:
+        for key in file.keys():  # noqa: SIM118, safe_open is no mapping
+            source, field = key.split(".")
+            sources.setdefault(source, {})[field] = file.get_tensor(key)
+        return sources, json.loads(file.metadata()["concepts"])
