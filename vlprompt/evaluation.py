@@ -1,0 +1,339 @@
+"""Scoring a learner on test images."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from vlprompt.clip import FrozenCLIP
+from vlprompt.console import Reporter
+from vlprompt.data import (
+    FeatureBank,
+    ImageItems,
+    as_splits,
+    check_items,
+    eval_batches,
+    eval_transform,
+    load_split,
+    resolve_templates,
+)
+from vlprompt.data.splits import DatasetSplits, Half, Item
+from vlprompt.errors import VlpromptError
+from vlprompt.files import atomic_write
+from vlprompt.learner import PromptLearner, create_learner
+from vlprompt.metrics import Reliability, count_per_class, macro_accuracy, top_k_accuracy
+from vlprompt.objectives import Templates
+from vlprompt.results import Predictions, Row
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What a learner says of N test images.
+
+    Attributes:
+        labels: (N,) true labels.
+        logits: (N, C).
+    """
+
+    labels: Tensor
+    logits: Tensor
+
+    @cached_property
+    def predicted(self) -> Tensor:
+        """The class of each image's largest logit: (N,)."""
+        return self.logits.argmax(dim=1)
+
+    @property
+    def accuracy(self) -> float:
+        """Top-1 accuracy in [0, 1]."""
+        return int((self.predicted == self.labels).sum()) / len(self.labels)
+
+    @property
+    def macro_accuracy(self) -> float:
+        """Mean over the classes that have test images of their accuracies, in [0, 1]."""
+        return macro_accuracy(self.labels, self.predicted, self.logits.shape[1])
+
+    @property
+    def top5(self) -> float | None:
+        """Share in [0, 1] of images whose label is among the five likeliest; None below six classes."""
+        return top_k_accuracy(self.labels, self.logits, 5) if self.logits.shape[1] > 5 else None
+
+    @cached_property
+    def reliability(self) -> Reliability:
+        """Accuracy by confidence, and the expected calibration error."""
+        return Reliability.of(self.labels, self.logits)
+
+    @property
+    def confidence(self) -> Tensor:
+        """Each image's largest softmax probability: (N,)."""
+        return self.logits.softmax(dim=1).amax(dim=1)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A learner and the zero-shot classifier on the same test images.
+
+    Attributes:
+        row: all metrics, as a result keeps them.
+        class_names: C names, in label order.
+        items: the N images.
+        learnt, frozen: scores of the learner and of zero-shot.
+    """
+
+    row: Row
+    class_names: tuple[str, ...]
+    items: Sequence[Item]
+    learnt: Scores
+    frozen: Scores
+
+    @property
+    def predictions(self) -> Predictions:
+        """What both said of each image, small enough to keep."""
+        integers = (x.to(torch.int32) for x in (self.learnt.labels, self.learnt.predicted, self.frozen.predicted))
+        return Predictions(*integers, self.learnt.confidence)
+
+
+def _make_row(target: str, part: DatasetSplits, learnt: Scores, frozen: Scores) -> Row:
+    n_classes = len(part.class_names)
+    images, correct = count_per_class(learnt.labels, learnt.predicted, n_classes)
+    _, frozen_correct = count_per_class(frozen.labels, frozen.predicted, n_classes)
+    return Row(
+        target=target,
+        dataset=part.name,
+        n_classes=n_classes,
+        n_images=len(learnt.labels),
+        accuracy=100 * learnt.accuracy,
+        macro_accuracy=100 * learnt.macro_accuracy,
+        zero_shot=100 * frozen.accuracy,
+        zero_shot_macro=100 * frozen.macro_accuracy,
+        split=replace(part, train=(), val=()).fingerprint(),  # the training draw differs between seeds
+        top5=None if learnt.top5 is None else 100 * learnt.top5,
+        zero_shot_top5=None if frozen.top5 is None else 100 * frozen.top5,
+        ece=100 * learnt.reliability.expected_calibration_error,
+        zero_shot_ece=100 * frozen.reliability.expected_calibration_error,
+        per_class={
+            "class": list(part.class_names),
+            "images": images.tolist(),
+            "correct": correct.tolist(),
+            "zero_shot_correct": frozen_correct.tolist(),
+        },
+        reliability=learnt.reliability.as_dict(),
+    )
+
+
+def limited(items: Sequence[Item], limit: int | None) -> Sequence[Item]:
+    """Return at most ``limit`` items, evenly spaced so that sorted classes all stay."""
+    if limit is None or limit >= len(items):
+        return items
+    return [items[i * len(items) // limit] for i in range(limit)]
+
+
+@torch.no_grad()
+def score(
+    learner: PromptLearner,
+    splits: DatasetSplits,
+    *,
+    limit: int | None = None,
+    workers: int = 0,
+    progress: Progress | None = None,
+) -> Scores:
+    """Score a learner on the test images of ``splits``, among its current class names.
+
+    Image features come from the bank where the learner leaves the image tower alone.
+
+    Args:
+        learner: whose ``class_names`` are those of ``splits``.
+        splits: the dataset, or a half of it.
+        limit: test images at most.
+        workers: processes that load images.
+        progress: called with the number of images done and in all.
+    """
+    learner.eval()
+    items = limited(splits.test, limit)
+    logits, labels, done = [], [], 0
+    for batch in _batches(learner, splits, items, workers, progress):
+        if "image_features" in batch:
+            logits.append(learner.classify(batch["image_features"]).float().cpu())
+        else:
+            logits.append(learner(batch["image"]).float().cpu())
+            done += len(batch["label"])
+            if progress:
+                progress(done, len(items))
+        labels.append(batch["label"].cpu())
+    return Scores(torch.cat(labels), torch.cat(logits))
+
+
+def _batches(
+    learner: PromptLearner, splits: DatasetSplits, items: Sequence[Item], workers: int, progress: Progress | None
+) -> Iterator[dict[str, Tensor]]:
+    clip = learner.clip
+    transform = eval_transform(clip)
+    if not learner.cacheable_images:
+        return eval_batches(ImageItems(splits, items, transform), workers=workers, device=clip.device)
+    bank = FeatureBank.open_or_build(clip, splits, items, transform=transform, workers=workers, progress=progress)
+    return bank.eval_batches()
+
+
+def format_spread(
+    clip: FrozenCLIP, splits: DatasetSplits, templates: Templates, *, limit: int | None = None, workers: int = 0
+) -> dict[str, float]:
+    """Return the zero-shot accuracy in [0, 1] of each template by itself, on the same test images.
+
+    The spread between the best and the worst says how much of a gain may be the wording alone (FormatSpread, Sclar et
+    al., ICLR 2024, arXiv:2310.11324).
+
+    Args:
+        clip: the frozen model.
+        splits: the dataset, or a half of it.
+        templates: a list, the name of a set such as ``imagenet80``, or a file; see ``vlprompt.data``.
+        limit: test images at most.
+        workers: processes that load images.
+    """
+    accuracies = {}
+    for template in resolve_templates(templates, splits):
+        learner = create_learner("zero_shot", clip, splits.class_names, templates=(template,))
+        accuracies[template] = score(learner, splits, limit=limit, workers=workers).accuracy
+    return accuracies
+
+
+def evaluate(
+    learner: PromptLearner,
+    splits: DatasetSplits,
+    *,
+    target: str = "all",
+    class_names: Sequence[str] | None = None,
+    templates: Templates = None,
+    spread: Templates = None,
+    limit: int | None = None,
+    workers: int = 0,
+    reporter: Reporter | None = None,
+) -> Evaluation:
+    """Score a learner and zero-shot on the test images of ``splits``, with all metrics.
+
+    The learner has its own class names again afterwards.
+
+    Args:
+        learner: any learner.
+        splits: the dataset, or a half of it.
+        target: what the row is called.
+        class_names: in label order, in place of the dataset's; more of them than labels are distractors.
+        templates: of zero-shot, in place of the dataset's.
+        spread: templates to score zero-shot with one by one.
+        limit: test images at most.
+        workers: processes that load images.
+        reporter: tells how it gets on.
+
+    Raises:
+        VlpromptError: there are no test images, too few names, or the learner cannot score these classes.
+    """
+    check_items(splits, splits.test)
+    splits = replace(splits, templates=resolve_templates(templates, splits))
+    if class_names is not None:
+        if len(class_names) < len(splits.class_names):
+            raise VlpromptError(
+                f"{len(class_names)} class names were given, and {splits.name} has {len(splits.class_names)} classes"
+            )
+        splits = replace(splits, class_names=tuple(class_names))
+    reporter = reporter or Reporter(quiet=True)
+
+    def scored(scorer: PromptLearner) -> Scores:
+        with reporter.bar(f"{scorer.method} on {target}", lines=1) as update:
+            return score(scorer, splits, limit=limit, workers=workers, progress=update)
+
+    zero_shot = create_learner("zero_shot", learner.clip, splits.class_names, templates=splits.templates)
+    own_names = learner.class_names
+    learner.set_class_names(splits.class_names)
+    try:
+        frozen, learnt = scored(zero_shot), scored(learner)
+    finally:
+        learner.set_class_names(own_names)
+    row = _make_row(target, splits, learnt, frozen)
+    if spread is not None:
+        by_template = format_spread(learner.clip, splits, spread, limit=limit, workers=workers)
+        row = replace(row, format_spread={template: 100 * value for template, value in by_template.items()})
+    return Evaluation(row, splits.class_names, limited(splits.test, limit), learnt, frozen)
+
+
+def save_predictions(evaluations: Iterable[Evaluation], path: Path) -> None:
+    """Write one line an image to ``.csv`` or ``.parquet``: path, true and predicted class, confidence, zero-shot's."""
+    columns: dict[str, list] = {
+        name: []
+        for name in ("target", "path", "label", "class", "predicted", "predicted_class", "confidence", "correct",
+                     "zero_shot", "zero_shot_class")
+    }  # fmt: skip
+    for each in evaluations:
+        names, said = each.class_names, each.predictions
+        label, predicted, zero_shot = (x.tolist() for x in (said.label, said.predicted, said.zero_shot))
+        for name, values in {
+            "target": [each.row.target] * len(label),
+            "path": [item.path for item in each.items],
+            "label": label,
+            "class": [names[i] for i in label],
+            "predicted": predicted,
+            "predicted_class": [names[i] for i in predicted],
+            "confidence": [round(value, 6) for value in said.confidence.tolist()],
+            "correct": [a == b for a, b in zip(label, predicted, strict=True)],
+            "zero_shot": zero_shot,
+            "zero_shot_class": [names[i] for i in zero_shot],
+        }.items():
+            columns[name] += values
+    if path.suffix == ".parquet":
+        try:
+            import pyarrow
+            from pyarrow import parquet
+        except ImportError:
+            raise VlpromptError('Parquet needs pyarrow: pip install "vlprompt[parquet]", or write .csv') from None
+        with atomic_write(path) as temporary:
+            parquet.write_table(pyarrow.table(columns), temporary)
+    elif path.suffix == ".csv":
+        with atomic_write(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(columns)
+            writer.writerows(zip(*columns.values(), strict=True))
+    else:
+        raise VlpromptError(f"predictions are written as .csv or .parquet, not to {path.name}")
+
+
+def evaluate_learner(
+    learner: PromptLearner,
+    dataset: str | DatasetSplits | Dataset,
+    root: str | os.PathLike | None = None,
+    half: Half = "all",
+    limit: int | None = None,
+) -> float:
+    """Return a learner's top-1 accuracy, in [0, 1], on a dataset's test images.
+
+    The learner scores the dataset's own class names and has its old ones again afterwards.
+
+    Args:
+        learner: any learner, from ``create_learner``, ``load_learner`` or ``run``.
+        dataset: one of ``list_datasets()``, ``folder:PATH``, splits in hand, or a torch ``Dataset`` of (image, label)
+            pairs, all of them to test on; without ``classes`` of its own its labels are the learner's classes.
+        root: the folder that holds the datasets' folders; embedded datasets need none.
+        half: ``all`` classes, or the ``base`` or ``new`` half, told apart among themselves.
+        limit: test images at most.
+
+    Raises:
+        VlpromptError: the dataset is not there, or the learner cannot score its classes.
+    """
+    if isinstance(dataset, str):
+        splits = load_split(dataset, root).select(half)
+    else:
+        splits = as_splits(dataset, "test", learner.class_names).select(half)
+    check_items(splits, splits.test)
+    names = learner.class_names
+    learner.set_class_names(splits.class_names)
+    try:
+        return score(learner, splits, limit=limit).accuracy
+    finally:
+        learner.set_class_names(names)

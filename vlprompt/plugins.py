@@ -1,0 +1,70 @@
+"""Methods, objectives and protocols of other packages: imported, and with that registered, before names are looked up.
+
+An installed package says which module registers what it adds, by the entry point group ``vlprompt.plugins``; any other
+module or file is named by ``plugin=`` on the command line. Workers of a sweep import the same ones.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from importlib.metadata import entry_points
+from pathlib import Path
+
+from vlprompt.errors import VlpromptError
+
+GROUP = "vlprompt.plugins"
+VARIABLE = "VLPROMPT_PLUGINS"  # modules and files that worker processes import too
+
+
+def load_installed() -> None:
+    """Import the plugins of installed packages, and those that a parent process was told of."""
+    for entry in entry_points(group=GROUP):
+        try:
+            entry.load()
+        except Exception as error:  # somebody else's package must not take everything down
+            warnings.warn(f"the plugin {entry.name} of {entry.value} cannot be loaded: {error}", stacklevel=2)
+    for name in filter(None, os.environ.get(VARIABLE, "").split(os.pathsep)):
+        load(name)
+
+
+def use(names: str | Sequence[str]) -> None:
+    """Import plugins by module name or ``.py`` file, here and in worker processes to come.
+
+    Raises:
+        VlpromptError: one of them cannot be imported.
+    """
+    names = [names] if isinstance(names, str) else names
+    names = [str(Path(name).expanduser().resolve()) if name.endswith(".py") else name for name in names]
+    for name in names:
+        load(name)
+    known = filter(None, os.environ.get(VARIABLE, "").split(os.pathsep))
+    os.environ[VARIABLE] = os.pathsep.join(dict.fromkeys([*known, *names]))
+
+
+def load(name: str) -> None:
+    """Import a module of the present folder or an installed one, or a ``.py`` file, once a process.
+
+    Raises:
+        VlpromptError: it cannot be imported.
+    """
+    try:
+        if not name.endswith(".py"):
+            if "" not in sys.path and os.getcwd() not in sys.path:
+                sys.path.insert(0, os.getcwd())
+            importlib.import_module(name)
+            return
+        path = Path(name)
+        if path.stem in sys.modules:
+            return
+        spec = importlib.util.spec_from_file_location(path.stem, path)
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[path.stem] = module  # dataclasses look their module up
+        spec.loader.exec_module(module)
+    except Exception as error:  # anything may happen in it
+        sys.modules.pop(Path(name).stem, None)
+        raise VlpromptError(f"plugin={name} cannot be imported: {type(error).__name__}: {error}") from error

@@ -1,0 +1,325 @@
+"""What can be set, and from where: ``configs/defaults.yaml``, then a recipe, then what the user says."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+import math
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, make_dataclass
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from vlprompt.clip import DTYPES
+from vlprompt.data.transforms import TRAIN_KINDS
+from vlprompt.errors import VlpromptError, nearest
+from vlprompt.learner import METHODS
+from vlprompt.loggers import parse_loggers
+from vlprompt.protocols import PROTOCOLS
+from vlprompt.training import OPTIMIZERS, SELECTIONS, TrainOptions
+
+PACKAGE = Path(__file__).resolve().parent
+# inside the package when installed from a wheel, beside it in a checkout
+CONFIGS = next((p for p in (PACKAGE / "configs", PACKAGE.parent / "configs") if p.is_dir()), PACKAGE / "configs")
+PROVENANCE = ("source", "published")
+LEAST = {
+    "seed": 0,
+    "epochs": 1,
+    "batch_size": 1,
+    "weight_decay": 0,
+    "warmup_epochs": 0,
+    "warmup_lr": 0,
+    "checkpoint_seconds": 0,
+    "workers": 0,
+    "limit": 1,
+}
+
+
+@dataclass
+class RunConfig(TrainOptions):
+    """Everything that a run can be told, besides the settings of its method.
+
+    Attributes:
+        method: one of `vlprompt list methods`.
+        dataset: one of `vlprompt list datasets`, or folder:PATH with one sub-folder a class.
+        data_root: folder that holds the datasets' folders; embedded datasets need none.
+        download: fetch a dataset's missing images, where its card names a downloader.
+        split: published, or generated for who lacks a dataset's published split file; results say which.
+        templates: in place of the dataset's own, a template with {}, a list, imagenet7, imagenet80 or a file.
+        protocol: one of `vlprompt list protocols`.
+        shots: training images a class, or all.
+        seed: of the few-shot draw, the initial weights, the batches and the augmentation.
+        backbone: vlprompt-tiny, an OpenCLIP architecture, hf-hub:ORG/REPO or local-dir:FOLDER.
+        pretrained: the weights' tag (openai, laion2b_s34b_b88k, ...), or random.
+        checkpoint: weights from a file, .safetensors or .pt.
+        precision: of the frozen towers, fp32, bf16 or (CUDA) fp16; learnables are always fp32.
+        device: auto, cpu, cuda, cuda:1, mps.
+        views: of each training image, for methods that leave the image tower alone: fresh augments and encodes anew
+            each epoch, as published; a number pre-draws so many views and cycles through them; 1 is the centre crop.
+        transform: of training images, rrc (random crop, as published) or another kind of `train_transform`.
+        workers: processes that load images; the result does not depend on it.
+        targets: datasets to test on after training on this one, or a collection (cross_dataset, domain_generalization).
+        held_out: domain to test on and to leave out of training (domain_generalization on a set of several domains).
+        selection: which weights are tested, last or fewshot_val: those of the epoch that is best on up to 4 validation
+            images a class, the later of equals. Nothing selects on test images.
+        format_spread: templates (as in templates=) to score zero-shot with one by one: how much the wording matters.
+        limit: test images at most in each test, for a quick look; null takes all.
+        logger: where a run's numbers also go besides its own files, none, tensorboard, wandb or a list.
+        output: folder of all runs.
+        name: folder of this run in it; by default it tells dataset, method, protocol, shots and seed.
+        config: a YAML file with settings, in place of the recipe; a run's own config.yaml repeats it.
+        resume: go on with an interrupted run, or show a finished one.
+        quiet: print the result only.
+    """
+
+    method: str = MISSING
+    dataset: str = MISSING
+    data_root: str | None = None
+    download: bool = False
+    split: str = "published"
+    templates: Any = None
+    protocol: str = MISSING
+    shots: int | str = MISSING
+    seed: int = MISSING
+    backbone: str = MISSING
+    pretrained: str | None = None
+    checkpoint: str | None = None
+    precision: str = "fp32"
+    device: str = "auto"
+    views: int | str = MISSING
+    transform: str = "rrc"
+    workers: int = 0
+    targets: Any = None
+    held_out: str | None = None
+    selection: str = "last"
+    format_spread: Any = None
+    limit: int | None = None
+    logger: Any = "none"
+    output: str = "runs"
+    name: str | None = None
+    config: str | None = None
+    resume: bool = False
+    quiet: bool = False
+
+
+# settings that change where and how a run works, but not what comes out
+INCIDENTAL = (
+    "checkpoint_seconds",
+    "config",
+    "data_root",
+    "device",
+    "download",
+    "logger",
+    "name",
+    "output",
+    "quiet",
+    "resume",
+    "workers",
+)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Published hyper-parameters, and who published them.
+
+    Attributes:
+        name: ``method/protocol``, or the path of a user's file.
+        source: released code, paper, third party or ours, with the place; empty in a user's own file.
+        published: the figure that the recipe belongs to, with its conditions.
+        values: settings.
+        by: settings for certain values of others, ``{"shots": {1: {"epochs": 50}}}``.
+    """
+
+    name: str
+    source: str = ""
+    published: str = ""
+    values: dict[str, Any] = field(default_factory=dict)
+    by: dict[str, dict[Any, dict[str, Any]]] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, path: Path, name: str) -> Recipe:
+        """Read a YAML file."""
+        values = _read_yaml(path)
+        provenance = {key: str(values.pop(key, "")) for key in PROVENANCE}
+        return cls(name, **provenance, by=values.pop("by", {}), values=values)
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A run's complete settings.
+
+    Attributes:
+        config: a ``RunConfig`` that has the method's settings too.
+        recipe: where the values came from that the user did not give; None if the method has no recipe.
+        given: keys that the user gave.
+    """
+
+    config: RunConfig
+    recipe: Recipe | None
+    given: frozenset[str]
+
+    @property
+    def method_settings(self) -> dict[str, Any]:
+        """The settings of the method alone, as ``create_learner`` takes them."""
+        names = [f.name for f in fields(METHODS.get(self.config.method).Config)]
+        return {key: value for key, value in asdict(self.config).items() if key in names}
+
+    @property
+    def id(self) -> str:
+        """Twelve hexadecimal digits that name all settings which bear on the result."""
+        telling = {key: value for key, value in asdict(self.config).items() if key not in INCIDENTAL}
+        return hashlib.sha256(json.dumps(telling, sort_keys=True).encode()).hexdigest()[:12]
+
+    @property
+    def folder(self) -> Path:
+        """The run's folder."""
+        c = self.config
+        if c.name:
+            return Path(c.output).expanduser() / c.name
+        dataset = re.sub(r"[^\w.-]+", "-", c.dataset).strip("-.")
+        shots = "all-images" if c.shots == "all" else f"{c.shots}shot"
+        return Path(c.output).expanduser() / dataset / c.method / f"{c.protocol}-{shots}-seed{c.seed}-{self.id[:8]}"
+
+    def to_yaml(self) -> str:
+        """The settings as YAML that ``config=FILE`` takes."""
+        return OmegaConf.to_yaml(OmegaConf.create(asdict(self.config)))
+
+
+def list_recipes() -> list[str]:
+    """Names ``method/protocol`` of the shipped recipes."""
+    return sorted(f"{path.parent.name}/{path.stem}" for path in CONFIGS.glob("*/*.yaml"))
+
+
+def load_recipe(method: str, protocol: str) -> Recipe | None:
+    """Return the shipped recipe of a method, its base-to-new one where the protocol has none of its own, or None."""
+    for stem in (protocol, "base_to_new"):
+        path = CONFIGS / method / f"{stem}.yaml"
+        if path.is_file():
+            return Recipe.read(path, f"{method}/{stem}")
+    return None
+
+
+def config_class(method: str) -> type[RunConfig]:
+    """Return ``RunConfig`` extended by the settings of a method."""
+    return make_dataclass(f"{method}_config", [], bases=(RunConfig, METHODS.get(method).Config))
+
+
+def resolve(settings: Mapping[str, Any] | None = None) -> Resolved:
+    """Merge defaults, recipe and ``settings``, and check every key and value.
+
+    Raises:
+        VlpromptError: an unknown key, method or protocol, with the nearest names; a value of the wrong kind or range.
+    """
+    given = {key: _plain(value) for key, value in (settings or {}).items()}
+    defaults = _read_yaml(CONFIGS / "defaults.yaml")
+    file = given.get("config")
+    recipe = Recipe.read(Path(file).expanduser(), str(file)) if file else None
+    chosen = {**defaults, **(recipe.values if recipe else {}), **given}
+    method, protocol = str(chosen["method"]), str(chosen["protocol"])
+    METHODS.info(method)
+    PROTOCOLS.info(protocol)
+    recipe = recipe or load_recipe(method, protocol)
+
+    schema = OmegaConf.structured(config_class(method))
+    _assign(schema, defaults, "defaults.yaml: ")
+    schema.method, schema.protocol = method, protocol
+    if recipe:
+        _assign(schema, recipe.values, f"{recipe.name}: ")
+    _assign(schema, given)
+    for key, cases in (recipe.by if recipe else {}).items():
+        matching = cases.get(schema[key], {})
+        _assign(schema, {k: v for k, v in matching.items() if k not in given}, f"{recipe.name}: ")
+    config = OmegaConf.to_object(schema)
+    check_values(config)
+    return Resolved(config, recipe, frozenset(given))
+
+
+def check_values(config: RunConfig) -> None:
+    """Raise one sentence for the first value that is out of its range."""
+    parse_loggers(config.logger)
+    for key, least in LEAST.items():
+        value = getattr(config, key)
+        if value is not None and not (math.isfinite(value) and value >= least):
+            raise VlpromptError(f"{key} must be at least {least}, not {value}")
+    if not (math.isfinite(config.lr) and config.lr > 0):
+        raise VlpromptError(f"lr must be above 0, not {config.lr}")
+    if not 0 <= config.momentum < 1:
+        raise VlpromptError(f"momentum must be at least 0 and below 1, not {config.momentum}")
+    for key, word in (("shots", "all"), ("views", "fresh")):
+        value = getattr(config, key)
+        if value != word and (isinstance(value, str) or value < 1):
+            raise VlpromptError(f"{key} must be a number of at least 1, or {word}, not {value!r}")
+    for key, known in (
+        ("optimizer", OPTIMIZERS),
+        ("precision", DTYPES),
+        ("transform", TRAIN_KINDS),
+        ("selection", SELECTIONS),
+    ):
+        if getattr(config, key) not in known:
+            raise VlpromptError(f"unknown {key} '{getattr(config, key)}': {nearest(getattr(config, key), known)}")
+
+
+def describe_keys(resolved: Resolved) -> list[tuple[str, Any, str]]:
+    """Return key, value and meaning of all that can be set, the method's own keys last."""
+    meanings: dict[str, str] = {}
+    for cls in reversed(type(resolved.config).__mro__):
+        meanings |= _documented(cls)
+    training = [f.name for f in fields(TrainOptions)]
+    running = [f.name for f in fields(RunConfig) if f.name not in training]
+    keys = [*running, *training, *sorted(resolved.method_settings)]
+    return [(key, getattr(resolved.config, key), meanings.get(key, "")) for key in keys]
+
+
+def _documented(cls: type) -> dict[str, str]:
+    """Read the ``Attributes:`` section of a class's docstring."""
+    doc = inspect.cleandoc(cls.__dict__.get("__doc__") or "")
+    _, _, section = doc.partition("Attributes:\n")
+    entries = re.findall(r"^ {4}(\w+(?:, \w+)*): (.*(?:\n {8}.*)*)", section, re.MULTILINE)
+    return {key: re.sub(r"\s+", " ", text).replace("``", "`") for keys, text in entries for key in keys.split(", ")}
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        values = OmegaConf.to_container(OmegaConf.load(path))
+    except FileNotFoundError:
+        raise VlpromptError(f"no such file: {path}") from None
+    except (OSError, YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
+        raise VlpromptError(f"{path} cannot be read as YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise VlpromptError(f"{path} must hold settings, one 'key: value' a line")
+    return {str(key): value for key, value in values.items()}
+
+
+def _plain(value: Any) -> Any:
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
+
+
+def _assign(schema: DictConfig, values: Mapping[str, Any], where: str = "") -> None:
+    """Set values on a typed configuration; a key or value that does not fit is one sentence."""
+    known = list(schema)  # `key in schema` says no to keys that have no value yet
+    for key, value in values.items():
+        if key not in known:
+            raise VlpromptError(f"{where}unknown key '{key}' for method={schema.method}: {nearest(key, known)}")
+        try:
+            OmegaConf.update(schema, key, value)
+        except OmegaConfBaseException:
+            kind = _kind(get_type_hints(OmegaConf.get_type(schema))[key])
+            raise VlpromptError(f"{where}{key} must be {kind}, not {value!r}") from None
+
+
+def _kind(hint: Any) -> str:
+    """Name a type for a user: ``int | None`` is "a whole number or null"."""
+    if get_origin(hint) is Literal:
+        return f"one of {', '.join(map(str, get_args(hint)))}"
+    if get_origin(hint) in (Union, UnionType):
+        return " or ".join(map(_kind, get_args(hint)))
+    plain = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", NoneType: "null"}
+    return plain.get(hint, "a list" if get_origin(hint) in (list, tuple) else str(hint))

@@ -1,0 +1,395 @@
+"""One run from settings to result: data, backbone, learner, training, tests."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from vlprompt.checkpoint import CHECKPOINT
+from vlprompt.clip import FrozenCLIP
+from vlprompt.console import Reporter
+from vlprompt.data import (
+    DatasetSplits,
+    FeatureBank,
+    ImageItems,
+    as_splits,
+    check_items,
+    epoch_batches,
+    eval_transform,
+    few_shot_split,
+    join_datasets,
+    leave_domain_out,
+    load_split,
+    mask_other_tasks,
+    register_dataset,
+    resolve_templates,
+    train_transform,
+)
+from vlprompt.data.transforms import Views
+from vlprompt.environment import Clock, git_commit, peak_memory, versions
+from vlprompt.errors import VlpromptError
+from vlprompt.evaluation import Evaluation, evaluate, score
+from vlprompt.files import atomic_write
+from vlprompt.learner import METHODS, PromptLearner, create_learner
+from vlprompt.loggers import LoggedRun, Loggers, check_installed, open_loggers
+from vlprompt.protocols import PROTOCOLS, Part, Plan, check_suits
+from vlprompt.recipes import Resolved, RunConfig, resolve
+from vlprompt.results import RESULT, Result, Row, average_rows, read_result, write_predictions
+from vlprompt.saving import load_learner
+from vlprompt.training import Batches, BestEpoch, train
+from vlprompt.weights import load_clip
+
+CONFIG, LEARNER = "config.yaml", "learner"
+
+
+def run(*, clip: FrozenCLIP | None = None, **settings: Any) -> Result:
+    """Train a learner and test it as a protocol says; what ``python -m vlprompt.train`` does.
+
+    The run's folder then holds ``config.yaml``, ``train.jsonl``, ``learner/`` and ``result.json``.
+
+    Args:
+        clip: a frozen model in hand, instead of one loaded by ``backbone``.
+        settings: as on the command line; see ``python -m vlprompt.train --help``. ``dataset`` may also be splits in
+            hand, or a torch ``Dataset`` of (image, label) pairs that has ``classes``.
+
+    Raises:
+        VlpromptError: a setting, the data or the backbone is not right; told before training starts.
+
+    >>> run(method="coop", dataset="emoji", shots=16, seed=1).averages["harmonic_mean"]  # doctest: +SKIP
+    """
+    if clip is not None:
+        settings |= _settings_of(clip)
+    if not isinstance(settings.get("dataset", ""), str):
+        settings["dataset"] = register_dataset(as_splits(settings["dataset"]))
+    return execute(resolve(settings), clip)
+
+
+class Shared:
+    """What runs in one process load once: the last backbone and the datasets; banks and teachers keep themselves."""
+
+    def __init__(self, clip: FrozenCLIP | None = None):
+        self._given = clip
+        self._clip = lru_cache(maxsize=1)(load_clip)
+        self._splits = lru_cache(maxsize=32)(load_split)
+
+    def clip_for(self, config: RunConfig) -> FrozenCLIP:
+        """Return the frozen model that a run asks for."""
+        key = config.backbone, config.pretrained, config.checkpoint, config.precision, config.device
+        return self._given or self._clip(*key)
+
+    def splits_for(self, name: str, config: RunConfig) -> DatasetSplits:
+        """Return a dataset with the split and the templates that a run asks for."""
+        splits = self._splits(name, config.data_root, download=config.download, split=config.split)
+        return replace(splits, templates=resolve_templates(config.templates, splits))
+
+
+def execute(resolved: Resolved, clip: FrozenCLIP | None = None, shared: Shared | None = None) -> Result:
+    """Do a run whose settings are resolved; ``resume`` goes on with it, or returns the result that it left.
+
+    Args:
+        resolved: the settings.
+        clip: a frozen model in hand, instead of one loaded by ``backbone``.
+        shared: what earlier runs of this process have loaded.
+    """
+    shared = shared or Shared(clip)
+    config, folder = resolved.config, resolved.folder
+    reporter, clock = Reporter(config.quiet), Clock()
+    finished = find_finished(resolved)
+    if finished:
+        reporter.say(f"finished already, nothing to resume: {folder / RESULT}")
+        return finished
+    check_installed(config.logger)
+    protocol = PROTOCOLS.get(config.protocol)
+    plan = protocol.plan(config.dataset, config.targets, config.held_out)
+    with clock("load"):
+        data, split = load_parts(plan, config, shared)
+        clip = shared.clip_for(config)
+        adapted = adapt_depths(resolved, clip)
+        learner = _make_learner(resolved, clip, data[plan.train], adapted)
+        check_suits(config.protocol, plan, learner)
+    _announce(resolved, adapted, clip, reporter)
+    claim_folder(resolved, reporter)
+    with open_loggers(config.logger, LoggedRun(folder, asdict(config))) as loggers:
+        if learner.trainable_parameters():
+            fit(learner, data[plan.train], resolved, reporter, clock, loggers)
+        facts = {key: getattr(config, key) for key in ("dataset", "protocol", "shots", "seed")}
+        learner.save_pretrained(folder / LEARNER, extra=facts)
+        with clock("test"):
+            measured = {name: measure(learner, name, data[part], config, reporter) for name, part in plan.tests.items()}
+        rows = [each.row for each in measured.values()]
+        write_predictions(folder, {name: each.predictions for name, each in measured.items()})
+        result = Result(
+            id=resolved.id,
+            method=config.method,
+            **facts,
+            views=effective_views(learner, config),
+            rows=rows,
+            averages=_averages(protocol.average, rows),
+            backbone=clip.identity() | {"precision": clip.precision},
+            data=_data_facts(data[plan.train]) | {"split": split},
+            config=asdict(config),
+            adapted=adapted,
+            recipe=_provenance(resolved),
+            n_parameters=sum(p.numel() for p in learner.trainable_parameters()),
+            times=clock.seconds,
+            peak_memory_mb=peak_memory(clip.device),
+            versions=versions(),
+            git_commit=git_commit(),
+            created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+            selection=config.selection,
+            limit=config.limit,
+        )
+        result.write(folder / RESULT)
+        (folder / CHECKPOINT).unlink(missing_ok=True)  # the learner is kept, and a finished run has nothing to resume
+        loggers.result(result)
+    return result
+
+
+def reevaluate(folder: Path, reporter: Reporter, **changes: Any) -> list[Evaluation]:
+    """Score the learner that a run saved on the run's tests again, from its folder alone.
+
+    Args:
+        folder: of the run.
+        reporter: tells how it gets on.
+        changes: settings that may be others here, such as ``device`` and ``data_root``.
+    """
+    config = resolve({"config": folder / CONFIG, **changes}).config
+    plan = PROTOCOLS.get(config.protocol).plan(config.dataset, config.targets, config.held_out)
+    shared = Shared()
+    data, _ = load_parts(plan, config, shared)
+    learner = load_learner(folder / LEARNER, clip=shared.clip_for(config))
+    return [measure(learner, name, data[part], config, reporter) for name, part in plan.tests.items()]
+
+
+def _settings_of(clip: FrozenCLIP) -> dict[str, Any]:
+    """The settings that load a model in hand again; one without a name goes by its weights' hash."""
+    source = clip.source or {"name": f"{clip.name}@{clip.identity()['weights'][:8]}"}
+    loading = {
+        "backbone": source["name"],
+        "pretrained": source.get("pretrained"),
+        "checkpoint": source.get("checkpoint"),
+    }
+    return loading | {"precision": clip.precision, "device": str(clip.device)}
+
+
+def _make_learner(
+    resolved: Resolved, clip: FrozenCLIP, source: DatasetSplits, adapted: dict[str, int]
+) -> PromptLearner:
+    settings = resolved.method_settings | adapted
+    method, seed = resolved.config.method, resolved.config.seed
+    return create_learner(method, clip, source.class_names, templates=source.templates, seed=seed, **settings)
+
+
+def _announce(resolved: Resolved, adapted: dict[str, int], clip: FrozenCLIP, reporter: Reporter) -> None:
+    """Say which recipe is used, and what of it the backbone cannot take."""
+    if resolved.recipe:
+        origin = f" ({resolved.recipe.source})" if resolved.recipe.source else ""
+        reporter.say(f"recipe {resolved.recipe.name}{origin}")
+    else:
+        reporter.say(f"no recipe for {resolved.config.method}: the general defaults are used")
+    for key, value in adapted.items():
+        asked = getattr(resolved.config, key)
+        reporter.say(f"{key}={value} and not {asked} as in the recipe, since {clip.name} has no more layers")
+
+
+def find_finished(resolved: Resolved) -> Result | None:
+    """Return the result that a resumed run has left already; refuse a folder that holds another run."""
+    if (resolved.folder / CONFIG).exists():
+        _check_same_run(resolved)
+    result = resolved.folder / RESULT
+    return read_result(result) if resolved.config.resume and result.exists() else None
+
+
+def claim_folder(resolved: Resolved, reporter: Reporter) -> None:
+    """Write the settings into the run's folder and drop what an earlier run of theirs left, unless it is resumed."""
+    folder = resolved.folder
+    result, checkpoint = folder / RESULT, folder / CHECKPOINT
+    if result.exists():
+        reporter.say(f"starting again: the result in {folder} will be replaced")
+        result.unlink()
+    if checkpoint.exists() and resolved.config.resume:
+        reporter.say(f"going on with {folder}")
+    elif checkpoint.exists():
+        reporter.say(f"starting again: the checkpoint in {folder} is dropped (resume=true would have gone on with it)")
+        checkpoint.unlink()
+    with atomic_write(folder / CONFIG) as temporary:
+        temporary.write_text(resolved.to_yaml(), encoding="utf-8")
+
+
+def _check_same_run(resolved: Resolved) -> None:
+    """Refuse a folder, chosen by ``name``, that holds a run with other settings."""
+    path = resolved.folder / CONFIG
+    there = resolve({"config": path})
+    if there.id != resolved.id:
+        mine, theirs = asdict(resolved.config), asdict(there.config)
+        key = next((k for k in mine if k != "config" and theirs.get(k) != mine[k]), "method")
+        raise VlpromptError(
+            f"{resolved.folder} holds a run with other settings ({key}={theirs.get(key)} there, {mine.get(key)} here): "
+            "choose another name, or delete it"
+        )
+
+
+def load_parts(plan: Plan, config: RunConfig, shared: Shared) -> tuple[dict[Part, DatasetSplits], str]:
+    """Return the data of each part of a plan, and the hash of the whole split that is trained on.
+
+    The part that is trained on has its few-shot draw for training images.
+    """
+    learnt, every = plan.train, (plan.train, *plan.tests.values())
+    names = dict.fromkeys(name for part in every for name in part.joined or (part.dataset,))
+    whole = {name: shared.splits_for(name, config) for name in names}
+    if learnt.joined:
+        split = join_datasets([whole[name] for name in learnt.joined]).fingerprint()
+        drawn = [few_shot_split(whole[name], config.shots, config.seed) for name in learnt.joined]
+        whole[learnt.dataset] = join_datasets(drawn)
+    else:
+        source = whole[learnt.dataset]
+        split = source.fingerprint()
+        source = leave_domain_out(source, learnt.held_out) if learnt.held_out else source
+        whole[learnt.dataset] = few_shot_split(source, config.shots, config.seed)
+    parts = {part: _select(whole[part.dataset], part) for part in every}
+    check_items(parts[plan.train], parts[plan.train].train)
+    for part in plan.tests.values():
+        check_items(parts[part], parts[part].test)
+    return parts, split
+
+
+def _select(whole: DatasetSplits, part: Part) -> DatasetSplits:
+    """Return a part's classes and test images."""
+    chosen = whole.select(part.half)
+    if part.images == "all":
+        return chosen
+    names = set(whole.select(part.images).class_names)
+    return replace(chosen, test=[item for item in chosen.test if chosen.class_names[item.label] in names])
+
+
+def adapt_depths(resolved: Resolved, clip: FrozenCLIP) -> dict[str, int]:
+    """Return the depths that a recipe for a deeper backbone sets, cut to this backbone's layers.
+
+    A depth that the user gave is left as it is, so that one too many is an error.
+    """
+    layers = {"text": clip.text.layers, "vision": clip.visual.layers}
+    trains = METHODS.info(resolved.config.method).facts["trains"]
+    settings, adapted = resolved.method_settings, {}
+    for key, towers in (
+        ("depth", ("text",) if "vision_depth" in settings else trains),
+        ("vision_depth", ("vision",)),
+    ):
+        most = min((layers[tower] for tower in towers), default=0)
+        # a tower without layers takes no prompts at all, which the learner says better
+        if key in settings and key not in resolved.given and 0 < most < settings[key]:
+            adapted[key] = most
+    return adapted
+
+
+def effective_views(learner: PromptLearner, config: RunConfig) -> int | str | None:
+    """Return how training images are seen: no more views than epochs, fresh ones where the image tower is prompted."""
+    if not learner.trainable_parameters():
+        return None
+    if config.views == "fresh" or not learner.cacheable_images:
+        return "fresh"
+    return min(config.views, config.epochs)
+
+
+def fit(
+    learner: PromptLearner,
+    source: DatasetSplits,
+    resolved: Resolved,
+    reporter: Reporter,
+    clock: Clock,
+    loggers: Loggers,
+) -> list[dict[str, Any]]:
+    """Train a learner on the few-shot images of ``source``, and return the history."""
+    config = resolved.config
+    with clock("encode"):
+        batches = training_batches(learner, source, resolved, reporter)
+    selection = None
+    if config.selection == "fewshot_val":
+        if not source.val:
+            raise VlpromptError(f"selection=fewshot_val needs validation images, and {source.name} has none: use last")
+        chosen_on = replace(source, test=source.val)
+        selection = BestEpoch(lambda: score(learner, chosen_on, workers=config.workers).accuracy)
+    with clock("train"), reporter.bar("epoch", lines=5) as update:
+
+        def tell(record: dict[str, Any]) -> None:
+            update(record["epoch"] + 1, config.epochs, f"loss {record['loss']:.3f}  lr {record['lr']:.2e}")
+            loggers.epoch(record)
+
+        return train(
+            learner,
+            batches,
+            config,
+            seed=config.seed,
+            folder=resolved.folder,
+            resume=config.resume,
+            identity=resolved.id,
+            selection=selection,
+            on_epoch=tell,
+        )
+
+
+def training_batches(learner: PromptLearner, source: DatasetSplits, resolved: Resolved, reporter: Reporter) -> Batches:
+    """Return the training batches of an epoch as a function of its index: cached features, or images."""
+    batches = _training_batches(learner, source, resolved, reporter)
+    return (lambda epoch: mask_other_tasks(batches(epoch), source.tasks)) if source.tasks else batches
+
+
+def _training_batches(learner: PromptLearner, source: DatasetSplits, resolved: Resolved, reporter: Reporter) -> Batches:
+    config, clip = resolved.config, learner.clip
+    views = effective_views(learner, config)
+    if views == "fresh" and config.views != "fresh" and "views" in resolved.given:
+        reporter.say(f"views={config.views} has no effect: {config.method} prompts the image tower, so views are fresh")
+    augment = train_transform(clip, config.transform, mirror=source.mirror)
+    if views == "fresh":
+        names = learner.views
+        images = ImageItems(source, source.train, augment if len(names) == 1 else Views(augment, len(names)))
+        options = {"seed": config.seed, "workers": config.workers, "device": clip.device}
+
+        def fresh(epoch: int) -> Iterator[dict[str, Tensor]]:
+            for batch in epoch_batches(images, config.batch_size, epoch=epoch, **options):
+                yield batch if len(names) == 1 else batch | dict(zip(names, batch["image"].unbind(1), strict=True))
+
+        return fresh
+    with reporter.bar("encoding training images", lines=1) as update:
+        bank = FeatureBank.open_or_build(
+            clip,
+            source,
+            source.train,
+            transform=eval_transform(clip) if views == 1 else augment,
+            views=views,
+            seed=config.seed,
+            workers=config.workers,
+            progress=update,
+        ).to(clip.device)
+    return lambda epoch: bank.epoch_batches(config.batch_size, seed=config.seed, epoch=epoch)
+
+
+def measure(
+    learner: PromptLearner, target: str, part: DatasetSplits, config: RunConfig, reporter: Reporter
+) -> Evaluation:
+    """Score the learner and the zero-shot classifier on a part's test images, among its own classes."""
+    options = {"spread": config.format_spread, "limit": config.limit, "workers": config.workers}
+    return evaluate(learner, part, target=target, reporter=reporter, **options)
+
+
+def _averages(rule: str | None, rows: list[Row]) -> dict[str, float]:
+    """The protocol's average over the rows, for the learner and, with a prefix, for zero-shot."""
+    learnt = average_rows(rule, {row.target: row.accuracy for row in rows})
+    frozen = average_rows(rule, {row.target: row.zero_shot for row in rows})
+    return learnt | {f"zero_shot_{name}": value for name, value in frozen.items()}
+
+
+def _data_facts(source: DatasetSplits) -> dict[str, Any]:
+    """Where the split comes from, and a hash of the few-shot subset that was trained on."""
+    subset = replace(source, test=()).fingerprint()
+    return {"source": source.source, "version": source.version, "few_shot": subset}
+
+
+def _provenance(resolved: Resolved) -> dict[str, str] | None:
+    recipe = resolved.recipe
+    return {"name": recipe.name, "source": recipe.source, "published": recipe.published} if recipe else None
