@@ -1,0 +1,131 @@
+"""Tables, comparisons, figures and a page from result files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from vlprompt.errors import VlpromptError, nearest
+from vlprompt.files import atomic_write
+from vlprompt.report.failures import Failure, failure_table, find_failures
+from vlprompt.report.groups import Group, collect
+from vlprompt.report.pairs import pair_tables
+from vlprompt.report.published import published_tables
+from vlprompt.report.render import as_csv, as_latex, as_markdown
+from vlprompt.report.tables import Table, check_metric, make_tables, say_conditions
+from vlprompt.results import find_results
+
+__all__ = ["FORMATS", "Report", "make_report"]
+
+FORMATS = ("terminal", "markdown", "latex", "csv", "html")
+SUFFIXES = {".md": "markdown", ".tex": "latex", ".csv": "csv", ".html": "html", ".htm": "html"}
+
+
+@dataclass
+class Report:
+    """What result files say.
+
+    Attributes:
+        groups: the results, parted so that what differs never mixes.
+        tables: of the groups.
+        published: the published figures beside ours, if asked for.
+        pair: the comparison of two methods, if asked for.
+        failures: runs without a result.
+        metric: of the tables.
+    """
+
+    groups: list[Group]
+    tables: list[Table]
+    published: list[Table] = field(default_factory=list)
+    pair: list[Table] = field(default_factory=list)
+    failures: list[Failure] = field(default_factory=list)
+    metric: str = "accuracy"
+
+    def group(self, protocol: str) -> Group:
+        """Return the results of a protocol, for a figure.
+
+        Raises:
+            VlpromptError: there are none, or several that may not be mixed.
+        """
+        found = [group for group in self.groups if group.protocol == protocol]
+        if len(found) != 1:
+            told = "; ".join(f"{group.title} with {say_conditions(group)}" for group in found)
+            raise VlpromptError(
+                f"{len(found)} groups of results are of protocol={protocol}" + (f" ({told})" if told else "")
+            )
+        return found[0]
+
+    @property
+    def all_tables(self) -> list[Table]:
+        """Every table, that of runs without a result last."""
+        failed = failure_table(self.failures)
+        return [*self.tables, *self.published, *self.pair, *([failed] if failed else [])]
+
+    def text(self, format: str) -> str:
+        """Return the report in one of ``FORMATS`` but ``terminal``.
+
+        Raises:
+            VlpromptError: there is no such format.
+        """
+        if format == "html":
+            from vlprompt.report.page import make_page  # templates are loaded for the page alone
+
+            return make_page(self)
+        writers = {"markdown": as_markdown, "latex": as_latex, "csv": as_csv}
+        if format not in writers:
+            raise VlpromptError(f"unknown format '{format}': {nearest(format, FORMATS)}")
+        return writers[format](self.all_tables)
+
+    def write(self, path: str | Path, format: str | None = None) -> Path:
+        """Write the report to a file, in the format that its suffix names unless one is given."""
+        path = Path(path).expanduser()
+        chosen = format or SUFFIXES.get(path.suffix.lower())
+        if chosen is None:
+            raise VlpromptError(f"the suffix of {path.name} names no format: say format=, of {', '.join(FORMATS[1:])}")
+        with atomic_write(path) as temporary:
+            temporary.write_text(self.text(chosen), encoding="utf-8")
+        return path
+
+
+def make_report(
+    folders: Iterable[str | Path] = ("runs",),
+    *,
+    methods: Sequence[str] | None = None,
+    protocol: str | None = None,
+    metric: str = "accuracy",
+    compare: str | None = None,
+    pair: Sequence[str] | None = None,
+) -> Report:
+    """Read result files and make their tables.
+
+    Args:
+        folders: that hold runs, at any depth, or result files.
+        methods: leave out all others.
+        protocol: leave out all others.
+        metric: ``accuracy``, ``macro_accuracy``, ``top5`` or ``ece``.
+        compare: ``published`` sets the published figures beside ours.
+        pair: two methods to compare image by image.
+
+    Raises:
+        VlpromptError: there is nothing to report, a file is no result, or a name is unknown.
+
+    >>> make_report(["runs"], methods=["coop", "kgcoop"]).write("report.html")  # doctest: +SKIP
+    """
+    folders = list(folders)
+    check_metric(metric)
+    if compare not in (None, "published"):
+        raise VlpromptError(f"compare takes published, not {compare!r}")
+    found, failures = find_results(folders), find_failures(folders)
+    if not found and failures:
+        first = failures[0]
+        raise VlpromptError(f"none of the {len(failures)} runs has a result; the first, {first.run}: {first.reason}")
+    groups = collect(found, methods, protocol)
+    return Report(
+        groups,
+        [table for group in groups for table in make_tables(group, metric)],
+        published_tables(groups, methods, protocol) if compare else [],
+        pair_tables(groups, pair) if pair else [],
+        failures,
+        metric,
+    )

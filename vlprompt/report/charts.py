@@ -1,0 +1,198 @@
+"""The page's charts: SVG written by hand, whose colours are the page's, so that they follow light and dark."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+
+from vlprompt.metrics import Reliability
+from vlprompt.report.groups import ZERO_SHOT
+from vlprompt.report.tables import Cell, Line, Section
+from vlprompt.statistics import ClassChange
+
+Colours = Mapping[str, int]  # of a method's curve, an index of the page's colours
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One axis of a chart: from values to pixels.
+
+    Attributes:
+        low, high: values at its ends.
+        start, end: pixels at its ends.
+    """
+
+    low: float
+    high: float
+    start: float
+    end: float
+
+    def __call__(self, value: float) -> float:
+        """Return the pixel of a value."""
+        share = (value - self.low) / (self.high - self.low)
+        return round(self.start + share * (self.end - self.start), 1)
+
+    @property
+    def ticks(self) -> list[float]:
+        """Round values, about five of them."""
+        rough = (self.high - self.low) / 5
+        power = 10 ** math.floor(math.log10(rough))
+        step = next(power * m for m in (1, 2, 5, 10) if power * m >= rough)
+        first = math.ceil(self.low / step)
+        return [round(i * step, 6) for i in range(first, math.floor(self.high / step) + 1)]
+
+
+def _around(values: Iterable[float], margin: float = 0.08) -> tuple[float, float]:
+    values = list(values)
+    low, high = min(values), max(values)
+    pad = (high - low) * margin or 1.0
+    return low - pad, high + pad
+
+
+def _svg(width: int, height: int, label: str, parts: Iterable[str]) -> str:
+    head = f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(label)}">'
+    return "".join([head, *parts, "</svg>"])
+
+
+def _text(x: float, y: float, text: str, kind: str = "") -> str:
+    return f'<text x="{x}" y="{y}"{f" class={chr(34)}{kind}{chr(34)}" if kind else ""}>{escape(text)}</text>'
+
+
+def _grid(x: Axis, y: Axis, x_ticks: Mapping[str, float]) -> list[str]:
+    """Horizontal lines with their values, and the values below."""
+    parts = []
+    for tick in y.ticks:
+        parts.append(f'<path class="grid" d="M{x.start} {y(tick)}H{x.end}"/>')
+        parts.append(_text(x.start - 5, y(tick) + 3, f"{tick:g}", "end"))
+    return parts + [_text(x(value), y.start + 14, name, "mid") for name, value in x_ticks.items()]
+
+
+def _colour(label: str, colours: Colours) -> str:
+    return "zs" if label == ZERO_SHOT else f"c{colours[label]}"
+
+
+def few_shot_chart(section: Section, shots: Mapping[str, float], colours: Colours) -> str:
+    """Draw a section of a few-shot table as curves with their 95% intervals."""
+    cells = [cell for line in section.lines for cell in line.cells if cell.value is not None]
+    if not cells:
+        return ""
+    positions = {name: math.log2(value) for name, value in shots.items()}
+    x = Axis(*_around(positions.values(), 0.05), 34, 312)
+    y = Axis(*_around([cell.value for cell in cells] + [e for cell in cells for e in cell.interval or ()]), 196, 8)
+    parts = _grid(x, y, positions)
+    for line in section.lines:
+        points = [
+            (x(p), cell) for p, cell in zip(positions.values(), line.cells, strict=True) if cell.value is not None
+        ]
+        parts.append(_curve(line, points, y, _colour(line.label, colours)))
+    return _svg(320, 216, f"Accuracy by training images a class, {section.heading}", parts)
+
+
+def _curve(line: Line, points: Sequence[tuple[float, Cell]], y: Axis, colour: str) -> str:
+    banded = [(px, cell.interval) for px, cell in points if cell.interval]
+    band = ""
+    if len(banded) > 1:
+        corners = [f"{px} {y(high)}" for px, (_, high) in banded] + [f"{px} {y(low)}" for px, (low, _) in banded[::-1]]
+        band = f'<path class="band {colour}" d="M{"L".join(corners)}Z"/>'
+    path = "L".join(f"{px} {y(cell.value)}" for px, cell in points)
+    dots = "".join(_dot(px, y(cell.value), f"{line.label}: {_told(cell)}", colour) for px, cell in points)
+    return f'{band}<path class="line {colour}" d="M{path}"/>{dots if colour != "zs" else ""}'
+
+
+def _told(cell: Cell) -> str:
+    spread = "" if cell.std is None else f" ± {cell.std:.2f}"
+    return f"{cell.value:.2f}{spread}"
+
+
+def _dot(x: float, y: float, title: str, colour: str, radius: float = 3) -> str:
+    return f'<circle class="dot {colour}" cx="{x}" cy="{y}" r="{radius}"><title>{escape(title)}</title></circle>'
+
+
+def base_new_chart(section: Section, colours: Colours) -> str:
+    """Draw a section of a base-to-new table: new against base, deviations over seeds, lines of equal harmonic mean."""
+    points = [(line.label, *line.cells[:2]) for line in section.lines if None not in (c.value for c in line.cells[:2])]
+    if not points:
+        return ""
+    x = Axis(*_around([end for _, base, _ in points for end in _reach(base)], 0.12), 34, 312)
+    y = Axis(*_around([end for _, _, new in points for end in _reach(new)], 0.12), 220, 8)
+    parts = _grid(x, y, {f"{tick:g}": tick for tick in x.ticks})
+    parts += _equal_harmonic_means(x, y)
+    for label, base, new in points:
+        colour, px, py = _colour(label, colours), x(base.value), y(new.value)
+        if base.std or new.std:
+            (left, right), (low, high) = _reach(base), _reach(new)
+            parts.append(f'<path class="line {colour}" d="M{x(left)} {py}H{x(right)}M{px} {y(low)}V{y(high)}"/>')
+        parts.append(_dot(px, py, f"{label}: base {_told(base)}, new {_told(new)}", colour, 5))
+    parts.append(_text(312, 246, "base →", "end"))
+    parts.append(_text(34, 246, "↑ new"))
+    return _svg(320, 252, f"New against base accuracy, {section.heading}", parts)
+
+
+def _reach(cell: Cell) -> tuple[float, float]:
+    """A number less and plus its deviation."""
+    return cell.value - (cell.std or 0), cell.value + (cell.std or 0)
+
+
+def _equal_harmonic_means(x: Axis, y: Axis) -> list[str]:
+    """Curves y = Hx / (2x - H) inside the axes, named where they leave on the right or below."""
+    span = Axis(*sorted(2 * b * n / max(b + n, 1e-9) for b, n in ((x.low, y.low), (x.high, y.high))), 0, 1)
+    parts = []
+    for mean in span.ticks if span.low > 0 and span.high > span.low else []:
+        steps = [x.low + (x.high - x.low) * i / 40 for i in range(41)]
+        curve = [(b, mean * b / (2 * b - mean)) for b in steps if 2 * b > mean]
+        inside = [(b, n) for b, n in curve if y.low <= n <= y.high]
+        if len(inside) > 1:
+            path = "L".join(f"{x(b)} {y(n)}" for b, n in inside)
+            name = _text(x(inside[0][0]) + 3, y(inside[0][1]) + 9, f"H {mean:g}", "isot")
+            parts.append(f'<path class="iso" d="M{path}"/>{name}')
+    return parts
+
+
+def gains_chart(changes: Sequence[ClassChange], most: int = 8) -> str:
+    """Draw what classes gained over zero-shot, and forgot: the ends of the list, largest gain first."""
+    if not changes:
+        return ""
+    cut = len(changes) > 2 * most
+    shown = [*changes[:most], None, *changes[-most:]] if cut else list(changes)
+    reach = max(max(abs(c.gain) for c in changes), 1.0)
+    x = Axis(-reach, reach, 148, 288)
+    parts = [f'<path class="grid" d="M{x(0)} 2V{len(shown) * 17 + 2}"/>']
+    for i, change in enumerate(shown):
+        middle = i * 17 + 13
+        if change is None:
+            parts.append(_text(100, middle, f"… {len(changes) - 2 * most} classes between", "end faint"))
+            continue
+        left, right = sorted((x(0), x(change.gain)))
+        told = f"{change.name}: {change.zero_shot:.1f} → {change.accuracy:.1f} of {change.n_images} images"
+        parts.append(_text(112, middle, _short(change.name), "end"))
+        parts.append(
+            f'<rect class="{"gain" if change.gain > 0 else "loss"}" x="{left}" y="{middle - 9}" '
+            f'width="{max(round(right - left, 1), 0.5)}" height="12"><title>{escape(told)}</title></rect>'
+        )
+        end, kind = (left - 4, "end") if change.gain < 0 else (right + 4, "")
+        parts.append(_text(end, middle, f"{change.gain:+.0f}", kind))
+    return _svg(320, len(shown) * 17 + 6, "Change of each class's accuracy against zero-shot", parts)
+
+
+def _short(name: str, most: int = 18) -> str:
+    return name if len(name) <= most else f"{name[: most - 1]}…"
+
+
+def reliability_chart(each: Reliability, colour: str) -> str:
+    """Draw accuracy by confidence: the fuller a bar, the more images; the diagonal is a calibrated model's."""
+    x, y = Axis(0, 1, 34, 312), Axis(0, 1, 196, 8)
+    bins, most = len(each.images), max(max(each.images), 1)
+    parts = _grid(x, y, {"0": 0, "0.5": 0.5, "1": 1})
+    for i, (n, accuracy) in enumerate(zip(each.images, each.accuracy, strict=True)):
+        if n:
+            left, right = x(i / bins), x((i + 1) / bins)
+            told = f"confidence {i / bins:.2f} to {(i + 1) / bins:.2f}: accuracy {accuracy:.2f} of {n:,} images"
+            parts.append(
+                f'<rect class="bar {colour}" fill-opacity="{0.25 + 0.75 * n / most:.2f}" x="{left + 0.6:.1f}" '
+                f'y="{y(accuracy)}" width="{right - left - 1.2:.1f}" height="{y(0) - y(accuracy):.1f}">'
+                f"<title>{escape(told)}</title></rect>"
+            )
+    parts.append(f'<path class="diagonal" d="M{x(0)} {y(0)}L{x(1)} {y(1)}"/>')
+    return _svg(320, 216, "Accuracy by confidence", parts)

@@ -1,0 +1,63 @@
+"""Runs that left no result: failed ones with their reason, and unfinished ones."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from vlprompt.report.tables import Cell, Column, Line, Section, Table
+from vlprompt.results import RESULT
+from vlprompt.runs import CONFIG
+from vlprompt.sweep import FAILED
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A run without a result: what it was, why, and where."""
+
+    run: str
+    reason: str
+    folder: Path
+
+
+def find_failures(paths: Iterable[str | Path]) -> list[Failure]:
+    """Return the runs under folders that have failed or have not finished, in the order of the paths."""
+    found: dict[Path, Failure] = {}
+    for start in map(Path, paths):
+        for folder, files in sorted(_folders(start)):
+            if RESULT in files:
+                continue
+            if FAILED in files:
+                found.setdefault(folder, _read(folder))
+            elif CONFIG in files:
+                found.setdefault(folder, Failure(folder.name, "not finished", folder))
+    return list(found.values())
+
+
+def _folders(start: Path) -> Iterator[tuple[Path, list[str]]]:
+    for parent, _, files in os.walk(start):
+        yield Path(parent), files
+
+
+def _read(folder: Path) -> Failure:
+    try:
+        data = json.loads((folder / FAILED).read_text(encoding="utf-8"))
+        return Failure(str(data["run"]), str(data["error"]), folder)
+    except (OSError, ValueError, KeyError, TypeError):
+        return Failure(folder.name, f"failed; {FAILED} cannot be read", folder)
+
+
+def failure_table(failures: Iterable[Failure]) -> Table | None:
+    """List runs without a result; None if there are none."""
+    by_reason: dict[str, list[Line]] = {}
+    for f in failures:
+        by_reason.setdefault(f.reason, []).append(Line(f.run, (Cell(text=str(f.folder)),)))
+    if not by_reason:
+        return None
+    sections = tuple(Section(reason, tuple(lines)) for reason, lines in by_reason.items())
+    title = f"runs without a result: {sum(len(section.lines) for section in sections)}"
+    caption = "These runs are in no table; the same sweep again tries them anew."
+    return Table(title, "failures", caption, (Column("folder", ranked=False),), sections, seeds=False)

@@ -1,0 +1,234 @@
+"""Figures for papers: each function returns a matplotlib ``Figure``; ``savefig`` takes PDF, PNG or SVG by suffix."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from vlprompt.errors import VlpromptError, nearest
+from vlprompt.files import atomic_write
+from vlprompt.protocols import PROTOCOLS
+from vlprompt.report.groups import STUDY, ZERO_SHOT, Group, Key
+from vlprompt.report.summaries import COLOURS, colour_index, confusion_counts, pooled_reliability, shot_positions
+from vlprompt.report.tables import METRICS, Line, check_metric, make_tables
+from vlprompt.results import harmonic_mean
+
+FORMATS = ("pdf", "png", "svg")
+GREY = "#767676"
+NAMED = 30  # classes whose names still fit on an axis
+
+
+def few_shot_curves(group: Group, metric: str = "accuracy") -> Figure:
+    """Draw accuracy by shots, a panel a dataset and their mean first, with 95% intervals over seeds.
+
+    Args:
+        group: of protocol ``few_shot``, as ``make_report(…).group("few_shot")`` returns it.
+        metric: as the tables take it.
+
+    Raises:
+        VlpromptError: the group is of another protocol.
+    """
+    if group.protocol != STUDY:
+        raise VlpromptError(f"few-shot curves are of protocol={STUDY}, not {group.protocol}")
+    [table] = make_tables(group, metric)
+    shots = shot_positions(table)
+    figure, panels = _panels(len(table.sections))
+    colours = _colours(group)
+    for axes, section in zip(panels, table.sections, strict=False):
+        for line in section.lines:
+            _curve(axes, list(shots.values()), line, colours[line.label])
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(list(shots.values()), list(shots), minor=False)
+        axes.minorticks_off()
+        axes.set_title(section.heading, fontsize=9)
+        axes.set_xlabel("training images a class")
+    panels[0].set_ylabel(METRICS[metric].title)
+    return _with_legend(figure, panels[0])
+
+
+def _curve(axes: Axes, shots: Sequence[float], line: Line, colour: str) -> None:
+    there = [(x, cell) for x, cell in zip(shots, line.cells, strict=True) if cell.value is not None]
+    xs, ys = [x for x, _ in there], [cell.value for _, cell in there]
+    if line.label == ZERO_SHOT:
+        axes.plot(xs, ys, color=GREY, linestyle="--", label="zero-shot")
+        return
+    axes.plot(xs, ys, color=colour, marker="o", markersize=3.5, label=line.label)
+    banded = [(x, *cell.interval) for x, cell in there if cell.interval]
+    if banded:
+        axes.fill_between(*np.array(banded).T, color=colour, alpha=0.15, linewidth=0)
+
+
+def base_new(group: Group, metric: str = "accuracy") -> Figure:
+    """Draw new against base accuracy, a point a method with its deviation over seeds, and lines of equal harmonic mean.
+
+    Points are means over the datasets, where there are several.
+
+    Args:
+        group: of protocol ``base_to_new`` or ``generalized``.
+        metric: as the tables take it.
+
+    Raises:
+        VlpromptError: the group is of another protocol.
+    """
+    if PROTOCOLS.get(group.protocol).average != "harmonic_mean":
+        raise VlpromptError(f"base against new is of protocol=base_to_new or generalized, not {group.protocol}")
+    table = make_tables(group, metric)[0]
+    figure = Figure(figsize=(5, 4.2), layout="constrained")
+    axes = figure.subplots()
+    colours = _colours(group)
+    for line in table.sections[0].lines:
+        base, new = line.cells[:2]
+        if base.value is not None and new.value is not None:
+            style = {"color": GREY, "marker": "*", "markersize": 9} if line.label == ZERO_SHOT else {"marker": "o"}
+            style = {"color": colours[line.label], **style}
+            name = "zero-shot" if line.label == ZERO_SHOT else line.label
+            errors = {"xerr": base.std or 0, "yerr": new.std or 0, "capsize": 2, "elinewidth": 1, "linestyle": ""}
+            axes.errorbar(base.value, new.value, label=name, **errors, **style)
+    axes.set_xlabel(f"base classes, {METRICS[metric].title}")
+    axes.set_ylabel(f"new classes, {METRICS[metric].title}")
+    axes.set_title(table.title if len(table.sections) == 1 else group.title, fontsize=9)
+    axes.margins(0.15)
+    _equal_harmonic_means(axes)
+    axes.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def _equal_harmonic_means(axes: Axes) -> None:
+    (left, right), (low, high) = axes.get_xlim(), axes.get_ylim()
+    x, y = np.meshgrid(np.linspace(max(left, 0.1), right, 80), np.linspace(max(low, 0.1), high, 80))
+    lines = axes.contour(x, y, np.vectorize(harmonic_mean)(x, y), levels=6, colors="#bbbbbb", linewidths=0.7)
+    axes.clabel(lines, fmt="H %.0f", fontsize=7)
+
+
+def reliability(group: Group, keys: Sequence[Key] | None = None) -> Figure:
+    """Draw how often predictions of a confidence are right, a panel a method, pooled over tests and seeds.
+
+    Args:
+        group: of ``collect``.
+        keys: the tests; all of the group's unless given, of several numbers of shots the most.
+
+    Raises:
+        VlpromptError: no result of the group holds its calibration.
+    """
+    found = {label: pooled_reliability(group, label, keys) for label in group.values}
+    found = {label: each for label, each in found.items() if each is not None}
+    if not found:
+        raise VlpromptError(f"the results of {group.title} hold no calibration: run them again")
+    figure, panels = _panels(len(found), square=True)
+    colours = _colours(group)
+    for axes, (label, each) in zip(panels, found.items(), strict=False):
+        bins, n = len(each.images), sum(each.images)
+        centres = (np.arange(bins) + 0.5) / bins
+        axes.bar(centres, each.accuracy, width=0.94 / bins, color=colours[label], alpha=0.85)
+        axes.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1)
+        axes.plot(centres, np.array(each.images) / max(n, 1), color="black", linewidth=0.8, label="share of images")
+        axes.set(xlim=(0, 1), ylim=(0, 1), aspect="equal", xlabel="confidence")
+        axes.set_title(f"{label}, ECE {100 * each.expected_calibration_error:.1f}%", fontsize=9)
+    panels[0].set_ylabel("accuracy")
+    panels[0].legend(frameon=False, fontsize=7, loc="upper left")
+    return figure
+
+
+def confusion(group: Group, key: Key, methods: Sequence[str] | None = None) -> Figure:
+    """Draw which classes are taken for which, a panel a method; rows are true classes and sum to one.
+
+    Args:
+        group: of ``collect``.
+        key: a test of the group, such as ``("emoji", "new", None)``; see ``group.keys``.
+        methods: rows of the group's tables; all that were run on the test unless given.
+
+    Raises:
+        VlpromptError: a method was not run on the test, or left no predictions.
+    """
+    chosen = methods or [label for label, cells in group.values.items() if key in cells]
+    figure, panels = _panels(len(chosen), square=True, size=3.6)
+    for axes, label in zip(panels, chosen, strict=False):
+        names, counts = confusion_counts(group, label, key)
+        shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)  # (C, C)
+        shown = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+        axes.set_title(label, fontsize=9)
+        axes.set_xlabel("predicted")
+        ticks = range(len(names)) if len(names) <= NAMED else []
+        axes.set_xticks(ticks, names if ticks else [], rotation=90, fontsize=6)
+        axes.set_yticks(ticks, names if ticks and axes is panels[0] else [""] * len(ticks), fontsize=6)
+    panels[0].set_ylabel("true class")
+    figure.suptitle(f"{key[0]}, {key[1]}", fontsize=10)
+    figure.colorbar(shown, ax=panels, shrink=0.6, label="share of the true class")
+    return figure
+
+
+def save_figures(
+    groups: Sequence[Group], folder: Path, format: str = "pdf", metric: str = "accuracy"
+) -> Iterator[Path]:
+    """Write every figure that groups of results have, and yield the files as they are written.
+
+    Args:
+        groups: of ``collect``.
+        folder: made if it is not there.
+        format: ``pdf``, ``png`` or ``svg``.
+        metric: as the tables take it.
+
+    Raises:
+        VlpromptError: the format is unknown.
+    """
+    if format not in FORMATS:
+        raise VlpromptError(f"unknown figure_format '{format}': {nearest(format, FORMATS)}")
+    check_metric(metric)
+    used: set[str] = set()
+    for group in groups:
+        for name, figure in _figures_of(group, metric):
+            stem = _file_name(name, used)
+            with atomic_write(folder / f"{stem}.{format}") as temporary:
+                figure.savefig(temporary, format=format, dpi=200)
+            yield folder / f"{stem}.{format}"
+
+
+def _figures_of(group: Group, metric: str) -> Iterator[tuple[str, Figure]]:
+    if group.protocol == STUDY:
+        yield f"{group.title}-curves", few_shot_curves(group, metric)
+    if PROTOCOLS.get(group.protocol).average == "harmonic_mean":
+        yield f"{group.title}-base-new", base_new(group, metric)
+    if any(pooled_reliability(group, label) for label in group.values):
+        yield f"{group.title}-reliability", reliability(group)
+    for key in group.telling_keys:
+        if any(test.row.per_class for cells in group.values.values() for test in cells.get(key, ())):
+            name = "-".join(str(part) for part in key if part is not None)
+            yield f"{group.title}-confusion-{name}", confusion(group, key)
+
+
+def _file_name(name: str, used: set[str]) -> str:
+    stem = re.sub(r"[^\w.+]+", "-", name).strip("-.")
+    number = next(n for n in range(1, len(used) + 2) if (stem if n == 1 else f"{stem}-{n}") not in used)
+    unique = stem if number == 1 else f"{stem}-{number}"
+    used.add(unique)
+    return unique
+
+
+def _panels(n: int, square: bool = False, size: float = 2.8) -> tuple[Figure, list[Axes]]:
+    """Return a figure with ``n`` panels side by side, four in a row at most, and those panels."""
+    columns = min(n, 4)
+    rows = math.ceil(n / columns)
+    figure = Figure(
+        figsize=(size * columns + 0.8, (size if square else 0.85 * size) * rows + 0.5), layout="constrained"
+    )
+    panels = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for empty in panels[n:]:
+        empty.axis("off")
+    return figure, panels[:n]
+
+
+def _with_legend(figure: Figure, axes: Axes) -> Figure:
+    handles, names = axes.get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncols=min(len(names), 6), frameon=False, fontsize=8)
+    return figure
+
+
+def _colours(group: Group) -> dict[str, str]:
+    labels = [label for label in group.values if label != ZERO_SHOT]
+    return {ZERO_SHOT: GREY} | {label: COLOURS[i] for label, i in colour_index(labels).items()}

@@ -1,0 +1,237 @@
+"""Results put into groups that may share a table: one protocol, backbone, split, and everything else that matters."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from vlprompt.errors import VlpromptError, nearest
+from vlprompt.protocols import PROTOCOLS
+from vlprompt.recipes import INCIDENTAL
+from vlprompt.results import Result, Row
+
+BY_SOURCE = ("cross_dataset", "domain_generalization", "multitask")  # their columns belong to one training set
+STUDY = "few_shot"  # its numbers of shots are columns of one table
+ZERO_SHOT = "zero_shot"
+Key = tuple[str, str, Any]  # dataset, target, shots (None unless the table has several)
+
+# settings that say what was run or that all results of a group share, so that they make no variant of a method
+SHARED = (
+    *("method", "dataset", "protocol", "held_out", "shots", "seed", "targets", "format_spread"),
+    *("backbone", "pretrained", "checkpoint", "precision", "split", "selection", "limit", "templates"),
+    *INCIDENTAL,
+)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A result and the file that it was read from."""
+
+    path: Path
+    result: Result
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A test of one run: the run, its row and its seed."""
+
+    run: Run
+    row: Row
+
+    @property
+    def seed(self) -> int:
+        """The run's seed."""
+        return self.run.result.seed
+
+
+@dataclass
+class Group:
+    """Results that may stand in one table.
+
+    Attributes:
+        protocol: of all.
+        conditions: what all have in common, by name, for the caption.
+        values: by method (with what tells its variants apart), then by dataset, target and shots, the tests by seed.
+        notes: what was done with the results, such as copies that were left out.
+    """
+
+    protocol: str
+    conditions: dict[str, Any]
+    values: dict[str, dict[Key, list[Measured]]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def keys(self) -> list[Key]:
+        """What was tested by at least one method, in a stable order: datasets, then shots, targets as in the runs."""
+        found = dict.fromkeys(key for cells in self.values.values() for key in cells)
+        datasets = {key[0]: i for i, key in enumerate(sorted(found, key=lambda key: key[0]))}
+        return sorted(found, key=lambda key: (datasets[key[0]], key[2] if isinstance(key[2], int) else 10**9))
+
+    @property
+    def telling_keys(self) -> list[Key]:
+        """The keys, of several numbers of shots those of the most."""
+        keys = self.keys
+        most = max((key[2] for key in keys), key=lambda k: k if isinstance(k, int) else 10**9, default=None)
+        return [key for key in keys if key[2] == most]
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """All seeds that something was learnt with."""
+        tests = (test for cells in self.values.values() for seeds in cells.values() for test in seeds)
+        return tuple(sorted({test.seed for test in tests if test.run.result.n_parameters}))
+
+    @property
+    def title(self) -> str:
+        """The protocol and its training set or shots, in a few words."""
+        source = self.conditions.get("source")
+        shots = self.conditions.get("shots")
+        parts = [self.protocol.replace("_", " "), f"from {source}" if source else "", say_shots(shots) if shots else ""]
+        return ", ".join(part for part in parts if part)
+
+
+def say_shots(shots: int | str) -> str:
+    """Name a number of shots."""
+    return "all images" if shots == "all" else f"{shots} shot{'s' if shots != 1 else ''}"
+
+
+def backbone_name(result: Result) -> str:
+    """The model and its weights' tag, such as ``ViT-B-16 openai``."""
+    names = (result.backbone.get(key) for key in ("architecture", "pretrained"))
+    return " ".join(str(name) for name in names if name)
+
+
+def collect(
+    found: Iterable[tuple[Path, Result]], methods: Sequence[str] | None = None, protocol: str | None = None
+) -> list[Group]:
+    """Put results into groups; what differs in backbone, split, shots, limit, selection or templates never mixes.
+
+    Args:
+        found: as ``vlprompt.results.find_results`` gives them.
+        methods: leave out all others; tables have them in this order.
+        protocol: leave out all others.
+
+    Raises:
+        VlpromptError: nothing is left.
+    """
+    found = list(found)
+    if not found:
+        raise VlpromptError("there are no result files: run `vlprompt sweep` first, or give the folder of the runs")
+    if protocol is not None:
+        PROTOCOLS.info(protocol)
+    known = {result.method for _, result in found}
+    for method in methods or ():
+        if method not in known:
+            raise VlpromptError(f"there are no results of method '{method}': {nearest(method, known)}")
+    kept = [
+        Run(path, result)
+        for path, result in found
+        if (not methods or result.method in methods) and (protocol is None or result.protocol == protocol)
+    ]
+    if not kept:
+        raise VlpromptError(
+            f"none of the {len(found)} results is of protocol={protocol}: there are results of "
+            f"{', '.join(sorted({result.protocol for _, result in found}))}"
+        )
+    buckets: dict[str, list[Run]] = {}
+    for run in kept:
+        buckets.setdefault(json.dumps(_conditions(run.result), sort_keys=True, default=str), []).append(run)
+    groups = [_group(part, methods or ()) for bucket in buckets.values() for part in _by_split(bucket)]
+    order = [*PROTOCOLS.names(), *(g.protocol for g in groups)]
+    return sorted(groups, key=lambda group: (order.index(group.protocol), *_natural(group.conditions)))
+
+
+def _natural(conditions: dict[str, Any]) -> tuple:
+    shots = conditions.get("shots")
+    return conditions["backbone"], conditions.get("source") or "", isinstance(shots, str), shots or 0, str(conditions)
+
+
+def _conditions(result: Result) -> dict[str, Any]:
+    """What results of one table must have in common."""
+    config = result.config
+    return {
+        "protocol": result.protocol,
+        "backbone": backbone_name(result),
+        "identity": result.backbone,
+        "shots": None if result.protocol == STUDY else result.shots,
+        "source": result.dataset if result.protocol in BY_SOURCE else None,
+        "held_out": None if config.get("held_out") is None else "each domain in turn",
+        "selection": result.selection,
+        "limit": result.limit,
+        "templates": config.get("templates"),
+        "split": config.get("split"),
+    }
+
+
+def _by_split(runs: Sequence[Run]) -> list[list[Run]]:
+    """Part runs so that in each part a dataset's target has one split."""
+    parts: list[tuple[dict[tuple[str, str], str], list[Run]]] = []
+    for run in runs:
+        mine = {(run.result.dataset, row.target): row.split for row in run.result.rows}
+        for splits, members in parts:
+            if all(splits.get(key, split) == split for key, split in mine.items()):
+                splits.update(mine)
+                members.append(run)
+                break
+        else:
+            parts.append((mine, [run]))
+    return [members for _, members in parts]
+
+
+def _group(runs: Sequence[Run], order: Sequence[str]) -> Group:
+    conditions = {key: value for key, value in _conditions(runs[0].result).items() if value is not None}
+    group = Group(conditions.pop("protocol"), conditions)
+    by_method: dict[str, list[Run]] = {}
+    for run in runs:
+        by_method.setdefault(run.result.method, []).append(run)
+    ranks = {method: rank for rank, method in enumerate(order)}
+    for method in sorted(by_method, key=lambda m: (m != ZERO_SHOT, ranks.get(m, 0), m)):
+        for label, members in _variants(method, by_method[method]):
+            group.values[label] = _cells(label, members, group)
+    versions = sorted({run.result.versions.get("vlprompt", "?") for run in runs})
+    if len(versions) > 1:
+        group.notes.append(f"results of vlprompt {' and '.join(versions)} stand together here")
+    return group
+
+
+def _cells(label: str, runs: Sequence[Run], group: Group) -> dict[Key, list[Measured]]:
+    """The tests of a method by what was tested, one a seed: of several, the newest."""
+    cells: dict[Key, dict[int, Measured]] = {}
+    copies = 0
+    for run in sorted(runs, key=lambda run: run.result.created):
+        for row in run.result.rows:
+            seeds = cells.setdefault(_key(run.result, row), {})
+            copies += run.result.seed in seeds
+            seeds[run.result.seed] = Measured(run, row)
+    if copies:
+        group.notes.append(f"{label}: of {copies} tests that were done again with the same settings, the newest count")
+    return {key: [seeds[seed] for seed in sorted(seeds)] for key, seeds in cells.items()}
+
+
+def _key(result: Result, row: Row) -> Key:
+    return result.dataset, row.target, result.shots if result.protocol == STUDY else None
+
+
+def _variants(method: str, runs: Sequence[Run]) -> list[tuple[str, list[Run]]]:
+    """Part a method's runs by the settings that differ between runs that would be averaged over seeds.
+
+    Between datasets and shots settings may differ, as they do in the published recipes.
+    """
+    if not any(run.result.n_parameters for run in runs):  # nothing was trained, so that training settings mean nothing
+        return [(method, list(runs))]
+    cells: dict[tuple, list[Run]] = {}
+    for run in runs:
+        r = run.result
+        cells.setdefault((r.dataset, r.config.get("held_out"), r.shots), []).append(run)
+    differing: dict[str, None] = {}
+    for members in cells.values():
+        for key in sorted({key for run in members for key in run.result.config}.difference(SHARED)):
+            if len({repr(run.result.config[key]) for run in members if key in run.result.config}) > 1:
+                differing[key] = None
+    parts: dict[str, list[Run]] = {}
+    for run in runs:
+        setting = ", ".join(f"{key}={run.result.config.get(key)}" for key in differing)
+        parts.setdefault(f"{method} ({setting})" if setting else method, []).append(run)
+    return sorted(parts.items())

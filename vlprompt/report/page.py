@@ -1,0 +1,202 @@
+"""The report as one HTML page that needs nothing else: no network, light and dark, any width."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib import resources
+from typing import TYPE_CHECKING, Any
+
+from jinja2 import Environment, Template
+from markupsafe import Markup
+
+from vlprompt.protocols import PROTOCOLS
+from vlprompt.report.charts import base_new_chart, few_shot_chart, gains_chart, reliability_chart
+from vlprompt.report.failures import failure_table
+from vlprompt.report.groups import STUDY, ZERO_SHOT, Group, Key, Run, say_shots
+from vlprompt.report.pairs import changes
+from vlprompt.report.render import heading, interval, number, seeds
+from vlprompt.report.summaries import colour_index, pooled_reliability, shot_positions
+from vlprompt.report.tables import METRICS, Table, labels, make_tables
+from vlprompt.version import __version__
+
+if TYPE_CHECKING:
+    from vlprompt.report import Report
+
+Colours = dict[str, int]
+OWN = ("seed", "held_out", "output", "name", "resume", "quiet", "device", "workers")  # shown apart, or of no interest
+TOLD_OF_ROWS = ("target", "accuracy", "zero_shot", "n_images", "split")
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A chart and what stands above it."""
+
+    title: str
+    svg: Markup
+
+
+@dataclass(frozen=True)
+class Panel:
+    """The charts of one test, which a menu chooses."""
+
+    name: str
+    gains: list[Figure]
+    calibration: list[Figure]
+
+
+@dataclass(frozen=True)
+class Part:
+    """A group of results on the page: its tables, charts of the protocol, and charts of single tests."""
+
+    title: str
+    methods: list[tuple[str, str]]
+    tables: list[Table]
+    figures: list[Figure]
+    panels: list[Panel]
+
+
+def make_page(report: Report) -> str:
+    """Return the page as HTML."""
+    runs = Runs()
+    colours = colour_index(label for g in report.groups for label in labels(g) if label != ZERO_SHOT)
+    failed = failure_table(report.failures)
+    results = [test.run.result for g in report.groups for test in _tests(g)]
+    extra = [
+        ("Beside published figures", report.published),
+        ("Pairs of methods", report.pair),
+        ("Runs without a result", [failed] if failed else []),
+    ]
+    return _template().render(
+        parts=[_part(group, report.metric, colours) for group in report.groups],
+        extra=[(title, tables) for title, tables in extra if tables],
+        metric=METRICS[report.metric].title,
+        n_results=len({id(result) for result in results}),
+        latest=max(result.created for result in results)[:10],
+        version=__version__,
+        style=Markup(_asset("page.css")),
+        script=Markup(_asset("page.js")),
+        runs=runs,
+        counter=itertools.count(1),
+        number=number,
+        interval=interval,
+        seeds=seeds,
+        heading=heading,
+        data=lambda: Markup(runs.as_json()),
+    )
+
+
+def _tests(group: Group) -> list:
+    return [test for cells in group.values.values() for tests in cells.values() for test in tests]
+
+
+def _asset(name: str) -> str:
+    return resources.files("vlprompt.report").joinpath(name).read_text(encoding="utf-8")
+
+
+@lru_cache
+def _template() -> Template:
+    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    return environment.from_string(_asset("page.html.jinja"))
+
+
+def _part(group: Group, metric: str, colours: Colours) -> Part:
+    tables = make_tables(group, metric)
+    methods = [(label, "zs" if label == ZERO_SHOT else f"c{colours[label]}") for label in labels(group)]
+    panels = [_panel(group, key, colours) for key in group.telling_keys]
+    return Part(
+        group.title,
+        methods,
+        tables,
+        _protocol_figures(group, tables, colours),
+        [panel for panel in panels if panel.gains or panel.calibration],
+    )
+
+
+def _protocol_figures(group: Group, tables: Sequence[Table], colours: Colours) -> list[Figure]:
+    if group.protocol == STUDY:
+        shots = shot_positions(tables[0])
+        drawn = [(s.heading, few_shot_chart(s, shots, colours)) for s in tables[0].sections]
+    elif PROTOCOLS.get(group.protocol).average == "harmonic_mean":
+        sections = [(s.heading or "mean of the datasets", s) for table in tables for s in table.sections]
+        drawn = [(name, base_new_chart(section, colours)) for name, section in sections]
+    else:
+        drawn = []
+    return [Figure(title, Markup(svg)) for title, svg in drawn if svg]
+
+
+def _panel(group: Group, key: Key, colours: Colours) -> Panel:
+    name = ", ".join([key[0], key[1], *([say_shots(key[2])] if key[2] else [])])
+    panel = Panel(name, [], [])
+    for label in group.values:
+        if label == ZERO_SHOT:
+            continue
+        if svg := gains_chart(changes(group, label, key)):
+            panel.gains.append(Figure(f"{label}: classes against zero-shot", Markup(svg)))
+        if each := pooled_reliability(group, label, [key]):
+            title = f"{label}: calibration, ECE {100 * each.expected_calibration_error:.1f}%"
+            panel.calibration.append(Figure(title, Markup(reliability_chart(each, f"c{colours[label]}"))))
+    return panel
+
+
+class Runs:
+    """What the page tells of the runs behind its cells, each once."""
+
+    def __init__(self):
+        self._runs: dict[str, tuple[int, Run]] = {}
+
+    def numbers(self, runs: Iterable[Run]) -> str:
+        """Where runs stand in the page's data, for a cell."""
+        numbers = (self._runs.setdefault(str(run.path), (len(self._runs), run))[0] for run in runs)
+        return " ".join(map(str, dict.fromkeys(numbers)))
+
+    def as_json(self) -> str:
+        """The data as JSON that may stand inside a script element."""
+        configs: dict[str, int] = {}
+        backbones: dict[str, int] = {}
+
+        def place(table: dict[str, int], value: Any) -> int:
+            return table.setdefault(json.dumps(value, sort_keys=True), len(table))
+
+        told = [
+            _told(run, place(configs, _config(run)), place(backbones, run.result.backbone))
+            for _, run in self._runs.values()
+        ]
+        lists = {"configs": list(map(json.loads, configs)), "backbones": list(map(json.loads, backbones))}
+        text = json.dumps({"runs": told, **lists}, separators=(",", ":"))
+        return text.replace("<", "\\u003c")
+
+
+def _config(run: Run) -> dict[str, Any]:
+    return {key: value for key, value in run.result.config.items() if key not in OWN}
+
+
+def _told(run: Run, config: int, backbone: int) -> dict[str, Any]:
+    r = run.result
+    tests = [{name: getattr(row, name) for name in TOLD_OF_ROWS} for row in r.rows]
+    return {
+        "file": str(run.path),
+        "method": r.method,
+        "dataset": r.dataset if not r.config.get("held_out") else f"{r.dataset}, {r.config['held_out']} held out",
+        "seed": r.seed,
+        "shots": r.shots,
+        "tests": tests,
+        "config": config,
+        "backbone": backbone,
+        "provenance": {
+            "id": r.id,
+            "recipe": ", ".join(filter(None, [(r.recipe or {}).get("name"), (r.recipe or {}).get("source")])) or "none",
+            "adapted to the backbone": ", ".join(f"{k}={v}" for k, v in r.adapted.items()) or "nothing",
+            "views": "none" if r.views is None else str(r.views),
+            "data": ", ".join(f"{k} {str(v)[:12]}" for k, v in r.data.items()),
+            "learnt numbers": f"{r.n_parameters:,}",
+            "seconds": ", ".join(f"{k} {v:.1f}" for k, v in r.times.items()),
+            "peak memory, MB": ", ".join(f"{k} {v:.0f}" for k, v in r.peak_memory_mb.items()),
+            "versions": ", ".join(f"{k} {v}" for k, v in r.versions.items()),
+            "git commit": r.git_commit or "none",
+            "created": r.created,
+        },
+    }

@@ -1,0 +1,244 @@
+"""Published figures beside ours, with the difference, where they come from, and what was not run."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from importlib import resources
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from vlprompt.report.groups import ZERO_SHOT, Group, Key, say_shots
+from vlprompt.report.tables import (
+    METRICS,
+    Cell,
+    Column,
+    Line,
+    Rule,
+    Section,
+    Table,
+    combine,
+    first,
+    h_of_averages,
+    incomplete,
+    labels,
+    mean_of_h,
+    say_conditions,
+    tested,
+)
+from vlprompt.results import harmonic_mean
+
+PROTOCOLS_WITH_FIGURES = ("base_to_new", "cross_dataset", "domain_generalization")
+ACCURACY = METRICS["accuracy"]
+MEAN_OF_H = "mean of the datasets' harmonic means"
+
+
+@dataclass(frozen=True)
+class Published:
+    """One row of a published table; figures in percent.
+
+    Attributes:
+        protocol, method: what it is of.
+        variant: what tells it from other rows of the method.
+        source: where it was printed.
+        evidence: ``released`` (the authors' own), ``rerun`` (others' runs), ``second-hand`` (copied from another table)
+            or ``recalled`` (not read at its source).
+        averages: by measure: ``base``, ``new``, ``harmonic_mean``; or ``average``.
+        figures: by dataset and target, ``("eurosat", "base")``.
+        n_datasets: that the averages are over.
+        mean_of_h: whether ``harmonic_mean`` is the mean of the datasets' own.
+    """
+
+    protocol: str
+    method: str
+    variant: str = ""
+    source: str = ""
+    evidence: str = "released"
+    averages: Mapping[str, float] = field(default_factory=dict)
+    figures: Mapping[tuple[str, str], float] = field(default_factory=dict)
+    n_datasets: int = 0
+    mean_of_h: bool = False
+
+    @property
+    def origin(self) -> str:
+        """Variant, source and evidence in a few words."""
+        return ", ".join(filter(None, [self.variant, self.source, self.evidence]))
+
+
+@dataclass(frozen=True)
+class Figures:
+    """A published table: its conditions, what it averages over, and its rows."""
+
+    conditions: Mapping[str, Any]
+    keys: tuple[Key, ...]
+    rows: tuple[Published, ...]
+
+
+@lru_cache
+def load_published(protocol: str) -> Figures:
+    """Return the published figures of one of ``PROTOCOLS_WITH_FIGURES``."""
+    text = resources.files("vlprompt.published").joinpath(f"{protocol}.yaml").read_text(encoding="utf-8")
+    data = OmegaConf.to_container(OmegaConf.create(text))
+    if protocol != "base_to_new":
+        source, targets = data["conditions"]["source"], data["targets"]
+        rows = tuple(_target_row(protocol, row, source, targets, data["source"]) for row in data["rows"])
+        return Figures(data["conditions"], tuple((source, target, None) for target in ("source", *targets)), rows)
+    rows = tuple(_base_new_row(row, data["conditions"]) for row in data["rows"])
+    detailed = tuple(
+        Published(
+            protocol,
+            row["method"],
+            evidence=row["evidence"],
+            figures={(d, side): v for d, pair in row["figures"].items() for side, v in zip(SIDES, pair, strict=True)},
+        )
+        for row in data["by_dataset"]
+    )
+    datasets = max((list(dict.fromkeys(d for d, _ in row.figures)) for row in detailed), key=len)
+    return Figures(data["conditions"], tuple((d, s, None) for d in datasets for s in SIDES), rows + detailed)
+
+
+SIDES = ("base", "new")
+
+
+def _base_new_row(row: Mapping[str, Any], conditions: Mapping[str, Any]) -> Published:
+    return Published(
+        "base_to_new",
+        row["method"],
+        row.get("variant", ""),
+        row["source"],
+        row["evidence"],
+        {name: row[name] for name in (*SIDES, "harmonic_mean")},
+        n_datasets=row.get("datasets", conditions["datasets"]),
+        mean_of_h=row.get("average") == MEAN_OF_H,
+    )
+
+
+def _target_row(protocol: str, row: Mapping[str, Any], source: str, targets: Sequence[str], where: str) -> Published:
+    values = dict(zip(("source", *targets), (row["source_accuracy"], *row["targets"]), strict=True))
+    return Published(
+        protocol,
+        row["method"],
+        source=where,
+        evidence=row["evidence"],
+        averages={"average": row["average"]},
+        figures={(source, target): value for target, value in values.items()},
+    )
+
+
+def average_published(row: Published) -> dict[str, float]:
+    """Average a published row's own figures by the rules of our tables.
+
+    Returns:
+        ``base``, ``new``, ``harmonic_mean_of_averages`` and ``mean_of_harmonic_means``; or ``average`` of the targets.
+    """
+    if row.protocol != "base_to_new":
+        return {"average": statistics.fmean(v for (_, target), v in row.figures.items() if target != "source")}
+    base, new = ([value for (_, side), value in row.figures.items() if side == wanted] for wanted in SIDES)
+    return {
+        "base": statistics.fmean(base),
+        "new": statistics.fmean(new),
+        "harmonic_mean_of_averages": harmonic_mean(statistics.fmean(base), statistics.fmean(new)),
+        "mean_of_harmonic_means": statistics.fmean(map(harmonic_mean, base, new)),
+    }
+
+
+def comparable(group: Group, figures: Figures) -> bool:
+    """Whether a group's backbone, shots and training set are those of the published figures."""
+    identity, published = group.conditions["identity"], figures.conditions
+    architecture = str(identity.get("architecture", "")).removesuffix("-quickgelu")
+    return (
+        (architecture, identity.get("pretrained")) == (published["backbone"].replace("/", "-"), "openai")
+        and group.conditions.get("shots") == published["shots"]
+        and group.conditions.get("source", published.get("source")) == published.get("source")
+        and not {"limit", "templates"} & group.conditions.keys()
+        and group.conditions.get("split", "published") == "published"
+    )
+
+
+def published_tables(groups: Sequence[Group], methods: Sequence[str] | None, protocol: str | None) -> list[Table]:
+    """Put the published figures beside ours, a table a protocol that there are results of (or all, if there are none).
+
+    Args:
+        groups: of ``collect``.
+        methods: leave out all others.
+        protocol: leave out all others.
+    """
+    ours = {group.protocol for group in groups}
+    chosen = [name for name in PROTOCOLS_WITH_FIGURES if name in ours] or list(PROTOCOLS_WITH_FIGURES)
+    if protocol is not None:
+        chosen = [name for name in PROTOCOLS_WITH_FIGURES if name == protocol]
+    return [_compare(name, [g for g in groups if g.protocol == name], methods) for name in chosen]
+
+
+def _compare(protocol: str, groups: Sequence[Group], methods: Sequence[str] | None) -> Table:
+    figures = load_published(protocol)
+    rows = [row for row in figures.rows if not methods or row.method in methods]
+    fitting = [group for group in groups if comparable(group, figures)]
+    sections = [
+        Section(heading, tuple(lines))
+        for heading, name, keys, rule in _measures(protocol, figures)
+        if (lines := list(_rows(rows, fitting, name, keys, rule)))
+    ]
+    columns = tuple(Column(name, ranked=False) for name in ("ours", "published", "difference"))
+    c = figures.conditions
+    where = f"{c['backbone']} (openai), {say_shots(c['shots'])}" + (f", from {c['source']}" if "source" in c else "")
+    caption = f"{ACCURACY.title}; published: {where}, {c['average']}."
+    title = f"{protocol.replace('_', ' ')} beside the published figures"
+    table = Table(title, "published", caption, columns, tuple(sections), conditions={"backbone": c["backbone"]})
+    for group in groups:
+        if group not in fitting:
+            table.notes.append(
+                f"our results with {say_conditions(group)} are of other conditions than the published, so they are not "
+                "set against them"
+            )
+    table.notes += incomplete(table)
+    return table
+
+
+Measure = tuple[str, Any, Sequence[Key], Rule]
+
+
+def _measures(protocol: str, figures: Figures) -> Iterator[Measure]:
+    """What is compared: heading, name in the published row, our tests and their rule."""
+    keys = figures.keys
+    if protocol == "base_to_new":
+        for i, side in enumerate(SIDES):
+            yield f"{side}, mean over datasets", side, keys[i::2], statistics.fmean
+        yield "harmonic mean", "harmonic_mean", keys, h_of_averages
+    else:
+        targets = [key for key in keys if key[1] != "source"]
+        yield f"mean of {len(targets)} targets", "average", targets, statistics.fmean
+    for key in keys:
+        heading = f"{key[0]}: {key[1]}" if protocol == "base_to_new" or key[1] == "source" else key[1]
+        yield heading, key[:2], [key], first
+
+
+def _rows(
+    rows: Sequence[Published], groups: Sequence[Group], name: Any, keys: Sequence[Key], rule: Rule
+) -> Iterator[Line]:
+    """Lines of one measure; single tests only where ours has run them."""
+    for row in rows:
+        value = row.averages.get(name) if isinstance(name, str) else row.figures.get(name)
+        if value is None:
+            continue
+        own_rule = mean_of_h if name == "harmonic_mean" and row.mean_of_h else rule
+        for label, ours in _ours(row, groups, keys, own_rule):
+            if ours.value is None and not isinstance(name, str):
+                continue
+            gap = Cell(ours.value - value, signed=True) if ours.value is not None else Cell()
+            yield Line(f"{label} · {row.origin}", (ours, Cell(value), gap))
+
+
+def _ours(row: Published, groups: Sequence[Group], keys: Sequence[Key], rule: Rule) -> list[tuple[str, Cell]]:
+    if row.n_datasets and row.n_datasets * 2 != len(keys) and row.n_datasets != len(keys):
+        return [(row.method, Cell(text="not run", missing=f"over {row.n_datasets} datasets that are not all named"))]
+    found = [
+        (label, combine([tested(group, label, key, ACCURACY) for key in keys], rule, group.seeds))
+        for group in groups
+        for label in labels(group)
+        if label == row.method or (label != ZERO_SHOT and label.startswith(f"{row.method} ("))
+    ]
+    return found or [(row.method, Cell(text="not run"))]

@@ -1,0 +1,69 @@
+"""What figures and the page's charts show of a group: calibration, confusion, colours."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from vlprompt.errors import VlpromptError
+from vlprompt.metrics import Reliability, confusion_matrix
+from vlprompt.report.groups import Group, Key
+from vlprompt.report.tables import Table
+from vlprompt.results import read_predictions
+
+# Okabe and Ito's colours, told apart by the colour-blind; zero-shot is grey
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c6d31", "#7f3c8d")
+
+
+def colour_index(names: Iterable[str]) -> dict[str, int]:
+    """Give each name a colour of its own, in order; they come again after the last."""
+    return {name: i % len(COLOURS) for i, name in enumerate(dict.fromkeys(names))}
+
+
+def pooled_reliability(group: Group, label: str, keys: Sequence[Key] | None = None) -> Reliability | None:
+    """Pool a method's calibration over tests and seeds, each image counting once a seed; None for results of schema 1.
+
+    Args:
+        group: of ``collect``.
+        label: a method of the group.
+        keys: the tests; all of the group's unless given, of several numbers of shots the most.
+    """
+    tests = [test for key in keys or group.telling_keys for test in group.values[label].get(key, ())]
+    found = [test.row.reliability for test in tests if test.row.reliability is not None]
+    if not found:
+        return None
+    images = np.array([each["images"] for each in found])  # (tests, bins)
+    total = images.sum(axis=0)
+
+    def mean(name: str) -> list[float]:
+        values = np.array([each[name] for each in found])
+        return ((images * values).sum(axis=0) / np.maximum(total, 1)).tolist()
+
+    return Reliability(total.tolist(), mean("confidence"), mean("accuracy"))
+
+
+def confusion_counts(group: Group, label: str, key: Key) -> tuple[list[str], np.ndarray]:
+    """Return the class names and the counts (C, C) of true by predicted class, summed over a method's seeds.
+
+    Raises:
+        VlpromptError: the method was not run on that test, or its predictions or class names are not there.
+    """
+    tests = group.values.get(label, {}).get(key, [])
+    if not tests or tests[0].row.per_class is None:
+        raise VlpromptError(
+            f"there are no predictions of {label} for {key[0]}, {key[1]}: run it, or choose another test"
+        )
+    names = list(tests[0].row.per_class["class"])
+    counts = np.zeros((len(names), len(names)), dtype=int)
+    for test in tests:
+        said = read_predictions(test.run.path.parent)[key[1]]
+        counts += confusion_matrix(said.label, said.predicted, len(names)).numpy()
+    return names, counts
+
+
+def shot_positions(table: Table) -> dict[str, float]:
+    """Where a few-shot table's columns stand on an axis of shots, by what is written there; ``all`` comes last."""
+    numbers = [column.heading.split()[0] for column in table.columns]
+    last = max((int(n) for n in numbers if n.isdigit()), default=1)
+    return {n: float(n) if n.isdigit() else 2.0 * last for n in numbers}
