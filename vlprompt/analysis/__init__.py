@@ -1,0 +1,41 @@
+"""Understand what was learnt: each question is a function that returns data, with a figure beside it.
+
+| question | data | figure |
+| --- | --- | --- |
+| which words are the learnt vectors near? | ``nearest_words`` | ``plot_nearest_words`` |
+| where do CLS and the learnt tokens look? | ``attention_maps`` | ``plot_attention``, ``plot_attention_heads`` |
+| how far do prompts move the towers' states? | ``feature_shift`` | ``plot_feature_shift`` |
+| where do images and class names go? | ``project_features`` | ``plot_projection`` |
+| how much does the wording alone matter? | ``template_spread`` | ``plot_template_spread`` |
+
+Figures are matplotlib's and are imported when one is drawn; ``figure.savefig("name.pdf")`` keeps one.
+``sample_images`` gives a few test images of a dataset to look at.
+"""
+
+from vlprompt.analysis.attention import AttentionMaps, attention_maps, plot_attention, plot_attention_heads
+from vlprompt.analysis.projection import FeatureProjection, plot_projection, project_features
+from vlprompt.analysis.samples import Samples, sample_images
+from vlprompt.analysis.shift import FeatureShift, feature_shift, plot_feature_shift
+from vlprompt.analysis.spread import TemplateSpread, plot_template_spread, template_spread
+from vlprompt.analysis.words import NearestWords, nearest_words, plot_nearest_words
+
+__all__ = [
+    "AttentionMaps",
+    "FeatureProjection",
+    "FeatureShift",
+    "NearestWords",
+    "Samples",
+    "TemplateSpread",
+    "attention_maps",
+    "feature_shift",
+    "nearest_words",
+    "plot_attention",
+    "plot_attention_heads",
+    "plot_feature_shift",
+    "plot_nearest_words",
+    "plot_projection",
+    "plot_template_spread",
+    "project_features",
+    "sample_images",
+    "template_spread",
+]

@@ -1,0 +1,156 @@
+"""Image and text features before and after learning, in one plane."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vlprompt.analysis.figures import FONT, GREY, new_figure, paper_figure, shorten
+from vlprompt.clip import natural_name
+from vlprompt.data.splits import DEFAULT_TEMPLATE
+from vlprompt.errors import VlpromptError
+from vlprompt.learner import PromptLearner
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+MANY_CLASSES = 10  # that a qualitative colour map can tell apart
+SHOWN_NAMES = 20
+
+
+@dataclass(frozen=True)
+class FeatureProjection:
+    """Features of B images and C classes in one common plane.
+
+    Attributes:
+        image_before, image_after: of the images, by the frozen model and by the learner (B, 2).
+        text_before, text_after: of the classes, by the template and by the learner (C, 2).
+        labels: classes of the images (B,).
+        class_names: C names.
+        by: ``pca`` or ``tsne``.
+        explained: share of the variance that each axis holds, for PCA.
+    """
+
+    image_before: np.ndarray
+    image_after: np.ndarray
+    text_before: np.ndarray
+    text_after: np.ndarray
+    labels: np.ndarray
+    class_names: tuple[str, ...]
+    by: str
+    explained: tuple[float, float] | None = None
+
+
+@torch.no_grad()
+def project_features(
+    learner: PromptLearner,
+    images: Tensor,
+    labels: Tensor,
+    by: Literal["pca", "tsne"] = "pca",
+    *,
+    close_gap: bool = True,
+    template: str = DEFAULT_TEMPLATE,
+    seed: int = 0,
+) -> FeatureProjection:
+    """Project normalised image and text features, before and after learning, by one map for all four.
+
+    CLIP's image and text features lie in two distant cones. With ``close_gap`` each modality's mean over its features
+    *before* is taken from its features before and after, so that the plane shows classes and not that gap; what moved,
+    still has moved. In a t-SNE plane only neighbourhoods mean something, not distances, sizes or directions.
+
+    Args:
+        learner: any learner; class features made for each image (CoCoOp) enter as their mean over the images.
+        images: (B, 3, H, W) as the backbone takes them.
+        labels: (B,), indices into the learner's class names.
+        by: principal components, or t-SNE.
+        close_gap: take away each modality's mean.
+        template: the text before learning, with ``{}`` for the class name.
+        seed: of t-SNE.
+
+    Raises:
+        VlpromptError: ``by`` is unknown, or labels and images do not match.
+    """
+    if by not in ("pca", "tsne"):
+        raise VlpromptError(f"unknown projection '{by}': use pca or tsne")
+    if len(labels) != len(images) or int(labels.max()) >= len(learner.class_names):
+        raise VlpromptError(
+            f"{len(labels)} labels up to {int(labels.max())} do not fit {len(images)} images and "
+            f"{len(learner.class_names)} class names"
+        )
+    learner.eval()
+    texts = [template.format(natural_name(name)) for name in learner.class_names]
+    image_before = F.normalize(learner.clip.encode_image(images), dim=-1)
+    image_after = learner.image_features(images.to(learner.clip.device))
+    text_before, text_after = F.normalize(learner.clip.encode_text(texts), dim=-1), _text_after(learner, image_after)
+    pairs = [(image_before, image_after), (text_before, text_after)]
+    if close_gap:
+        pairs = [(before - before.mean(dim=0), after - before.mean(dim=0)) for before, after in pairs]
+    parts = [part for pair in pairs for part in pair]
+    points, explained = _project(torch.cat(parts).cpu().numpy(), by, seed)
+    planes = np.split(points, np.cumsum([len(part) for part in parts])[:-1])
+    return FeatureProjection(*planes, labels.cpu().numpy(), learner.class_names, by, explained)
+
+
+def _text_after(learner: PromptLearner, image_features: Tensor) -> Tensor:
+    """Normalised class features (C, D), their mean over the images where each has its own."""
+    if not learner.facts.get("per_image"):
+        return F.normalize(learner.text_features(), dim=-1)
+    each = torch.cat([learner.outputs(v).text_features for v in image_features.split(1)])  # (B, C, D)
+    return F.normalize(each.mean(dim=0), dim=-1)
+
+
+def _project(features: np.ndarray, by: str, seed: int) -> tuple[np.ndarray, tuple[float, float] | None]:
+    """Points (N, 2) of features (N, D), and the axes' shares of variance where there are any."""
+    if by == "pca":
+        from sklearn.decomposition import PCA
+
+        pca = PCA(2, svd_solver="full")
+        points = pca.fit_transform(features)
+        return points, tuple(float(x) for x in pca.explained_variance_ratio_)
+    from sklearn.manifold import TSNE
+
+    perplexity = min(30.0, (len(features) - 1) / 3)
+    return TSNE(2, perplexity=perplexity, init="pca", random_state=seed).fit_transform(features), None
+
+
+@paper_figure
+def plot_projection(projection: FeatureProjection) -> Figure:
+    """Draw the plane before and after: dots are images, stars are class names, one colour a class.
+
+    Both panels have the same axes. Behind the stars of the right panel a line leads from where they were.
+    """
+    p = projection
+    figure, axes = new_figure(6.6, 3.2, ncols=2, sharex=True, sharey=True)
+    colours = _colours(len(p.class_names))
+    panels = (("before", p.image_before, p.text_before), ("after", p.image_after, p.text_after))
+    for ax, (title, images, text) in zip(axes, panels, strict=True):
+        ax.scatter(*images.T, s=9, c=colours[p.labels], alpha=0.55, linewidths=0)
+        if title == "after":
+            for start, end in zip(p.text_before, text, strict=True):
+                ax.plot(*zip(start, end, strict=True), color=GREY, linewidth=0.7, zorder=2)
+        ax.scatter(*text.T, s=75, c=colours, marker="*", edgecolors="black", linewidths=0.6, zorder=3)
+        ax.set(title=title, xticks=[], yticks=[])
+        for side in ("top", "right"):
+            ax.spines[side].set_visible(True)
+    if p.explained:
+        axes[0].set_ylabel(f"component 2 ({p.explained[1]:.0%} of variance)")
+        figure.supxlabel(f"component 1 ({p.explained[0]:.0%} of variance)", fontsize=FONT)
+    if len(p.class_names) <= SHOWN_NAMES:
+        names = [shorten(name, 24) for name in p.class_names]
+        handles = [axes[0].scatter([], [], c=[c], s=12, label=n) for c, n in zip(colours, names, strict=True)]
+        figure.legend(handles=handles, loc="outside right center", handletextpad=0.1)
+    return figure
+
+
+def _colours(count: int) -> np.ndarray:
+    """One colour a class (C, 4)."""
+    import matplotlib
+
+    if count <= MANY_CLASSES:
+        return matplotlib.colormaps["tab10"](np.arange(count))
+    return matplotlib.colormaps["turbo"](np.linspace(0.03, 0.97, count))

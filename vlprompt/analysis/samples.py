@@ -1,0 +1,55 @@
+"""A few test images of a dataset to look at."""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vlprompt.clip import FrozenCLIP
+from vlprompt.data import ImageItems, check_items, eval_transform, load_split
+from vlprompt.data.splits import DatasetSplits
+from vlprompt.evaluation import limited
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Images with their labels.
+
+    Attributes:
+        images: (B, 3, H, W), as the backbone takes them.
+        labels: (B,), indices into ``class_names``.
+        class_names: C names.
+    """
+
+    images: Tensor
+    labels: Tensor
+    class_names: tuple[str, ...]
+
+
+def sample_images(
+    clip: FrozenCLIP, dataset: str | DatasetSplits, per_class: int = 1, root: str | os.PathLike | None = None
+) -> Samples:
+    """Return test images of each class of a dataset, evenly spaced in its test list, by the evaluation transform.
+
+    Args:
+        clip: the frozen model.
+        dataset: one of ``list_datasets()``, ``folder:PATH``, or a split in hand.
+        per_class: images of each class at most.
+        root: the folder that holds the datasets' folders; embedded datasets need none.
+
+    Raises:
+        VlpromptError: the dataset is not there, or has no test images.
+    """
+    splits = load_split(dataset, root) if isinstance(dataset, str) else dataset
+    check_items(splits, splits.test)
+    by_class = defaultdict(list)
+    for item in splits.test:
+        by_class[item.label].append(item)
+    chosen = [item for label in sorted(by_class) for item in limited(by_class[label], per_class)]
+    images = ImageItems(splits, chosen, eval_transform(clip))
+    stacked = torch.stack([images[i]["image"] for i in range(len(images))])
+    return Samples(stacked, torch.tensor([item.label for item in chosen]), splits.class_names)

@@ -1,0 +1,141 @@
+"""How far prompts move what the towers' blocks put out: the feature shift of RESTORE (arXiv:2403.06136)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vlprompt.analysis.figures import GREY, IMAGE, TEXT, new_figure, paper_figure
+from vlprompt.clip import natural_name
+from vlprompt.data.splits import DEFAULT_TEMPLATE
+from vlprompt.learner import PromptLearner
+from vlprompt.recording import recorded_prompts, recorded_states
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+States = dict[int, list[Tensor]]
+
+
+@dataclass(frozen=True)
+class FeatureShift:
+    """Relative change ‖f - f⁰‖ / ‖f⁰‖ of features with prompts, f, against features without, f⁰.
+
+    Attributes:
+        text: behind each text block, of N class prompts (L_t, N); N is C, or several times C where a learner has
+            several prompts.
+        image: behind each image block, of B images (L_v, B).
+        text_feature: of the normalised class features, adapters included (C,), or (B·C,) where they are made for each
+            image.
+        image_feature: of the normalised image features, adapters included (B,).
+
+    A tower that the learner leaves alone has shifts of 0; one whose blocks cannot be watched (a ResNet) has none.
+    """
+
+    text: Tensor
+    image: Tensor
+    text_feature: Tensor
+    image_feature: Tensor
+
+    @property
+    def discrepancy(self) -> Tensor:
+        """|mean text shift - mean image shift| behind each block that both towers have: (min(L_t, L_v),)."""
+        blocks = min(len(self.text), len(self.image))
+        return (self.text[:blocks].mean(dim=1) - self.image[:blocks].mean(dim=1)).abs()
+
+
+@torch.no_grad()
+def feature_shift(learner: PromptLearner, images: Tensor, template: str = DEFAULT_TEMPLATE) -> FeatureShift:
+    """Measure how far a learner moves the states of both towers' blocks from the frozen model's.
+
+    RESTORE calls the change of block features with against without prompts their feature shift, and asks that it be
+    alike in both modalities: ``discrepancy`` is small then. The paper says no more of it that could be verified, so the
+    relative Euclidean change is our reading, taken at the token that the tower reads: end-of-text, and CLS (the mean
+    over CLS and patches in a tower that pools otherwise). What RESTORE trains with is another quantity, its prompts'
+    norms, see ``vlprompt.methods.restore``.
+
+    Args:
+        learner: any learner.
+        images: (B, 3, H, W) as the backbone takes them; contexts that depend on the image are made from these.
+        template: the text without prompts, with ``{}`` for the class name.
+    """
+    learner.eval()
+    clip, images = learner.clip, images.to(learner.clip.device)
+    image, image_feature = _image_shift(learner, images)
+    frozen_text = [template.format(natural_name(name)) for name in learner.class_names]
+    with recorded_prompts(learner) as calls:
+        if learner.facts.get("per_image"):
+            features = torch.cat([learner.outputs(v).text_features for v in learner.image_features(images).split(1)])
+        else:
+            features = learner.text_features().unsqueeze(0)  # (1, C, D)
+    if not calls:
+        nothing = torch.zeros(clip.text.layers, len(frozen_text))
+        return FeatureShift(nothing, image, torch.zeros(len(frozen_text)), image_feature)
+    without = F.normalize(clip.encode_text(frozen_text), dim=-1)
+    with recorded_states(clip.text) as prompted:
+        for call in calls:
+            clip.encode_prompts(call.prefix, call.suffix, call.lengths, call.deep)
+    with recorded_states(clip.text) as frozen:
+        clip.encode_text(frozen_text, chunk=len(frozen_text))
+    text = _by_block(prompted, frozen, lambda states: states)
+    return FeatureShift(text, image, _relative(features, without).flatten().cpu(), image_feature)
+
+
+def _image_shift(learner: PromptLearner, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Shifts behind each image block (L_v, B) and of the final feature (B,)."""
+    tower = learner.clip.visual
+    if learner.cacheable_images:
+        return torch.zeros(tower.layers, len(images)), torch.zeros(len(images))
+    own = tower.embed(images[:1]).shape[1]
+    with recorded_states(tower) as prompted:
+        feature = learner.image_features(images)
+    with recorded_states(tower) as frozen:
+        without = F.normalize(learner.clip.encode_image(images), dim=-1)
+    read = (lambda x: x[:, 0]) if tower.cls_only else (lambda x: x[:, :own].mean(dim=1))
+    return _by_block(prompted, frozen, read), _relative(feature, without).cpu()
+
+
+def _by_block(prompted: States, frozen: States, read: Callable[[Tensor], Tensor]) -> Tensor:
+    """Relative change (L, N) of what is read of each block's states."""
+    shifts = [
+        _relative(torch.cat([read(x) for x in prompted[i]]), torch.cat([read(x) for x in frozen[i]])).flatten()
+        for i in sorted(frozen)
+    ]
+    return torch.stack(shifts).cpu()
+
+
+def _relative(changed: Tensor, original: Tensor) -> Tensor:
+    """‖f - f⁰‖ / ‖f⁰‖ over the last axis."""
+    return (changed - original).norm(dim=-1) / original.norm(dim=-1)
+
+
+@paper_figure
+def plot_feature_shift(shift: FeatureShift) -> Figure:
+    """Draw each tower's shift against the block: the mean over inputs, a band of one standard deviation around it.
+
+    The last point, set apart, is the final feature. Towers without blocks to watch have no line.
+    """
+    figure, ax = new_figure(3.3, 2.3)
+    deepest = max(len(shift.text), len(shift.image))
+    for name, colour, marker, blocks, feature in (
+        ("text", TEXT, "o", shift.text, shift.text_feature),
+        ("image", IMAGE, "s", shift.image, shift.image_feature),
+    ):
+        if not len(blocks):
+            continue
+        x = range(1, len(blocks) + 1)
+        mean, deviation = blocks.mean(dim=1).numpy(), blocks.std(dim=1, correction=0).numpy()
+        ax.fill_between(x, mean - deviation, mean + deviation, color=colour, alpha=0.18, linewidth=0)
+        ax.plot(x, mean, marker=marker, markersize=3.5, color=colour, label=name)
+        spread = float(feature.std(correction=0))
+        ax.errorbar(deepest + 1, float(feature.mean()), spread, marker=marker, markersize=3.5, color=colour, capsize=2)
+    ax.set_xticks([*range(1, deepest + 1), deepest + 1], [*map(str, range(1, deepest + 1)), "feature"])
+    ax.axvline(deepest + 0.5, color=GREY, linewidth=0.5, linestyle=":")
+    ax.set(xlabel="block", ylabel="relative shift  ‖f − f⁰‖ / ‖f⁰‖", ylim=(0, None))
+    ax.legend()
+    return figure

@@ -1,0 +1,1 @@
+"""The commands of ``vlprompt``, one thin module each with ``main(argv) -> exit status``."""

@@ -1,0 +1,146 @@
+"""What every command shares: ``key=value`` arguments, three flags, and errors told in one line."""
+
+from __future__ import annotations
+
+import functools
+import signal
+import sys
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from vlprompt.errors import VlpromptError, nearest
+from vlprompt.hub import PREFIX
+from vlprompt.learner import PromptLearner
+from vlprompt.plugins import use
+from vlprompt.saving import find_saved, load_learner
+from vlprompt.weights import load_clip
+
+FLAGS = ("--help", "--quiet", "--version")
+INTERRUPTED = 130
+Main = Callable[[Sequence[str]], int]
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """A command line, read.
+
+    Attributes:
+        settings: the ``key=value`` ones, with YAML's types.
+        words: those without an equals sign.
+        flags: of ``--help``, ``--quiet``, ``--version``.
+    """
+
+    settings: dict[str, Any]
+    words: tuple[str, ...]
+    flags: frozenset[str]
+
+
+def parse(argv: Sequence[str], words: int = 0) -> Arguments:
+    """Read a command line that may hold ``words`` arguments without an equals sign.
+
+    >>> parse(["shots=4", "ctx_init=a photo of a", "--quiet"]).settings
+    {'shots': 4, 'ctx_init': 'a photo of a'}
+    """
+    flags = frozenset("--help" if a == "-h" else a for a in argv if a.startswith("-"))
+    for unknown in sorted(flags - set(FLAGS)):
+        key = unknown.lstrip("-").partition("=")[0].replace("-", "_")
+        raise VlpromptError(f"unknown flag '{unknown}': settings are written {key}=VALUE; flags are {', '.join(FLAGS)}")
+    rest = [a for a in argv if not a.startswith("-")]
+    free = tuple(a for a in rest if "=" not in a)
+    if len(free) > words:
+        raise VlpromptError(f"'{free[words]}' is not key=value; quote values that hold spaces")
+    try:
+        settings = OmegaConf.to_container(OmegaConf.from_dotlist([a for a in rest if "=" in a]))
+    except (YAMLError, OmegaConfBaseException) as error:
+        raise VlpromptError(f"the arguments cannot be read: {' '.join(str(error).split())}") from error
+    return Arguments({str(key): value for key, value in settings.items()}, free, flags)
+
+
+def check_keys(settings: Iterable[str], known: Iterable[str]) -> None:
+    """Raise one sentence for the first key that a command does not have."""
+    known = list(known)
+    for key in settings:
+        if key not in known:
+            raise VlpromptError(f"unknown key '{key}': {nearest(key, known)}")
+
+
+def names_setting(given: Any, key: str) -> list[str]:
+    """Return class names from a list, or from a file with one a line."""
+    if isinstance(given, list):
+        return [str(name) for name in given]
+    path = Path(str(given)).expanduser()
+    try:
+        return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise VlpromptError(f"{key}={given} is no list and no readable file with one name a line") from error
+
+
+def load_named_learner(settings: Mapping[str, Any], device: str = "auto") -> PromptLearner:
+    """Load ``learner``: a saved learner, a run, or hf://user/name, on ``backbone`` where that is given."""
+    source, device = str(settings["learner"]), str(settings.get("device", device))
+    folder = source if source.startswith(PREFIX) else find_saved(source)
+    clip = None
+    if "backbone" in settings:
+        weights = (settings.get("pretrained"), settings.get("checkpoint"))
+        clip = load_clip(str(settings["backbone"]), *weights, device=device)
+    return load_learner(folder, clip=clip, device=device)
+
+
+def command(main: Main) -> Callable[[Sequence[str] | None], int]:
+    """Make a command of a function: bad input ends with status 2 and one line, an interrupt with 130, no traceback."""
+
+    @functools.wraps(main)
+    def guarded(argv: Sequence[str] | None = None) -> int:
+        argv = sys.argv[1:] if argv is None else argv
+        previous = _interrupt_on_sigterm()
+        shown, warnings.showwarning = warnings.showwarning, _show_warning
+        try:
+            return main(_without_plugins(argv))
+        except VlpromptError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
+        except KeyboardInterrupt as interrupt:
+            print(interrupt.args[0] if interrupt.args else "interrupted", file=sys.stderr)
+            return INTERRUPTED
+        except BrokenPipeError:  # the reader of a pipe has seen enough
+            sys.stdout = None
+            return 1
+        finally:
+            warnings.showwarning = shown
+            if previous is not None:
+                signal.signal(signal.SIGTERM, previous)
+
+    return guarded
+
+
+def _without_plugins(argv: Sequence[str]) -> list[str]:
+    """Import what ``plugin=`` names, and return the other arguments."""
+    named = [a for a in argv if a.startswith("plugin=")]
+    if named:
+        value = parse(named[-1:]).settings["plugin"]
+        use(value if isinstance(value, list) else str(value))
+    return [a for a in argv if a not in named]
+
+
+def _interrupt_on_sigterm() -> Any:
+    """Let SIGTERM stop a command as Ctrl-C does; only the main thread may set signals."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    try:
+        return signal.signal(signal.SIGTERM, interrupt)
+    except ValueError:
+        return None
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+    if issubclass(category, UserWarning):
+        print(f"warning: {message}", file=sys.stderr)

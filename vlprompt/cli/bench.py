@@ -1,0 +1,82 @@
+"""Measure what the fast paths are worth on this machine, as ratios in one run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from inspect import signature
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from vlprompt.bench import bench
+from vlprompt.bench_data import bench_data
+from vlprompt.bench_predict import bench_predict
+from vlprompt.bench_sweep import bench_sweep
+from vlprompt.cli._shared import check_keys, command, parse
+from vlprompt.console import make_console
+from vlprompt.errors import VlpromptError
+from vlprompt.files import atomic_write
+
+USAGE = """vlprompt bench [backbone=ViT-B-16] [classes=[10,100,1000]] [repeats=5] [output=bench.json]
+               [methods=[images,coop,maple,cocoop,promptsrc,proda]]
+
+vlprompt bench data [dataset=eurosat data_root=DATA] [images=256] [workers=0] [repeats=5] [output=bench.json]
+
+vlprompt bench predict [dataset=emoji] [data_root=DATA] [backbone=vlprompt-tiny [pretrained=TAG]] [images=10000]
+               [turn=500] [batch_size=64] [threads=N] [output=bench.json]
+
+vlprompt bench sweep [method=kgcoop] [dataset=emoji] [shots=[1,2,4,8]] [seeds=10] [epochs=N] [output=bench.json]
+
+Every comparison is measured in this one run, each side in a process of its own. Some minutes on two cores. With "data",
+decoding: our batches against ImageFolder. With "predict", predicting image files: memory as they pass,
+and throughput against a bare OpenCLIP loop, turn by turn. With "sweep", a sweep against as many train commands."""
+OTHERS = {"data": bench_data, "predict": bench_predict, "sweep": bench_sweep}
+
+
+@command
+def main(argv: Sequence[str]) -> int:
+    """Print the table, and write it as JSON."""
+    arguments = parse(argv, words=1)
+    if "--help" in arguments.flags:
+        print(USAGE)
+        return 0
+    what = arguments.words[0] if arguments.words else None
+    if what and what not in OTHERS:
+        raise VlpromptError(f"vlprompt bench takes {', '.join(OTHERS)} or nothing, not '{what}'")
+    settings = dict(arguments.settings)
+    measured = OTHERS[what] if what else bench
+    check_keys(settings, [*(k for k in signature(measured).parameters if k != "say"), "output"])
+    output = settings.pop("output", None)
+    for key in ("classes", "methods", "shots"):
+        if key in settings and not isinstance(settings[key], list):
+            settings[key] = [settings[key]]
+    console = make_console()
+    quiet = "--quiet" in arguments.flags
+    say = (lambda line: None) if quiet else lambda line: console.print(line, markup=False)
+    if what:
+        return _write(measured(**settings, say=lambda line: console.print(line, markup=False)), output)
+    result = bench(**settings, say=say)
+    table = Table("comparison", "seconds", "MB", "faster", "smaller", "of peak")
+    for row in result["rows"]:
+        fast = row["fast"]
+        table.add_row(
+            row["title"],
+            f"{fast['seconds']:.3f}" if "seconds" in fast else fast["skipped"],
+            f"{fast['memory_mb']:.0f}" if "seconds" in fast else "",
+            f"{row['times_faster']:.1f}x" if "times_faster" in row else row["plain"].get("skipped", ""),
+            f"{row['times_smaller']:.1f}x" if "times_smaller" in row else "",
+            f"{row['share_of_peak']:.0%}" if "share_of_peak" in row else "",
+        )
+    console.print(table)
+    return _write(result, output)
+
+
+def _write(result: dict[str, Any], output: str | None) -> int:
+    """Keep a result as JSON where that was asked for."""
+    if output:
+        with atomic_write(Path(output)) as temporary:
+            temporary.write_text(json.dumps(result, indent=1), encoding="utf-8")
+        print(f"written to {output}")
+    return 0

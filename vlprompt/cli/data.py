@@ -1,0 +1,204 @@
+"""Look at, check and get datasets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from datasets_registry.acquire import download_dataset, prepare_dataset
+from datasets_registry.card import Card, load_card
+from datasets_registry.catalog import find_card, list_collections
+from vlprompt.cli._shared import check_keys, command, parse
+from vlprompt.console import Reporter, make_console
+from vlprompt.data import list_datasets
+from vlprompt.data.check import Report, check_dataset, class_hash, datasets_below
+from vlprompt.errors import VlpromptError, nearest
+
+USAGE = """vlprompt data list [PATTERN | COLLECTION]
+vlprompt data info NAME
+vlprompt data check NAME data_root=DIR [split=published|generated] [--deep]
+vlprompt data check DIR [--deep]                      every registered dataset that lies below DIR
+vlprompt data download NAME data_root=DIR
+vlprompt data prepare NAME from=DIR data_root=DIR [mode=link|move]
+
+check exits with status 1 if anything is wrong, each thing in a line; --deep reads every image. prepare puts
+torchvision's layout in place of ours, and takes frames from UCF101's videos (from=UCF-101). NAME of check may be
+folder:PATH, csv:PATH, json:PATH or wds:PATTERN."""
+KEYS = {
+    "list": (),
+    "info": (),
+    "check": ("data_root", "deep", "split", "lines"),
+    "download": ("data_root",),
+    "prepare": ("from", "data_root", "mode"),
+}
+LINES = 50  # defects shown of a dataset
+
+
+@command
+def main(argv: Sequence[str]) -> int:
+    """Do one of the five things."""
+    argv = ["deep=true" if argument == "--deep" else argument for argument in argv]
+    arguments = parse(argv, words=2)
+    if "--help" in arguments.flags:
+        print(USAGE)
+        return 0
+    verb, *names = arguments.words or ("",)
+    if verb not in KEYS:
+        raise VlpromptError(f"say what to do with data: {nearest(verb, KEYS) if verb else ', '.join(KEYS)}")
+    check_keys(arguments.settings, KEYS[verb])
+    if not names and verb != "list":
+        raise VlpromptError(f"say which dataset: vlprompt data {verb} NAME, a name from vlprompt data list")
+    reporter = Reporter("--quiet" in arguments.flags)
+    return COMMANDS[verb](names[0] if names else "*", arguments.settings, reporter)
+
+
+def show_list(pattern: str, settings: dict[str, Any], reporter: Reporter) -> int:
+    """Print the datasets that match a pattern, and the collections."""
+    names = list_datasets(pattern)
+    if not names:
+        raise VlpromptError(
+            f"no dataset matches '{pattern}': {nearest(pattern, [*list_datasets(), *list_collections()])}"
+        )
+    table = Table(box=None, pad_edge=False)
+    for heading in ("name", "title", "classes", "train", "val", "test", "split", "download"):
+        table.add_column(heading, justify="right" if heading in ("classes", "train", "val", "test") else "left")
+    for name in names:
+        card = find_card(name)[0]
+        counts = [f"{card.counts[p]:,}" if p in card.counts else "" for p in ("train", "val", "test")]
+        offered = "embedded" if not card.folder else "yes" if card.archives else "by hand"
+        table.add_row(name, card.title, str(card.classes or ""), *counts, card.split, offered)
+    console = make_console()
+    console.print(table)
+    if pattern == "*":
+        console.print(f"\ncollections: {', '.join(list_collections())}", markup=False)
+    return 0
+
+
+def show_info(name: str, settings: dict[str, Any], reporter: Reporter) -> int:
+    """Print all that a card says."""
+    card = find_card(name)[0]
+    console = make_console()
+    for key, value in card_facts(card):
+        console.print(f"{key:<12} {value}", markup=False, soft_wrap=True)
+    return 0
+
+
+def card_facts(card: Card) -> list[tuple[str, str]]:
+    """Return what a card says as pairs of a word and a text."""
+    about = "≈ " if card.approximate else ""
+    counts = about + ", ".join(f"{part} {count:,}" for part, count in card.counts.items())
+    names = list(card.class_names.values())
+    shown = ", ".join(names[:6]) + (f", … ({len(names)} in label order, hash {class_hash(names)})" if names else "")
+    facts = {
+        "name": card.name + (f"/{{{','.join(card.variants)}}}" if card.variants else ""),
+        "title": card.title,
+        "classes": f"{card.classes}: {shown}" if names else str(card.classes or ""),
+        "images": counts if card.counts else "",
+        "domains": ", ".join(
+            f"{d} ({card.domain_counts[d]:,})" if d in card.domain_counts else d for d in card.domains
+        ),
+        "template": " | ".join(card.templates),
+        "split": card.split + (f", {card.folder}/{card.split_file} from {card.split_page}" if card.split_file else ""),
+        "get it": "embedded, nothing to get"
+        if not card.folder
+        else f"vlprompt data download {card.name} data_root=DIR"
+        if card.archives
+        else card.homepage,
+        "layout": card.layout.strip().replace("\n", "\n" + " " * 13),
+        "homepage": card.homepage,
+        "licence": card.licence,
+        "citation": card.citation,
+        "notes": card.notes,
+    }
+    return [(key, value) for key, value in facts.items() if value]
+
+
+def run_check(name: str, settings: dict[str, Any], reporter: Reporter) -> int:
+    """Check a dataset, or all below a folder."""
+    root = settings.get("data_root")
+    is_root = root is None and ":" not in name and Path(name).expanduser().is_dir()
+    names = datasets_below(name) if is_root else [name]
+    if not names:
+        raise VlpromptError(f"no folder of a registered dataset is in {name}: vlprompt data info NAME shows its layout")
+    reports = []
+    for each in names:
+        with reporter.bar(f"reading {each}", lines=2) as update:
+            options = {"deep": bool(settings.get("deep", False)), "split": settings.get("split", "published")}
+            reports.append(check_dataset(each, name if is_root else root, progress=update, **options))
+        show_report(reports[-1], int(settings.get("lines", LINES)), reporter.console)
+    return int(any(report.defects for report in reports))
+
+
+def show_report(report: Report, lines: int, console: Any) -> None:
+    """Print a dataset's state, and its defects one a line."""
+    if report.counts:
+        counts = ", ".join(f"{part} {count:,}" for part, count in report.counts.items())
+        read = f"; {report.opened:,} images read" if report.opened else ""
+        state = f"{report.classes} classes (hash {report.class_hash}), {counts}, {report.source} split{read}"
+    else:
+        state = "present, but not to be loaded" if report.found else "not found"
+    good = "ok" if not report.defects else f"{len(report.defects)} defects" if len(report.defects) > 1 else "1 defect"
+    console.print(f"{report.name}: {good}; {state}", markup=False, soft_wrap=True)
+    for defect in report.defects[:lines]:
+        console.print(f"  {' '.join(defect.split())}", markup=False, soft_wrap=True)
+    if len(report.defects) > lines:
+        console.print(f"  and {len(report.defects) - lines:,} more (lines=N shows N)", markup=False, soft_wrap=True)
+
+
+def run_download(name: str, settings: dict[str, Any], reporter: Reporter) -> int:
+    """Fetch a dataset's images, and say what is left to do by hand."""
+    card, root = _registered(name, "download"), _root(settings)
+    images = root / card.folder / card.images
+    if images.is_dir() and card.images:
+        reporter.say(f"{images} is there already, nothing to download (vlprompt data check {name} data_root={root})")
+    elif card.archives:
+        with reporter.bar(f"downloading {name}") as update:
+            download_dataset(card, root, lambda done, total: update(done, max(total, done)))
+        reporter.say(f"the images of {card.title} are in {images}")
+    else:
+        layout = card.layout.strip().replace("\n", f"\n  {root}/")
+        raise VlpromptError(
+            f"{card.title} has no automatic download: get it from {card.homepage} and make\n  {root}/{layout}"
+        )
+    split = root / card.folder / card.split_file
+    if card.split == "published" and not (card.letters or split.exists()):
+        reporter.say(f"still missing: {split}, from the links in {card.split_page} (or use split=generated)")
+    return 0
+
+
+def run_prepare(name: str, settings: dict[str, Any], reporter: Reporter) -> int:
+    """Make our layout of another one."""
+    card, root = _registered(name, "prepare"), _root(settings)
+    if "from" not in settings:
+        raise VlpromptError("say where the files are: from=DIR, torchvision's root or the folder of UCF101's videos")
+    with reporter.bar(f"preparing {name}") as update:
+        source = Path(str(settings["from"])).expanduser()
+        lines = prepare_dataset(card, source, root, settings.get("mode", "link"), update)
+    for line in lines:
+        reporter.say(line)
+    return 0
+
+
+def _registered(name: str, verb: str) -> Card:
+    card = load_card(find_card(name)[0].name)
+    if not card.folder:
+        raise VlpromptError(f"{card.title} is embedded: there is nothing to {verb}")
+    return card
+
+
+def _root(settings: dict[str, Any]) -> Path:
+    if settings.get("data_root") is None:
+        raise VlpromptError("say where the datasets' folders are to be: data_root=DIR")
+    return Path(str(settings["data_root"])).expanduser()
+
+
+COMMANDS: dict[str, Callable[[str, dict[str, Any], Reporter], int]] = {
+    "list": show_list,
+    "info": show_info,
+    "check": run_check,
+    "download": run_download,
+    "prepare": run_prepare,
+}

@@ -1,0 +1,126 @@
+"""Score a saved learner: on its own run's tests, or on any dataset and class names."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from vlprompt.cli._shared import check_keys, command, names_setting, parse
+from vlprompt.console import Reporter, comparison_table, make_console, metrics_table
+from vlprompt.data import load_split
+from vlprompt.errors import VlpromptError
+from vlprompt.evaluation import Evaluation, evaluate, save_predictions
+from vlprompt.files import atomic_write
+from vlprompt.results import RESULT, read_result
+from vlprompt.runs import reevaluate
+from vlprompt.saving import load_learner
+
+USAGE = """vlprompt evaluate run=DIR [device=auto] [data_root=DIR] [tolerance=0] [save_predictions=FILE] [--quiet]
+vlprompt evaluate learner=DIR dataset=NAME [half=all|base|new] [class_names=FILE] [templates=SET] [format_spread=SET]
+                  [limit=N] [data_root=DIR] [split=published] [device=auto] [save_predictions=FILE] [output=FILE]
+
+The first form loads the learner that a run saved, scores it on the run's tests again and prints both numbers. The exit
+status is 1 if an accuracy differs by more than `tolerance` percentage points: 0 on the machine of the run; elsewhere an
+image on the border may fall to the other side.
+
+The second scores a learner (a run's folder, or one that save_pretrained wrote) on the test images of any dataset,
+folder:PATH and csv:PATH included. `class_names` is a list, or a file with one name a line in label order, in place of
+the dataset's own names; `format_spread` scores zero-shot with every template of a set by itself; `output` keeps all
+metrics as JSON. `save_predictions` writes what was said of each image as .csv or .parquet."""
+RUN_KEYS = ("run", "device", "data_root", "tolerance", "save_predictions")
+LEARNER_KEYS = (
+    "learner",
+    "dataset",
+    "half",
+    "class_names",
+    "templates",
+    "format_spread",
+    "limit",
+    "data_root",
+    "split",
+    "device",
+    "save_predictions",
+    "output",
+)
+
+
+@command
+def main(argv: Sequence[str]) -> int:
+    """Score a saved learner."""
+    arguments = parse(argv)
+    if "--help" in arguments.flags:
+        print(USAGE)
+        return 0
+    settings, reporter = arguments.settings, Reporter("--quiet" in arguments.flags)
+    if "run" in settings:
+        check_keys(settings, RUN_KEYS)
+        return evaluate_run(settings, reporter)
+    check_keys(settings, ("run", *LEARNER_KEYS))
+    if not {"learner", "dataset"} <= settings.keys():
+        raise VlpromptError(
+            "say which run (vlprompt evaluate run=DIR, the folder that holds result.json) or which learner and dataset "
+            "(vlprompt evaluate learner=DIR dataset=NAME)"
+        )
+    return evaluate_anywhere(settings, reporter)
+
+
+def evaluate_run(settings: dict[str, Any], reporter: Reporter) -> int:
+    """Score a run's learner on the run's tests again; 1 if its numbers differ from the result file's."""
+    tolerance = settings.get("tolerance", 0)
+    if isinstance(tolerance, bool) or not isinstance(tolerance, (int, float)) or not tolerance >= 0:
+        raise VlpromptError(f"tolerance must be a number of percentage points, not {tolerance!r}")
+    folder = Path(str(settings["run"])).expanduser()
+    stored = read_result(folder / RESULT)
+    changes = {key: settings[key] for key in ("device", "data_root") if key in settings}
+    evaluations = reevaluate(folder, reporter, **changes)
+    rows = [each.row for each in evaluations]
+    console = make_console()
+    console.print(comparison_table(stored, rows))
+    keep_predictions(evaluations, settings, reporter)
+    off = [r.target for r, s in zip(rows, stored.rows, strict=True) if abs(r.accuracy - s.accuracy) > tolerance]
+    if off:
+        console.print(f"differs from {folder / RESULT}: {', '.join(off)}", markup=False, soft_wrap=True)
+        return 1
+    return 0
+
+
+def evaluate_anywhere(settings: dict[str, Any], reporter: Reporter) -> int:
+    """Score a learner on a dataset's test images and print all metrics."""
+    splits = load_split(
+        str(settings["dataset"]), settings.get("data_root"), split=str(settings.get("split", "published"))
+    )
+    half = settings.get("half", "all")
+    if half not in ("all", "base", "new"):
+        raise VlpromptError(f"half must be all, base or new, not {half!r}")
+    folder = Path(str(settings["learner"])).expanduser()
+    learner = load_learner(
+        folder / "learner" if (folder / "learner").is_dir() else folder, device=str(settings.get("device", "auto"))
+    )
+    given = settings.get("class_names")
+    found = evaluate(
+        learner,
+        splits.select(half),
+        target=half,
+        class_names=None if given is None else names_setting(given, "class_names"),
+        templates=settings.get("templates"),
+        spread=settings.get("format_spread"),
+        limit=settings.get("limit"),
+        reporter=reporter,
+    )
+    make_console().print(metrics_table(learner.method, found.row))
+    keep_predictions([found], settings, reporter)
+    if "output" in settings:
+        with atomic_write(Path(str(settings["output"])).expanduser()) as temporary:
+            temporary.write_text(json.dumps(asdict(found.row), indent=1) + "\n", encoding="utf-8")
+    return 0
+
+
+def keep_predictions(evaluations: Sequence[Evaluation], settings: dict[str, Any], reporter: Reporter) -> None:
+    """Write ``save_predictions=FILE``, if it is asked for."""
+    if "save_predictions" in settings:
+        path = Path(str(settings["save_predictions"])).expanduser()
+        save_predictions(evaluations, path)
+        reporter.say(f"predictions  {path}")

@@ -1,0 +1,55 @@
+"""Write a saved learner as a classifier matrix, a torch.export program, ONNX or an OpenCLIP folder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from vlprompt.cli._shared import check_keys, command, load_named_learner, parse
+from vlprompt.console import make_console
+from vlprompt.errors import VlpromptError
+from vlprompt.export import FORMATS, SUFFIXES, check_form, export_learner
+from vlprompt.hub import PREFIX
+from vlprompt.saving import find_saved
+
+USAGE = """vlprompt export learner=DIR to=matrix|torch|onnx|openclip [output=PATH] [classes=[cat,dog,…]]
+         [backbone=NAME [pretrained=TAG | checkpoint=FILE]] [--quiet]
+
+  matrix     class features and class names as safetensors: a zero-shot head for any user of the backbone
+  torch      images to logits as a torch.export program (.pt2), visual prompts included
+  onnx       the same for onnxruntime; needs pip install "vlprompt[export]"
+  openclip   a model folder for open_clip and a template, for a context in front of the class name
+
+`learner` is a saved learner, a run, or hf://user/name; its backbone is loaded by name unless you say how. Every export
+is run and compared with the learner."""
+KEYS = ("learner", "to", "output", "classes", "backbone", "pretrained", "checkpoint")
+
+
+@command
+def main(argv: Sequence[str]) -> int:
+    """Export a saved learner and say where it lies."""
+    arguments = parse(argv)
+    if "--help" in arguments.flags:
+        print(USAGE)
+        return 0
+    settings = arguments.settings
+    check_keys(settings, KEYS)
+    for key, what in (("learner", "learner=DIR"), ("to", f"to={'|'.join(FORMATS)}")):
+        if key not in settings:
+            raise VlpromptError(f"say which: vlprompt export needs {what}")
+    source, to = str(settings["learner"]), str(settings["to"])
+    check_form(to)
+    learner = load_named_learner(settings, device="cpu")
+    if "classes" in settings:
+        if not isinstance(settings["classes"], list):
+            raise VlpromptError(f"classes must be a list such as classes=[cat,dog], not {settings['classes']!r}")
+        learner.set_class_names([str(name) for name in settings["classes"]])
+    default = Path("." if source.startswith(PREFIX) else find_saved(source)) / f"exported{SUFFIXES[to]}"
+    path = export_learner(learner, to, Path(str(settings.get("output", default))).expanduser())
+    if "--quiet" not in arguments.flags:
+        console = make_console()
+        console.print(f"{path}: {len(learner.class_names)} classes", markup=False, soft_wrap=True)
+        if to == "matrix" and not learner.cacheable_images:
+            note = "its image features are prompted: the matrix needs the image tower of to=torch or to=onnx"
+            console.print(note, markup=False, soft_wrap=True)
+    return 0

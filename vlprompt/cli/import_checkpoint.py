@@ -1,0 +1,87 @@
+"""Make a learner of a checkpoint that a published repository left."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from vlprompt.cli._shared import check_keys, command, parse
+from vlprompt.console import make_console
+from vlprompt.data import load_split
+from vlprompt.data.splits import DEFAULT_TEMPLATE
+from vlprompt.errors import VlpromptError
+from vlprompt.learner import method_info
+from vlprompt.published_checkpoints import import_checkpoint
+from vlprompt.weights import load_clip
+
+USAGE = """vlprompt import-checkpoint FILE method=NAME backbone=NAME output=DIR
+         (classes=[cat,dog,…] | dataset=NAME [data_root=DIR] [half=all|base|new])
+         [pretrained=TAG | checkpoint=FILE] [license=…] [KEY=VALUE …] [--quiet]
+
+Reads a checkpoint that a method's published repository saved, such as prompt_learner/model.pth.tar-50, and saves the
+learner. Nothing is unpickled. Numbers of tokens and layers are read from the file; `KEY=VALUE` are settings of the
+method that it does not show, such as class_token_position=middle. Most published checkpoints belong to
+backbone=ViT-B-16 pretrained=openai."""
+KEYS = (
+    "method",
+    "backbone",
+    "pretrained",
+    "checkpoint",
+    "classes",
+    "dataset",
+    "data_root",
+    "half",
+    "output",
+    "license",
+    "device",
+)
+
+
+@command
+def main(argv: Sequence[str]) -> int:
+    """Import a checkpoint and save the learner."""
+    arguments = parse(argv, words=1)
+    if "--help" in arguments.flags:
+        print(USAGE)
+        return 0
+    if not arguments.words:
+        raise VlpromptError("say which file: vlprompt import-checkpoint FILE method=… backbone=… output=DIR")
+    settings = dict(arguments.settings)
+    for key in ("method", "backbone", "output"):
+        if key not in settings:
+            raise VlpromptError(f"{key}= is missing: vlprompt import-checkpoint FILE method=… backbone=… output=DIR")
+    method = str(settings["method"])
+    check_keys(settings, [*KEYS, *method_info(method)["config"]])
+    names, templates = _classes(settings)
+    clip = load_clip(
+        settings["backbone"],
+        settings.get("pretrained"),
+        settings.get("checkpoint"),
+        device=settings.get("device", "auto"),
+    )
+    own = {key: value for key, value in settings.items() if key not in KEYS}
+    file = Path(arguments.words[0]).expanduser()
+    learner = import_checkpoint(file, method, clip, names, templates=templates, **own)
+    facts = {key: settings[key] for key in ("dataset", "license") if key in settings}
+    folder = learner.save_pretrained(Path(str(settings["output"])).expanduser(), extra=facts | {"source": file.name})
+    if "--quiet" not in arguments.flags:
+        count = sum(p.numel() for p in learner.parameters())
+        said = f"{folder}: {method} on {clip.name}, {count:,} learnt numbers, {len(names)} classes"
+        make_console().print(said, markup=False, soft_wrap=True)
+    return 0
+
+
+def _classes(settings: Mapping[str, Any]) -> tuple[Sequence[str], Sequence[str]]:
+    """Class names and templates: as given, or a dataset's."""
+    if ("classes" in settings) == ("dataset" in settings):
+        raise VlpromptError("say which classes to score: either classes=[cat,dog] or dataset=NAME")
+    if "dataset" in settings:
+        half = settings.get("half", "all")
+        if half not in ("all", "base", "new"):
+            raise VlpromptError(f"half must be all, base or new, not '{half}'")
+        splits = load_split(str(settings["dataset"]), settings.get("data_root")).select(half)
+        return splits.class_names, splits.templates
+    if not isinstance(settings["classes"], list):
+        raise VlpromptError(f"classes must be a list such as classes=[cat,dog], not {settings['classes']!r}")
+    return [str(name) for name in settings["classes"]], (DEFAULT_TEMPLATE,)

@@ -1,0 +1,78 @@
+"""List methods, datasets, protocols, backbones or recipes."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Callable, Sequence
+
+import open_clip
+from rich.table import Table
+
+from vlprompt.cli._shared import check_keys, command, parse
+from vlprompt.console import make_console
+from vlprompt.data import dataset_info, list_datasets
+from vlprompt.errors import VlpromptError, nearest
+from vlprompt.learner import METHODS
+from vlprompt.protocols import PROTOCOLS
+from vlprompt.recipes import list_recipes
+from vlprompt.weights import TINY
+
+USAGE = "vlprompt list methods|datasets|protocols|backbones|recipes [PATTERN]"
+Lines = list[tuple[str, str]]
+
+
+def methods(pattern: str) -> Lines:
+    """Name and summary of each method."""
+    return [(name, METHODS.info(name).summary) for name in METHODS.names(pattern)]
+
+
+def datasets(pattern: str) -> Lines:
+    """Name and title of each dataset."""
+    return [(name, dataset_info(name)["title"]) for name in list_datasets(pattern)]
+
+
+def protocols(pattern: str) -> Lines:
+    """Name and summary of each protocol."""
+    return [(name, PROTOCOLS.get(name).summary) for name in PROTOCOLS.names(pattern)]
+
+
+def backbones(pattern: str) -> Lines:
+    """Name and pretrained tags of each backbone."""
+    tags = {name: ", ".join(open_clip.list_pretrained_tags_by_model(name)) for name in open_clip.list_models()}
+    every = {TINY: "embedded", **tags}
+    return [(name, every[name] or "no published weights") for name in fnmatch.filter(every, pattern)]
+
+
+def recipes(pattern: str) -> Lines:
+    """Name of each shipped recipe, with the provenance that it states."""
+    return [(name, "") for name in fnmatch.filter(list_recipes(), pattern)]
+
+
+KINDS: dict[str, Callable[[str], Lines]] = {f.__name__: f for f in (methods, datasets, protocols, backbones, recipes)}
+
+
+@command
+def main(argv: Sequence[str]) -> int:
+    """Print a table of what there is."""
+    arguments = parse(argv, words=2)
+    if "--help" in arguments.flags:
+        print(USAGE)
+        return 0
+    check_keys(arguments.settings, ())
+    if not arguments.words:
+        raise VlpromptError(f"say what to list: {USAGE}")
+    kind, pattern = (*arguments.words, "*")[:2]
+    if kind not in KINDS:
+        raise VlpromptError(f"there is no list of '{kind}': {nearest(kind, KINDS)}")
+    lines = KINDS[kind](pattern)
+    if not lines:
+        raise VlpromptError(
+            f"none of the {kind} matches '{pattern}': {nearest(pattern, [n for n, _ in KINDS[kind]('*')])}"
+        )
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(no_wrap=True)
+    table.add_column()
+    for line in lines:
+        table.add_row(*line)
+    make_console().print(table)
+    return 0

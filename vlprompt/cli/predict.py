@@ -1,0 +1,115 @@
+"""Name what is on images with a saved learner: files, folders, patterns or paths from stdin."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TextIO
+
+from vlprompt.cli._shared import check_keys, command, load_named_learner, names_setting, parse
+from vlprompt.data.streaming import BATCH
+from vlprompt.errors import VlpromptError, nearest
+from vlprompt.files import atomic_write
+from vlprompt.prediction import FORMATS, STDIN, find_images, predict_images, write_predictions
+
+USAGE = """vlprompt predict learner=DIR IMAGE… [classes=[cat,dog,…]|FILE] [top=1] [format=table|jsonl|csv] [output=FILE]
+                 [device=auto] [batch_size=64] [threads=N] [backbone=NAME [pretrained=TAG | checkpoint=FILE]] [--quiet]
+
+  vlprompt predict learner=my-learner photos/ new/*.jpg 'more/**/*.png' top=3
+  find . -name '*.jpg' | vlprompt predict learner=hf://me/it - format=csv output=found.csv
+
+`learner` (or `run`) is a saved learner, a run, or hf://user/name. An IMAGE is a file, a folder (all images below it),
+a pattern, or - for paths from stdin, one a line. Names and probabilities come in the order of the images, while later
+ones are decoded in threads; any number fits in memory. `classes` has other class names, as a list or a file with one a
+line. jsonl is one JSON object a line. Images that cannot be read are told on stderr and left out; the exit status is
+then 1."""
+KEYS = (
+    "learner",
+    "run",
+    "classes",
+    "top",
+    "format",
+    "output",
+    "device",
+    "batch_size",
+    "threads",
+    "backbone",
+    "pretrained",
+    "checkpoint",
+)
+SUFFIXES = {".csv": "csv", ".jsonl": "jsonl", ".json": "jsonl"}
+
+
+@command
+def main(argv: Sequence[str]) -> int:
+    """Predict, and tell how many images could not be read."""
+    images = [argument for argument in argv if _is_image(argument)]
+    arguments = parse([argument for argument in argv if not _is_image(argument)])
+    if "--help" in arguments.flags:
+        print(USAGE)
+        return 0
+    settings = arguments.settings
+    check_keys(settings, KEYS)
+    if not images or len({"learner", "run"} & settings.keys()) != 1:
+        raise VlpromptError("say which learner and which images: vlprompt predict learner=DIR photos/ (- reads stdin)")
+    output = None if "output" not in settings else Path(str(settings["output"])).expanduser()
+    form = _format(settings, output)
+    numbers = {key: _number(settings, key, least) for key, least in (("top", 1), ("batch_size", 1), ("threads", 0))}
+    paths = find_images(images, sys.stdin)
+    learner = load_named_learner({"learner": settings.get("run"), **settings})
+    if "classes" in settings:
+        learner.set_class_names(names_setting(settings["classes"], "classes"))
+    unreadable: list[str] = []
+
+    def tell(sentence: str) -> None:
+        unreadable.append(sentence)
+        print(f"left out: {sentence}", file=sys.stderr)
+
+    predictions = predict_images(
+        learner,
+        paths,
+        top=numbers["top"] or 1,
+        batch_size=numbers["batch_size"] or BATCH,
+        threads=numbers["threads"],
+        on_unreadable=tell,
+    )
+    with _opened(output) as file:
+        count = write_predictions(predictions, file, form, width=max(map(len, learner.class_names)))
+    if output and "--quiet" not in arguments.flags:
+        print(f"{output}: {count} images")
+    if unreadable:
+        print(f"{len(unreadable)} of {count + len(unreadable)} images could not be read", file=sys.stderr)
+    return 1 if unreadable else 0
+
+
+def _is_image(argument: str) -> bool:
+    """Tell an image from a setting; a file may have an equals sign in its name."""
+    return argument == STDIN or not (argument.startswith("-") or ("=" in argument and not os.path.exists(argument)))
+
+
+def _format(settings: dict[str, Any], output: Path | None) -> str:
+    """The format that was asked for, or that the output's name tells."""
+    form = str(settings.get("format", SUFFIXES.get(output.suffix, "table") if output else "table"))
+    if form not in FORMATS:
+        raise VlpromptError(f"unknown format '{form}': {nearest(form, FORMATS)}")
+    return form
+
+
+def _number(settings: dict[str, Any], key: str, least: int) -> int | None:
+    value = settings.get(key)
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
+        raise VlpromptError(f"{key} must be a whole number of at least {least}, not {value!r}")
+    return value
+
+
+@contextmanager
+def _opened(output: Path | None) -> Iterator[TextIO]:
+    """Yield standard output, or a file that is in its place when all is written."""
+    if output is None:
+        yield sys.stdout
+        return
+    with atomic_write(output) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
+        yield file

@@ -1,0 +1,46 @@
+"""Share a saved learner on the Hugging Face Hub."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from vlprompt.cli._shared import check_keys, command, parse
+from vlprompt.console import make_console
+from vlprompt.errors import VlpromptError
+from vlprompt.hub import FILES
+from vlprompt.sharing import push_folder
+
+USAGE = """vlprompt push learner=DIR repo=USER/NAME [license=mit] [private=true] [dry_run=true] [--quiet]
+
+Uploads the learnables, their configuration and a model card; the card has the run's results if `DIR` is a run's folder
+or lies in one. Others then load it with vlprompt.load_learner("hf://USER/NAME"). `dry_run=true` checks everything and
+sends nothing. Log in once with: hf auth login"""
+KEYS = ("learner", "repo", "license", "private", "dry_run")
+
+
+@command
+def main(argv: Sequence[str]) -> int:
+    """Push a saved learner and print its address."""
+    arguments = parse(argv)
+    if "--help" in arguments.flags:
+        print(USAGE)
+        return 0
+    settings = arguments.settings
+    check_keys(settings, KEYS)
+    for key, what in (("learner", "learner=DIR, a saved learner or a run"), ("repo", "repo=USER/NAME")):
+        if key not in settings:
+            raise VlpromptError(f"say which: vlprompt push needs {what}")
+    for key in ("private", "dry_run"):
+        if not isinstance(settings.get(key, False), bool):
+            raise VlpromptError(f"{key} must be true or false, not {settings[key]!r}")
+    address = push_folder(
+        str(settings["learner"]),
+        str(settings["repo"]),
+        private=settings.get("private", False),
+        license=None if settings.get("license") is None else str(settings["license"]),
+        dry_run=settings.get("dry_run", False),
+    )
+    if "--quiet" not in arguments.flags:
+        done = "would be sent to" if settings.get("dry_run") else "sent to"
+        make_console().print(f"{', '.join(FILES)}: {done} {address}", markup=False, soft_wrap=True)
+    return 0

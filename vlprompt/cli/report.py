@@ -1,0 +1,82 @@
+"""Make tables, comparisons, figures and a page from result files."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from vlprompt.cli._shared import check_keys, command, parse
+from vlprompt.console import Reporter, make_console
+from vlprompt.errors import VlpromptError, nearest
+from vlprompt.report import FORMATS, Report, make_report
+from vlprompt.report.render import print_terminal
+
+USAGE = """vlprompt report [FOLDER …] [format=terminal|markdown|latex|csv|html] [output=FILE] [methods=[…]] [protocol=…]
+                [metric=accuracy|macro_accuracy|top5|ece] [compare=published] [pair=A,B]
+                [figures=DIR] [figure_format=pdf|png|svg] [--quiet]
+
+Reads every result.json under the folders (runs by default) and nothing else. What differs in protocol, backbone, split,
+shots, selection, limit or templates stands in tables of its own. Numbers are means over seeds with the population
+standard deviation and the 95% interval; what is incomplete is marked, and runs that failed are listed.
+
+format=html makes one self-contained page; without output= a text goes to the terminal, the page to report.html.
+compare=published sets the published figures beside ours. pair=A,B compares two methods image by image, over the same
+seeds. figures=DIR draws few-shot curves, base against new, calibration and confusion with matplotlib."""
+KEYS = (
+    *("format", "output", "methods", "protocol", "metric", "compare", "pair"),
+    *("figures", "figure_format"),
+)
+
+
+@command
+def main(argv: Sequence[str]) -> int:
+    """Print or write the report."""
+    arguments = parse(argv, words=len(argv))
+    if "--help" in arguments.flags:
+        print(USAGE)
+        return 0
+    settings = arguments.settings
+    check_keys(settings, KEYS)
+    format = settings.get("format")
+    if format not in (None, *FORMATS):
+        raise VlpromptError(f"unknown format '{format}': {nearest(str(format), FORMATS)}")
+    if format == "terminal" and "output" in settings:
+        raise VlpromptError(f"format=terminal goes to no file: leave output out, or say {', '.join(FORMATS[1:])}")
+    report = make_report(
+        [os.path.expanduser(word) for word in arguments.words] or ["runs"],
+        methods=_names(settings.get("methods")),
+        protocol=settings.get("protocol"),
+        metric=str(settings.get("metric", "accuracy")),
+        compare=settings.get("compare"),
+        pair=_names(settings.get("pair")),
+    )
+    reporter = Reporter("--quiet" in arguments.flags)
+    _show(report, format, settings.get("output"), reporter)
+    if "figures" in settings:
+        from vlprompt.report.figures import save_figures  # matplotlib takes a second to load
+
+        folder = Path(str(settings["figures"])).expanduser()
+        for path in save_figures(report.groups, folder, str(settings.get("figure_format", "pdf"))):
+            reporter.say(f"figure  {path}")
+    return 0
+
+
+def _show(report: Report, format: str | None, output: Any, reporter: Reporter) -> None:
+    if output is None and format == "html":
+        output = "report.html"
+    if output is not None:
+        reporter.say(f"report  {report.write(str(output), format)}")
+    elif format in (None, "terminal"):
+        print_terminal(report.all_tables, make_console())
+    else:
+        print(report.text(format), end="")
+
+
+def _names(given: Any) -> list[str] | None:
+    """A list, or names with commas between them."""
+    if given is None:
+        return None
+    names = given if isinstance(given, list) else str(given).split(",")
+    return [str(name).strip() for name in names]

@@ -1,0 +1,155 @@
+"""Do a matrix of runs: methods, datasets, protocols, shots, seeds and backbones; what is done is kept."""
+
+from __future__ import annotations
+
+import shlex
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from rich.table import Table
+from yaml import YAMLError
+
+from vlprompt.cli._shared import command, parse
+from vlprompt.console import Reporter, make_console
+from vlprompt.errors import VlpromptError, nearest
+from vlprompt.executors import in_processes, on_ray
+from vlprompt.sweep import Executor, Matrix, Outcome, expand, finished, run_here, sweep
+
+USAGE = """vlprompt sweep methods=[…] [datasets=[…]] [protocols=[…]] [held_outs=[…]] [shots=[…]] [seeds=[1,2,3]]
+               [backbones=[…]] [KEY=VALUE …] [spec=FILE] [plan=true] [executor=local|processes|ray] [--quiet]
+
+Does every combination; KEY=VALUE is any setting of `python -m vlprompt.train` and holds for all runs. A dataset may be
+the name of a collection (mini11, coop11). FILE is YAML with the same keys. `plan=true` shows the matrix and stops.
+What has a result is kept, so the same command goes on with a sweep that was stopped, and tries failed runs again. The
+exit status is 1 if runs have failed.
+
+executor=processes processes=N [devices=[cuda:0,cuda:1]]   N processes of this machine
+executor=ray [address=auto] [cpus=1] [gpus=0.25]           a Ray cluster; cpus and gpus are what a run takes"""
+EXECUTORS: dict[str, tuple[str, ...]] = {
+    "local": (),
+    "processes": ("processes", "devices"),
+    "ray": ("address", "cpus", "gpus"),
+}
+
+
+@command
+def main(argv: Sequence[str]) -> int:
+    """Expand the matrix, do its runs and print a table."""
+    arguments = parse(argv)
+    if "--help" in arguments.flags:
+        print(USAGE)
+        return 0
+    settings = dict(arguments.settings)
+    if "spec" in settings:
+        settings = read_spec(Path(str(settings.pop("spec"))).expanduser()) | settings
+    only_plan = settings.pop("plan", False)
+    executor = make_executor(settings)
+    matrix, reporter = expand(settings), Reporter("--quiet" in arguments.flags)
+    for label, sentence in matrix.refused:
+        reporter.say(f"refused  {label}: {sentence}")
+    if only_plan:
+        show_plan(matrix)
+        return 0
+    done, total = 0, len(matrix.tasks)
+
+    def tell(outcome: Outcome) -> None:
+        nonlocal done
+        done += 1
+        if outcome.status != "kept":
+            seconds = f"  ({outcome.seconds:.0f} s)" if outcome.status == "done" else ""
+            reporter.say(f"[{done}/{total}] {outcome.label}  {outcome.status}: {outcome.message}{seconds}")
+
+    try:
+        outcomes = sweep(settings, executor, tell)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(
+            f"interrupted; to go on: vlprompt sweep {shlex.join(a for a in argv if not a.startswith('-'))}"
+        ) from None
+    return conclude(matrix, outcomes, reporter)
+
+
+def read_spec(path: Path) -> dict[str, Any]:
+    """Read the keys of a sweep from YAML."""
+    try:
+        spec = OmegaConf.to_container(OmegaConf.load(path))
+    except (OSError, YAMLError, OmegaConfBaseException) as error:
+        raise VlpromptError(f"the sweep {path} cannot be read: {' '.join(str(error).split())}") from error
+    if not isinstance(spec, dict):
+        raise VlpromptError(f"the sweep {path} must hold keys such as methods: [coop, maple]")
+    return {str(key): value for key, value in spec.items()}
+
+
+def make_executor(settings: dict[str, Any]) -> Executor:
+    """Take the executor's keys out of the settings."""
+    name = settings.pop("executor", "local")
+    if name not in EXECUTORS:
+        raise VlpromptError(f"unknown executor '{name}': {nearest(str(name), EXECUTORS)}")
+    for other, keys in EXECUTORS.items():
+        for key in keys:
+            if other != name and key in settings:
+                raise VlpromptError(f"{key} is of executor={other}, and the executor is {name}")
+    given = {key: settings.pop(key) for key in EXECUTORS[name] if key in settings}
+    if name == "local":
+        return run_here
+    if name == "ray":
+        return on_ray(**given)
+    if "processes" not in given:
+        raise VlpromptError("say how many: executor=processes processes=2")
+    return in_processes(**given)
+
+
+def show_plan(matrix: Matrix) -> None:
+    """Print the runs and which are done."""
+    table = Table("run", "state", "folder")
+    for task in matrix.tasks:
+        table.add_row(task.label, "done" if finished(task) else "open", str(task.resolved.folder))
+    make_console().print(table)
+
+
+def conclude(matrix: Matrix, outcomes: Sequence[Outcome], reporter: Reporter) -> int:
+    """Print the table of means over seeds and what failed; return the exit status."""
+    console = make_console()
+    console.print(mean_table(matrix))
+    counts = {s: sum(o.status == s for o in outcomes) for s in ("done", "kept", "failed", "elsewhere")}
+    reporter.say(", ".join(f"{count} {status}" for status, count in counts.items() if count))
+    for outcome in outcomes:
+        if outcome.status == "failed":
+            console.print(f"failed  {outcome.label}: {outcome.message}", markup=False, soft_wrap=True)
+    if matrix.tasks:
+        reporter.say(f"tables   vlprompt report {shlex.quote(matrix.tasks[0].resolved.config.output)}")
+    return 1 if counts["failed"] else 0
+
+
+def mean_table(matrix: Matrix) -> Table:
+    """Return methods by datasets: the protocol's average, or the mean of the rows, over seeds."""
+    cells: dict[str, dict[str, list[float]]] = {}
+    columns: dict[str, None] = {}
+    for task in matrix.tasks:
+        config, result = task.resolved.config, finished(task)
+        column = " ".join(filter(None, [config.dataset, config.held_out, _shown(config.shots), config.protocol]))
+        columns[column] = None
+        row = cells.setdefault(f"{config.method}, {config.backbone}", {})
+        if result:
+            average = [value for name, value in result.averages.items() if not name.startswith("zero_shot_")]
+            value = average[0] if average else statistics.fmean(row.accuracy for row in result.rows)
+            row.setdefault(column, []).append(value)
+    table = Table("mean over seeds")
+    for column in columns:
+        table.add_column(column, justify="right")
+    for name, row in cells.items():
+        table.add_row(name, *(_cell(row.get(column, [])) for column in columns))
+    return table
+
+
+def _shown(shots: int | str) -> str:
+    return "all" if shots == "all" else f"{shots}-shot"
+
+
+def _cell(values: Sequence[float]) -> str:
+    if not values:
+        return "-"
+    return f"{statistics.fmean(values):.2f}" + (f" ± {statistics.pstdev(values):.2f}" if len(values) > 1 else "")

@@ -1,0 +1,133 @@
+"""What ``PromptClassifier`` is given: images in any form or rows of features, labels, and names for them."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import uuid
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from vlprompt.data import DatasetSplits, Item, as_rgb
+from vlprompt.data.images import open_listed
+from vlprompt.data.pairs import class_names_of
+from vlprompt.errors import VlpromptError
+
+PUBLISHED_SHOTS = (1, 2, 4, 8, 16)  # images a class that few-shot recipes are published for
+PATHS = (str, os.PathLike)
+
+
+def holds_images(X: Any) -> bool:
+    """Tell images from a table of features: paths, PIL images, arrays of three or four axes, or a torch ``Dataset``."""
+    if isinstance(X, (*PATHS, Image.Image)):
+        raise VlpromptError("X must be a list of images: write [image] for a single one")
+    shape = getattr(X, "shape", None)
+    if isinstance(X, Dataset) or (shape is not None and len(shape) > 2):
+        return True
+    if shape is not None and (len(shape) != 1 and tuple(shape[1:]) != (1,)):
+        return False
+    values = np.asarray(X).ravel() if shape is not None else X
+    first = values[0] if isinstance(values, (Sequence, np.ndarray)) and len(values) else None
+    first = first[0] if isinstance(first, tuple) and first else first  # a sample of a dataset
+    return isinstance(first, (*PATHS, Image.Image)) or getattr(first, "ndim", 0) > 1
+
+
+def as_images(X: Any) -> Sequence[Any]:
+    """Return images as a sequence of them: paths, PIL images, arrays or tensors of single images.
+
+    Raises:
+        VlpromptError: there are none, or an array of three axes is a single image.
+    """
+    if isinstance(X, Dataset):
+        return _Images(X)
+    if isinstance(X, (list, tuple)):
+        images = [image[0] if isinstance(image, tuple) else image for image in X]
+    else:
+        values = X if isinstance(X, Tensor) else np.asarray(X)
+        if values.ndim == 3 and 3 in (values.shape[0], values.shape[2]):
+            raise VlpromptError(f"X of shape {tuple(values.shape)} is a single image: write [image]")
+        images = list(values.ravel() if values.ndim == 2 else values)
+    if not len(images):
+        raise VlpromptError("X holds no images")
+    return images
+
+
+class _Images(Sequence):
+    """The images of a dataset of (image, label) pairs."""
+
+    def __init__(self, dataset: Dataset):
+        self.dataset = dataset
+        self.class_names = dict(enumerate(class_names_of(dataset))) or None
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> Any:
+        sample = self.dataset[index]
+        return sample[0] if isinstance(sample, (tuple, list)) else sample
+
+
+def training_set(
+    images: Sequence[Any], labels: Sequence[int], class_names: Sequence[str], **facts: Any
+) -> DatasetSplits:
+    """Return images to train on as a dataset. Its name or paths tell images apart, as feature banks need it."""
+    facts |= {"val": (), "test": (), "class_names": tuple(class_names)}
+    if all(isinstance(image, PATHS) for image in images):
+        items = [Item(os.path.abspath(p), y, class_names[y]) for p, y in zip(images, labels, strict=True)]
+        root = Path(os.sep)
+        return DatasetSplits("paths", train=items, open_image=partial(open_listed, root), image_dir=root, **facts)
+    items = [Item(str(i), y, class_names[y]) for i, y in enumerate(labels)]
+    name = f"images-{uuid.uuid4().hex if isinstance(images, _Images) else _content_hash(images)}"
+
+    def open_image(item: Item) -> Image.Image:
+        return as_rgb(images[int(item.path)], f"image {item.path} of X")
+
+    return DatasetSplits(name, train=items, open_image=open_image, **facts)
+
+
+def _content_hash(images: Sequence[Any]) -> str:
+    digest = hashlib.sha256()
+    for image in images:
+        if isinstance(image, PATHS):
+            content = os.path.abspath(image)
+        else:
+            content = as_rgb(image, "an image of X")
+            digest.update(content.tobytes())
+            content = content.size
+        digest.update(repr(content).encode())
+    return digest.hexdigest()[:16]
+
+
+def names_of(classes: np.ndarray, class_names: Sequence[str] | Mapping[Any, str] | None) -> list[str]:
+    """Return the class names of labels, in their order.
+
+    Args:
+        classes: (C,) the labels.
+        class_names: by label, or one for each in their order; None takes the labels themselves.
+    """
+    if class_names is None:
+        return [str(label) for label in classes]
+    if isinstance(class_names, Mapping):
+        missing = [label for label in classes.tolist() if label not in class_names]
+        if missing:
+            raise VlpromptError(f"class_names has no name for the label {missing[0]!r}")
+        return [class_names[label] for label in classes.tolist()]
+    if isinstance(class_names, str) or len(class_names) != len(classes):
+        raise VlpromptError(
+            f"class_names must be {len(classes)} names, one for each class in the order of {list(classes[:5])}…, or a "
+            "dictionary from labels to names"
+        )
+    return list(class_names)
+
+
+def published_shots(labels: np.ndarray) -> int:
+    """Return the largest published number of images a class that the classes have on average."""
+    mean = len(labels) / len(np.unique(labels))
+    return max((shots for shots in PUBLISHED_SHOTS if shots <= mean), default=PUBLISHED_SHOTS[0])

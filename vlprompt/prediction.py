@@ -1,0 +1,200 @@
+"""A learner on images of any number: class names and probabilities, logits or features, a few batches in memory."""
+
+from __future__ import annotations
+
+import csv
+import glob
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from datasets_registry.readers.base import images_below
+from vlprompt.clip import FrozenCLIP
+from vlprompt.data.pairs import samples
+from vlprompt.data.streaming import BATCH, stream_images
+from vlprompt.errors import VlpromptError
+from vlprompt.learner import PromptLearner
+
+STDIN = "-"
+Report = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a learner says of one image.
+
+    Attributes:
+        image: as it was given.
+        classes: names of the likeliest classes, the likeliest first.
+        probabilities: theirs, among all classes of the learner.
+    """
+
+    image: Any
+    classes: tuple[str, ...]
+    probabilities: tuple[float, ...]
+
+
+def predict_images(
+    learner: PromptLearner,
+    images: Iterable[Any],
+    *,
+    top: int = 1,
+    batch_size: int = BATCH,
+    threads: int | None = None,
+    on_unreadable: Report | None = None,
+) -> Iterator[Prediction]:
+    """Yield what a learner says of images, in their order.
+
+    Args:
+        learner: any learner.
+        images: paths, PIL images, arrays or tensors (see ``vlprompt.data.as_rgb``), or a ``torch.utils.data.Dataset``.
+        top: likeliest classes to tell, at most.
+        batch_size: images that are scored together.
+        threads: that decode images; None takes one for each core.
+        on_unreadable: called with one sentence for each image that cannot be read and is left out; None raises it.
+
+    Raises:
+        VlpromptError: an image cannot be read.
+
+    >>> list(predict_images(learner, ["cat.jpg"]))  # doctest: +SKIP
+    [Prediction(image='cat.jpg', classes=('cat',), probabilities=(0.93,))]
+    """
+    if top < 1:
+        raise VlpromptError(f"top must be at least 1, not {top}")
+    names = learner.class_names
+    for sources, logits in _encoded(learner.eval(), learner.clip, images, batch_size, threads, on_unreadable):
+        best = logits.softmax(dim=1).topk(min(top, len(names)), dim=1)
+        for source, found, values in zip(sources, best.indices.tolist(), best.values.tolist(), strict=True):
+            yield Prediction(source, tuple(names[i] for i in found), tuple(values))
+
+
+def image_logits(
+    learner: PromptLearner, images: Iterable[Any], *, batch_size: int = BATCH, threads: int | None = None
+) -> Tensor:
+    """Return a learner's logits (N, C) of images as ``predict_images`` takes them."""
+    found = _encoded(learner.eval(), learner.clip, images, batch_size, threads, None)
+    return torch.cat([torch.empty(0, len(learner.class_names)), *(logits for _, logits in found)])
+
+
+def image_features(
+    images: Iterable[Any],
+    model: FrozenCLIP | PromptLearner,
+    *,
+    batch_size: int = BATCH,
+    threads: int | None = None,
+) -> np.ndarray:
+    """Return image features (N, D) as float32: rows for ``PromptClassifier`` or any other use in NumPy.
+
+    Args:
+        images: as ``predict_images`` takes them.
+        model: a frozen model, whose features are not normalised, or a learner, whose own they then are.
+        batch_size, threads: as in ``predict_images``.
+
+    Raises:
+        VlpromptError: an image cannot be read.
+    """
+    if isinstance(model, PromptLearner):
+        clip, encode = model.clip, model.eval().image_features
+    else:
+        clip, encode = model, model.encode_image
+    rows = (rows.numpy() for _, rows in _encoded(encode, clip, images, batch_size, threads, None))
+    return np.concatenate([np.empty((0, clip.embed_dim), np.float32), *rows])
+
+
+def _encoded(
+    encode: Callable[[Tensor], Tensor],
+    clip: FrozenCLIP,
+    images: Iterable[Any],
+    batch_size: int,
+    threads: int | None,
+    on_unreadable: Report | None,
+) -> Iterator[tuple[list[Any], Tensor]]:
+    """Yield the images of each batch that were read, and what ``encode`` makes of them, fp32 on the CPU."""
+    for batch in stream_images(samples(images), clip, batch_size=batch_size, threads=threads):
+        for sentence in batch.unreadable:
+            if on_unreadable is None:
+                raise VlpromptError(sentence)
+            on_unreadable(sentence)
+        if batch.sources:
+            with torch.no_grad():
+                rows = encode(batch.images.to(clip.device))
+            yield batch.sources, rows.float().cpu()
+
+
+# Where images come from
+
+
+def find_images(arguments: Sequence[str], lines: Iterable[str] = ()) -> Iterator[str]:
+    """Return the paths that a command line names, in its order.
+
+    Args:
+        arguments: images, folders (all images below them, sorted), patterns such as ``photos/**/*.jpg``, or ``-``.
+        lines: what ``-`` stands for, one path a line, read as they are asked for.
+
+    Raises:
+        VlpromptError: a folder or pattern has no images; a file is looked for only when its turn comes.
+    """
+    return chain.from_iterable([_lines(lines) if a == STDIN else _expand(a) for a in arguments])
+
+
+def _lines(lines: Iterable[str]) -> Iterator[str]:
+    return (path for line in lines if (path := line.rstrip("\r\n")))
+
+
+def _expand(argument: str) -> list[str]:
+    path = os.path.expanduser(argument)
+    if os.path.isdir(path):
+        found = [os.path.join(path, name) for name in images_below(Path(path), "")]
+    elif glob.has_magic(path) and not os.path.exists(path):
+        matches = sorted(glob.glob(path, recursive=True))
+        found = [match for match in matches if os.path.isfile(match)]
+    else:
+        return [path]
+    if not found:
+        raise VlpromptError(f"no images in {argument}: give images, folders, patterns, or - to read paths from stdin")
+    return found
+
+
+# How predictions are written
+
+FORMATS = ("table", "jsonl", "csv")
+
+
+def write_predictions(predictions: Iterable[Prediction], file: TextIO, form: str = "table", width: int = 0) -> int:
+    """Write predictions as they come, and return how many there were.
+
+    Args:
+        predictions: of images that were given as paths.
+        file: open for writing text.
+        form: ``table``, a line an image to read; ``jsonl``, an object an image with ``image``, ``classes`` and
+            ``probabilities``; ``csv``, a row an image with ``image,class,probability,class_2,probability_2,…``.
+        width: of a class name in a table.
+    """
+    count, rows = 0, csv.writer(file, lineterminator="\n")
+    for count, each in enumerate(predictions, start=1):
+        image, probabilities = _shown(each.image), [round(p, 6) for p in each.probabilities]
+        if form == "jsonl":
+            said = {"image": image, "classes": each.classes, "probabilities": probabilities}
+            file.write(json.dumps(said, ensure_ascii=False) + "\n")
+        elif form == "csv":
+            if count == 1:
+                ranks = ["", *(f"_{rank}" for rank in range(2, len(each.classes) + 1))]
+                rows.writerow(["image", *(name + rank for rank in ranks for name in ("class", "probability"))])
+            rows.writerow([image, *chain.from_iterable(zip(each.classes, probabilities, strict=True))])
+        else:
+            said = [f"{name:<{width}} {p:>6.1%}" for name, p in zip(each.classes, probabilities, strict=True)]
+            file.write("  ".join([*said, image]) + "\n")
+    return count
+
+
+def _shown(path: str) -> str:
+    """A path as text; a name that is not UTF-8 has its odd bytes replaced."""
+    return os.fsencode(path).decode("utf-8", "replace")

@@ -1,0 +1,72 @@
+"""Sharing a saved learner on the Hugging Face Hub, with a card that has its run's results."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from vlprompt.card import model_card
+from vlprompt.hub import PREFIX, check_repo, upload
+from vlprompt.learner import METHODS
+from vlprompt.results import Result, read_result
+from vlprompt.saved_description import CONFIG, read_description, safe_member
+from vlprompt.saving import CARD, LEARNABLES, find_saved, tensor_shapes
+
+
+def push_folder(
+    folder: str | os.PathLike, repo: str, *, private: bool = False, license: str | None = None, dry_run: bool = False
+) -> str:
+    """Upload a saved learner, with a card that has its run's results where they lie beside it; return its address.
+
+    Args:
+        folder: that ``save_pretrained`` wrote, or a run's.
+        repo: ``user/name``; made if need be.
+        private: whether a repository that is made is private.
+        license: of the learnt weights, such as ``mit``; kept in the configuration too.
+        dry_run: check and write everything, but send nothing.
+
+    Raises:
+        VlpromptError: the folder holds no learner, or the Hub says no.
+    """
+    check_repo(repo)
+    source = find_saved(folder)
+    with tempfile.TemporaryDirectory() as staged:
+        _stage(source, Path(staged), f"{PREFIX}{repo}", license)
+        if not dry_run:
+            upload(Path(staged), repo, private)
+    return f"{PREFIX}{repo}"
+
+
+def _stage(source: Path, folder: Path, address: str, license: str | None) -> None:
+    """Put what is sent into ``folder``: the learner's own files, with the card written anew."""
+    description = read_description(source)
+    description["config"]["init_from"] = None
+    description["source"] = _without_folders(description["source"])
+    if license:
+        description["extra"]["license"] = license
+    learnables = safe_member(source, LEARNABLES)
+    shutil.copyfile(learnables, folder / LEARNABLES)
+    (folder / CONFIG).write_text(json.dumps(description, indent=1), encoding="utf-8")
+    facts = METHODS.info(description["method"]).facts
+    count = sum(shape.numel() for shape in tensor_shapes(learnables).values())
+    card = model_card(description, facts, count, _result_beside(source), address)
+    (folder / CARD).write_text(card, encoding="utf-8")
+
+
+def _without_folders(backbone: dict[str, Any] | None) -> dict[str, Any] | None:
+    """What loads the backbone, without the folders of this machine."""
+    if backbone is None:
+        return None
+    scheme, found, path = backbone["name"].partition("local-dir:")
+    name = f"{found}{Path(path).name}" if found else scheme
+    return backbone | {"name": name, "checkpoint": backbone["checkpoint"] and Path(backbone["checkpoint"]).name}
+
+
+def _result_beside(folder: Path) -> Result | None:
+    """The result of the run whose learner this is, if it lies there."""
+    places = [folder / "result.json", folder.parent / "result.json"]
+    return next((read_result(place) for place in places if place.is_file()), None)
