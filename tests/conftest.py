@@ -1,0 +1,64 @@
+"""What several test files share: the small CLIP, real data where it is present, and a quiet machine."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import open_clip
+import pytest
+import torch
+from open_clip.model import CLIP
+from safetensors.torch import load_file
+
+from vlprompt import FrozenCLIP, load_clip
+
+torch.set_num_threads(1)  # small tensors gain nothing from more, and lose much on a busy machine
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder with golden fixtures and real data, beside the repository."""
+    if not SHARED.is_dir():
+        pytest.skip(f"no golden fixtures and real data: {SHARED} is absent")
+    return SHARED
+
+
+@pytest.fixture(autouse=True)
+def caches_in_tmp(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep feature banks of tests out of the user's cache."""
+    monkeypatch.setenv("VLPROMPT_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+@pytest.fixture(scope="session")
+def golden_clip(shared: Path) -> FrozenCLIP:
+    """The CLIP of the golden fixtures, fp32 on the CPU."""
+    config = json.loads((shared / "golden/config.json").read_text())["clip"]
+    model = CLIP(
+        config["embed_dim"],
+        {
+            "image_size": config["image_resolution"],
+            "layers": config["vision_layers"],
+            "width": config["vision_width"],
+            "patch_size": config["vision_patch_size"],
+            "head_width": 64,
+        },
+        {
+            "context_length": config["context_length"],
+            "vocab_size": config["vocab_size"],
+            "width": config["transformer_width"],
+            "heads": config["transformer_heads"],
+            "layers": config["transformer_layers"],
+        },
+        quick_gelu=True,
+    )
+    model.load_state_dict(load_file(shared / "golden/clip.safetensors"))
+    return FrozenCLIP(model, open_clip.get_tokenizer("ViT-B-32"), device="cpu")
+
+
+@pytest.fixture(scope="session")
+def vit_b_16() -> FrozenCLIP:
+    """ViT-B/16 with random weights: for what depends on its sizes alone."""
+    return load_clip("ViT-B-16", pretrained="random", device="cpu")

@@ -1,0 +1,107 @@
+from itertools import product
+
+import numpy as np
+import open_clip.transform
+import pytest
+import torch
+from PIL import Image
+from tiny_clip import TinyCLIP
+from torchvision.transforms import InterpolationMode, v2
+
+from vlprompt import load_split
+from vlprompt.data.transforms import DecodedCrop, eval_transform, train_transform, transform_fingerprint
+from vlprompt.errors import VlpromptError
+
+
+def noise(width: int, height: int) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(1).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+@pytest.mark.parametrize(
+    ("mode", "interpolation"), list(product(["shortest", "squash", "longest"], ["bicubic", "bilinear"]))
+)
+def test_eval_transform_equals_open_clips(mode: str, interpolation: str):
+    clip = TinyCLIP(image_size=32, resize_mode=mode, interpolation=interpolation)
+    reference = open_clip.transform.image_transform(
+        32, is_train=False, mean=clip.image_mean, std=clip.image_std, resize_mode=mode, interpolation=interpolation
+    )
+    drawing = load_split("emoji")
+    drawing = drawing.open_image(drawing.test[0])
+    for size in [(64, 64), (50, 37), (37, 50), (20, 90), (8, 8), (32, 32)]:
+        image = drawing.resize(size)
+        ours = eval_transform(clip)(image)
+        assert ours.shape == (3, 32, 32)
+        assert ours.dtype == torch.float32
+        apart = (ours - reference(image)).abs() * torch.tensor(clip.image_std)[:, None, None]
+        # torch's kernel on bytes and Pillow's round in their own ways; photographs differ by one level of 255 at most
+        assert apart.max() <= (1e-6 if mode == "longest" else 2.01 / 255)
+        assert (apart > 1e-3).float().mean() < 0.2
+
+
+def test_train_transform_crops_as_published_and_mirrors_unless_told_not_to(tiny_clip: TinyCLIP):
+    crop, flip = train_transform(tiny_clip).transforms[:2]
+    assert (crop.size, crop.scale, crop.interpolation.value) == ((16, 16), (0.08, 1.0), "bicubic")
+    assert isinstance(flip, v2.RandomHorizontalFlip)
+    plain = train_transform(tiny_clip, mirror=False)
+    assert not any(isinstance(step, v2.RandomHorizontalFlip) for step in plain.transforms)
+    assert plain(noise(40, 30)).shape == (3, 16, 16)
+
+
+def test_center_kind_is_the_eval_crop(tiny_clip: TinyCLIP):
+    image = noise(40, 30)
+    unaugmented = train_transform(tiny_clip, kind="center", mirror=False)
+    assert torch.equal(unaugmented(image), eval_transform(tiny_clip)(image))
+    with pytest.raises(VlpromptError, match=r"unknown train transform 'rcc': did you mean rrc\?"):
+        train_transform(tiny_clip, kind="rcc")
+
+
+def test_fingerprint_tells_transforms_apart_and_stays_the_same():
+    clips = [TinyCLIP(), TinyCLIP(image_size=32), TinyCLIP(resize_mode="squash"), TinyCLIP(image_mean=(0, 0, 0))]
+    transforms = [eval_transform(clip) for clip in clips] + [train_transform(clips[0], mirror=m) for m in (0, 1)]
+    assert len({transform_fingerprint(t) for t in transforms}) == len(transforms)
+    assert transform_fingerprint(eval_transform(TinyCLIP())) == transform_fingerprint(transforms[0])
+
+
+def crops(transform, image: Image.Image, count: int = 20) -> np.ndarray:
+    torch.manual_seed(0)
+    return np.stack([v2.functional.to_image(transform(image)).numpy() for _ in range(count)]).astype(int)
+
+
+def test_crops_are_torchvisions_to_a_level_of_255():
+    image = noise(300, 200).resize((90, 60), Image.Resampling.BOX)
+    for size in (32, 224):
+        ours = crops(DecodedCrop(size), image)
+        theirs = crops(v2.RandomResizedCrop(size, scale=(0.08, 1.0), interpolation=InterpolationMode.BICUBIC), image)
+        assert abs(ours - theirs).max() <= 2
+        assert abs(ours - theirs).mean() < 0.05
+
+
+def test_large_jpegs_are_decoded_no_larger_than_a_crop_needs(tmp_path):
+    noise(8, 6).resize((1600, 1200), Image.Resampling.BICUBIC).save(tmp_path / "large.jpg", quality=95)
+
+    def decoded(reduce_from: float) -> tuple[np.ndarray, set[tuple[int, int]]]:
+        crop, sizes, results = DecodedCrop(64, reduce_from=reduce_from), set(), []
+        torch.manual_seed(0)
+        for _ in range(10):
+            with Image.open(tmp_path / "large.jpg") as image:
+                results.append(crop(image).numpy().astype(int))
+                sizes.add(image.size)
+        return np.stack(results), sizes
+
+    reduced, sizes = decoded(1.5)
+    whole, whole_sizes = decoded(float("inf"))
+    assert whole_sizes == {(1600, 1200)}
+    assert max(sizes)[0] < 1600
+    assert abs(reduced - whole).mean() < 1.5  # levels of 255
+    assert transform_fingerprint(DecodedCrop(64)) != transform_fingerprint(DecodedCrop(64, reduce_from=2))
+
+
+def test_turned_and_indexed_images_are_cropped_as_a_viewer_shows_them(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (64, 8), "red").save(tmp_path / "turned.jpg", exif=exif)
+    Image.new("P", (16, 16), 0).save(tmp_path / "indexed.png")
+    Image.new("L", (16, 16), 200).save(tmp_path / "grey.jpg")
+    for name in ("turned.jpg", "indexed.png", "grey.jpg"):
+        with Image.open(tmp_path / name) as image:
+            assert DecodedCrop(8)(image).shape == (3, 8, 8)

@@ -1,0 +1,41 @@
+"""The benchmark measures what it says; no test looks at the times."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from vlprompt.bench import Case, measure, pairs
+from vlprompt.cli.__main__ import main
+
+
+def test_full_length_does_more_work_than_prefix_sharing() -> None:
+    shared, full = (measure(Case(classes=6, text=text, what="text"), "vlprompt-tiny", 1) for text in ("shared", "full"))
+    assert full["gflop"] > 3 * shared["gflop"]
+    assert shared["seconds"] > 0
+
+
+def test_every_comparison_differs_in_what_its_title_says() -> None:
+    for pair in pairs([10], ["images", "coop", "maple", "cocoop", "promptsrc", "proda"], layers=4):
+        assert pair.fast != pair.plain, pair.title
+        assert ("full length" in pair.title) == (pair.plain.text == "full" and "bf16" not in pair.title), pair.title
+
+
+def test_the_command_prints_a_table_and_writes_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "bench.json"
+    assert main(["bench", "backbone=vlprompt-tiny", "methods=images", "repeats=1", f"output={file}"]) == 0
+    assert "bf16 / fp32" in capsys.readouterr().out
+    row = json.loads(file.read_text())["rows"][0]
+    assert row["times_faster"] > 0
+    assert main(["bench", "clases=3"]) == 2
+    assert "did you mean classes?" in capsys.readouterr().err
+
+
+def test_a_sweep_is_measured_against_the_same_runs_one_by_one(tmp_path: Path) -> None:
+    file = tmp_path / "bench.json"
+    assert main(["bench", "sweep", "dataset=digits", "shots=1", "seeds=1", "epochs=1", f"output={file}"]) == 0
+    measured = json.loads(file.read_text())
+    assert measured["runs"] == 1
+    assert measured["ratio"] == pytest.approx(measured["sweep_s"] / measured["separate_s"])

@@ -1,0 +1,375 @@
+"""``PromptClassifier`` keeps scikit-learn's conventions, learns what a run learns, and takes images in any form."""
+
+from __future__ import annotations
+
+import functools
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import joblib
+import numpy as np
+import open_clip
+import pytest
+import torch
+from open_clip.model import CLIP
+from PIL import Image
+from safetensors.torch import load_file
+from sklearn.base import clone
+from sklearn.exceptions import NotFittedError
+from sklearn.model_selection import GridSearchCV, StratifiedKFold, cross_val_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import FunctionTransformer
+from sklearn.utils.estimator_checks import parametrize_with_checks
+from torch.utils.data import Dataset
+
+import vlprompt
+from vlprompt import FrozenCLIP, PromptClassifier, VlpromptError
+from vlprompt.data import few_shot_split
+
+COLOURS = {"green": (30, 200, 40), "red": (220, 20, 30), "yellow": (230, 220, 30)}
+QUICK: dict[str, Any] = {"epochs": 4, "views": 1, "lr": 0.05, "device": "cpu", "options": {"n_ctx": 2}}
+
+
+@functools.cache
+def one_block_clip() -> FrozenCLIP:
+    """A model of one block a tower and 32 joint dimensions."""
+    vision = {"image_size": 32, "layers": 1, "width": 32, "patch_size": 16, "head_width": 32}
+    text = {"context_length": 16, "vocab_size": 49408, "width": 32, "heads": 1, "layers": 1}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        return FrozenCLIP(CLIP(32, vision, text), open_clip.SimpleTokenizer(context_length=16), device="cpu")
+
+
+def classifier(**settings: Any) -> PromptClassifier:
+    return PromptClassifier(**{"backbone": one_block_clip(), **QUICK, **settings})
+
+
+def coloured(count: int = 4) -> tuple[list[Image.Image], list[str]]:
+    """So many images of each colour, with noise, and the colours."""
+    generator, images, names = np.random.default_rng(0), [], []
+    for i in range(count * len(COLOURS)):
+        name = list(COLOURS)[i % len(COLOURS)]
+        pixels = np.array(COLOURS[name]) + generator.normal(0, 25, (32, 32, 3))
+        images.append(Image.fromarray(pixels.clip(0, 255).astype(np.uint8)))
+        names.append(name)
+    return images, names
+
+
+class Pairs(Dataset):
+    """(image, label) pairs without an end that Python could find."""
+
+    classes = tuple(COLOURS)
+
+    def __init__(self, transform: Callable[[Image.Image], Any] = lambda image: image, count: int = 4):
+        images, names = coloured(count)
+        self.images, self.labels, self.transform = images, [self.classes.index(n) for n in names], transform
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        return self.transform(self.images[index % len(self)]), self.labels[index % len(self)]
+
+
+# scikit-learn's own checks
+
+
+class OnAnyTable(PromptClassifier):
+    """Lays a table of any width into the backbone's, with zeros: the checks bring tables of two to thirty columns."""
+
+    def _checked(self, X: Any, y: Any, reset: bool) -> tuple[Any, np.ndarray]:
+        X, y = super()._checked(X, y, reset)
+        return self._padded(X), y
+
+    def _checked_images_or_features(self, X: Any, reset: bool) -> Any:
+        return self._padded(super()._checked_images_or_features(X, reset))
+
+    def _padded(self, X: Any) -> Any:
+        return np.pad(X, ((0, 0), (0, one_block_clip().embed_dim - X.shape[1])))
+
+
+EXPECTED_FAILURES = {
+    "check_estimators_overwrite_params": "it compares pickles, and the tokenizer of a model in hand remembers words",
+}
+ON_TABLES = OnAnyTable(
+    backbone=one_block_clip(),
+    device="cpu",
+    epochs=10,
+    lr=0.05,
+    batch_size=64,
+    options={"n_ctx": 2, "class_specific": True, "optimizer": "adam"},
+)
+
+
+@parametrize_with_checks([ON_TABLES], expected_failed_checks=lambda estimator: EXPECTED_FAILURES)
+def test_scikit_learns_checks_hold_on_features(estimator: PromptClassifier, check: Callable[..., None]) -> None:
+    check(estimator)
+
+
+def test_fitting_leaves_a_backbone_in_hand_as_it_is() -> None:
+    before = one_block_clip().weights_hash()
+    fitted = classifier().fit(*coloured())
+    assert fitted.backbone is one_block_clip()
+    assert one_block_clip().weights_hash() == before
+
+
+def test_it_works_in_pipelines_cross_validation_and_grid_search() -> None:
+    images, names = coloured(6)
+    folds = StratifiedKFold(2)
+    whole = make_pipeline(FunctionTransformer(), classifier())
+    assert cross_val_score(whole, images, names, cv=folds).mean() > 0.9
+    features = vlprompt.image_features(images, one_block_clip())
+    search = GridSearchCV(classifier(), {"lr": [1e-6, 0.05], "method": ["coop", "kgcoop"]}, cv=folds)
+    assert search.fit(features, names).best_score_ > 0.9
+    assert search.predict_proba(features).shape == (18, 3)
+
+
+# What it learns
+
+
+def test_it_learns_the_weights_that_a_run_learns(tmp_path: Path) -> None:
+    settings = {"method": "coop", "epochs": 2, "views": 2, "device": "cpu"}
+    run = {"dataset": "digits", "protocol": "few_shot", "shots": 2, "seed": 3, "limit": 1}
+    vlprompt.run(**settings, **run, output=str(tmp_path), quiet=True)
+    splits = few_shot_split(vlprompt.load_split("digits"), shots=2, seed=3)
+    images = [splits.open_image(item) for item in splits.train]
+    labels = [item.label for item in splits.train]
+    fitted = PromptClassifier(**settings, class_names=splits.class_names, mirror=False, random_state=3)
+    fitted.fit(images, labels)
+    [file] = tmp_path.rglob("learner.safetensors")
+    for name, tensor in load_file(file).items():
+        assert torch.equal(tensor, fitted.learner_.state_dict()[name]), name
+
+
+def test_settings_come_from_the_recipe_for_so_many_images_a_class() -> None:
+    few, many = np.repeat([0, 1], 2), np.repeat([0, 1], 50)
+    plain = PromptClassifier()
+    assert (plain._resolved(few).config.epochs, plain._resolved(many).config.epochs) == (100, 200)
+    assert plain._resolved(few).recipe.name == "coop/few_shot"
+    given = PromptClassifier(epochs=7, options={"n_ctx": 3, "momentum": 0.5})._resolved(few).config
+    assert (given.epochs, given.n_ctx, given.momentum) == (7, 3, 0.5)
+
+
+@pytest.mark.parametrize("method", ["cocoop", "maple", "vpt", "zero_shot"])
+def test_any_method_can_be_fitted(method: str) -> None:
+    images, names = coloured(2)
+    depth = {"maple": {"depth": 1}, "vpt": {"depth": 1}}.get(method, {})
+    fitted = classifier(method=method, epochs=1, options=depth).fit(images, names)
+    assert fitted.predict_proba(images).sum(axis=1) == pytest.approx(np.ones(6), abs=1e-5)
+    assert len(fitted.history_) == (method != "zero_shot")
+
+
+def test_a_warm_start_goes_on_and_a_cold_one_starts_again() -> None:
+    images, names = coloured()
+    cold = classifier().fit(images, names)
+    weights = {k: v.clone() for k, v in cold.learner_.state_dict().items()}
+    cold.fit(images, names)
+    assert all(torch.equal(v, weights[k]) for k, v in cold.learner_.state_dict().items())
+    warm = classifier(warm_start=True).fit(images, names).fit(images[:6], names[:6])
+    assert [record["epoch"] for record in warm.history_] == list(range(8))
+    assert warm.history_[-1]["loss"] < warm.history_[3]["loss"]
+    with pytest.raises(VlpromptError, match="the label 'blue' is none of the classes: add it with add_class"):
+        warm.fit(images[:2], ["blue", "red"])
+
+
+def test_partial_fit_goes_through_the_images_once() -> None:
+    images, names = coloured()
+    with pytest.raises(VlpromptError, match="needs classes"):
+        classifier().partial_fit(images, names)
+    growing = classifier().partial_fit(images[:2], names[:2], classes=list(COLOURS))
+    for _ in range(4):
+        growing.partial_fit(images, names)
+    assert len(growing.history_) == 5
+    assert {record["lr"] for record in growing.history_} == {0.05}
+    assert growing.score(images, names) == 1
+
+
+# Labels and class names
+
+
+def test_labels_may_be_names_or_integers() -> None:
+    images, names = coloured()
+    numbers = [list(COLOURS).index(name) for name in names]
+    by_name, by_number = classifier().fit(images, names), classifier(class_names=list(COLOURS)).fit(images, numbers)
+    assert by_name.classes_.tolist() == sorted(COLOURS)
+    assert by_number.classes_.tolist() == [0, 1, 2]
+    assert by_number.learner_.class_names == tuple(COLOURS) == by_name.learner_.class_names
+    assert by_name.predict(images).tolist() == [list(COLOURS)[i] for i in by_number.predict(images)]
+
+
+def test_names_for_labels_may_have_classes_without_images() -> None:
+    images, names = coloured()
+    described = {"green": "a meadow", "red": "a rose", "yellow": "a lemon", "blue": "the sea"}
+    fitted = classifier(class_names=described).fit(images, names)
+    assert fitted.classes_.tolist() == sorted(described)
+    assert fitted.learner_.class_names == ("the sea", "a meadow", "a rose", "a lemon")
+    with pytest.raises(VlpromptError, match="class_names must be 3 names"):
+        classifier(class_names=["a"]).fit(images, names)
+
+
+def test_a_class_can_be_added_where_the_method_carries_to_new_ones() -> None:
+    images, names = coloured()
+    fitted = classifier().fit(images, names)
+    before = fitted.decision_function(images)
+    fitted.add_class("okapi")
+    assert fitted.classes_.tolist() == ["green", "okapi", "red", "yellow"]
+    np.testing.assert_allclose(fitted.decision_function(images)[:, [0, 2, 3]], before, rtol=1e-4, atol=1e-4)
+    with pytest.raises(VlpromptError, match="there is a class 'red' already"):
+        fitted.add_class("red")
+    numbers = classifier().fit(images, [len(name) for name in names]).add_class("okapi")
+    assert numbers.classes_.tolist() == [3, 5, 6, 7]
+    bound = classifier(options={"class_specific": True}).fit(images, names)
+    with pytest.raises(VlpromptError, match="cannot score new class names"):
+        bound.add_class("okapi")
+    assert bound.classes_.tolist() == sorted(COLOURS)
+
+
+# Images in any form
+
+
+def test_images_in_every_form_give_the_same(tmp_path: Path) -> None:
+    images, names = coloured(2)
+    paths = [str(tmp_path / f"{i}.png") for i in range(len(images))]
+    for image, path in zip(images, paths, strict=True):
+        image.save(path)
+    arrays = [np.asarray(image) for image in images]
+    tensors = torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2)
+    clip = one_block_clip()
+    forms = {
+        "paths": paths,
+        "pathlib": [Path(path) for path in paths],
+        "an array of paths": np.array(paths),
+        "a column of paths": np.array(paths, dtype=object)[:, None],
+        "PIL": images,
+        "arrays": arrays,
+        "an array": np.stack(arrays),
+        "tensors": tensors,
+        "preprocessed": torch.stack([clip.preprocess(image) for image in images]),
+        "a dataset": Pairs(count=2),
+        "samples": list(zip(images, range(len(images)), strict=True)),
+        "features": vlprompt.image_features(images, clip),
+    }
+    expected = classifier().fit(images, names).decision_function(images)
+    for form, X in forms.items():
+        fitted = classifier().fit(X, names)
+        np.testing.assert_allclose(fitted.decision_function(X), expected, rtol=1e-3, atol=1e-3, err_msg=form)
+
+
+def test_a_torch_dataset_brings_its_labels_and_class_names() -> None:
+    fitted = classifier().fit(Pairs())
+    assert fitted.classes_.tolist() == [0, 1, 2]
+    assert fitted.learner_.class_names == Pairs.classes
+    assert fitted.score(Pairs(), Pairs().labels) == 1
+
+
+@pytest.mark.parametrize(
+    ("X", "settings", "sentence"),
+    [
+        ("cat.jpg", {}, "X must be a list of images"),
+        (["no.jpg"] * 6, {}, "no.jpg"),
+        ([], {}, "Found array with 0 sample|at least one array or dtype|Expected 2D array"),
+        (np.zeros((32, 32, 3), np.uint8), {}, "is a single image: write \\[image\\]"),
+        (np.zeros((6, 7), np.float32), {}, "X has 7 columns, and image features of custom have 32"),
+        (np.ones((6, 32), np.float32), {"method": "vpt"}, "vpt prompts the image tower, so it needs images"),
+        (torch.rand(6, 3, 32, 32), {}, "did not go through clip.preprocess: give bytes"),
+        (torch.randn(6, 3, 32, 32), {"method": "vpt"}, "needs images as they are and not tensors that were cropped"),
+        (np.random.rand(6, 32, 32, 3), {}, "is no image, path or array of \\(H, W, 3\\) bytes"),
+        (coloured(2)[0], {"options": {"n_ctxx": 3}}, "unknown option 'n_ctxx' for method=coop: did you mean n_ctx?"),
+        (coloured(2)[0], {"method": "cop"}, "did you mean coop"),
+        (coloured(2)[0], {"epochs": 0}, "epochs must be at least 1"),
+    ],
+)
+def test_what_is_not_right_is_one_sentence(X: Any, settings: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        classifier(**settings).fit(X, ["a", "b"] * 3)
+
+
+def test_one_class_and_no_fit_are_told() -> None:
+    images, _ = coloured(1)
+    with pytest.raises(VlpromptError, match="there is only 1 class"):
+        classifier().fit(images, ["a"] * 3)
+    with pytest.raises(NotFittedError):
+        classifier().predict(images)
+
+
+# Copies
+
+
+def test_a_fitted_classifier_is_pickled_without_a_backbone_that_has_a_name(tmp_path: Path) -> None:
+    images, names = coloured(1)
+    features = vlprompt.image_features(images, vlprompt.load_clip("vlprompt-tiny", device="cpu"))
+    fitted = PromptClassifier(**QUICK).fit(features, names)
+    pickled = pickle.dumps(fitted)
+    assert len(pickled) < 200_000
+    for other in (pickle.loads(pickled), joblib.load(joblib.dump(fitted, tmp_path / "it.joblib")[0])):
+        assert np.array_equal(other.predict_proba(features), fitted.predict_proba(features))
+        assert other.learner_.clip.model is fitted.learner_.clip.model
+    fitted.learner_.save_pretrained(tmp_path / "kept")
+    loaded = vlprompt.load_learner(tmp_path / "kept", device="cpu")
+    with torch.no_grad():
+        probabilities = loaded.classify(torch.from_numpy(features)).softmax(dim=1)
+    np.testing.assert_allclose(probabilities, fitted.predict_proba(features), atol=1e-6)
+
+
+def test_a_model_in_hand_is_shared_by_clones_and_kept_in_pickles() -> None:
+    images, names = coloured(1)
+    fitted = classifier().fit(images, names)
+    assert clone(fitted).backbone is one_block_clip()
+    assert not hasattr(clone(fitted), "learner_")
+    other = pickle.loads(pickle.dumps(fitted))
+    assert np.array_equal(other.predict_proba(images), fitted.predict_proba(images))
+
+
+# Features, folders, datasets
+
+
+def test_features_come_in_order_and_equal_the_models(tmp_path: Path) -> None:
+    images, names = coloured()
+    clip = one_block_clip()
+    with torch.no_grad():
+        expected = clip.encode_image(torch.stack([clip.preprocess(image) for image in images])).numpy()
+    for threads in (0, 3):
+        features = vlprompt.image_features(images, clip, batch_size=5, threads=threads)
+        assert (features.shape, features.dtype) == ((12, 32), np.float32)
+        np.testing.assert_allclose(features, expected, rtol=1e-3, atol=1e-3)
+    assert np.array_equal(vlprompt.image_features(Pairs(), clip, batch_size=5), features)
+    learner = classifier().fit(features, names).learner_
+    np.testing.assert_allclose(np.linalg.norm(vlprompt.image_features(images, learner), axis=1), 1, rtol=1e-5)
+    assert vlprompt.image_features([], clip).shape == (0, 32)
+    with pytest.raises(VlpromptError, match=r"write \['cat.jpg'\]"):
+        vlprompt.image_features("cat.jpg", clip)
+
+
+def test_a_folder_of_class_folders_gives_paths_and_names(tmp_path: Path) -> None:
+    for folder, count in (("red_fox", 1), ("cat", 2)):
+        (tmp_path / folder).mkdir()
+        for i in range(count):
+            Image.new("RGB", (8, 8)).save(tmp_path / folder / f"{i}.jpg")
+    paths, names = vlprompt.load_folder(tmp_path)
+    assert [Path(path).relative_to(tmp_path).as_posix() for path in paths] == [
+        "cat/0.jpg",
+        "cat/1.jpg",
+        "red_fox/0.jpg",
+    ]
+    assert names == ["cat", "cat", "red fox"]
+    with pytest.raises(VlpromptError, match="no folder"):
+        vlprompt.load_folder(tmp_path / "none")
+    (tmp_path / "parts/train").mkdir(parents=True)
+    (tmp_path / "parts/test").mkdir()
+    with pytest.raises(VlpromptError, match="has its classes in train and test: give one of them"):
+        vlprompt.load_folder(tmp_path / "parts")
+
+
+def test_runs_and_evaluation_take_a_torch_dataset(tmp_path: Path) -> None:
+    data, settings = Pairs(count=8), {"protocol": "few_shot", "shots": 2, "epochs": 1, "views": 1, "quiet": True}
+    result = vlprompt.run(clip=one_block_clip(), dataset=data, output=str(tmp_path), **settings)
+    assert (result.rows[0].n_classes, result.rows[0].n_images) == (3, 9)
+    fitted = classifier().fit(data)
+    assert vlprompt.evaluate_learner(fitted.learner_, data) == 1
+    nameless = Pairs(count=2)
+    nameless.classes = ()
+    assert vlprompt.evaluate_learner(fitted.learner_, nameless) == 1
+    with pytest.raises(VlpromptError, match="the dataset has no classes: give splits_from_pairs"):
+        vlprompt.run(clip=one_block_clip(), dataset=nameless, output=str(tmp_path), **settings)

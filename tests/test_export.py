@@ -1,0 +1,197 @@
+"""What others get of a learner computes what the learner computes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import onnxruntime
+import open_clip
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch import Tensor
+
+from vlprompt import FrozenCLIP, VlpromptError, create_learner, list_methods, load_clip, method_info
+from vlprompt.cli.export import main as export
+from vlprompt.export import export_learner
+from vlprompt.testing import fit, make, small_clip
+
+NAMES = ("cat", "annual_crop land", "an owl", "dog")
+WORDS_HOLD_IT = {"coop", "kgcoop", "prograd", "pre"}  # a context of words in front of the class name
+
+
+@pytest.fixture(scope="module")
+def tiny() -> FrozenCLIP:
+    return load_clip("vlprompt-tiny", device="cpu")
+
+
+def images_for(clip: FrozenCLIP, count: int) -> Tensor:
+    return torch.randn(count, 3, clip.image_size, clip.image_size, generator=torch.Generator().manual_seed(4))
+
+
+def logits_of_onnx(path: Path, images: Tensor) -> Tensor:
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    return torch.from_numpy(session.run(["logits"], {"images": images.numpy()})[0])
+
+
+def same(a: Tensor, b: Tensor) -> bool:
+    return torch.allclose(a, b, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("method", list_methods())
+def test_the_matrix_scores_as_the_learner(method: str, tmp_path: Path) -> None:
+    learner = make(method).eval()
+    if method_info(method).get("per_image"):
+        with pytest.raises(VlpromptError, match="class features depend on each image"):
+            export_learner(learner, "matrix", tmp_path / "head.safetensors")
+        return
+    export_learner(learner, "matrix", tmp_path / "head.safetensors")
+    head = load_file(tmp_path / "head.safetensors")
+    images = images_for(learner.clip, 3)
+    with torch.no_grad():
+        features = learner.image_features(images)
+        logits = head["logit_scale"] * features @ head["weight"].T + head["logit_bias"]
+        assert same(logits, learner(images))
+    facts = json.loads((tmp_path / "head.json").read_text())
+    assert facts["class_names"] == list(learner.class_names)
+    assert facts["image_tower"] == ("frozen" if learner.cacheable_images else "prompted")
+    with safe_open(tmp_path / "head.safetensors", framework="pt") as opened:
+        assert json.loads(opened.metadata()["class_names"]) == list(learner.class_names)
+
+
+def test_the_matrix_is_a_head_for_open_clip_alone(tiny: FrozenCLIP, tmp_path: Path) -> None:
+    learner = create_learner("coop", tiny, NAMES, n_ctx=4)
+    export_learner(learner, "matrix", tmp_path / "head.safetensors")
+    images, head = images_for(tiny, 3), load_file(tmp_path / "head.safetensors")
+    with torch.no_grad():
+        features = F.normalize(tiny.model.encode_image(images), dim=-1)  # OpenCLIP's own forward pass
+        assert same(head["logit_scale"] * features @ head["weight"].T, learner(images))
+
+
+def test_onnx_and_torch_give_the_learners_logits_at_any_batch_size(tmp_path: Path) -> None:
+    learner = make("restore")  # prompts in both towers, a coupling and changes behind the towers
+    fit(learner, 1)
+    learner.eval()
+    export_learner(learner, "onnx", tmp_path / "learner.onnx")
+    export_learner(learner, "torch", tmp_path / "learner.pt2")
+    session = onnxruntime.InferenceSession(tmp_path / "learner.onnx", providers=["CPUExecutionProvider"])
+    assert session.get_inputs()[0].shape == ["batch", 3, 32, 32]
+    facts = session.get_modelmeta().custom_metadata_map
+    assert json.loads(facts["class_names"]) == list(learner.class_names)
+    assert json.loads(facts["mean"]) == pytest.approx(learner.clip.image_mean)
+    assert json.loads((tmp_path / "learner.json").read_text())["image_tower"] == "prompted"
+    program = torch.export.load(tmp_path / "learner.pt2").module()
+    for count in (1, 2, 7):
+        images = images_for(learner.clip, count)
+        with torch.no_grad():
+            expected = learner(images)
+            assert same(program(images), expected)
+        assert same(logits_of_onnx(tmp_path / "learner.onnx", images), expected)
+
+
+def test_a_classifier_of_each_image_exports_for_one_image_at_a_time(tmp_path: Path) -> None:
+    learner = make("cocoop").eval()
+    images = images_for(learner.clip, 2)
+    with torch.no_grad():
+        expected = learner(images)
+    for to, run in (
+        ("onnx", lambda path, x: logits_of_onnx(path, x)),
+        ("torch", lambda path, x: torch.export.load(path).module()(x)),
+    ):
+        path = export_learner(learner, to, tmp_path / f"learner.{to}")
+        assert json.loads(path.with_suffix(".json").read_text())["batch"] == 1
+        for i in range(2):
+            assert same(run(path, images[i : i + 1]), expected[i : i + 1])
+    assert learner.clip.text.shares_prefix
+
+
+@pytest.mark.parametrize("method", list_methods())
+def test_open_clip_gets_a_model_or_a_reason(method: str, tiny: FrozenCLIP, tmp_path: Path) -> None:
+    depths = {key: 2 for key in ("depth", "vision_depth") if key in method_info(method)["config"]}
+    learner = create_learner(method, tiny, NAMES, **depths)
+    if method not in WORDS_HOLD_IT:
+        with pytest.raises(VlpromptError) as error:
+            export_learner(learner, "openclip", tmp_path / "model")
+        assert str(error.value).startswith(f"{method} with these settings")
+        return
+    export_learner(learner, "openclip", tmp_path / "model")
+    use = json.loads((tmp_path / "model/classifier.json").read_text())
+    model, _, _ = open_clip.create_model_and_transforms(f"local-dir:{tmp_path / 'model'}")
+    tokenizer = open_clip.get_tokenizer(f"local-dir:{tmp_path / 'model'}")
+    other = ["a tapir", "vending machine"]  # classes that the learner was not made for
+    learner.set_class_names(other)
+    images = images_for(tiny, 3)
+    with torch.no_grad():
+        text = F.normalize(model.eval().encode_text(tokenizer([use["template"].format(name) for name in other])), dim=1)
+        image = F.normalize(model.encode_image(images), dim=1)
+        assert same(model.logit_scale.exp() * image @ text.T, learner(images))
+
+
+@pytest.mark.parametrize(
+    ("method", "settings", "reason"),
+    [
+        ("coop", {"class_token_position": "middle", "n_ctx": 4}, "its context not only in front of the class name"),
+        ("coop", {"class_token_position": "front", "n_ctx": 4}, "its context not only in front of the class name"),
+        ("coop", {"class_specific": True, "n_ctx": 2}, "its context not only in front of the class name"),
+        ("ivlp", {"vision_depth": 0, "depth": 2}, "vectors for deeper blocks"),
+        ("mvlpt", {"variant": "mvpt"}, "has no place for learnt tokens"),
+        ("proda", {"n_prompts": 4}, "a mean over prompts"),
+        ("zero_shot", {}, "learns nothing"),
+    ],
+    ids=str,
+)
+def test_reasons_are_of_the_settings(method: str, settings: dict, reason: str, tmp_path: Path) -> None:
+    with pytest.raises(VlpromptError, match=reason):
+        export_learner(make(method, **settings), "openclip", tmp_path)
+
+
+def test_fixed_words_behind_the_context_are_kept(tiny: FrozenCLIP, tmp_path: Path) -> None:
+    learner = create_learner("ivlp", tiny, NAMES, n_ctx=2, depth=1, vision_depth=0)
+    export_learner(learner, "openclip", tmp_path)
+    assert len(json.loads((tmp_path / "classifier.json").read_text())["replaced"]) == 4
+
+
+def test_a_model_object_has_no_open_clip_configuration(tmp_path: Path) -> None:
+    with pytest.raises(VlpromptError, match="OpenCLIP's configuration of custom is not known"):
+        export_learner(make("coop", n_ctx=2), "openclip", tmp_path)
+
+
+def test_bad_input_is_answered_in_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(VlpromptError, match="unknown form 'onx': did you mean onnx"):
+        export_learner(make("coop"), "onx", tmp_path / "x")
+    with pytest.raises(VlpromptError, match="load it with precision=fp32"):
+        export_learner(make("coop", small_clip("bf16")), "matrix", tmp_path / "x")
+
+    def absent(name: str) -> None:
+        raise ImportError(name)
+
+    monkeypatch.setattr("vlprompt.export.importlib.import_module", absent)
+    with pytest.raises(VlpromptError, match=r'needs onnxruntime: pip install "vlprompt\[export\]"'):
+        export_learner(make("coop"), "onnx", tmp_path / "x")
+
+
+def test_the_command_exports_a_saved_learner(tiny: FrozenCLIP, tmp_path: Path, capsys) -> None:
+    folder = create_learner("vpt", tiny, NAMES, depth=1).save_pretrained(tmp_path / "learner")
+    output = tmp_path / "head.safetensors"
+    assert (
+        export(
+            [f"learner={folder}", "to=matrix", f"output={output}", "classes=[tapir,okapi]", "backbone=vlprompt-tiny"]
+        )
+        == 0
+    )
+    assert json.loads(output.with_suffix(".json").read_text())["class_names"] == ["tapir", "okapi"]
+    said = capsys.readouterr().out
+    assert "2 classes" in said
+    assert "its image features are prompted" in said
+    for arguments, message in (
+        (["to=onnx"], "needs learner=DIR"),
+        ([f"learner={folder}"], "needs to=matrix|torch|onnx|openclip"),
+        ([f"learner={folder}", "to=onx"], "did you mean onnx"),
+        (["learner=/nowhere", "to=onnx"], "no saved learner in /nowhere"),
+        ([f"learner={folder}", "to=openclip"], "has no place for learnt tokens"),
+    ):
+        assert export(arguments) == 2
+        assert message in capsys.readouterr().err

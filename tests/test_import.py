@@ -1,0 +1,193 @@
+"""Checkpoints in the layouts of the published repositories become learners that give their authors' logits."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from vlprompt import FrozenCLIP, VlpromptError, create_learner, load_clip, load_learner
+from vlprompt.cli.import_checkpoint import main as import_command
+from vlprompt.published_checkpoints import import_checkpoint
+from vlprompt.testing import NAMES, logits_of, make, small_clip
+
+# golden case: method, and what a user must say since no shape shows it
+CASES = {
+    "coop_end": ("coop", {}),
+    "coop_end_words": ("coop", {}),
+    "coop_end_csc": ("coop", {}),
+    "coop_middle": ("coop", {"class_token_position": "middle"}),
+    "coop_front": ("coop", {"class_token_position": "front"}),
+    "cocoop": ("cocoop", {}),
+    "kgcoop": ("kgcoop", {}),
+    "prograd_1": ("prograd", {}),
+    "pre": ("pre", {}),
+    "vpt_deep": ("vpt", {}),
+    "ivlp": ("ivlp", {}),
+    "promptsrc": ("promptsrc", {}),
+    "maple_n2": ("maple", {}),
+    "maple_n4": ("maple", {}),
+    "coprompt": ("coprompt", {}),
+    "restore": ("restore", {}),
+    "mvlpt_mcoop": ("mvlpt", {}),
+    "mvlpt_mvpt": ("mvlpt", {}),
+    "mvlpt_upt": ("mvlpt", {}),
+}
+WHOLE_MODEL = {"vpt", "ivlp", "promptsrc", "maple", "coprompt", "restore", "mvlpt"}  # saved with the frozen towers
+MOVED = (
+    (r"text_prompts\.0", "prompt_learner.ctx"),
+    (r"text_prompts\.(\d+)", r"text_encoder.transformer.resblocks.\1.VPT_shallow"),
+    (r"visual_prompts\.0", "image_encoder.VPT"),
+    (r"visual_prompts\.(\d+)", r"image_encoder.transformer.resblocks.\1.VPT_shallow"),
+)
+
+
+def as_published(method: str, learnt: dict[str, Tensor], facts: dict, clip: FrozenCLIP, names: list[str]) -> dict:
+    """A state dict as the method's repository saves it, class buffers and frozen weights included."""
+    context = next((learnt[n] for n in ("ctx", "text_prompts.0") if n in learnt), None)
+    state = dict(learnt)
+    if context is not None:
+        words = {2: "of a"}.get(context.shape[-2], "") if facts.get("ctx_init") else ""
+        ids = clip.tokenize([f"{words} {name.replace('_', ' ')}.".strip() for name in names])
+        embedded = clip.text.embed(ids)
+        state |= {"token_prefix": embedded[:, :1], "token_suffix": embedded[:, 1 : -context.shape[-2]]}
+    if method not in WHOLE_MODEL:
+        return state
+    if "text_ratio" in facts:
+        state |= {
+            "text_cali_ratio": torch.tensor(facts["text_ratio"]),
+            "vis_cali_ratio": torch.tensor(facts["vision_ratio"]),
+        }
+    moved = {}
+    for name, tensor in state.items():
+        place = next((re.sub(old, new, name) for old, new in MOVED if re.fullmatch(old, name)), None)
+        inside = "adapter" in name or "cali_ratio" in name
+        moved[place or (name if inside else f"prompt_learner.{name}")] = tensor
+    frozen = {f"image_encoder.{k}": v for k, v in clip.visual.module.state_dict().items()}
+    return moved | frozen | {"logit_scale": torch.tensor(4.6)}
+
+
+def save(state: dict[str, Tensor], path: Path) -> Path:
+    torch.save({"state_dict": state, "epoch": 50, "optimizer": {"state": {}}, "val_result": 71.5}, path)
+    return path
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_published_style_checkpoint_gives_the_golden_logits(
+    case: str, golden_clip: FrozenCLIP, shared: Path, tmp_path: Path
+) -> None:
+    facts = json.loads((shared / f"golden/{case}.json").read_text())
+    tensors = load_file(shared / f"golden/{case}.safetensors")
+    names = json.loads((shared / "golden/config.json").read_text())["class_names"]
+    images = load_file(shared / "golden/batch.safetensors")["image"]
+    method, settings = CASES[case]
+    learnt = {k.removeprefix("final/"): v for k, v in tensors.items() if k.startswith("final/")}
+    file = save(as_published(method, learnt, facts, golden_clip, names), tmp_path / "model.pth.tar-50")
+    learner = import_checkpoint(file, method, golden_clip, names, **settings)
+    with torch.no_grad():
+        torch.testing.assert_close(learner(images), tensors["logits_final"], rtol=1e-4, atol=2e-5)
+    again = load_learner(learner.save_pretrained(tmp_path / "learner"), clip=golden_clip)
+    with torch.no_grad():
+        assert torch.equal(again(images), learner(images))
+
+
+@pytest.mark.parametrize(
+    ("method", "settings"),
+    [
+        ("coop", {"n_ctx": 5}),
+        ("ivlp", {"n_ctx": 3, "depth": 3, "vision_n_ctx": 2, "vision_depth": 1}),
+        ("ivlp", {"n_ctx": 4, "vision_depth": 0, "depth": 2}),
+        ("maple", {"n_ctx": 3, "depth": 3}),
+        ("vpt", {"depth": 1, "n_ctx": 6}),
+        ("mvlpt", {"n_ctx": 3, "coupling_width": 16}),
+    ],
+    ids=str,
+)
+def test_sizes_are_read_from_the_file(method: str, settings: dict, tmp_path: Path) -> None:
+    learner = make(method, **settings)
+    file = tmp_path / "prompts.safetensors"
+    save_file(learner.published_state(), file)
+    again = import_checkpoint(file, method, small_clip(), NAMES)
+    assert torch.equal(logits_of(again), logits_of(learner))
+    assert {key: getattr(again.config, key) for key in settings} == settings
+
+
+def test_half_precision_and_wrapped_names_are_read(tmp_path: Path) -> None:
+    learner = make("maple")
+    state = {f"module.prompt_learner.{k}": v.half() for k, v in learner.published_state().items()}
+    again = import_checkpoint(save(state, tmp_path / "model.pth.tar-5"), "maple", small_clip(), NAMES)
+    assert all(p.dtype == torch.float32 for p in again.parameters())
+    torch.testing.assert_close(logits_of(again), logits_of(learner), rtol=0.01, atol=0.05)
+
+
+def test_other_classes_may_be_scored(tmp_path: Path) -> None:
+    learner = make("kgcoop")
+    file = save(as_published("kgcoop", learner.published_state(), {}, small_clip(), list(NAMES)), tmp_path / "m.pt")
+    again = import_checkpoint(file, "kgcoop", small_clip(), ["okapi", "tapir"])
+    learner.set_class_names(["okapi", "tapir"])
+    assert torch.equal(logits_of(again), logits_of(learner))
+
+
+class Payload:
+    def __reduce__(self) -> tuple[Callable, tuple]:
+        return os.mkdir, ("something-ran",)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"state_dict": {"ctx": torch.zeros(4, 64)}, "val_result": Payload()}, "holds more than plain tensors"),
+        ({"state_dict": {"epoch": 3}}, "holds no state dict"),
+        ([torch.zeros(2)], "holds no state dict"),
+        ({"state_dict": {"meta": torch.zeros(2)}}, "coop: the tensors lack ctx"),
+        ({"ctx": torch.zeros(4, 32)}, "is (4, 32), (4, 64) is expected"),
+        ({"ctx": torch.zeros(9, 4, 64)}, "is (9, 4, 64), (5, 4, 64) is expected"),
+        ({"ctx": torch.zeros(4, 64), "token_prefix": torch.ones(3, 1, 64)}, "was trained on another backbone than"),
+    ],
+    ids=["pickle", "no tensors", "list", "other names", "other width", "other classes", "other backbone"],
+)
+def test_what_does_not_fit_is_told_in_one_sentence(content: object, message: str, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.save(content, "model.pth.tar-50")
+    with pytest.raises(VlpromptError) as error:
+        import_checkpoint("model.pth.tar-50", "coop", small_clip(), NAMES)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+    assert not Path("something-ran").exists()
+
+
+def test_another_methods_checkpoint_warns(tmp_path: Path) -> None:
+    file = save(make("maple").published_state(), tmp_path / "model.pth.tar-5")
+    with pytest.warns(UserWarning, match="coop has no use for compound_prompt_projections.0.bias and 4 more"):
+        import_checkpoint(file, "coop", small_clip(), NAMES)
+
+
+def test_the_command_saves_a_learner(tmp_path: Path, capsys) -> None:
+    clip = load_clip("vlprompt-tiny", device="cpu")
+    names = ["cat", "dog", "owl"]
+    learner = create_learner("coop", clip, names, n_ctx=4)
+    file = save(as_published("coop", learner.published_state(), {}, clip, names), tmp_path / "model.pth.tar-50")
+    start = [str(file), "method=coop", "backbone=vlprompt-tiny", f"output={tmp_path / 'learner'}"]
+    assert import_command([*start, "classes=[cat,dog,owl]"]) == 0
+    assert "coop on vlprompt-tiny, 768 learnt numbers, 3 classes" in capsys.readouterr().out.replace("\n", " ")
+    again = load_learner(tmp_path / "learner", device="cpu")
+    torch.testing.assert_close(again.classifier_matrix(), learner.classifier_matrix())
+    assert import_command([*start, "dataset=emoji", "half=new"]) == 0
+    for arguments, message in (
+        ([], "say which file"),
+        ([str(file)], "method= is missing"),
+        (start, "either classes=[cat,dog] or dataset=NAME"),
+        ([*start, "classes=cat"], "classes must be a list"),
+        ([*start, "classes=[a,b]", "n_cxt=4"], "unknown key 'n_cxt': did you mean n_ctx?"),
+        ([*start, "dataset=emoji", "half=old"], "half must be all, base or new"),
+        (["/no/file", *start[1:], "classes=[a,b]"], "no checkpoint at /no/file"),
+    ):
+        assert import_command(arguments) == 2
+        assert message in capsys.readouterr().err

@@ -1,0 +1,147 @@
+"""Recipes and the merging of settings."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from vlprompt import VlpromptError, list_methods
+from vlprompt.learner import METHODS
+from vlprompt.recipes import CONFIGS, Recipe, RunConfig, describe_keys, list_recipes, load_recipe, resolve
+
+# spec: lr, batch size and epochs of the released base-to-new code
+PUBLISHED = {
+    "coop": {"lr": 2e-3, "batch_size": 32, "epochs": 200, "n_ctx": 4, "ctx_init": "a photo of a"},
+    "kgcoop": {"lr": 2e-3, "batch_size": 128, "epochs": 100, "objective": ["ce", "text_anchor(weight=8.0)"]},
+    "vpt": {"lr": 2.5e-3, "batch_size": 4, "epochs": 5, "n_ctx": 8, "depth": 12},
+    "ivlp": {"lr": 3.5e-3, "batch_size": 4, "epochs": 5, "n_ctx": 2, "vision_n_ctx": 2, "depth": 12},
+    "maple": {"lr": 3.5e-3, "batch_size": 4, "epochs": 5, "n_ctx": 2, "depth": 9},
+}
+SHARED_BY_ALL = {"optimizer": "sgd", "momentum": 0.9, "weight_decay": 5e-4, "warmup_epochs": 1, "warmup_lr": 1e-5}
+
+
+@pytest.mark.parametrize("name", list_recipes())
+def test_a_shipped_recipe_loads_and_tells_where_it_comes_from(name: str) -> None:
+    method, protocol = name.split("/")
+    recipe = load_recipe(method, protocol)
+    assert recipe.name == name
+    assert recipe.source.startswith(("released code", "paper", "third party", "ours"))
+    assert recipe.published
+    header = (CONFIGS / f"{name}.yaml").read_text().splitlines()
+    assert any(line.startswith(f"#   python -m vlprompt.train method={method}") for line in header)
+    config = resolve({"method": method, "protocol": protocol}).config
+    for key, value in recipe.values.items():
+        assert getattr(config, key) == value or key == "epochs"
+
+
+@pytest.mark.parametrize("method", PUBLISHED)
+def test_a_base_to_new_recipe_has_the_published_values(method: str) -> None:
+    config = resolve({"method": method}).config
+    expected = PUBLISHED[method] | SHARED_BY_ALL
+    assert {key: getattr(config, key) for key in expected} == expected
+
+
+@pytest.mark.parametrize("method", list_methods())
+def test_no_setting_of_a_method_hides_one_of_the_run(method: str) -> None:
+    own = {f.name for f in fields(METHODS.get(method).Config)}
+    assert not own & {f.name for f in fields(RunConfig)}
+
+
+@pytest.mark.parametrize("method", list_methods())
+def test_every_key_has_a_meaning(method: str) -> None:
+    described = describe_keys(resolve({"method": method}))
+    assert [key for key, _, meaning in described if not meaning] == []
+
+
+@pytest.mark.parametrize(("shots", "epochs"), [(1, 50), (2, 100), (4, 100), (8, 200), (16, 200)])
+def test_few_shot_coop_trains_longer_with_more_shots(shots: int, epochs: int) -> None:
+    assert resolve({"protocol": "few_shot", "shots": shots}).config.epochs == epochs
+    assert resolve({"protocol": "few_shot", "shots": shots, "epochs": 7}).config.epochs == 7
+
+
+def test_a_protocol_without_a_recipe_takes_the_base_to_new_one() -> None:
+    assert resolve({"method": "maple", "protocol": "few_shot"}).recipe.name == "maple/base_to_new"
+
+
+def test_what_the_user_says_goes_above_the_recipe_and_that_above_the_defaults() -> None:
+    resolved = resolve({"method": "kgcoop", "lr": 1, "shots": 4})
+    assert (resolved.config.lr, resolved.config.batch_size, resolved.config.shots) == (1.0, 128, 4)
+    assert resolved.config.dataset == "emoji"
+    assert resolved.method_settings.keys() == {f.name for f in fields(METHODS.get("kgcoop").Config)}
+
+
+def test_a_file_takes_the_recipes_place_and_a_runs_own_file_repeats_it(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("method: vpt\ndepth: 3\nlr: 0.5\n")
+    mine = resolve({"config": tmp_path / "mine.yaml", "lr": 0.25})
+    assert (mine.config.method, mine.config.depth, mine.config.lr, mine.config.epochs) == ("vpt", 3, 0.25, 50)
+    (tmp_path / "config.yaml").write_text(mine.to_yaml())
+    again = resolve({"config": tmp_path / "config.yaml"})
+    assert again.id == mine.id
+
+
+def test_the_id_tells_settings_that_bear_on_the_result_and_no_others() -> None:
+    plain = resolve({})
+    assert plain.id == resolve({"resume": True, "output": "elsewhere", "workers": 2, "device": "cpu"}).id
+    assert len({plain.id, resolve({"seed": 2}).id, resolve({"n_ctx": 5}).id, resolve({"views": "fresh"}).id}) == 4
+
+
+def test_the_folder_tells_the_run(tmp_path: Path) -> None:
+    resolved = resolve({"output": tmp_path, "dataset": "folder:/some/My Pets", "shots": 2})
+    expected = tmp_path / "folder-some-My-Pets" / "coop" / f"base_to_new-2shot-seed1-{resolved.id[:8]}"
+    assert resolved.folder == expected
+    assert resolve({"output": tmp_path, "name": "mine"}).folder == tmp_path / "mine"
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"n_cxt": 4}, "unknown key 'n_cxt' for method=coop: did you mean n_ctx"),
+        ({"method": "maple", "dept": 4}, "unknown key 'dept' for method=maple: did you mean depth"),
+        ({"method": "mapel"}, "unknown method 'mapel': did you mean maple"),
+        ({"protocol": "base2new"}, "unknown protocol 'base2new': did you mean base_to_new"),
+        ({"lr": "fast"}, "lr must be a number, not 'fast'"),
+        ({"lr": 0}, "lr must be above 0"),
+        ({"lr": float("nan")}, "lr must be above 0, not nan"),
+        ({"epochs": 1.5}, "epochs must be a whole number, not 1.5"),
+        ({"epochs": 0}, "epochs must be at least 1, not 0"),
+        ({"momentum": 1}, "momentum must be at least 0 and below 1"),
+        ({"n_ctx": "many"}, "n_ctx must be a whole number or null, not 'many'"),
+        ({"class_token_position": "start"}, "class_token_position must be one of end, middle, front, not 'start'"),
+        ({"resume": "maybe"}, "resume must be true or false, not 'maybe'"),
+        ({"dataset": None}, "dataset must be a text, not None"),
+        ({"shots": 0}, "shots must be a number of at least 1, or all, not 0"),
+        ({"views": "some"}, "views must be a number of at least 1, or fresh, not 'some'"),
+        ({"limit": 0}, "limit must be at least 1, not 0"),
+        ({"optimizer": "sdg"}, "unknown optimizer 'sdg': did you mean sgd"),
+        ({"transform": "rcc"}, "unknown transform 'rcc': did you mean rrc"),
+        ({"precision": "fp8"}, "unknown precision 'fp8'"),
+        ({"config": "no/such.yaml"}, "no such file: no/such.yaml"),
+    ],
+)
+def test_a_wrong_key_or_value_is_one_sentence(settings: dict, sentence: str) -> None:
+    with pytest.raises(VlpromptError, match=sentence) as raised:
+        resolve(settings)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("lr: [", "cannot be read as YAML"),
+        ("- lr", "must hold settings"),
+        ("epoch: 1", r"mine\.yaml: unknown key 'epoch' for method=coop: did you mean epochs"),
+    ],
+)
+def test_a_wrong_file_is_named(tmp_path: Path, text: str, sentence: str) -> None:
+    (tmp_path / "mine.yaml").write_text(text)
+    with pytest.raises(VlpromptError, match=sentence) as raised:
+        resolve({"config": tmp_path / "mine.yaml"})
+    assert "mine.yaml" in str(raised.value)
+
+
+def test_a_recipe_may_be_read_by_path(tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_text("source: ours, a test\nepochs: 3\nby: {shots: {4: {epochs: 9}}}\n")
+    recipe = Recipe.read(tmp_path / "r.yaml", "r")
+    assert (recipe.source, recipe.values, recipe.by) == ("ours, a test", {"epochs": 3}, {"shots": {4: {"epochs": 9}}})

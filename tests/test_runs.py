@@ -1,0 +1,54 @@
+"""Whole runs of what a method asks of the data: second views, and every method through the command's own road."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from vlprompt import list_methods, run
+from vlprompt.learner import PromptLearner
+from vlprompt.results import find_results, read_predictions
+
+SMALL = {"dataset": "digits", "shots": 2, "epochs": 1, "quiet": True, "device": "cpu", "limit": 20, "views": 1}
+
+
+@pytest.mark.parametrize("method", list_methods())
+def test_every_method_runs_end_to_end(method: str, tmp_path: Path) -> None:
+    result = run(method=method, output=str(tmp_path), **SMALL)
+    assert {row.target for row in result.rows} == {"base", "new"}
+    assert 0 <= result.averages["harmonic_mean"] <= 100
+
+
+def test_a_second_view_is_another_draw(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    original = PromptLearner.loss
+    monkeypatch.setattr(PromptLearner, "loss", lambda self, batch: seen.append(batch) or original(self, batch))
+    run(method="coprompt", output=str(tmp_path), **SMALL)
+    assert seen[0]["image"].shape == seen[0]["image_strong"].shape
+    assert not torch.equal(seen[0]["image"], seen[0]["image_strong"])
+
+
+def test_templates_of_a_run_replace_the_datasets_own(tmp_path: Path) -> None:
+    settings = SMALL | {"method": "zero_shot", "output": str(tmp_path)}
+    own = run(**settings)
+    other = run(templates="{}.", **settings)
+    assert own.id != other.id
+    assert load_config(tmp_path, "templates") == {None, "{}."}
+
+
+def load_config(folder: Path, key: str) -> set:
+    return {OmegaConf.load(path)[key] for path in folder.rglob("config.yaml")}
+
+
+def test_predictions_of_every_image_stay_beside_the_result(tmp_path: Path) -> None:
+    result = run(method="coop", output=str(tmp_path), selection="fewshot_val", **SMALL)
+    [(path, found)] = find_results([tmp_path])
+    assert (found, found.selection) == (result, "fewshot_val")
+    for row in result.rows:
+        said = read_predictions(path.parent)[row.target]
+        assert len(said.label) == row.n_images
+        assert 100 * float((said.label == said.predicted).double().mean()) == pytest.approx(row.accuracy)
+        assert 100 * float((said.label == said.zero_shot).double().mean()) == pytest.approx(row.zero_shot)

@@ -1,0 +1,83 @@
+"""Intervals over seeds, paired comparisons over images, and changes of classes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from test_results import result
+
+from vlprompt import VlpromptError
+from vlprompt.results import Predictions, Result, write_predictions
+from vlprompt.statistics import Statistic, class_changes, compare
+
+
+def test_the_interval_is_students() -> None:
+    # mean 2, sample deviation 1, t(0.975; 2) = 4.3027
+    low, high = Statistic.of([1.0, 2.0, 3.0]).interval
+    assert (low, high) == pytest.approx((2 - 4.3027 / 3**0.5, 2 + 4.3027 / 3**0.5), abs=1e-3)
+    assert Statistic.of([1.0, 2.0, 3.0]).std == pytest.approx((2 / 3) ** 0.5)
+    assert Statistic.of([5.0]).interval is None
+
+
+def make_runs(folder: Path, method: str, right: dict[int, np.ndarray]) -> dict[Path, Result]:
+    """Results of a method whose image i of ``base`` is right with a seed where ``right[seed][i]``."""
+    runs = {}
+    for seed, correct in right.items():
+        place = folder / f"{method}{seed}"
+        place.mkdir()
+        label = torch.zeros(len(correct), dtype=torch.int32)
+        predicted = torch.from_numpy(1 - correct.astype(np.int32))
+        write_predictions(place, {"base": Predictions(label, predicted, label.clone(), torch.ones(len(correct)))})
+        one = result(seed=seed)
+        runs[place / "result.json"] = replace(one, method=method, rows=one.rows[:1])
+    return runs
+
+
+def test_a_known_difference_is_found_with_its_interval(tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    n = 400
+    first = {seed: generator.random(n) < 0.7 for seed in (1, 2, 3)}
+    second = {seed: generator.random(n) < 0.5 for seed in (1, 2, 3)}
+    [found] = compare(make_runs(tmp_path, "a", first), make_runs(tmp_path, "b", second))
+    gains = np.mean([first[s].astype(float) - second[s] for s in (1, 2, 3)], axis=0) * 100
+    assert found.difference == pytest.approx(gains.mean(), abs=1e-4)
+    assert (found.n_images, found.n_seeds, found.target) == (n, 3, "emoji: base")
+    half = 1.96 * gains.std() / n**0.5  # the normal approximation
+    assert found.low == pytest.approx(found.difference - half, abs=0.4)
+    assert found.high == pytest.approx(found.difference + half, abs=0.4)
+    assert found.decided
+
+
+def test_equal_methods_differ_by_nothing(tmp_path: Path) -> None:
+    right = {1: np.arange(50) % 2 == 0}
+    [found] = compare(make_runs(tmp_path, "a", right), make_runs(tmp_path, "b", right))
+    assert (found.difference, found.low, found.high, found.decided) == (0, 0, 0, False)
+
+
+def test_pairs_need_the_same_seeds_and_images(tmp_path: Path) -> None:
+    right = np.ones(4, dtype=bool)
+    ours = make_runs(tmp_path, "a", {1: right, 2: right})
+    with pytest.raises(VlpromptError, match="lacks emoji with seed 2"):
+        compare(ours, make_runs(tmp_path, "b", {1: right}))
+    theirs = make_runs(tmp_path, "c", {1: right, 2: right})
+    path, other = next(iter(theirs.items()))
+    theirs[path] = replace(other, rows=[replace(other.rows[0], split="other")])
+    with pytest.raises(VlpromptError, match=r"other images|different splits"):
+        compare(ours, theirs)
+
+
+def test_changes_of_classes_are_gains_and_losses_over_zero_shot() -> None:
+    counts = {"class": ["cat", "dog", "none"], "images": [10, 20, 0], "zero_shot_correct": [5, 10, 0]}
+    runs = []
+    for seed, correct in ((1, [9, 6, 0]), (2, [7, 4, 0])):
+        one = result(seed=seed)
+        runs.append(replace(one, rows=[replace(one.rows[0], per_class=counts | {"correct": correct})]))
+    cat, dog = class_changes(runs, "base")
+    assert (cat.name, cat.accuracy, cat.zero_shot, cat.gain) == ("cat", 80.0, 50.0, 30.0)
+    assert (dog.n_images, dog.gain) == (20, -25.0)
+    with pytest.raises(VlpromptError, match="no per-class counts for 'elsewhere'"):
+        class_changes(runs, "elsewhere")

@@ -1,0 +1,195 @@
+"""Sweeps: the matrix, what is kept and what is done again, several processes, a Ray cluster, and sudden deaths."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from filelock import FileLock
+
+import vlprompt.sweep
+from vlprompt import VlpromptError, run
+from vlprompt.cli.__main__ import main
+from vlprompt.executors import in_processes, on_ray
+from vlprompt.files import cache_dir
+from vlprompt.results import find_results
+from vlprompt.sweep import expand, perform, sweep
+
+SMALL = {"dataset": "digits", "shots": 1, "epochs": 1, "views": 1, "limit": 10, "device": "cpu"}
+
+
+def small(folder: Path, **changes: object) -> dict:
+    return SMALL | {"output": str(folder), "methods": ["coop", "zero_shot"], "seeds": [1, 2]} | changes
+
+
+def statuses(outcomes: list) -> list[str]:
+    return sorted(outcome.status for outcome in outcomes)
+
+
+def test_a_matrix_has_every_combination_once_and_neighbours_share_their_data() -> None:
+    matrix = expand({"methods": ["coop", "maple"], "datasets": ["emoji", "digits"], "shots": [1, 2, 1]})
+    runs = [(t.resolved.config.dataset, t.resolved.config.shots, t.resolved.config.seed) for t in matrix.tasks]
+    assert len(runs) == len({t.resolved.id for t in matrix.tasks}) == 2 * 2 * 2 * 3
+    assert runs == sorted(runs, key=lambda r: (["emoji", "digits"].index(r[0]), r[1], r[2]))
+    mini = expand({"methods": "coop", "datasets": "mini11", "seeds": 1})
+    assert len(mini.tasks) == 11
+
+
+def test_what_makes_no_sense_is_refused_before_anything_runs() -> None:
+    matrix = expand(
+        {"method": "coop", "datasets": ["glyphs/symbols", "digits"], "protocol": "cross_dataset", "seed": 1}
+    )
+    assert [t.resolved.config.dataset for t in matrix.tasks] == ["glyphs/symbols"]
+    [(label, sentence)] = matrix.refused
+    assert "digits" in label
+    assert "say what to test on after digits" in sentence
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"methods": ["coop", "mapel"]}, "unknown method 'mapel': did you mean maple"),
+        ({"methods": []}, "methods is empty"),
+        ({"methods": ["coop"], "method": "maple"}, r"say methods=\[…\] or method=…, not both"),
+        ({"methods": ["coop"], "name": "x"}, "leave name out"),
+        ({"methods": ["coop"], "lr": -1}, "lr must be above 0"),
+    ],
+)
+def test_a_mistake_in_a_sweep_is_one_sentence(settings: dict, sentence: str) -> None:
+    with pytest.raises(VlpromptError, match=sentence):
+        expand(settings)
+
+
+def test_results_are_those_of_single_runs_and_are_kept(tmp_path: Path) -> None:
+    outcomes = sweep(small(tmp_path / "sweep"))
+    assert statuses(outcomes) == ["done"] * 4
+    found = {(r.method, r.seed): r for _, r in find_results([tmp_path / "sweep"])}
+    for method, seed in found:
+        alone = run(**SMALL, method=method, seed=seed, output=str(tmp_path / "alone"), quiet=True)
+        assert (alone.rows, alone.id) == (found[method, seed].rows, found[method, seed].id)
+    before = {path: path.stat().st_mtime_ns for path, _ in find_results([tmp_path / "sweep"])}
+    again = sweep(small(tmp_path / "sweep", seeds=[1, 2, 3]))
+    assert statuses(again) == ["done"] * 2 + ["kept"] * 4
+    assert all(path.stat().st_mtime_ns == time for path, time in before.items())
+
+
+def test_failures_are_kept_listed_and_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    original = vlprompt.sweep.execute
+
+    def broken(resolved: object, **options: object) -> object:
+        if resolved.config.method == "coop":
+            raise ValueError("out of luck")
+        return original(resolved, **options)
+
+    monkeypatch.setattr(vlprompt.sweep, "execute", broken)
+    argv = ["sweep", *(f"{key}={value}" for key, value in SMALL.items()), f"output={tmp_path}", "seed=1"]
+    argv += ["methods=[coop,zero_shot]"]
+    assert main(argv) == 1
+    text = " ".join(capsys.readouterr().out.split())
+    assert "1 done, 1 failed" in text
+    assert "failed coop · digits · base_to_new · 1 shots · seed 1: ValueError: out of luck (see" in text
+    [failed] = tmp_path.rglob("failed.json")
+    assert json.loads(failed.read_text())["error"] == "ValueError: out of luck"
+    assert "Traceback" in failed.with_name("failed.log").read_text()
+    monkeypatch.undo()
+    assert main(argv) == 0
+    assert not list(tmp_path.rglob("failed.*"))
+
+
+def test_a_run_that_another_process_is_at_is_left_to_it(tmp_path: Path) -> None:
+    [task] = expand(small(tmp_path, methods="coop", seeds=1)).tasks
+    folder = task.resolved.folder
+    folder.parent.mkdir(parents=True)
+    with FileLock(folder.parent / f".{folder.name}.lock"):
+        assert perform(task).status == "elsewhere"
+    assert perform(task).status == "done"
+
+
+def test_the_plan_shows_runs_and_does_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    spec = tmp_path / "sweep.yaml"
+    spec.write_text("methods: [coop, maple]\ndatasets: [digits]\nseeds: [1, 2]\n")
+    assert main(["sweep", f"spec={spec}", f"output={tmp_path / 'runs'}", "plan=true"]) == 0
+    assert capsys.readouterr().out.count("open") == 4
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["executor=slurm"], "unknown executor 'slurm'"),
+        (["executor=processes"], "say how many: executor=processes processes=2"),
+        (["processes=2"], "processes is of executor=processes, and the executor is local"),
+        (["spec=nowhere.yaml"], "the sweep nowhere.yaml cannot be read"),
+    ],
+)
+def test_a_mistake_on_the_command_line_is_told(
+    words: list[str], sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["sweep", "methods=[coop]", *words]) == 2
+    assert sentence in capsys.readouterr().err
+
+
+def test_two_processes_share_the_runs(tmp_path: Path) -> None:
+    outcomes = sweep(small(tmp_path), in_processes(2))
+    assert statuses(outcomes) == ["done"] * 4
+    assert len(find_results([tmp_path])) == 4
+
+
+def test_a_sweep_that_is_killed_again_and_again_loses_and_doubles_nothing(tmp_path: Path) -> None:
+    settings = small(tmp_path / "runs", epochs=3, checkpoint_seconds=0)
+    argv = [sys.executable, "-m", "vlprompt.cli", "sweep", *(_word(k, v) for k, v in settings.items())]
+    argv += ["executor=processes", "processes=2"]
+    environment = os.environ | {"VLPROMPT_CACHE": str(cache_dir()), "OMP_NUM_THREADS": "1"}
+    done: dict[Path, int] = {}
+    for seconds in (6.0, 8.0, None):
+        process = subprocess.Popen(argv, env=environment, start_new_session=True, stdout=subprocess.DEVNULL)
+        try:
+            process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        for path, _ in find_results([tmp_path / "runs"] if (tmp_path / "runs").exists() else []):
+            assert done.setdefault(path, path.stat().st_mtime_ns) == path.stat().st_mtime_ns
+    assert process.returncode == 0
+    results = [result for _, result in find_results([tmp_path / "runs"])]
+    assert sorted((r.method, r.seed) for r in results) == [(m, s) for m in ("coop", "zero_shot") for s in (1, 2)]
+    alone = run(**SMALL | {"epochs": 3}, method="coop", seed=1, output=str(tmp_path / "alone"), quiet=True)
+    assert alone.rows == next(r.rows for r in results if (r.method, r.seed) == ("coop", 1))
+
+
+def _word(key: str, value: object) -> str:
+    return f"{key}=[{','.join(map(str, value))}]" if isinstance(value, list) else f"{key}={value}"
+
+
+def test_a_ray_cluster_that_loses_a_node_loses_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ray = pytest.importorskip("ray", reason="Ray is not installed")
+    from ray.cluster_utils import Cluster
+
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    monkeypatch.setenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # nodes on the loopback address
+    monkeypatch.setattr("ray._private.ray_constants.ENABLE_RAY_CLUSTER", False)
+    node = {"num_cpus": 1, "node_ip_address": "127.0.0.1", "include_dashboard": False, "object_store_memory": 10**8}
+    cluster = Cluster(initialize_head=True, head_node_args=node)
+    try:
+        second = cluster.add_node(num_cpus=1, node_ip_address="127.0.0.1", object_store_memory=10**8)
+        removed = []
+
+        def remove_once(outcome: object) -> None:
+            if not removed:  # both nodes are at work now
+                removed.append(outcome)
+                cluster.remove_node(second, allow_graceful=False)
+
+        outcomes = sweep(small(tmp_path, seeds=[1, 2, 3], epochs=3), on_ray(cluster.address), remove_once)
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+    assert all(outcome.status in ("done", "kept") for outcome in outcomes), outcomes
+    results = [result for _, result in find_results([tmp_path])]
+    assert sorted((r.method, r.seed) for r in results) == [(m, s) for m in ("coop", "zero_shot") for s in (1, 2, 3)]
