@@ -1,0 +1,158 @@
+"""Write docs/methods/ from the registry, the methods' own docstrings, the recipes and the published figures.
+
+python scripts/make_docs.py [--check]
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+import warnings
+from pathlib import Path
+
+from omegaconf import OmegaConf
+
+from vlprompt import create_learner, list_methods, load_clip, method_info
+from vlprompt.clip import FrozenCLIP
+from vlprompt.errors import VlpromptError
+from vlprompt.learner import METHODS
+from vlprompt.recipes import list_recipes, load_recipe
+
+ROOT = Path(__file__).resolve().parents[1]
+MADE = "<!-- made by scripts/make_docs.py: do not edit -->"
+
+
+def published(name: str) -> dict:
+    """The published figures of a protocol."""
+    return OmegaConf.to_container(OmegaConf.load(ROOT / "vlprompt" / "published" / f"{name}.yaml"))
+
+
+def parameters(method: str, clip: FrozenCLIP) -> str:
+    """Learnable numbers with the method's default settings."""
+    learner = create_learner(method, clip, ["cat", "dog"])
+    return f"{sum(p.numel() for p in learner.trainable_parameters()):,}"
+
+
+def figures(method: str) -> list[str]:
+    """Lines of a table with what is published of a method."""
+    lines = []
+    for row in published("base_to_new")["rows"]:
+        if row["method"] == method:
+            notes = [
+                row.get("variant"),
+                f"{row['datasets']} datasets" if "datasets" in row else None,
+                row.get("average"),
+            ]
+            note = "; ".join(n for n in notes if n)
+            lines.append(
+                f"| base-to-new | {row['base']:.2f} / {row['new']:.2f} / {row['harmonic_mean']:.2f} | "
+                f"{row['source']} ({row['evidence']}) | {note} |"
+            )
+    for protocol, title in (("cross_dataset", "cross-dataset"), ("domain_generalization", "domain generalization")):
+        table = published(protocol)
+        for row in table["rows"]:
+            if row["method"] == method:
+                each = ", ".join(f"{t} {v:.2f}" for t, v in zip(table["targets"], row["targets"], strict=True))
+                lines.append(
+                    f"| {title} | average {row['average']:.2f} | authors' README ({row['evidence']}) | {each} |"
+                )
+    if not lines:
+        return ["None that could be verified."]
+    return ["| protocol | figure (%) | source | conditions |", "| --- | --- | --- | --- |", *lines]
+
+
+def recipe_table(method: str) -> list[str]:
+    """What each shipped recipe sets."""
+    lines = []
+    for name in list_recipes():
+        if name.startswith(f"{method}/"):
+            recipe = load_recipe(*name.split("/"))
+            settings = ", ".join(f"`{key}={value}`" for key, value in recipe.values.items())
+            varies = "; by " + ", ".join(recipe.by) if recipe.by else ""
+            lines += [f"| [{name}](../../configs/{name}.yaml) | {settings}{varies} | {recipe.source} |"]
+    return ["| recipe | settings | source |", "| --- | --- | --- |", *lines]
+
+
+def page(method: str, count: str) -> str:
+    """A method's page."""
+    cls, info = METHODS.get(method), method_info(method)
+    about = inspect.cleandoc(sys.modules[cls.__module__].__doc__ or "")
+    settings = [f"| `{key}` | `{value}` |" for key, value in info["config"].items()]
+    able = {True: "yes", False: "no"}
+    return "\n".join(
+        [
+            MADE,
+            f"# {method}",
+            "",
+            about,
+            "",
+            f"Paper: {info['paper']}. Learnt on ViT-B/16 with the default settings: {count} numbers. New class names: "
+            f"{able[info['new_classes']]}. Image features can be computed once: {able[info['cacheable_images']]}.",
+            "",
+            "```bash",
+            f"python -m vlprompt.train method={method}",
+            "```",
+            "",
+            "## Settings",
+            "",
+            "| key | default |",
+            "| --- | --- |",
+            *settings,
+            "",
+            "## Recipes",
+            "",
+            *recipe_table(method),
+            "",
+            "## Published figures",
+            "",
+            *figures(method),
+            "",
+        ]
+    )
+
+
+def overview(counts: dict[str, str]) -> str:
+    """The table of all methods."""
+    best = {row["method"]: row for row in reversed(published("base_to_new")["rows"])}
+    lines = []
+    for method, count in counts.items():
+        info = method_info(method)
+        row = best.get(method)
+        figure = f"{row['base']:.2f} / {row['new']:.2f} / {row['harmonic_mean']:.2f}" if row else ""
+        trains = " + ".join(info["trains"]) or "nothing"
+        lines.append(f"| [{method}]({method}.md) | {info['summary']} | {trains} | {count} | {figure} |")
+    head = "| method | | trains | learnt numbers | published base / new / H (%) |"
+    note = "Learnt numbers on ViT-B/16 with the default settings; the figures' conditions are on each page."
+    return "\n".join([MADE, "# Methods", "", head, "| --- | --- | --- | ---: | --- |", *lines, "", note, ""])
+
+
+def pages() -> dict[Path, str]:
+    """Every page and its text."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        clip = load_clip("ViT-B-16", pretrained="random", device="cpu")
+    counts = {}
+    for method in list_methods():
+        try:
+            counts[method] = parameters(method, clip)
+        except VlpromptError as error:
+            counts[method] = str(error)
+    folder = ROOT / "docs" / "methods"
+    return {folder / "README.md": overview(counts)} | {folder / f"{m}.md": page(m, c) for m, c in counts.items()}
+
+
+def main() -> int:
+    """Write the pages, or tell which are out of date."""
+    stale = [p for p, text in pages().items() if not p.is_file() or p.read_text(encoding="utf-8") != text]
+    if "--check" in sys.argv:
+        for path in stale:
+            print(f"out of date: {path.relative_to(ROOT)}; run python scripts/make_docs.py", file=sys.stderr)
+        return bool(stale)
+    for path, text in pages().items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
