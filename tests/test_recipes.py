@@ -18,7 +18,38 @@ PUBLISHED = {
     "vpt": {"lr": 2.5e-3, "batch_size": 4, "epochs": 5, "n_ctx": 8, "depth": 12},
     "ivlp": {"lr": 3.5e-3, "batch_size": 4, "epochs": 5, "n_ctx": 2, "vision_n_ctx": 2, "depth": 12},
     "maple": {"lr": 3.5e-3, "batch_size": 4, "epochs": 5, "n_ctx": 2, "depth": 9},
+    "cocoop": {"lr": 2e-3, "batch_size": 1, "epochs": 10, "ctx_init": "a photo of a"},
+    "promptsrc": {"lr": 2.5e-3, "batch_size": 4, "epochs": 20, "depth": 9, "aggregator": "gpa(mean=15, std=1)"},
+    "coprompt": {"lr": 3.5e-3, "batch_size": 4, "epochs": 8, "depth": 9, "transform": "randaugment"},
+    "prograd": {"lr": 2e-3, "batch_size": 32, "epochs": 100, "n_ctx": 16},
+    "proda": {"lr": 1e-3, "batch_size": 4, "epochs": 100, "n_prompts": 32, "n_ctx": 16},
+    "pre": {"lr": 2e-3, "batch_size": 32, "epochs": 50, "encoder": "lstm"},
+    "restore": {"lr": 3.5e-3, "batch_size": 4, "epochs": 10, "depth": 9},
 }
+# spec: what the released code has for other protocols and certain data
+ELSEWHERE = [
+    ({"method": "coop", "dataset": "imagenet"}, {"epochs": 50}),
+    ({"method": "maple", "protocol": "cross_dataset"}, {"lr": 2.6e-3, "epochs": 2, "depth": 3}),
+    ({"method": "maple", "protocol": "few_shot"}, {"lr": 3.5e-3, "epochs": 50, "depth": 9}),
+    ({"method": "vpt", "protocol": "domain_generalization"}, {"lr": 2.5e-3, "epochs": 5, "depth": 12}),
+    ({"method": "ivlp", "protocol": "cross_dataset"}, {"lr": 3.5e-3, "epochs": 5, "n_ctx": 2}),
+    ({"method": "kgcoop", "protocol": "few_shot"}, {"lr": 2e-3, "batch_size": 128, "epochs": 100}),
+    ({"method": "prograd", "protocol": "domain_generalization"}, {"shots": 4, "epochs": 100}),
+    ({"method": "prograd", "protocol": "few_shot", "dataset": "dtd"}, {"gradient_rule": "prograd(weight=0.8)"}),
+    (
+        {"method": "prograd", "protocol": "few_shot", "dataset": "dtd", "shots": 4},
+        {"gradient_rule": "prograd(weight=1.0)", "epochs": 100},
+    ),
+    (
+        {"method": "prograd", "protocol": "few_shot", "dataset": "dtd", "gradient_rule": None},
+        {"gradient_rule": None},
+    ),
+    ({"method": "promptsrc", "protocol": "cross_dataset"}, {"depth": 3, "aggregator": "gpa(mean=6, std=10)"}),
+    ({"method": "promptsrc", "protocol": "few_shot", "dataset": "dtd"}, {"aggregator": "gpa(mean=45, std=5)"}),
+    ({"method": "coprompt", "dataset": "food101"}, {"epochs": 5, "n_ctx": 4, "depth": 9}),
+    ({"method": "restore", "protocol": "cross_dataset"}, {"epochs": 2, "text_ratio": 0.05, "image_ratio": 0.05}),
+    ({"method": "restore", "dataset": "oxford_pets"}, {"image_ratio": 0.01, "text_ratio": 0.1}),
+]
 SHARED_BY_ALL = {"optimizer": "sgd", "momentum": 0.9, "weight_decay": 5e-4, "warmup_epochs": 1, "warmup_lr": 1e-5}
 
 
@@ -43,6 +74,12 @@ def test_a_base_to_new_recipe_has_the_published_values(method: str) -> None:
     assert {key: getattr(config, key) for key in expected} == expected
 
 
+@pytest.mark.parametrize(("settings", "expected"), ELSEWHERE)
+def test_other_protocols_and_data_have_the_published_values_too(settings: dict, expected: dict) -> None:
+    config = resolve(settings).config
+    assert {key: getattr(config, key) for key in expected} == expected
+
+
 @pytest.mark.parametrize("method", list_methods())
 def test_no_setting_of_a_method_hides_one_of_the_run(method: str) -> None:
     own = {f.name for f in fields(METHODS.get(method).Config)}
@@ -62,7 +99,7 @@ def test_few_shot_coop_trains_longer_with_more_shots(shots: int, epochs: int) ->
 
 
 def test_a_protocol_without_a_recipe_takes_the_base_to_new_one() -> None:
-    assert resolve({"method": "maple", "protocol": "few_shot"}).recipe.name == "maple/base_to_new"
+    assert resolve({"method": "pre", "protocol": "few_shot"}).recipe.name == "pre/base_to_new"
 
 
 def test_what_the_user_says_goes_above_the_recipe_and_that_above_the_defaults() -> None:

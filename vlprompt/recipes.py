@@ -30,6 +30,7 @@ PACKAGE = Path(__file__).resolve().parent
 # inside the package when installed from a wheel, beside it in a checkout
 CONFIGS = next((p for p in (PACKAGE / "configs", PACKAGE.parent / "configs") if p.is_dir()), PACKAGE / "configs")
 PROVENANCE = ("source", "published")
+Cases = dict[str, dict[Any, dict[str, Any]]]
 LEAST = {
     "seed": 0,
     "epochs": 1,
@@ -135,14 +136,14 @@ class Recipe:
         source: released code, paper, third party or ours, with the place; empty in a user's own file.
         published: the figure that the recipe belongs to, with its conditions.
         values: settings.
-        by: settings for certain values of others, ``{"shots": {1: {"epochs": 50}}}``.
+        by: settings for certain values of others, ``{"shots": {1: {"epochs": 50}}}``; a case may have its own ``by``.
     """
 
     name: str
     source: str = ""
     published: str = ""
     values: dict[str, Any] = field(default_factory=dict)
-    by: dict[str, dict[Any, dict[str, Any]]] = field(default_factory=dict)
+    by: Cases = field(default_factory=dict)
 
     @classmethod
     def read(cls, path: Path, name: str) -> Recipe:
@@ -234,9 +235,8 @@ def resolve(settings: Mapping[str, Any] | None = None) -> Resolved:
     if recipe:
         _assign(schema, recipe.values, f"{recipe.name}: ")
     _assign(schema, given)
-    for key, cases in (recipe.by if recipe else {}).items():
-        matching = cases.get(schema[key], {})
-        _assign(schema, {k: v for k, v in matching.items() if k not in given}, f"{recipe.name}: ")
+    if recipe:
+        _assign_cases(schema, recipe.by, given, f"{recipe.name}: ")
     config = OmegaConf.to_object(schema)
     check_values(config)
     return Resolved(config, recipe, frozenset(given))
@@ -313,6 +313,15 @@ def _assign(schema: DictConfig, values: Mapping[str, Any], where: str = "") -> N
         except OmegaConfBaseException:
             kind = _kind(get_type_hints(OmegaConf.get_type(schema))[key])
             raise VlpromptError(f"{where}{key} must be {kind}, not {value!r}") from None
+
+
+def _assign_cases(schema: DictConfig, cases: Cases, given: Mapping[str, Any], where: str) -> None:
+    """Set what a recipe has for the present values of other settings, but for keys that the user gave."""
+    for key, by_value in cases.items():
+        matching = dict(by_value.get(schema[key], {}))
+        inner = matching.pop("by", {})
+        _assign(schema, {k: v for k, v in matching.items() if k not in given}, where)
+        _assign_cases(schema, inner, given, where)
 
 
 def _kind(hint: Any) -> str:
