@@ -229,10 +229,12 @@ def test_hugging_face_datasets_are_read_without_decoding_images_for_their_labels
 
 
 def test_dataset_in_memory_is_found_by_its_name():
-    name = register_dataset(splits_from_pairs(pairs(), ["cat", "dog"], name="in_memory_test"))
-    assert load_split(name).class_names == ("cat", "dog")
-    with pytest.raises(VlpromptError, match="the name 'in_memory_test' is taken"):
-        register_dataset(load_split(name))
+    splits = splits_from_pairs(pairs(), ["cat", "dog"], name="in_memory_test")
+    assert register_dataset(splits) == register_dataset(splits) == "in_memory_test"  # as several runs on it do
+    assert load_split("in_memory_test").class_names == ("cat", "dog")
+    for taken in ("in_memory_test", "emoji", "no/slash", "no:colon"):
+        with pytest.raises(VlpromptError, match=f"the name '{taken}' is taken, or has a sign that a name may not have"):
+            register_dataset(splits_from_pairs(pairs(), ["cat", "dog"], name=taken))
 
 
 # Parts

@@ -25,6 +25,9 @@ def test_eval_transform_equals_open_clips(mode: str, interpolation: str):
     reference = open_clip.transform.image_transform(
         32, is_train=False, mean=clip.image_mean, std=clip.image_std, resize_mode=mode, interpolation=interpolation
     )
+    def apart(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        return (a - b).abs() * torch.tensor(clip.image_std)[:, None, None] * 255  # in levels
+
     drawing = load_split("emoji")
     drawing = drawing.open_image(drawing.test[0])
     for size in [(64, 64), (50, 37), (37, 50), (20, 90), (8, 8), (32, 32)]:
@@ -32,10 +35,17 @@ def test_eval_transform_equals_open_clips(mode: str, interpolation: str):
         ours = eval_transform(clip)(image)
         assert ours.shape == (3, 32, 32)
         assert ours.dtype == torch.float32
-        apart = (ours - reference(image)).abs() * torch.tensor(clip.image_std)[:, None, None]
-        # torch's kernel on bytes and Pillow's round in their own ways; photographs differ by one level of 255 at most
-        assert apart.max() <= (1e-6 if mode == "longest" else 2.01 / 255)
-        assert (apart > 1e-3).float().mean() < 0.2
+        if mode == "longest":
+            assert apart(ours, reference(image)).max() <= 1e-3
+            continue
+        # torch's kernel on bytes and Pillow's round between rows and columns, each in its own way on each kind of CPU
+        rows_first = image.resize((32, image.height), Image.Resampling[interpolation.upper()])
+        same_order = apart(ours, reference(rows_first if mode == "squash" else image))
+        assert same_order.max() <= 2.01
+        assert same_order.mean() < 0.2
+        # from version 13 Pillow resizes the columns first where an image is squashed from tall
+        assert apart(ours, reference(image)).max() <= 4.01
+        assert apart(ours, reference(image)).mean() < 0.2
 
 
 def test_train_transform_crops_as_published_and_mirrors_unless_told_not_to(tiny_clip: TinyCLIP):
