@@ -25,6 +25,7 @@ def test_eval_transform_equals_open_clips(mode: str, interpolation: str):
     reference = open_clip.transform.image_transform(
         32, is_train=False, mean=clip.image_mean, std=clip.image_std, resize_mode=mode, interpolation=interpolation
     )
+
     def apart(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         return (a - b).abs() * torch.tensor(clip.image_std)[:, None, None] * 255  # in levels
 
