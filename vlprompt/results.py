@@ -6,7 +6,8 @@ import json
 import os
 import statistics
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from dataclasses import MISSING, Field, asdict, dataclass, field, fields
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -138,20 +139,26 @@ def read_result(path: str | Path) -> Result:
     return _build(Result, {**data, "rows": [_build(Row, row, f"{path}, rows") for row in rows]}, str(path))
 
 
+@lru_cache
+def _fields(cls: type) -> dict[str, Field]:
+    """A dataclass's fields by name; looked up once, since a report reads thousands of results."""
+    return {f.name: f for f in fields(cls)}
+
+
 def _build(cls: type, values: Any, where: str) -> Any:
     """Make a dataclass of JSON values, with exactly its fields; numbers must be numbers."""
     if not isinstance(values, Mapping):
         raise VlpromptError(f"{where}: an object with fields is expected, not {type(values).__name__}")
-    known = {f.name for f in fields(cls)}
-    missing = [f.name for f in fields(cls) if f.name not in values and f.default is MISSING]
-    for problem, names in (("lacks", missing), ("has the unknown", sorted(values.keys() - known))):
+    known = _fields(cls)
+    missing = [name for name, f in known.items() if name not in values and f.default is MISSING]
+    for problem, names in (("lacks", missing), ("has the unknown", sorted(values.keys() - known.keys()))):
         if names:
             raise VlpromptError(f"{where}: it {problem} field '{names[0]}'")
     kinds = {"int": int, "float": (int, float), "str": str}
-    for f in fields(cls):
+    for name, f in known.items():
         kind = kinds.get(str(f.type))
-        if kind and f.name in values and (not isinstance(values[f.name], kind) or isinstance(values[f.name], bool)):
-            raise VlpromptError(f"{where}: field '{f.name}' must be {f.type}, not {values[f.name]!r}")
+        if kind and name in values and (not isinstance(values[name], kind) or isinstance(values[name], bool)):
+            raise VlpromptError(f"{where}: field '{name}' must be {f.type}, not {values[name]!r}")
     return cls(**values)
 
 

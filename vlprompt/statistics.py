@@ -6,6 +6,7 @@ import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -38,10 +39,16 @@ class Statistic:
         """95% confidence interval of the mean by Student's t with n - 1 degrees of freedom; None for one seed."""
         if self.n < 2:
             return None
-        from scipy.stats import t  # comes with scikit-learn
-
-        half = float(t.ppf(0.975, self.n - 1)) * self.std / math.sqrt(self.n - 1)  # std divides by n
+        half = _students_t(self.n - 1) * self.std / math.sqrt(self.n - 1)  # std divides by n
         return self.mean - half, self.mean + half
+
+
+@lru_cache
+def _students_t(degrees: int) -> float:
+    """The quantile of Student's t that leaves 2.5% above it."""
+    from scipy.stats import t  # comes with scikit-learn
+
+    return float(t.ppf(0.975, degrees))
 
 
 @dataclass(frozen=True)
@@ -236,12 +243,12 @@ def class_changes(results: Iterable[Result], target: str) -> list[ClassChange]:
     if not rows or rows[0].per_class is None:
         raise VlpromptError(f"there are no per-class counts for '{target}': run again, or choose another target")
     names, images = rows[0].per_class["class"], rows[0].per_class["images"]
-    changes = []
-    for i, (name, n) in enumerate(zip(names, images, strict=True)):
-        if n:
-            accuracy, zero_shot = (
-                100 * statistics.fmean(row.per_class[key][i] for row in rows) / n
-                for key in ("correct", "zero_shot_correct")
-            )
-            changes.append(ClassChange(name, n, accuracy, zero_shot))
+    learnt, frozen = (
+        np.mean([row.per_class[key] for row in rows], axis=0).tolist() for key in ("correct", "zero_shot_correct")
+    )
+    changes = [
+        ClassChange(name, n, 100 * right / n, 100 * before / n)
+        for name, n, right, before in zip(names, images, learnt, frozen, strict=True)
+        if n
+    ]
     return sorted(changes, key=lambda change: -change.gain)

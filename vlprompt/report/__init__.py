@@ -28,7 +28,7 @@ class Report:
 
     Attributes:
         groups: the results, parted so that what differs never mixes.
-        tables: of the groups.
+        tables_of: the tables of each group.
         published: the published figures beside ours, if asked for.
         pair: the comparison of two methods, if asked for.
         failures: runs without a result.
@@ -36,11 +36,16 @@ class Report:
     """
 
     groups: list[Group]
-    tables: list[Table]
+    tables_of: list[list[Table]]
     published: list[Table] = field(default_factory=list)
     pair: list[Table] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
     metric: str = "accuracy"
+
+    @property
+    def tables(self) -> list[Table]:
+        """The tables of all groups."""
+        return [table for tables in self.tables_of for table in tables]
 
     def group(self, protocol: str) -> Group:
         """Return the results of a protocol, for a figure.
@@ -123,7 +128,7 @@ def make_report(
     groups = collect(found, methods, protocol)
     return Report(
         groups,
-        [table for group in groups for table in make_tables(group, metric)],
+        [make_tables(group, metric) for group in groups],
         published_tables(groups, methods, protocol) if compare else [],
         pair_tables(groups, pair) if pair else [],
         failures,

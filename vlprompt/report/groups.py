@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,7 @@ class Group:
     values: dict[str, dict[Key, list[Measured]]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
-    @property
+    @cached_property
     def keys(self) -> list[Key]:
         """What was tested by at least one method, in a stable order: datasets, then shots, targets as in the runs."""
         found = dict.fromkeys(key for cells in self.values.values() for key in cells)
@@ -77,7 +78,7 @@ class Group:
         most = max((key[2] for key in keys), key=lambda k: k if isinstance(k, int) else 10**9, default=None)
         return [key for key in keys if key[2] == most]
 
-    @property
+    @cached_property
     def seeds(self) -> tuple[int, ...]:
         """All seeds that something was learnt with."""
         tests = (test for cells in self.values.values() for seeds in cells.values() for test in seeds)

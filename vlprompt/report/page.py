@@ -20,7 +20,7 @@ from vlprompt.report.groups import STUDY, ZERO_SHOT, Group, Key, Run, say_shots
 from vlprompt.report.pairs import changes
 from vlprompt.report.render import heading, interval, number, seeds
 from vlprompt.report.summaries import colour_index, pooled_reliability, shot_positions
-from vlprompt.report.tables import METRICS, Table, labels, make_tables
+from vlprompt.report.tables import METRICS, Table, labels
 from vlprompt.version import __version__
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def make_page(report: Report) -> str:
         ("Runs without a result", [failed] if failed else []),
     ]
     return _template().render(
-        parts=[_part(group, report.metric, colours) for group in report.groups],
+        parts=[_part(group, tables, colours) for group, tables in zip(report.groups, report.tables_of, strict=True)],
         extra=[(title, tables) for title, tables in extra if tables],
         metric=METRICS[report.metric].title,
         n_results=len({id(result) for result in results}),
@@ -103,8 +103,7 @@ def _template() -> Template:
     return environment.from_string(_asset("page.html.jinja"))
 
 
-def _part(group: Group, metric: str, colours: Colours) -> Part:
-    tables = make_tables(group, metric)
+def _part(group: Group, tables: list[Table], colours: Colours) -> Part:
     methods = [(label, "zs" if label == ZERO_SHOT else f"c{colours[label]}") for label in labels(group)]
     panels = [_panel(group, key, colours) for key in group.telling_keys]
     return Part(
