@@ -52,7 +52,7 @@ def figures(method: str) -> list[str]:
         table = published(protocol)
         for row in table["rows"]:
             if row["method"] == method:
-                each = ", ".join(f"{t} {v:.2f}" for t, v in zip(table["targets"], row["targets"], strict=True))
+                each = ", ".join(f"{t} {v:.2f}" for t, v in zip(table["targets"], row.get("targets", ()), strict=False))
                 lines.append(
                     f"| {title} | average {row['average']:.2f} | authors' README ({row['evidence']}) | {each} |"
                 )

@@ -11,7 +11,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from vlprompt.report.groups import ZERO_SHOT, Group, Key, say_shots
+from vlprompt.report.groups import STUDY, ZERO_SHOT, Group, Key, say_shots
 from vlprompt.report.tables import (
     METRICS,
     Cell,
@@ -31,9 +31,10 @@ from vlprompt.report.tables import (
 )
 from vlprompt.results import harmonic_mean
 
-PROTOCOLS_WITH_FIGURES = ("base_to_new", "cross_dataset", "domain_generalization")
+PROTOCOLS_WITH_FIGURES = ("base_to_new", "few_shot", "cross_dataset", "domain_generalization")
 ACCURACY = METRICS["accuracy"]
-MEAN_OF_H = "mean of the datasets' harmonic means"
+MEAN_OF_H, NOT_STATED = "mean of the datasets' harmonic means", "not stated"
+SIDES = ("base", "new")
 
 
 @dataclass(frozen=True)
@@ -46,8 +47,8 @@ class Published:
         source: where it was printed.
         evidence: ``released`` (the authors' own), ``rerun`` (others' runs), ``second-hand`` (copied from another table)
             or ``recalled`` (not read at its source).
-        averages: by measure: ``base``, ``new``, ``harmonic_mean``; or ``average``.
-        figures: by dataset and target, ``("eurosat", "base")``.
+        averages: by measure: ``base``, ``new``, ``harmonic_mean``; ``16 shots`` and so on; or ``average``.
+        figures: by test, as ``Group.keys`` names it: ``("eurosat", "base", None)``.
         n_datasets: that the averages are over.
         mean_of_h: whether ``harmonic_mean`` is the mean of the datasets' own.
     """
@@ -58,7 +59,7 @@ class Published:
     source: str = ""
     evidence: str = "released"
     averages: Mapping[str, float] = field(default_factory=dict)
-    figures: Mapping[tuple[str, str], float] = field(default_factory=dict)
+    figures: Mapping[Key, float] = field(default_factory=dict)
     n_datasets: int = 0
     mean_of_h: bool = False
 
@@ -80,63 +81,88 @@ class Figures:
 @lru_cache
 def load_published(protocol: str) -> Figures:
     """Return the published figures of one of ``PROTOCOLS_WITH_FIGURES``."""
-    text = resources.files("vlprompt.published").joinpath(f"{protocol}.yaml").read_text(encoding="utf-8")
-    data = OmegaConf.to_container(OmegaConf.create(text))
-    if protocol != "base_to_new":
-        source, targets = data["conditions"]["source"], data["targets"]
-        rows = tuple(_target_row(protocol, row, source, targets, data["source"]) for row in data["rows"])
-        return Figures(data["conditions"], tuple((source, target, None) for target in ("source", *targets)), rows)
-    rows = tuple(_base_new_row(row, data["conditions"]) for row in data["rows"])
-    detailed = tuple(
-        Published(
-            protocol,
-            row["method"],
-            evidence=row["evidence"],
-            figures={(d, side): v for d, pair in row["figures"].items() for side, v in zip(SIDES, pair, strict=True)},
-        )
-        for row in data["by_dataset"]
-    )
-    datasets = max((list(dict.fromkeys(d for d, _ in row.figures)) for row in detailed), key=len)
-    return Figures(data["conditions"], tuple((d, s, None) for d in datasets for s in SIDES), rows + detailed)
+    data = _read(protocol)
+    conditions = data["conditions"]
+    if protocol == "base_to_new":
+        rows = [_base_new_row(row, conditions) for row in data["rows"]]
+        rows += _by_dataset(protocol, data["by_dataset"], [(side, None) for side in SIDES])
+    elif protocol == STUDY:
+        rows = [_shots_row(row, conditions["datasets"], data["shots"]) for row in data["rows"]]
+        rows += _by_dataset(protocol, data["by_dataset"], [("all", k) for k in data["shots"]])
+    else:
+        rows = [_target_row(protocol, row, data) for row in data["rows"]]
+    keys = dict.fromkeys(key for row in rows for key in row.figures)
+    return Figures(conditions, tuple(keys), tuple(rows))
 
 
-SIDES = ("base", "new")
+def _read(name: str) -> dict[str, Any]:
+    text = resources.files("vlprompt.published").joinpath(f"{name}.yaml").read_text(encoding="utf-8")
+    return OmegaConf.to_container(OmegaConf.create(text))
 
 
 def _base_new_row(row: Mapping[str, Any], conditions: Mapping[str, Any]) -> Published:
+    rule = row.get("average")
     return Published(
         "base_to_new",
         row["method"],
         row.get("variant", ""),
         row["source"],
         row["evidence"],
-        {name: row[name] for name in (*SIDES, "harmonic_mean")},
+        # a harmonic mean by an unknown rule has nothing of ours to stand beside
+        {name: row[name] for name in (*SIDES, *(["harmonic_mean"] if rule != NOT_STATED else []))},
         n_datasets=row.get("datasets", conditions["datasets"]),
-        mean_of_h=row.get("average") == MEAN_OF_H,
+        mean_of_h=rule == MEAN_OF_H,
     )
 
 
-def _target_row(protocol: str, row: Mapping[str, Any], source: str, targets: Sequence[str], where: str) -> Published:
-    values = dict(zip(("source", *targets), (row["source_accuracy"], *row["targets"]), strict=True))
+def _shots_row(row: Mapping[str, Any], n_datasets: int, shots: Sequence[int]) -> Published:
+    values = {say_shots(k): value for k, value in zip(shots, row["accuracy"], strict=True) if value is not None}
+    return Published(
+        STUDY, row["method"], row.get("variant", ""), row["source"], row["evidence"], values, n_datasets=n_datasets
+    )
+
+
+def _by_dataset(protocol: str, rows: Sequence[Mapping[str, Any]], tests: Sequence[tuple]) -> Iterator[Published]:
+    """Rows with figures of single datasets, each a list with one value a test."""
+    for row in rows:
+        figures = {
+            (dataset, *test): value
+            for dataset, values in row["figures"].items()
+            for test, value in zip(tests, values, strict=True)
+        }
+        yield Published(protocol, row["method"], "", row.get("source", ""), row["evidence"], figures=figures)
+
+
+def _target_row(protocol: str, row: Mapping[str, Any], table: Mapping[str, Any]) -> Published:
+    source, targets = table["conditions"]["source"], row.get("targets")
+    values = {"source": row["source_accuracy"]}
+    if targets:
+        values |= zip(table["targets"], targets, strict=True)
     return Published(
         protocol,
         row["method"],
-        source=where,
-        evidence=row["evidence"],
-        averages={"average": row["average"]},
-        figures={(source, target): value for target, value in values.items()},
+        row.get("variant", ""),
+        row.get("source", table["source"]),
+        row["evidence"],
+        {"average": row["average"]} if "average" in row else {},
+        {(source, target, None): value for target, value in values.items()},
     )
 
 
-def average_published(row: Published) -> dict[str, float]:
-    """Average a published row's own figures by the rules of our tables.
+def average_published(*rows: Published) -> dict[str, float]:
+    """Average the single figures of published rows of one method by the rules of our tables.
 
     Returns:
-        ``base``, ``new``, ``harmonic_mean_of_averages`` and ``mean_of_harmonic_means``; or ``average`` of the targets.
+        ``base``, ``new``, ``harmonic_mean_of_averages`` and ``mean_of_harmonic_means``; ``16 shots`` and so on; or
+        ``average`` of the targets.
     """
-    if row.protocol != "base_to_new":
-        return {"average": statistics.fmean(v for (_, target), v in row.figures.items() if target != "source")}
-    base, new = ([value for (_, side), value in row.figures.items() if side == wanted] for wanted in SIDES)
+    figures = {key: value for row in rows for key, value in row.figures.items()}
+    if rows[0].protocol == STUDY:
+        shots = dict.fromkeys(k for _, _, k in figures)
+        return {say_shots(k): statistics.fmean(v for key, v in figures.items() if key[2] == k) for k in shots}
+    if rows[0].protocol != "base_to_new":
+        return {"average": statistics.fmean(v for (_, target, _), v in figures.items() if target != "source")}
+    base, new = ([value for (_, side, _), value in figures.items() if side == wanted] for wanted in SIDES)
     return {
         "base": statistics.fmean(base),
         "new": statistics.fmean(new),
@@ -145,13 +171,36 @@ def average_published(row: Published) -> dict[str, float]:
     }
 
 
+def other_settings() -> list[Table]:
+    """Return tables of published figures of settings that no protocol here has, such as test-time prompts."""
+    return [_other_table(each) for each in _read("other_settings")["tables"]]
+
+
+def _other_table(data: Mapping[str, Any]) -> Table:
+    columns = [Column(name, ranked=False) for name in data["columns"]]
+    averages = data.get("averages", {})
+    if averages:
+        columns.append(Column("mean as printed", ranked=False))
+
+    def cell(value: float | None) -> Cell:
+        return Cell(text="–") if value is None else Cell(value)
+
+    lines = (
+        Line(name, tuple(map(cell, [*values, *([averages.get(name)] if averages else [])])))
+        for name, values in data["rows"].items()
+    )
+    caption = f"{data['conditions']}. {data['source']} ({data['evidence']})."
+    section = Section("", tuple(lines))
+    return Table(data["title"], "published", caption, tuple(columns), (section,), seeds=False)
+
+
 def comparable(group: Group, figures: Figures) -> bool:
     """Whether a group's backbone, shots and training set are those of the published figures."""
     identity, published = group.conditions["identity"], figures.conditions
     architecture = str(identity.get("architecture", "")).removesuffix("-quickgelu")
     return (
         (architecture, identity.get("pretrained")) == (published["backbone"].replace("/", "-"), "openai")
-        and group.conditions.get("shots") == published["shots"]
+        and group.conditions.get("shots") == published.get("shots")
         and group.conditions.get("source", published.get("source")) == published.get("source")
         and not {"limit", "templates"} & group.conditions.keys()
         and group.conditions.get("split", "published") == "published"
@@ -184,8 +233,9 @@ def _compare(protocol: str, groups: Sequence[Group], methods: Sequence[str] | No
     ]
     columns = tuple(Column(name, ranked=False) for name in ("ours", "published", "difference"))
     c = figures.conditions
-    where = f"{c['backbone']} (openai), {say_shots(c['shots'])}" + (f", from {c['source']}" if "source" in c else "")
-    caption = f"{ACCURACY.title}; published: {where}, {c['average']}."
+    where = [f"{c['backbone']} (openai)", say_shots(c["shots"]) if "shots" in c else ""]
+    where += [f"from {c['source']}" if "source" in c else "", c["average"]]
+    caption = f"{ACCURACY.title}; published: {', '.join(filter(None, where))}."
     title = f"{protocol.replace('_', ' ')} beside the published figures"
     table = Table(title, "published", caption, columns, tuple(sections), conditions={"backbone": c["backbone"]})
     for group in groups:
@@ -198,7 +248,7 @@ def _compare(protocol: str, groups: Sequence[Group], methods: Sequence[str] | No
     return table
 
 
-Measure = tuple[str, Any, Sequence[Key], Rule]
+Measure = tuple[str, str | Key, Sequence[Key], Rule]
 
 
 def _measures(protocol: str, figures: Figures) -> Iterator[Measure]:
@@ -208,16 +258,23 @@ def _measures(protocol: str, figures: Figures) -> Iterator[Measure]:
         for i, side in enumerate(SIDES):
             yield f"{side}, mean over datasets", side, keys[i::2], statistics.fmean
         yield "harmonic mean", "harmonic_mean", keys, h_of_averages
+    elif protocol == STUDY:
+        for k in dict.fromkeys(key[2] for key in keys):
+            over = [key for key in keys if key[2] == k]
+            yield f"mean of {len(over)} datasets, {say_shots(k)}", say_shots(k), over, statistics.fmean
     else:
         targets = [key for key in keys if key[1] != "source"]
         yield f"mean of {len(targets)} targets", "average", targets, statistics.fmean
     for key in keys:
-        heading = f"{key[0]}: {key[1]}" if protocol == "base_to_new" or key[1] == "source" else key[1]
-        yield heading, key[:2], [key], first
+        if protocol == STUDY:
+            heading = f"{key[0]}, {say_shots(key[2])}"
+        else:
+            heading = f"{key[0]}: {key[1]}" if protocol == "base_to_new" or key[1] == "source" else key[1]
+        yield heading, key, [key], first
 
 
 def _rows(
-    rows: Sequence[Published], groups: Sequence[Group], name: Any, keys: Sequence[Key], rule: Rule
+    rows: Sequence[Published], groups: Sequence[Group], name: str | Key, keys: Sequence[Key], rule: Rule
 ) -> Iterator[Line]:
     """Lines of one measure; single tests only where ours has run them."""
     for row in rows:
