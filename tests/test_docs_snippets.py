@@ -91,7 +91,8 @@ def take_own_modules() -> dict[str, ModuleType]:
     """Take the modules of the present folder out of those that are imported."""
 
     def is_own(module: ModuleType) -> bool:
-        places = [getattr(module, "__file__", None), *getattr(module, "__path__", ())]
+        known = vars(module)  # torch.classes makes up any attribute it is asked for
+        places = [known.get("__file__"), *known.get("__path__", ())]
         return any(place and Path(place).is_relative_to(Path.cwd()) for place in places)
 
     own = [name for name, module in list(sys.modules.items()) if is_own(module)]
