@@ -42,6 +42,7 @@ class Case:
         text: ``shared`` or ``full``.
         images: ``cached`` features, or ``fresh`` ones from the tower.
         precision: of the towers.
+        groups: prompts of each class in a step, G: the batch where they are image-conditioned, several of a collection.
         one_by_one: images of a batch in steps of their own, their gradients added, as memory demands at full length.
     """
 
@@ -53,6 +54,7 @@ class Case:
     text: str = "shared"
     images: str = "cached"
     precision: str = "fp32"
+    groups: int = 1
     one_by_one: bool = False
 
 
@@ -131,8 +133,7 @@ def matmul_peak(dtype: torch.dtype) -> float:
 
 def full_length_bytes(case: Case, clip: FrozenCLIP) -> float:
     """Rough memory that autograd keeps for the full-length text side of a case."""
-    prompts = {"cocoop": 1 if case.one_by_one else case.batch, "proda": 4}.get(case.method, 1)
-    tokens = clip.context_length * case.classes * prompts
+    tokens = clip.context_length * case.classes * (1 if case.one_by_one else case.groups)
     return tokens * clip.text.layers * clip.text.width * BYTES_PER_FULL_TOKEN
 
 
@@ -201,7 +202,7 @@ def pairs(classes: Sequence[int], methods: Sequence[str], layers: int) -> list[P
     hundred = min(max(classes), 100)
     if "cocoop" in methods:
         for b in (1, 8):
-            cocoop = {"method": "cocoop", "classes": hundred, "batch": b, "settings": {"n_ctx": 4}}
+            cocoop = {"method": "cocoop", "classes": hundred, "batch": b, "groups": b, "settings": {"n_ctx": 4}}
             add(
                 f"cocoop C={hundred} B={b}: step, prefix sharing / full length",
                 cocoop,
@@ -222,7 +223,7 @@ def pairs(classes: Sequence[int], methods: Sequence[str], layers: int) -> list[P
         )
         add(f"promptsrc C={hundred}: step, prefix sharing / full length", promptsrc, {"text": "full"})
     if "proda" in methods:
-        proda = {"method": "proda", "classes": hundred, "batch": 4}
+        proda = {"method": "proda", "classes": hundred, "batch": 4, "groups": 4}
         add(f"proda C={hundred}: step, prefix sharing / full length", proda, {"text": "full"})
     if "images" in methods:
         images = {"what": "images", "batch": 8, "precision": "bf16"}
