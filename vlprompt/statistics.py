@@ -121,7 +121,7 @@ class Comparison:
     """The difference of two methods on the same images and seeds.
 
     Attributes:
-        target: ``dataset: target``, or ``mean`` of several.
+        target: ``dataset: target``, or ``mean`` of several, a source that others were tested after not included.
         difference: accuracy of the first less that of the second, in percentage points.
         low, high: 95% interval of the difference, by the bootstrap over images.
         n_images: that both were tested on.
@@ -181,8 +181,9 @@ def compare(
     per_image = {target: np.mean(seeds, axis=0) for target, seeds in differences.items()}
     n_seeds = len({n for _, n, _ in ours})
     found = [_bootstrap(target, [each], n_seeds, n_resamples, seed) for target, each in per_image.items()]
-    if len(per_image) > 1:
-        found.append(_bootstrap("mean", list(per_image.values()), n_seeds, n_resamples, seed))
+    averaged = [each for target, each in per_image.items() if not target.endswith(": source")]
+    if len(averaged) > 1:
+        found.append(_bootstrap("mean", averaged, n_seeds, n_resamples, seed))
     return found
 
 

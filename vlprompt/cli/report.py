@@ -58,7 +58,7 @@ def main(argv: Sequence[str]) -> int:
         from vlprompt.report.figures import save_figures  # matplotlib takes a second to load
 
         folder = Path(str(settings["figures"])).expanduser()
-        for path in save_figures(report.groups, folder, str(settings.get("figure_format", "pdf"))):
+        for path in save_figures(report.groups, folder, str(settings.get("figure_format", "pdf")), report.metric):
             reporter.say(f"figure  {path}")
     return 0
 

@@ -9,10 +9,11 @@ from html import escape
 
 from vlprompt.metrics import Reliability
 from vlprompt.report.groups import ZERO_SHOT
+from vlprompt.report.summaries import SHAPES, Style, shorten, within_percent
 from vlprompt.report.tables import Cell, Line, Section
 from vlprompt.statistics import ClassChange
 
-Colours = Mapping[str, int]  # of a method's curve, an index of the page's colours
+Styles = Mapping[str, Style]  # of a method's curve and dots
 
 
 @dataclass(frozen=True)
@@ -69,36 +70,41 @@ def _grid(x: Axis, y: Axis, x_ticks: Mapping[str, float]) -> list[str]:
     return parts + [_text(x(value), y.start + 14, name, "mid") for name, value in x_ticks.items()]
 
 
-def _colour(label: str, colours: Colours) -> str:
-    return "zs" if label == ZERO_SHOT else f"c{colours[label]}"
+def style_classes(label: str, styles: Styles) -> str:
+    """The page's classes of a method: its colour, and its shape where that is no circle."""
+    if label == ZERO_SHOT:
+        return "zs"
+    colour, shape = styles[label]
+    return f"c{colour} {SHAPES[shape]}" if shape else f"c{colour}"
 
 
-def few_shot_chart(section: Section, shots: Mapping[str, float], colours: Colours) -> str:
-    """Draw a section of a few-shot table as curves with their 95% intervals."""
+def few_shot_chart(section: Section, shots: Mapping[str, float], styles: Styles) -> str:
+    """Draw a section of a few-shot table as curves with their 95% intervals, as far as these are in [0, 100]."""
     cells = [cell for line in section.lines for cell in line.cells if cell.value is not None]
     if not cells:
         return ""
     positions = {name: math.log2(value) for name, value in shots.items()}
     x = Axis(*_around(positions.values(), 0.05), 34, 312)
-    y = Axis(*_around([cell.value for cell in cells] + [e for cell in cells for e in cell.interval or ()]), 196, 8)
+    ends = _around([cell.value for cell in cells] + [e for cell in cells for e in cell.interval or ()])
+    y = Axis(*within_percent(*ends), 196, 8)
     parts = _grid(x, y, positions)
     for line in section.lines:
         points = [
             (x(p), cell) for p, cell in zip(positions.values(), line.cells, strict=True) if cell.value is not None
         ]
-        parts.append(_curve(line, points, y, _colour(line.label, colours)))
+        parts.append(_curve(line, points, y, style_classes(line.label, styles)))
     return _svg(320, 216, f"Accuracy by training images a class, {section.heading}", parts)
 
 
-def _curve(line: Line, points: Sequence[tuple[float, Cell]], y: Axis, colour: str) -> str:
-    banded = [(px, cell.interval) for px, cell in points if cell.interval]
+def _curve(line: Line, points: Sequence[tuple[float, Cell]], y: Axis, classes: str) -> str:
+    banded = [(px, *within_percent(*cell.interval)) for px, cell in points if cell.interval]
     band = ""
     if len(banded) > 1:
-        corners = [f"{px} {y(high)}" for px, (_, high) in banded] + [f"{px} {y(low)}" for px, (low, _) in banded[::-1]]
-        band = f'<path class="band {colour}" d="M{"L".join(corners)}Z"/>'
+        corners = [f"{px} {y(high)}" for px, _, high in banded] + [f"{px} {y(low)}" for px, low, _ in banded[::-1]]
+        band = f'<path class="band {classes}" d="M{"L".join(corners)}Z"/>'
     path = "L".join(f"{px} {y(cell.value)}" for px, cell in points)
-    dots = "".join(_dot(px, y(cell.value), f"{line.label}: {_told(cell)}", colour) for px, cell in points)
-    return f'{band}<path class="line {colour}" d="M{path}"/>{dots if colour != "zs" else ""}'
+    dots = "".join(_dot(px, y(cell.value), f"{line.label}: {_told(cell)}", classes) for px, cell in points)
+    return f'{band}<path class="line {classes}" d="M{path}"/>{dots if classes != "zs" else ""}'
 
 
 def _told(cell: Cell) -> str:
@@ -106,11 +112,18 @@ def _told(cell: Cell) -> str:
     return f"{cell.value:.2f}{spread}"
 
 
-def _dot(x: float, y: float, title: str, colour: str, radius: float = 3) -> str:
-    return f'<circle class="dot {colour}" cx="{x}" cy="{y}" r="{radius}"><title>{escape(title)}</title></circle>'
+def _dot(x: float, y: float, title: str, classes: str, radius: float = 3) -> str:
+    r, told = radius, f"<title>{escape(title)}</title>"
+    if "square" in classes:
+        corner = f'x="{x - r:.1f}" y="{y - r:.1f}" width="{2 * r}" height="{2 * r}"'
+        return f'<rect class="dot {classes}" {corner}>{told}</rect>'
+    if "diamond" in classes:
+        r *= 1.3  # looks as large as the others
+        return f'<path class="dot {classes}" d="M{x} {y - r:.1f}l{r} {r}l{-r} {r}l{-r} {-r}Z">{told}</path>'
+    return f'<circle class="dot {classes}" cx="{x}" cy="{y}" r="{r}">{told}</circle>'
 
 
-def base_new_chart(section: Section, colours: Colours) -> str:
+def base_new_chart(section: Section, styles: Styles) -> str:
     """Draw a section of a base-to-new table: new against base, deviations over seeds, lines of equal harmonic mean."""
     points = [(line.label, *line.cells[:2]) for line in section.lines if None not in (c.value for c in line.cells[:2])]
     if not points:
@@ -120,11 +133,12 @@ def base_new_chart(section: Section, colours: Colours) -> str:
     parts = _grid(x, y, {f"{tick:g}": tick for tick in x.ticks})
     parts += _equal_harmonic_means(x, y)
     for label, base, new in points:
-        colour, px, py = _colour(label, colours), x(base.value), y(new.value)
+        classes, px, py = style_classes(label, styles), x(base.value), y(new.value)
         if base.std or new.std:
             (left, right), (low, high) = _reach(base), _reach(new)
-            parts.append(f'<path class="line {colour}" d="M{x(left)} {py}H{x(right)}M{px} {y(low)}V{y(high)}"/>')
-        parts.append(_dot(px, py, f"{label}: base {_told(base)}, new {_told(new)}", colour, 5))
+            whiskers = f"M{x(left)} {py}H{x(right)}M{px} {y(low)}V{y(high)}"
+            parts.append(f'<path class="whisker {classes}" d="{whiskers}"/>')
+        parts.append(_dot(px, py, f"{label}: base {_told(base)}, new {_told(new)}", classes, 5))
     parts.append(_text(312, 246, "base →", "end"))
     parts.append(_text(34, 246, "↑ new"))
     return _svg(320, 252, f"New against base accuracy, {section.heading}", parts)
@@ -157,27 +171,24 @@ def gains_chart(changes: Sequence[ClassChange], most: int = 8) -> str:
     cut = len(changes) > 2 * most
     shown = [*changes[:most], None, *changes[-most:]] if cut else list(changes)
     reach = max(max(abs(c.gain) for c in changes), 1.0)
-    x = Axis(-reach, reach, 148, 288)
+    x = Axis(-reach, reach, 164, 300)
     parts = [f'<path class="grid" d="M{x(0)} 2V{len(shown) * 17 + 2}"/>']
     for i, change in enumerate(shown):
         middle = i * 17 + 13
         if change is None:
-            parts.append(_text(100, middle, f"… {len(changes) - 2 * most} classes between", "end faint"))
+            parts.append(_text(128, middle, f"… {len(changes) - 2 * most} between", "end faint"))
             continue
         left, right = sorted((x(0), x(change.gain)))
         told = f"{change.name}: {change.zero_shot:.1f} → {change.accuracy:.1f} of {change.n_images} images"
-        parts.append(_text(112, middle, _short(change.name), "end"))
-        parts.append(
-            f'<rect class="{"gain" if change.gain > 0 else "loss"}" x="{left}" y="{middle - 9}" '
-            f'width="{max(round(right - left, 1), 0.5)}" height="12"><title>{escape(told)}</title></rect>'
-        )
-        end, kind = (left - 4, "end") if change.gain < 0 else (right + 4, "")
-        parts.append(_text(end, middle, f"{change.gain:+.0f}", kind))
-    return _svg(320, len(shown) * 17 + 6, "Change of each class's accuracy against zero-shot", parts)
-
-
-def _short(name: str, most: int = 18) -> str:
-    return name if len(name) <= most else f"{name[: most - 1]}…"
+        parts.append(_text(128, middle, shorten(change.name), "end"))
+        if change.gain:
+            parts.append(
+                f'<rect class="{"gain" if change.gain > 0 else "loss"}" x="{left}" y="{middle - 9}" '
+                f'width="{max(round(right - left, 1), 0.5)}" height="12"><title>{escape(told)}</title></rect>'
+            )
+        end, kind = (round(left - 4, 1), "end") if change.gain < 0 else (round(right + 4, 1), "")
+        parts.append(_text(end, middle, f"{change.gain:+.0f}" if abs(change.gain) >= 0.5 else "0", kind))
+    return _svg(336, len(shown) * 17 + 6, "Change of each class's accuracy against zero-shot", parts)
 
 
 def reliability_chart(each: Reliability, colour: str) -> str:

@@ -14,18 +14,29 @@ from matplotlib.figure import Figure
 from vlprompt.errors import VlpromptError, nearest
 from vlprompt.files import atomic_write
 from vlprompt.protocols import PROTOCOLS
-from vlprompt.report.groups import STUDY, ZERO_SHOT, Group, Key
-from vlprompt.report.summaries import COLOURS, colour_index, confusion_counts, pooled_reliability, shot_positions
+from vlprompt.report.groups import STUDY, ZERO_SHOT, Group, Key, say_shots
+from vlprompt.report.summaries import (
+    COLOURS,
+    confusion_counts,
+    pooled_reliability,
+    shorten,
+    shot_positions,
+    style_index,
+    within_percent,
+)
 from vlprompt.report.tables import METRICS, Line, check_metric, make_tables
 from vlprompt.results import harmonic_mean
 
 FORMATS = ("pdf", "png", "svg")
 GREY = "#767676"
+MARKERS = ("o", "s", "D")  # of summaries.SHAPES
+LINES = ("-", (0, (6, 1.5)), (0, (1.5, 1.5)))
 NAMED = 30  # classes whose names still fit on an axis
+ROW = 4  # panels side by side
 
 
 def few_shot_curves(group: Group, metric: str = "accuracy") -> Figure:
-    """Draw accuracy by shots, a panel a dataset and their mean first, with 95% intervals over seeds.
+    """Draw accuracy by shots, a panel a dataset and their mean first, with 95% intervals over seeds within [0, 100].
 
     Args:
         group: of protocol ``few_shot``, as ``make_report(…).group("few_shot")`` returns it.
@@ -38,11 +49,13 @@ def few_shot_curves(group: Group, metric: str = "accuracy") -> Figure:
         raise VlpromptError(f"few-shot curves are of protocol={STUDY}, not {group.protocol}")
     [table] = make_tables(group, metric)
     shots = shot_positions(table)
-    figure, panels = _panels(len(table.sections))
-    colours = _colours(group)
+    alone = len(table.sections) == 1
+    figure, panels = _panels(len(table.sections), size=4 if alone else 2.8)
+    styles = _styles(group)
     for axes, section in zip(panels, table.sections, strict=False):
         for line in section.lines:
-            _curve(axes, list(shots.values()), line, colours[line.label])
+            _curve(axes, list(shots.values()), line, styles[line.label])
+        axes.set_ylim(*within_percent(*axes.get_ylim()))
         axes.set_xscale("log", base=2)
         axes.set_xticks(list(shots.values()), list(shots), minor=False)
         axes.minorticks_off()
@@ -52,16 +65,16 @@ def few_shot_curves(group: Group, metric: str = "accuracy") -> Figure:
     return _with_legend(figure, panels[0])
 
 
-def _curve(axes: Axes, shots: Sequence[float], line: Line, colour: str) -> None:
+def _curve(axes: Axes, shots: Sequence[float], line: Line, style: dict) -> None:
     there = [(x, cell) for x, cell in zip(shots, line.cells, strict=True) if cell.value is not None]
     xs, ys = [x for x, _ in there], [cell.value for _, cell in there]
     if line.label == ZERO_SHOT:
         axes.plot(xs, ys, color=GREY, linestyle="--", label="zero-shot")
         return
-    axes.plot(xs, ys, color=colour, marker="o", markersize=3.5, label=line.label)
+    axes.plot(xs, ys, **style | {"markersize": 3.5}, label=line.label)
     banded = [(x, *cell.interval) for x, cell in there if cell.interval]
     if banded:
-        axes.fill_between(*np.array(banded).T, color=colour, alpha=0.15, linewidth=0)
+        axes.fill_between(*np.array(banded).T, color=style["color"], alpha=0.15, linewidth=0)
 
 
 def base_new(group: Group, metric: str = "accuracy") -> Figure:
@@ -79,23 +92,23 @@ def base_new(group: Group, metric: str = "accuracy") -> Figure:
     if PROTOCOLS.get(group.protocol).average != "harmonic_mean":
         raise VlpromptError(f"base against new is of protocol=base_to_new or generalized, not {group.protocol}")
     table = make_tables(group, metric)[0]
-    figure = Figure(figsize=(5, 4.2), layout="constrained")
+    figure = Figure(figsize=(6.2, 4.2), layout="constrained")
     axes = figure.subplots()
-    colours = _colours(group)
+    styles = _styles(group)
     for line in table.sections[0].lines:
         base, new = line.cells[:2]
         if base.value is not None and new.value is not None:
-            style = {"color": GREY, "marker": "*", "markersize": 9} if line.label == ZERO_SHOT else {"marker": "o"}
-            style = {"color": colours[line.label], **style}
-            name = "zero-shot" if line.label == ZERO_SHOT else line.label
-            errors = {"xerr": base.std or 0, "yerr": new.std or 0, "capsize": 2, "elinewidth": 1, "linestyle": ""}
-            axes.errorbar(base.value, new.value, label=name, **errors, **style)
+            style = styles[line.label] | {"linestyle": ""}
+            if base.std or new.std:
+                bars = {"capsize": 2, "elinewidth": 1, "linestyle": "", "color": style["color"]}
+                axes.errorbar(base.value, new.value, xerr=base.std or 0, yerr=new.std or 0, **bars)
+            axes.plot(base.value, new.value, label="zero-shot" if line.label == ZERO_SHOT else line.label, **style)
     axes.set_xlabel(f"base classes, {METRICS[metric].title}")
     axes.set_ylabel(f"new classes, {METRICS[metric].title}")
     axes.set_title(table.title if len(table.sections) == 1 else group.title, fontsize=9)
     axes.margins(0.15)
     _equal_harmonic_means(axes)
-    axes.legend(frameon=False, fontsize=8)
+    figure.legend(loc="outside right upper", frameon=False, fontsize=8)
     return figure
 
 
@@ -109,6 +122,8 @@ def _equal_harmonic_means(axes: Axes) -> None:
 def reliability(group: Group, keys: Sequence[Key] | None = None) -> Figure:
     """Draw how often predictions of a confidence are right, a panel a method, pooled over tests and seeds.
 
+    The fuller a bar, the more images are in it.
+
     Args:
         group: of ``collect``.
         keys: the tests; all of the group's unless given, of several numbers of shots the most.
@@ -121,13 +136,15 @@ def reliability(group: Group, keys: Sequence[Key] | None = None) -> Figure:
     if not found:
         raise VlpromptError(f"the results of {group.title} hold no calibration: run them again")
     figure, panels = _panels(len(found), square=True)
-    colours = _colours(group)
+    styles = _styles(group)
     for axes, (label, each) in zip(panels, found.items(), strict=False):
-        bins, n = len(each.images), sum(each.images)
+        bins, images = len(each.images), np.array(each.images)
         centres = (np.arange(bins) + 0.5) / bins
-        axes.bar(centres, each.accuracy, width=0.94 / bins, color=colours[label], alpha=0.85)
+        bars = axes.bar(centres, each.accuracy, width=0.94 / bins, color=styles[label]["color"])
+        for bar, fullness in zip(bars, images / max(images.max(), 1), strict=True):
+            bar.set_alpha(0.25 + 0.75 * fullness)  # a bin of few images says little
         axes.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1)
-        axes.plot(centres, np.array(each.images) / max(n, 1), color="black", linewidth=0.8, label="share of images")
+        axes.plot(centres, images / max(images.sum(), 1), color="black", linewidth=0.8, label="share of images")
         axes.set(xlim=(0, 1), ylim=(0, 1), aspect="equal", xlabel="confidence")
         axes.set_title(f"{label}, ECE {100 * each.expected_calibration_error:.1f}%", fontsize=9)
     panels[0].set_ylabel("accuracy")
@@ -153,13 +170,16 @@ def confusion(group: Group, key: Key, methods: Sequence[str] | None = None) -> F
         shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)  # (C, C)
         shown = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
         axes.set_title(label, fontsize=9)
-        axes.set_xlabel("predicted")
+        place = panels.index(axes)
         ticks = range(len(names)) if len(names) <= NAMED else []
-        axes.set_xticks(ticks, names if ticks else [], rotation=90, fontsize=6)
-        axes.set_yticks(ticks, names if ticks and axes is panels[0] else [""] * len(ticks), fontsize=6)
-    panels[0].set_ylabel("true class")
-    figure.suptitle(f"{key[0]}, {key[1]}", fontsize=10)
-    figure.colorbar(shown, ax=panels, shrink=0.6, label="share of the true class")
+        below, left = place + ROW >= len(panels), place % ROW == 0  # only panels at the edge name the classes
+        axes.set_xticks(ticks, map(shorten, names) if ticks and below else [""] * len(ticks), rotation=90, fontsize=6)
+        axes.set_yticks(ticks, map(shorten, names) if ticks and left else [""] * len(ticks), fontsize=6)
+        axes.set(xlabel="predicted" if below else "", ylabel="true class" if left else "")
+    figure.suptitle(", ".join([*key[:2], *([say_shots(key[2])] if key[2] else [])]), fontsize=10)
+    bar = figure.colorbar(shown, ax=panels, shrink=0.6)
+    bar.set_label("share of the true class", fontsize=8)
+    bar.ax.tick_params(labelsize=7)
     return figure
 
 
@@ -211,8 +231,8 @@ def _file_name(name: str, used: set[str]) -> str:
 
 
 def _panels(n: int, square: bool = False, size: float = 2.8) -> tuple[Figure, list[Axes]]:
-    """Return a figure with ``n`` panels side by side, four in a row at most, and those panels."""
-    columns = min(n, 4)
+    """Return a figure with ``n`` panels, ``ROW`` of them side by side at most, and those panels."""
+    columns = min(n, ROW)
     rows = math.ceil(n / columns)
     figure = Figure(
         figsize=(size * columns + 0.8, (size if square else 0.85 * size) * rows + 0.5), layout="constrained"
@@ -225,10 +245,17 @@ def _panels(n: int, square: bool = False, size: float = 2.8) -> tuple[Figure, li
 
 def _with_legend(figure: Figure, axes: Axes) -> Figure:
     handles, names = axes.get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside lower center", ncols=min(len(names), 6), frameon=False, fontsize=8)
+    width, height = figure.get_size_inches()
+    columns = min(len(names), max(1, int(width / 1.2)), 6)
+    figure.set_size_inches(width, height + 0.2 * math.ceil(len(names) / columns))
+    figure.legend(handles, names, loc="outside lower center", ncols=columns, frameon=False, fontsize=8)
     return figure
 
 
-def _colours(group: Group) -> dict[str, str]:
-    labels = [label for label in group.values if label != ZERO_SHOT]
-    return {ZERO_SHOT: GREY} | {label: COLOURS[i] for label, i in colour_index(labels).items()}
+def _styles(group: Group) -> dict[str, dict]:
+    """Colour, marker and line of each method, as matplotlib takes them."""
+    styles = style_index(label for label in group.values if label != ZERO_SHOT)
+    return {ZERO_SHOT: {"color": GREY, "marker": "*", "markersize": 9}} | {
+        label: {"color": COLOURS[colour], "marker": MARKERS[shape], "linestyle": LINES[shape]}
+        for label, (colour, shape) in styles.items()
+    }

@@ -14,19 +14,25 @@ from jinja2 import Environment, Template
 from markupsafe import Markup
 
 from vlprompt.protocols import PROTOCOLS
-from vlprompt.report.charts import base_new_chart, few_shot_chart, gains_chart, reliability_chart
+from vlprompt.report.charts import (
+    Styles,
+    base_new_chart,
+    few_shot_chart,
+    gains_chart,
+    reliability_chart,
+    style_classes,
+)
 from vlprompt.report.failures import failure_table
 from vlprompt.report.groups import STUDY, ZERO_SHOT, Group, Key, Run, say_shots
 from vlprompt.report.pairs import changes
 from vlprompt.report.render import heading, interval, number, seeds
-from vlprompt.report.summaries import colour_index, pooled_reliability, shot_positions
+from vlprompt.report.summaries import pooled_reliability, shot_positions, style_index
 from vlprompt.report.tables import METRICS, Table, labels
 from vlprompt.version import __version__
 
 if TYPE_CHECKING:
     from vlprompt.report import Report
 
-Colours = dict[str, int]
 OWN = ("seed", "held_out", "output", "name", "resume", "quiet", "device", "workers")  # shown apart, or of no interest
 TOLD_OF_ROWS = ("target", "accuracy", "zero_shot", "n_images", "split")
 
@@ -62,7 +68,7 @@ class Part:
 def make_page(report: Report) -> str:
     """Return the page as HTML."""
     runs = Runs()
-    colours = colour_index(label for g in report.groups for label in labels(g) if label != ZERO_SHOT)
+    styles = style_index(label for g in report.groups for label in labels(g) if label != ZERO_SHOT)
     failed = failure_table(report.failures)
     results = [test.run.result for g in report.groups for test in _tests(g)]
     extra = [
@@ -71,7 +77,7 @@ def make_page(report: Report) -> str:
         ("Runs without a result", [failed] if failed else []),
     ]
     return _template().render(
-        parts=[_part(group, tables, colours) for group, tables in zip(report.groups, report.tables_of, strict=True)],
+        parts=[_part(group, tables, styles) for group, tables in zip(report.groups, report.tables_of, strict=True)],
         extra=[(title, tables) for title, tables in extra if tables],
         metric=METRICS[report.metric].title,
         n_results=len({id(result) for result in results}),
@@ -103,31 +109,31 @@ def _template() -> Template:
     return environment.from_string(_asset("page.html.jinja"))
 
 
-def _part(group: Group, tables: list[Table], colours: Colours) -> Part:
-    methods = [(label, "zs" if label == ZERO_SHOT else f"c{colours[label]}") for label in labels(group)]
-    panels = [_panel(group, key, colours) for key in group.telling_keys]
+def _part(group: Group, tables: list[Table], styles: Styles) -> Part:
+    methods = [(label, style_classes(label, styles)) for label in labels(group)]
+    panels = [_panel(group, key, styles) for key in group.telling_keys]
     return Part(
         group.title,
         methods,
         tables,
-        _protocol_figures(group, tables, colours),
+        _protocol_figures(group, tables, styles),
         [panel for panel in panels if panel.gains or panel.calibration],
     )
 
 
-def _protocol_figures(group: Group, tables: Sequence[Table], colours: Colours) -> list[Figure]:
+def _protocol_figures(group: Group, tables: Sequence[Table], styles: Styles) -> list[Figure]:
     if group.protocol == STUDY:
         shots = shot_positions(tables[0])
-        drawn = [(s.heading, few_shot_chart(s, shots, colours)) for s in tables[0].sections]
+        drawn = [(s.heading, few_shot_chart(s, shots, styles)) for s in tables[0].sections]
     elif PROTOCOLS.get(group.protocol).average == "harmonic_mean":
         sections = [(s.heading or "mean of the datasets", s) for table in tables for s in table.sections]
-        drawn = [(name, base_new_chart(section, colours)) for name, section in sections]
+        drawn = [(name, base_new_chart(section, styles)) for name, section in sections]
     else:
         drawn = []
     return [Figure(title, Markup(svg)) for title, svg in drawn if svg]
 
 
-def _panel(group: Group, key: Key, colours: Colours) -> Panel:
+def _panel(group: Group, key: Key, styles: Styles) -> Panel:
     name = ", ".join([key[0], key[1], *([say_shots(key[2])] if key[2] else [])])
     panel = Panel(name, [], [])
     for label in group.values:
@@ -137,7 +143,7 @@ def _panel(group: Group, key: Key, colours: Colours) -> Panel:
             panel.gains.append(Figure(f"{label}: classes against zero-shot", Markup(svg)))
         if each := pooled_reliability(group, label, [key]):
             title = f"{label}: calibration, ECE {100 * each.expected_calibration_error:.1f}%"
-            panel.calibration.append(Figure(title, Markup(reliability_chart(each, f"c{colours[label]}"))))
+            panel.calibration.append(Figure(title, Markup(reliability_chart(each, style_classes(label, styles)))))
     return panel
 
 

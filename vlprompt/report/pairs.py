@@ -54,7 +54,8 @@ def _of_group(group: Group, pair: Sequence[str]) -> list[Table]:
     table = Table(
         f"{first} less {second}: {group.title}",
         "pair",
-        f"percentage points of top-1 accuracy; {say_conditions(group)}. Interval: 95%, bootstrap over images in pairs.",
+        f"percentage points of top-1 accuracy; {say_conditions(group)}. Interval: 95%, bootstrap over images in pairs; "
+        "decided if it leaves zero out.",
         columns,
         (Section("", tuple(lines)),),
         conditions=_plain(group),
@@ -102,14 +103,8 @@ def _changes(group: Group, label: str) -> Table | None:
         found = changes(group, label, key)
         shown = found if len(found) <= 2 * MOST else found[:MOST] + found[-MOST:]
         if shown:
-            lines = tuple(
-                Line(
-                    c.name, (Cell(c.zero_shot), Cell(c.accuracy), Cell(c.gain, signed=True), Cell(text=str(c.n_images)))
-                )
-                for c in shown
-            )
             left = f", {len(found) - len(shown)} classes between left out" if len(found) > len(shown) else ""
-            sections.append(Section(f"{key[0]}: {key[1]}{left}", lines))
+            sections.append(Section(f"{key[0]}: {key[1]}{left}", tuple(map(_class_line, shown))))
     if not sections:
         return None
     shots = group.telling_keys[0][2]

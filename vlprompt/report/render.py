@@ -124,7 +124,7 @@ def as_markdown(tables: Sequence[Table]) -> str:
 
 def _markdown(table: Table) -> Iterator[str]:
     yield from (f"### {_plain(table.title)}", "", _plain(table.caption), "")
-    head = ["", *(["seeds"] if table.seeds else []), *map(heading, table.columns)]
+    head = ["", *(["seeds"] if table.seeds else []), *(_plain(heading(column)) for column in table.columns)]
     for section in table.sections:
         if section.heading:
             yield from (f"**{_plain(section.heading)}**", "")

@@ -14,11 +14,25 @@ from vlprompt.results import read_predictions
 
 # Okabe and Ito's colours, told apart by the colour-blind; zero-shot is grey
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c6d31", "#7f3c8d")
+SHAPES = ("circle", "square", "diamond")  # told apart where a colour comes again
+
+Style = tuple[int, int]  # of a method: indices of COLOURS and SHAPES
 
 
-def colour_index(names: Iterable[str]) -> dict[str, int]:
-    """Give each name a colour of its own, in order; they come again after the last."""
-    return {name: i % len(COLOURS) for i, name in enumerate(dict.fromkeys(names))}
+def style_index(names: Iterable[str]) -> dict[str, Style]:
+    """Give each name a colour and a shape that no other has, in order; after 24 names they come again."""
+    n = len(COLOURS)
+    return {name: (i % n, i // n % len(SHAPES)) for i, name in enumerate(dict.fromkeys(names))}
+
+
+def within_percent(low: float, high: float) -> tuple[float, float]:
+    """Cut the ends of an axis to [0, 100]: what is drawn are percentages, even where an interval leaves them."""
+    return max(low, 0.0), min(high, 100.0)
+
+
+def shorten(name: str, most: int = 18) -> str:
+    """Cut a name of a class to what fits beside a chart."""
+    return name if len(name) <= most else f"{name[: most - 1]}…"
 
 
 def pooled_reliability(group: Group, label: str, keys: Sequence[Key] | None = None) -> Reliability | None:
