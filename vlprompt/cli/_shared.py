@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import signal
 import sys
@@ -74,6 +75,9 @@ def check_keys(settings: Iterable[str], known: Iterable[str]) -> None:
 def names_setting(given: Any, key: str) -> list[str]:
     """Return class names from a list, or from a file with one a line."""
     if isinstance(given, list):
+        odd = [name for name in given if type(name) not in (str, int, float)]
+        if odd:
+            raise VlpromptError(f"{key} has {odd[0]!r}, which is no name: put names such as yes and null in quotes")
         return [str(name) for name in given]
     path = Path(str(given)).expanduser()
     try:
@@ -102,7 +106,10 @@ def command(main: Main) -> Callable[[Sequence[str] | None], int]:
         previous = _interrupt_on_sigterm()
         shown, warnings.showwarning = warnings.showwarning, _show_warning
         try:
-            return main(_without_plugins(argv))
+            status = main(_without_plugins(argv))
+            if sys.stdout is not None:
+                sys.stdout.flush()  # here, where what goes wrong is still told
+            return status
         except VlpromptError as error:
             print(f"error: {error}", file=sys.stderr)
             return 2
@@ -112,6 +119,14 @@ def command(main: Main) -> Callable[[Sequence[str] | None], int]:
         except BrokenPipeError:  # the reader of a pipe has seen enough
             sys.stdout = None
             return 1
+        except OSError as error:  # a folder that may not be written to, a full disk
+            place = error.filename2 or error.filename
+            if not place and error.errno != errno.ENOSPC:
+                raise
+            if not place:
+                sys.stdout = None
+            print(f"error: {place or 'the output'}: {error.strerror}", file=sys.stderr)
+            return 2
         finally:
             warnings.showwarning = shown
             if previous is not None:

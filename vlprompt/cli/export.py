@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from vlprompt.cli._shared import check_keys, command, load_named_learner, parse
+from vlprompt.cli._shared import check_keys, command, load_named_learner, names_setting, parse
 from vlprompt.console import make_console
 from vlprompt.errors import VlpromptError
 from vlprompt.export import FORMATS, SUFFIXES, check_form, export_learner
 from vlprompt.hub import PREFIX
 from vlprompt.saving import find_saved
 
-USAGE = """vlprompt export learner=DIR to=matrix|torch|onnx|openclip [output=PATH] [classes=[cat,dog,…]]
+USAGE = """vlprompt export learner=DIR to=matrix|torch|onnx|openclip [output=PATH] [classes=[cat,dog,…]|FILE]
          [backbone=NAME [pretrained=TAG | checkpoint=FILE]] [--quiet]
 
   matrix     class features and class names as safetensors: a zero-shot head for any user of the backbone
@@ -41,9 +41,7 @@ def main(argv: Sequence[str]) -> int:
     check_form(to)
     learner = load_named_learner(settings, device="cpu")
     if "classes" in settings:
-        if not isinstance(settings["classes"], list):
-            raise VlpromptError(f"classes must be a list such as classes=[cat,dog], not {settings['classes']!r}")
-        learner.set_class_names([str(name) for name in settings["classes"]])
+        learner.set_class_names(names_setting(settings["classes"], "classes"))
     default = Path("." if source.startswith(PREFIX) else find_saved(source)) / f"exported{SUFFIXES[to]}"
     path = export_learner(learner, to, Path(str(settings.get("output", default))).expanduser())
     if "--quiet" not in arguments.flags:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vlprompt.cli._shared import check_keys, command, parse
+from vlprompt.cli._shared import check_keys, command, names_setting, parse
 from vlprompt.console import make_console
 from vlprompt.data import load_split
 from vlprompt.data.splits import DEFAULT_TEMPLATE
@@ -16,7 +16,7 @@ from vlprompt.published_checkpoints import import_checkpoint
 from vlprompt.weights import load_clip
 
 USAGE = """vlprompt import-checkpoint FILE method=NAME backbone=NAME output=DIR
-         (classes=[cat,dog,…] | dataset=NAME [data_root=DIR] [half=all|base|new])
+         (classes=[cat,dog,…]|FILE | dataset=NAME [data_root=DIR] [half=all|base|new])
          [pretrained=TAG | checkpoint=FILE] [license=…] [KEY=VALUE …] [--quiet]
 
 Reads a checkpoint that a method's published repository saved, such as prompt_learner/model.pth.tar-50, and saves the
@@ -82,6 +82,4 @@ def _classes(settings: Mapping[str, Any]) -> tuple[Sequence[str], Sequence[str]]
             raise VlpromptError(f"half must be all, base or new, not '{half}'")
         splits = load_split(str(settings["dataset"]), settings.get("data_root")).select(half)
         return splits.class_names, splits.templates
-    if not isinstance(settings["classes"], list):
-        raise VlpromptError(f"classes must be a list such as classes=[cat,dog], not {settings['classes']!r}")
-    return [str(name) for name in settings["classes"]], (DEFAULT_TEMPLATE,)
+    return names_setting(settings["classes"], "classes"), (DEFAULT_TEMPLATE,)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import os
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -56,9 +58,11 @@ def main(argv: Sequence[str]) -> int:
     if not images or len({"learner", "run"} & settings.keys()) != 1:
         raise VlpromptError("say which learner and which images: vlprompt predict learner=DIR photos/ (- reads stdin)")
     output = None if "output" not in settings else Path(str(settings["output"])).expanduser()
+    if output and output.is_dir():
+        raise VlpromptError(f"output={output} is a folder: give the name of a file")
     form = _format(settings, output)
     numbers = {key: _number(settings, key, least) for key, least in (("top", 1), ("batch_size", 1), ("threads", 0))}
-    paths = find_images(images, sys.stdin)
+    paths = find_images(images, _stdin())
     learner = load_named_learner({"learner": settings.get("run"), **settings})
     if "classes" in settings:
         learner.set_class_names(names_setting(settings["classes"], "classes"))
@@ -86,8 +90,15 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _is_image(argument: str) -> bool:
-    """Tell an image from a setting; a file may have an equals sign in its name."""
-    return argument == STDIN or not (argument.startswith("-") or ("=" in argument and not os.path.exists(argument)))
+    """Tell an image from a setting or a flag; a file may have an equals sign in its name."""
+    return argument == STDIN or os.path.exists(argument) or not re.match(r"-|\w+=", argument)
+
+
+def _stdin() -> TextIO:
+    """Return standard input; paths in it need not be UTF-8."""
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")
+    return sys.stdin
 
 
 def _format(settings: dict[str, Any], output: Path | None) -> str:
