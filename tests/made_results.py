@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from vlprompt.protocols import PROTOCOLS
+from vlprompt.report.tables import Cell, Table
 from vlprompt.results import RESULT, Predictions, Result, Row, average_rows, write_predictions
 
 TINY = {"architecture": "vlprompt-tiny", "pretrained": None, "weights": "f9e7", "precision": "fp32"}
@@ -124,3 +125,19 @@ def write_with_predictions(folder: Path, results: Iterable[Result]) -> Path:
 def over_seeds(by_seed: Sequence[Mapping[str, float]], **settings: Any) -> list[Result]:
     """Results of one method with seeds 1, 2, …, from the scores of each."""
     return [make_result(scores, seed=seed, **settings) for seed, scores in enumerate(by_seed, start=1)]
+
+
+def find_cell(table: Table, row: str, column: str, section: int = 0) -> Cell:
+    """The cell of a table in a row and column of these names."""
+    [line] = [line for line in table.sections[section].lines if line.label == row]
+    return line.cells[[each.heading for each in table.columns].index(column)]
+
+
+def rows_of(table: Table, section: int = 0) -> list[str]:
+    """The labels of a section's rows."""
+    return [line.label for line in table.sections[section].lines]
+
+
+def headings_of(table: Table) -> list[str]:
+    """The headings of a table's columns."""
+    return [column.heading for column in table.columns]
