@@ -1,0 +1,229 @@
+"""The report's page in headless Chromium: it sorts, shows where numbers come from, fits a phone, and asks for nothing.
+
+Screenshots are left in ``$VLPROMPT_ARTEFACTS``, or in the test's own folder.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from made_results import over_seeds, write_results
+
+from vlprompt.report import make_report
+
+playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install playwright")
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+if CHROMIUM is None:
+    pytest.skip("no Chromium on this machine: apt-get install chromium", allow_module_level=True)
+
+DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
+BASES = {"coop": 76, "kgcoop": 71, "maple": 79}
+CLASSES = ["cat", "dog", "owl", "NINE-POINTED WHITE STAR"]
+
+
+@pytest.fixture(scope="module")
+def page_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A page over every kind of table and chart, wide ones included."""
+    folder = tmp_path_factory.mktemp("browser")
+    for method, base in BASES.items():
+        settings = {"method": method, "classes": CLASSES, "zero_shot": 52.0}
+        seeds = range(3 - (method == "kgcoop"))
+        write_results(folder, over_seeds([{"base": base + s, "new": 140.0 - base} for s in seeds], **settings))
+        for shots in (1, 2, 4, 8, 16):
+            few = [{"all": base - 20.0 + shots + s} for s in seeds]
+            write_results(folder, over_seeds(few, protocol="few_shot", shots=shots, **settings))
+        targets = {"source": 100.0} | {f"glyphs/target_{i}": 30.0 + i for i in range(10)}
+        if method != "maple":
+            source = settings | {"protocol": "cross_dataset", "dataset": "glyphs/symbols", "zero_shot": 0.0}
+            write_results(folder, over_seeds([targets, targets], **source))
+    (folder / "broken").mkdir()
+    (folder / "broken" / "failed.json").write_text('{"run": "vpt · emoji", "error": "the image tower has no blocks"}')
+    return make_report([folder], compare="published").write(folder / "report.html")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Chromium without a window."""
+    with playwright.sync_playwright() as started:
+        launched = started.chromium.launch(
+            executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
+        )
+        yield launched
+        launched.close()
+
+
+Open = Callable[..., Any]
+
+
+@pytest.fixture
+def visit(browser: Any, page_file: Path) -> Iterator[Open]:
+    """Open the page; afterwards nothing may have gone wrong in it, and nothing but its file been asked for."""
+    complaints, requests, contexts = [], [], []
+
+    def open_page(viewport: dict[str, int] = DESKTOP, **options: Any) -> Any:
+        context = browser.new_context(viewport=viewport, **options)
+        contexts.append(context)
+        page = context.new_page()
+        page.on("console", lambda message: complaints.append(f"{message.type}: {message.text}"))
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on("request", lambda request: requests.append(request.url))
+        page.goto(page_file.as_uri())
+        return page
+
+    yield open_page
+    for context in contexts:
+        context.close()
+    assert complaints == []
+    assert {url for url in requests if not url.startswith("data:")} == {page_file.as_uri()}
+
+
+@pytest.fixture
+def artefacts(tmp_path: Path) -> Path:
+    """Where screenshots go."""
+    folder = Path(os.environ.get("VLPROMPT_ARTEFACTS") or tmp_path)
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def column(page: Any, number: int, table: str = "table.base_to_new") -> list[str]:
+    """The texts of a column of a table's first block of rows."""
+    rows = page.locator(f"{table} >> nth=0").locator("tbody >> nth=0").locator("tr:not(.heading)")
+    return [row.locator("th, td").nth(number).inner_text().split("\n")[0] for row in rows.all()]
+
+
+def heading(page: Any, name: str) -> Any:
+    return page.locator("table.base_to_new >> nth=0").locator("thead button", has_text=name)
+
+
+def test_a_click_on_a_heading_sorts_and_a_second_one_turns_it(visit: Open) -> None:
+    page = visit()
+    assert column(page, 0) == ["zero_shot", "coop", "kgcoop", "maple"]
+    heading(page, "base").click()
+    assert column(page, 0) == ["maple", "coop", "kgcoop", "zero_shot"]
+    assert column(page, 2) == ["80.00 ± 0.82", "77.00 ± 0.82", "71.50 † ± 0.50", "52.00"]
+    assert page.locator("th[aria-sort]").get_attribute("aria-sort") == "descending"
+    heading(page, "base").click()
+    assert column(page, 0) == ["zero_shot", "kgcoop", "coop", "maple"]
+    assert page.locator("th[aria-sort]").get_attribute("aria-sort") == "ascending"
+
+
+def test_names_sort_by_letters_and_what_has_no_number_comes_last(visit: Open) -> None:
+    page = visit()
+    heading(page, "method").click()
+    assert column(page, 0) == ["coop", "kgcoop", "maple", "zero_shot"]
+    for _ in range(2):
+        heading(page, "seeds").click()
+        assert column(page, 1)[-1] == "–"
+
+
+def test_each_block_of_rows_is_sorted_by_itself(visit: Open) -> None:
+    page = visit()
+    table = page.locator("table.published >> nth=0")
+    before = [body.locator("tr.heading").inner_text() for body in table.locator("tbody").all()]
+    table.locator("thead button", has_text="published").click()
+    assert [body.locator("tr.heading").inner_text() for body in table.locator("tbody").all()] == before
+    values = [float(v) for v in column(page, 3, "table.published")]
+    assert values == sorted(values, reverse=True)
+
+
+def test_the_keyboard_sorts_too(visit: Open) -> None:
+    page = visit()
+    heading(page, "new").focus()
+    page.keyboard.press("Enter")
+    assert column(page, 0) == ["kgcoop", "coop", "maple", "zero_shot"]
+    page.keyboard.press("Space")
+    assert column(page, 0) == ["zero_shot", "maple", "coop", "kgcoop"]
+
+
+def test_a_click_on_a_number_shows_its_runs_and_escape_closes_them(visit: Open, artefacts: Path) -> None:
+    page = visit()
+    number = page.locator("table.base_to_new .cell", has_text="77.00")
+    number.click()
+    dialog = page.locator("dialog")
+    assert dialog.locator("h2").inner_text() == "coop · emoji: 100 base, 100 new images · base"
+    assert dialog.locator("#dialog-body > p").inner_text().endswith("from 3 runs")
+    assert dialog.locator("summary").all_inner_texts() == [f"coop, emoji, 16 shots, seed {s}" for s in (1, 2, 3)]
+    dialog.locator("summary").first.click()
+    text = dialog.inner_text()
+    for words in ("coop/base_to_new, released code", "76.00 (zero-shot 52.00), 100 images", "vlprompt 0.1.0", "0.002"):
+        assert words in text
+    page.screenshot(path=artefacts / "report-dialog.png")
+    page.keyboard.press("Escape")
+    assert not dialog.is_visible()
+    number.click()
+    dialog.get_by_role("button", name="Close").click()
+    assert not dialog.is_visible()
+
+
+def test_a_menu_chooses_whose_classes_and_calibration_are_shown(visit: Open) -> None:
+    page = visit()
+    choice = page.locator(".choice >> nth=0")
+    shown = choice.locator(".panel:not([hidden])")
+    assert shown.count() == 1
+    before = shown.inner_text()
+    choice.locator("select").select_option("emoji, new")
+    assert shown.count() == 1
+    assert shown.inner_text() != before
+
+
+def luminance(page: Any, selector: str, what: str) -> float:
+    """How light a colour of an element is, from 0 to 1."""
+    colour = page.locator(selector).first.evaluate(f"e => getComputedStyle(e).{what}")
+    shares = [int(part) / 255 for part in colour.removeprefix("rgb(").removesuffix(")").split(",")]
+    linear = [s / 12.92 if s <= 0.04045 else ((s + 0.055) / 1.055) ** 2.4 for s in shares]
+    return sum(weight * value for weight, value in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+
+def contrast(page: Any, selector: str) -> float:
+    ink, paper = luminance(page, selector, "color"), luminance(page, "body", "backgroundColor")
+    return (max(ink, paper) + 0.05) / (min(ink, paper) + 0.05)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_light_and_dark_follow_the_system_and_are_readable(scheme: str, visit: Open, artefacts: Path) -> None:
+    page = visit(color_scheme=scheme)
+    paper = luminance(page, "body", "backgroundColor")
+    assert paper > 0.9 if scheme == "light" else paper < 0.05
+    assert contrast(page, "body") > 7
+    for selector in (".caption", "td small", ".std", "nav a", "figcaption"):  # WCAG AA
+        assert contrast(page, selector) > 4.5, selector
+    page.screenshot(path=artefacts / f"report-{scheme}.png", full_page=True)
+
+
+def test_a_phone_scrolls_wide_tables_and_never_the_page(visit: Open, artefacts: Path) -> None:
+    page = visit(PHONE, is_mobile=True, has_touch=True)
+    assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
+    wide = page.locator(".scroll:has(table.cross_dataset)")
+    inside, room = wide.evaluate("e => [e.scrollWidth, e.clientWidth]")
+    assert inside > room
+    assert wide.get_attribute("tabindex") == "0"  # the keyboard scrolls it
+    name = wide.locator("tbody th").first
+    before = name.bounding_box()["x"]
+    wide.evaluate("e => { e.scrollLeft = 200 }")
+    assert name.bounding_box()["x"] == before  # names stay in view
+    page.screenshot(path=artefacts / "report-phone.png", full_page=True)
+    page.locator(".cell").first.tap()
+    box = page.locator("dialog").bounding_box()
+    assert box["x"] >= 0
+    assert box["x"] + box["width"] <= PHONE["width"]
+
+
+@pytest.mark.parametrize("viewport", [DESKTOP, PHONE], ids=["desktop", "phone"])
+def test_no_words_of_a_chart_are_cut_off(viewport: dict[str, int], visit: Open) -> None:
+    page = visit(viewport)
+    cut = page.evaluate(
+        """() => [...document.querySelectorAll('svg')].flatMap((svg) => {
+            const frame = svg.viewBox.baseVal;
+            return [...svg.querySelectorAll('text')].filter((text) => {
+                const box = text.getBBox();
+                return box.width && (box.x < -0.5 || box.x + box.width > frame.width + 0.5);
+            }).map((text) => text.textContent);
+        })"""
+    )
+    assert cut == []
