@@ -1,4 +1,5 @@
-"""Write docs/methods/ from the registry, the methods' own docstrings, the recipes and the published figures.
+"""Write docs/methods/ from the registry, the methods' own docstrings, the recipes and the published figures, and the
+commands and the public surface in docs/reference/ from the package itself.
 
 python scripts/make_docs.py [--check]
 """
@@ -12,14 +13,40 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
+import vlprompt
 from vlprompt import create_learner, list_methods, load_clip, method_info
+from vlprompt.cli.__main__ import commands, module, usage
 from vlprompt.clip import FrozenCLIP
 from vlprompt.errors import VlpromptError
 from vlprompt.learner import METHODS
-from vlprompt.recipes import list_recipes, load_recipe
+from vlprompt.recipes import describe_keys, list_recipes, load_recipe, resolve
 
 ROOT = Path(__file__).resolve().parents[1]
 MADE = "<!-- made by scripts/make_docs.py: do not edit -->"
+REFERENCE = ROOT / "docs" / "reference"
+TRAIN_USAGE = "python -m vlprompt.train key=value … [--quiet] [--help] [--version]"
+COMMANDS = """\
+`vlprompt` is installed with the package; `python -m vlprompt.cli` is the same, and `python -m vlprompt.train` is
+`vlprompt train`. Values are YAML: `shots=4`, `methods=[coop,maple]`, `'ctx_init=a photo of a'`.
+
+Every command takes `--help`, `--quiet` and `plugin=MODULE` (see [your own method](../howto/own_method.md)). It ends
+with status 0 if all went well, 1 if something that it looked at is not as it should be, 2 with one sentence for a
+mistake, and 130 if it was interrupted. Progress is drawn on a terminal and told in a few lines elsewhere.
+
+| variable | meaning |
+| --- | --- |
+| `VLPROMPT_CACHE` | where cached image features lie, in place of `~/.cache/vlprompt` |
+| `VLPROMPT_PLUGINS` | modules and files to import first, as `plugin=` does, with colons between them |
+| `HF_HUB_OFFLINE` | 1 keeps the Hugging Face Hub's client off the network |
+"""
+SURFACE = {
+    "Models and learners": ["load_clip", "FrozenCLIP", "create_learner", "PromptLearner", "register"],
+    "What there is": ["list_methods", "method_info", "list_datasets", "list_protocols"],
+    "Data": ["load_split", "load_folder", "few_shot_indices"],
+    "Train and score": ["run", "evaluate_learner", "PromptClassifier", "predict_images", "image_features"],
+    "Keep and share": ["load_learner", "export_learner", "import_checkpoint"],
+    "Else": ["VlpromptError"],
+}
 
 
 def published(name: str) -> dict:
@@ -126,6 +153,45 @@ def overview(counts: dict[str, str]) -> str:
     return "\n".join([MADE, "# Methods", "", head, "| --- | --- | --- | ---: | --- |", *lines, "", note, ""])
 
 
+def command_page() -> str:
+    """The page of the commands: what ``--help`` prints, and the settings of a run."""
+    parts = [MADE, "# Commands", "", "```text", usage(), "```", "", COMMANDS]
+    for name in commands():
+        about = (module(name).__doc__ or "").strip().splitlines()[0]
+        shown = TRAIN_USAGE if name == "train" else module(name).USAGE
+        parts += [f"## vlprompt {name}", "", about, "", "```text", shown, "```", ""]
+        parts += [*setting_table(), ""] if name == "train" else []
+    return "\n".join(parts)
+
+
+def setting_table() -> list[str]:
+    """Lines of a table with every setting of a run but its method's own."""
+    resolved = resolve()
+    own = resolved.method_settings
+    lines = []
+    for key, default, meaning in describe_keys(resolved):
+        if key not in own:
+            shown = "null" if default is None else str(default).lower() if isinstance(default, bool) else default
+            lines.append(f"| `{key}` | `{shown}` | {meaning} |")
+    note = [
+        f"Defaults are those of `{resolved.recipe.name}`, the recipe that a run takes if nothing is said. A method's",
+        "own settings are on [its page](../methods/README.md); `--help method=NAME protocol=NAME` prints all of them.",
+    ]
+    return ["| key | default | meaning |", "| --- | --- | --- |", *lines, "", *note]
+
+
+def surface_page() -> str:
+    """The page of the names in ``vlprompt`` itself, each with the first sentence that is said of it."""
+    parts = [MADE, "# Public surface", "", "What `import vlprompt` gives; `vlprompt.__version__` is the version.", ""]
+    for heading, names in SURFACE.items():
+        lines = []
+        for name in names:
+            about = inspect.getdoc(getattr(vlprompt, name)).split("\n\n")[0].replace("\n", " ").replace("``", "`")
+            lines.append(f"| [`{name}`][vlprompt.{name}] | {about} |")
+        parts += [f"## {heading}", "", "| name | |", "| --- | --- |", *lines, ""]
+    return "\n".join(parts)
+
+
 def pages() -> dict[Path, str]:
     """Every page and its text."""
     with warnings.catch_warnings():
@@ -138,7 +204,8 @@ def pages() -> dict[Path, str]:
         except VlpromptError as error:
             counts[method] = str(error)
     folder = ROOT / "docs" / "methods"
-    return {folder / "README.md": overview(counts)} | {folder / f"{m}.md": page(m, c) for m, c in counts.items()}
+    methods = {folder / "README.md": overview(counts)} | {folder / f"{m}.md": page(m, c) for m, c in counts.items()}
+    return methods | {REFERENCE / "commands.md": command_page(), REFERENCE / "start.md": surface_page()}
 
 
 def main() -> int:
