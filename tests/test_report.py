@@ -143,7 +143,7 @@ def test_a_seed_that_was_not_run_is_marked_and_never_the_best(tmp_path: Path) ->
     cell = find_cell(table, "maple", "base")
     assert (cell.value, cell.seeds, cell.missing, cell.best) == (91.0, (1, 2), "emoji, base: no seed 3", False)
     assert find_cell(table, "coop", "base").best
-    assert "† maple, emoji, base: no seed 3" in table.notes
+    assert table.notes == ["† maple: no seed 3 of emoji, base and emoji, new"]
 
 
 def test_an_average_over_fewer_tests_is_no_number(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from made_results import over_seeds, write_results
 from vlprompt.report import make_report
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install playwright")
+expect = playwright.expect
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 if CHROMIUM is None:
@@ -146,19 +147,19 @@ def test_a_click_on_a_number_shows_its_runs_and_escape_closes_them(visit: Open, 
     number = page.locator("table.base_to_new .cell", has_text="77.00")
     number.click()
     dialog = page.locator("dialog")
+    expect(dialog).to_be_visible()
     assert dialog.locator("h2").inner_text() == "coop · emoji: 100 base, 100 new images · base"
     assert dialog.locator("#dialog-body > p").inner_text().endswith("from 3 runs")
     assert dialog.locator("summary").all_inner_texts() == [f"coop, emoji, 16 shots, seed {s}" for s in (1, 2, 3)]
     dialog.locator("summary").first.click()
-    text = dialog.inner_text()
     for words in ("coop/base_to_new, released code", "76.00 (zero-shot 52.00), 100 images", "vlprompt 0.1.0", "0.002"):
-        assert words in text
+        expect(dialog).to_contain_text(words)
     page.screenshot(path=artefacts / "report-dialog.png")
     page.keyboard.press("Escape")
-    assert not dialog.is_visible()
+    expect(dialog).to_be_hidden()
     number.click()
     dialog.get_by_role("button", name="Close").click()
-    assert not dialog.is_visible()
+    expect(dialog).to_be_hidden()
 
 
 def test_a_menu_chooses_whose_classes_and_calibration_are_shown(visit: Open) -> None:
@@ -209,6 +210,7 @@ def test_a_phone_scrolls_wide_tables_and_never_the_page(visit: Open, artefacts: 
     assert name.bounding_box()["x"] == before  # names stay in view
     page.screenshot(path=artefacts / "report-phone.png", full_page=True)
     page.locator(".cell").first.tap()
+    expect(page.locator("dialog")).to_be_visible()
     box = page.locator("dialog").bounding_box()
     assert box["x"] >= 0
     assert box["x"] + box["width"] <= PHONE["width"]

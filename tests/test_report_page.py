@@ -130,7 +130,7 @@ def test_what_is_incomplete_says_so_at_its_number(text: str) -> None:
         "emoji, new: no seed 3",
         "emoji, base: no seed 3; emoji, new: no seed 3",
     ]
-    assert "† maple, emoji, base: no seed 3" in text
+    assert "† maple: no seed 3 of emoji, base and emoji, new" in text
 
 
 def test_failed_runs_have_a_section_of_their_own(text: str) -> None:

@@ -56,7 +56,7 @@ def test_the_terminal_shows_every_table_and_what_is_missing(runs: Path, capsys: 
         "77.00 ± 0.82",
         "[74.52, 79.48]",
         "80.50 ± 0.50 †",
-        "† maple, emoji, base: no seed 3",
+        "† maple: no seed 3 of emoji, base and emoji, new",
         "few shot",
         "runs without a result: 1",
         "no blocks & no_tokens",
@@ -88,7 +88,7 @@ def test_markdown_has_whole_tables_with_the_best_in_bold(report: Report) -> None
     assert rows[head + 2] == ["zero\\_shot", "–", "52.00", "52.00", "52.00"]
     assert rows[head + 3][:3] == ["coop", "3", "**77.00 ± 0.82** [74.52, 79.48]"]
     assert rows[head + 4][:3] == ["maple", "2", "80.50 ± 0.50 † [74.15, 86.85]"]
-    assert "† maple, emoji, base: no seed 3" in text
+    assert "† maple: no seed 3 of emoji, base and emoji, new" in text
 
 
 def awkward() -> Table:

@@ -348,14 +348,20 @@ def say_conditions(group: Group) -> str:
 
 
 def incomplete(table: Table) -> list[str]:
-    """Say what is incomplete, a sentence a row."""
-    said: dict[str, None] = {}
+    """Say what the marked numbers lack, a sentence a row."""
+    lacking: dict[str, dict[str, dict[str, None]]] = {}  # row, what is missing, of which tests
     for section in table.sections:
         for line in section.lines:
-            for cell in line.cells:
-                if cell.missing and cell.value is not None:
-                    said[f"† {line.label}, {cell.missing}"] = None
-    return list(said)
+            marked = [cell for cell in line.cells if cell.missing and cell.value is not None]
+            for part in (part for cell in marked for part in cell.missing.split("; ")):
+                test, _, what = part.rpartition(": ")
+                lacking.setdefault(line.label, {}).setdefault(what, {})[test] = None
+    return [f"† {label}: {'; '.join(map(_of_tests, what, what.values()))}" for label, what in lacking.items()]
+
+
+def _of_tests(what: str, tests: Iterable[str]) -> str:
+    tests = list(tests)
+    return f"{what} of {' and '.join(tests)}" if len(tests) <= 2 else f"{what} of {len(tests)} tests"
 
 
 def mark_best(section: Section, columns: Sequence[Column], higher: bool = True) -> Section:
