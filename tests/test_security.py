@@ -75,11 +75,14 @@ class Payload:
         ({"method": ["coop"]}, "'method' must be a method's name"),
         ({"format": "1"}, "'format' must be a whole number"),
         ({"format": True}, "'format' must be a whole number"),
+        ({"format": 0}, "'format' must be a whole number from 1"),
         ({"format": 99}, "was written by a newer vlprompt"),
         ({"config": ["n_ctx", 2]}, "'config' must be the method's settings"),
         ({"config": {"n_ctx": {"a": 1}}}, "'config' must be the method's settings"),
         ({"config": {"n_ctx": "two"}}, "coop: n_ctx='two' is not right"),
         ({"config": {"n_ctx": -5}}, "leaves nothing to learn"),
+        ({"config": {"n_ctx": float("nan")}}, "coop: n_ctx=nan is not right"),
+        ({"config": {"text_chunk": 0}}, "text_chunk must be at least 1 class, not 0"),
         ({"config": {"os.system": "ls"}}, "coop has no setting 'os.system'"),
         ({"config": {"ctx_init": "${oc.env:HOME}"}}, "'config' must be the method's settings"),
         ({"config": {"objective": ["ce", "__import__('os').mkdir('something-ran')"]}}, "cannot read objective"),
@@ -135,6 +138,23 @@ def test_other_shapes_than_the_settings_say_are_refused_before_tensors_are_read(
     assert "prompt.ctx is (3, 64), (2, 64) is expected" in refusal(saved)
     save_file({"prompt.ctx": torch.zeros(2, 64), "more": torch.zeros(1)}, saved / "learner.safetensors")
     assert "see tensor more" in refusal(saved)
+
+
+@pytest.mark.parametrize(
+    ("value", "dtype", "message"),
+    [
+        (float("nan"), torch.float32, "prompt.ctx holds NaN or infinity"),
+        (float("-inf"), torch.bfloat16, "prompt.ctx holds NaN or infinity"),
+        (1, torch.int64, "prompt.ctx is torch.int64, which no learnt numbers are"),
+        (1, torch.complex64, "prompt.ctx is torch.complex64"),
+    ],
+    ids=str,
+)
+def test_tensors_that_are_no_learnt_numbers_are_refused(
+    saved: Path, value: float, dtype: torch.dtype, message: str
+) -> None:
+    save_file({"prompt.ctx": torch.full((2, 64), value, dtype=dtype)}, saved / "learner.safetensors")
+    assert message in refusal(saved)
 
 
 def test_a_tensor_file_that_declares_more_than_it_holds_is_refused(saved: Path, little_memory: None) -> None:

@@ -86,6 +86,8 @@ class PromptLearner(nn.Module):
         self.last_state: dict[str, Tensor] | None = None  # the last weights, where the aggregated ones took their place
         self._cached: tuple[tuple, Tensor] | None = None
         self.class_names = _checked_names(class_names)
+        if self.config.text_chunk is not None and self.config.text_chunk < 1:
+            raise VlpromptError(f"text_chunk must be at least 1 class, not {self.config.text_chunk}")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.setup()

@@ -104,7 +104,7 @@ def _are_settings(value: Any) -> bool:
 
 
 FIELDS = {
-    "format": ("a whole number", _is_int),
+    "format": ("a whole number from 1", lambda value: _is_int(value) and value >= 1),
     "vlprompt": ("a version", _is_text),
     "method": ("a method's name", _is_text),
     "config": ("the method's settings, plain numbers and texts", _are_settings),

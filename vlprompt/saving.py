@@ -112,7 +112,9 @@ def load_learner(path: str | os.PathLike, clip: FrozenCLIP | None = None, device
         ) from error
     learner.teacher.reads_files = False
     learner.check_shapes(declared, f"the tensors of {path}")
-    learner.load_learnables(read_learnables(folder), f"the tensors of {path}")
+    learnables = read_learnables(folder)
+    _check_numbers(learnables, f"the tensors of {path}")
+    learner.load_learnables(learnables, f"the tensors of {path}")
     return learner.eval()
 
 
@@ -126,6 +128,15 @@ def read_learnables(path: Path) -> dict[str, Tensor]:
         return load_file(file)
     except (SafetensorError, OSError) as error:
         raise VlpromptError(f"{file} cannot be read: {first_line(error)}") from error
+
+
+def _check_numbers(tensors: Mapping[str, Tensor], source: str) -> None:
+    """Raise one sentence for the first tensor with which every prediction would be NaN or by chance."""
+    for name, tensor in tensors.items():
+        if not tensor.is_floating_point():
+            raise VlpromptError(f"{source} cannot be used: {name} is {tensor.dtype}, which no learnt numbers are")
+        if not tensor.isfinite().all():
+            raise VlpromptError(f"{source} cannot be used: {name} holds NaN or infinity")
 
 
 def find_saved(path: str | os.PathLike) -> Path:
