@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import pickle
+import re
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,7 @@ from torch.utils.data import Dataset
 
 import vlprompt
 from vlprompt import FrozenCLIP, PromptClassifier, VlpromptError
+from vlprompt.cli.__main__ import main
 from vlprompt.data import few_shot_split
 
 COLOURS = {"green": (30, 200, 40), "red": (220, 20, 30), "yellow": (230, 220, 30)}
@@ -42,8 +45,14 @@ def one_block_clip() -> FrozenCLIP:
         return FrozenCLIP(CLIP(32, vision, text), open_clip.SimpleTokenizer(context_length=16), device="cpu")
 
 
+@functools.cache
+def tiny_clip() -> FrozenCLIP:
+    """The embedded model, which can tell colours apart."""
+    return vlprompt.load_clip("vlprompt-tiny", device="cpu")
+
+
 def classifier(**settings: Any) -> PromptClassifier:
-    return PromptClassifier(**{"backbone": one_block_clip(), **QUICK, **settings})
+    return PromptClassifier(**{"backbone": tiny_clip(), **QUICK, **settings})
 
 
 def coloured(count: int = 4) -> tuple[list[Image.Image], list[str]]:
@@ -109,10 +118,10 @@ def test_scikit_learns_checks_hold_on_features(estimator: PromptClassifier, chec
 
 
 def test_fitting_leaves_a_backbone_in_hand_as_it_is() -> None:
-    before = one_block_clip().weights_hash()
+    before = tiny_clip().weights_hash()
     fitted = classifier().fit(*coloured())
-    assert fitted.backbone is one_block_clip()
-    assert one_block_clip().weights_hash() == before
+    assert fitted.backbone is tiny_clip()
+    assert tiny_clip().weights_hash() == before
 
 
 def test_it_works_in_pipelines_cross_validation_and_grid_search() -> None:
@@ -120,7 +129,7 @@ def test_it_works_in_pipelines_cross_validation_and_grid_search() -> None:
     folds = StratifiedKFold(2)
     whole = make_pipeline(FunctionTransformer(), classifier())
     assert cross_val_score(whole, images, names, cv=folds).mean() > 0.9
-    features = vlprompt.image_features(images, one_block_clip())
+    features = vlprompt.image_features(images, tiny_clip())
     search = GridSearchCV(classifier(), {"lr": [1e-6, 0.05], "method": ["coop", "kgcoop"]}, cv=folds)
     assert search.fit(features, names).best_score_ > 0.9
     assert search.predict_proba(features).shape == (18, 3)
@@ -236,7 +245,7 @@ def test_images_in_every_form_give_the_same(tmp_path: Path) -> None:
         image.save(path)
     arrays = [np.asarray(image) for image in images]
     tensors = torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2)
-    clip = one_block_clip()
+    clip = tiny_clip()
     forms = {
         "paths": paths,
         "pathlib": [Path(path) for path in paths],
@@ -271,10 +280,10 @@ def test_a_torch_dataset_brings_its_labels_and_class_names() -> None:
         (["no.jpg"] * 6, {}, "no.jpg"),
         ([], {}, "Found array with 0 sample|at least one array or dtype|Expected 2D array"),
         (np.zeros((32, 32, 3), np.uint8), {}, "is a single image: write \\[image\\]"),
-        (np.zeros((6, 7), np.float32), {}, "X has 7 columns, and image features of custom have 32"),
-        (np.ones((6, 32), np.float32), {"method": "vpt"}, "vpt prompts the image tower, so it needs images"),
-        (torch.rand(6, 3, 32, 32), {}, "did not go through clip.preprocess: give bytes"),
-        (torch.randn(6, 3, 32, 32), {"method": "vpt"}, "needs images as they are and not tensors that were cropped"),
+        (np.zeros((6, 7), np.float32), {}, "X has 7 columns, and image features of vlprompt-tiny have 192"),
+        (np.ones((6, 192), np.float32), {"method": "vpt"}, "vpt prompts the image tower, so it needs images"),
+        (torch.rand(6, 3, 48, 48), {}, "did not go through clip.preprocess: give bytes"),
+        (torch.randn(6, 3, 48, 48), {"method": "vpt"}, "needs images as they are and not tensors that were cropped"),
         (np.random.rand(6, 32, 32, 3), {}, "is no image, path or array of \\(H, W, 3\\) bytes"),
         (coloured(2)[0], {"options": {"n_ctxx": 3}}, "unknown option 'n_ctxx' for method=coop: did you mean n_ctx?"),
         (coloured(2)[0], {"method": "cop"}, "did you mean coop"),
@@ -315,7 +324,7 @@ def test_a_fitted_classifier_is_pickled_without_a_backbone_that_has_a_name(tmp_p
 
 def test_a_model_in_hand_is_shared_by_clones_and_kept_in_pickles() -> None:
     images, names = coloured(1)
-    fitted = classifier().fit(images, names)
+    fitted = classifier(backbone=one_block_clip()).fit(images, names)
     assert clone(fitted).backbone is one_block_clip()
     assert not hasattr(clone(fitted), "learner_")
     other = pickle.loads(pickle.dumps(fitted))
@@ -326,18 +335,20 @@ def test_a_model_in_hand_is_shared_by_clones_and_kept_in_pickles() -> None:
 
 
 def test_features_come_in_order_and_equal_the_models(tmp_path: Path) -> None:
+    clip = tiny_clip()
     images, names = coloured()
-    clip = one_block_clip()
+    images = [image.resize((clip.image_size, clip.image_size)) for image in images]
     with torch.no_grad():
         expected = clip.encode_image(torch.stack([clip.preprocess(image) for image in images])).numpy()
     for threads in (0, 3):
         features = vlprompt.image_features(images, clip, batch_size=5, threads=threads)
-        assert (features.shape, features.dtype) == ((12, 32), np.float32)
+        assert (features.shape, features.dtype) == ((12, 192), np.float32)
         np.testing.assert_allclose(features, expected, rtol=1e-3, atol=1e-3)
-    assert np.array_equal(vlprompt.image_features(Pairs(), clip, batch_size=5), features)
+    pairs = Pairs(lambda image: image.resize((clip.image_size, clip.image_size)))
+    assert np.array_equal(vlprompt.image_features(pairs, clip, batch_size=5), features)
     learner = classifier().fit(features, names).learner_
     np.testing.assert_allclose(np.linalg.norm(vlprompt.image_features(images, learner), axis=1), 1, rtol=1e-5)
-    assert vlprompt.image_features([], clip).shape == (0, 32)
+    assert vlprompt.image_features([], clip).shape == (0, 192)
     with pytest.raises(VlpromptError, match=r"write \['cat.jpg'\]"):
         vlprompt.image_features("cat.jpg", clip)
 
@@ -362,9 +373,31 @@ def test_a_folder_of_class_folders_gives_paths_and_names(tmp_path: Path) -> None
         vlprompt.load_folder(tmp_path / "parts")
 
 
+def test_the_readmes_five_lines_and_its_command_classify_photos(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    readme = (Path(__file__).resolve().parents[1] / "README.md").read_text(encoding="utf-8")
+    section = readme.partition("## Your own photos")[2].partition("\n## ")[0]
+    [code] = re.findall(r"```python\n(.*?)```", section, re.S)
+    command = re.findall(r"^vlprompt (predict .*)$", section, re.M)[0]
+    assert sum(bool(line) for line in code.splitlines()) == 5
+    monkeypatch.chdir(tmp_path)
+    for i, (image, name) in enumerate(zip(*coloured(2), strict=True)):
+        path = tmp_path / "photos" / name / f"{i}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        image.save(path)
+    Path("more-photos").mkdir()
+    for path in ("another.jpg", "more-photos/1.jpg"):
+        Image.new("RGB", (40, 30), COLOURS["red"]).save(path)
+    exec(code, {})
+    assert capsys.readouterr().out == "['red']\n"
+    assert main(shlex.split(command)) == 0
+    assert Path("found.csv").read_text().splitlines()[1].startswith("more-photos/1.jpg,red,")
+
+
 def test_runs_and_evaluation_take_a_torch_dataset(tmp_path: Path) -> None:
     data, settings = Pairs(count=8), {"protocol": "few_shot", "shots": 2, "epochs": 1, "views": 1, "quiet": True}
-    result = vlprompt.run(clip=one_block_clip(), dataset=data, output=str(tmp_path), **settings)
+    result = vlprompt.run(clip=tiny_clip(), dataset=data, output=str(tmp_path), **settings)
     assert (result.rows[0].n_classes, result.rows[0].n_images) == (3, 9)
     fitted = classifier().fit(data)
     assert vlprompt.evaluate_learner(fitted.learner_, data) == 1
@@ -372,4 +405,4 @@ def test_runs_and_evaluation_take_a_torch_dataset(tmp_path: Path) -> None:
     nameless.classes = ()
     assert vlprompt.evaluate_learner(fitted.learner_, nameless) == 1
     with pytest.raises(VlpromptError, match="the dataset has no classes: give splits_from_pairs"):
-        vlprompt.run(clip=one_block_clip(), dataset=nameless, output=str(tmp_path), **settings)
+        vlprompt.run(clip=tiny_clip(), dataset=nameless, output=str(tmp_path), **settings)

@@ -177,7 +177,7 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):
         if len(unknown):
             hint = "add it with add_class" if classes is None else "class_names or classes lack it"
             raise VlpromptError(f"the label {unknown.tolist()[0]!r} is none of the classes: {hint}")
-        named = self.class_names if self.class_names is not None else getattr(X, "class_names", None)
+        named = self.class_names if self.class_names is not None else _names_of_dataset(X, known)
         names = names_of(known, named) if classes is not None else self.learner_.class_names
         labels = np.searchsorted(known, y)
         resolved = self._resolved(labels)
@@ -291,6 +291,12 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):
                 vars(self).pop("n_features_in_", None)
             return as_images(X)
         return validate_data(self, X, dtype=np.float32, reset=reset)
+
+
+def _names_of_dataset(X: Any, labels: np.ndarray) -> Mapping[Any, str] | None:
+    """The class names that a dataset brings, if the labels are those that it names."""
+    names = getattr(X, "class_names", None)
+    return names if names and set(labels.tolist()) <= names.keys() else None
 
 
 def _check_input(X: Any, method: str, clip: FrozenCLIP, training: bool = False) -> None:

@@ -18,6 +18,7 @@ from torch.utils.data import Dataset
 from vlprompt.data import DatasetSplits, Item, as_rgb
 from vlprompt.data.images import open_listed
 from vlprompt.data.pairs import class_names_of
+from vlprompt.data.streaming import is_preprocessed
 from vlprompt.errors import VlpromptError
 
 PUBLISHED_SHOTS = (1, 2, 4, 8, 16)  # images a class that few-shot recipes are published for
@@ -100,6 +101,9 @@ def _content_hash(images: Sequence[Any]) -> str:
     for image in images:
         if isinstance(image, PATHS):
             content = os.path.abspath(image)
+        elif is_preprocessed(image):
+            digest.update(image.cpu().numpy().tobytes())
+            content = tuple(image.shape)
         else:
             content = as_rgb(image, "an image of X")
             digest.update(content.tobytes())

@@ -69,7 +69,6 @@ def load_clip(
     return FrozenCLIP(model, tokenizer, name=name, pretrained=label, precision=precision, device=device, source=source)
 
 
-@lru_cache(maxsize=1)
 def shared_clip(
     name: str,
     pretrained: str | None = None,
@@ -78,7 +77,10 @@ def shared_clip(
     device: str = "auto",
 ) -> FrozenCLIP:
     """Return what ``load_clip`` does, loaded once for all in this process that ask alike."""
-    return load_clip(name, pretrained, checkpoint, precision, device)
+    return _loaded_once(name, pretrained, checkpoint, precision, device)
+
+
+_loaded_once = lru_cache(maxsize=1)(load_clip)
 
 
 def _create(name: str, pretrained: str | None, checkpoint: Path | None) -> nn.Module:
