@@ -20,6 +20,7 @@ from made_results import (
 )
 
 from vlprompt import VlpromptError
+from vlprompt.data import list_collections
 from vlprompt.report import Report, make_report
 from vlprompt.results import Result, harmonic_mean
 
@@ -154,7 +155,18 @@ def test_an_average_over_fewer_tests_is_no_number(tmp_path: Path) -> None:
     assert (cell.value, cell.text) == (None, "1 of 2 run")
     assert cell.missing == "1 of 2 tests not run"
     assert find_cell(mean, "maple", "mean of H").text == "2 of 4 run"
-    assert find_cell(each, "maple", "base", section=0).text == "not run"
+    assert [rows_of(each, section=i) for i in range(2)] == [["zero_shot", "coop"], ["zero_shot", "coop", "maple"]]
+
+
+def test_means_are_over_the_collections_that_are_whole(tmp_path: Path) -> None:
+    mini, several = list_collections()["mini11"], ["emoji", "digits"]
+    coop = [make_result({"base": 60.0 + i, "new": 50.0}, dataset=d) for i, d in enumerate([*mini, *several])]
+    kgcoop = [make_result({"base": 80.0, "new": 60.0}, method="kgcoop")]
+    mean, each = report_of(tmp_path, coop, kgcoop).tables
+    assert mean.title == "base to new, 16 shots: mean of the 11 datasets of mini11"
+    assert find_cell(mean, "coop", "base").value == 65
+    assert rows_of(mean) == ["zero_shot", "coop"]
+    assert len(each.sections) == 13
 
 
 def test_what_needs_no_training_counts_whatever_its_seed(tmp_path: Path) -> None:

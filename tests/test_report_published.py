@@ -107,7 +107,7 @@ def reported(folder: Path, protocol: str, methods: list[str]) -> Table:
 def test_per_dataset_figures_give_the_published_harmonic_means(tmp_path: Path) -> None:
     methods = ["coop", "cocoop", "kgcoop", "maple", "promptsrc"]
     table = reported(tmp_path, "base_to_new", methods)
-    assert table.title == "base to new, 16 shots: mean of 11 datasets"
+    assert table.title == "base to new, 16 shots: mean of the 11 datasets of coop11"
     for method in methods:
         base, new, h = BASE_TO_NEW[method, "", "released"]
         for column, expected in (("base", base), ("new", new), ("H of averages", h)):
@@ -166,7 +166,7 @@ def test_zero_shot_figures_are_those_printed() -> None:
 @pytest.mark.parametrize("method", FEW_SHOT)
 def test_few_shot_figures_of_datasets_give_the_published_curves(method: str, tmp_path: Path) -> None:
     table = reported(tmp_path, "few_shot", [method])
-    assert table.sections[0].heading == "mean of 11 datasets: 1,100 images"
+    assert table.sections[0].heading == "mean of the 11 datasets of coop11: 1,100 images"
     means = [cell.value for cell in table.sections[0].lines[1].cells]
     assert means == pytest.approx(FEW_SHOT[method], abs=ROUNDED)
     row, detailed = published("few_shot", method)

@@ -126,7 +126,7 @@ def _protocol_figures(group: Group, tables: Sequence[Table], styles: Styles) -> 
         shots = shot_positions(tables[0])
         drawn = [(s.heading, few_shot_chart(s, shots, styles)) for s in tables[0].sections]
     elif PROTOCOLS.get(group.protocol).average == "harmonic_mean":
-        sections = [(s.heading or "mean of the datasets", s) for table in tables for s in table.sections]
+        sections = [(s.heading or table.title, s) for table in tables for s in table.sections]
         drawn = [(name, base_new_chart(section, styles)) for name, section in sections]
     else:
         drawn = []

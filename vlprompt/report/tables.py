@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from vlprompt.data import list_collections
 from vlprompt.errors import VlpromptError, nearest
 from vlprompt.protocols import PROTOCOLS
 from vlprompt.report.groups import STUDY, ZERO_SHOT, Group, Key, Run, say_shots
@@ -238,14 +239,15 @@ def labels(group: Group) -> list[str]:
 
 
 def _lines(group: Group, measure: Metric, columns: Iterable[tuple[Sequence[Key], Rule]]) -> tuple[Line, ...]:
-    """A row a method; a column is the tests that it needs and their rule."""
+    """A row a method that was run on any of the tests; a column is the tests that it needs and their rule."""
     columns, seeds = list(columns), group.seeds
+    asked = {key for keys, _ in columns for key in keys}
 
     def line(label: str) -> Line:
         cells = (combine([tested(group, label, key, measure) for key in keys], rule, seeds) for keys, rule in columns)
         return Line(label, tuple(cells))
 
-    return tuple(line(label) for label in labels(group))
+    return tuple(line(label) for label in labels(group) if label == ZERO_SHOT or asked & group.values[label].keys())
 
 
 def _images(group: Group, key: Key) -> int:
@@ -256,16 +258,21 @@ def _datasets(group: Group) -> list[str]:
     return list(dict.fromkeys(dataset for dataset, _, _ in group.keys))
 
 
-def mean_heading(n: int, what: str) -> str:
-    """Name an average."""
-    return f"mean of {n} {what}"
+def _averaged(datasets: Sequence[str]) -> dict[str, Sequence[str]]:
+    """What means are over, by name: each collection that papers average over, where it is whole, and else all."""
+    collections = {name: members for name, members in list_collections().items() if len(members) > 1}
+    whole = {name: members for name, members in collections.items() if set(members) <= set(datasets)}
+    largest = {name: m for name, m in whole.items() if not any(set(m) < set(other) for other in whole.values())}
+    if not largest and len(datasets) > 1:
+        return {f"mean of {len(datasets)} datasets": datasets}
+    return {f"mean of the {len(members)} datasets of {name}": members for name, members in largest.items()}
 
 
 def _base_new(group: Group, measure: Metric) -> list[Table]:
     datasets = _datasets(group)
     made = []
-    if len(datasets) > 1:
-        sides = [[(dataset, side, None) for dataset in datasets] for side in ("base", "new")]
+    for name, members in _averaged(datasets).items():
+        sides = [[(dataset, side, None) for dataset in members] for side in ("base", "new")]
         pairs = [key for both in zip(*sides, strict=True) for key in both]
         rules = (
             (sides[0], statistics.fmean),
@@ -281,8 +288,7 @@ def _base_new(group: Group, measure: Metric) -> list[Table]:
             Column("mean of H", sum(n)),
         )
         section = Section("", _lines(group, measure, rules))
-        title = f"{group.title}: {mean_heading(len(datasets), 'datasets')}"
-        made.append(Table(title, group.protocol, "", columns, (section,)))
+        made.append(Table(f"{group.title}: {name}", group.protocol, "", columns, (section,)))
     sections = []
     for dataset in datasets:
         base, new = (dataset, "base", None), (dataset, "new", None)
@@ -298,9 +304,9 @@ def _few_shot(group: Group, measure: Metric) -> Table:
     shots = sorted({key[2] for key in keys}, key=lambda k: k if isinstance(k, int) else 10**9)
     sections = []
     images = {dataset: max(_images(group, (dataset, "all", k)) for k in shots) for dataset in datasets}
-    if len(datasets) > 1:
-        rules = [([(dataset, "all", k) for dataset in datasets], statistics.fmean) for k in shots]
-        heading = f"{mean_heading(len(datasets), 'datasets')}: {sum(images.values()):,} images"
+    for name, members in _averaged(datasets).items():
+        rules = [([(dataset, "all", k) for dataset in members], statistics.fmean) for k in shots]
+        heading = f"{name}: {sum(images[dataset] for dataset in members):,} images"
         sections.append(Section(heading, _lines(group, measure, rules)))
     for dataset, n in images.items():
         lines = _lines(group, measure, [([(dataset, "all", k)], first) for k in shots])
@@ -317,7 +323,7 @@ def _targets(group: Group, measure: Metric) -> Table:
     if len(targets) > 1:
         rules.append((targets, statistics.fmean))
         what = "domains" if "held_out" in group.conditions else "targets"
-        columns.append(Column(mean_heading(len(targets), what), sum(_images(group, key) for key in targets)))
+        columns.append(Column(f"mean of {len(targets)} {what}", sum(_images(group, key) for key in targets)))
     lines = _lines(group, measure, rules)
     return Table(group.title, group.protocol, "", tuple(columns), (Section("", lines),))
 
