@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import logging
 import re
 import socket
 from collections.abc import Iterator
@@ -38,7 +39,10 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from mkdocs.config import load_config
     from mkdocs.exceptions import Abort
 
-    folder = tmp_path_factory.mktemp("site")
+    folder, warned = tmp_path_factory.mktemp("site"), []
+    listener = logging.Handler(logging.WARNING)
+    listener.emit = lambda record: warned.append(record.getMessage())
+    logging.getLogger("mkdocs").addHandler(listener)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)
 
@@ -50,10 +54,11 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
         config.plugins.on_startup(command="build", dirty=False)
         try:
             build(config)
-        except Abort as error:
-            pytest.fail(f"mkdocs build --strict: {error}")
+        except Abort:
+            pytest.fail("\n".join(["mkdocs build --strict:", *warned]))
         finally:
             config.plugins.on_shutdown()
+            logging.getLogger("mkdocs").removeHandler(listener)
     return folder
 
 
