@@ -1,4 +1,4 @@
-"""`vlprompt-tiny`: a real OpenCLIP model of 4.5 million parameters that ships with the library. See MODEL_CARD.md."""
+"""`vlprompt-tiny`: a real OpenCLIP model of 5.5 million parameters that ships with the library. See MODEL_CARD.md."""
 
 from __future__ import annotations
 
