@@ -11,6 +11,7 @@ import torch
 import yaml
 from hub_server import COMMIT, Hub, serve
 from huggingface_hub import constants
+from PIL import Image
 
 from vlprompt import VlpromptError, load_learner, run
 from vlprompt.cli.push import main as push
@@ -129,9 +130,27 @@ def test_folders_of_this_machine_stay_here(hub: Hub, tmp_path: Path) -> None:
     folder = make("coop", n_ctx=2).save_pretrained(tmp_path / "it")
     config = json.loads((folder / "config.json").read_text())
     config["source"] = {"name": f"local-dir:{tmp_path}/model", "pretrained": None, "checkpoint": f"{tmp_path}/w.pt"}
+    config["backbone"]["architecture"] = config["source"]["name"]
     config["config"]["init_from"] = str(tmp_path / "other")
     (folder / "config.json").write_text(json.dumps(config))
     push_folder(folder, "me/it")
     sent = b"".join(hub.repos["me/it"]["files"].values()).decode(errors="replace")
     assert str(tmp_path) not in sent
-    assert "local-dir:model" in sent
+    assert "# coop on local-dir:model" in sent
+
+
+def test_folders_of_the_data_stay_here_too(hub: Hub, tmp_path: Path) -> None:
+    for i in range(8):
+        path = tmp_path / "secret/pets" / ("cat", "dog")[i % 2] / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8), (9 * i, 0, 0)).save(path)
+    (tmp_path / "secret/mine.yaml").write_text("shots: 1\nepochs: 1\nn_ctx: 2\nviews: 1\n")
+    settings = {"config": f"{tmp_path}/secret/mine.yaml", "protocol": "few_shot", "name": "it", "quiet": True}
+    run(method="coop", dataset=f"folder:{tmp_path}/secret/pets", output=str(tmp_path), **settings)
+    push_folder(tmp_path / "it", "me/it")
+    sent = b"".join(hub.repos["me/it"]["files"].values()).decode(errors="replace")
+    assert "secret" not in sent
+    assert "| data | folder:pets |" in sent
+    assert "| recipe | mine.yaml" in sent
+    assert "name: folder:pets, all" in sent
+    assert json.loads(hub.repos["me/it"]["files"]["config.json"])["extra"]["dataset"] == "folder:pets"

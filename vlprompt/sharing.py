@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -46,8 +47,12 @@ def _stage(source: Path, folder: Path, address: str, license: str | None) -> Non
     description = read_description(source)
     description["config"]["init_from"] = None
     description["source"] = _without_folders(description["source"])
+    extra, backbone = description["extra"], description["backbone"]
+    backbone["architecture"] = _without_folder(backbone["architecture"])
+    if isinstance(extra.get("dataset"), str):
+        extra["dataset"] = _without_folder(extra["dataset"])
     if license:
-        description["extra"]["license"] = license
+        extra["license"] = license
     learnables = safe_member(source, LEARNABLES)
     shutil.copyfile(learnables, folder / LEARNABLES)
     (folder / CONFIG).write_text(json.dumps(description, indent=1), encoding="utf-8")
@@ -61,12 +66,24 @@ def _without_folders(backbone: dict[str, Any] | None) -> dict[str, Any] | None:
     """What loads the backbone, without the folders of this machine."""
     if backbone is None:
         return None
-    scheme, found, path = backbone["name"].partition("local-dir:")
-    name = f"{found}{Path(path).name}" if found else scheme
-    return backbone | {"name": name, "checkpoint": backbone["checkpoint"] and Path(backbone["checkpoint"]).name}
+    checkpoint = backbone["checkpoint"] and Path(backbone["checkpoint"]).name
+    return backbone | {"name": _without_folder(backbone["name"]), "checkpoint": checkpoint}
+
+
+def _without_folder(name: str) -> str:
+    """A dataset's or backbone's name; of a path behind ``folder:``, ``local-dir:`` and the like only its last part."""
+    scheme, colon, path = name.partition(":")
+    return f"{scheme}:{Path(path).name}" if colon and scheme != "hf-hub" else name
 
 
 def _result_beside(folder: Path) -> Result | None:
-    """The result of the run whose learner this is, if it lies there."""
+    """The result of the run whose learner this is, if it lies there, without the folders of this machine."""
     places = [folder / "result.json", folder.parent / "result.json"]
-    return next((read_result(place) for place in places if place.is_file()), None)
+    result = next((read_result(place) for place in places if place.is_file()), None)
+    if result is None:
+        return None
+    rows = [replace(row, dataset=_without_folder(row.dataset)) for row in result.rows]
+    recipe = result.recipe
+    if recipe and os.path.isabs(recipe["name"]):  # a file of the user's own
+        recipe = recipe | {"name": Path(recipe["name"]).name}
+    return replace(result, dataset=_without_folder(result.dataset), rows=rows, recipe=recipe)
