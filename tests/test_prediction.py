@@ -18,7 +18,7 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, IterableDataset
 
 import vlprompt.cli.predict
 from vlprompt import FrozenCLIP, VlpromptError, create_learner, image_features, load_clip, load_learner
@@ -72,6 +72,16 @@ class Pairs(Dataset):
         return self.images[index % len(self)], 0
 
 
+class Stream(IterableDataset):
+    """Samples of a source that knows no number."""
+
+    def __init__(self, images: Sequence[Any]):
+        self.images = images
+
+    def __iter__(self) -> Iterator[tuple[Any, int]]:
+        return ((image, 0) for image in self.images)
+
+
 # What is predicted
 
 
@@ -101,6 +111,7 @@ def test_images_in_every_form_give_the_same(coop: PromptLearner, tmp_path: Path)
         "byte tensors": list(torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2)),
         "preprocessed": [coop.clip.preprocess(image) for image in images],
         "a dataset": Pairs(images),
+        "a dataset to iterate over": Stream(images),
         "a generator of samples": ({"image": image, "label": 0} for image in images),
         "of several kinds": [paths[0], arrays[1], coop.clip.preprocess(images[2]), images[3]],
     }

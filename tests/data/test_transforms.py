@@ -49,6 +49,20 @@ def test_eval_transform_equals_open_clips(mode: str, interpolation: str):
         assert apart(ours, reference(image)).mean() < 0.2
 
 
+def test_a_line_of_pixels_is_cut_to_its_middle_before_it_is_resized():
+    clip = TinyCLIP(image_size=32)
+    transform = eval_transform(clip)
+    line = Image.new("RGB", (30_001, 2), "red")
+    line.paste("blue", (14_990, 0, 15_011, 2))
+    assert transform.transforms[0](line).size == (64, 2)
+    seen = transform(line)
+    assert seen.shape == (3, 32, 32)
+    assert torch.equal(seen, transform(Image.new("RGB", (8, 8), "blue")))
+    for size in [(64, 2), (2, 64), (40, 30)]:
+        image = noise(*size)
+        assert transform.transforms[0](image) is image
+
+
 def test_train_transform_crops_as_published_and_mirrors_unless_told_not_to(tiny_clip: TinyCLIP):
     crop, flip = train_transform(tiny_clip).transforms[:2]
     assert (crop.size, crop.scale, crop.interpolation.value) == ((16, 16), (0.08, 1.0), "bicubic")

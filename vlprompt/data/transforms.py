@@ -21,6 +21,7 @@ CROP_SCALE = (0.08, 1.0)  # the published recipes' INPUT.RRCROP_SCALE
 TRAIN_KINDS = ("rrc", "center", "randaugment")
 # A JPEG is decoded at 1/2, 1/4 or 1/8 of its size if a crop then still has this many pixels for each that is wanted.
 REDUCE_FROM = 1.5
+LONGEST = 32  # squares of an image's shorter side that are looked at, at most, where it is cropped to its middle
 
 
 class DecodedCrop(v2.RandomResizedCrop):
@@ -69,6 +70,18 @@ class DecodedCrop(v2.RandomResizedCrop):
     def extra_repr(self) -> str:
         """Name what the pixels depend on."""
         return f"{super().extra_repr()}, reduce_from={self.reduce_from}"
+
+
+class Middle(torch.nn.Module):
+    """Cuts off the ends of an image that is far longer than wide: resized whole, a line of pixels takes gigabytes."""
+
+    def forward(self, image: Image.Image) -> Image.Image:
+        """Return the middle of an image of more than ``LONGEST`` squares, and any other as it is."""
+        width, height = (min(side, LONGEST * min(image.size)) for side in image.size)
+        if (width, height) == image.size:
+            return image
+        left, top = (image.width - width) // 2, (image.height - height) // 2
+        return image.crop((left, top, left + width, top + height))
 
 
 def _is_reducible(image: Image.Image) -> bool:
@@ -156,7 +169,7 @@ def _eval_crop(clip: FrozenCLIP) -> list[Any]:
         return [ResizeKeepRatio(size, interpolation=interpolation, longest=1), CenterCropOrPad(size)]
     if clip.resize_mode == "squash":
         return [v2.PILToTensor(), v2.Resize((size, size), interpolation)]
-    return [v2.PILToTensor(), v2.Resize(size, interpolation), v2.CenterCrop(size)]
+    return [Middle(), v2.PILToTensor(), v2.Resize(size, interpolation), v2.CenterCrop(size)]
 
 
 def _to_tensor(clip: FrozenCLIP) -> list[v2.Transform]:
