@@ -200,6 +200,7 @@ def check_chunking_changes_nothing(method: str, folder: Path, **settings: Any) -
     whole.backward(a)
     chunked.backward(b)
     for (name, p), q in zip(whole.named_parameters(), chunked.parameters(), strict=True):
+        assert p.grad is not None, f"no gradient reaches {name}"
         assert close(q.grad, p.grad, 1e-4), f"the gradient of {name} differs"
 
 
