@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import open_clip
@@ -16,6 +17,18 @@ from vlprompt import FrozenCLIP, load_clip
 torch.set_num_threads(1)  # small tensors gain nothing from more, and lose much on a busy machine
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
+WORKERS = 2  # processes that share the whole suite, where the machine has two cores
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    """Share the whole suite among processes, unless the command line says how; single files stay in this one."""
+    if hasattr(config, "workerinput") or "PYTEST_XDIST_WORKER" in os.environ:
+        return  # one of those processes
+    whole = config.args_source is pytest.Config.ArgsSource.TESTPATHS
+    if whole and config.pluginmanager.hasplugin("xdist") and config.option.numprocesses is None:
+        config.option.numprocesses = min(WORKERS, os.cpu_count() or 1)
+        config.option.dist = "worksteal"
 
 
 @pytest.fixture(scope="session")
