@@ -116,7 +116,7 @@ def test_the_plan_shows_runs_and_does_none(tmp_path: Path, capsys: pytest.Captur
     spec = tmp_path / "sweep.yaml"
     spec.write_text("methods: [coop, maple]\ndatasets: [digits]\nseeds: [1, 2]\n")
     assert main(["sweep", f"spec={spec}", f"output={tmp_path / 'runs'}", "plan=true"]) == 0
-    assert capsys.readouterr().out.count("open") == 4
+    assert capsys.readouterr().out.count("│ open") == 4
     assert not (tmp_path / "runs").exists()
 
 
