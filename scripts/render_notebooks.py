@@ -58,7 +58,8 @@ def execute(name: str, folder: Path) -> NotebookNode:
     """Run a notebook from top to bottom in a folder, and return it with its outputs."""
     notebook = read(name)
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # so that `!vlprompt` is this one
-    options = {"timeout": 600, "kernel_name": "python3", "coalesce_streams": True}
+    # a busy machine may be late with outputs, and nbclient would go on without them
+    options = {"timeout": 600, "iopub_timeout": 120, "kernel_name": "python3", "coalesce_streams": True}
     client = NotebookClient(notebook, resources={"metadata": {"path": str(folder)}}, **options)
     return client.execute(env=os.environ | ENVIRONMENT | {"PATH": path})
 
