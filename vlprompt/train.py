@@ -18,7 +18,7 @@ from vlprompt.version import __version__
 COMMAND = "python -m vlprompt.train"
 
 
-@command
+@command()
 def main(argv: Sequence[str]) -> int:
     """Train, test, print the table and say where things are."""
     arguments = parse(argv)

@@ -34,7 +34,7 @@ def usage() -> str:
     return "\n".join([*lines, "", "vlprompt COMMAND --help tells what a command takes."])
 
 
-@command
+@command()
 def main(argv: Sequence[str]) -> int:
     """Run a command and return its exit status."""
     if not argv:

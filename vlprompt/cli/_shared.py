@@ -97,42 +97,53 @@ def load_named_learner(settings: Mapping[str, Any], device: str = "auto") -> Pro
     return load_learner(folder, clip=clip, device=device)
 
 
-def command(main: Main) -> Callable[[Sequence[str] | None], int]:
-    """Make a command of a function: bad input ends with status 2 and one line, an interrupt with 130, no traceback."""
+def command(usage: str | None = None) -> Callable[[Main], Callable[[Sequence[str] | None], int]]:
+    """Make a command of a function: bad input ends with status 2 and one line, an interrupt with 130, no traceback.
 
-    @functools.wraps(main)
-    def guarded(argv: Sequence[str] | None = None) -> int:
-        argv = sys.argv[1:] if argv is None else argv
-        previous = _interrupt_on_sigterm()
-        shown, warnings.showwarning = warnings.showwarning, _show_warning
-        try:
-            status = main(_without_plugins(argv))
-            if sys.stdout is not None:
-                sys.stdout.flush()  # here, where what goes wrong is still told
-            return status
-        except VlpromptError as error:
-            print(f"error: {error}", file=sys.stderr)
-            return 2
-        except KeyboardInterrupt as interrupt:
-            print(interrupt.args[0] if interrupt.args else "interrupted", file=sys.stderr)
-            return INTERRUPTED
-        except BrokenPipeError:  # the reader of a pipe has seen enough
-            sys.stdout = None
-            return 1
-        except OSError as error:  # a folder that may not be written to, a full disk
-            place = error.filename2 or error.filename
-            if not place and error.errno != errno.ENOSPC:
-                raise
-            if not place:
+    Args:
+        usage: what ``--help`` prints; None leaves the flag to the function.
+    """
+
+    def make(main: Main) -> Callable[[Sequence[str] | None], int]:
+        @functools.wraps(main)
+        def guarded(argv: Sequence[str] | None = None) -> int:
+            argv = sys.argv[1:] if argv is None else argv
+            previous = _interrupt_on_sigterm()
+            shown, warnings.showwarning = warnings.showwarning, _show_warning
+            try:
+                if usage and {"--help", "-h"} & set(argv):
+                    print(usage)
+                    status = 0
+                else:
+                    status = main(_without_plugins(argv))
+                if sys.stdout is not None:
+                    sys.stdout.flush()  # here, where what goes wrong is still told
+                return status
+            except VlpromptError as error:
+                print(f"error: {error}", file=sys.stderr)
+                return 2
+            except KeyboardInterrupt as interrupt:
+                print(interrupt.args[0] if interrupt.args else "interrupted", file=sys.stderr)
+                return INTERRUPTED
+            except BrokenPipeError:  # the reader of a pipe has seen enough
                 sys.stdout = None
-            print(f"error: {place or 'the output'}: {error.strerror}", file=sys.stderr)
-            return 2
-        finally:
-            warnings.showwarning = shown
-            if previous is not None:
-                signal.signal(signal.SIGTERM, previous)
+                return 1
+            except OSError as error:  # a folder that may not be written to, a full disk
+                place = error.filename2 or error.filename
+                if not place and error.errno != errno.ENOSPC:
+                    raise
+                if not place:
+                    sys.stdout = None
+                print(f"error: {place or 'the output'}: {error.strerror}", file=sys.stderr)
+                return 2
+            finally:
+                warnings.showwarning = shown
+                if previous is not None:
+                    signal.signal(signal.SIGTERM, previous)
 
-    return guarded
+        return guarded
+
+    return make
 
 
 def _without_plugins(argv: Sequence[str]) -> list[str]:

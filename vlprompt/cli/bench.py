@@ -35,13 +35,10 @@ and throughput against a bare OpenCLIP loop, turn by turn. With "sweep", a sweep
 OTHERS = {"data": bench_data, "predict": bench_predict, "sweep": bench_sweep}
 
 
-@command
+@command(USAGE)
 def main(argv: Sequence[str]) -> int:
     """Print the table, and write it as JSON."""
     arguments = parse(argv, words=1)
-    if "--help" in arguments.flags:
-        print(USAGE)
-        return 0
     what = arguments.words[0] if arguments.words else None
     if what and what not in OTHERS:
         raise VlpromptError(f"vlprompt bench takes {', '.join(OTHERS)} or nothing, not '{what}'")

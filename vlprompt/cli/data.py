@@ -37,14 +37,11 @@ KEYS = {
 LINES = 50  # defects shown of a dataset
 
 
-@command
+@command(USAGE)
 def main(argv: Sequence[str]) -> int:
     """Do one of the five things."""
     argv = ["deep=true" if argument == "--deep" else argument for argument in argv]
     arguments = parse(argv, words=2)
-    if "--help" in arguments.flags:
-        print(USAGE)
-        return 0
     verb, *names = arguments.words or ("",)
     if verb not in KEYS:
         raise VlpromptError(f"say what to do with data: {nearest(verb, KEYS) if verb else ', '.join(KEYS)}")

@@ -47,13 +47,10 @@ LEARNER_KEYS = (
 )
 
 
-@command
+@command(USAGE)
 def main(argv: Sequence[str]) -> int:
     """Score a saved learner."""
     arguments = parse(argv)
-    if "--help" in arguments.flags:
-        print(USAGE)
-        return 0
     settings, reporter = arguments.settings, Reporter("--quiet" in arguments.flags)
     if "run" in settings:
         check_keys(settings, RUN_KEYS)

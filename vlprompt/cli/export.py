@@ -25,13 +25,10 @@ is run and compared with the learner."""
 KEYS = ("learner", "to", "output", "classes", "backbone", "pretrained", "checkpoint")
 
 
-@command
+@command(USAGE)
 def main(argv: Sequence[str]) -> int:
     """Export a saved learner and say where it lies."""
     arguments = parse(argv)
-    if "--help" in arguments.flags:
-        print(USAGE)
-        return 0
     settings = arguments.settings
     check_keys(settings, KEYS)
     for key, what in (("learner", "learner=DIR"), ("to", f"to={'|'.join(FORMATS)}")):

@@ -38,13 +38,10 @@ KEYS = (
 )
 
 
-@command
+@command(USAGE)
 def main(argv: Sequence[str]) -> int:
     """Import a checkpoint and save the learner."""
     arguments = parse(argv, words=1)
-    if "--help" in arguments.flags:
-        print(USAGE)
-        return 0
     if not arguments.words:
         raise VlpromptError("say which file: vlprompt import-checkpoint FILE method=… backbone=… output=DIR")
     settings = dict(arguments.settings)

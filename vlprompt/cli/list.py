@@ -51,13 +51,10 @@ def recipes(pattern: str) -> Lines:
 KINDS: dict[str, Callable[[str], Lines]] = {f.__name__: f for f in (methods, datasets, protocols, backbones, recipes)}
 
 
-@command
+@command(USAGE)
 def main(argv: Sequence[str]) -> int:
     """Print a table of what there is."""
     arguments = parse(argv, words=2)
-    if "--help" in arguments.flags:
-        print(USAGE)
-        return 0
     check_keys(arguments.settings, ())
     if not arguments.words:
         raise VlpromptError(f"say what to list: {USAGE}")

@@ -45,14 +45,11 @@ KEYS = (
 SUFFIXES = {".csv": "csv", ".jsonl": "jsonl", ".json": "jsonl"}
 
 
-@command
+@command(USAGE)
 def main(argv: Sequence[str]) -> int:
     """Predict, and tell how many images could not be read."""
     images = [argument for argument in argv if _is_image(argument)]
     arguments = parse([argument for argument in argv if not _is_image(argument)])
-    if "--help" in arguments.flags:
-        print(USAGE)
-        return 0
     settings = arguments.settings
     check_keys(settings, KEYS)
     if not images or len({"learner", "run"} & settings.keys()) != 1:

@@ -18,13 +18,10 @@ sends nothing. Log in once with: hf auth login"""
 KEYS = ("learner", "repo", "license", "private", "dry_run")
 
 
-@command
+@command(USAGE)
 def main(argv: Sequence[str]) -> int:
     """Push a saved learner and print its address."""
     arguments = parse(argv)
-    if "--help" in arguments.flags:
-        print(USAGE)
-        return 0
     settings = arguments.settings
     check_keys(settings, KEYS)
     for key, what in (("learner", "learner=DIR, a saved learner or a run"), ("repo", "repo=USER/NAME")):

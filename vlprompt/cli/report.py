@@ -30,13 +30,10 @@ KEYS = (
 )
 
 
-@command
+@command(USAGE)
 def main(argv: Sequence[str]) -> int:
     """Print or write the report."""
     arguments = parse(argv, words=len(argv))
-    if "--help" in arguments.flags:
-        print(USAGE)
-        return 0
     settings = arguments.settings
     check_keys(settings, KEYS)
     format = settings.get("format")

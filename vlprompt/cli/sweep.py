@@ -36,13 +36,10 @@ EXECUTORS: dict[str, tuple[str, ...]] = {
 }
 
 
-@command
+@command(USAGE)
 def main(argv: Sequence[str]) -> int:
     """Expand the matrix, do its runs and print a table."""
     arguments = parse(argv)
-    if "--help" in arguments.flags:
-        print(USAGE)
-        return 0
     settings = dict(arguments.settings)
     if "spec" in settings:
         settings = read_spec(Path(str(settings.pop("spec"))).expanduser()) | settings
