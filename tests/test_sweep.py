@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -153,8 +153,9 @@ def test_a_sweep_that_is_killed_again_and_again_loses_and_doubles_nothing(tmp_pa
         try:
             process.wait(seconds)
         except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
+            process.kill()
             process.wait()
+            assert gone(process.pid), "workers outlive the sweep"
         for path, _ in find_results([tmp_path / "runs"] if (tmp_path / "runs").exists() else []):
             assert done.setdefault(path, path.stat().st_mtime_ns) == path.stat().st_mtime_ns
     assert process.returncode == 0
@@ -162,6 +163,17 @@ def test_a_sweep_that_is_killed_again_and_again_loses_and_doubles_nothing(tmp_pa
     assert sorted((r.method, r.seed) for r in results) == [(m, s) for m in ("coop", "zero_shot") for s in (1, 2)]
     alone = run(**SMALL | {"epochs": 3}, method="coop", seed=1, output=str(tmp_path / "alone"), quiet=True)
     assert alone.rows == next(r.rows for r in results if (r.method, r.seed) == ("coop", 1))
+
+
+def gone(group: int, seconds: float = 60) -> bool:
+    """Whether the last process of a group ends in time."""
+    for _ in range(int(seconds * 10)):
+        try:
+            os.killpg(group, 0)
+        except ProcessLookupError:
+            return True
+        time.sleep(0.1)
+    return False
 
 
 def _word(key: str, value: object) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import open_clip
 import pytest
 import torch
@@ -10,7 +12,7 @@ from torch import Tensor
 from vlprompt import FrozenCLIP, VlpromptError
 from vlprompt.prompts import TextPrompt
 from vlprompt.testing import NAMES, close, small_clip, small_model
-from vlprompt.text import Prompts, encode_prompts, encode_prompts_plain
+from vlprompt.text import encode_prompts, encode_prompts_plain
 from vlprompt.towers import TextTower
 
 LAYOUTS = {
@@ -86,21 +88,25 @@ def published_way(tower: TextTower, prefix: Tensor, suffix: Tensor, lengths: Ten
     return torch.stack(out)
 
 
+ALIKE = ("boeing 737-200", "boeing 737-300", "boeing 747-300", "an owl", "boeing", "an owl")
+
+
 @pytest.mark.parametrize("layout", ["CLIP", "CustomTextCLIP"])
 @pytest.mark.parametrize("depth", [1, 3])
-def test_prefix_sharing_equals_full_length(layout: str, depth: int) -> None:
+@pytest.mark.parametrize("names", [NAMES, ALIKE], ids=["different", "alike"])
+def test_prefix_sharing_equals_full_length(layout: str, depth: int, names: tuple[str, ...]) -> None:
     clip = clip_of(layout)
     prompt = TextPrompt(clip, 4, depth=depth)
-    tokens = prompt.tokenize(clip, NAMES)
+    tokens = prompt.tokenize(clip, names)
     leaves = list(prompt.parameters())
-    prefix, suffix, lengths = prompt.assemble(clip, tokens, prompt.ctx)
-    deep = {i + 1: p for i, p in enumerate(prompt.deep)}
+    prompts = prompt.assemble(clip, tokens, prompt.ctx)
     ways = {
-        "shared": encode_prompts(clip.text, Prompts(prefix, suffix, lengths, deep))[0],
-        "chunked": encode_prompts(clip.text, Prompts(prefix, suffix, lengths, deep), chunk=2)[0],
-        "plain": encode_prompts_plain(clip.text, Prompts(prefix, suffix, lengths, deep))[0],
+        "shared": encode_prompts(clip.text, prompts)[0],
+        "without shared names": encode_prompts(clip.text, replace(prompts, beginnings=None))[0],
+        "chunked": encode_prompts(clip.text, prompts, chunk=2)[0],
+        "plain": encode_prompts_plain(clip.text, prompts)[0],
     }
-    expected = published_way(clip.text, prefix[0], suffix, lengths, deep)
+    expected = published_way(clip.text, prompts.prefix[0], prompts.suffix, prompts.lengths, prompts.deep)
     direction = torch.randn_like(expected)
     gradients = torch.autograd.grad((expected * direction).sum(), leaves, retain_graph=True)
     for way, features in ways.items():
@@ -111,15 +117,32 @@ def test_prefix_sharing_equals_full_length(layout: str, depth: int) -> None:
             assert close(ours, theirs), way
 
 
+def test_each_beginning_of_names_is_encoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    clip = small_clip()
+    prompt = TextPrompt(clip, 4)
+    prompts = prompt.assemble(clip, prompt.tokenize(clip, ALIKE), prompt.ctx)
+    seen: list[int] = []
+    first = type(clip.text.blocks[0])
+    project = first.project
+    monkeypatch.setattr(first, "project", lambda block, x, *parts: seen.append(x.shape[1]) or project(block, x, *parts))
+    encode_prompts(clip.text, prompts)
+    ids = prompt.tokenize(clip, ALIKE).ids.tolist()
+    beginnings = {tuple(row[: i + 1]) for row, n in zip(ids, prompts.lengths, strict=True) for i in range(int(n))}
+    layers = clip.text.layers
+    assert seen[layers : 2 * layers - 1] == [len(beginnings)] * (layers - 1)
+    assert len(beginnings) < int(prompts.lengths.sum())
+
+
 @pytest.mark.parametrize("position", ["end", "middle", "front"])
-def test_groups_of_prompts_equal_one_at_a_time(position: str) -> None:
+@pytest.mark.parametrize("names", [NAMES, ALIKE], ids=["different", "alike"])
+def test_groups_of_prompts_equal_one_at_a_time(position: str, names: tuple[str, ...]) -> None:
     clip = small_clip()
     prompt = TextPrompt(clip, 4, position=position)
-    tokens = prompt.tokenize(clip, NAMES)
+    tokens = prompt.tokenize(clip, names)
     contexts = torch.randn(3, 4, clip.text.width, requires_grad=True)
     together = prompt.encode(clip, tokens, contexts)
     alone = torch.cat([prompt.encode(clip, tokens, ctx) for ctx in contexts])
-    assert together.shape == (3, len(NAMES), 64)
+    assert together.shape == (3, len(names), 64)
     assert close(together, alone)
     assert close(prompt.encode(clip, tokens, contexts, chunk=2), alone)
     direction = torch.randn_like(alone)
@@ -127,7 +150,7 @@ def test_groups_of_prompts_equal_one_at_a_time(position: str) -> None:
         torch.autograd.grad((f * direction).sum(), contexts, retain_graph=True)[0] for f in (together, alone)
     )
     assert close(ours, theirs)
-    assert close(encode_prompts_plain(clip.text, Prompts(*prompt.assemble(clip, tokens, contexts))), alone)
+    assert close(encode_prompts_plain(clip.text, prompt.assemble(clip, tokens, contexts)), alone)
 
 
 @pytest.mark.parametrize("layout", ["non-causal", "last-pooled", "padding-mask", "coca"])

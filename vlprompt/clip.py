@@ -15,7 +15,7 @@ from open_clip.transform import PreprocessCfg, image_transform_v2, merge_preproc
 from torch import Tensor, nn
 
 from vlprompt.errors import VlpromptError
-from vlprompt.text import Prompts, encode_prompts
+from vlprompt.text import Prompts, encode_prompts, same_beginnings
 from vlprompt.towers import TextTower, VisionTower
 from vlprompt.vision import Place, encode_images
 
@@ -49,12 +49,14 @@ class ClassTokens:
         lengths: (C,) tokens up to and including end-of-text.
         name_lengths: (C,) tokens of the bare class name.
         n_words: leading tokens that are the same fixed words for every class.
+        beginnings: (C, S) as ``vlprompt.text.same_beginnings`` gives them.
     """
 
     ids: Tensor
     lengths: Tensor
     name_lengths: Tensor
     n_words: int
+    beginnings: Tensor
 
 
 class FrozenCLIP:
@@ -247,7 +249,8 @@ class FrozenCLIP:
         ids = ids[:, self._start :]
         if self.text.shares_prefix:
             ids = ids[:, : int(lengths.max())]  # nothing after end-of-text is ever read
-        return ClassTokens(ids, lengths, self.count_tokens(names), int(self.count_tokens([words])) if words else 0)
+        n_words = int(self.count_tokens([words])) if words else 0
+        return ClassTokens(ids, lengths, self.count_tokens(names), n_words, same_beginnings(ids))
 
     def count_tokens(self, texts: Sequence[str]) -> Tensor:
         """Tokens of each bare text, without start and end: (N,)."""
@@ -264,16 +267,9 @@ class FrozenCLIP:
         """Embedding of start-of-text (1, d_t); (0, d_t) for tokenizers that have none."""
         return self.text.embed(self.tokenizer(["a"])[0, : self._start].to(self.device))
 
-    def encode_prompts(
-        self,
-        prefix: Tensor,
-        suffix: Tensor,
-        lengths: Tensor,
-        deep: dict[int, Tensor] | None = None,
-        chunk: int | None = None,
-    ) -> Tensor:
+    def encode_prompts(self, prompts: Prompts, chunk: int | None = None) -> Tensor:
         """Encode prompts given as embeddings (see ``vlprompt.text``): features (G, C, D), fp32, not normalised."""
-        return encode_prompts(self.text, Prompts(prefix, suffix, lengths, deep, self._start), chunk)
+        return encode_prompts(self.text, prompts, chunk)
 
     @torch.no_grad()
     def encode_text(self, texts: Sequence[str], chunk: int = 256) -> Tensor:
@@ -286,8 +282,8 @@ class FrozenCLIP:
         ids = (
             ids[:, self._start : self._start + int(lengths.max())] if self.text.shares_prefix else ids[:, self._start :]
         )
-        suffix = self.text.embed(ids)
-        return self.encode_prompts(self.start_embedding().unsqueeze(0), suffix, lengths, chunk=chunk)[0]
+        start = self.start_embedding().unsqueeze(0)
+        return self.encode_prompts(Prompts(start, self.text.embed(ids), lengths, same_beginnings(ids)), chunk)[0]
 
     # Images
 

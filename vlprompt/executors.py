@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -71,8 +72,15 @@ def _pool(waiting: dict[str, Task], processes: int, devices: Sequence[str]) -> I
 
 def _start_worker(threads: int, slots: Any) -> None:
     global _shared, _device
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
     _shared, _device = Shared(), slots.get()
+
+
+def _end_with_parent() -> None:
+    """Stop at once if the sweep is killed; a worker would go on by itself and keep its run from the next sweep."""
+    multiprocessing.parent_process().join()
+    os._exit(1)
 
 
 def _perform_there(settings: dict[str, Any]) -> Outcome:

@@ -23,7 +23,6 @@ from vlprompt.errors import VlpromptError
 from vlprompt.files import atomic_write
 from vlprompt.learner import PromptLearner
 from vlprompt.recording import recorded_prompts
-from vlprompt.text import Prompts
 from vlprompt.weights import load_clip
 
 CONFIG, WEIGHTS, USE = "open_clip_config.json", "open_clip_model.safetensors", "classifier.json"
@@ -83,14 +82,10 @@ def _context(learner: PromptLearner) -> Tensor:
     plain = learner.clip.text.embed(tokens.ids)
     if not torch.equal(prompts.lengths, tokens.lengths) or not _same(prompts.suffix, plain, tokens.lengths):
         raise VlpromptError(f"{who} has its context not only in front of the class name: {other}, or to=matrix")
-    text = torch.nn.functional.normalize(learner.clip.encode_prompts(*_parts(prompts))[0], dim=-1)
+    text = torch.nn.functional.normalize(learner.clip.encode_prompts(prompts)[0], dim=-1)
     if not torch.allclose(text, features, atol=TOLERANCE):
         raise VlpromptError(f"{who} changes text features behind the tower: {other}, or to=matrix")
     return prompts.prefix[0, 1:]
-
-
-def _parts(prompts: Prompts) -> tuple[Tensor, Tensor, Tensor]:
-    return prompts.prefix, prompts.suffix, prompts.lengths
 
 
 def _same(a: Tensor, b: Tensor, lengths: Tensor) -> bool:

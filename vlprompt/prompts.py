@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from vlprompt.clip import ClassTokens, FrozenCLIP
 from vlprompt.errors import VlpromptError
+from vlprompt.text import Prompts
 from vlprompt.vision import Place
 
 Position = Literal["end", "middle", "front"]
@@ -107,25 +108,26 @@ class TextPrompt(nn.Module):
         Returns:
             Features (G, C, D), fp32, not normalised; G is 1 unless ``ctx`` holds several prompts.
         """
-        prefix, suffix, lengths = self.assemble(clip, tokens, self.ctx if ctx is None else ctx)
-        deep = {i + 1: prompt for i, prompt in enumerate(self.deep)}
-        return clip.encode_prompts(prefix, suffix, lengths, deep, chunk)
+        return clip.encode_prompts(self.assemble(clip, tokens, self.ctx if ctx is None else ctx), chunk)
 
-    def assemble(self, clip: FrozenCLIP, tokens: ClassTokens, ctx: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Cut the prompts into a shared prefix (G, P, d_t), class suffixes ([G,] C, S, d_t) and their lengths (C,)."""
+    def assemble(self, clip: FrozenCLIP, tokens: ClassTokens, ctx: Tensor) -> Prompts:
+        """Cut the prompts into what is the same for all classes and what follows for each; ``ctx`` as in ``encode``."""
         start = clip.start_embedding()  # (1, d_t)
+        deep = {i + 1: prompt for i, prompt in enumerate(self.deep)}
         body = clip.text.embed(tokens.ids)  # (C, S, d_t)
         head, tail = ctx[..., : self.before, :], ctx[..., self.before :, :]
         if self.class_specific:
             suffix = torch.cat([head, _insert(body, tail, tokens.name_lengths)], dim=1)
-            return start.unsqueeze(0), suffix, tokens.lengths + self.n_ctx
+            return Prompts(start.unsqueeze(0), suffix, tokens.lengths + self.n_ctx)
         head = head if head.dim() == 3 else head.unsqueeze(0)  # (G, h, d_t)
         words = body[0, : tokens.n_words]
         prefix = torch.cat([start.expand(len(head), -1, -1), head, words.expand(len(head), -1, -1)], dim=1)
         if tail.dim() == 3:
             tail = tail.unsqueeze(1)  # (G, 1, n-h, d_t)
         suffix = _insert(body[:, tokens.n_words :], tail, tokens.name_lengths)
-        return prefix, suffix, tokens.lengths - tokens.n_words + tail.shape[-2]
+        lengths = tokens.lengths - tokens.n_words + tail.shape[-2]
+        beginnings = tokens.beginnings[:, tokens.n_words :] if self.before == self.n_ctx else None
+        return Prompts(prefix, suffix, lengths, beginnings, deep, len(start))
 
 
 def _insert(body: Tensor, tail: Tensor, at: Tensor) -> Tensor:

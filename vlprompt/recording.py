@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Callable, Iterator
-from typing import Any
 
 from torch import Tensor
 
@@ -23,9 +22,9 @@ def recorded_prompts(learner: PromptLearner) -> Iterator[list[Prompts]]:
     calls: list[Prompts] = []
     clip, recording = learner.clip, copy.copy(learner.clip)
 
-    def encode(prefix: Tensor, suffix: Tensor, lengths: Tensor, deep: Any = None, chunk: int | None = None) -> Tensor:
-        calls.append(Prompts(prefix, suffix, lengths, deep))
-        return clip.encode_prompts(prefix, suffix, lengths, deep, chunk)
+    def encode(prompts: Prompts, chunk: int | None = None) -> Tensor:
+        calls.append(prompts)
+        return clip.encode_prompts(prompts, chunk)
 
     recording.encode_prompts = encode
     learner.clip = recording

@@ -3,7 +3,8 @@
 In a causal text tower a token sees only what stands before it, so ``[SOS, context, fixed words]`` has the same hidden
 states in front of every class name, and nothing after the end-of-text token matters. One pass encodes the prefix and
 keeps its keys and values; a second encodes the packed class suffixes, each of which attends to ``[prefix | itself]``.
-That is ``P + Σ_c S_c`` tokens instead of ``L·C`` (docs/design.md, "Exact text encoding with a shared prefix").
+That is ``P + Σ_c S_c`` tokens instead of ``L·C``, and fewer still where class names begin alike: "boeing 737-200" and
+"boeing 737-300" are one token sequence up to their last word (docs/design.md, "Exact text encoding").
 
 ``encode_prompts_plain`` computes the same over full-length sequences: the counterpart that tests compare with, and the
 way for towers that are not causal or pool elsewhere.
@@ -33,6 +34,8 @@ class Prompts:
             (1 for a unified context, the batch for an image-conditioned one, K for a collection of prompts).
         suffix: (C, S, d_t) or (G, C, S, d_t), what follows for each class, padded at the end.
         lengths: (C,), tokens of each suffix up to and including end-of-text.
+        beginnings: (C, S), the same number wherever suffixes are the same up to and including that token, as
+            ``same_beginnings`` gives them; None takes every token for a different one.
         deep: {layer: (n, d_t) or (G, n, d_t)}, tokens that replace positions 1…n at the input of that block.
         start: position of the first replaced token, after start-of-text (0 for tokenizers that have none).
     """
@@ -40,8 +43,26 @@ class Prompts:
     prefix: Tensor
     suffix: Tensor
     lengths: Tensor
+    beginnings: Tensor | None = None
     deep: Mapping[int, Tensor] | None = None
     start: int = 1
+
+
+def same_beginnings(ids: Tensor) -> Tensor:
+    """Number the beginnings of token rows: equal numbers at (C, S) where rows are equal up to and including that token.
+
+    Args:
+        ids: (C, S).
+
+    >>> same_beginnings(torch.tensor([[7, 8, 9], [7, 8, 5], [6, 8, 9]])).tolist()
+    [[2, 4, 7], [2, 4, 6], [1, 3, 5]]
+    """
+    columns, vocabulary = [torch.zeros_like(ids[:, 0])], int(ids.max()) + 1
+    for column in ids.T:
+        before = columns[-1]
+        _, number = (before * vocabulary + column).unique(return_inverse=True)
+        columns.append(number + before.max() + 1)
+    return torch.stack(columns[1:], dim=1)
 
 
 def encode_prompts(tower: TextTower, prompts: Prompts, chunk: int | None = None) -> Tensor:
@@ -57,10 +78,10 @@ def encode_prompts(tower: TextTower, prompts: Prompts, chunk: int | None = None)
         Text features (G, C, D), fp32, not normalised.
     """
     if not tower.shares_prefix:
-        return _in_chunks(prompts, chunk, lambda suffix, lengths: _encode_full(tower, prompts, suffix, lengths))
+        return _in_chunks(prompts, chunk, lambda suffix, lengths, _: _encode_full(tower, prompts, suffix, lengths))
     prefix = _encode_prefix(tower, prompts)
     start = prompts.prefix.shape[1]
-    return _in_chunks(prompts, chunk, lambda suffix, lengths: _encode_suffix(tower, prefix, start, suffix, lengths))
+    return _in_chunks(prompts, chunk, lambda *suffix: _encode_suffix(tower, prefix, start, *suffix))
 
 
 def encode_prompts_plain(tower: TextTower, prompts: Prompts) -> Tensor:
@@ -69,14 +90,15 @@ def encode_prompts_plain(tower: TextTower, prompts: Prompts) -> Tensor:
 
 
 def _in_chunks(prompts: Prompts, chunk: int | None, encode) -> Tensor:
-    """Run ``encode(suffix, lengths)`` over slices of the class axis and join the results on it."""
-    suffix, lengths = prompts.suffix, prompts.lengths
+    """Run ``encode(suffix, lengths, beginnings)`` over slices of the class axis and join the results on it."""
+    suffix, lengths, beginnings = prompts.suffix, prompts.lengths, prompts.beginnings
     if chunk is None or chunk >= len(lengths):
-        return encode(suffix, lengths)
-    pieces = zip(suffix.split(chunk, dim=-3), lengths.split(chunk), strict=True)
+        return encode(suffix, lengths, beginnings)
+    parts = suffix.split(chunk, dim=-3), lengths.split(chunk)
+    pieces = zip(*parts, [None] * len(parts[1]) if beginnings is None else beginnings.split(chunk), strict=True)
     if torch.is_grad_enabled():
-        return torch.cat([checkpoint(encode, s, n, use_reentrant=False) for s, n in pieces], dim=1)
-    return torch.cat([encode(s, n) for s, n in pieces], dim=1)
+        return torch.cat([checkpoint(encode, *piece, use_reentrant=False) for piece in pieces], dim=1)
+    return torch.cat([encode(*piece) for piece in pieces], dim=1)
 
 
 def _replace_deep(x: Tensor, tokens: Tensor | None, start: int) -> Tensor:
@@ -104,10 +126,33 @@ def _encode_prefix(tower: TextTower, prompts: Prompts) -> KeysValues:
     return out
 
 
-def _encode_suffix(tower: TextTower, prefix: KeysValues, start: int, suffix: Tensor, lengths: Tensor) -> Tensor:
+def _pack(kept: Tensor, beginnings: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Number the different tokens of a padded grid.
+
+    Args:
+        kept: (C, S), False at the padding.
+        beginnings: (C, S), or None if all are different.
+
+    Returns:
+        Slots (T,), a place of each of the T different tokens in the flat grid; and owners (C, S), the token at each
+        place. At the padding that is any one.
+    """
+    slots = kept.flatten().nonzero().squeeze(1)
+    tokens, count = torch.arange(len(slots), device=slots.device), len(slots)
+    if beginnings is not None:
+        different, same = beginnings[kept].unique(return_inverse=True)
+        if len(different) < count:
+            tokens, count = same, len(different)
+    owners = slots.new_zeros(kept.shape).masked_scatter(kept, tokens)
+    return slots.new_zeros(count).scatter_reduce(0, tokens, slots, "amax"), owners
+
+
+def _encode_suffix(
+    tower: TextTower, prefix: KeysValues, start: int, suffix: Tensor, lengths: Tensor, beginnings: Tensor | None
+) -> Tensor:
     """Encode class suffixes ([G,] C, S, d_t) behind the prefix's keys and values: (G, C, D).
 
-    Linear layers see the packed tokens (G, T, d_t), T = Σ lengths; attention sees them padded to (G, H, C, S, d_h).
+    Linear layers see the T different tokens packed (G, T, d_t); attention sees all, padded to (G, H, C, S, d_h).
     Layer 0's input is the same for all G prompts unless the suffix holds context itself, so its group axis stays 1
     until the prefix enters.
     """
@@ -115,15 +160,15 @@ def _encode_suffix(tower: TextTower, prefix: KeysValues, start: int, suffix: Ten
     suffix = suffix[..., :longest, :] + tower.positions[start : start + longest]
     suffix = suffix if suffix.dim() == 4 else suffix.unsqueeze(0)
     kept = torch.arange(longest, device=lengths.device) < lengths[:, None]  # (C, S)
-    slots = kept.flatten().nonzero().squeeze(1)  # (T,) places of the packed tokens in the padded grid
-    ends = lengths.cumsum(0) - 1  # (C,) places of the end-of-text tokens among the packed ones
+    slots, owners = _pack(kept, None if beginnings is None else beginnings[:, :longest])
+    ends = owners.gather(1, lengths[:, None] - 1).squeeze(1)  # (C,) places of end-of-text among the packed tokens
     future = torch.ones(longest, longest, dtype=torch.bool, device=lengths.device).triu(1)
     x = suffix.flatten(1, 2)[:, slots]  # (G, T, d_t)
 
     def pad(t: Tensor) -> Tensor:
         """Packed (G, T, H, d_h) -> (G, H, C, S, d_h)."""
         if len(slots) < kept.numel():
-            t = t.new_zeros(len(t), kept.numel(), *t.shape[2:]).index_copy(1, slots, t)
+            t = t.index_select(1, owners.flatten())
         return t.unflatten(1, kept.shape).movedim(3, 1)
 
     for i, (block, (prefix_k, prefix_v)) in enumerate(zip(tower.blocks, prefix, strict=True)):

@@ -136,22 +136,24 @@ def test_progress_counts_images(tiny_clip: TinyCLIP, splits: DatasetSplits, tmp_
     assert seen == [(10, 28), (14, 28), (24, 28), (28, 28)]
 
 
-def _build_in_process(folder: str, cache: Path, barrier) -> None:
+def _build_in_process(folder: str, cache: Path, barrier, encoded) -> None:
     barrier.wait()
-    build(TinyCLIP(), load_split(f"folder:{folder}"), cache)
+    clip = TinyCLIP()
+    build(clip, load_split(f"folder:{folder}"), cache)
+    encoded.put(clip.encoded)
 
 
-def test_two_processes_may_build_the_same_bank(splits: DatasetSplits, tiny_clip: TinyCLIP, tmp_path: Path):
+def test_of_two_processes_one_builds_the_bank_of_both(splits: DatasetSplits, tiny_clip: TinyCLIP, tmp_path: Path):
     context = multiprocessing.get_context("fork")
-    barrier, cache = context.Barrier(2), tmp_path / "cache"
-    processes = [
-        context.Process(target=_build_in_process, args=(str(splits.image_dir), cache, barrier)) for _ in range(2)
-    ]
+    barrier, encoded, cache = context.Barrier(2), context.Queue(), tmp_path / "cache"
+    arguments = str(splits.image_dir), cache, barrier, encoded
+    processes = [context.Process(target=_build_in_process, args=arguments) for _ in range(2)]
     for process in processes:
         process.start()
     for process in processes:
         process.join(timeout=60)
     assert [process.exitcode for process in processes] == [0, 0]
-    assert len(list(cache.iterdir())) == 1
+    assert sorted(encoded.get(timeout=10) for _ in processes) == [0, len(splits.train)]
+    assert len(list(cache.glob("*.safetensors"))) == 1
     build(tiny_clip, splits, cache)
     assert tiny_clip.encoded == 0

@@ -79,7 +79,7 @@ def feature_shift(learner: PromptLearner, images: Tensor, template: str = DEFAUL
     without = F.normalize(clip.encode_text(frozen_text), dim=-1)
     with recorded_states(clip.text) as prompted:
         for call in calls:
-            clip.encode_prompts(call.prefix, call.suffix, call.lengths, call.deep)
+            clip.encode_prompts(call)
     with recorded_states(clip.text) as frozen:
         clip.encode_text(frozen_text, chunk=len(frozen_text))
     text = _by_block(prompted, frozen, lambda states: states)

@@ -20,7 +20,8 @@ from vlprompt.prompts import TextPrompt
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-Parts = tuple[Tensor, Tensor, Tensor]
+    from vlprompt.text import Prompts
+
 SPACING_SAMPLE = 512  # words whose own nearest words are looked up
 CAVEAT = "a vector that is farther from every word than words are from each other stands for none of them"
 
@@ -96,8 +97,8 @@ def _recorded_contexts(learner: PromptLearner) -> Iterator[list[Tensor]]:
     prompts = [module for module in learner.modules() if isinstance(module, TextPrompt)]
     contexts: list[Tensor] = []
 
-    def recording(assemble: Callable[..., Parts]) -> Callable[..., Parts]:
-        def recorded(clip: FrozenCLIP, tokens: ClassTokens, ctx: Tensor) -> Parts:
+    def recording(assemble: Callable[..., Prompts]) -> Callable[..., Prompts]:
+        def recorded(clip: FrozenCLIP, tokens: ClassTokens, ctx: Tensor) -> Prompts:
             contexts.append(ctx)
             return assemble(clip, tokens, ctx)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from filelock import FileLock
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
@@ -60,6 +61,8 @@ class FeatureBank:
     ) -> FeatureBank:
         """Return the bank of ``items``, from the cache if it is there, else encoded now and written to it.
 
+        Of several processes that ask for the same bank one encodes, and the others wait for it.
+
         Args:
             clip: the frozen model.
             splits: the dataset that ``items`` belong to.
@@ -85,12 +88,15 @@ class FeatureBank:
         labels = torch.tensor([item.label for item in items])
         if path.exists():
             return cls(_read(path, key), labels, key, path)
-        dataset = ImageItems(splits, items, transform)
-        features = _encode(clip, dataset, views, seed, batch_size, workers, progress)
-        metadata = {"format": FORMAT, "key": key, "sha256": _checksum(features), "dataset": splits.name}
-        with atomic_write(path) as temporary:
-            save_file({"features": features}, temporary, metadata)
-        return cls(features, labels, key, path)
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / f".{path.stem}.lock"):
+            if not path.exists():  # no other run has made it meanwhile
+                dataset = ImageItems(splits, items, transform)
+                features = _encode(clip, dataset, views, seed, batch_size, workers, progress)
+                metadata = {"format": FORMAT, "key": key, "sha256": _checksum(features), "dataset": splits.name}
+                with atomic_write(path) as temporary:
+                    save_file({"features": features}, temporary, metadata)
+        return cls(_read(path, key), labels, key, path)
 
     def __len__(self) -> int:
         return len(self.labels)
