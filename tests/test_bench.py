@@ -31,6 +31,8 @@ def test_the_command_prints_a_table_and_writes_json(tmp_path: Path, capsys: pyte
     assert row["times_faster"] > 0
     assert main(["bench", "clases=3"]) == 2
     assert "did you mean classes?" in capsys.readouterr().err
+    assert main(["bench", "classes=[10,2000]"]) == 2
+    assert "classes=2000 is more than there are names" in capsys.readouterr().err
 
 
 def test_a_sweep_is_measured_against_the_same_runs_one_by_one(tmp_path: Path) -> None:

@@ -20,10 +20,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from open_clip import IMAGENET_CLASSNAMES
 from torch.utils.flop_counter import FlopCounterMode
 
 from vlprompt.clip import FrozenCLIP
 from vlprompt.data.splits import DEFAULT_TEMPLATE
+from vlprompt.errors import VlpromptError
 from vlprompt.learner import PromptLearner, create_learner
 from vlprompt.weights import TINY, load_clip
 
@@ -59,9 +61,10 @@ class Case:
 
 
 def class_names(count: int) -> list[str]:
-    """Names of one to three words, as datasets have them."""
-    words = ("cat", "river", "goose", "lamp", "tower", "apple", "engine", "meadow", "violin", "anchor")
-    return [" ".join(words[int(d)] for d in str(i)) for i in range(count)]
+    """ImageNet's first names, which seldom begin alike."""
+    if count > len(IMAGENET_CLASSNAMES):
+        raise VlpromptError(f"classes={count} is more than there are names to measure with: {len(IMAGENET_CLASSNAMES)}")
+    return list(IMAGENET_CLASSNAMES[:count])
 
 
 def work(case: Case, clip: FrozenCLIP) -> Callable[[], None]:
@@ -246,7 +249,11 @@ def bench(
         methods: what to measure: ``images``, ``coop``, ``maple``, ``cocoop``, ``promptsrc``, ``proda``.
         repeats: timed runs of a measurement at most; slow ones stop after 20 s.
         say: told of each comparison as it is measured.
+
+    Raises:
+        VlpromptError: a class count is larger than ImageNet's.
     """
+    class_names(max(classes))  # too many are refused before anything is measured
     torch.manual_seed(0)
     clip = load_clip(backbone, None if backbone == TINY else "random", device="cpu")
     room = 0.8 * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
