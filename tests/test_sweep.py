@@ -55,6 +55,7 @@ def test_what_makes_no_sense_is_refused_before_anything_runs() -> None:
     [
         ({"methods": ["coop", "mapel"]}, "unknown method 'mapel': did you mean maple"),
         ({"methods": []}, "methods is empty"),
+        ({"methods": ["coop"], "datasets": ["digits", "emojy"]}, "unknown dataset 'emojy': did you mean emoji"),
         ({"methods": ["coop"], "method": "maple"}, r"say methods=\[…\] or method=…, not both"),
         ({"methods": ["coop"], "name": "x"}, "leave name out"),
         ({"methods": ["coop"], "lr": -1}, "lr must be above 0"),

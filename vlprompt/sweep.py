@@ -12,7 +12,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from vlprompt.data import list_collections
+from vlprompt.data import dataset_info, list_collections
 from vlprompt.errors import VlpromptError
 from vlprompt.files import atomic_write
 from vlprompt.learner import METHODS
@@ -136,6 +136,8 @@ def _values(axis: str, given: Any) -> list[Any]:
     if axis == "datasets":
         collections = list_collections()
         values = [name for value in values for name in collections.get(value, (value,))]
+        for name in (part for value in values for part in str(value).split("+") if ":" not in str(value)):
+            dataset_info(name.strip())
     return list(dict.fromkeys(values))
 
 
