@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from filelock import FileLock
 import vlprompt.sweep
 from vlprompt import VlpromptError, run
 from vlprompt.cli.__main__ import main
+from vlprompt.data import load_split, register_dataset
 from vlprompt.executors import in_processes, on_ray
 from vlprompt.files import cache_dir
 from vlprompt.results import find_results
@@ -64,6 +66,12 @@ def test_what_makes_no_sense_is_refused_before_anything_runs() -> None:
 def test_a_mistake_in_a_sweep_is_one_sentence(settings: dict, sentence: str) -> None:
     with pytest.raises(VlpromptError, match=sentence):
         expand(settings)
+
+
+def test_datasets_in_hand_and_joined_ones_can_be_swept() -> None:
+    mine = register_dataset(replace(load_split("digits"), name="of-my-own"))
+    assert len(expand({"method": "coop", "datasets": [mine, "folder:somewhere"], "seed": 1}).tasks) == 2
+    assert len(expand({"method": "coop", "datasets": "digits+emoji", "protocol": "multitask", "seed": 1}).tasks) == 1
 
 
 def test_results_are_those_of_single_runs_and_are_kept(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from vlprompt.data import dataset_info, list_collections
+from vlprompt.data import dataset_info, list_collections, list_datasets
 from vlprompt.errors import VlpromptError
 from vlprompt.files import atomic_write
 from vlprompt.learner import METHODS
@@ -135,9 +135,10 @@ def _values(axis: str, given: Any) -> list[Any]:
         known.info(str(value))  # a misspelt name is an error, not a combination to refuse
     if axis == "datasets":
         collections = list_collections()
-        values = [name for value in values for name in collections.get(value, (value,))]
-        for name in (part for value in values for part in str(value).split("+") if ":" not in str(value)):
-            dataset_info(name.strip())
+        values = [name for value in map(str, values) for name in collections.get(value, (value,))]
+        parts = {part.strip() for value in values if ":" not in value for part in value.split("+")}
+        for name in sorted(parts - set(list_datasets())):
+            dataset_info(name)  # says what is unknown
     return list(dict.fromkeys(values))
 
 
