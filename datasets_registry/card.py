@@ -47,7 +47,8 @@ class Card:
         images: the image folder below ``folder``, which items' paths are relative to.
         split: where train, val and test come from: ``published`` with a method's code, ``official`` by the dataset's
             authors, ``folders`` of the images, ``test only``, or ``embedded``.
-        split_file: the published split, below ``folder``; ``{}`` stands for a domain's letter.
+        split_file: the published split, below ``folder``; ``{}`` stands for a domain's letter. If the package has it
+            (``datasets_registry.packaged``) too, it need not be there, and is taken first if it is.
         split_page: where to get the split file.
         lister: who finds classes and images without the split file, for ``split=generated``.
         variants: what may follow ``name/``, for a card that stands for several datasets.

@@ -74,8 +74,9 @@ def load_split(
         root: the folder that holds the datasets' folders; the embedded ones need none. For ``csv:`` and ``json:`` it
             is where paths start, by default the file's own folder.
         download: fetch missing images where the card knows an archive.
-        split: ``published`` takes the dataset's own; ``generated`` makes one from the images, the same on every
-            machine, for who lacks the published file. The result's ``source`` tells.
+        split: ``published`` takes the dataset's own, from its file on disk, else, for seven of CoOp's sets, from this
+            package (a file that differs from that is told in a warning); ``generated`` makes one from the images, the
+            same on every machine, for who lacks the published file. The result's ``source`` tells.
         class_names: other names for the classes: by present name, or one for each label.
 
     Raises:

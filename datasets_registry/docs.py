@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from datasets_registry.card import Card, card_names, collections, load_card
+from datasets_registry.packaged import has_packaged, split_words
 from vlprompt.files import atomic_write
 
 PAGE = Path(__file__).resolve().parent.parent / "docs/datasets.md"
@@ -25,11 +26,16 @@ SPLITS = """## Where splits come from
 
 | split | meaning |
 | --- | --- |
+| included | CoOp's published split, which comes with the package (MIT licence, see NOTICE). |
 | published | the file that a method's authors published, linked in the dataset's section; it is not ours to ship. |
 | official | lists or files of the dataset's own authors. |
 | folders | folders of the images. |
 | test only | test images for what is learnt on another dataset. |
 | embedded | part of this package; nothing to get. |
+
+Where the split is included, the images are all that is needed. The authors' file is still taken first where it lies in
+its place; if it says other than the published split, a warning and `data check` tell, and results have
+`"source": "own file"`.
 
 Without the published file, `split=generated` makes a split from the images: the same on every machine, 50/20/30 of each
 class, or the authors' test images and 80/20 of the rest where they name test images; of each class and domain 70/30 for
@@ -80,7 +86,7 @@ def _row(card: Card) -> str:
     halves = f"{counts['base']:,} + {counts['new']:,}" if "base" in counts else ""
     name = f"[`{card.name}`](#{card.name})"
     get = "embedded" if not card.folder else "download" if card.archives else "by hand"
-    cells = [name, card.title, str(card.classes or ""), about + parts, halves, card.split, get, card.licence]
+    cells = [name, card.title, str(card.classes or ""), about + parts, halves, split_words(card), get, card.licence]
     return f"| {' | '.join(cell.strip() for cell in cells)} |"
 
 
@@ -106,6 +112,8 @@ def _section(card: Card) -> str:
             else f"The images are at <{card.homepage}>."
         )
         split = f" The published split is linked from <{card.split_page}>." if card.split_file else ""
+        if has_packaged(card.name):
+            split = f" The published split is included; a file `{card.folder}/{card.split_file}` is used in its place."
         prepared = (
             f" `vlprompt data prepare {card.name} from=DIR data_root=DIR` takes torchvision's copy."
             if card.torchvision

@@ -3,21 +3,67 @@
 from __future__ import annotations
 
 import json
+import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from datasets_registry.card import Card
+from datasets_registry.packaged import has_packaged, packaged_sha256, packaged_split
 from datasets_registry.readers.base import natural_name, on_disk, readers
 from vlprompt.data.splits import PARTS, DatasetSplits, Item
 from vlprompt.errors import VlpromptError
-from vlprompt.files import is_relative_inside
+from vlprompt.files import is_relative_inside, sha256_file
+
+Parts = Mapping[str, Sequence[Item]]
 
 
 @readers.register("coop_json")
 def read_coop_json(card: Card, folder: Path, variant: str) -> DatasetSplits:
-    """A published split file beside the image folder."""
-    class_names, parts = read_split_file(find_split_file(card, folder / card.split_file))
-    return on_disk(card, folder, class_names, parts, source="published")
+    """A published split: the file beside the image folder, or what the package has of it."""
+    class_names, parts, defects, other = audit_published(card, folder)
+    if defects:
+        raise VlpromptError(defects[0])
+    if other:
+        warnings.warn(other, stacklevel=2)
+    return on_disk(card, folder, class_names, parts, source="own file" if other else "published")
+
+
+def audit_published(card: Card, folder: Path) -> tuple[tuple[str, ...], dict[str, list[Item]], list[str], str]:
+    """Read a published split, as ``audit_split_file`` does.
+
+    A file on disk wins over the one that comes with the package.
+
+    Returns:
+        Class names, items and defects, and a sentence if the file is not the published one, as far as that is known.
+    """
+    path = folder / card.split_file
+    if not has_packaged(card.name):
+        return *audit_split_file(find_split_file(card, path)), ""
+    if not path.is_file():
+        return *packaged_split(card.name), [], ""
+    names, parts, defects = audit_split_file(path)
+    if defects or sha256_file(path) == packaged_sha256(card.name):
+        return names, parts, defects, ""
+    difference = describe_difference(parts, packaged_split(card.name)[1])
+    if not difference:
+        return names, parts, [], ""
+    sentence = (
+        f"{path} is not the published split of {card.title} ({difference}): it is used, and numbers on it do not "
+        "compare with published ones; without the file the published split, which comes with the package, is used"
+    )
+    return names, parts, [], sentence
+
+
+def describe_difference(parts: Parts, published: Parts) -> str:
+    """Say in a phrase what a split has other than the published one; empty if the items are the same."""
+    ours, theirs = ({(part, item): None for part, items in p.items() for item in items} for p in (parts, published))
+    if list(ours) == list(theirs):
+        return ""
+    paths = dict.fromkeys(item.path for _, item in [*(ours.keys() - theirs.keys()), *(theirs.keys() - ours.keys())])
+    if not paths:
+        return "its images stand in another order, so few-shot draws are others"
+    return f"{len(paths):,} images have another part or class or are in one of the two alone, such as {min(paths)}"
 
 
 @readers.register("json", takes_path=True)

@@ -44,17 +44,20 @@ def damage_split(root: Path, change: Callable[[dict], None]) -> None:
 
 
 def defects(root: Path, *, deep: bool = False) -> list[str]:
-    """Defects other than the miniature's small counts."""
+    """Defects other than the miniature's small counts, and that its split is none that was published."""
     report = check_dataset("eurosat", root, deep=deep)
     assert not any("\n" in line for line in report.defects)
-    return [line for line in report.defects if "the card says" not in line or "label" in line]
+    lines = [line for line in report.defects if "is not the published split" not in line]
+    return [line for line in lines if "the card says" not in line or "label" in line]
 
 
 def test_whole_miniature_differs_in_its_counts_alone(eurosat: Path):
     report = check_dataset("eurosat", eurosat, deep=True)
-    assert [line.split()[0] for line in report.defects] == ["train", "val", "test", "base", "new"]
-    assert report.defects[0] == "train has 20 images, the card says 13,500"
-    assert (report.found, report.classes, report.opened, report.source) == (True, 10, 40, "published")
+    split, *counts = report.defects
+    assert "split_zhou_EuroSAT.json is not the published split of EuroSAT" in split
+    assert [line.split()[0] for line in counts] == ["train", "val", "test", "base", "new"]
+    assert counts[0] == "train has 20 images, the card says 13,500"
+    assert (report.found, report.classes, report.opened, report.source) == (True, 10, 40, "own file")
     assert report.class_hash == class_hash(load_split("eurosat", eurosat).class_names)
     assert datasets_below(eurosat) == ["eurosat"]
 
@@ -66,7 +69,7 @@ def test_missing_folders_are_told_with_what_to_do(eurosat: Path, tmp_path: Path)
     shutil.rmtree(eurosat / "eurosat/2750/Forest")
     assert defects(eurosat) == [f"the folder {eurosat}/eurosat/2750/Forest with 4 images is missing"]
     (eurosat / "eurosat/split_zhou_EuroSAT.json").unlink()
-    assert "split_zhou_EuroSAT.json is missing: get it from the links in" in defects(eurosat)[0]
+    assert f"the folder {eurosat}/eurosat/2750/Forest with 3,000 images is missing" in defects(eurosat)
     shutil.rmtree(eurosat / "eurosat/2750")
     assert "the image folder" in defects(eurosat)[0]
 
@@ -171,10 +174,10 @@ def test_published_test_part_that_equals_val_is_no_duplicate(tmp_path: Path):
 def test_command_prints_a_line_a_defect_and_its_status_tells(eurosat: Path, capsys: pytest.CaptureFixture):
     assert main(["check", "eurosat", f"data_root={eurosat}", "--deep", "--quiet"]) == 1
     out = capsys.readouterr().out.splitlines()
-    assert out[0].startswith("eurosat: 5 defects; 10 classes (hash ")
-    assert len(out) == 6
+    assert out[0].startswith("eurosat: 6 defects; 10 classes (hash ")
+    assert len(out) == 7
     assert main(["check", str(eurosat), "--quiet", "lines=1"]) == 1
-    assert capsys.readouterr().out.splitlines()[-1] == "  and 4 more (lines=N shows N)"
+    assert capsys.readouterr().out.splitlines()[-1] == "  and 5 more (lines=N shows N)"
     assert main(["check", "digits", "--quiet"]) == 0
     assert main(["check", str(eurosat / "eurosat")]) == 2
     assert "no folder of a registered dataset" in capsys.readouterr().err

@@ -11,6 +11,7 @@ from rich.table import Table
 from datasets_registry.acquire import download_dataset, prepare_dataset
 from datasets_registry.card import Card, load_card
 from datasets_registry.catalog import find_card, list_collections
+from datasets_registry.packaged import has_packaged, split_words
 from vlprompt.cli._shared import check_keys, command, parse
 from vlprompt.console import Reporter, make_console
 from vlprompt.data import list_datasets
@@ -66,7 +67,7 @@ def show_list(pattern: str, settings: dict[str, Any], reporter: Reporter) -> int
         card = find_card(name)[0]
         counts = [f"{card.counts[p]:,}" if p in card.counts else "" for p in ("train", "val", "test")]
         offered = "embedded" if not card.folder else "yes" if card.archives else "by hand"
-        table.add_row(name, card.title, str(card.classes or ""), *counts, card.split, offered)
+        table.add_row(name, card.title, str(card.classes or ""), *counts, split_words(card), offered)
     console = make_console()
     console.print(table)
     if pattern == "*":
@@ -98,7 +99,7 @@ def card_facts(card: Card) -> list[tuple[str, str]]:
             f"{d} ({card.domain_counts[d]:,})" if d in card.domain_counts else d for d in card.domains
         ),
         "template": " | ".join(card.templates),
-        "split": card.split + (f", {card.folder}/{card.split_file} from {card.split_page}" if card.split_file else ""),
+        "split": card.split + split_place(card),
         "get it": "embedded, nothing to get"
         if not card.folder
         else f"vlprompt data download {card.name} data_root=DIR"
@@ -111,6 +112,16 @@ def card_facts(card: Card) -> list[tuple[str, str]]:
         "notes": card.notes,
     }
     return [(key, value) for key, value in facts.items() if value]
+
+
+def split_place(card: Card) -> str:
+    """Return where a published split lies or comes from, to stand behind its kind."""
+    if not card.split_file:
+        return ""
+    file = f"{card.folder}/{card.split_file}"
+    if has_packaged(card.name):
+        return f", included (a file {file} is used in its place)"
+    return f", {file} from {card.split_page}"
 
 
 def run_check(name: str, settings: dict[str, Any], reporter: Reporter) -> int:
@@ -161,7 +172,7 @@ def run_download(name: str, settings: dict[str, Any], reporter: Reporter) -> int
             f"{card.title} has no automatic download: get it from {card.homepage} and make\n  {root}/{layout}"
         )
     split = root / card.folder / card.split_file
-    if card.split == "published" and not (card.letters or split.exists()):
+    if card.split == "published" and not (card.letters or split.exists() or has_packaged(card.name)):
         reporter.say(f"still missing: {split}, from the links in {card.split_page} (or use split=generated)")
     return 0
 

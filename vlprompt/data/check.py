@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import warnings
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ from pathlib import Path
 from datasets_registry.acquire import how_to_get
 from datasets_registry.card import Card, card_names, load_card
 from datasets_registry.catalog import SplitChoice, find_card, find_folder, load_split
-from datasets_registry.readers.coop_json import audit_split_file
+from datasets_registry.readers.coop_json import audit_published
 from datasets_registry.readers.domains import audit_spg_files
 from vlprompt.data.images import open_inside
 from vlprompt.data.splits import PARTS, DatasetSplits, Item
@@ -95,9 +96,12 @@ def check_dataset(
                 return Report(name, defects=tuple(defects))
     if not defects:
         try:
-            splits = load_split(name, root, split=split)
+            with warnings.catch_warnings(record=True) as told:
+                warnings.simplefilter("always")
+                splits = load_split(name, root, split=split)
         except VlpromptError as error:
             return Report(name, defects=(str(error),))
+        defects += [str(warning.message) for warning in told]
     if registered and splits.source != "generated" and "/" not in name:
         defects += _against_card(card, splits)
     safe, wrong = _check_files(splits)
@@ -129,13 +133,7 @@ def _missing_folder(card: Card, folder: Path | None) -> str:
 def _audit(card: Card, folder: Path) -> tuple[DatasetSplits | None, list[str]]:
     """Read a published split file for all its defects; with any, the dataset is what is sound in it."""
     try:
-        if card.letters:
-            names, parts, defects = audit_spg_files(card, folder)
-        else:
-            path = folder / card.split_file
-            if not path.is_file():
-                return None, [f"the published split {path} is missing: get it from the links in {card.split_page}"]
-            names, parts, defects = audit_split_file(path)
+        names, parts, defects = (audit_spg_files if card.letters else audit_published)(card, folder)[:3]
     except VlpromptError as error:
         return None, [str(error)]
     if not any(parts.values()):

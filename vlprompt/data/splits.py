@@ -39,7 +39,8 @@ class DatasetSplits:
         train, val, test: items; their order matters, since it fixes the few-shot draw.
         open_image: opens an item's image as an RGB ``PIL.Image``.
         templates: the dataset's hand-written prompt templates, each with one ``{}``.
-        source: where the split comes from: ``published``, ``official``, ``generated`` or ``embedded``.
+        source: where the split comes from: ``published``, ``official``, ``generated``, ``embedded``, or ``own file``
+            where a file in the published one's place says something else.
         root: the dataset's folder on disk, or None if it needs none.
         image_dir: the folder that items' paths are relative to, or None if the images are not files of their own.
         half: which classes are kept: ``all``, ``base`` or ``new``.
