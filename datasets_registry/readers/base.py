@@ -8,9 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from torchvision.datasets.folder import IMG_EXTENSIONS
-
 from datasets_registry.card import Card
+from vlprompt.data.formats import is_image_name
 from vlprompt.data.images import open_inside
 from vlprompt.data.sampling import generated_split
 from vlprompt.data.splits import PARTS, DatasetSplits, Item
@@ -22,7 +21,13 @@ Reader = Callable[[Card, "Path | None", str], DatasetSplits]
 
 readers: Registry[Reader] = Registry("dataset reader")
 
-__all__ = ["Reader", "generated_split", "natural_name", "on_disk", "readers"]
+# words for a part of a dataset, in lower case, as folders, tables and shards name them
+PART_NAMES = {
+    **{"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val"},
+    **{"test": "test", "testing": "test"},
+}
+
+__all__ = ["PART_NAMES", "Reader", "generated_split", "natural_name", "on_disk", "readers"]
 
 
 def natural_name(name: str) -> str:
@@ -55,7 +60,7 @@ def images_below(image_dir: Path, folder: str) -> list[str]:
         os.path.relpath(os.path.join(parent, name), image_dir).replace(os.sep, "/")
         for parent, _, names in os.walk(top)
         for name in names
-        if name.lower().endswith(IMG_EXTENSIONS) and not name.startswith(".")
+        if is_image_name(name) and not name.startswith(".")
     )
 
 

@@ -14,17 +14,16 @@ from functools import partial
 from pathlib import Path
 
 from PIL import Image
-from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from datasets_registry.card import Card
-from datasets_registry.readers.base import generated_split, natural_name, on_disk, read_lines, readers
+from datasets_registry.readers.base import PART_NAMES, generated_split, natural_name, on_disk, read_lines, readers
+from vlprompt.data.formats import image_suffixes
 from vlprompt.data.images import open_rgb
 from vlprompt.data.splits import PARTS, DatasetSplits, Item
 from vlprompt.errors import VlpromptError
 from vlprompt.files import is_relative_inside
 
 COLUMNS = ("path", "label", "class", "split", "domain")
-PART_NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 
 
 @readers.register("csv", takes_path=True)
@@ -171,7 +170,7 @@ def _samples(shard: Path) -> Iterator[tuple[str, tuple[int, int], str]]:
                 if key != current:
                     yield from _complete(shard, current, image, label)
                     image, label, current = None, "", key
-                if f".{extension}" in IMG_EXTENSIONS:
+                if f".{extension}" in image_suffixes():
                     image = key, (member.offset_data, member.size)
                 elif extension in ("cls", "json"):
                     label = _label(tar.extractfile(member).read(), extension, f"{key}.{extension} in {shard}") or label

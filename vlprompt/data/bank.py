@@ -24,7 +24,7 @@ from vlprompt.files import atomic_write, cache_dir
 if TYPE_CHECKING:
     from vlprompt.clip import FrozenCLIP
 
-FORMAT = "vlprompt-bank/1"
+FORMAT = "vlprompt-bank/2"  # raised when the same file gives other pixels or another layout
 
 
 @dataclass(frozen=True)

@@ -2,39 +2,25 @@
 
 from __future__ import annotations
 
-import io
 import os
+import stat
+import warnings
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import numpy as np
 import torch
-from PIL import ExifTags, Image, ImageOps
+from PIL import Image, UnidentifiedImageError
 
+from vlprompt.data.formats import readable_formats
+from vlprompt.data.modes import MAX_PIXELS, check_size, to_rgb
 from vlprompt.data.splits import DatasetSplits, Item
 from vlprompt.errors import VlpromptError
 from vlprompt.files import inside, is_relative_inside
 
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Return the image as RGB, upright, and as a viewer shows it.
-
-    EXIF orientation is applied, transparency (alpha, palette or colour key) is laid over white, 16-bit greyscale is
-    scaled down rather than clipped, CMYK and the rest are converted by Pillow.
-    """
-    image.load()  # some formats carry EXIF behind the pixels
-    if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
-        image = ImageOps.exif_transpose(image)
-    if image.mode == "RGB" and not image.has_transparency_data:
-        return image
-    if image.mode.startswith("I"):  # Pillow's conversion would clip everything above 255 to white
-        return Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)).convert("RGB")
-    if image.has_transparency_data:
-        layer = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
-    return image.convert("RGB")
+# Our own bound is told in our own words; Pillow's warning would call a photo of 100 megapixels an attack.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
 def open_rgb(
@@ -48,19 +34,38 @@ def open_rgb(
         name: what errors call the image, by default its path.
 
     Raises:
-        VlpromptError: the file is missing, empty, truncated, no image, or of more pixels than Pillow trusts.
+        VlpromptError: the file is missing, empty, truncated, no file but a pipe or device, no image of a format in
+            ``vlprompt.data.formats``, or has more than ``MAX_PIXELS`` pixels.
     """
     name = name or str(path)
     try:
-        with Image.open(path) as image:
+        if not hasattr(path, "read"):
+            _check_regular(path)
+        with Image.open(path, formats=readable_formats()) as image:
+            check_size(image)
             return decode(image)
     except FileNotFoundError:
         raise VlpromptError(f"the image {name} does not exist") from None
     # Pillow's decoders raise whatever they meet (OSError, SyntaxError, struct.error, DecompressionBombError, ...).
     except Exception as error:
-        empty = not isinstance(path, io.IOBase) and os.path.exists(path) and not os.path.getsize(path)
-        reason = "it is empty" if empty else error
-        raise VlpromptError(f"cannot read the image {name} ({reason}): replace or remove it") from error
+        raise VlpromptError(f"cannot read the image {name} ({_reason(error, path)}): replace or remove it") from error
+
+
+def _check_regular(path: str | Path) -> None:
+    """Refuse what is no file before it is opened: reading a pipe, device or socket may never end."""
+    mode = os.stat(path).st_mode
+    if not stat.S_ISREG(mode):
+        raise VlpromptError("it is a folder" if stat.S_ISDIR(mode) else "it is a pipe, a device or a socket, no file")
+
+
+def _reason(error: Exception, path: Any) -> str:
+    if isinstance(error, UnidentifiedImageError):
+        if isinstance(path, (str, os.PathLike)) and not os.path.getsize(path):
+            return "it is empty"
+        return f"its content is of no format that is read: {', '.join(readable_formats())}"
+    if isinstance(error, Image.DecompressionBombError):
+        return f"{error}".partition(",")[0] + f"; {MAX_PIXELS:,} are read"
+    return str(error) or type(error).__name__
 
 
 def as_rgb(image: Any, place: str = "the image") -> Image.Image:
@@ -74,16 +79,25 @@ def as_rgb(image: Any, place: str = "the image") -> Image.Image:
         VlpromptError: it is nothing of the kind, or its file cannot be read.
     """
     if isinstance(image, Image.Image):
-        return to_rgb(image)
+        return _in_hand(image, place)
     if isinstance(image, (str, os.PathLike)):
         return open_rgb(image)
     try:
         if isinstance(image, torch.Tensor):
             image = image.permute(1, 2, 0).cpu().numpy()
-        return to_rgb(Image.fromarray(image[..., 0] if image.ndim == 3 and image.shape[2] == 1 else image))
+        image = Image.fromarray(image[..., 0] if image.ndim == 3 and image.shape[2] == 1 else image)
     except (TypeError, ValueError, AttributeError, RuntimeError) as error:
         kind = f"{type(image).__name__} {getattr(image, 'dtype', '')} {getattr(image, 'shape', '')}".strip()
         raise VlpromptError(f"{place} is no image, path or array of (H, W, 3) bytes, but {kind} ({error})") from error
+    return _in_hand(image, place)
+
+
+def _in_hand(image: Image.Image, place: str) -> Image.Image:
+    """Convert an image that is in memory, or that was opened and not read yet."""
+    try:
+        return to_rgb(image)
+    except (VlpromptError, OSError, SyntaxError, ValueError) as error:
+        raise VlpromptError(f"{place} cannot be read ({error})") from error
 
 
 def open_listed(folder: Path, item: Item, decode: Callable[[Image.Image], Any] = to_rgb) -> Any:

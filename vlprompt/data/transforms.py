@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from open_clip.transform import CenterCropOrPad, ResizeKeepRatio
-from PIL import ExifTags, Image
+from PIL import Image
 from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as F
 
-from vlprompt.data.images import to_rgb
+from vlprompt.data.modes import orientation, to_rgb
 from vlprompt.errors import VlpromptError, nearest
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def _is_reducible(image: Image.Image) -> bool:
         getattr(image, "format", None) == "JPEG"
         and bool(getattr(image, "tile", None))
         and image.mode in ("RGB", "L")
-        and image.getexif().get(ExifTags.Base.Orientation, 1) == 1
+        and orientation(image) == 1
     )
 
 

@@ -1,0 +1,82 @@
+"""Which image files are read: raster formats by an explicit list, the same in folders, shards and ``predict``."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from contextlib import suppress
+from functools import cache
+
+from PIL import Image
+
+# Pillow's name of a format, and the endings of its files. What draws (EPS, PDF, SVG, WMF) is not here: reading it
+# starts an interpreter. TGA has no signature, so it is tried last.
+FORMATS: dict[str, tuple[str, ...]] = {
+    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"),
+    "PNG": (".png", ".apng"),
+    "WEBP": (".webp",),
+    "TIFF": (".tif", ".tiff"),
+    "GIF": (".gif",),
+    "BMP": (".bmp",),
+    "DIB": (".dib",),
+    "AVIF": (".avif", ".avifs"),
+    "HEIF": (".heic", ".heif", ".hif"),
+    "JPEG2000": (".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx"),
+    "PPM": (".ppm", ".pgm", ".pbm", ".pnm", ".pfm"),
+    "ICO": (".ico",),
+    "PSD": (".psd",),
+    "PCX": (".pcx",),
+    "DDS": (".dds",),
+    "QOI": (".qoi",),
+    "SGI": (".sgi", ".rgb", ".rgba", ".bw"),
+    "SUN": (".ras",),
+    "XBM": (".xbm",),
+    "XPM": (".xpm",),
+    "TGA": (".tga",),
+}
+BARE = "without ending"
+
+
+@cache
+def readable_formats() -> tuple[str, ...]:
+    """Return the formats that Pillow reads here; HEIF is one of them where ``pillow-heif`` is installed."""
+    Image.init()
+    with suppress(ImportError):
+        from pillow_heif import register_heif_opener
+
+        register_heif_opener()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
+
+
+@cache
+def image_suffixes() -> tuple[str, ...]:
+    """Return the endings, in lower case, of the files that are read."""
+    return tuple(suffix for name in readable_formats() for suffix in FORMATS[name])
+
+
+def describe_left_out(left_out: Mapping[str, int], place: str) -> str:
+    """Return a sentence about files that are not read, counted by ending; empty if there are none.
+
+    >>> describe_left_out({".pdf": 1, ".heic": 2}, "photos")
+    '3 files in photos are left out, since images are not called so: 2 .heic (pip install pillow-heif), 1 .pdf'
+    """
+    if not left_out:
+        return ""
+    total = sum(left_out.values())
+    said = [
+        f"{count:,} {suffix}" + (" (pip install pillow-heif)" if suffix in FORMATS["HEIF"] else "")
+        for suffix, count in sorted(left_out.items(), key=lambda pair: (-pair[1], pair[0]))
+    ]
+    files, are = ("files", "are") if total > 1 else ("file", "is")
+    return f"{total:,} {files} in {place} {are} left out, since images are not called so: {', '.join(said)}"
+
+
+def is_image_name(name: str) -> bool:
+    """Tell by its ending whether a file is read as an image."""
+    return name.lower().endswith(image_suffixes())
+
+
+def count_suffix(left_out: Counter[str], name: str) -> None:
+    """Count a file that is left out by its ending."""
+    _, dot, suffix = name.rpartition(".")
+    left_out[f".{suffix.lower()}" if dot else BARE] += 1

@@ -1,0 +1,106 @@
+"""From any of Pillow's modes to RGB: upright, over white, and as bright as it was meant."""
+
+from __future__ import annotations
+
+import numpy as np
+from PIL import ExifTags, Image
+
+from vlprompt.errors import VlpromptError
+
+MAX_PIXELS = 120_000_000  # 360 MB as RGB; the largest cameras of telephones but one write 108 million
+MAX_SIDE = 65_535  # a JPEG's own bound: resizing a longer line of pixels to a square takes gigabytes
+DEPTHS = (*range(8, 31, 2), 31)  # bits that sensors and files give whole numbers
+DARK = 64  # the brightest of 16-bit colours, cut to bytes, below which they are taken for fewer bits
+ROUND_OFF = 1e-3
+DRAWN = ("EPS", "WMF")  # formats that start an interpreter when their pixels are asked for
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Return the image as RGB, upright, and as a viewer shows it.
+
+    EXIF orientation is applied where the EXIF can be read, and transparency (alpha, palette or colour key) is laid over
+    white. Whole numbers of more than 8 bits are scaled by the fewest bits (8, 10, 12, … 31) that hold the largest,
+    floating-point numbers from 0 to 1 or 0 to 255. CMYK and the rest are converted by Pillow.
+
+    Raises:
+        VlpromptError: it has too many pixels, or numbers whose range is not known; the sentence does not name it.
+    """
+    check_size(image)
+    if getattr(image, "format", None) in DRAWN:
+        raise VlpromptError(f"it is a drawing ({image.format}), not pixels: save it as PNG")
+    deep = any(";16" in str(tile) for tile in getattr(image, "tile", ()))
+    image.load()  # some formats carry EXIF behind the pixels
+    turn = _TURNS.get(orientation(image))
+    if turn is not None:
+        image = image.transpose(turn)
+    if image.mode.startswith("I"):
+        return Image.fromarray(_bytes_of_integers(np.asarray(image).astype(np.int64))).convert("RGB")
+    if image.mode == "F":
+        return Image.fromarray(_bytes_of_floats(np.asarray(image))).convert("RGB")
+    if deep:
+        _check_brightness(image)
+    if image.mode == "RGB" and not image.has_transparency_data:
+        return image
+    if image.has_transparency_data:
+        layer = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
+    return image.convert("RGB")
+
+
+def check_size(image: Image.Image) -> None:
+    """Refuse an image of more pixels, or a longer side, than are read; nothing is decoded for it."""
+    width, height = image.size
+    if width * height > MAX_PIXELS or max(width, height) > MAX_SIDE:
+        raise VlpromptError(
+            f"it has {width:,} x {height:,} = {width * height:,} pixels, and {MAX_PIXELS:,} with no side beyond "
+            f"{MAX_SIDE:,} are read"
+        )
+
+
+def orientation(image: Image.Image) -> int:
+    """Return EXIF's orientation, 1 (upright) where there is none or the EXIF is damaged."""
+    try:
+        value = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # Pillow raises whatever the bytes lead it to; the pixels are fine
+        return 1
+    return value if isinstance(value, int) and value in _TURNS else 1
+
+
+def _bytes_of_integers(values: np.ndarray) -> np.ndarray:
+    """Scale (H, W) whole numbers to bytes; Pillow's own conversion would clip what is above 255 to white."""
+    least, most = int(values.min(initial=0)), int(values.max(initial=0))
+    if least < 0:
+        raise VlpromptError(f"its numbers go from {least} to {most}, so that black is unknown: scale them to 0 to 255")
+    bits = next((bits for bits in DEPTHS if most < 1 << bits), DEPTHS[-1])
+    return (values >> (bits - DEPTHS[0])).astype(np.uint8)
+
+
+def _bytes_of_floats(values: np.ndarray) -> np.ndarray:
+    """Scale (H, W) floating-point numbers to bytes, where they go from 0 to 1 or from 0 to 255."""
+    least, most = float(values.min(initial=0)), float(values.max(initial=0))
+    if least >= -ROUND_OFF and most <= 1 + ROUND_OFF:
+        return (values.clip(0, 1) * 255).round().astype(np.uint8)
+    if least >= -ROUND_OFF and DARK <= most <= 255 + ROUND_OFF:
+        return values.clip(0, 255).round().astype(np.uint8)
+    raise VlpromptError(
+        f"its numbers go from {least:g} to {most:g}, and neither from 0 to 1 nor from 0 to 255: scale them"
+    )
+
+
+def _check_brightness(image: Image.Image) -> None:
+    """Refuse colours of 16 bits that hold fewer: Pillow keeps the upper byte alone, so what they show is gone."""
+    bands = [band for band in image.getbands() if band not in "Aa"]
+    most = max(image.getchannel(band).getextrema()[1] for band in bands)
+    if 0 < most < DARK:
+        raise VlpromptError(
+            f"its 16-bit colours reach {most + 1}/256 of their range, so it would be nearly black: save it with 8 bits"
+        )
