@@ -48,6 +48,7 @@ def test_a_run_leaves_its_settings_log_learner_and_result(finished: Path) -> Non
     assert [(r.target, r.n_classes, r.n_images) for r in result.rows] == [("base", 5, 20), ("new", 5, 20)]
     assert result.recipe["name"] == "coop/base_to_new"
     assert result.n_parameters > 0
+    assert result.seeded
     assert result.times.keys() == {"load", "encode", "train", "test"}
     assert len((finished / "train.jsonl").read_text().splitlines()) == 3
 
@@ -127,7 +128,7 @@ def test_starting_again_says_what_it_replaces(tmp_path: Path, capsys: pytest.Cap
 
 def test_zero_shot_is_tested_without_training(tmp_path: Path) -> None:
     result = run(method="zero_shot", dataset="digits", shots=1, limit=20, output=tmp_path, name="z", quiet=True)
-    assert (result.views, result.n_parameters) == (None, 0)
+    assert (result.views, result.n_parameters, result.seeded) == (None, 0, False)
     assert [r.accuracy for r in result.rows] == [r.zero_shot for r in result.rows]
     assert not (tmp_path / "z/train.jsonl").exists()
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,11 +20,14 @@ from made_results import (
     write_results,
     write_with_predictions,
 )
+from rich.console import Console
 
 from vlprompt import VlpromptError
 from vlprompt.data import list_collections
-from vlprompt.report import Report, make_report
+from vlprompt.report import FORMATS, Report, make_report
+from vlprompt.report.render import print_terminal
 from vlprompt.results import Result, harmonic_mean
+from vlprompt.statistics import ONE_SEED, SPREAD
 
 T_3 = 4.302653  # Student's t, 97.5%, two degrees of freedom
 
@@ -49,8 +54,10 @@ def test_base_to_new_averages_seeds_then_datasets_and_names_both_harmonic_means(
     assert base.value == 65.5
     # the averages of the seeds are 64.5, 65 and 67: deviations over n, and the interval of their mean over n - 1
     assert base.std == pytest.approx((3.5 / 3) ** 0.5)
-    half = T_3 * (3.5 / 2) ** 0.5 / 3**0.5
-    assert base.interval == pytest.approx((65.5 - half, 65.5 + half), abs=1e-4)
+    half = T_3 * (3.5 / 2) ** 0.5 / 3**0.5 / (65.5 * 0.345)  # on the logit scale
+    odds = 65.5 / 34.5
+    ends = [100 / (1 + math.exp(sign * half) / odds) for sign in (1, -1)]
+    assert base.interval == pytest.approx(tuple(ends), abs=1e-4)
     assert (base.seeds, base.n_images, base.missing) == ((1, 2, 3), 200, "")
     assert find_cell(mean, "coop", "new").value == 75
     assert find_cell(mean, "coop", "H of averages").value == pytest.approx(harmonic_mean(65.5, 75))
@@ -75,7 +82,26 @@ def test_zero_shot_is_told_of_every_run_without_seeds(tmp_path: Path) -> None:
 def test_one_seed_has_no_interval(tmp_path: Path) -> None:
     [table] = report_of(tmp_path, [make_result({"base": 80.0, "new": 60.0})]).tables
     cell = find_cell(table, "coop", "base")
-    assert (cell.value, cell.std, cell.interval, cell.seeds) == (80.0, 0.0, None, (1,))
+    assert (cell.value, cell.std, cell.interval, cell.seeds) == (80.0, None, None, (1,))
+
+
+def test_seeds_are_read_off_the_result_and_not_off_its_parameters(tmp_path: Path) -> None:
+    by_seed = scores(base=[80, 82], new=[60, 62])
+    drawn = over_seeds(by_seed, method="gda", n_parameters=0, seeded=True)
+    [table] = report_of(tmp_path, drawn).tables
+    cell = find_cell(table, "gda", "base")
+    assert (cell.value, cell.std, cell.seeds) == (81.0, 1.0, (1, 2))
+    assert SPREAD in table.caption
+
+
+def test_one_seed_shows_neither_deviation_nor_interval_in_any_format(tmp_path: Path) -> None:
+    report = report_of(tmp_path, [make_result({"base": 80.0, "new": 60.0})])
+    for format in FORMATS[1:]:
+        assert "± 0.00" not in report.text(format)
+    assert ONE_SEED in report.tables[0].caption
+    console = Console(width=120, record=True, file=io.StringIO())
+    print_terminal(report.all_tables, console)
+    assert "±" not in console.export_text()
 
 
 def test_generalized_has_the_columns_of_base_to_new_and_a_table_of_its_own(tmp_path: Path) -> None:
@@ -279,7 +305,7 @@ def test_a_pair_has_the_difference_image_by_image_and_its_classes(tmp_path: Path
     assert (base.seeds, base.n_images) == ((1, 2), 100)
     assert base.interval[0] < 6 < base.interval[1]
     assert find_cell(table, "emoji: base", "decided").text == "yes"
-    assert find_cell(table, "emoji: new", "decided").text == "no"
+    assert find_cell(table, "emoji: new", "decided").text == "every image alike"
     assert find_cell(table, "mean", "difference").value == pytest.approx(3.0, abs=1e-4)
     assert headings_of(coop) == ["zero-shot", "coop", "gain", "images"]
     assert coop.sections[0].heading == "emoji: base"

@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from vlprompt import VlpromptError
 from vlprompt.results import Result, Row, harmonic_mean, read_result
+from vlprompt.runs import is_seeded
 from vlprompt.statistics import summarise
 
 # spec: base, new and harmonic mean over 11 datasets, ViT-B/16, 16 shots
@@ -61,6 +64,36 @@ def result(dataset: str = "emoji", seed: int = 1, base: float = 80.0, new: float
         git_commit=None,
         created="2026-01-01T00:00:00+00:00",
     )
+
+
+def test_whether_a_result_has_seeds_is_a_fact_of_it_and_older_ones_fall_back_to_their_parameters() -> None:
+    assert replace(result(), n_parameters=0, seeded=True).has_seeds  # computed from the draw, nothing trained
+    assert not replace(result(), n_parameters=768, seeded=False).has_seeds
+    assert [replace(result(), n_parameters=n).has_seeds for n in (0, 768)] == [False, True]
+
+
+@pytest.mark.parametrize(
+    ("parameters", "facts", "shots", "expected"),
+    [
+        ([torch.zeros(1)], {}, 16, True),
+        ([torch.zeros(1)], {}, "all", True),  # order of batches, initial weights
+        ([], {}, 16, False),  # zero-shot CLIP looks at no draw
+        ([], {"uses_draw": True}, 16, True),  # a classifier computed from the draw, such as GDA's
+        ([], {"uses_draw": True}, "all", False),  # nothing is drawn
+    ],
+)
+def test_a_run_writes_whether_its_seed_decides_anything(
+    parameters: list, facts: dict, shots: int | str, expected: bool
+) -> None:
+    learner = SimpleNamespace(trainable_parameters=lambda: parameters, facts=facts)
+    assert is_seeded(learner, SimpleNamespace(shots=shots)) is expected
+
+
+def test_of_the_frozen_model_a_summary_is_one_number_whatever_the_seeds() -> None:
+    found = summarise([result(seed=seed, base=80.0 + seed) for seed in (1, 2, 3)], metric="zero_shot")
+    assert f"{found.datasets['emoji']['base']:.1f}" == "40.0"
+    with pytest.raises(VlpromptError, match="the results of emoji hold no number 'acuracy' of base"):
+        summarise([result()], metric="acuracy")
 
 
 def test_a_result_survives_the_file(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,12 +16,39 @@ from vlprompt.results import Predictions, Result, write_predictions
 from vlprompt.statistics import Statistic, class_changes, compare
 
 
-def test_the_interval_is_students() -> None:
-    # mean 2, sample deviation 1, t(0.975; 2) = 4.3027
-    low, high = Statistic.of([1.0, 2.0, 3.0]).interval
-    assert (low, high) == pytest.approx((2 - 4.3027 / 3**0.5, 2 + 4.3027 / 3**0.5), abs=1e-3)
-    assert Statistic.of([1.0, 2.0, 3.0]).std == pytest.approx((2 / 3) ** 0.5)
-    assert Statistic.of([5.0]).interval is None
+def test_the_interval_is_students_on_the_logit_scale() -> None:
+    # mean 50, sample deviation 1, t(0.975; 2) = 4.3027; at a half, a point is 0.01 / 0.25 on the logit scale
+    half = 0.04 * 4.3027 / 3**0.5
+    found = Statistic.of([49.0, 50.0, 51.0])
+    assert found.interval == pytest.approx((100 / (1 + math.exp(half)), 100 / (1 + math.exp(-half))), abs=1e-4)
+    assert found.interval == pytest.approx((50 - 4.3027 / 3**0.5, 50 + 4.3027 / 3**0.5), abs=0.01)  # near t's own
+    assert found.std == pytest.approx((2 / 3) ** 0.5)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [[99.0, 100.0, 100.0], [0.0, 0.0, 1.0], [0.0, 100.0], [97.0, 99.9], [0.1, 35.0, 99.9], [5.0, 60.0], [0.0, 1e-6]],
+)
+def test_an_interval_of_a_percentage_stays_within_0_and_100_and_holds_its_mean(values: list[float]) -> None:
+    found = Statistic.of(values)
+    low, high = found.interval
+    assert 0 <= low <= found.mean <= high <= 100
+    assert low < high
+
+
+def test_the_interval_covers_the_mean_of_three_seeds_as_often_as_it_says() -> None:
+    generator = np.random.default_rng(0)
+    for true, spread in ((50.0, 3.0), (90.0, 2.0), (98.0, 0.5)):
+        found = [Statistic.of(list(generator.normal(true, spread, 3).clip(0, 100))) for _ in range(2000)]
+        covered = np.mean([low <= true <= high for low, high in (each.interval for each in found)])
+        assert 0.93 < covered < 0.97
+
+
+@pytest.mark.parametrize("value", [0.0, 5.0, 100.0])
+def test_one_seed_has_neither_deviation_nor_interval_and_equal_seeds_no_interval(value: float) -> None:
+    one, equal = Statistic.of([value]), Statistic.of([value] * 3)
+    assert (one.std, one.interval, f"{one:.2f}") == (None, None, f"{value:.2f}")
+    assert (equal.std, equal.interval, f"{equal:.1f}") == (0.0, None, f"{value:.1f} ± 0.0")
 
 
 def make_runs(folder: Path, method: str, right: dict[int, np.ndarray]) -> dict[Path, Result]:

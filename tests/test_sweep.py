@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from filelock import FileLock
+from made_results import find_cell, make_result
 
 import vlprompt.sweep
 from vlprompt import VlpromptError, run
@@ -19,7 +20,10 @@ from vlprompt.cli.__main__ import main
 from vlprompt.data import load_split, register_dataset
 from vlprompt.executors import in_processes, on_ray
 from vlprompt.files import cache_dir
-from vlprompt.results import find_results
+from vlprompt.report import make_report
+from vlprompt.report.closing import closing_table
+from vlprompt.results import find_results, harmonic_mean
+from vlprompt.statistics import ONE_SEED, SPREAD
 from vlprompt.sweep import expand, perform, sweep
 
 SMALL = {"dataset": "digits", "shots": 1, "epochs": 1, "views": 1, "limit": 10, "device": "cpu"}
@@ -110,6 +114,40 @@ def test_failures_are_kept_listed_and_tried_again(
     monkeypatch.undo()
     assert main(argv) == 0
     assert not list(tmp_path.rglob("failed.*"))
+
+
+def test_the_closing_table_has_the_reports_rules(tmp_path: Path) -> None:
+    matrix = expand(small(tmp_path, seeds=[1, 2, 3]))
+    for task in matrix.tasks:
+        seed, method = task.settings["seed"], task.settings["method"]
+        if (method, seed) != ("coop", 3):
+            learnt = {"base": 90.0 - 40 * (seed - 1), "new": 20.0 + 50 * (seed - 1)}
+            made = make_result(learnt if method == "coop" else {"base": 40.0, "new": 60.0}, method=method, seed=seed)
+            replace(made, id=task.resolved.id).write(task.resolved.folder / "result.json")
+    table = closing_table(matrix)
+    [section], [column] = table.sections, table.columns
+    coop, zero_shot = (line.cells[0] for line in section.lines)
+    assert [line.label for line in section.lines] == ["coop, vlprompt-tiny", "zero_shot, vlprompt-tiny"]
+    assert coop.value == harmonic_mean(70, 45)  # of the averages, and not the mean of the seeds' own
+    assert coop.value == find_cell(make_report([tmp_path]).tables[0], "coop", "harmonic mean").value
+    assert 0 < coop.interval[0] < coop.value < coop.interval[1] < 100
+    assert coop.missing.endswith("base: no seed 3; digits 1-shot base_to_new, new: no seed 3")
+    assert (zero_shot.value, zero_shot.std, zero_shot.seeds) == (48.0, None, ())
+    assert "base_to_new: harmonic mean of base and new, each averaged over seeds first" in table.caption
+    assert SPREAD in table.caption
+    assert column.heading == "digits 1-shot base_to_new"
+
+
+def test_of_one_target_the_closing_table_leaves_the_source_out(tmp_path: Path) -> None:
+    settings = {"method": "coop", "dataset": "glyphs/symbols", "protocol": "cross_dataset", "targets": ["digits"]}
+    matrix = expand(settings | {"seed": 1, "output": str(tmp_path)})
+    [task] = matrix.tasks
+    made = make_result({"source": 90.0, "digits": 30.0}, protocol="cross_dataset", dataset="glyphs/symbols")
+    replace(made, id=task.resolved.id).write(task.resolved.folder / "result.json")
+    table = closing_table(matrix)
+    cell = table.sections[0].lines[0].cells[0]
+    assert (cell.value, cell.std, cell.interval) == (30.0, None, None)
+    assert table.caption.endswith(ONE_SEED)
 
 
 def test_a_run_that_another_process_is_at_is_left_to_it(tmp_path: Path) -> None:

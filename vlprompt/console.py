@@ -66,7 +66,7 @@ def result_table(result: Result) -> Group:
     backbone = " ".join(str(result.backbone[k]) for k in ("architecture", "pretrained") if result.backbone[k])
     caption = f"{backbone}; top-1 accuracy in percent" + (f"; at most {result.limit} images" if result.limit else "")
     table = Table("tested on")
-    learnt = result.n_parameters > 0 or any(row.accuracy != row.zero_shot for row in result.rows)
+    learnt = result.has_seeds or any(row.accuracy != row.zero_shot for row in result.rows)
     for heading in ["classes", "images", "zero-shot", *([result.method, "gain"] if learnt else [])]:
         table.add_column(heading, justify="right")
 

@@ -87,6 +87,8 @@ class Result:
         selection: which weights were tested: ``last``, those of the last epoch, or ``fewshot_val``, the epoch that was
             best on the few-shot validation draw.
         limit: test images at most in each test; None if all.
+        seeded: whether another seed could have given other numbers, since something was trained or a few-shot draw was
+            learnt from; None in results that do not tell (read ``has_seeds``).
         schema: version of this layout.
     """
 
@@ -112,7 +114,13 @@ class Result:
     created: str
     selection: str = "last"
     limit: int | None = None
+    seeded: bool | None = None
     schema: int = field(default=SCHEMA)
+
+    @property
+    def has_seeds(self) -> bool:
+        """Whether the seed bears on the numbers; of older results, whether they learnt any parameters."""
+        return self.n_parameters > 0 if self.seeded is None else self.seeded
 
     def write(self, path: str | Path) -> Path:
         """Write the JSON file atomically."""

@@ -144,6 +144,7 @@ def execute(resolved: Resolved, clip: FrozenCLIP | None = None, shared: Shared |
             created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
             selection=config.selection,
             limit=config.limit,
+            seeded=is_seeded(learner, config),
         )
         result.write(folder / RESULT)
         (folder / CHECKPOINT).unlink(missing_ok=True)  # the learner is kept, and a finished run has nothing to resume
@@ -294,6 +295,17 @@ def effective_views(learner: PromptLearner, config: RunConfig) -> int | str | No
     if config.views == "fresh" or not learner.cacheable_images:
         return "fresh"
     return min(config.views, config.epochs)
+
+
+def is_seeded(learner: PromptLearner, config: RunConfig) -> bool:
+    """Whether another seed could give another learner: it is trained, or it reads the few-shot draw.
+
+    A method without parameters that computes its classifier from the training images says so when it is registered,
+    ``register(…, uses_draw=True)``. Zero-shot CLIP does not look at what was drawn.
+    """
+    if learner.trainable_parameters():
+        return True
+    return bool(learner.facts.get("uses_draw")) and config.shots != "all"
 
 
 def fit(

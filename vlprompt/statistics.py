@@ -14,33 +14,62 @@ import numpy as np
 from vlprompt.errors import VlpromptError
 from vlprompt.results import Result, harmonic_mean, read_predictions
 
+# what the numbers after ± and in brackets are, wherever they are shown
+SPREAD = (
+    "Mean over seeds ± population standard deviation, [95% interval of the mean: Student's t on the logit scale, so "
+    "within 0 and 100; none for one seed, or where all seeds agree]."
+)
+ONE_SEED = "Of one seed, which has neither deviation nor interval."
+EQUAL = 1e-9  # percentage points by which equal numbers may differ for rounding
+
 
 @dataclass(frozen=True)
 class Statistic:
-    """A mean over seeds.
+    """A mean over seeds of a percentage.
 
     Attributes:
         mean: over the seeds.
-        std: population standard deviation, as the papers print it.
+        std: population standard deviation, as the papers print it; None for one seed, which has no spread.
         n: number of seeds.
+
+    >>> f"{Statistic.of([80.0, 82.0]):.1f}", f"{Statistic.of([80.0]):.1f}"
+    ('81.0 ± 1.0', '80.0')
     """
 
     mean: float
-    std: float
+    std: float | None
     n: int
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Statistic:
         """Summarise values."""
-        return cls(statistics.fmean(values), statistics.pstdev(values), len(values))
+        return cls(statistics.fmean(values), statistics.pstdev(values) if len(values) > 1 else None, len(values))
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        """95% confidence interval of the mean by Student's t with n - 1 degrees of freedom; None for one seed."""
-        if self.n < 2:
+        """95% confidence interval of the mean, within 0 and 100; None where there is none to be had.
+
+        By Student's t with n - 1 degrees of freedom on the logit scale: with the mean p as a share and its standard
+        error e, the ends are those of logit(p) ± t·e / (p·(1 - p)) taken back to percent (the delta method, as survey
+        software does it for proportions). So the mean itself is kept, single seeds may be at 0 or 100, and harmonic
+        means and averages over datasets are treated alike. One seed has no interval, and neither have seeds that all
+        gave the same number, of which t would say that nothing could ever differ.
+        """
+        if self.std is None or self.std < EQUAL:
             return None
-        half = _students_t(self.n - 1) * self.std / math.sqrt(self.n - 1)  # std divides by n
-        return self.mean - half, self.mean + half
+        p = self.mean / 100
+        error = self.std / 100 / math.sqrt(self.n - 1)  # std divides by n
+        middle, half = math.log(p / (1 - p)), _students_t(self.n - 1) * error / (p * (1 - p))
+        return 100 * _logistic(middle - half), 100 * _logistic(middle + half)
+
+    def __format__(self, spec: str) -> str:
+        """The mean, and after ± the deviation where there are several seeds, both as ``spec`` says."""
+        return format(self.mean, spec) + ("" if self.std is None else f" ± {format(self.std, spec)}")
+
+
+def _logistic(x: float) -> float:
+    """1 / (1 + exp(-x)), for any x without overflow."""
+    return 0.5 * (1 + math.tanh(x / 2))
 
 
 @lru_cache
@@ -73,10 +102,11 @@ def summarise(results: Iterable[Result], metric: str = "accuracy") -> Summary:
 
     Args:
         results: of one method, protocol, backbone and number of shots, over seeds and datasets.
-        metric: a number of ``Row``, such as ``zero_shot``.
+        metric: a number of ``Row``, such as ``zero_shot``. Where seeds decide nothing, as of the frozen model, the
+            statistic is that of one number.
 
     Raises:
-        VlpromptError: there are none, a run comes twice, or they differ in what must be equal.
+        VlpromptError: there are none, a run comes twice, they differ in what must be equal, or did not measure that.
     """
     results = list(results)
     if not results:
@@ -85,8 +115,15 @@ def summarise(results: Iterable[Result], metric: str = "accuracy") -> Summary:
     values: dict[str, dict[str, list[float]]] = {}
     for result in results:
         for row in result.rows:
-            values.setdefault(result.dataset, {}).setdefault(row.target, []).append(getattr(row, metric))
-    datasets = {d: {t: Statistic.of(v) for t, v in targets.items()} for d, targets in values.items()}
+            value = getattr(row, metric, None)
+            if isinstance(value, bool) or not isinstance(value, (int, float)):
+                raise VlpromptError(f"the results of {result.dataset} hold no number '{metric}' of {row.target}")
+            values.setdefault(result.dataset, {}).setdefault(row.target, []).append(value)
+    fixed = metric.startswith("zero_shot") or not any(result.has_seeds for result in results)
+    datasets = {
+        d: {t: Statistic.of([statistics.fmean(v)] if fixed else v) for t, v in targets.items()}
+        for d, targets in values.items()
+    }
     targets = list(next(iter(datasets.values())))
     average = {t: statistics.fmean(stats[t].mean for stats in datasets.values()) for t in targets}
     if not {"base", "new"} <= average.keys():
@@ -123,7 +160,7 @@ class Comparison:
     Attributes:
         target: ``dataset: target``, or ``mean`` of several, a source that others were tested after not included.
         difference: accuracy of the first less that of the second, in percentage points.
-        low, high: 95% interval of the difference, by the bootstrap over images.
+        low, high: 95% interval of the difference, by the bootstrap over images, and so within -100 and 100.
         n_images: that both were tested on.
         n_seeds: that both were trained with.
     """
@@ -136,9 +173,14 @@ class Comparison:
     n_seeds: int
 
     @property
+    def interval(self) -> tuple[float, float] | None:
+        """The interval; None where every image has the same difference, so that drawing images again says nothing."""
+        return None if self.high - self.low < EQUAL else (self.low, self.high)
+
+    @property
     def decided(self) -> bool:
-        """Whether the interval leaves out zero."""
-        return self.low > 0 or self.high < 0
+        """Whether there is an interval and it leaves out zero."""
+        return self.interval is not None and (self.low > 0 or self.high < 0)
 
 
 def compare(

@@ -19,7 +19,8 @@ USAGE = """vlprompt report [FOLDER …] [format=terminal|markdown|latex|csv|html
 
 Reads every result.json under the folders (runs by default) and nothing else. What differs in protocol, backbone, split,
 shots, selection, limit or templates stands in tables of its own. Numbers are means over seeds with the population
-standard deviation and the 95% interval; what is incomplete is marked, and runs that failed are listed.
+standard deviation and the 95% interval (Student's t on the logit scale); what is incomplete is marked, and runs that
+failed are listed.
 
 format=html makes one self-contained page; without output= a text goes to the terminal, the page to report.html.
 compare=published sets the published figures beside ours. pair=A,B compares two methods image by image, over the same

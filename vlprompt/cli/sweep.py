@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,8 @@ from vlprompt.cli._shared import command, parse
 from vlprompt.console import Reporter, make_console
 from vlprompt.errors import VlpromptError, nearest
 from vlprompt.executors import in_processes, on_ray
+from vlprompt.report.closing import closing_table
+from vlprompt.report.render import print_terminal
 from vlprompt.sweep import Executor, Matrix, Outcome, expand, finished, run_here, sweep
 
 USAGE = """vlprompt sweep methods=[…] [datasets=[…]] [protocols=[…]] [held_outs=[…]] [shots=[…]] [seeds=[1,2,3]]
@@ -25,6 +26,7 @@ USAGE = """vlprompt sweep methods=[…] [datasets=[…]] [protocols=[…]] [held
 Does every combination; KEY=VALUE is any setting of `python -m vlprompt.train` and holds for all runs. A dataset may be
 the name of a collection (mini11, coop11). FILE is YAML with the same keys. `plan=true` shows the matrix and stops.
 What has a result is kept, so the same command goes on with a sweep that was stopped, and tries failed runs again. The
+table at the end has the report's rules: means over seeds, their deviation and interval, harmonic means of averages. The
 exit status is 1 if runs have failed.
 
 executor=processes processes=N [devices=[cuda:0,cuda:1]]   N processes of this machine
@@ -110,7 +112,7 @@ def show_plan(matrix: Matrix) -> None:
 def conclude(matrix: Matrix, outcomes: Sequence[Outcome], reporter: Reporter) -> int:
     """Print the table of means over seeds and what failed; return the exit status."""
     console = make_console()
-    console.print(mean_table(matrix))
+    print_terminal([closing_table(matrix)], console)
     counts = {s: sum(o.status == s for o in outcomes) for s in ("done", "kept", "failed", "elsewhere")}
     reporter.say(", ".join(f"{count} {status}" for status, count in counts.items() if count))
     for outcome in outcomes:
@@ -119,34 +121,3 @@ def conclude(matrix: Matrix, outcomes: Sequence[Outcome], reporter: Reporter) ->
     if matrix.tasks:
         reporter.say(f"tables   vlprompt report {shlex.quote(matrix.tasks[0].resolved.config.output)}")
     return 1 if counts["failed"] else 0
-
-
-def mean_table(matrix: Matrix) -> Table:
-    """Return methods by datasets: the protocol's average, or the mean of the rows, over seeds."""
-    cells: dict[str, dict[str, list[float]]] = {}
-    columns: dict[str, None] = {}
-    for task in matrix.tasks:
-        config, result = task.resolved.config, finished(task)
-        column = " ".join(filter(None, [config.dataset, config.held_out, _shown(config.shots), config.protocol]))
-        columns[column] = None
-        row = cells.setdefault(f"{config.method}, {config.backbone}", {})
-        if result:
-            average = [value for name, value in result.averages.items() if not name.startswith("zero_shot_")]
-            value = average[0] if average else statistics.fmean(row.accuracy for row in result.rows)
-            row.setdefault(column, []).append(value)
-    table = Table("mean over seeds")
-    for column in columns:
-        table.add_column(column, justify="right")
-    for name, row in cells.items():
-        table.add_row(name, *(_cell(row.get(column, [])) for column in columns))
-    return table
-
-
-def _shown(shots: int | str) -> str:
-    return "all" if shots == "all" else f"{shots}-shot"
-
-
-def _cell(values: Sequence[float]) -> str:
-    if not values:
-        return "-"
-    return f"{statistics.fmean(values):.2f}" + (f" ± {statistics.pstdev(values):.2f}" if len(values) > 1 else "")

@@ -145,8 +145,8 @@ def base_new_chart(section: Section, styles: Styles) -> str:
 
 
 def _reach(cell: Cell) -> tuple[float, float]:
-    """A number less and plus its deviation."""
-    return cell.value - (cell.std or 0), cell.value + (cell.std or 0)
+    """A number less and plus its deviation, as far as that is in [0, 100]."""
+    return within_percent(cell.value - (cell.std or 0), cell.value + (cell.std or 0))
 
 
 def _equal_harmonic_means(x: Axis, y: Axis) -> list[str]:

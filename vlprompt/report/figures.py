@@ -24,7 +24,7 @@ from vlprompt.report.summaries import (
     style_index,
     within_percent,
 )
-from vlprompt.report.tables import METRICS, Line, check_metric, make_tables
+from vlprompt.report.tables import METRICS, Cell, Line, check_metric, make_tables
 from vlprompt.results import harmonic_mean
 
 FORMATS = ("pdf", "png", "svg")
@@ -101,7 +101,7 @@ def base_new(group: Group, metric: str = "accuracy") -> Figure:
             style = styles[line.label] | {"linestyle": ""}
             if base.std or new.std:
                 bars = {"capsize": 2, "elinewidth": 1, "linestyle": "", "color": style["color"]}
-                axes.errorbar(base.value, new.value, xerr=base.std or 0, yerr=new.std or 0, **bars)
+                axes.errorbar(base.value, new.value, xerr=_arms(base), yerr=_arms(new), **bars)
             axes.plot(base.value, new.value, label="zero-shot" if line.label == ZERO_SHOT else line.label, **style)
     axes.set_xlabel(f"base classes, {METRICS[metric].title}")
     axes.set_ylabel(f"new classes, {METRICS[metric].title}")
@@ -110,6 +110,12 @@ def base_new(group: Group, metric: str = "accuracy") -> Figure:
     _equal_harmonic_means(axes)
     figure.legend(loc="outside right upper", frameon=False, fontsize=8)
     return figure
+
+
+def _arms(cell: Cell) -> list[list[float]]:
+    """How far a number's deviation reaches down and up, as far as that is in [0, 100]."""
+    low, high = within_percent(cell.value - (cell.std or 0), cell.value + (cell.std or 0))
+    return [[cell.value - low], [high - cell.value]]
 
 
 def _equal_harmonic_means(axes: Axes) -> None:

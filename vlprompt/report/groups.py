@@ -82,7 +82,7 @@ class Group:
     def seeds(self) -> tuple[int, ...]:
         """All seeds that something was learnt with."""
         tests = (test for cells in self.values.values() for seeds in cells.values() for test in seeds)
-        return tuple(sorted({test.seed for test in tests if test.run.result.n_parameters}))
+        return tuple(sorted({test.seed for test in tests if test.run.result.has_seeds}))
 
     @property
     def title(self) -> str:
@@ -220,7 +220,7 @@ def _variants(method: str, runs: Sequence[Run]) -> list[tuple[str, list[Run]]]:
 
     Between datasets and shots settings may differ, as they do in the published recipes.
     """
-    if not any(run.result.n_parameters for run in runs):  # nothing was trained, so that training settings mean nothing
+    if not any(run.result.has_seeds for run in runs):  # nothing was learnt, so that training settings mean nothing
         return [(method, list(runs))]
     cells: dict[tuple, list[Run]] = {}
     for run in runs:

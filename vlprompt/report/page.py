@@ -28,6 +28,7 @@ from vlprompt.report.pairs import changes
 from vlprompt.report.render import heading, interval, number, seeds
 from vlprompt.report.summaries import pooled_reliability, shot_positions, style_index
 from vlprompt.report.tables import METRICS, Table, labels
+from vlprompt.statistics import SPREAD
 from vlprompt.version import __version__
 
 if TYPE_CHECKING:
@@ -89,6 +90,7 @@ def make_page(report: Report) -> str:
         counter=itertools.count(1),
         number=number,
         interval=interval,
+        spread=SPREAD,
         seeds=seeds,
         heading=heading,
         data=lambda: Markup(runs.as_json()),

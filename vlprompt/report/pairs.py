@@ -54,8 +54,8 @@ def _of_group(group: Group, pair: Sequence[str]) -> list[Table]:
     table = Table(
         f"{first} less {second}: {group.title}",
         "pair",
-        f"percentage points of top-1 accuracy; {say_conditions(group)}. Interval: 95%, bootstrap over images in pairs; "
-        "decided if it leaves zero out.",
+        f"percentage points of top-1 accuracy; {say_conditions(group)}. Interval: 95%, bootstrap over images in pairs, "
+        "so within -100 and 100; decided if it leaves zero out.",
         columns,
         (Section("", tuple(lines)),),
         conditions=_plain(group),
@@ -68,10 +68,10 @@ def _plain(group: Group) -> dict:
 
 
 def _line(one: Comparison, prefix: str, seeds: tuple[int, ...]) -> Line:
-    interval = (one.low, one.high)
+    alike = "every image alike"  # drawn again they say the same, so that there is no interval to decide by
     cells = (
-        Cell(one.difference, interval=interval, seeds=seeds, n_images=one.n_images, signed=True),
-        Cell(text="yes" if one.decided else "no"),
+        Cell(one.difference, interval=one.interval, seeds=seeds, n_images=one.n_images, signed=True),
+        Cell(text=alike if one.interval is None else "yes" if one.decided else "no"),
         Cell(text=f"{one.n_images:,}"),
     )
     return Line(" · ".join(filter(None, [prefix, one.target])), cells)

@@ -27,6 +27,7 @@ from vlprompt.report.tables import (
     labels,
     mean_of_h,
     say_conditions,
+    say_spread,
     tested,
 )
 from vlprompt.results import harmonic_mean
@@ -245,6 +246,7 @@ def _compare(protocol: str, groups: Sequence[Group], methods: Sequence[str] | No
                 "set against them"
             )
     table.notes += incomplete(table)
+    table.caption += say_spread(table)
     return table
 
 

@@ -12,7 +12,7 @@ from vlprompt.errors import VlpromptError, nearest
 from vlprompt.protocols import PROTOCOLS
 from vlprompt.report.groups import STUDY, ZERO_SHOT, Group, Key, Run, say_shots
 from vlprompt.results import harmonic_mean
-from vlprompt.statistics import Statistic
+from vlprompt.statistics import ONE_SEED, SPREAD, Statistic
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,9 @@ class Cell:
     Attributes:
         value: None if there is no number.
         text: in place of a number.
-        std: population standard deviation over seeds; None if seeds do not matter.
-        interval: 95% of it, by Student's t over seeds or as the text of the table says; None for one seed.
+        std: population standard deviation over seeds; None if seeds do not matter, or for one seed.
+        interval: 95% of it, over seeds as ``Statistic.interval`` has it or as the text of the table says; None for one
+            seed, and where all seeds agree.
         seeds: that the number is the mean over.
         n_images: test images in all.
         missing: what the number lacks, in words; empty if it is complete.
@@ -171,7 +172,7 @@ def tested(group: Group, label: str, key: Key, metric: Metric) -> Tested | None:
     runs = [test.run for test in tests]
     if label == ZERO_SHOT:
         runs = [run for run in runs if run.result.method == ZERO_SHOT]
-    fixed = label == ZERO_SHOT or not any(run.result.n_parameters for run in runs)
+    fixed = label == ZERO_SHOT or not any(run.result.has_seeds for run in runs)
     return Tested(f"{key[0]}, {key[1]}", values, tests[0].row.n_images, tuple(runs), fixed)
 
 
@@ -332,6 +333,7 @@ def _finish(table: Table, group: Group, measure: Metric) -> Table:
     """Add caption and notes, and mark what is best."""
     table.conditions = {key: value for key, value in group.conditions.items() if key != "identity"}
     table.caption = f"{measure.title}; {say_conditions(group)}. Rule: {PROTOCOLS.get(group.protocol).averaging}."
+    table.caption += say_spread(table)
     table.notes = [*group.notes, *incomplete(table)]
     table.sections = tuple(mark_best(section, table.columns, measure.higher) for section in table.sections)
     return table
@@ -363,6 +365,14 @@ def incomplete(table: Table) -> list[str]:
                 test, _, what = part.rpartition(": ")
                 lacking.setdefault(line.label, {}).setdefault(what, {})[test] = None
     return [f"† {label}: {'; '.join(map(_of_tests, what, what.values()))}" for label, what in lacking.items()]
+
+
+def say_spread(table: Table) -> str:
+    """Say what stands after ± and in brackets, if anything in a table was learnt with seeds."""
+    cells = [cell for section in table.sections for line in section.lines for cell in line.cells]
+    if any(cell.std is not None for cell in cells):
+        return f" {SPREAD}"
+    return f" {ONE_SEED}" if any(cell.seeds for cell in cells) else ""
 
 
 def _of_tests(what: str, tests: Iterable[str]) -> str:

@@ -1,0 +1,91 @@
+"""The table that a sweep ends with: one number a method and test, by the rules of the report."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+
+from vlprompt.protocols import PROTOCOLS
+from vlprompt.report.tables import (
+    Cell,
+    Column,
+    Line,
+    Rule,
+    Section,
+    Table,
+    Tested,
+    combine,
+    h_of_averages,
+    incomplete,
+    say_spread,
+)
+from vlprompt.results import Result
+from vlprompt.sweep import Matrix, Task, finished
+
+# how a protocol's tests become the one number, by what it says of its average
+RULES: dict[str | None, tuple[str, Rule]] = {
+    "harmonic_mean": ("harmonic mean of base and new, each averaged over seeds first", h_of_averages),
+    "mean_of_targets": ("mean of the targets, each averaged over seeds first", statistics.fmean),
+    None: ("accuracy averaged over seeds", statistics.fmean),
+}
+
+Results = dict[int, Result | None]  # by seed; None for a run that left none
+
+
+def closing_table(matrix: Matrix) -> Table:
+    """Return methods by what they were run on, in each cell the protocol's average as the report has it.
+
+    Args:
+        matrix: of a sweep; what is not finished is marked.
+    """
+    cells: dict[str, dict[str, Results]] = {}
+    protocols: dict[str, str] = {}  # of each column
+    for task in matrix.tasks:
+        config, column = task.resolved.config, _column(task)
+        protocols[column] = config.protocol
+        row = cells.setdefault(f"{config.method}, {config.backbone}", {})
+        row.setdefault(column, {})[config.seed] = finished(task)
+    lines = tuple(
+        Line(name, tuple(_cell(column, protocol, row.get(column, {})) for column, protocol in protocols.items()))
+        for name, row in cells.items()
+    )
+    columns = tuple(Column(column, ranked=False) for column in protocols)
+    table = Table("mean over seeds", "sweep", _caption(protocols), columns, (Section("", lines),))
+    table.notes = incomplete(table)
+    table.caption += say_spread(table)
+    return table
+
+
+def _column(task: Task) -> str:
+    config = task.resolved.config
+    shots = "all" if config.shots == "all" else f"{config.shots}-shot"
+    return " ".join(filter(None, [config.dataset, config.held_out, shots, config.protocol]))
+
+
+def _caption(protocols: Mapping[str, str]) -> str:
+    told = dict.fromkeys(protocols.values())
+    rules = [f"{name}: {RULES[PROTOCOLS.get(name).average][0]}" for name in told]
+    return f"top-1 accuracy (%); {'; '.join(rules)}."
+
+
+def _cell(column: str, protocol: str, by_seed: Results) -> Cell:
+    there = {seed: result for seed, result in by_seed.items() if result}
+    if not there:
+        return Cell(text="-")
+    _, rule = RULES[PROTOCOLS.get(protocol).average]
+    parts = [_tested(column, target, there) for target in _targets(next(iter(there.values())))]
+    return combine(parts, rule, list(by_seed))
+
+
+def _targets(result: Result) -> Sequence[str]:
+    """The tests that are averaged: all, but for a source that others were tested after."""
+    targets = [row.target for row in result.rows]
+    return [target for target in targets if target != "source"] or targets
+
+
+def _tested(column: str, target: str, results: Mapping[int, Result]) -> Tested:
+    rows = {seed: next(row for row in result.rows if row.target == target) for seed, result in results.items()}
+    accuracies = {seed: row.accuracy for seed, row in rows.items()}
+    n_images = next(iter(rows.values())).n_images
+    fixed = not any(result.has_seeds for result in results.values())
+    return Tested(f"{column}, {target}", accuracies, n_images, (), fixed)
