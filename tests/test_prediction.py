@@ -395,11 +395,11 @@ def test_paths_are_read_from_stdin_whatever_their_bytes(
 
 
 def test_other_classes_are_a_list_or_a_file(saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "names.txt").write_text("okapi\n\n tapir \nyes\n2024\n", encoding="utf-8")
+    (tmp_path / "names.txt").write_text("okapi\n tapir \nyes\n2024\n\n", encoding="utf-8")
     learner = load_learner(saved, device="cpu")
     learner.set_class_names(["okapi", "tapir", "yes", "2024"])
     [expected] = predict_images(learner, ["a.png"], top=4)
-    for classes in ('[okapi,tapir,"yes",2024]', tmp_path / "names.txt"):
+    for classes in ("[okapi,tapir,yes,2024]", tmp_path / "names.txt"):
         assert predict([f"learner={saved}", "a.png", f"classes={classes}", "top=4", "format=jsonl"]) == 0
         [line] = map(json.loads, capsys.readouterr().out.splitlines())
         assert tuple(line["classes"]) == expected.classes
@@ -420,7 +420,7 @@ def test_other_classes_are_a_list_or_a_file(saved: Path, tmp_path: Path, capsys:
         (["learner={}", "a.png", "top=2.5"], "top must be a whole number of at least 1, not 2.5"),
         (["learner={}", "a.png", "batch_size=true"], "batch_size must be a whole number of at least 1, not True"),
         (["learner={}", "a.png", "threads=-1"], "threads must be a whole number of at least 0, not -1"),
-        (["learner={}", "a.png", "classes=[yes,no]"], "classes has True, which is no name: put names such as yes"),
+        (["learner={}", "a.png", "classes=[yes,[no]]"], "classes has ['no'], which is no name"),
         (["learner={}", "a.png", "classes=[okapi]"], "a classifier needs at least two class names"),
         (
             ["learner={}", "a.png", "classes=okapi"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import os
 import stat
@@ -47,6 +48,42 @@ def _umask() -> int:
     mask = os.umask(0o022)
     os.umask(mask)
     return mask
+
+
+def read_text(path: str | Path) -> str:
+    """Return a text file as people's programs write it: UTF-8 or UTF-16, with or without a mark, lines ended by any.
+
+    Raises:
+        VlpromptError: it is in another encoding, with the line where that shows.
+        OSError: it is not there or may not be read.
+    """
+    content = Path(path).read_bytes()
+    encoding = "utf-16" if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
+    try:
+        text = content.decode(encoding)
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        raise VlpromptError(f"line {line} of {path} is not UTF-8: save the file as UTF-8") from None
+    if "\0" in text:
+        raise VlpromptError(f"{path} is no text file, or in an unmarked encoding: save it as UTF-8")
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def text_lines(path: str | Path, by_place: bool = False) -> list[str]:
+    """Return the lines of a text file without empty ones and white space at their ends.
+
+    Args:
+        path: the file.
+        by_place: the number of a line counts, as of names in label order, so that an empty one between others, which
+            would move all that follow, is refused.
+
+    Raises:
+        VlpromptError, OSError: as ``read_text``.
+    """
+    lines = [line.strip() for line in read_text(path).rstrip().split("\n")]
+    if by_place and "" in lines and any(lines):
+        raise VlpromptError(f"line {lines.index('') + 1} of {path} is empty: every line must hold a name, so delete it")
+    return [line for line in lines if line]
 
 
 def sha256_file(path: str | Path) -> str:

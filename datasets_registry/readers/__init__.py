@@ -8,6 +8,7 @@ from datasets_registry.readers import (  # noqa: F401, they register themselves
     imagenet,
     official,
     own,
+    tables,
 )
 from datasets_registry.readers.base import Reader, readers
 

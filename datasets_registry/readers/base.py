@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from vlprompt.data.images import open_inside
 from vlprompt.data.sampling import generated_split
 from vlprompt.data.splits import PARTS, DatasetSplits, Item
 from vlprompt.errors import VlpromptError
-from vlprompt.files import inside
+from vlprompt.files import inside, text_lines
 from vlprompt.registry import Registry
 
 Reader = Callable[[Card, "Path | None", str], DatasetSplits]
@@ -45,6 +45,18 @@ def on_disk(
     return DatasetSplits(card.name, tuple(names), **whole, open_image=opener, image_dir=image_dir, **facts)
 
 
+def split_items(items: Sequence[Item]) -> dict[str, list[Item]]:
+    """Split items 50/20/30 a class and domain, by their paths alone."""
+    groups: dict[tuple[int, str], dict[str, Item]] = {}
+    for item in items:
+        groups.setdefault((item.label, item.domain), {})[item.path] = item
+    parts: dict[str, list[Item]] = {part: [] for part in PARTS}
+    for group in groups.values():
+        for part, paths in zip(parts.values(), generated_split(list(group)), strict=True):
+            part += [group[path] for path in paths]
+    return parts
+
+
 def folders(folder: Path) -> list[str]:
     """Return the sorted names of the folders in a folder, hidden ones left out."""
     return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
@@ -64,11 +76,17 @@ def images_below(image_dir: Path, folder: str) -> list[str]:
     )
 
 
-def read_lines(path: Path, what: str) -> list[str]:
-    """Return the lines of a text file, without empty ones; a missing file is told with what it is."""
+def read_lines(path: Path, what: str, by_place: bool = False) -> list[str]:
+    """Return the lines of a text file, without empty ones; a missing file is told with what it is.
+
+    Args:
+        path: the file.
+        what: it is, for errors.
+        by_place: the number of a line counts, so that an empty one between others is refused.
+    """
     try:
-        return [line.strip() for line in path.read_text("utf-8").splitlines() if line.strip()]
+        return text_lines(path, by_place)
     except FileNotFoundError:
         raise VlpromptError(f"{what} is expected at {path}, which does not exist") from None
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
         raise VlpromptError(f"{what} in {path} cannot be read ({error})") from error

@@ -1,104 +1,25 @@
-"""Tables and shards of your own: ``csv:PATH`` and ``wds:PATTERN``."""
+"""Shards of your own: ``wds:PATTERN``."""
 
 from __future__ import annotations
 
-import csv
 import glob
 import hashlib
 import io
 import json
 import re
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
 from PIL import Image
 
 from datasets_registry.card import Card
-from datasets_registry.readers.base import PART_NAMES, generated_split, natural_name, on_disk, read_lines, readers
+from datasets_registry.readers.base import PART_NAMES, natural_name, read_lines, readers, split_items
 from vlprompt.data.formats import image_suffixes
 from vlprompt.data.images import open_rgb
 from vlprompt.data.splits import PARTS, DatasetSplits, Item
 from vlprompt.errors import VlpromptError
-from vlprompt.files import is_relative_inside
-
-COLUMNS = ("path", "label", "class", "split", "domain")
-
-
-@readers.register("csv", takes_path=True)
-def read_csv(card: Card, folder: Path, variant: str) -> DatasetSplits:
-    """A table with the columns path and label or class, and if you like split and domain; ``variant`` is its path.
-
-    Without class names, labels are their own; without labels, they follow the sorted class names. Without a split
-    column, each class is split 50/20/30.
-    """
-    rows = _read_table(Path(variant))
-    names = _class_names(rows, variant)
-    labels = {name: label for label, name in enumerate(names)}
-    items: dict[str, list[Item]] = {part: [] for part in PARTS}
-    unsplit: list[Item] = []
-    for number, row in enumerate(rows, start=2):  # line 1 has the column names
-        if not is_relative_inside(row["path"]):
-            raise VlpromptError(f"line {number} of {variant} leads out of the image folder: '{row['path']}'")
-        label = int(row["label"]) if row.get("label") else labels[natural_name(row["class"])]
-        item = Item(row["path"], label, names[label], row.get("domain") or "")
-        if "split" not in row:
-            unsplit.append(item)
-        elif row["split"].lower() in PART_NAMES:
-            items[PART_NAMES[row["split"].lower()]].append(item)
-        else:
-            raise VlpromptError(f"line {number} of {variant} has the split '{row['split']}', not train, val or test")
-    source = "generated" if unsplit else "official"
-    return on_disk(card, folder, names, split_items(unsplit) if unsplit else items, source=source)
-
-
-def split_items(items: Sequence[Item]) -> dict[str, list[Item]]:
-    """Split items 50/20/30 a class and domain, by their paths alone."""
-    groups: dict[tuple[int, str], dict[str, Item]] = {}
-    for item in items:
-        groups.setdefault((item.label, item.domain), {})[item.path] = item
-    parts: dict[str, list[Item]] = {part: [] for part in PARTS}
-    for group in groups.values():
-        for part, paths in zip(parts.values(), generated_split(list(group)), strict=True):
-            part += [group[path] for path in paths]
-    return parts
-
-
-def _read_table(path: Path) -> list[dict[str, str]]:
-    try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            rows = list(csv.DictReader(file))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise VlpromptError(f"the table {path} cannot be read ({error})") from error
-    columns = list(rows[0]) if rows else []
-    if "path" not in columns or not {"label", "class"} & set(columns) or None in columns:
-        raise VlpromptError(
-            f"the table {path} has the columns {', '.join(map(str, columns)) or '(none)'}: it needs path, and label or "
-            "class; split (train, val, test) and domain are optional"
-        )
-    for number, row in enumerate(rows, start=2):
-        if None in row or None in row.values() or not row["path"] or not (row.get("label") or row.get("class")):
-            raise VlpromptError(f"line {number} of {path} has not a value for each column: quote values with commas")
-    return rows
-
-
-def _class_names(rows: list[dict[str, str]], path: str) -> tuple[str, ...]:
-    """Return the names in label order, and check that labels and names agree."""
-    if not rows[0].get("label"):
-        return tuple(sorted({natural_name(row["class"]) for row in rows}))
-    names: dict[int, str] = {}
-    for number, row in enumerate(rows, start=2):
-        if not row["label"].isdigit():
-            raise VlpromptError(f"line {number} of {path} has the label '{row['label']}': labels are 0, 1, 2, ...")
-        name = natural_name(row.get("class") or row["label"])
-        if names.setdefault(int(row["label"]), name) != name:
-            known = names[int(row["label"])]
-            raise VlpromptError(f"line {number} of {path} calls label {row['label']} '{name}', others '{known}'")
-    gaps = set(range(max(names) + 1)) - set(names)
-    if gaps:
-        raise VlpromptError(f"the labels in {path} must run from 0 without gaps; missing: {sorted(gaps)[0]}")
-    return tuple(names[label] for label in range(len(names)))
 
 
 @readers.register("wds", takes_path=True)
@@ -210,9 +131,9 @@ def _label(content: bytes, extension: str, where: str) -> str:
 
 def _wds_names(folder: Path, keys: set[str]) -> dict[str, str]:
     """Return key to name in label order: the lines of classnames.txt for numbers, else the sorted names."""
-    if not all(key.isdigit() for key in keys):
+    if not all(key.isascii() and key.isdigit() for key in keys):
         return {key: natural_name(key) for key in sorted(keys)}
-    lines = read_lines(folder / "classnames.txt", "the list of class names, one a line in label order,")
+    lines = read_lines(folder / "classnames.txt", "the list of class names, one a line in label order,", by_place=True)
     beyond = [key for key in keys if int(key) >= len(lines)]
     if beyond:
         raise VlpromptError(f"{folder / 'classnames.txt'} has {len(lines)} lines, and there is a label {beyond[0]}")

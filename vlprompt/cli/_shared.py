@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import functools
+import json
 import signal
 import sys
 import warnings
@@ -12,11 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from vlprompt.errors import VlpromptError, nearest
+from vlprompt.files import read_text, text_lines
 from vlprompt.hub import PREFIX
 from vlprompt.learner import PromptLearner
 from vlprompt.plugins import use
@@ -43,8 +46,13 @@ class Arguments:
     flags: frozenset[str]
 
 
-def parse(argv: Sequence[str], words: int = 0) -> Arguments:
+def parse(argv: Sequence[str], words: int = 0, texts: Sequence[str] = ()) -> Arguments:
     """Read a command line that may hold ``words`` arguments without an equals sign.
+
+    Args:
+        argv: the arguments.
+        words: of them, at most, without an equals sign.
+        texts: keys, such as class names, whose values stay the text that was written, whatever it looks like.
 
     >>> parse(["shots=4", "ctx_init=a photo of a", "--quiet"]).settings
     {'shots': 4, 'ctx_init': 'a photo of a'}
@@ -57,8 +65,12 @@ def parse(argv: Sequence[str], words: int = 0) -> Arguments:
     free = tuple(a for a in rest if "=" not in a)
     if len(free) > words:
         raise VlpromptError(f"'{free[words]}' is not key=value; quote values that hold spaces")
+    given = [a.partition("=") for a in rest if "=" in a]
     try:
-        settings = OmegaConf.to_container(OmegaConf.from_dotlist([a for a in rest if "=" in a]))
+        typed = OmegaConf.from_dotlist(["".join(a) for a in given if a[0] not in texts])
+        # read without YAML's types, which would make 7 of 007 and 750 of 12:30
+        named = {key: yaml.load(value, yaml.BaseLoader) for key, _, value in given if key in texts}
+        settings = OmegaConf.to_container(typed) | named
     except (YAMLError, OmegaConfBaseException) as error:
         raise VlpromptError(f"the arguments cannot be read: {' '.join(str(error).split())}") from error
     return Arguments({str(key): value for key, value in settings.items()}, free, flags)
@@ -73,17 +85,35 @@ def check_keys(settings: Iterable[str], known: Iterable[str]) -> None:
 
 
 def names_setting(given: Any, key: str) -> list[str]:
-    """Return class names from a list, or from a file with one a line."""
+    """Return class names from a list, or from a file: one a line, or a list in .json, .yaml or .yml.
+
+    Raises:
+        VlpromptError: there is no such list or file, or it holds what is no name.
+    """
     if isinstance(given, list):
-        odd = [name for name in given if type(name) not in (str, int, float)]
-        if odd:
-            raise VlpromptError(f"{key} has {odd[0]!r}, which is no name: put names such as yes and null in quotes")
-        return [str(name) for name in given]
+        return _all_names(given, key)
     path = Path(str(given)).expanduser()
     try:
-        return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise VlpromptError(f"{key}={given} is no list and no readable file with one name a line") from error
+        if path.suffix == ".json":
+            return _all_names(json.loads(read_text(path), parse_int=str, parse_float=str), f"{key}={given}")
+        if path.suffix in (".yaml", ".yml"):
+            return _all_names(yaml.load(read_text(path), yaml.BaseLoader), f"{key}={given}")
+        return text_lines(path, by_place=True)
+    except (json.JSONDecodeError, YAMLError, RecursionError) as error:
+        raise VlpromptError(f"{key}={given} cannot be read: {' '.join(str(error).split())}") from error
+    except OSError as error:
+        raise VlpromptError(
+            f"{key}={given} is no list and no readable file with one name a line: write {key}=[cat,dog] or {key}=FILE"
+        ) from error
+
+
+def _all_names(given: Any, where: str) -> list[str]:
+    if not isinstance(given, list):
+        raise VlpromptError(f"{where} must hold a list of names, not {given!r:.60}")
+    odd = [name for name in given if not isinstance(name, str) or not name.strip()]
+    if odd:
+        raise VlpromptError(f"{where} has {odd[0]!r:.60}, which is no name: put it in quotes if it is one")
+    return given
 
 
 def load_named_learner(settings: Mapping[str, Any], device: str = "auto") -> PromptLearner:

@@ -50,7 +50,7 @@ LEARNER_KEYS = (
 @command(USAGE)
 def main(argv: Sequence[str]) -> int:
     """Score a saved learner."""
-    arguments = parse(argv)
+    arguments = parse(argv, texts=["class_names"])
     settings, reporter = arguments.settings, Reporter("--quiet" in arguments.flags)
     if "run" in settings:
         check_keys(settings, RUN_KEYS)

@@ -28,7 +28,7 @@ KEYS = ("learner", "to", "output", "classes", "backbone", "pretrained", "checkpo
 @command(USAGE)
 def main(argv: Sequence[str]) -> int:
     """Export a saved learner and say where it lies."""
-    arguments = parse(argv)
+    arguments = parse(argv, texts=["classes"])
     settings = arguments.settings
     check_keys(settings, KEYS)
     for key, what in (("learner", "learner=DIR"), ("to", f"to={'|'.join(FORMATS)}")):

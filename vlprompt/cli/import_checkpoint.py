@@ -41,7 +41,7 @@ KEYS = (
 @command(USAGE)
 def main(argv: Sequence[str]) -> int:
     """Import a checkpoint and save the learner."""
-    arguments = parse(argv, words=1)
+    arguments = parse(argv, words=1, texts=["classes"])
     if not arguments.words:
         raise VlpromptError("say which file: vlprompt import-checkpoint FILE method=… backbone=… output=DIR")
     settings = dict(arguments.settings)

@@ -49,7 +49,7 @@ SUFFIXES = {".csv": "csv", ".jsonl": "jsonl", ".json": "jsonl"}
 def main(argv: Sequence[str]) -> int:
     """Predict, and tell how many images could not be read."""
     images = [argument for argument in argv if _is_image(argument)]
-    arguments = parse([argument for argument in argv if not _is_image(argument)])
+    arguments = parse([argument for argument in argv if not _is_image(argument)], texts=["classes"])
     settings = arguments.settings
     check_keys(settings, KEYS)
     if not images or len({"learner", "run"} & settings.keys()) != 1:

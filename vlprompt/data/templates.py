@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Protocol
 
 from vlprompt.errors import VlpromptError, nearest
+from vlprompt.files import read_text, text_lines
 
 # the seven that CLIP's authors kept of their eighty for ImageNet, in CoOp's order
 IMAGENET7 = (
@@ -75,9 +76,8 @@ def _read_templates(spec: str) -> list[str]:
             f"'{spec}' is no template (it has no {{}}), no file and no set: {nearest(spec, TEMPLATE_SETS)}"
         )
     try:
-        text = path.read_text("utf-8")
-        templates = json.loads(text) if path.suffix == ".json" else [x.strip() for x in text.splitlines() if x.strip()]
-    except (OSError, ValueError) as error:
+        templates = json.loads(read_text(path)) if path.suffix == ".json" else text_lines(path)
+    except (OSError, json.JSONDecodeError, RecursionError) as error:
         raise VlpromptError(f"the templates in {path} cannot be read ({error})") from error
     if not isinstance(templates, list):
         raise VlpromptError(f"the templates in {path} must be a list, not {type(templates).__name__}")
@@ -111,10 +111,10 @@ def read_descriptions(
             classes, with the number of them and the nearest key of the first.
     """
     try:
-        content = json.loads(Path(path).read_text("utf-8"))
+        content = json.loads(read_text(path))
     except OSError as error:
         raise VlpromptError(f"no descriptions at {path}: give a JSON file {{class: [sentences]}}") from error
-    except ValueError as error:
+    except (json.JSONDecodeError, RecursionError) as error:
         raise VlpromptError(f"the descriptions in {path} are not JSON ({error})") from error
     if not isinstance(content, dict):
         raise VlpromptError(f"{path} must be a JSON file {{class: [sentences]}}, not {type(content).__name__}")
