@@ -45,6 +45,9 @@ class Card:
         version: raised whenever images, splits, class names or their order change.
         folder: the dataset's folder below the data root; empty if it needs no files.
         images: the image folder below ``folder``, which items' paths are relative to.
+        other_images: image folders of other layouts, each with a folder that must be in it; the first that is there is
+            taken where ``images`` is not.
+        aliases: other names of the dataset, for a hint.
         split: where train, val and test come from: ``published`` with a method's code, ``official`` by the dataset's
             authors, ``folders`` of the images, ``test only``, or ``embedded``.
         split_file: the published split, below ``folder``; ``{}`` stands for a domain's letter. If the package has it
@@ -79,6 +82,8 @@ class Card:
     version: int = 1
     folder: str = ""
     images: str = ""
+    other_images: dict[str, str] = field(default_factory=dict)
+    aliases: list[str] = field(default_factory=list)
     split: str = "embedded"
     split_file: str = ""
     split_page: str = ""
@@ -127,6 +132,15 @@ def read_card(path: str | Path) -> Card:
         lines = names.read_text("utf-8").splitlines()
         card = replace(card, class_names=dict(line.split("\t") for line in lines))
     return card if card.domains else replace(card, domains=list(card.letters))
+
+
+def locate_images(card: Card, folder: Path) -> Card:
+    """Return the card with ``images`` as they lie below the dataset's folder, if it is another known layout's."""
+    if not (folder / card.images).is_dir():
+        for images, must_have in card.other_images.items():
+            if (folder / images / must_have).is_dir():
+                return replace(card, images=images)
+    return card
 
 
 def card_names() -> list[str]:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import fnmatch
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
 from datasets_registry.acquire import download_dataset, how_to_get
-from datasets_registry.card import Card, card_names, collections, load_card
+from datasets_registry.card import Card, card_names, collections, load_card, locate_images
 from datasets_registry.readers import readers
 from datasets_registry.readers.generated import read_generated
 from vlprompt.data.splits import PARTS, DatasetSplits
@@ -122,11 +124,27 @@ def find_card(name: str) -> tuple[Card, str]:
             return card, variant
         if variant and known != [""]:
             raise VlpromptError(f"{card.title} has no '{variant}': {nearest(variant, [k for k in known if k])}")
-    titles = {load_card(card).title.lower(): card for card in card_names()}
-    if name.lower() in titles:
-        raise VlpromptError(f"unknown dataset '{name}': its name here is {titles[name.lower()]}")
+    here = _other_names().get(_bare(base), "")
+    if here and here != base:
+        raise VlpromptError(f"unknown dataset '{name}': its name here is {here}" + (variant and f"/{variant}"))
     schemes = [f"{r}:PATH" for r in readers if readers.info(r).facts.get("takes_path")]
     raise VlpromptError(f"unknown dataset '{name}': {nearest(name, [*list_datasets(), *schemes])}")
+
+
+@cache
+def _other_names() -> dict[str, str]:
+    """Return what else people call the datasets: titles, folders (CoOp's, torchvision's) and the cards' aliases."""
+    names = {}
+    for card in map(load_card, card_names()):
+        theirs = [path.split("/")[0] for path in card.torchvision if "/" in path]
+        for name in (card.name, *re.split(r"[()]", card.title), card.folder, *theirs, *card.aliases):
+            names.setdefault(_bare(name), card.name)
+    return names
+
+
+def _bare(name: str) -> str:
+    """Return a name's letters and digits alone, in lower case."""
+    return re.sub(r"[^a-z0-9]", "", name.lower())
 
 
 def find_folder(card: Card, root: str | Path | None) -> Path | None:
@@ -160,6 +178,7 @@ def _load_registered(
 ) -> DatasetSplits:
     folder = find_folder(card, root)
     if folder is not None:
+        card = locate_images(card, folder)
         images = folder / card.images
         if download and not images.is_dir():
             download_dataset(card, folder.parent)

@@ -1,8 +1,12 @@
-"""ImageNet and its variants: class folders named by WordNet id, and ``classnames.txt`` for their names."""
+"""ImageNet and its variants: class folders named by WordNet id; ``classnames.txt`` may give them other names."""
 
 from __future__ import annotations
 
+import os
+import re
+import warnings
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
 from datasets_registry.card import Card
@@ -13,7 +17,7 @@ from vlprompt.errors import VlpromptError
 
 @readers.register("imagenet")
 def read_imagenet(card: Card, folder: Path, variant: str) -> DatasetSplits:
-    """ImageNet: labels follow the sorted ids; ``images/val`` is the test part."""
+    """ImageNet: labels follow the sorted ids; ``val`` is the test part."""
     names, images = _class_names(card, folder), folder / card.images
     parts = {}
     for part, source in (("train", "train"), ("test", "val")):
@@ -48,17 +52,38 @@ def read_imagenet_subset(card: Card, folder: Path, variant: str) -> DatasetSplit
     return on_disk(card, folder, [names[i] for i in ids], parts, source="official", class_keys=tuple(ids))
 
 
+@cache
+def imagenet_names() -> dict[str, str]:
+    """Return id to class name of ImageNet's 1,000 classes in label order: OpenCLIP's names, which are CoOp's."""
+    import open_clip
+    from timm.data import ImageNetInfo
+
+    return dict(zip(ImageNetInfo().label_names(), open_clip.IMAGENET_CLASSNAMES, strict=True))
+
+
 def _class_names(card: Card, folder: Path) -> dict[str, str]:
-    """Return id to name, in the file's order; the file may lie in ImageNet's own folder."""
+    """Return id to name: a file's, in the dataset's folder or in ImageNet's own, or the known ones."""
+    known = imagenet_names()
     path = folder / "classnames.txt"
-    if not path.exists() and (folder.parent / "imagenet" / path.name).exists():
+    if not path.exists():
         path = folder.parent / "imagenet" / path.name
+    if not path.exists():
+        return known
     names = {}
-    for line in read_lines(path, f"the list of ImageNet's class names (linked from {card.split_page})"):
+    for line in read_lines(path, "the list of ImageNet's class names"):
         key, _, name = line.partition(" ")
         if not name or key in names:
             raise VlpromptError(f"a line of {path} must be an id of its own and a class name, not '{line:.60}'")
         names[key] = natural_name(name)
+    others = [key for key, name in names.items() if known.get(key) != name]
+    if others:
+        first = others[0]
+        usual = f"'{known[first]}'" if first in known else "no class of ImageNet"
+        warnings.warn(
+            f"{path} has {len(others)} names other than CoOp's and OpenCLIP's, such as {first} '{names[first]}', which "
+            f"is {usual} there: the file's are used; without it the usual ones are",
+            stacklevel=3,
+        )
     return names
 
 
@@ -66,11 +91,26 @@ def _ids(card: Card, image_dir: Path, names: dict[str, str]) -> list[str]:
     """Return the sorted ids that have a folder; a number other than the card's would shift every label."""
     ids = [name for name in folders(image_dir) if name in names] if image_dir.is_dir() else []
     if len(ids) != card.classes:
+        unsorted = _unsorted(image_dir)
         raise VlpromptError(
             f"{len(ids)} of the {card.classes} class folders of {card.title} are in {image_dir}: "
-            f"they must be called as in classnames.txt, such as {image_dir / next(iter(names), 'n01440764')}/"
+            + (unsorted or f"they must be called by their ids, such as {image_dir / next(iter(names))}/")
         )
     return ids
+
+
+def _unsorted(image_dir: Path) -> str:
+    """Return what to do with a folder as the archives leave it: val's images side by side, or an archive a class."""
+    files = [entry.name for entry in os.scandir(image_dir)] if image_dir.is_dir() else []
+    if any(re.fullmatch(r"ILSVRC2012_val_\d+\.JPEG", name, re.IGNORECASE) for name in files):
+        return (
+            "its images lie side by side as in the archive; sort them into class folders, by running valprep.sh of "
+            "https://github.com/soumith/imagenetloader.torch in this folder, or by letting "
+            "torchvision.datasets.ImageNet(root, split='val') unpack ILSVRC2012_img_val.tar and "
+            "ILSVRC2012_devkit_t12.tar.gz anew"
+        )
+    tars = sorted(name for name in files if re.fullmatch(r"n\d{8}\.tar", name))
+    return f"unpack each archive into a folder of its name, such as {tars[0]} into {tars[0][:-4]}/" if tars else ""
 
 
 def _items(image_dir: Path, names: dict[str, str]) -> Sequence[Item]:

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 from scipy.io import savemat
+from timm.data import ImageNetInfo
 
 from datasets_registry.card import Card, load_card
 from datasets_registry.video import class_folder
@@ -137,18 +138,10 @@ def _fgvc(card: Card, folder: Path) -> None:
     write_images(folder / card.images, (f"{i:07d}.jpg" for i in range(1, number + 1)))
 
 
-IDS = [f"n{i:08d}" for i in range(1000)]
-
-
-def _class_names_file(folder: Path) -> None:
-    names = [f"thing_{i}" for i in range(1000)]
-    names[744] = names[657] = "missile"
-    names[837] = names[836] = "sunglasses"
-    (folder / "classnames.txt").write_text("".join(f"{i} {n}\n" for i, n in zip(IDS, names, strict=True)))
+IDS = ImageNetInfo().label_names()
 
 
 def _imagenet(card: Card, folder: Path) -> None:
-    _class_names_file(folder)
     paths = [f"train/{i}/{i}_{k}.JPEG" for i in IDS for k in (10, 9)] + [
         f"val/{i}/ILSVRC2012_val_{i}.JPEG" for i in IDS
     ]
@@ -156,12 +149,10 @@ def _imagenet(card: Card, folder: Path) -> None:
 
 
 def _imagenet_v2(card: Card, folder: Path) -> None:
-    _class_names_file(folder)
     write_images(folder / card.images, (f"{label}/{label}.jpeg" for label in range(1000)))
 
 
 def _imagenet_subset(card: Card, folder: Path) -> None:
-    _class_names_file(folder)
     ids = IDS if card.classes == 1000 else IDS[3::5]
     write_images(folder / card.images, (f"{i}/{k}.JPEG" for i in ids for k in (0, 1)))
     (folder / card.images / "README.txt").touch()

@@ -9,6 +9,7 @@ from PIL import Image
 
 from datasets_registry.card import card_names, load_card, read_card
 from datasets_registry.readers import readers
+from vlprompt.cli.__main__ import main
 from vlprompt.data import dataset_info, few_shot_split, leave_domain_out, list_collections, list_datasets, load_split
 from vlprompt.data.check import check_dataset, datasets_below
 from vlprompt.errors import VlpromptError
@@ -86,6 +87,54 @@ def test_datasets_are_listed_by_pattern_and_described():
         dataset_info("eurosta")
     with pytest.raises(VlpromptError, match="unknown dataset 'OfficeHome': its name here is office_home"):
         load_split("OfficeHome")
+
+
+@pytest.mark.parametrize(
+    ("others", "name"),
+    [
+        # CoOp's class, configuration and folder; torchvision's class and folder; what people say
+        ("Caltech101 caltech-101 caltech", "caltech101"),
+        ("DescribableTextures DTD describable_textures textures", "dtd"),
+        ("EuroSAT Eurosat", "eurosat"),
+        ("FGVCAircraft fgvc-aircraft fgvc-aircraft-2013b aircraft FGVC", "fgvc_aircraft"),
+        ("OxfordFlowers oxford_flowers Flowers102 flowers-102 flowers Oxford-Flowers", "flowers102"),
+        ("Food101 food-101 food_101", "food101"),
+        ("OxfordPets OxfordIIITPet oxford-iiit-pet pets", "oxford_pets"),
+        ("StanfordCars stanford-cars cars Cars", "stanford_cars"),
+        ("SUN397 SUN-397", "sun397"),
+        ("UCF101 UCF-101", "ucf101"),
+        ("ImageNet ILSVRC2012 imagenet-1k", "imagenet"),
+        ("ImageNetV2 imagenetv2", "imagenet_v2"),
+        ("ImageNetSketch imagenet-sketch", "imagenet_sketch"),
+        ("ImageNetA imagenet-a imagenet-adversarial", "imagenet_a"),
+        ("ImageNetR imagenet-r imagenet-rendition", "imagenet_r"),
+        ("PACS", "pacs"),
+        ("VLCS", "vlcs"),
+        ("OfficeHome office_home_dg office-home", "office_home"),
+        ("TerraIncognita terra", "terra_incognita"),
+        ("DomainNet domain_net", "domainnet"),
+        ("CIFAR10 cifar-10", "cifar10"),
+        ("CIFAR100 cifar-100", "cifar100"),
+    ],
+)
+def test_other_names_of_a_dataset_hint_at_its_own(others: str, name: str, tmp_path: Path):
+    for other in others.split():
+        with pytest.raises(VlpromptError, match=rf"unknown dataset '{other}': its name here is {name}$"):
+            load_split(other, tmp_path)
+    assert load_card(name).name == name
+
+
+def test_hint_keeps_the_domain_and_serves_the_commands(capsys: pytest.CaptureFixture):
+    with pytest.raises(VlpromptError, match=r"its name here is pacs/to-sketch$"):
+        load_split("PACS/to-sketch")
+    for argv in (
+        ["data", "list", "cars"],
+        ["data", "info", "cars"],
+        ["train", "dataset=cars"],
+        ["data", "check", "cars"],
+    ):
+        assert main(argv) == 2
+        assert "its name here is stanford_cars" in capsys.readouterr().err
 
 
 def test_collections_are_the_papers():

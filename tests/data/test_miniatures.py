@@ -2,12 +2,14 @@
 
 from pathlib import Path
 
+import open_clip
 import pytest
 from miniatures import IDS, make_miniature
 
 from datasets_registry.card import card_names, load_card
 from datasets_registry.packaged import has_packaged
 from vlprompt.data import check_items, few_shot_split, leave_domain_out, load_split
+from vlprompt.data.check import check_dataset
 from vlprompt.errors import VlpromptError
 
 ON_DISK = [name for name in card_names() if load_card(name).folder]
@@ -98,7 +100,7 @@ def test_subsets_of_imagenet_have_200_labels_of_their_own(name: str, tmp_path: P
     card = make_miniature(name, tmp_path)
     splits = load_split(name, tmp_path)
     assert splits.class_keys == tuple(IDS[3::5])
-    assert splits.class_names[:2] == ("thing 3", "thing 8")
+    assert splits.class_names[:2] == ("tiger shark", "hen")
     folder = tmp_path / card.folder / card.images / IDS[3]
     for image in folder.iterdir():
         image.unlink()
@@ -107,14 +109,54 @@ def test_subsets_of_imagenet_have_200_labels_of_their_own(name: str, tmp_path: P
         load_split(name, tmp_path)
 
 
-def test_class_names_of_imagenet_serve_its_variants(tmp_path: Path):
+def test_names_of_imagenet_are_known_and_a_file_that_differs_is_named(tmp_path: Path, recwarn):
     make_miniature("imagenet", tmp_path)
-    card = make_miniature("imagenet_a", tmp_path)
-    (tmp_path / card.folder / "classnames.txt").unlink()
-    assert len(load_split("imagenet_a", tmp_path).class_names) == 200
-    (tmp_path / "imagenet/classnames.txt").unlink()
-    with pytest.raises(VlpromptError, match=r"list of ImageNet's class names .* expected at .*classnames\.txt"):
-        load_split("imagenet_a", tmp_path)
+    make_miniature("imagenet_a", tmp_path)
+    splits = load_split("imagenet", tmp_path)
+    assert splits.class_names == tuple(open_clip.IMAGENET_CLASSNAMES)
+    assert splits.class_keys == tuple(IDS) == tuple(sorted(IDS))
+    assert (splits.class_names[0], splits.class_names[134]) == ("tench", "crane bird")
+    file = tmp_path / "imagenet/classnames.txt"
+    lines = [f"{i} {name.replace(' ', '_')}\n" for i, name in zip(IDS, open_clip.IMAGENET_CLASSNAMES, strict=True)]
+    file.write_text("".join(lines))  # as CoOp has it
+    assert load_split("imagenet", tmp_path).class_names == splits.class_names
+    assert not recwarn.list
+    file.write_text("".join(lines).replace("n01491361 tiger_shark", "n01491361 tiger"))
+    for name in ("imagenet", "imagenet_a"):  # the file in ImageNet's folder serves its variants
+        with pytest.warns(
+            UserWarning, match=r"imagenet/classnames.txt has 1 names other than .* n01491361 'tiger', .*"
+        ):
+            assert "tiger" in load_split(name, tmp_path).class_names
+        assert any("classnames.txt has 1 names" in line for line in check_dataset(name, tmp_path).defects)
+
+
+@pytest.mark.parametrize(
+    ("name", "images"),
+    [("imagenet", ""), ("imagenet", "ILSVRC/Data/CLS-LOC"), ("imagenet_sketch", "sketch"), ("imagenet_v2", "")],
+)
+def test_other_layouts_of_imagenet_are_read(name: str, images: str, tmp_path: Path):
+    card = make_miniature(name, tmp_path)
+    expected = load_split(name, tmp_path)
+    folder = tmp_path / card.folder
+    (folder / card.images).rename(tmp_path / "images")
+    (folder / images).mkdir(parents=True, exist_ok=True)
+    for entry in (tmp_path / "images").iterdir():
+        entry.rename(folder / images / entry.name)
+    assert load_split(name, tmp_path).fingerprint() == expected.fingerprint()
+    assert all("the card says" in line for line in check_dataset(name, tmp_path).defects)
+
+
+@pytest.mark.parametrize("images", ["images", "."])
+def test_flat_val_of_imagenet_is_told_how_to_be_sorted(images: str, tmp_path: Path):
+    (tmp_path / "imagenet" / images / "val").mkdir(parents=True)
+    (tmp_path / "imagenet" / images / "val/ILSVRC2012_val_00000001.JPEG").touch()
+    with pytest.raises(VlpromptError, match=r"side by side .* sort them into class folders, by running valprep\.sh"):
+        load_split("imagenet", tmp_path)
+    assert "valprep.sh" in check_dataset("imagenet", tmp_path).defects[0]
+    (tmp_path / "imagenet" / images / "train").mkdir()
+    (tmp_path / "imagenet" / images / "train/n01440764.tar").touch()
+    with pytest.raises(VlpromptError, match=r"unpack each archive .* such as n01440764\.tar into n01440764/"):
+        load_split("imagenet", tmp_path)
 
 
 def test_imagenets_training_images_are_not_needed_to_test_on_it(tmp_path: Path):

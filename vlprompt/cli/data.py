@@ -9,7 +9,7 @@ from typing import Any
 from rich.table import Table
 
 from datasets_registry.acquire import download_dataset, prepare_dataset
-from datasets_registry.card import Card, load_card
+from datasets_registry.card import Card, load_card, locate_images
 from datasets_registry.catalog import find_card, list_collections
 from datasets_registry.packaged import has_packaged, split_words
 from vlprompt.cli._shared import check_keys, command, parse
@@ -57,6 +57,8 @@ def show_list(pattern: str, settings: dict[str, Any], reporter: Reporter) -> int
     """Print the datasets that match a pattern, and the collections."""
     names = list_datasets(pattern)
     if not names:
+        if not set(pattern) & set("*?["):
+            find_card(pattern)  # knows other names of the datasets
         raise VlpromptError(
             f"no dataset matches '{pattern}': {nearest(pattern, [*list_datasets(), *list_collections()])}"
         )
@@ -159,6 +161,7 @@ def show_report(report: Report, lines: int, console: Any) -> None:
 def run_download(name: str, settings: dict[str, Any], reporter: Reporter) -> int:
     """Fetch a dataset's images, and say what is left to do by hand."""
     card, root = _registered(name, "download"), _root(settings)
+    card = locate_images(card, root / card.folder)
     images = root / card.folder / card.images
     if images.is_dir() and card.images:
         reporter.say(f"{images} is there already, nothing to download (vlprompt data check {name} data_root={root})")

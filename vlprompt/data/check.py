@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 
 from datasets_registry.acquire import how_to_get
-from datasets_registry.card import Card, card_names, load_card
+from datasets_registry.card import Card, card_names, load_card, locate_images
 from datasets_registry.catalog import SplitChoice, find_card, find_folder, load_split
 from datasets_registry.readers.coop_json import audit_published
 from datasets_registry.readers.domains import audit_spg_files
@@ -87,6 +87,7 @@ def check_dataset(
     defects: list[str] = []
     if registered:
         folder = find_folder(card, root)
+        card = locate_images(card, folder) if folder else card
         missing = _missing_folder(card, folder)
         if missing:
             return Report(name, found=folder.is_dir(), defects=(missing,))
