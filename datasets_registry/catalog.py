@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import fnmatch
 import re
+import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +16,8 @@ from datasets_registry.acquire import download_dataset, how_to_get
 from datasets_registry.card import Card, card_names, collections, load_card, locate_images
 from datasets_registry.readers import readers
 from datasets_registry.readers.generated import read_generated
+from vlprompt.data.images import open_listed
+from vlprompt.data.name_hints import hint_names
 from vlprompt.data.splits import PARTS, DatasetSplits
 from vlprompt.data.subsets import leave_domain_out, select_domains
 from vlprompt.errors import VlpromptError, nearest
@@ -66,6 +69,7 @@ def load_split(
     download: bool = False,
     split: SplitChoice = "published",
     class_names: Mapping[str, str] | Sequence[str] | None = None,
+    follow_links: bool = False,
 ) -> DatasetSplits:
     """Return a dataset's train, val and test items. No image is opened, nor asked for (see ``check_items``).
 
@@ -80,6 +84,9 @@ def load_split(
             package (a file that differs from that is told in a warning); ``generated`` makes one from the images, the
             same on every machine, for who lacks the published file. The result's ``source`` tells.
         class_names: other names for the classes: by present name, or one for each label.
+        follow_links: read linked files and folders that lead out of a folder of your own; other datasets refuse them.
+
+    What a user should know of data of their own, such as files that are left out, is a warning and in ``notes``.
 
     Raises:
         VlpromptError: the name is unknown, files are not where they are expected, the split file is malformed or
@@ -90,14 +97,24 @@ def load_split(
     if name in _in_memory:
         splits, shared_names = _in_memory[name], False
     elif _scheme(name):
-        splits, shared_names = _load_own(name, root), False
+        splits, shared_names = _load_own(name, root, follow_links), False
     else:
         card, variant = find_card(name)
         splits, shared_names = _load_registered(card, variant, root, download, split), card.shared_names
     if class_names is not None:
         splits = rename_classes(splits, class_names)
     _check_classes(splits, shared_names)
+    if is_own(name):
+        hint = hint_names(splits.class_names)
+        splits = replace(splits, notes=(*splits.notes, f"{splits.name}: {hint}") if hint else splits.notes)
+    for note in splits.notes:
+        warnings.warn(note, stacklevel=2)
     return splits
+
+
+def is_own(name: str) -> bool:
+    """Tell whether a dataset is a user's: named by a path, or in memory."""
+    return bool(_scheme(name)) or name in _in_memory
 
 
 def rename_classes(splits: DatasetSplits, names: Mapping[str, str] | Sequence[str]) -> DatasetSplits:
@@ -161,7 +178,7 @@ def _scheme(name: str) -> str:
     return scheme if colon and scheme in readers and readers.info(scheme).facts.get("takes_path") else ""
 
 
-def _load_own(name: str, root: str | Path | None) -> DatasetSplits:
+def _load_own(name: str, root: str | Path | None, follow_links: bool = False) -> DatasetSplits:
     scheme = _scheme(name)
     path = Path(name.partition(":")[2]).expanduser()
     if scheme == "folder" and not path.is_dir():
@@ -170,7 +187,11 @@ def _load_own(name: str, root: str | Path | None) -> DatasetSplits:
         raise VlpromptError(f"dataset '{name}': the file {path} does not exist")
     folder = path if scheme == "folder" else Path(root).expanduser() if root and scheme != "wds" else path.parent
     card = Card(name=name, title=name, reader=scheme)
-    return replace(readers.get(scheme)(card, folder, str(path)), root=folder)
+    options = {"follow_links": follow_links} if scheme == "folder" else {}
+    splits = replace(readers.get(scheme)(card, folder, str(path), **options), root=folder)
+    if follow_links and splits.image_dir:
+        splits = replace(splits, open_image=partial(open_listed, splits.image_dir))
+    return splits
 
 
 def _load_registered(

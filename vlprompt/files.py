@@ -114,8 +114,13 @@ def inside(root: str | Path, name: str) -> Path:
     """Return ``root / name``, or raise VlpromptError if it is absolute, has ``..`` or leaves ``root`` by a symlink."""
     path = Path(root, name)
     below_root = os.path.join(os.path.realpath(root), "")
-    if not is_relative_inside(name) or not os.path.realpath(path).startswith(below_root):
+    if not is_relative_inside(name):
         raise VlpromptError(f"refused the path '{name}': it leads out of {root}")
+    if not os.path.realpath(path).startswith(below_root):
+        raise VlpromptError(
+            f"refused the path '{name}': it is or lies behind a link that leads out of {root} (data of your own may "
+            "have such links with follow_links=true)"
+        )
     return path
 
 

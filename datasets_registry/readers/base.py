@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from datasets_registry.card import Card
-from vlprompt.data.formats import is_image_name
 from vlprompt.data.images import open_inside
+from vlprompt.data.listing import folders, list_images
 from vlprompt.data.sampling import generated_split
 from vlprompt.data.splits import PARTS, DatasetSplits, Item
 from vlprompt.errors import VlpromptError
@@ -27,7 +26,7 @@ PART_NAMES = {
     **{"test": "test", "testing": "test"},
 }
 
-__all__ = ["PART_NAMES", "Reader", "generated_split", "natural_name", "on_disk", "readers"]
+__all__ = ["PART_NAMES", "Reader", "folders", "generated_split", "images_below", "natural_name", "on_disk", "readers"]
 
 
 def natural_name(name: str) -> str:
@@ -57,23 +56,14 @@ def split_items(items: Sequence[Item]) -> dict[str, list[Item]]:
     return parts
 
 
-def folders(folder: Path) -> list[str]:
-    """Return the sorted names of the folders in a folder, hidden ones left out."""
-    return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
-
-
 def images_below(image_dir: Path, folder: str) -> list[str]:
     """Return the images anywhere below ``image_dir / folder`` as sorted paths relative to ``image_dir``.
 
     A folder that is a link out of ``image_dir`` is refused.
     """
-    top = inside(image_dir, folder) if folder else image_dir
-    return sorted(
-        os.path.relpath(os.path.join(parent, name), image_dir).replace(os.sep, "/")
-        for parent, _, names in os.walk(top)
-        for name in names
-        if is_image_name(name) and not name.startswith(".")
-    )
+    if folder:
+        inside(image_dir, folder)
+    return list_images(image_dir, folder).images
 
 
 def read_lines(path: Path, what: str, by_place: bool = False) -> list[str]:
@@ -85,6 +75,8 @@ def read_lines(path: Path, what: str, by_place: bool = False) -> list[str]:
         by_place: the number of a line counts, so that an empty one between others is refused.
     """
     try:
+        if path.exists() and not path.is_file():
+            raise VlpromptError(f"{what} in {path} is no file")  # reading a pipe may never end
         return text_lines(path, by_place)
     except FileNotFoundError:
         raise VlpromptError(f"{what} is expected at {path}, which does not exist") from None

@@ -2,59 +2,166 @@
 
 from __future__ import annotations
 
+import warnings
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from datasets_registry.card import Card
-from datasets_registry.readers.base import (
-    folders,
-    generated_split,
-    images_below,
-    natural_name,
-    on_disk,
-    read_lines,
-    readers,
-)
+from datasets_registry.readers.base import generated_split, natural_name, on_disk, read_lines, readers
+from datasets_registry.readers.layout import LAYOUT, find_parts, nesting_defects, nesting_notes
+from vlprompt.data.formats import describe_left_out
+from vlprompt.data.listing import folders, list_images, loose_images
+from vlprompt.data.name_hints import hint_names
 from vlprompt.data.splits import PARTS, DatasetSplits, Item
-from vlprompt.errors import VlpromptError
+from vlprompt.errors import VlpromptError, nearest
+from vlprompt.files import inside
 
-LAYOUT = "it needs one sub-folder of images a class, or such sub-folders in train/ and test/ (and val/)"
+
+@dataclass
+class ClassFolders:
+    """What a folder of class folders holds.
+
+    Attributes:
+        images: by part (empty where there are none) and by class folder, paths relative to the image folder.
+        names: class folder to class name, in label order.
+        left_out: files that are not read as images, by ending.
+        defects: why it cannot be taken as it is, a sentence each.
+        notes: what a user should know of it, a sentence each.
+    """
+
+    images: dict[str, dict[str, list[str]]] = field(default_factory=dict)
+    names: Mapping[str, str] = field(default_factory=dict)
+    left_out: Counter[str] = field(default_factory=Counter)
+    defects: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
 
 @readers.register("folder", takes_path=True)
-def read_folder(card: Card, folder: Path, variant: str) -> DatasetSplits:
+def read_folder(card: Card, folder: Path, variant: str, *, follow_links: bool = False) -> DatasetSplits:
     """A folder of class folders; a split that is not there is made, the same on every machine.
 
     Classes are the folders' names in the order of their code points, or those of the card. A file ``classnames.txt``
     beside them gives other names, one a line: the folder, a tab (or a space, if it has none in it) and the name.
+    Folders called train, val and test (or as tables may call them, in any case) are splits; without test, val is
+    tested.
     """
+    splits, defects = audit_folder(card, folder, follow_links=follow_links)
+    if defects:
+        raise VlpromptError(defects[0])
+    return splits
+
+
+def audit_folder(card: Card, folder: Path, *, follow_links: bool = False) -> tuple[DatasetSplits, list[str]]:
+    """Return the dataset of what is right in a folder of class folders, and a sentence for each thing that is not."""
     image_dir = folder / card.images
-    below = set(folders(image_dir))
-    # a card that names the classes tells a folder called train from a class
-    only_parts = below <= set(PARTS) or (card.class_names and below.isdisjoint(card.class_names))
-    if {"train", "test"} <= below and only_parts:
-        listed = {part: images_by_class(image_dir, part) for part in PARTS if (image_dir / part).is_dir()}
-    else:
-        listed = {"": images_by_class(image_dir)}
-    names = card.class_names or named_classes(image_dir / "classnames.txt", list(next(iter(listed.values()))))
-    labels = {key: label for label, key in enumerate(names)}
+    found = look_at_folder(image_dir, card.class_names, follow_links=follow_links)
+    labels = {key: label for label, key in enumerate(found.names)}
     parts: dict[str, list[Item]] = {part: [] for part in PARTS}
-    for part, by_class in listed.items():
+    for part, by_class in found.images.items():
         for key, paths in by_class.items():
             if key not in labels:
-                raise VlpromptError(f"{image_dir / part} has a class folder '{key}' that the training images lack")
-            for target, chosen in ({part: paths} if part else _generated(key, paths, image_dir)).items():
-                parts[target] += [Item(path, labels[key], names[key]) for path in chosen]
-    return on_disk(card, folder, names.values(), parts, source="official" if "train" in listed else "generated")
+                found.defects.append(
+                    f"{image_dir / part} has a class folder '{key}' that the training images lack: "
+                    f"{nearest(key, labels)}"
+                )
+                continue
+            if not part and len(paths) == 1:
+                found.defects.append(f"the class folder {image_dir / key} holds one image: a split needs at least two")
+            split = {part: paths} if part else dict(zip(PARTS, generated_split(paths), strict=True))
+            for target, chosen in split.items():
+                parts[target] += [Item(path, labels[key], found.names[key]) for path in chosen]
+    if "" not in found.images and parts["val"] and not parts["test"]:
+        parts["test"], parts["val"] = parts["val"], []
+        found.notes.append(f"{image_dir} has no test folder: the images of its validation folder are the test images")
+    source = "generated" if "" in found.images else "official"
+    splits = on_disk(card, folder, found.names.values(), parts, source=source, notes=tuple(found.notes))
+    return splits, found.defects
 
 
-def load_folder(path: str | Path) -> tuple[list[str], list[str]]:
+def look_at_folder(
+    image_dir: Path, class_names: Mapping[str, str] | None = None, *, follow_links: bool = False
+) -> ClassFolders:
+    """Look at a folder of class folders for all that is in it, and for all that is wrong; nothing is opened.
+
+    Args:
+        image_dir: the folder.
+        class_names: of a card, by class folder; it tells a folder called train from a class.
+        follow_links: read links that lead out of the folder.
+    """
+    found = ClassFolders()
+    try:
+        words = _parts_of(image_dir, class_names)
+        for part, word in words.items():
+            found.images[part] = _class_folders(image_dir, word, found, follow_links)
+            if not class_names:
+                classes = list(found.images[part])
+                found.defects[:0] = nesting_defects(image_dir / word, classes)
+                found.notes += nesting_notes(image_dir / word, classes)
+        keys = next(iter(found.images.values()))
+        found.names = class_names or named_classes(image_dir / "classnames.txt", list(keys))
+    except VlpromptError as error:
+        found.defects.append(str(error))
+    left_out = describe_left_out(found.left_out, str(image_dir))
+    found.notes += [left_out] if left_out else []
+    return found
+
+
+def _parts_of(image_dir: Path, class_names: Mapping[str, str] | None) -> dict[str, str]:
+    """Return the folder of each part, or one without a name for folders that are all classes."""
+    if not class_names:
+        return find_parts(image_dir) or {"": ""}
+    below = set(folders(image_dir))
+    if {"train", "test"} <= below and below.isdisjoint(class_names):
+        return {part: part for part in PARTS if part in below}
+    return {"": ""}
+
+
+def _class_folders(image_dir: Path, word: str, found: ClassFolders, follow_links: bool) -> dict[str, list[str]]:
+    """Return the images below each class folder, as sorted paths relative to ``image_dir``, and tell ``found``."""
+    top, by_class, empty = image_dir / word, {}, []
+    for key in folders(top):
+        place = (Path(word) / key).as_posix()
+        try:
+            if not follow_links:
+                inside(image_dir, place)
+            listing = list_images(image_dir, place, follow_links=follow_links)
+        except VlpromptError as error:
+            found.defects.append(str(error))
+            continue
+        found.left_out.update(listing.left_out)
+        found.defects += [
+            f"{image_dir / link} is a link to a folder: follow_links=true reads what it leads to"
+            for link in listing.links
+        ]
+        if listing.images:
+            by_class[key] = listing.images
+        elif not listing.links:
+            left_out = describe_left_out(listing.left_out, "it")
+            said = f" ({left_out})" if left_out else ""
+            empty.append(f"the class folder {top / key} holds no images{said}: add some, or delete the folder")
+    if not by_class and not found.defects:
+        loose = loose_images(top)
+        lies = f" ({len(loose)} lie in it, in no class folder)" if loose else ""
+        empty.insert(0, f"no images were found in the folder {top}{lies}: {LAYOUT}")
+    found.defects += empty
+    return by_class
+
+
+def load_folder(path: str | Path, *, follow_links: bool = False) -> tuple[list[str], list[str]]:
     """Return the images of a folder of class folders: their paths, and the class name of each.
 
     Class names are the folders' names, with spaces for underscores, or those in ``classnames.txt`` beside the folders,
-    as for ``dataset=folder:PATH``. Nothing is opened.
+    as for ``dataset=folder:PATH``. Nothing is opened. Files that are left out are counted in a warning.
+
+    Args:
+        path: of the folder.
+        follow_links: read links that lead out of the folder.
 
     Raises:
-        VlpromptError: there is no such folder, it has no class folders, or one of them holds no images.
+        VlpromptError: there is no such folder, it has no class folders, one of them holds no images, or it holds
+            splits: give one of them.
 
     >>> paths, names = load_folder("photos")  # doctest: +SKIP
     >>> PromptClassifier().fit(paths, names).predict(["another.jpg"])  # doctest: +SKIP
@@ -63,11 +170,19 @@ def load_folder(path: str | Path) -> tuple[list[str], list[str]]:
     folder = Path(path).expanduser()
     if not folder.is_dir():
         raise VlpromptError(f"there is no folder {folder}: {LAYOUT}")
-    if {"train", "test"} <= set(folders(folder)) <= set(PARTS):
-        raise VlpromptError(f"{folder} has its classes in train and test: give one of them, such as {folder / 'train'}")
-    by_class = images_by_class(folder)
-    names = named_classes(folder / "classnames.txt", list(by_class))
-    pairs = [(str(folder / image), names[key]) for key, images in by_class.items() for image in images]
+    found = look_at_folder(folder, follow_links=follow_links)
+    if found.defects:
+        raise VlpromptError(found.defects[0])
+    if "" not in found.images:
+        words = find_parts(folder)
+        raise VlpromptError(
+            f"{folder} has its classes in {' and '.join(words.values())}: give one of them, such as "
+            f"{folder / words['train']}"
+        )
+    names = hint_names(list(found.names.values()))
+    for note in [*found.notes, *([names] if names else [])]:
+        warnings.warn(note, stacklevel=2)
+    pairs = [(str(folder / image), found.names[key]) for key, images in found.images[""].items() for image in images]
     return [image for image, _ in pairs], [name for _, name in pairs]
 
 
@@ -80,21 +195,3 @@ def named_classes(path: Path, keys: list[str]) -> dict[str, str]:
             raise VlpromptError(f"a line of {path} must be a class folder and its class name, not '{line:.60}'")
         names[key] = name.strip()
     return names
-
-
-def images_by_class(image_dir: Path, part: str = "") -> dict[str, list[str]]:
-    """Return the images below each class folder, as sorted paths relative to ``image_dir``."""
-    top = image_dir / part
-    by_class = {key: images_below(image_dir, (Path(part) / key).as_posix()) for key in folders(top)}
-    if not any(by_class.values()):
-        raise VlpromptError(f"no images were found in the folder {top}: {LAYOUT}")
-    empty = [key for key, paths in by_class.items() if not paths]
-    if empty:
-        raise VlpromptError(f"the class folder {top / empty[0]} holds no images: add some, or delete the folder")
-    return by_class
-
-
-def _generated(key: str, paths: list[str], image_dir: Path) -> dict[str, list[str]]:
-    if len(paths) < 2:
-        raise VlpromptError(f"the class folder {image_dir / key} holds one image: a split needs at least two")
-    return dict(zip(PARTS, generated_split(paths), strict=True))

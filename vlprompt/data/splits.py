@@ -48,6 +48,8 @@ class DatasetSplits:
         version: the version of the dataset's card; a higher one means that images or splits have changed.
         class_keys: what the files call each class, in label order, where that is not its name (ImageNet's wnids).
         tasks: of datasets that were joined, which of them each class is of; empty otherwise.
+        notes: sentences on what a user should know of how it was read, such as files that were left out.
+        unreadable: paths of images that were left out, since they cannot be read.
     """
 
     name: str
@@ -65,6 +67,8 @@ class DatasetSplits:
     version: int = 1
     class_keys: tuple[str, ...] = ()
     tasks: tuple[int, ...] = ()
+    notes: tuple[str, ...] = ()
+    unreadable: tuple[str, ...] = ()
 
     @classmethod
     def from_pairs(

@@ -1,0 +1,90 @@
+"""Which folders are splits and which are classes, and what is wrong where they cannot be told apart."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from datasets_registry.readers.base import PART_NAMES
+from vlprompt.data.listing import folders, list_images, loose_images
+from vlprompt.data.splits import PARTS
+from vlprompt.errors import VlpromptError
+
+LAYOUT = "it needs one sub-folder of images a class, or such sub-folders in train/ and test/ (and val/)"
+ALSO_A_CLASS = "train"  # of the words for splits the one that names a thing, beside bus and car
+
+
+def find_parts(image_dir: Path) -> dict[str, str]:
+    """Return the folder of each part (train, val, test), by ``PART_NAMES`` in any case; none if all are classes.
+
+    Raises:
+        VlpromptError: splits stand beside other folders or hold no class folders, two are for one part, there is no
+            train, or nothing but train.
+    """
+    below = folders(image_dir)
+    words = [name for name in below if name.lower() in PART_NAMES]
+    others = [name for name in below if name not in words]
+    if not words:
+        return {}
+    if others:
+        if [word.lower() for word in words] == [ALSO_A_CLASS] and not folders(image_dir / words[0]):
+            return {}
+        raise VlpromptError(
+            f"{image_dir} holds {', '.join(words)}, which name{'s a split' if len(words) == 1 else ' splits'}, and "
+            f"{_some(others)}, which {'does' if len(others) == 1 else 'do'} not: move what is no split away, or rename "
+            "what is a class"
+        )
+    parts: dict[str, str] = {}
+    for word in words:
+        part = PART_NAMES[word.lower()]
+        if part in parts:
+            raise VlpromptError(f"{image_dir} holds {parts[part]} and {word}, both for {part}: put them together")
+        parts[part] = word
+        if not folders(image_dir / word):
+            count = len(loose_images(image_dir / word))
+            raise VlpromptError(
+                f"{image_dir / word} holds {count} images and no class folders, and its name says that it is a split: "
+                "sort them into class folders, or move it away"
+            )
+    if "train" not in parts:
+        raise VlpromptError(f"{image_dir} holds {_some(words)} and no train: add it, or give the folder in it")
+    if len(parts) == 1:
+        raise VlpromptError(
+            f"{image_dir} holds {parts['train']} and nothing to test on: add test, or give "
+            f"{image_dir / parts['train']}, which is then split"
+        )
+    return {part: parts[part] for part in PARTS if part in parts}
+
+
+def nesting_defects(image_dir: Path, classes: list[str]) -> list[str]:
+    """Return a sentence for folders that are no classes: one around all others, or such as hold splits."""
+    split = [key for key in classes if any(name.lower() in PART_NAMES for name in folders(image_dir / key))]
+    if len(classes) == 1 and folders(image_dir / classes[0]):
+        inner = image_dir / classes[0]
+        return [f"{image_dir} holds one folder, {classes[0]}, with folders in it: give {inner}"]
+    if split:
+        inner = next(n for n in folders(image_dir / split[0]) if n.lower() in PART_NAMES)
+        return [
+            f"{len(split)} folders in {image_dir} hold splits, such as {split[0]}/{inner}: put the splits above the "
+            f"classes ({inner}/{split[0]}), or give one of the folders"
+        ]
+    return []
+
+
+def nesting_notes(image_dir: Path, classes: list[str]) -> list[str]:
+    """Return sentences about images beside the class folders, and about folders inside them."""
+    notes = []
+    loose = loose_images(image_dir)
+    if loose:
+        notes.append(f"{len(loose)} images lie in {image_dir} itself, in no class folder, and are left out: {loose[0]}")
+    deeper = [key for key in classes if not loose_images(image_dir / key) and list_images(image_dir, key).images]
+    if deeper:
+        inner = folders(image_dir / deeper[0])[0]
+        notes.append(
+            f"{len(deeper)} of {len(classes)} class folders hold images in folders of theirs alone, such as "
+            f"{deeper[0]}/{inner}, which make no classes of their own: is {image_dir} a folder too high?"
+        )
+    return notes
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
