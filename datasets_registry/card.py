@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cache
 from pathlib import Path
 
 from omegaconf import MISSING, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 from yaml import YAMLError
 
-from vlprompt.errors import VlpromptError
+from vlprompt.errors import VlpromptError, nearest
 
 CARDS = Path(__file__).with_name("cards")
 COLLECTIONS = Path(__file__).with_name("collections.yaml")
@@ -118,6 +118,10 @@ def read_card(path: str | Path) -> Card:
     path = Path(path)
     try:
         card = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Card), OmegaConf.load(path)))
+    except ConfigKeyError as error:
+        known = [f.name for f in fields(error.object_type)]
+        reason = f"unknown key '{error.key}': {nearest(error.key, known)}"
+        raise VlpromptError(f"the dataset card {path} is not valid: {reason}") from error
     except (OmegaConfBaseException, YAMLError) as error:
         raise VlpromptError(f"the dataset card {path} is not valid: {str(error).splitlines()[0]}") from error
     if card.name != path.stem:

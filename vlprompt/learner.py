@@ -12,7 +12,6 @@ from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from omegaconf import OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 from torch import Tensor, nn
 
@@ -25,6 +24,7 @@ from vlprompt.gradients import GRADIENT_RULES
 from vlprompt.objectives import Batch, Outputs, Templates, parse_objectives
 from vlprompt.parts import parse_part
 from vlprompt.registry import Registry
+from vlprompt.schema import assign, structured, to_object
 from vlprompt.teacher import Teacher
 
 METHODS: Registry[type[PromptLearner]] = Registry("method")
@@ -394,15 +394,15 @@ def method_info(name: str) -> dict[str, Any]:
 
 def make_config(method: str, settings: Mapping[str, Any]) -> PromptLearner.Config:
     """Check settings against a method's ``Config``; an unknown key or ill-typed value is one clear sentence."""
-    schema = OmegaConf.structured(METHODS.get(method).Config)
+    schema = structured(METHODS.get(method).Config)
     for key, value in settings.items():
         try:
-            schema[key] = value
+            assign(schema, key, value)
         except ConfigKeyError:
             raise VlpromptError(f"{method} has no setting '{key}': {nearest(key, schema)}") from None
         except OmegaConfBaseException as error:
             raise VlpromptError(f"{method}: {key}={value!r} is not right: {str(error).splitlines()[0]}") from None
-    return OmegaConf.to_object(schema)
+    return to_object(schema)
 
 
 def create_learner(

@@ -11,8 +11,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, make_dataclass
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any
 
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -24,6 +23,7 @@ from vlprompt.errors import VlpromptError, nearest
 from vlprompt.learner import METHODS
 from vlprompt.loggers import parse_loggers
 from vlprompt.protocols import PROTOCOLS
+from vlprompt.schema import assign, hint_of, kind, structured, to_object
 from vlprompt.training import OPTIMIZERS, SELECTIONS, TrainOptions
 
 PACKAGE = Path(__file__).resolve().parent
@@ -229,7 +229,7 @@ def resolve(settings: Mapping[str, Any] | None = None) -> Resolved:
     PROTOCOLS.info(protocol)
     recipe = recipe or load_recipe(method, protocol)
 
-    schema = OmegaConf.structured(config_class(method))
+    schema = structured(config_class(method))
     _assign(schema, defaults, "defaults.yaml: ")
     schema.method, schema.protocol = method, protocol
     if recipe:
@@ -237,7 +237,7 @@ def resolve(settings: Mapping[str, Any] | None = None) -> Resolved:
     _assign(schema, given)
     if recipe:
         _assign_cases(schema, recipe.by, given, f"{recipe.name}: ")
-    config = OmegaConf.to_object(schema)
+    config = to_object(schema)
     check_values(config)
     return Resolved(config, recipe, frozenset(given))
 
@@ -309,10 +309,9 @@ def _assign(schema: DictConfig, values: Mapping[str, Any], where: str = "") -> N
         if key not in known:
             raise VlpromptError(f"{where}unknown key '{key}' for method={schema.method}: {nearest(key, known)}")
         try:
-            OmegaConf.update(schema, key, value)
+            assign(schema, key, value)
         except OmegaConfBaseException:
-            kind = _kind(get_type_hints(OmegaConf.get_type(schema))[key])
-            raise VlpromptError(f"{where}{key} must be {kind}, not {value!r}") from None
+            raise VlpromptError(f"{where}{key} must be {kind(hint_of(schema, key))}, not {value!r}") from None
 
 
 def _assign_cases(schema: DictConfig, cases: Cases, given: Mapping[str, Any], where: str) -> None:
@@ -322,13 +321,3 @@ def _assign_cases(schema: DictConfig, cases: Cases, given: Mapping[str, Any], wh
         inner = matching.pop("by", {})
         _assign(schema, {k: v for k, v in matching.items() if k not in given}, where)
         _assign_cases(schema, inner, given, where)
-
-
-def _kind(hint: Any) -> str:
-    """Name a type for a user: ``int | None`` is "a whole number or null"."""
-    if get_origin(hint) is Literal:
-        return f"one of {', '.join(map(str, get_args(hint)))}"
-    if get_origin(hint) in (Union, UnionType):
-        return " or ".join(map(_kind, get_args(hint)))
-    plain = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", NoneType: "null"}
-    return plain.get(hint, "a list" if get_origin(hint) in (list, tuple) else str(hint))

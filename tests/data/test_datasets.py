@@ -64,7 +64,8 @@ def test_card_is_valid_and_its_reader_known(name: str):
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
-        ("name: toy\ntitel: Toy", r"toy\.yaml is not valid: .*titel.*Did you mean: 'title'"),
+        ("name: toy\ntitel: Toy", r"toy\.yaml is not valid: unknown key 'titel': did you mean title"),
+        ("name: toy\narchives: [{urll: x}]", r"toy\.yaml is not valid: unknown key 'urll': did you mean url"),
         ("name: toy\ntitle: Toy", r"toy\.yaml is not valid: .*reader"),
         ("name: toy\ntitle: Toy\nreader: folder\nclasses: many", r"toy\.yaml is not valid: .*many"),
         ("name: [", r"toy\.yaml is not valid"),

@@ -53,16 +53,16 @@ class DecodedCrop(v2.RandomResizedCrop):
         """Return the crop as (3, size, size) bytes."""
         if not _is_reducible(image):
             image = to_rgb(image)
-        crop = self.make_params([image])
+        crop = self.get_params(image, self.scale, self.ratio)  # top, left, height, width
         width = image.width
         if _is_reducible(image):
-            shorter = min(crop["height"], crop["width"])
+            shorter = min(crop[2:])
             factor = next((f for f in (8, 4, 2) if shorter >= f * self.reduce_from * self.size[0]), 1)
             if factor > 1:
                 image.draft("RGB", (image.width // factor, image.height // factor))
             image = to_rgb(image)
         shrink = width / image.width
-        top, left, height, width = (round(crop[side] / shrink) for side in ("top", "left", "height", "width"))
+        top, left, height, width = (round(side / shrink) for side in crop)
         right, bottom = min(left + width, image.width), min(top + height, image.height)
         pixels = F.pil_to_tensor(image.crop((left, top, right, bottom)))
         return F.resize(pixels, self.size, self.interpolation, antialias=True)
