@@ -22,7 +22,8 @@ from vlprompt.files import atomic_write
 USAGE = """vlprompt bench [backbone=ViT-B-16] [classes=[10,100,1000]] [repeats=5] [output=bench.json]
                [methods=[images,coop,maple,cocoop,promptsrc,proda]]
 
-vlprompt bench data [dataset=eurosat data_root=DATA] [images=256] [workers=0] [repeats=5] [output=bench.json]
+vlprompt bench data [dataset=NAME] [data_root=DATA] [split=generated] [images=256] [workers=0] [repeats=5]
+               [output=bench.json]
 
 vlprompt bench predict [dataset=emoji] [data_root=DATA] [backbone=vlprompt-tiny [pretrained=TAG]] [images=10000]
                [turn=500] [batch_size=64] [threads=N] [output=bench.json]
@@ -30,7 +31,7 @@ vlprompt bench predict [dataset=emoji] [data_root=DATA] [backbone=vlprompt-tiny 
 vlprompt bench sweep [method=kgcoop] [dataset=emoji] [shots=[1,2,4,8]] [seeds=10] [epochs=N] [output=bench.json]
 
 Every comparison is measured in this one run, each side in a process of its own. Some minutes on two cores. With "data",
-decoding: our batches against ImageFolder. With "predict", predicting image files: memory as they pass,
+decoding: our batches against ImageFolder, on any dataset. With "predict", predicting image files: memory as they pass,
 and throughput against a bare OpenCLIP loop, turn by turn. With "sweep", a sweep against as many train commands."""
 OTHERS = {"data": bench_data, "predict": bench_predict, "sweep": bench_sweep}
 
