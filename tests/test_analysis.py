@@ -118,7 +118,7 @@ def weights_of_open_clip(learner: PromptLearner) -> list[Tensor]:
 
     hooks = [block.module.ln_1.register_forward_hook(keep) for block in tower.blocks]
     with recorded_states(tower):  # so that the last block asks for all tokens
-        learner.encode_images(IMAGES)
+        learner.encode_images({"image": IMAGES})
     for hook in hooks:
         hook.remove()
     return out
@@ -142,14 +142,14 @@ def test_attention_maps_equal_those_of_torchs_own_module(method: str) -> None:
 
 def test_watching_changes_no_feature_and_ends() -> None:
     learner = as_if_trained(make("maple"))
-    tower, before = learner.clip.visual, learner.encode_images(IMAGES)
+    tower, before = learner.clip.visual, learner.encode_images({"image": IMAGES})
     with recorded_states(tower) as states:
-        assert close(learner.encode_images(IMAGES), before)
+        assert close(learner.encode_images({"image": IMAGES}), before)
     assert sorted(states) == [0, 1, 2]
     assert close(tower.project(states[2][0][:, :17]), before)
     analysis.attention_maps(learner, IMAGES)
     assert tower.watch is None
-    assert torch.equal(learner.encode_images(IMAGES), before)
+    assert torch.equal(learner.encode_images({"image": IMAGES}), before)
 
 
 def test_a_tower_that_is_left_alone_has_maps_of_cls_only(tmp_path) -> None:
@@ -211,7 +211,7 @@ def test_image_shift_is_read_at_cls_behind_each_block() -> None:
     for hook in hooks:
         hook.remove()
     with recorded_states(learner.clip.visual) as states, torch.no_grad():
-        learner.encode_images(IMAGES)
+        learner.encode_images({"image": IMAGES})
     expected = torch.stack([plain_shift(states[i][0][:, 0], kept[i]) for i in range(3)])
     assert close(shift.image, expected, 1e-4)
     without = F.normalize(learner.clip.encode_image(IMAGES), dim=-1)

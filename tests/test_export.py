@@ -44,7 +44,7 @@ def same(a: Tensor, b: Tensor) -> bool:
 @pytest.mark.parametrize("method", list_methods())
 def test_the_matrix_scores_as_the_learner(method: str, tmp_path: Path) -> None:
     learner = make(method).eval()
-    if method_info(method).get("per_image"):
+    if method_info(method)["classifier"] == "per_image":
         with pytest.raises(VlpromptError, match="class features depend on each image"):
             export_learner(learner, "matrix", tmp_path / "head.safetensors")
         return
@@ -57,7 +57,7 @@ def test_the_matrix_scores_as_the_learner(method: str, tmp_path: Path) -> None:
         assert same(logits, learner(images))
     facts = json.loads((tmp_path / "head.json").read_text())
     assert facts["class_names"] == list(learner.class_names)
-    assert facts["image_tower"] == ("frozen" if learner.cacheable_images else "prompted")
+    assert facts["image_tower"] == ("frozen" if learner.facts.cacheable_images else "prompted")
     with safe_open(tmp_path / "head.safetensors", framework="pt") as opened:
         assert json.loads(opened.metadata()["class_names"]) == list(learner.class_names)
 

@@ -10,7 +10,15 @@ import torch
 import torch.nn.functional as F
 
 from vlprompt import VlpromptError, create_learner, load_learner
-from vlprompt.aggregation import AGGREGATORS, ExponentialMovingAverage, GaussianPromptAggregation, MeanOfEpochs
+from vlprompt.aggregation import (
+    AGGREGATORS,
+    ExponentialMovingAverage,
+    GaussianPromptAggregation,
+    MeanOfEpochs,
+    aggregate,
+    aggregation_state,
+    load_aggregation_state,
+)
 from vlprompt.gradients import ProGradRule
 from vlprompt.methods.proda import covariance_margin
 from vlprompt.objectives import distance
@@ -75,11 +83,11 @@ def test_a_learner_ends_with_aggregated_weights_and_keeps_the_last(tmp_path: Pat
     for epoch in range(3):
         fit(learner, 1, lr=0.1)
         seen.append(learner.prompt.ctx.detach().clone())
-        learner.after_epoch(epoch, 3)
+        aggregate(learner, epoch, 3)
         if epoch == 1:  # a resumed learner goes on with the same sum
             other = make("promptsrc", aggregator="mean_of_epochs")
             other.load_state_dict(learner.state_dict())
-            other.load_training_state(learner.training_state())
+            load_aggregation_state(other, aggregation_state(learner))
             learner = other
     assert close(learner.prompt.ctx, torch.stack(seen).mean(dim=0))
     assert torch.equal(learner.last_state["prompt.ctx"], seen[-1])
@@ -199,8 +207,8 @@ def test_cocoops_images_have_classifiers_of_their_own() -> None:
     torch.nn.init.normal_(learner.meta_net.linear2.weight)
     v = learner.image_features(toy_batch()["image"])
     with torch.no_grad():
-        t = learner.conditional_text_features(v)
-        alone = torch.cat([learner.conditional_text_features(row[None]) for row in v])
+        t = learner.text_features(v)
+        alone = torch.cat([learner.text_features(row[None]) for row in v])
     assert t.shape == (10, len(NAMES), 64)
     assert not close(t[0], t[1], 1e-3)
     assert close(t, alone)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import pytest
 
-from vlprompt import VlpromptError, list_protocols, run
-from vlprompt.protocols import PROTOCOLS, Part, Plan
+from vlprompt import VlpromptError, list_protocols, load_split, run
+from vlprompt.facts import Facts
+from vlprompt.protocols import PROTOCOLS, Part, Plan, check_suits
 from vlprompt.results import average_rows
 
 SMALL = {"shots": 2, "epochs": 1, "quiet": True, "device": "cpu", "limit": 20, "views": 1, "method": "coop"}
@@ -56,10 +58,22 @@ def test_plans() -> None:
 
 
 @pytest.mark.parametrize(
-    ("protocol", "new_classes"), [("base_to_new", True), ("few_shot", False), ("generalized", True)]
+    ("protocol", "suits"),
+    [("base_to_new", False), ("few_shot", True), ("generalized", False), ("cross_dataset", False)],
 )
-def test_which_protocols_ask_for_new_classes(protocol: str, new_classes: bool) -> None:
-    assert plan(protocol, "x").new_classes == new_classes
+def test_what_a_learner_bound_to_its_classes_is_refused(protocol: str, suits: bool) -> None:
+    chosen = plan(protocol, "emoji", targets="digits" if protocol == "cross_dataset" else None)
+    parts = {part: load_split(part.dataset).select(part.half) for part in (chosen.train, *chosen.tests.values())}
+    bound = Facts("none", new_classes=False)
+    with contextlib.nullcontext() if suits else pytest.raises(VlpromptError, match="bound to its training classes"):
+        check_suits(protocol, chosen, parts, "it", bound)
+    check_suits(protocol, chosen, parts, "it", Facts("none"))
+
+
+def test_class_lists_and_not_names_of_datasets_tell_which_classes_are_new(tmp_path: Path) -> None:
+    settings = {"protocol": "domain_generalization", "dataset": "glyphs/symbols", "class_specific": True, "shots": 1}
+    shifted = run(output=str(tmp_path), targets=["glyphs/symbols-v2"], **(SMALL | settings))
+    assert [row.target for row in shifted.rows] == ["source", "glyphs/symbols-v2"]
 
 
 def test_the_source_is_not_part_of_the_average() -> None:

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from vlprompt import VlpromptError
+from vlprompt.facts import Facts
 from vlprompt.results import Result, Row, harmonic_mean, read_result
 from vlprompt.runs import is_seeded
 from vlprompt.statistics import summarise
@@ -73,19 +74,19 @@ def test_whether_a_result_has_seeds_is_a_fact_of_it_and_older_ones_fall_back_to_
 
 
 @pytest.mark.parametrize(
-    ("parameters", "facts", "shots", "expected"),
+    ("parameters", "labels", "shots", "expected"),
     [
-        ([torch.zeros(1)], {}, 16, True),
-        ([torch.zeros(1)], {}, "all", True),  # order of batches, initial weights
-        ([], {}, 16, False),  # zero-shot CLIP looks at no draw
-        ([], {"uses_draw": True}, 16, True),  # a classifier computed from the draw, such as GDA's
-        ([], {"uses_draw": True}, "all", False),  # nothing is drawn
+        ([torch.zeros(1)], "needed", 16, True),
+        ([torch.zeros(1)], "needed", "all", True),  # order of batches, initial weights
+        ([], "none", 16, False),  # zero-shot CLIP looks at no draw
+        ([], "needed", 16, True),  # a classifier computed from the draw, such as GDA's
+        ([], "needed", "all", False),  # nothing is drawn
     ],
 )
 def test_a_run_writes_whether_its_seed_decides_anything(
-    parameters: list, facts: dict, shots: int | str, expected: bool
+    parameters: list, labels: str, shots: int | str, expected: bool
 ) -> None:
-    learner = SimpleNamespace(trainable_parameters=lambda: parameters, facts=facts)
+    learner = SimpleNamespace(trainable_parameters=lambda: parameters, facts=Facts("none", labels=labels))
     assert is_seeded(learner, SimpleNamespace(shots=shots)) is expected
 
 

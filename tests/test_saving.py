@@ -13,6 +13,7 @@ import torch
 import yaml
 
 from vlprompt import FrozenCLIP, VlpromptError, create_learner, list_methods, load_clip, load_learner, method_info
+from vlprompt.aggregation import aggregate
 from vlprompt.card import model_card
 from vlprompt.saved_description import read_description
 from vlprompt.saving import find_saved
@@ -58,7 +59,7 @@ def test_the_aggregated_weights_are_kept_and_the_last_ones_beside_them(tmp_path:
     learner = make("coop", n_ctx=2, aggregator="ema")
     for epoch in range(2):
         fit(learner, 1)
-        learner.after_epoch(epoch, 2)
+        aggregate(learner, epoch, 2)
     learner.save_pretrained(tmp_path)
     assert (tmp_path / "last.safetensors").exists()
     assert torch.equal(load_learner(tmp_path, clip=learner.clip).prompt.ctx, learner.prompt.ctx)

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from vlprompt.errors import VlpromptError
 from vlprompt.registry import Registry
+
+if TYPE_CHECKING:
+    from vlprompt.learner import PromptLearner
 
 State = dict[str, Tensor]
 
@@ -37,6 +41,38 @@ class Aggregator:
         for key, tensor in state.items():
             before = self.total[key] * keep if key in self.total else 0
             self.total[key] = before + tensor.detach().float() * add
+
+
+def aggregate(learner: PromptLearner, epoch: int, epochs: int) -> None:
+    """Let a learner's aggregator see the weights after an epoch (0-based); its sum takes their place after the last.
+
+    The last epoch's own weights stay beside it, as ``learner.last_state``.
+    """
+    if learner.aggregator is None:
+        return
+    learnt = {name: p for name, p in learner.named_parameters() if p.requires_grad}
+    learner.aggregator.update(learnt, epoch, epochs)
+    if epoch == epochs - 1:
+        learner.last_state = {key: value.clone() for key, value in learner.state_dict().items()}
+        learner.load_state_dict(learner.state_dict() | learner.aggregator.total)
+
+
+def aggregation_state(learner: PromptLearner) -> State:
+    """What a checkpoint must hold beside the learnables, so that a resumed run equals the uninterrupted one."""
+    total = learner.aggregator.total if learner.aggregator else {}
+    parts = {"total": total, "last": learner.last_state or {}}
+    return {f"{part}.{name}": tensor for part, state in parts.items() for name, tensor in state.items()}
+
+
+def load_aggregation_state(learner: PromptLearner, state: Mapping[str, Tensor]) -> None:
+    """Take back what ``aggregation_state`` gave; nothing starts an aggregation anew."""
+    parts: dict[str, State] = {"total": {}, "last": {}}
+    for key, value in state.items():
+        part, name = key.split(".", 1)
+        parts[part][name] = value.to(learner.clip.device)
+    if learner.aggregator:
+        learner.aggregator.total = parts["total"]
+    learner.last_state = parts["last"] or None
 
 
 AGGREGATORS: Registry[type[Aggregator]] = Registry("aggregator")

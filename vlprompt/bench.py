@@ -79,7 +79,7 @@ def work(case: Case, clip: FrozenCLIP) -> Callable[[], None]:
     batch = {"label": torch.arange(case.batch) % case.classes, "index": torch.arange(case.batch)}
     if case.images == "cached":
         batch["image_features"] = torch.randn(case.batch, clip.embed_dim)
-    if case.images == "fresh" or not learner.cacheable_images:
+    if case.images == "fresh" or not learner.facts.cacheable_images:
         batch["image"] = images
     parts = [{k: v[i : i + 1] for k, v in batch.items()} for i in range(case.batch)] if case.one_by_one else [batch]
     return lambda: [step(learner, part) for part in parts]

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from vlprompt.errors import VlpromptError
+from vlprompt.facts import Facts
 
 if TYPE_CHECKING:
     from vlprompt.results import Result
@@ -17,7 +18,7 @@ SHOWN_NAMES = 10
 
 def model_card(
     description: Mapping[str, Any],
-    facts: Mapping[str, Any],
+    facts: Facts,
     n_numbers: int,
     result: Result | None = None,
     address: str = "this/folder",
@@ -26,7 +27,7 @@ def model_card(
 
     Args:
         description: the content of ``config.json``.
-        facts: what is registered of the method.
+        facts: what the learner is.
         n_numbers: learnt numbers.
         result: of the run that trained it.
         address: what ``load_learner`` takes.
@@ -36,7 +37,7 @@ def model_card(
     shown = ", ".join(names[:SHOWN_NAMES]) + (f", … ({len(names)} in all)" if len(names) > SHOWN_NAMES else "")
     weights = f"{backbone['architecture']}, {backbone['pretrained'] or 'own weights'}"
     rows = {
-        "method": f"{method} ({facts['paper']})",
+        "method": f"{method} ({facts.paper})",
         "learnt numbers": f"{n_numbers:,}",
         "backbone": f"{weights}, {backbone['image_size']} px, {backbone['activation']}",
         "backbone's weights": f"`{backbone['weights'][:16]}…` (SHA-256, checked when the learner is loaded)",
@@ -70,7 +71,7 @@ def model_card(
             f'learner = vlprompt.load_learner("{address}")',
             "images = learner.clip.preprocess(image).unsqueeze(0)  # a PIL image",
             "probabilities = learner(images).softmax(dim=-1)  # (1, C), in the order of learner.class_names",
-            *(('learner.set_class_names(["okapi", "tapir"])  # other classes',) if facts["new_classes"] else ()),
+            *(('learner.set_class_names(["okapi", "tapir"])  # other classes',) if facts.new_classes else ()),
             "```",
             "",
             "## Settings",
@@ -85,10 +86,10 @@ def model_card(
     )
 
 
-def _front_matter(description: Mapping[str, Any], facts: Mapping[str, Any], result: Result | None) -> str:
+def _front_matter(description: Mapping[str, Any], facts: Facts, result: Result | None) -> str:
     from huggingface_hub import ModelCardData
 
-    task = "zero-shot-image-classification" if facts["new_classes"] else "image-classification"
+    task = "zero-shot-image-classification" if facts.new_classes else "image-classification"
     data = ModelCardData(
         library_name="vlprompt",
         license=description["extra"].get("license"),

@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from vlprompt.aggregation import aggregation_state, load_aggregation_state
 from vlprompt.errors import VlpromptError
 from vlprompt.files import atomic_write
 from vlprompt.learner import PromptLearner
@@ -27,7 +28,7 @@ class Checkpoint:
     """All that training needs to go on, in one safetensors file.
 
     Attributes:
-        tensors: ``learner.NAME``, ``training.NAME`` (the learner's ``training_state``), ``selection.NAME`` (the best
+        tensors: ``learner.NAME``, ``training.NAME`` (of its aggregator), ``selection.NAME`` (the best
             epoch's learnables), ``optimizer.INDEX.BUFFER``.
         history: the records of the finished epochs.
         identity: of the run.
@@ -48,7 +49,7 @@ class Checkpoint:
     ) -> Checkpoint:
         """Return a copy of the present state."""
         tensors = {f"learner.{name}": tensor for name, tensor in learner.state_dict().items()}
-        tensors |= {f"training.{name}": tensor for name, tensor in learner.training_state().items()}
+        tensors |= {f"training.{name}": tensor for name, tensor in aggregation_state(learner).items()}
         tensors |= {f"selection.{name}": tensor for name, tensor in (selected or {}).items()}
         for index, buffers in optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{index}.{key}": b for key, b in buffers.items() if isinstance(b, Tensor)}
@@ -58,7 +59,7 @@ class Checkpoint:
     def restore(self, learner: PromptLearner, optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
         """Put the state back and return the history."""
         learner.load_learnables(self.part("learner"), "the checkpoint's tensors")
-        learner.load_training_state(self.part("training"))
+        load_aggregation_state(learner, self.part("training"))
         state: dict[int, dict[str, Tensor]] = {}
         for name, tensor in self.part("optimizer").items():
             index, key = name.split(".", 1)

@@ -6,7 +6,7 @@ import functools
 import hashlib
 import re
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -336,6 +336,11 @@ class FrozenCLIP:
 def natural_name(class_name: str) -> str:
     """A class name as prompts use it: underscores become spaces, white space is folded."""
     return re.sub(r"\s+", " ", class_name.replace("_", " ")).strip()
+
+
+def same_names(class_names: Iterable[str]) -> tuple[str, ...]:
+    """What two lists of class names have in common if prompts cannot tell them apart."""
+    return tuple(map(natural_name, class_names))
 
 
 def resolve_device(device: str | torch.device) -> torch.device:

@@ -24,7 +24,8 @@ from vlprompt.data.pairs import labels_of
 from vlprompt.data.streaming import is_preprocessed
 from vlprompt.errors import VlpromptError, nearest
 from vlprompt.estimator_inputs import as_images, holds_images, names_of, published_shots, training_set
-from vlprompt.learner import METHODS, PromptLearner, create_learner
+from vlprompt.facts import Facts
+from vlprompt.learner import METHODS, PromptLearner, create_learner, method_facts
 from vlprompt.objectives import Templates
 from vlprompt.prediction import image_features, image_logits
 from vlprompt.recipes import Resolved, resolve
@@ -182,7 +183,7 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):
         labels = np.searchsorted(known, y)
         resolved = self._resolved(labels)
         clip = self._clip()
-        _check_input(X, self.method, clip, training=True)
+        _check_input(X, self.method, method_facts(self.method, resolved.method_settings), clip, training=True)
         images = () if isinstance(X, np.ndarray) else X
         data = training_set(images, labels.tolist() if len(images) else (), names, mirror=self.mirror)
         if classes is not None:
@@ -265,11 +266,11 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):
     def _logits(self, X: Any) -> Tensor:
         check_is_fitted(self, "learner_")
         X = self._checked_images_or_features(X, reset=False)
-        _check_input(X, self.learner_.method, self.learner_.clip)
+        _check_input(X, self.learner_.method, self.learner_.facts, self.learner_.clip)
         if not isinstance(X, np.ndarray):
             return image_logits(self.learner_, X, threads=self.workers)
-        with torch.no_grad():
-            return torch.cat([self.learner_.classify(rows).cpu() for rows in torch.from_numpy(X).split(ROWS)])
+        rows = torch.from_numpy(X).split(ROWS)
+        return torch.cat([self.learner_.predict({"image_features": part}).cpu() for part in rows])
 
     # What comes in
 
@@ -299,14 +300,14 @@ def _names_of_dataset(X: Any, labels: np.ndarray) -> Mapping[Any, str] | None:
     return names if names and set(labels.tolist()) <= names.keys() else None
 
 
-def _check_input(X: Any, method: str, clip: FrozenCLIP, training: bool = False) -> None:
+def _check_input(X: Any, method: str, facts: Facts, clip: FrozenCLIP, training: bool = False) -> None:
     """Refuse features of another width, and what a prompted image tower cannot use."""
-    cacheable, features = METHODS.info(method).facts["cacheable_images"], isinstance(X, np.ndarray)
+    features = isinstance(X, np.ndarray)
     if features and X.shape[1] != clip.embed_dim:
         raise VlpromptError(
             f"X has {X.shape[1]} columns, and image features of {clip.name} have {clip.embed_dim}: "
             "vlprompt.image_features makes them"
         )
-    if not cacheable and (features or (training and is_preprocessed(X[0]))):
+    if not facts.cacheable_images and (features or (training and is_preprocessed(X[0]))):
         given = "features of them" if features else "tensors that were cropped already"
         raise VlpromptError(f"{method} prompts the image tower, so it needs images as they are and not {given}")

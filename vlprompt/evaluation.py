@@ -162,13 +162,10 @@ def score(
     items = limited(splits.test, limit)
     logits, labels, done = [], [], 0
     for batch in _batches(learner, splits, items, workers, progress):
-        if "image_features" in batch:
-            logits.append(learner.classify(batch["image_features"]).float().cpu())
-        else:
-            logits.append(learner(batch["image"]).float().cpu())
+        logits.append(learner.predict(batch).float().cpu())
+        if progress and "image_features" not in batch:  # which the bank has counted while it was built
             done += len(batch["label"])
-            if progress:
-                progress(done, len(items))
+            progress(done, len(items))
         labels.append(batch["label"].cpu())
     return Scores(torch.cat(labels), torch.cat(logits))
 
@@ -178,7 +175,7 @@ def _batches(
 ) -> Iterator[dict[str, Tensor]]:
     clip = learner.clip
     transform = eval_transform(clip)
-    if not learner.cacheable_images:
+    if not learner.facts.cacheable_images:
         return eval_batches(ImageItems(splits, items, transform), workers=workers, device=clip.device)
     bank = FeatureBank.open_or_build(clip, splits, items, transform=transform, workers=workers, progress=progress)
     return bank.eval_batches()

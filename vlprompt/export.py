@@ -131,7 +131,7 @@ def describe(learner: PromptLearner) -> dict[str, Any]:
         "std": list(clip.image_std),
         "interpolation": clip.interpolation,
         "resize_mode": clip.resize_mode,
-        "image_tower": "frozen" if learner.cacheable_images else "prompted",
+        "image_tower": "frozen" if learner.facts.cacheable_images else "prompted",
         "batch": 1 if _per_image(learner) else "any",
         "backbone": clip.identity(),
         "method": learner.method,
@@ -159,13 +159,13 @@ class _Graph(nn.Module):
         """Logits (B, C) of images (B, 3, H, W)."""
         features = self.learner.image_features(images)
         if _per_image(self.learner):
-            return self.learner.outputs(features).logits
-        return self.learner.clip.similarity(features, self.weight)
+            return self.learner.classify(features)
+        return self.learner.score(features, self.weight)
 
 
 def _per_image(learner: PromptLearner) -> bool:
     """Whether each image has class features of its own."""
-    return bool(learner.facts.get("per_image"))
+    return learner.facts.classifier == "per_image"
 
 
 @contextlib.contextmanager

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,12 +13,15 @@ import torch
 import torch.nn.functional as F
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
+from vlprompt import publishing
 from vlprompt.aggregation import AGGREGATORS
-from vlprompt.clip import FrozenCLIP
+from vlprompt.clip import FrozenCLIP, same_names
 from vlprompt.data.splits import DEFAULT_TEMPLATE
 from vlprompt.data.templates import resolve_templates
 from vlprompt.errors import VlpromptError, nearest
+from vlprompt.facts import Facts
 from vlprompt.gradients import GRADIENT_RULES
 from vlprompt.objectives import Batch, Outputs, Templates, parse_objectives
 from vlprompt.parts import parse_part
@@ -28,14 +30,22 @@ from vlprompt.schema import assign, structured, to_object
 from vlprompt.teacher import Teacher
 
 METHODS: Registry[type[PromptLearner]] = Registry("method")
+# hooks of version 0.1 that would be passed over in silence, and what took their place
+FORMER_HOOKS = {
+    "new_classes": "facts_of",
+    "cacheable_images": "facts_of",
+    "outputs": "encode_text(self, v) and score",
+    "published_names": "the table `published`",
+    "training_state": "buffers",
+}
 
 
 class PromptLearner(nn.Module):
-    """Small learnable prompts on a frozen CLIP.
+    """A small learnable part on a frozen CLIP.
 
-    A method fills in ``setup`` and ``encode_text``, and ``encode_images`` where it prompts the image tower. Its
-    parameters are fp32 and its ``state_dict`` holds them and nothing that depends on the class list, unless the method
-    is bound to its classes (and then says so, see ``new_classes``).
+    A method fills in ``setup`` and ``encode_text``, and what else it does differently. Its parameters are fp32, and
+    its ``state_dict`` holds what was learnt or fitted and nothing that depends on the class list, unless the method is
+    bound to its classes (and then says so in its facts).
 
     Args:
         clip: the frozen model.
@@ -43,10 +53,14 @@ class PromptLearner(nn.Module):
         config: the method's settings.
         templates: the dataset's hand-written templates, for teachers and zero-shot classifiers.
         seed: of the initial weights.
+
+    Attributes:
+        facts: what this learner is; the one place that says so.
     """
 
     method: ClassVar[str] = ""
-    facts: ClassVar[dict[str, Any]] = {}
+    registered: ClassVar[Facts]
+    published: ClassVar[Mapping[str, str]] = {}  # the authors' names, see ``vlprompt.publishing``
 
     @dataclass
     class Config:
@@ -77,13 +91,14 @@ class PromptLearner(nn.Module):
         super().__init__()
         self.clip = clip
         self.config = config or self.Config()
+        self.facts = self.facts_of(self.config)
         self.templates = tuple(templates)
         self.teacher = Teacher(clip)
         self.objectives = parse_objectives(self.config.objective)
         rule, aggregator = self.config.gradient_rule, self.config.aggregator
         self.gradient_rule = parse_part(rule, GRADIENT_RULES) if rule else None
         self.aggregator = parse_part(aggregator, AGGREGATORS) if aggregator else None
-        self.last_state: dict[str, Tensor] | None = None  # the last weights, where the aggregated ones took their place
+        self.last_state: dict[str, Tensor] | None = None  # the last weights, where others took their place
         self._cached: tuple[tuple, Tensor] | None = None
         self.class_names = _checked_names(class_names)
         if self.config.text_chunk is not None and self.config.text_chunk < 1:
@@ -109,66 +124,99 @@ class PromptLearner(nn.Module):
     def prepare_classes(self) -> None:
         """Compute what depends on ``self.class_names``: token ids, fixed features. Called when they change."""
 
-    def encode_text(self) -> Tensor:
-        """Class features (C, D) of the current class names, not normalised."""
+    def encode_text(self, v: Tensor | None = None) -> Tensor:
+        """Class features (C, D), not normalised; (B, C, D) given normalised image features v where each has its own."""
         raise NotImplementedError
 
-    def encode_images(self, images: Tensor) -> Tensor:
-        """Features (B, D) of images (B, 3, H, W), not normalised; by default the frozen tower's."""
-        return self.clip.encode_image(images)
+    def encode_images(self, batch: Batch) -> Tensor:
+        """Features (B, D) of a batch's images, not normalised; by default the frozen tower's."""
+        return self.clip.encode_image(batch["image"])
+
+    def score(self, v: Tensor, t: Tensor) -> Tensor:
+        """Logits (B, C) of image features v (B, D) and class features t as ``text_features`` gives them."""
+        return self.clip.similarity(v, t)
+
+    def after_epoch(self, epoch: int, epochs: int) -> None:
+        """Called after each epoch (0-based) of ``epochs``: schedules of a method's own."""
+
+    @classmethod
+    def facts_of(cls, config: Config) -> Facts:
+        """What a learner with these settings is; a method narrows what it registered."""
+        return cls.registered
+
+    # The one road from a batch to logits
+
+    def forward(self, batch: Batch | Tensor) -> Outputs | Tensor:
+        """Score a batch.
+
+        Args:
+            batch: ``image`` (B, 3, H, W) or, where images are cacheable, ``image_features`` (B, D); or, as a short form
+                that returns the logits (B, C) alone, images.
+        """
+        if isinstance(batch, Tensor):
+            return self.outputs(self.image_features(batch)).logits
+        return self.outputs(self.image_features(batch))
+
+    def image_features(self, batch: Batch | Tensor) -> Tensor:
+        """Normalised features (B, D) of a batch, or of images (B, 3, H, W)."""
+        batch = {"image": batch} if isinstance(batch, Tensor) else batch
+        cached = batch.get("image_features") if self.facts.cacheable_images else None
+        return F.normalize(self.encode_images(batch) if cached is None else cached.to(self.clip.device), dim=-1)
+
+    def text_features(self, v: Tensor | None = None) -> Tensor:
+        """Normalised class features (C, D), or (B, C, D) for normalised image features v (B, D)."""
+        return F.normalize(self.encode_text(v), dim=-1)
 
     def outputs(self, image_features: Tensor) -> Outputs:
-        """Score image features (B, D), normalised or not, against the classes; a per-image classifier replaces it."""
+        """Score the learner's own image features (B, D), normalised or not."""
         v = F.normalize(image_features.to(self.clip.device), dim=-1)
+        if self.facts.classifier == "per_image":
+            return self._outputs_per_image(v)
         t = self._text_features()
-        return Outputs(v, t, self.clip.similarity(v, t))
-
-    def published_names(self) -> dict[str, str]:
-        """The authors' name of each learnable tensor."""
-        return {name: name for name, _ in self.named_parameters()}
-
-    @property
-    def new_classes(self) -> bool:
-        """Whether the learner can score classes that it was not trained on."""
-        return self.facts["new_classes"]
-
-    # What follows from it
-
-    @property
-    def cacheable_images(self) -> bool:
-        """Whether the image tower is untouched, so that image features can be computed once."""
-        return self.facts["cacheable_images"]
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Logits (B, C) of images (B, 3, H, W)."""
-        return self.logits(images)
-
-    def text_features(self) -> Tensor:
-        """Normalised class features (C, D) of the current class names."""
-        return F.normalize(self.encode_text(), dim=-1)
-
-    def image_features(self, images: Tensor) -> Tensor:
-        """Normalised features (B, D) of images (B, 3, H, W)."""
-        return F.normalize(self.encode_images(images), dim=-1)
-
-    def logits(self, images: Tensor) -> Tensor:
-        """Logits (B, C) of images (B, 3, H, W)."""
-        return self.classify(self.image_features(images))
+        return Outputs(v, t, self.score(v, t))
 
     def classify(self, image_features: Tensor) -> Tensor:
-        """Logits (B, C) of image features (B, D), normalised or not."""
+        """Logits (B, C) of the learner's own image features (B, D), normalised or not."""
         return self.outputs(image_features).logits
+
+    @torch.no_grad()
+    def predict(self, batch: Batch) -> Tensor:
+        """Logits (B, C) of a test batch; a method that learns from the batch itself replaces it."""
+        return self(batch).logits
+
+    def _outputs_per_image(self, v: Tensor) -> Outputs:
+        """Score each image against class features of its own, ``image_chunk`` images at a time.
+
+        A training step recomputes each chunk for its gradient; evaluation keeps one chunk's class features at a time,
+        and returns none of them.
+        """
+        parts = v.split(getattr(self.config, "image_chunk", None) or len(v) or 1)
+        if len(parts) == 1 or torch.is_grad_enabled():
+            encode = self.text_features if len(parts) == 1 else _recomputed(self.text_features)
+            t = torch.cat([encode(part) for part in parts])  # (B, C, D)
+            return Outputs(v, t, self.score(v, t))
+        logits = torch.cat([self.score(part, self.text_features(part)) for part in parts])
+        return Outputs(v, torch.empty(0), logits)
+
+    def _text_features(self) -> Tensor:
+        """``text_features``, computed once while nothing is learnt and no gradient is asked for."""
+        if torch.is_grad_enabled():
+            return self.text_features()
+        key = tuple((p.data_ptr(), p._version) for p in self.parameters())
+        if self._cached is None or self._cached[0] != key:
+            self._cached = (key, self.text_features())
+        return self._cached[1]
+
+    # Learning
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """Named losses of a batch: each objective's un-weighted part, and ``loss``, their weighted sum.
 
         Args:
-            batch: ``label`` (B,), and ``image`` (B, 3, H, W) or, where images are cacheable, ``image_features`` (B, D).
-                It may carry more keys, which objectives ask for.
+            batch: as ``forward`` takes it, with ``label`` (B,). It may carry more keys, which objectives ask for.
         """
         batch = {key: value.to(self.clip.device) for key, value in batch.items()}
-        cached = batch.get("image_features") if self.cacheable_images else None
-        outputs = self.outputs(self.image_features(batch["image"]) if cached is None else cached)
+        outputs = self(batch)
         parts = {o.name: o(self, outputs, batch) for o in self.objectives}
         return {"loss": sum(o.weight * parts[o.name] for o in self.objectives if o.weight), **parts}
 
@@ -179,31 +227,9 @@ class PromptLearner(nn.Module):
         else:
             self.gradient_rule(losses, self.trainable_parameters())
 
-    def after_epoch(self, epoch: int, epochs: int) -> None:
-        """Called after each epoch (0-based) of ``epochs``: aggregates; a method adds schedules of its own."""
-        if self.aggregator is None:
-            return
-        learnt = {name: p for name, p in self.named_parameters() if p.requires_grad}
-        self.aggregator.update(learnt, epoch, epochs)
-        if epoch == epochs - 1:
-            self.last_state = {key: value.clone() for key, value in self.state_dict().items()}
-            self.load_state_dict(self.state_dict() | self.aggregator.total)
-
-    def training_state(self) -> dict[str, Tensor]:
-        """What a checkpoint must hold beside the learnables, so that a resumed run equals the uninterrupted one."""
-        total = self.aggregator.total if self.aggregator else {}
-        parts = {"total": total, "last": self.last_state or {}}
-        return {f"{part}.{name}": tensor for part, state in parts.items() for name, tensor in state.items()}
-
-    def load_training_state(self, state: Mapping[str, Tensor]) -> None:
-        """Take back what ``training_state`` gave."""
-        parts = {"total": {}, "last": {}}
-        for key, value in state.items():
-            part, name = key.split(".", 1)
-            parts[part][name] = value.to(self.clip.device)
-        if self.aggregator:
-            self.aggregator.total = parts["total"]
-        self.last_state = parts["last"] or None
+    def trainable_parameters(self) -> list[nn.Parameter]:
+        """The learnable tensors; empty for training-free methods."""
+        return [p for p in self.parameters() if p.requires_grad]
 
     @property
     def views(self) -> tuple[str, ...]:
@@ -225,11 +251,9 @@ class PromptLearner(nn.Module):
     def _check_objectives(self) -> None:
         """Refuse what says nothing on this design, before any work starts."""
         for objective in self.objectives:
-            if "vision" in objective.needs and self.cacheable_images:
-                raise VlpromptError(
-                    f"objective {objective.name} compares prompted with frozen image features, and {self.method} "
-                    "leaves the image tower alone; use it on a method that trains vision, such as ivlp or maple"
-                )
+            reason = objective.refuses(self)
+            if reason:
+                raise VlpromptError(f"objective {objective.name} {reason}")
         names = [o.name for o in self.objectives]
         reference = getattr(self.gradient_rule, "reference", None)
         if reference is not None and reference not in names:
@@ -237,12 +261,15 @@ class PromptLearner(nn.Module):
                 f"{self.gradient_rule.name} needs {reference} among the objectives: add {reference}(weight=0)"
             )
 
+    # Classes
+
     def set_class_names(self, class_names: Sequence[str]) -> None:
         """Score other classes from now on; refused by learners that are bound to their classes."""
         names = _checked_names(class_names)
-        if names == self.class_names:
+        if same_names(names) == same_names(self.class_names):
+            self.class_names = names
             return
-        if not self.new_classes:
+        if not self.facts.new_classes:
             raise VlpromptError(
                 f"{self.method} with these settings learns one context a class and cannot score new class names; "
                 "use class_specific=false, or train on all classes"
@@ -256,38 +283,20 @@ class PromptLearner(nn.Module):
             raise
         self._cached = None
 
-    def trainable_parameters(self) -> list[nn.Parameter]:
-        """The learnable tensors; empty for training-free methods."""
-        return [p for p in self.parameters() if p.requires_grad]
-
     def classifier_matrix(self) -> Tensor:
-        """The class features (C, D) as a plain tensor, normalised: a zero-shot head for any user of the backbone."""
+        """The class features (C, D) that the learner scores with, as a plain tensor: a head for users of the backbone.
+
+        Rows have length 1 wherever the method's do; ProDA's, a mean over prompts, are shorter, and scaling them to
+        length 1 would change its predictions.
+        """
+        if self.facts.classifier == "per_image":
+            raise VlpromptError(
+                f"{self.method}'s class features depend on each image, so it has no (C, D) classifier matrix"
+            )
         with torch.no_grad():
             return self._text_features().clone()
 
-    def _text_features(self) -> Tensor:
-        """``text_features``, computed once while nothing is learnt and no gradient is asked for."""
-        if torch.is_grad_enabled():
-            return self.text_features()
-        key = tuple((p.data_ptr(), p._version) for p in self.parameters())
-        if self._cached is None or self._cached[0] != key:
-            self._cached = (key, self.text_features())
-        return self._cached[1]
-
-    # The authors' names
-
-    def published_state(self) -> dict[str, Tensor]:
-        """The learnables under the authors' names."""
-        state = self.state_dict()
-        return {theirs: state[ours].clone() for ours, theirs in self.published_names().items()}
-
-    def load_published(self, tensors: Mapping[str, Tensor]) -> None:
-        """Load learnables that go by the authors' names; other tensors (class buffers) are ignored."""
-        ours = {mine: tensors[theirs] for mine, theirs in self.published_names().items() if theirs in tensors}
-        missing = [theirs for mine, theirs in self.published_names().items() if mine not in ours]
-        if missing:
-            raise VlpromptError(f"{self.method}: the tensors lack {', '.join(missing)}")
-        self.load_learnables(self.state_dict() | ours, "the published tensors")
+    # State
 
     def load_learnables(self, state: Mapping[str, Tensor], source: str) -> None:
         """Load a state dict of learnables; one sentence names the first tensor whose name or shape does not fit."""
@@ -307,71 +316,60 @@ class PromptLearner(nn.Module):
                     f"{tuple(own[key].shape)} is expected"
                 )
 
-    # Keeping
+    # Short forms of functions in rooms that build on this one
+
+    def published_state(self) -> dict[str, Tensor]:
+        """The learnables under the authors' names, see ``vlprompt.publishing``."""
+        return publishing.published_state(self)
+
+    def load_published(self, tensors: Mapping[str, Tensor]) -> None:
+        """Load learnables that go by the authors' names, see ``vlprompt.publishing``."""
+        publishing.load_published(self, tensors)
 
     def save_pretrained(self, path: str | os.PathLike, extra: Mapping[str, Any] | None = None) -> Path:
-        """Write ``learner.safetensors`` (learnables only), ``config.json`` and a model card into a folder.
-
-        Args:
-            path: the folder; made if need be.
-            extra: JSON-able facts to keep beside the configuration: dataset, recipe, results.
-        """
-        from vlprompt.saving import save_learner  # it builds on this module
+        """Keep the learner in a folder, see ``vlprompt.saving.save_learner``."""
+        from vlprompt.saving import save_learner
 
         return save_learner(self, path, extra)
 
-    def push_to_hub(
-        self,
-        repo: str,
-        *,
-        private: bool = False,
-        license: str | None = None,
-        extra: Mapping[str, Any] | None = None,
-        dry_run: bool = False,
-    ) -> str:
-        """Share the learner as a model on the Hugging Face Hub and return its address.
+    def push_to_hub(self, repo: str, **options: Any) -> str:
+        """Share the learner on the Hugging Face Hub, see ``vlprompt.sharing.push_learner``."""
+        from vlprompt.sharing import push_learner
 
-        Args:
-            repo: ``user/name``; made if need be.
-            private: whether a repository that is made is private.
-            license: of the learnt weights, such as ``mit``.
-            extra: JSON-able facts to keep beside the configuration.
-            dry_run: only check what would be sent.
+        return push_learner(self, repo, **options)
 
-        Raises:
-            VlpromptError: the name is not right, nobody is logged in, or the Hub cannot be reached.
-        """
-        from vlprompt.sharing import push_folder  # as is that
 
-        with tempfile.TemporaryDirectory() as folder:
-            self.save_pretrained(folder, extra)
-            return push_folder(folder, repo, private=private, license=license, dry_run=dry_run)
+def _recomputed(encode: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """``encode`` with activation checkpointing."""
+    return lambda part: checkpoint(encode, part, use_reentrant=False)
 
 
 def register(
-    name: str,
-    *,
-    paper: str,
-    trains: tuple[str, ...],
-    new_classes: bool = True,
-    cacheable_images: bool = True,
-    **facts: Any,
+    name: str, *, paper: str, trains: Sequence[str] = (), **facts: Any
 ) -> Callable[[type[PromptLearner]], type[PromptLearner]]:
     """Register a method.
 
     Args:
         name: as in ``create_learner(name, …)``.
         paper: arXiv id or citation.
-        trains: of ``text``, ``vision``; empty for training-free methods.
-        new_classes: whether it can score classes it was not trained on.
-        cacheable_images: whether the image tower is untouched.
-        facts: more to know about it.
+        trains: of ``text``, ``vision`` and ``head``; empty for training-free methods.
+        facts: more of its ``Facts``, where they are not the usual ones.
+
+    Raises:
+        VlpromptError: the name is taken, a fact is none, or the class fills in what is not asked any more.
     """
-    facts |= {"paper": paper, "trains": trains, "new_classes": new_classes, "cacheable_images": cacheable_images}
+    known = [f.name for f in dataclasses.fields(Facts)]
+    for key in facts:
+        if key not in known:
+            raise VlpromptError(f"method '{name}' is registered with the unknown fact '{key}': {nearest(key, known)}")
+    registered = Facts(paper=paper, trains=frozenset(trains), **facts)
 
     def file(cls: type[PromptLearner]) -> type[PromptLearner]:
-        cls.method, cls.facts = name, facts
-        return METHODS.register(name, **facts)(cls)
+        for hook, instead in FORMER_HOOKS.items():
+            if hook in vars(cls):
+                raise VlpromptError(f"method '{name}' fills in {hook}, which nothing asks for: use {instead}")
+        cls.method, cls.registered = name, registered
+        return METHODS.register(name)(cls)
 
     return file
 
@@ -382,14 +380,17 @@ def list_methods(pattern: str = "*") -> list[str]:
 
 
 def method_info(name: str) -> dict[str, Any]:
-    """What is known of a method: summary, paper, what it trains, and its settings with their defaults."""
+    """What is known of a method with its default settings: summary, facts, and the settings with their defaults."""
     entry = METHODS.info(name)
-    return {
-        "name": name,
-        "summary": entry.summary,
-        **entry.facts,
-        "config": dataclasses.asdict(entry.value.Config()),
-    }
+    defaults = entry.value.Config()
+    facts = dataclasses.asdict(entry.value.facts_of(defaults))
+    facts["trains"] = tuple(sorted(facts["trains"]))
+    return {"name": name, "summary": entry.summary, **facts, "config": dataclasses.asdict(defaults)}
+
+
+def method_facts(name: str, settings: Mapping[str, Any]) -> Facts:
+    """What a learner with these settings would be, before there is a backbone to make one on."""
+    return METHODS.get(name).facts_of(make_config(name, settings))
 
 
 def make_config(method: str, settings: Mapping[str, Any]) -> PromptLearner.Config:

@@ -5,9 +5,9 @@ An objective is written as a string, from Python, YAML and the command line alik
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypedDict
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +20,22 @@ from vlprompt.registry import Registry
 if TYPE_CHECKING:
     from vlprompt.learner import PromptLearner
 
-Batch = Mapping[str, Tensor]
+
+class Batch(TypedDict, total=False):
+    """What a batch may carry; ``Facts.inputs`` and objectives say what of it they need."""
+
+    image: Tensor  # (B, 3, H, W)
+    image_strong: Tensor  # (B, 3, H, W), another augmentation of the same images
+    views: Tensor  # (B, V, 3, H, W)
+    mask: Tensor  # (B, 1, H, W)
+    image_features: Tensor  # (B, D) of the frozen tower
+    label: Tensor  # (B,)
+    index: Tensor  # (B,) places in the split
+    domain: Tensor  # (B,)
+    class_mask: Tensor  # (B, C), the classes that compete
+    unlabeled: Batch
+
+
 Templates = Sequence[str] | str | None
 
 
@@ -40,8 +55,7 @@ class Objective:
         weight: its factor in the sum; with 0 the part is computed and reported, for a gradient rule to use.
 
     Attributes:
-        needs: ``vision`` if it says something only where the image tower is prompted; ``image_strong`` if batches must
-            carry a second view.
+        needs: ``image_strong`` if batches must carry a second view.
     """
 
     name = ""
@@ -49,6 +63,10 @@ class Objective:
 
     def __init__(self, weight: float = 1.0):
         self.weight = weight
+
+    def refuses(self, learner: PromptLearner) -> str | None:
+        """Why it says nothing on a learner's design, to follow its name in a sentence; None where it does."""
+        return None
 
     def __call__(self, learner: PromptLearner, outputs: Outputs, batch: Batch) -> Tensor:
         """Return the un-weighted scalar."""
@@ -64,14 +82,29 @@ class CrossEntropy(Objective):
 
     def __call__(self, learner: PromptLearner, outputs: Outputs, batch: Batch) -> Tensor:
         """Mean over the batch."""
-        logits = outputs.logits
-        if "class_mask" in batch:
-            logits = logits.masked_fill(~batch["class_mask"], float("-inf"))
-        return F.cross_entropy(logits, batch["label"])
+        return F.cross_entropy(competing(outputs.logits, batch), batch["label"])
+
+
+def competing(logits: Tensor, batch: Batch) -> Tensor:
+    """Logits (B, C) with -inf for the classes that a batch's ``class_mask`` leaves out."""
+    return logits.masked_fill(~batch["class_mask"], float("-inf")) if "class_mask" in batch else logits
+
+
+class _TextObjective(Objective):
+    """An objective that compares learnt with frozen class features."""
+
+    def refuses(self, learner: PromptLearner) -> str | None:
+        """A design that learns nothing of text has nothing to compare."""
+        if "text" in learner.facts.trains:
+            return None
+        return (
+            f"compares learnt with frozen class features, and {learner.method} with these settings learns none; use it "
+            "on a method that trains text, such as coop or maple"
+        )
 
 
 @OBJECTIVES.register("text_anchor")
-class TextAnchor(Objective):
+class TextAnchor(_TextObjective):
     """Distance between learnt and frozen class features (KgCoOp; PromptSRC).
 
     Args:
@@ -98,7 +131,7 @@ class TextAnchor(Objective):
 
 
 @OBJECTIVES.register("description_anchor")
-class DescriptionAnchor(Objective):
+class DescriptionAnchor(_TextObjective):
     """Distance between learnt class features and a frozen description, drawn anew each step (CoPrompt).
 
     Args:
@@ -129,13 +162,20 @@ class ImageAnchor(Objective):
         view: of the frozen tower: the learner's own, ``image``, or a second one, ``image_strong``.
     """
 
-    needs = frozenset({"vision"})
-
     def __init__(self, weight: float = 1.0, distance: str = "l1", view: Literal["image", "image_strong"] = "image"):
         super().__init__(weight)
         self.distance, self.view = _known(distance), view
         if view == "image_strong":
-            self.needs = self.needs | {view}
+            self.needs = frozenset({view})
+
+    def refuses(self, learner: PromptLearner) -> str | None:
+        """Where the image tower is as it was, both features are the same."""
+        if not learner.facts.cacheable_images:
+            return None
+        return (
+            f"compares prompted with frozen image features, and {learner.method} leaves the image tower alone; use it "
+            "on a method that trains vision, such as ivlp or maple"
+        )
 
     def __call__(self, learner: PromptLearner, outputs: Outputs, batch: Batch) -> Tensor:
         """Mean over the batch."""

@@ -65,9 +65,9 @@ def export_openclip(learner: PromptLearner, folder: Path) -> Path:
 def _context(learner: PromptLearner) -> Tensor:
     """The vectors between start-of-text and the class name (P, d_t), or one sentence on why words cannot hold them."""
     who, other = f"{learner.method} with these settings", "use to=torch or to=onnx"
-    if learner.facts.get("per_image"):
+    if learner.facts.classifier == "per_image":
         raise VlpromptError(f"{who} has another context for each image, which no words can stand for: {other}")
-    if not learner.cacheable_images:
+    if not learner.facts.cacheable_images:
         raise VlpromptError(f"{who} prompts the image tower, and OpenCLIP's has no place for learnt tokens: {other}")
     if not learner.trainable_parameters():
         raise VlpromptError(f"{who} learns nothing: the original weights with its templates are the same classifier")

@@ -70,7 +70,7 @@ def predict_images(
     if top < 1:
         raise VlpromptError(f"top must be at least 1, not {top}")
     names = learner.class_names
-    for sources, logits in _encoded(learner.eval(), learner.clip, images, batch_size, threads, on_unreadable):
+    for sources, logits in _encoded(_predicting(learner), learner.clip, images, batch_size, threads, on_unreadable):
         best = logits.softmax(dim=1).topk(min(top, len(names)), dim=1)
         for source, found, values in zip(sources, best.indices.tolist(), best.values.tolist(), strict=True):
             yield Prediction(source, tuple(names[i] for i in found), tuple(values))
@@ -80,7 +80,7 @@ def image_logits(
     learner: PromptLearner, images: Iterable[Any], *, batch_size: int = BATCH, threads: int | None = None
 ) -> Tensor:
     """Return a learner's logits (N, C) of images as ``predict_images`` takes them."""
-    found = _encoded(learner.eval(), learner.clip, images, batch_size, threads, None)
+    found = _encoded(_predicting(learner), learner.clip, images, batch_size, threads, None)
     return torch.cat([torch.empty(0, len(learner.class_names)), *(logits for _, logits in found)])
 
 
@@ -107,6 +107,12 @@ def image_features(
         clip, encode = model, model.encode_image
     rows = (rows.numpy() for _, rows in _encoded(encode, clip, images, batch_size, threads, None))
     return np.concatenate([np.empty((0, clip.embed_dim), np.float32), *rows])
+
+
+def _predicting(learner: PromptLearner) -> Callable[[Tensor], Tensor]:
+    """Images (B, 3, H, W) to logits (B, C)."""
+    learner.eval()
+    return lambda images: learner.predict({"image": images})
 
 
 def _encoded(

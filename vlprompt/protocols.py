@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from vlprompt.data import dataset_info, list_collections, list_datasets
+from vlprompt.clip import same_names
+from vlprompt.data import DatasetSplits, dataset_info, list_collections, list_datasets
 from vlprompt.data.splits import Half
 from vlprompt.errors import VlpromptError, nearest
+from vlprompt.facts import Facts
 from vlprompt.registry import Registry
 
 
@@ -42,11 +44,6 @@ class Plan:
 
     train: Part
     tests: dict[str, Part]
-
-    @property
-    def new_classes(self) -> bool:
-        """Whether a test asks for classes that were not trained on."""
-        return any((p.dataset, p.half) != (self.train.dataset, self.train.half) for p in self.tests.values())
 
 
 Targets = Sequence[str] | str | None
@@ -197,10 +194,20 @@ def list_protocols(pattern: str = "*") -> list[str]:
     return PROTOCOLS.names(pattern)
 
 
-def check_suits(protocol: str, plan: Plan, learner: Any) -> None:
-    """Refuse in one sentence a protocol that tests classes which the learner cannot score."""
-    if plan.new_classes and not learner.new_classes:
-        raise VlpromptError(
-            f"protocol={protocol} tests classes that were not trained on, and {learner.method} with these settings is "
-            "bound to its training classes: use protocol=few_shot, or settings that share the context"
-        )
+def check_suits(protocol: str, plan: Plan, parts: Mapping[Part, DatasetSplits], method: str, facts: Facts) -> None:
+    """Refuse in one sentence a protocol that tests classes which a learner bound to its own cannot score.
+
+    Args:
+        protocol: its name.
+        plan: what a run does.
+        parts: the data of each part of the plan, whose class names tell whether they are the same classes.
+        method: the learner's.
+        facts: what the learner is, or would be.
+    """
+    learnt = same_names(parts[plan.train].class_names)
+    if facts.new_classes or all(same_names(parts[part].class_names) == learnt for part in plan.tests.values()):
+        return
+    raise VlpromptError(
+        f"protocol={protocol} tests classes that were not trained on, and {method} with these settings is bound to its "
+        "training classes: use protocol=few_shot, or settings that share the context"
+    )

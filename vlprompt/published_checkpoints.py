@@ -2,7 +2,7 @@
 
 Those repositories share a trainer (Dassl), which saves ``{"state_dict": …, "epoch": …, "optimizer": …}`` of the prompt
 learner alone (CoOp's family) or of the whole model (MaPLe's). The tensors' names follow from where each repository
-keeps its prompts; they are brought to the names of ``PromptLearner.published_names``, sizes are read from the shapes,
+keeps its prompts; they are brought to the names of ``vlprompt.publishing``, sizes are read from the shapes,
 and what belongs to the classes or to the frozen model is used to check both and then dropped.
 """
 
@@ -21,12 +21,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from vlprompt import publishing
 from vlprompt.clip import FrozenCLIP
 from vlprompt.data.splits import DEFAULT_TEMPLATE
 from vlprompt.errors import VlpromptError
 from vlprompt.learner import METHODS, PromptLearner, create_learner
 
-# where a repository keeps a prompt -> the name it goes by in ``published_names``
+# where a repository keeps a prompt -> the name it goes by there
 PLACES = (
     (r"(?:module\.|model\.)*(?:prompt_learner\.)?(.*)", r"\1"),
     (r"text_encoder\.transformer\.resblocks\.(\d+)\.VPT_shallow", r"text_prompts.\1"),
@@ -75,7 +76,7 @@ def import_checkpoint(
         learner.load_published(tensors)
     except VlpromptError as error:
         raise VlpromptError(f"{path}: {error}") from error
-    unused = sorted(tensors.keys() - set(learner.published_names().values()) - {"ctx", "text_prompts.0"})
+    unused = sorted(tensors.keys() - set(publishing.published_names(learner).values()) - {"ctx", "text_prompts.0"})
     unused = [name for name in unused if not NOT_LEARNT.match(name)]
     if unused:
         more = f" and {len(unused) - 1} more" if len(unused) > 1 else ""
@@ -111,7 +112,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def published_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Bring the repositories' names to those of ``PromptLearner.published_names``."""
+    """Bring the repositories' names to those of ``vlprompt.publishing``."""
     out = {}
     for name, tensor in tensors.items():
         for place, ours in PLACES:

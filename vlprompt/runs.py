@@ -36,7 +36,7 @@ from vlprompt.environment import Clock, git_commit, peak_memory, versions
 from vlprompt.errors import VlpromptError
 from vlprompt.evaluation import Evaluation, evaluate, score
 from vlprompt.files import atomic_write
-from vlprompt.learner import METHODS, PromptLearner, create_learner
+from vlprompt.learner import PromptLearner, create_learner, method_facts
 from vlprompt.loggers import LoggedRun, Loggers, check_installed, open_loggers
 from vlprompt.protocols import PROTOCOLS, Part, Plan, check_suits
 from vlprompt.recipes import Resolved, RunConfig, resolve
@@ -109,17 +109,18 @@ def execute(resolved: Resolved, clip: FrozenCLIP | None = None, shared: Shared |
     plan = protocol.plan(config.dataset, config.targets, config.held_out)
     with clock("load"):
         data, split = load_parts(plan, config, shared)
+        facts = method_facts(config.method, resolved.method_settings)
+        check_suits(config.protocol, plan, data, config.method, facts)
         clip = shared.clip_for(config)
         adapted = adapt_depths(resolved, clip)
         learner = _make_learner(resolved, clip, data[plan.train], adapted)
-        check_suits(config.protocol, plan, learner)
     _announce(resolved, adapted, clip, reporter)
     claim_folder(resolved, reporter)
     with open_loggers(config.logger, LoggedRun(folder, asdict(config))) as loggers:
         if learner.trainable_parameters():
             fit(learner, data[plan.train], resolved, reporter, clock, loggers)
-        facts = {key: getattr(config, key) for key in ("dataset", "protocol", "shots", "seed")}
-        learner.save_pretrained(folder / LEARNER, extra=facts)
+        told = {key: getattr(config, key) for key in ("dataset", "protocol", "shots", "seed")}
+        learner.save_pretrained(folder / LEARNER, extra=told)
         with clock("test"):
             measured = {name: measure(learner, name, data[part], config, reporter) for name, part in plan.tests.items()}
         rows = [each.row for each in measured.values()]
@@ -127,7 +128,7 @@ def execute(resolved: Resolved, clip: FrozenCLIP | None = None, shared: Shared |
         result = Result(
             id=resolved.id,
             method=config.method,
-            **facts,
+            **told,
             views=effective_views(learner, config),
             rows=rows,
             averages=_averages(protocol.average, rows),
@@ -275,8 +276,8 @@ def adapt_depths(resolved: Resolved, clip: FrozenCLIP) -> dict[str, int]:
     A depth that the user gave is left as it is, so that one too many is an error.
     """
     layers = {"text": clip.text.layers, "vision": clip.visual.layers}
-    trains = METHODS.info(resolved.config.method).facts["trains"]
     settings, adapted = resolved.method_settings, {}
+    trains = method_facts(resolved.config.method, settings).trains
     for key, towers in (
         ("depth", ("text",) if "vision_depth" in settings else trains),
         ("vision_depth", ("vision",)),
@@ -292,7 +293,7 @@ def effective_views(learner: PromptLearner, config: RunConfig) -> int | str | No
     """Return how training images are seen: no more views than epochs, fresh ones where the image tower is prompted."""
     if not learner.trainable_parameters():
         return None
-    if config.views == "fresh" or not learner.cacheable_images:
+    if config.views == "fresh" or not learner.facts.cacheable_images:
         return "fresh"
     return min(config.views, config.epochs)
 
@@ -300,12 +301,11 @@ def effective_views(learner: PromptLearner, config: RunConfig) -> int | str | No
 def is_seeded(learner: PromptLearner, config: RunConfig) -> bool:
     """Whether another seed could give another learner: it is trained, or it reads the few-shot draw.
 
-    A method without parameters that computes its classifier from the training images says so when it is registered,
-    ``register(…, uses_draw=True)``. Zero-shot CLIP does not look at what was drawn.
+    Zero-shot CLIP, which needs no labelled images, does not look at what was drawn.
     """
     if learner.trainable_parameters():
         return True
-    return bool(learner.facts.get("uses_draw")) and config.shots != "all"
+    return learner.facts.labels != "none" and config.shots != "all"
 
 
 def fit(
@@ -318,14 +318,19 @@ def fit(
 ) -> list[dict[str, Any]]:
     """Train a learner on the few-shot images of ``source``, and return the history."""
     config = resolved.config
-    with clock("encode"):
-        batches = training_batches(learner, source, resolved, reporter)
     selection = None
     if config.selection == "fewshot_val":
+        if learner.aggregator:
+            raise VlpromptError(
+                f"selection=fewshot_val chooses the weights of one epoch, and aggregator={config.aggregator} makes one "
+                "set of all epochs': set aggregator=null, or selection=last"
+            )
         if not source.val:
             raise VlpromptError(f"selection=fewshot_val needs validation images, and {source.name} has none: use last")
         chosen_on = replace(source, test=source.val)
         selection = BestEpoch(lambda: score(learner, chosen_on, workers=config.workers).accuracy)
+    with clock("encode"):
+        batches = training_batches(learner, source, resolved, reporter)
     with clock("train"), reporter.bar("epoch", lines=5) as update:
 
         def tell(record: dict[str, Any]) -> None:

@@ -6,16 +6,17 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from vlprompt.card import model_card
 from vlprompt.hub import PREFIX, check_repo, upload
-from vlprompt.learner import METHODS
+from vlprompt.learner import PromptLearner, method_facts
 from vlprompt.results import Result, read_result
 from vlprompt.saved_description import CONFIG, read_description, safe_member
-from vlprompt.saving import CARD, LEARNABLES, find_saved, tensor_shapes
+from vlprompt.saving import CARD, LEARNABLES, find_saved, save_learner, tensor_shapes
 
 
 def push_folder(
@@ -42,6 +43,13 @@ def push_folder(
     return f"{PREFIX}{repo}"
 
 
+def push_learner(learner: PromptLearner, repo: str, extra: Mapping[str, Any] | None = None, **options: Any) -> str:
+    """Upload a learner in hand; ``extra`` as in ``save_learner``, other arguments as in ``push_folder``."""
+    with tempfile.TemporaryDirectory() as folder:
+        save_learner(learner, folder, extra)
+        return push_folder(folder, repo, **options)
+
+
 def _stage(source: Path, folder: Path, address: str, license: str | None) -> None:
     """Put what is sent into ``folder``: the learner's own files, with the card written anew."""
     description = read_description(source)
@@ -56,7 +64,7 @@ def _stage(source: Path, folder: Path, address: str, license: str | None) -> Non
     learnables = safe_member(source, LEARNABLES)
     shutil.copyfile(learnables, folder / LEARNABLES)
     (folder / CONFIG).write_text(json.dumps(description, indent=1), encoding="utf-8")
-    facts = METHODS.info(description["method"]).facts
+    facts = method_facts(description["method"], description["config"])
     count = sum(shape.numel() for shape in tensor_shapes(learnables).values())
     card = model_card(description, facts, count, _result_beside(source), address)
     (folder / CARD).write_text(card, encoding="utf-8")

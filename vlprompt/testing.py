@@ -148,7 +148,7 @@ def check_loss_falls(method: str, folder: Path, **settings: Any) -> None:
 def check_new_class_names(method: str, folder: Path, **settings: Any) -> None:
     """New class names work at once and equal a learner made for them, or are refused in one sentence."""
     learner = make(method, **settings)
-    if not learner.new_classes:
+    if not learner.facts.new_classes:
         with _raises(method):
             learner.set_class_names(NEW_NAMES)
         return
@@ -208,7 +208,7 @@ def check_chunking_changes_nothing(method: str, folder: Path, **settings: Any) -
 def check_cached_features_change_nothing(method: str, folder: Path, **settings: Any) -> None:
     """Where images are cacheable, cached features give the loss that images give."""
     learner = make(method, **settings)
-    if not learner.cacheable_images:
+    if not learner.facts.cacheable_images:
         return
     batch = toy_batch()
     cached = {key: value for key, value in batch.items() if key != "image"}
@@ -255,7 +255,7 @@ def check_both_text_layouts(method: str, folder: Path, **settings: Any) -> None:
 def check_resnet(method: str, folder: Path, **settings: Any) -> None:
     """On a ResNet text-only methods work, and visual prompts are refused in one sentence."""
     clip = small_clip(resnet=True)
-    if make(method, **settings).cacheable_images:
+    if make(method, **settings).facts.cacheable_images:
         assert torch.isfinite(logits_of(make(method, clip, **settings))).all()
         return
     with _raises(method):

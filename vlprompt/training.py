@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vlprompt.aggregation import aggregate, load_aggregation_state
 from vlprompt.checkpoint import CHECKPOINT, Checkpoint
 from vlprompt.errors import VlpromptError, nearest
 from vlprompt.files import atomic_write
@@ -146,6 +147,7 @@ def train(
         learner.eval()
         return []
     optimizer = make_optimizer(parameters, options)
+    load_aggregation_state(learner, {})
     checkpoint = Checkpoint.load(folder / CHECKPOINT, identity) if folder and resume else None
     history = checkpoint.restore(learner, optimizer) if checkpoint else []
     if selection and checkpoint:
@@ -207,6 +209,7 @@ def _train_epoch(
             learner.backward(losses)
             optimizer.step()
         learner.after_epoch(epoch, options.epochs)
+        aggregate(learner, epoch, options.epochs)
     if not steps:
         raise VlpromptError(f"epoch {epoch + 1} has no batches: there are no training images")
     if any(not p.isfinite().all() for p in learner.trainable_parameters()):

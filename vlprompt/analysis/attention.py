@@ -68,7 +68,7 @@ def attention_maps(model: PromptLearner | FrozenCLIP, images: Tensor) -> Attenti
         blocks.append(attention_weights(asking, k).cpu())
 
     with watched(tower, keep):
-        (model.encode_images if learnt else model.encode_image)(images.to(clip.device))
+        (model.image_features if learnt else model.encode_image)(images.to(clip.device))
     if len({block.shape for block in blocks}) > 1:
         raise VlpromptError(f"{model.method} has blocks with different numbers of learnt tokens, which share no map")
     weights = torch.stack(blocks, dim=1)  # (B, L, H, 1+n, T)

@@ -98,7 +98,7 @@ def project_features(
 
 def _text_after(learner: PromptLearner, image_features: Tensor) -> Tensor:
     """Normalised class features (C, D), their mean over the images where each has its own."""
-    if not learner.facts.get("per_image"):
+    if learner.facts.classifier == "shared":
         return F.normalize(learner.text_features(), dim=-1)
     each = torch.cat([learner.outputs(v).text_features for v in image_features.split(1)])  # (B, C, D)
     return F.normalize(each.mean(dim=0), dim=-1)

@@ -69,7 +69,7 @@ def feature_shift(learner: PromptLearner, images: Tensor, template: str = DEFAUL
     image, image_feature = _image_shift(learner, images)
     frozen_text = [template.format(natural_name(name)) for name in learner.class_names]
     with recorded_prompts(learner) as calls:
-        if learner.facts.get("per_image"):
+        if learner.facts.classifier == "per_image":
             features = torch.cat([learner.outputs(v).text_features for v in learner.image_features(images).split(1)])
         else:
             features = learner.text_features().unsqueeze(0)  # (1, C, D)
@@ -89,7 +89,7 @@ def feature_shift(learner: PromptLearner, images: Tensor, template: str = DEFAUL
 def _image_shift(learner: PromptLearner, images: Tensor) -> tuple[Tensor, Tensor]:
     """Shifts behind each image block (L_v, B) and of the final feature (B,)."""
     tower = learner.clip.visual
-    if learner.cacheable_images:
+    if learner.facts.cacheable_images:
         return torch.zeros(tower.layers, len(images)), torch.zeros(len(images))
     own = tower.embed(images[:1]).shape[1]
     with recorded_states(tower) as prompted:

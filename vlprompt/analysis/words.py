@@ -83,7 +83,7 @@ def nearest_words(learner: PromptLearner, top: int = 5, vocabulary: Sequence[str
 def _contexts(learner: PromptLearner) -> list[Tensor]:
     """The contexts that enter the text tower, each (n, d_t) or (S, n, d_t)."""
     with _recorded_contexts(learner) as contexts:
-        if learner.facts.get("per_image"):
+        if learner.facts.classifier == "per_image":
             return [module.ctx for module in learner.modules() if isinstance(module, TextPrompt)]
         learner.text_features()
     if not contexts:

@@ -44,7 +44,7 @@ def main(argv: Sequence[str]) -> int:
     if "--quiet" not in arguments.flags:
         console = make_console()
         console.print(f"{path}: {len(learner.class_names)} classes", markup=False, soft_wrap=True)
-        if to == "matrix" and not learner.cacheable_images:
+        if to == "matrix" and not learner.facts.cacheable_images:
             note = "its image features are prompted: the matrix needs the image tower of to=torch or to=onnx"
             console.print(note, markup=False, soft_wrap=True)
     return 0

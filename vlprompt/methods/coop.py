@@ -8,11 +8,12 @@ class-specific context off, but starts every class from the phrase; the prefix i
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal
 
 from torch import Tensor
 
+from vlprompt.facts import Facts
 from vlprompt.learner import PromptLearner, register
 from vlprompt.prompts import TextPrompt
 
@@ -20,6 +21,8 @@ from vlprompt.prompts import TextPrompt
 @register("coop", paper="arXiv:2109.01134", trains=("text",))
 class CoOp(PromptLearner):
     """Context optimization: learnt words around the class name."""
+
+    published: ClassVar = {"prompt.ctx": "ctx"}
 
     @dataclass
     class Config(PromptLearner.Config):
@@ -52,15 +55,11 @@ class CoOp(PromptLearner):
         """Tokenize the class prompts."""
         self.tokens = self.prompt.tokenize(self.clip, self.class_names)
 
-    def encode_text(self) -> Tensor:
+    def encode_text(self, v: Tensor | None = None) -> Tensor:
         """Class features (C, D)."""
         return self.prompt.encode(self.clip, self.tokens, chunk=self.config.text_chunk)[0]
 
-    @property
-    def new_classes(self) -> bool:
+    @classmethod
+    def facts_of(cls, config: Config) -> Facts:
         """A class-specific context is bound to its classes."""
-        return not self.config.class_specific
-
-    def published_names(self) -> dict[str, str]:
-        """The authors' name of each learnable tensor."""
-        return {"prompt.ctx": "ctx"}
+        return replace(cls.registered, new_classes=not config.class_specific)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from vlprompt.clip import FrozenCLIP
 from vlprompt.learner import register
 from vlprompt.methods.maple import MaPLe
+from vlprompt.objectives import Batch
 
 
 class Adapter(nn.Module):
@@ -65,15 +66,10 @@ class CoPrompt(MaPLe):
         self.adapter_text = Adapter(self.clip, self.config.reduction, self.config.text_ratio)
         self.adapter_image = Adapter(self.clip, self.config.reduction, self.config.image_ratio)
 
-    def encode_text(self) -> Tensor:
+    def encode_text(self, v: Tensor | None = None) -> Tensor:
         """Adapted class features (C, D)."""
-        return self.adapter_text(super().encode_text())
+        return self.adapter_text(super().encode_text(v))
 
-    def encode_images(self, images: Tensor) -> Tensor:
+    def encode_images(self, batch: Batch) -> Tensor:
         """Adapted features (B, D) of images seen with the coupled tokens."""
-        return self.adapter_image(super().encode_images(images))
-
-    def published_names(self) -> dict[str, str]:
-        """The authors' name of each learnable tensor."""
-        adapters = {name: name for name, _ in self.named_parameters() if name.startswith("adapter_")}
-        return super().published_names() | adapters
+        return self.adapter_image(super().encode_images(batch))

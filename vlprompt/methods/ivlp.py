@@ -8,17 +8,26 @@ Differs from the authors' code: fp32 throughout.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from torch import Tensor
 
+from vlprompt.facts import Facts
 from vlprompt.learner import PromptLearner, register
+from vlprompt.objectives import Batch
 from vlprompt.prompts import TextPrompt, VisualPrompt
 
 
 @register("ivlp", paper="arXiv:2210.03117", trains=("text", "vision"), cacheable_images=False)
 class IVLP(PromptLearner):
     """Deep prompts in both towers, learnt independently."""
+
+    published: ClassVar = {
+        "prompt.ctx": "text_prompts.0",
+        "prompt.deep.{i}": "text_prompts.{i+1}",
+        "visual_prompt.tokens.{i}": "visual_prompts.{i}",
+    }
 
     @dataclass
     class Config(PromptLearner.Config):
@@ -45,27 +54,23 @@ class IVLP(PromptLearner):
         if config.vision_depth:
             self.visual_prompt = VisualPrompt(self.clip, config.vision_n_ctx, config.vision_depth)
 
-    @property
-    def cacheable_images(self) -> bool:
+    @classmethod
+    def facts_of(cls, config: Config) -> Facts:
         """Language-only prompting leaves the image tower untouched."""
-        return self.config.vision_depth == 0
+        if config.vision_depth:
+            return cls.registered
+        return replace(cls.registered, trains=frozenset({"text"}), cacheable_images=True)
 
     def prepare_classes(self) -> None:
         """Tokenize the class prompts."""
         self.tokens = self.prompt.tokenize(self.clip, self.class_names)
 
-    def encode_text(self) -> Tensor:
+    def encode_text(self, v: Tensor | None = None) -> Tensor:
         """Class features (C, D)."""
         return self.prompt.encode(self.clip, self.tokens, chunk=self.config.text_chunk)[0]
 
-    def encode_images(self, images: Tensor) -> Tensor:
+    def encode_images(self, batch: Batch) -> Tensor:
         """Features (B, D) of images seen with the learnt tokens."""
-        if self.cacheable_images:
-            return super().encode_images(images)
-        return self.visual_prompt.encode(self.clip, images)
-
-    def published_names(self) -> dict[str, str]:
-        """The authors' name of each learnable tensor."""
-        text = {f"prompt.deep.{i}": f"text_prompts.{i + 1}" for i in range(self.config.depth - 1)}
-        vision = {f"visual_prompt.tokens.{i}": f"visual_prompts.{i}" for i in range(self.config.vision_depth)}
-        return {"prompt.ctx": "text_prompts.0"} | text | vision
+        if not self.config.vision_depth:
+            return super().encode_images(batch)
+        return self.visual_prompt.encode(self.clip, batch["image"])

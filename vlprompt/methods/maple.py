@@ -9,16 +9,25 @@ Differs from the authors' code: all learnables fp32 (theirs mixes fp16 and fp32)
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
 from vlprompt.learner import PromptLearner, register
+from vlprompt.objectives import Batch
 from vlprompt.prompts import Coupling, TextPrompt
 
 
 @register("maple", paper="arXiv:2210.03117", trains=("text", "vision"), cacheable_images=False)
 class MaPLe(PromptLearner):
     """Deep text prompts, and visual prompts coupled to them by linear maps."""
+
+    published: ClassVar = {
+        "prompt.ctx": "ctx",
+        "prompt.deep.{i}": "compound_prompts_text.{i}",
+        "coupling.maps.0.": "proj.",
+        "coupling.maps.{i}.": "compound_prompt_projections.{i-1}.",
+    }
 
     @dataclass
     class Config(PromptLearner.Config):
@@ -45,20 +54,11 @@ class MaPLe(PromptLearner):
         """Tokenize the class prompts."""
         self.tokens = self.prompt.tokenize(self.clip, self.class_names)
 
-    def encode_text(self) -> Tensor:
+    def encode_text(self, v: Tensor | None = None) -> Tensor:
         """Class features (C, D)."""
         return self.prompt.encode(self.clip, self.tokens, chunk=self.config.text_chunk)[0]
 
-    def encode_images(self, images: Tensor) -> Tensor:
+    def encode_images(self, batch: Batch) -> Tensor:
         """Features (B, D) of images seen with the coupled tokens."""
         visual = self.coupling([self.prompt.ctx, *self.prompt.deep])
-        return self.clip.prompted_image_features(images, visual)
-
-    def published_names(self) -> dict[str, str]:
-        """The authors' name of each learnable tensor."""
-        names = {"prompt.ctx": "ctx", "coupling.maps.0.weight": "proj.weight", "coupling.maps.0.bias": "proj.bias"}
-        for i in range(self.config.depth - 1):
-            names[f"prompt.deep.{i}"] = f"compound_prompts_text.{i}"
-            for part in ("weight", "bias"):
-                names[f"coupling.maps.{i + 1}.{part}"] = f"compound_prompt_projections.{i}.{part}"
-        return names
+        return self.clip.prompted_image_features(batch["image"], visual)

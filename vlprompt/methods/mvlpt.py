@@ -12,15 +12,17 @@ multiplied by 0.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal
 
 import torch
 from open_clip.transformer import QuickGELU, Transformer
 from torch import Tensor, nn
 
 from vlprompt.clip import FrozenCLIP
+from vlprompt.facts import Facts
 from vlprompt.learner import PromptLearner, register
+from vlprompt.objectives import Batch
 from vlprompt.prompts import TextPrompt
 
 
@@ -50,6 +52,8 @@ class UnifiedCoupling(nn.Module):
 @register("mvlpt", paper="arXiv:2211.11720", trains=("text", "vision"), cacheable_images=False)
 class MVLPT(PromptLearner):
     """Prompts for several tasks at once, to start other tasks from."""
+
+    published: ClassVar = {"coupling.": "", "prompt.": ""}
 
     @dataclass
     class Config(PromptLearner.Config):
@@ -84,10 +88,11 @@ class MVLPT(PromptLearner):
         if config.variant == "upt":
             self.coupling = UnifiedCoupling(self.clip, config.coupling_width, config.mixing)
 
-    @property
-    def cacheable_images(self) -> bool:
-        """MCoOp leaves the image tower untouched."""
-        return self.config.variant == "mcoop"
+    @classmethod
+    def facts_of(cls, config: Config) -> Facts:
+        """MCoOp leaves the image tower untouched, MVPT the text."""
+        trains = {"mcoop": {"text"}, "mvpt": {"vision"}, "upt": {"text", "vision"}}[config.variant]
+        return replace(cls.registered, trains=frozenset(trains), cacheable_images=config.variant == "mcoop")
 
     def prepare_classes(self) -> None:
         """Tokenize the class prompts."""
@@ -102,20 +107,16 @@ class MVLPT(PromptLearner):
         visual = torch.cat([self.vpt_embeddings, self.vpt_embeddings_deep])
         return self.coupling(text, visual) if self.config.variant == "upt" else (text, visual)
 
-    def encode_text(self) -> Tensor:
+    def encode_text(self, v: Tensor | None = None) -> Tensor:
         """Class features (C, D)."""
         ctx, _ = self.generated()
         if ctx is None:
             return self.frozen_text("a photo of a {}.")
         return self.prompt.encode(self.clip, self.tokens, ctx, self.config.text_chunk)[0]
 
-    def encode_images(self, images: Tensor) -> Tensor:
+    def encode_images(self, batch: Batch) -> Tensor:
         """Features (B, D) of images seen with the learnt tokens."""
         _, visual = self.generated()
         if visual is None:
-            return super().encode_images(images)
-        return self.clip.prompted_image_features(images, dict(enumerate(visual)), "post_ln")
-
-    def published_names(self) -> dict[str, str]:
-        """The authors' name of each learnable tensor."""
-        return {name: name.removeprefix("coupling.").removeprefix("prompt.") for name, _ in self.named_parameters()}
+            return super().encode_images(batch)
+        return self.clip.prompted_image_features(batch["image"], dict(enumerate(visual)), "post_ln")

@@ -10,7 +10,7 @@ and fp32 work.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -68,6 +68,8 @@ class PerToken(nn.Module):
 class PRE(CoOp):
     """CoOp with a context that an encoder reparameterizes while training."""
 
+    published: ClassVar = CoOp.published | {"encoder.": "encoder_network."}
+
     @dataclass
     class Config(CoOp.Config):
         """Settings, as CoOp's.
@@ -94,7 +96,7 @@ class PRE(CoOp):
         """ctx' = ctx + E(ctx), as ctx."""
         return self.prompt.ctx + self.encoder(self.prompt.ctx)
 
-    def encode_text(self) -> Tensor:
+    def encode_text(self, v: Tensor | None = None) -> Tensor:
         """Class features (C, D)."""
         return self.prompt.encode(self.clip, self.tokens, self.encoded_ctx(), self.config.text_chunk)[0]
 
@@ -108,8 +110,3 @@ class PRE(CoOp):
         )
         plain.prompt.ctx.copy_(self.encoded_ctx())
         return plain.eval()
-
-    def published_names(self) -> dict[str, str]:
-        """The authors' name of each learnable tensor."""
-        encoder = [name for name, _ in self.named_parameters() if name.startswith("encoder.")]
-        return {"prompt.ctx": "ctx"} | {name: name.replace("encoder.", "encoder_network.", 1) for name in encoder}

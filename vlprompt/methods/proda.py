@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from vlprompt.errors import VlpromptError
 from vlprompt.learner import PromptLearner, register
-from vlprompt.objectives import OBJECTIVES, Batch, Objective, Outputs
+from vlprompt.objectives import OBJECTIVES, Batch, Objective, Outputs, competing
 from vlprompt.prompts import TextPrompt
 
 
@@ -41,18 +41,27 @@ def covariance_margin(v: Tensor, features: Tensor, labels: Tensor) -> Tensor:
     return margin.scatter(1, labels.unsqueeze(1), 0.0) / (len(features) + 1)
 
 
+class _OverPrompts(Objective):
+    """An objective on a distribution of prompts."""
+
+    def refuses(self, learner: PromptLearner) -> str | None:
+        """Other designs have one prompt, and another axis where ProDA's prompts stand."""
+        return None if isinstance(learner, ProDA) else "is over a distribution of prompts, which only proda learns"
+
+
 @OBJECTIVES.register("bounded_ce")
-class BoundedCrossEntropy(Objective):
+class BoundedCrossEntropy(_OverPrompts):
     """ProDA's upper bound on the expected cross-entropy: wrong classes gain half their variance against y."""
 
     def __call__(self, learner: PromptLearner, outputs: Outputs, batch: Batch) -> Tensor:
         """Mean over the batch."""
         margin = covariance_margin(outputs.image_features, outputs.text_features, batch["label"])
-        return F.cross_entropy(outputs.logits + 0.5 * learner.clip.logit_scale**2 * margin, batch["label"])
+        bound = 0.5 * learner.clip.logit_scale**2 * margin
+        return F.cross_entropy(competing(outputs.logits, batch) + bound, batch["label"])
 
 
 @OBJECTIVES.register("prompt_orthogonality")
-class PromptOrthogonality(Objective):
+class PromptOrthogonality(_OverPrompts):
     """Mean |cos| between the class-free features of different prompts (ProDA)."""
 
     def __call__(self, learner: PromptLearner, outputs: Outputs, batch: Batch) -> Tensor:
@@ -93,6 +102,7 @@ class ProDA(PromptLearner):
             TextPrompt(self.clip, self.config.n_ctx, position=place, n_prompts=k) for place, k in places.items()
         )
         self._queue: list[int] = []
+        self._chosen: Tensor | None = None  # the prompts of the training step at hand
 
     def prepare_classes(self) -> None:
         """Tokenize the class prompts, and the prompt without a class."""
@@ -122,27 +132,25 @@ class ProDA(PromptLearner):
         if len(self._queue) < self.config.prompts_per_step:
             self._queue = torch.randperm(self.config.n_prompts).tolist()
         size = self.config.prompts_per_step
-        chosen, self._queue = self._queue[:size], self._queue[size:]
-        self._features = self.prompt_features(torch.tensor(chosen, device=self.clip.device))
+        self._chosen, self._queue = torch.tensor(self._queue[:size], device=self.clip.device), self._queue[size:]
         try:
             return super().loss(batch)
         finally:
-            self._features = None
+            self._chosen = None
 
-    _features: Tensor | None = None
+    def text_features(self, v: Tensor | None = None) -> Tensor:
+        """The classifier (C, D), mean of normalised features over all prompts, not normalised again.
 
-    def outputs(self, image_features: Tensor) -> Outputs:
-        """Score against the mean over prompts; in a training step, over its mini-batch, with all features at hand."""
-        if self._features is None:
-            return super().outputs(image_features)
-        v = F.normalize(image_features.to(self.clip.device), dim=-1)
-        return Outputs(v, self._features, self.clip.similarity(v, self._features.mean(dim=0)))
-
-    def text_features(self) -> Tensor:
-        """The classifier (C, D): mean of normalised features over all prompts, not normalised again."""
+        In a training step, normalised features (M, C, D) of its mini-batch of prompts, which the objectives need.
+        """
+        if self._chosen is not None:
+            return self.prompt_features(self._chosen)
         return self.prompt_features().mean(dim=0)
+
+    def score(self, v: Tensor, t: Tensor) -> Tensor:
+        """Logits (B, C) by the mean over prompts."""
+        return super().score(v, t.mean(dim=0) if t.dim() == 3 else t)
 
     def after_epoch(self, epoch: int, epochs: int) -> None:
         """Start each epoch with a new permutation, so that a run can go on from any of them."""
-        super().after_epoch(epoch, epochs)
         self._queue = []

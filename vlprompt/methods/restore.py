@@ -33,6 +33,10 @@ def gram_norm(prompt: Tensor) -> Tensor:
 class PromptShift(Objective):
     """Squared difference of the two modalities' relative prompt norms, summed over deep layers (RESTORE's code)."""
 
+    def refuses(self, learner: PromptLearner) -> str | None:
+        """Only RESTORE keeps the norms."""
+        return None if isinstance(learner, RESTORE) else "compares norms that restore alone keeps"
+
     def __call__(self, learner: PromptLearner, outputs: Outputs, batch: Batch) -> Tensor:
         """Sum over layers 1…J-1."""
         text, image = learner.prompt_norms()
@@ -81,13 +85,13 @@ class RESTORE(MaPLe):
         for name in ("first_text_norms", "first_image_norms"):  # zero until the first forward pass
             self.register_buffer(name, torch.zeros(self.config.depth - 1))
 
-    def encode_text(self) -> Tensor:
+    def encode_text(self, v: Tensor | None = None) -> Tensor:
         """Repaired class features (C, D)."""
-        return self.text_adapter(super().encode_text())
+        return self.text_adapter(super().encode_text(v))
 
-    def encode_images(self, images: Tensor) -> Tensor:
+    def encode_images(self, batch: Batch) -> Tensor:
         """Repaired features (B, D) of images seen with the coupled tokens."""
-        return self.visual_adapter(super().encode_images(images))
+        return self.visual_adapter(super().encode_images(batch))
 
     def prompt_norms(self) -> tuple[Tensor, Tensor]:
         """‖PᵀP‖_F of the deep text prompts and of the visual prompts made from them: two tensors (J-1,)."""
@@ -106,13 +110,7 @@ class RESTORE(MaPLe):
     @torch.no_grad()
     def after_epoch(self, epoch: int, epochs: int) -> None:
         """A third into training let the ratios grow with the mean prompt norms, once."""
-        super().after_epoch(epoch, epochs)
         if self.config.grow_ratios and epoch == epochs // 3 and self.prompt.deep:
             text, image = self.prompt_norms()
             self.text_adapter.ratio += TEXT_STEP * text.mean()
             self.visual_adapter.ratio += IMAGE_STEP * image.mean()
-
-    def published_names(self) -> dict[str, str]:
-        """The authors' name of each learnable tensor."""
-        blocks = {n: n for n, _ in self.named_parameters() if n.startswith(("text_adapter.", "visual_adapter."))}
-        return super().published_names() | blocks

@@ -9,18 +9,21 @@ Differs from the authors' code: fp32 prompts that are not cast to half and back.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from torch import Tensor
 
 from vlprompt.data.splits import DEFAULT_TEMPLATE
 from vlprompt.learner import PromptLearner, register
+from vlprompt.objectives import Batch
 from vlprompt.prompts import VisualPrompt
 
 
 @register("vpt", paper="arXiv:2203.12119", trains=("vision",), cacheable_images=False)
 class VPT(PromptLearner):
     """Visual prompt tuning: learnt tokens beside the image patches."""
+
+    published: ClassVar = {"prompt.tokens.{i}": "visual_prompts.{i}"}
 
     @dataclass
     class Config(PromptLearner.Config):
@@ -42,14 +45,10 @@ class VPT(PromptLearner):
         """Create the tokens: J times (n, d_v)."""
         self.prompt = VisualPrompt(self.clip, self.config.n_ctx, self.config.depth, self.config.place)
 
-    def encode_text(self) -> Tensor:
+    def encode_text(self, v: Tensor | None = None) -> Tensor:
         """Class features (C, D), fixed."""
         return self.frozen_text(self.config.template)
 
-    def encode_images(self, images: Tensor) -> Tensor:
+    def encode_images(self, batch: Batch) -> Tensor:
         """Features (B, D) of images seen with the learnt tokens."""
-        return self.prompt.encode(self.clip, images)
-
-    def published_names(self) -> dict[str, str]:
-        """The authors' name of each learnable tensor."""
-        return {f"prompt.tokens.{i}": f"visual_prompts.{i}" for i in range(self.config.depth)}
+        return self.prompt.encode(self.clip, batch["image"])

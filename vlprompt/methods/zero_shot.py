@@ -13,7 +13,7 @@ from torch import Tensor
 from vlprompt.learner import PromptLearner, register
 
 
-@register("zero_shot", paper="arXiv:2103.00020", trains=())
+@register("zero_shot", paper="arXiv:2103.00020", labels="none")
 class ZeroShot(PromptLearner):
     """CLIP's zero-shot classifier, with one template or an ensemble of them."""
 
@@ -30,6 +30,6 @@ class ZeroShot(PromptLearner):
     def setup(self) -> None:
         """Learn nothing."""
 
-    def encode_text(self) -> Tensor:
+    def encode_text(self, v: Tensor | None = None) -> Tensor:
         """Class features (C, D)."""
         return self.frozen_text(self.config.template)

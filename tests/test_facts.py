@@ -1,0 +1,151 @@
+"""What a learner is, is said in one place; what that place rules out is refused before any work starts."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from vlprompt import PromptClassifier, PromptLearner, VlpromptError, list_methods, register, run
+from vlprompt.card import model_card
+from vlprompt.learner import METHODS, method_facts
+from vlprompt.publishing import published_name
+from vlprompt.saved_description import read_description
+from vlprompt.testing import make, small_clip, toy_batch
+from vlprompt.training import TrainOptions, train
+
+
+@pytest.mark.parametrize(
+    ("method", "settings", "expected"),
+    [
+        ("coop", {}, {"new_classes": True, "cacheable_images": True, "trains": {"text"}}),
+        ("coop", {"class_specific": True}, {"new_classes": False}),
+        ("kgcoop", {"class_specific": True}, {"new_classes": False}),
+        ("ivlp", {}, {"cacheable_images": False, "trains": {"text", "vision"}}),
+        ("ivlp", {"vision_depth": 0}, {"cacheable_images": True, "trains": {"text"}}),
+        ("mvlpt", {"variant": "mcoop"}, {"cacheable_images": True, "trains": {"text"}}),
+        ("mvlpt", {"variant": "mvpt"}, {"cacheable_images": False, "trains": {"vision"}}),
+        ("cocoop", {}, {"classifier": "per_image"}),
+        ("zero_shot", {}, {"trains": set(), "labels": "none"}),
+    ],
+)
+def test_settings_narrow_what_a_method_registered(method: str, settings: dict, expected: dict) -> None:
+    facts = make(method, **settings).facts
+    assert facts == method_facts(method, settings)
+    assert {key: getattr(facts, key) for key in expected} == expected
+
+
+def test_the_card_of_a_learner_bound_to_its_classes_recommends_no_others(tmp_path) -> None:
+    learner = make("coop", class_specific=True)
+    described = read_description(learner.save_pretrained(tmp_path))
+    assert "set_class_names" not in (tmp_path / "README.md").read_text()
+    assert "set_class_names" in model_card(described, make("coop").facts, 1)
+
+
+def test_the_estimator_takes_features_wherever_the_image_tower_is_left_alone() -> None:
+    features = np.random.default_rng(0).normal(size=(8, small_clip().embed_dim)).astype(np.float32)
+    labels = ["cat", "dog"] * 4
+    fitted = PromptClassifier("ivlp", small_clip(), options={"depth": 2, "vision_depth": 0}, epochs=1)
+    assert fitted.fit(features, labels).predict(features).shape == (8,)
+    with pytest.raises(VlpromptError, match="needs images as they are"):
+        PromptClassifier("ivlp", small_clip(), options={"depth": 2, "vision_depth": 2}, epochs=1).fit(features, labels)
+
+
+# Every part of the library's own on every design: it works, gradients included, or is refused in a sentence.
+PARTS = [
+    "text_anchor",
+    "description_anchor",
+    "image_anchor",
+    "logit_kl",
+    "distillation",
+    "bounded_ce",
+    "prompt_orthogonality",
+    "prompt_shift",
+]
+
+
+@pytest.mark.parametrize("method", list_methods())
+@pytest.mark.parametrize("part", PARTS)
+def test_an_objective_works_on_a_design_or_is_refused(method: str, part: str) -> None:
+    learner, said = None, ""
+    try:
+        learner = make(method, objective=["ce", part], gradient_rule=None)
+    except VlpromptError as error:
+        said = str(error)
+    if learner is None:
+        assert said.startswith(f"objective {part} ")
+        return
+    losses = learner.loss(toy_batch())
+    assert losses[part].dim() == 0
+    assert torch.isfinite(losses[part])
+    if learner.trainable_parameters():
+        assert losses[part].requires_grad, "it says nothing that could be learnt"
+
+
+@pytest.mark.parametrize(
+    ("method", "part"),
+    [
+        ("coop", "prompt_shift"),
+        ("coop", "prompt_orthogonality"),
+        ("cocoop", "bounded_ce"),
+        ("maple", "bounded_ce"),
+        ("vpt", "text_anchor"),
+        ("coop", "image_anchor"),
+    ],
+)
+def test_objectives_that_say_nothing_on_a_design(method: str, part: str) -> None:
+    with pytest.raises(VlpromptError, match=f"^objective {part} "):
+        make(method, objective=["ce", part])
+
+
+def test_what_register_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(METHODS, "_entries", dict(METHODS._entries))
+
+    class Old(PromptLearner):
+        @property
+        def cacheable_images(self) -> bool:
+            return False
+
+    with pytest.raises(VlpromptError, match="fills in cacheable_images, which nothing asks for: use facts_of"):
+        register("old", paper="none")(Old)
+    with pytest.raises(VlpromptError, match=r"unknown fact 'cachable_images': .*cacheable_images"):
+        register("odd", paper="none", cachable_images=False)
+
+
+def test_an_aggregator_and_a_chosen_epoch_contradict_each_other(tmp_path) -> None:
+    with pytest.raises(VlpromptError, match="set aggregator=null, or selection=last"):
+        run(
+            method="coop", aggregator="ema", selection="fewshot_val", dataset="digits", shots=1, epochs=1, quiet=True,
+            output=str(tmp_path), device="cpu",
+        )  # fmt: skip
+
+
+def test_the_classifier_matrix_is_what_the_learner_scores_with() -> None:
+    for method in ("coop", "proda", "maple"):
+        learner = make(method).eval()
+        with torch.no_grad():
+            v = learner.image_features(toy_batch()["image"])
+            torch.testing.assert_close(learner.clip.similarity(v, learner.classifier_matrix()), learner.classify(v))
+
+
+@pytest.mark.parametrize(
+    ("name", "table", "expected"),
+    [
+        ("prompt.deep.2", {"prompt.deep.{i}": "text_prompts.{i+1}"}, "text_prompts.3"),
+        ("coupling.maps.0.bias", {"coupling.maps.0.": "proj.", "coupling.maps.{i}.": "others.{i-1}."}, "proj.bias"),
+        ("coupling.maps.4.bias", {"coupling.maps.0.": "proj.", "coupling.maps.{i}.": "others.{i-1}."}, "others.3.bias"),
+        ("coupling.x.y", {"coupling.": ""}, "x.y"),
+        ("other", {"prompt.ctx": "ctx"}, "other"),
+    ],
+)
+def test_the_authors_names_follow_from_a_table(name: str, table: dict, expected: str) -> None:
+    assert published_name(name, table) == expected
+
+
+def test_a_second_training_starts_its_aggregation_anew() -> None:
+    learner, batch = make("coop", n_ctx=2, aggregator="mean_of_epochs"), toy_batch()
+    options = TrainOptions(epochs=2, lr=0.0, warmup_epochs=0, weight_decay=0.0)
+    before = learner.prompt.ctx.detach().clone()
+    for _ in range(2):
+        train(learner, lambda epoch: [batch], options)
+    torch.testing.assert_close(learner.prompt.ctx.detach(), before)
