@@ -93,9 +93,9 @@ def test_openai_state_dicts_bring_their_activation(tmp_path: Path) -> None:
     assert close(clip.encode_image(toy_batch()["image"]), model.encode_image(toy_batch()["image"]), 0.01)
 
 
-def test_a_pickle_is_refused(tmp_path: Path) -> None:
+def test_a_pickle_without_tensors_is_refused(tmp_path: Path) -> None:
     torch.save({"state_dict": model_object()}, tmp_path / "evil.pt")
-    with pytest.raises(VlpromptError, match="cannot be read as plain tensors, so it was not loaded"):
+    with pytest.raises(VlpromptError, match="holds no state dict"):
         load_clip("ViT-B-32", checkpoint=tmp_path / "evil.pt", device="cpu")
 
 
@@ -128,7 +128,12 @@ def test_local_folder(tmp_path: Path) -> None:
             r"unknown pretrained tag 'openia' for ViT-B-16: did you mean openai",
         ),
         ({"name": "ViT-B-16", "checkpoint": "/no/file.pt"}, r"no checkpoint at /no/file.pt"),
-        ({"name": "ViT-B-16", "checkpoint": "x.pt", "pretrained": "openai"}, r"not both"),
+        ({"name": "ViT-B-16", "checkpoint": "x.pt", "pretrained": "openai"}, r"no checkpoint at x.pt"),
+        ({"name": "ViT-B-16", "checkpoint": "x.pt", "pretrained": "openay"}, r"unknown pretrained tag 'openay'"),
+        ({"name": "ViT-B-16", "checkpoint": "x.pt", "pretrained": "random"}, r"not both"),
+        ({"name": "local-dir:/nowhere", "checkpoint": "x.pt"}, r"local-dir:/nowhere has its own weights"),
+        ({"name": __file__}, r"test_clip.py is a file: name its architecture"),
+        ({"name": ("model", None, None)}, r"a backbone is a name or a model, not tuple"),
         ({"name": "local-dir:/nowhere"}, r"local-dir:/nowhere: no usable OpenCLIP model there"),
         ({"name": "vlprompt-tiny", "pretrained": "openai"}, r"vlprompt-tiny has its own weights"),
         ({"name": "vlprompt-tiny", "precision": "fp8"}, r"unknown precision 'fp8': use fp32, bf16, fp16"),

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -74,8 +76,33 @@ def as_published(method: str, learnt: dict[str, Tensor], facts: dict, clip: Froz
     return moved | frozen | {"logit_scale": torch.tensor(4.6)}
 
 
-def save(state: dict[str, Tensor], path: Path) -> Path:
-    torch.save({"state_dict": state, "epoch": 50, "optimizer": {"state": {}}, "val_result": 71.5}, path)
+class WarmUp(torch.optim.lr_scheduler.LRScheduler):
+    """As Dassl's schedulers do, its state holds the scheduler that follows, and that one the optimiser."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer, successor: torch.optim.lr_scheduler.LRScheduler):
+        self.successor = successor
+        super().__init__(optimizer)
+
+    def get_lr(self) -> list[float]:
+        return [1e-5 for _ in self.base_lrs]
+
+
+def save(state: dict[str, Tensor], path: Path, legacy: bool = False) -> Path:
+    """Save a checkpoint as Dassl's trainer does, the optimiser with momentum and a scheduler object included."""
+    learnt = [torch.nn.Parameter(t.clone()) for name, t in state.items() if name.endswith(("ctx", "VPT_shallow"))]
+    optimizer = torch.optim.SGD(learnt or [torch.nn.Parameter(torch.zeros(2))], lr=0.002, momentum=0.9)
+    for parameter in learnt:
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    scheduler = WarmUp(optimizer, torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 50))
+    content = {
+        "state_dict": OrderedDict(state),
+        "epoch": 50,
+        "optimizer": optimizer.state_dict(),
+        "scheduler": scheduler.state_dict(),
+        "val_result": np.float64(71.5),
+    }
+    torch.save(content, path, _use_new_zipfile_serialization=not legacy)
     return path
 
 
@@ -83,16 +110,20 @@ def save(state: dict[str, Tensor], path: Path) -> Path:
 def test_a_published_style_checkpoint_gives_the_golden_logits(
     case: str, golden_clip: FrozenCLIP, shared: Path, tmp_path: Path
 ) -> None:
+    # case: a checkpoint as Dassl saves it
     facts = json.loads((shared / f"golden/{case}.json").read_text())
     tensors = load_file(shared / f"golden/{case}.safetensors")
     names = json.loads((shared / "golden/config.json").read_text())["class_names"]
     images = load_file(shared / "golden/batch.safetensors")["image"]
     method, settings = CASES[case]
     learnt = {k.removeprefix("final/"): v for k, v in tensors.items() if k.startswith("final/")}
-    file = save(as_published(method, learnt, facts, golden_clip, names), tmp_path / "model.pth.tar-50")
-    learner = import_checkpoint(file, method, golden_clip, names, **settings)
+    published = as_published(method, learnt, facts, golden_clip, names)
+    learner = import_checkpoint(save(published, tmp_path / "model.pth.tar-50"), method, golden_clip, names, **settings)
     with torch.no_grad():
         torch.testing.assert_close(learner(images), tensors["logits_final"], rtol=1e-4, atol=2e-5)
+    legacy = save(published, tmp_path / "model-best.pth.tar", legacy=True)
+    same = import_checkpoint(legacy, method, golden_clip, names, **settings).state_dict()
+    assert all(torch.equal(tensor, same[name]) for name, tensor in learner.state_dict().items())
     again = load_learner(learner.save_pretrained(tmp_path / "learner"), clip=golden_clip)
     with torch.no_grad():
         assert torch.equal(again(images), learner(images))
@@ -143,7 +174,8 @@ class Payload:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"state_dict": {"ctx": torch.zeros(4, 64)}, "val_result": Payload()}, "holds more than plain tensors"),
+        ({"state_dict": {"ctx": Payload()}}, "holds no state dict"),
+        ({"state_dict": Payload()}, "holds no state dict"),
         ({"state_dict": {"epoch": 3}}, "holds no state dict"),
         ([torch.zeros(2)], "holds no state dict"),
         ({"state_dict": {"meta": torch.zeros(2)}}, "coop: the tensors lack ctx"),
@@ -151,7 +183,16 @@ class Payload:
         ({"ctx": torch.zeros(9, 4, 64)}, "is (9, 4, 64), (5, 4, 64) is expected"),
         ({"ctx": torch.zeros(4, 64), "token_prefix": torch.ones(3, 1, 64)}, "was trained on another backbone than"),
     ],
-    ids=["pickle", "no tensors", "list", "other names", "other width", "other classes", "other backbone"],
+    ids=[
+        "pickle",
+        "object",
+        "no tensors",
+        "list",
+        "other names",
+        "other width",
+        "other classes",
+        "other backbone",
+    ],
 )
 def test_what_does_not_fit_is_told_in_one_sentence(content: object, message: str, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)

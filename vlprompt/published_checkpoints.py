@@ -16,9 +16,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from vlprompt import publishing
@@ -26,10 +23,11 @@ from vlprompt.clip import FrozenCLIP
 from vlprompt.data.splits import DEFAULT_TEMPLATE
 from vlprompt.errors import VlpromptError
 from vlprompt.learner import METHODS, PromptLearner, create_learner
+from vlprompt.tensor_files import read_tensor_file
 
 # where a repository keeps a prompt -> the name it goes by there
 PLACES = (
-    (r"(?:module\.|model\.)*(?:prompt_learner\.)?(.*)", r"\1"),
+    (r"(?:module\.|model\.|_orig_mod\.)*(?:prompt_learner\.)?(.*)", r"\1"),
     (r"text_encoder\.transformer\.resblocks\.(\d+)\.VPT_shallow", r"text_prompts.\1"),
     (r"image_encoder\.transformer\.resblocks\.(\d+)\.VPT_shallow", r"visual_prompts.\1"),
     (r"image_encoder\.VPT", "visual_prompts.0"),
@@ -53,7 +51,8 @@ def import_checkpoint(
     """Make a learner of a published repository's checkpoint.
 
     Args:
-        file: such as ``prompt_learner/model.pth.tar-50``. Never unpickled.
+        file: such as ``prompt_learner/model.pth.tar-50``. Its tensors are read; nothing of it is executed or imported,
+            whatever it holds beside them.
         method: the learner that it belongs to.
         clip: the backbone that it was trained on; checked where the file allows.
         class_names: to score; those trained on, or others where the method carries to others.
@@ -62,7 +61,7 @@ def import_checkpoint(
             are read from the shapes unless they are given.
 
     Raises:
-        VlpromptError: the file is no checkpoint of plain tensors, lacks the method's, or is of another backbone.
+        VlpromptError: the file is no checkpoint, lacks the method's, or is of another backbone.
     """
     path = Path(file)
     tensors = published_names(read_tensors(path))
@@ -89,25 +88,8 @@ def import_checkpoint(
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Read a checkpoint's state dict, fp32; what is not plain tensors is refused, and nothing in it runs."""
-    if not path.is_file():
-        raise VlpromptError(f"no checkpoint at {path}")
-    try:
-        if path.suffix == ".safetensors":
-            content = load_file(path)
-        else:
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except SafetensorError as error:
-        raise VlpromptError(f"{path} is not a readable safetensors file: {error}") from error
-    except Exception as error:  # torch raises several kinds for files that it will not read safely
-        raise VlpromptError(
-            f"{path} holds more than plain tensors, so it was not loaded: where you trust it, write its "
-            "state_dict alone with safetensors.torch.save_file and give that file"
-        ) from error
-    state = content.get("state_dict", content) if isinstance(content, dict) else None
-    tensors = {key: value for key, value in (state or {}).items() if isinstance(value, Tensor)}
-    if not tensors:
-        raise VlpromptError(f"{path} holds no state dict: give a file such as prompt_learner/model.pth.tar-50")
+    """Read a checkpoint's state dict, fp32; nothing in it runs (see ``vlprompt.tensor_files``)."""
+    tensors, _ = read_tensor_file(path)
     return {key: value.float() if value.is_floating_point() else value for key, value in tensors.items()}
 
 

@@ -60,7 +60,7 @@ class RunConfig(TrainOptions):
         seed: of the few-shot draw, the initial weights, the batches and the augmentation.
         backbone: vlprompt-tiny, an OpenCLIP architecture, hf-hub:ORG/REPO or local-dir:FOLDER.
         pretrained: the weights' tag (openai, laion2b_s34b_b88k, ...), or random.
-        checkpoint: weights from a file, .safetensors or .pt.
+        checkpoint: weights from a file, .safetensors or .pt; pretrained then says whose preprocessing they have.
         precision: of the frozen towers, fp32, bf16 or (CUDA) fp16; learnables are always fp32.
         device: auto, cpu, cuda, cuda:1, mps.
         views: of each training image, for methods that leave the image tower alone: fresh augments and encodes anew

@@ -13,7 +13,7 @@ from vlprompt.hub import PREFIX
 from vlprompt.saving import find_saved
 
 USAGE = """vlprompt export learner=DIR to=matrix|torch|onnx|openclip [output=PATH] [classes=[cat,dog,…]|FILE]
-         [backbone=NAME [pretrained=TAG | checkpoint=FILE]] [--quiet]
+         [backbone=NAME [pretrained=TAG] [checkpoint=FILE]] [--quiet]
 
   matrix     class features and class names as safetensors: a zero-shot head for any user of the backbone
   torch      images to logits as a torch.export program (.pt2), visual prompts included

@@ -17,12 +17,12 @@ from vlprompt.weights import load_clip
 
 USAGE = """vlprompt import-checkpoint FILE method=NAME backbone=NAME output=DIR
          (classes=[cat,dog,…]|FILE | dataset=NAME [data_root=DIR] [half=all|base|new])
-         [pretrained=TAG | checkpoint=FILE] [license=…] [KEY=VALUE …] [--quiet]
+         [pretrained=TAG] [checkpoint=FILE] [license=…] [KEY=VALUE …] [--quiet]
 
 Reads a checkpoint that a method's published repository saved, such as prompt_learner/model.pth.tar-50, and saves the
-learner. Nothing is unpickled. Numbers of tokens and layers are read from the file; `KEY=VALUE` are settings of the
-method that it does not show, such as class_token_position=middle. Most published checkpoints belong to
-backbone=ViT-B-16 pretrained=openai."""
+learner. The file may hold an optimizer, a scheduler and the like beside the weights; nothing in it runs. Numbers of
+tokens and layers are read from the file; `KEY=VALUE` are settings of the method that it does not show, such as
+class_token_position=middle. Most published checkpoints belong to backbone=ViT-B-16 pretrained=openai."""
 KEYS = (
     "method",
     "backbone",

@@ -18,7 +18,7 @@ from vlprompt.files import atomic_write
 from vlprompt.prediction import FORMATS, STDIN, find_images, predict_images, write_predictions
 
 USAGE = """vlprompt predict learner=DIR IMAGE… [classes=[cat,dog,…]|FILE] [top=1] [format=table|jsonl|csv] [output=FILE]
-                 [device=auto] [batch_size=64] [threads=N] [backbone=NAME [pretrained=TAG | checkpoint=FILE]] [--quiet]
+                 [device=auto] [batch_size=64] [threads=N] [backbone=NAME [pretrained=TAG] [checkpoint=FILE]] [--quiet]
 
   vlprompt predict learner=my-learner photos/ new/*.jpg 'more/**/*.png' top=3
   find . -name '*.jpg' | vlprompt predict learner=hf://me/it - format=csv output=found.csv
