@@ -8,9 +8,10 @@ from pathlib import Path
 
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
-from yaml import YAMLError
 
 from vlprompt.errors import VlpromptError, nearest
+from vlprompt.files import is_relative_inside
+from vlprompt.settings_text import read_settings
 
 CARDS = Path(__file__).with_name("cards")
 COLLECTIONS = Path(__file__).with_name("collections.yaml")
@@ -113,16 +114,17 @@ def read_card(path: str | Path) -> Card:
 
     Raises:
         VlpromptError: the file is not YAML, a key is unknown, missing or of the wrong type, a template has not one
-            ``{}``, the kind of split is unknown, or the name is not the file's.
+            ``{}``, the kind of split is unknown, the name is not the file's, or a path leads out of its folder.
     """
     path = Path(path)
+    values = read_settings(path, "facts of a dataset")
     try:
-        card = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Card), OmegaConf.load(path)))
+        card = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Card), OmegaConf.create(values)))
     except ConfigKeyError as error:
         known = [f.name for f in fields(error.object_type)]
         reason = f"unknown key '{error.key}': {nearest(error.key, known)}"
         raise VlpromptError(f"the dataset card {path} is not valid: {reason}") from error
-    except (OmegaConfBaseException, YAMLError) as error:
+    except OmegaConfBaseException as error:
         raise VlpromptError(f"the dataset card {path} is not valid: {str(error).splitlines()[0]}") from error
     if card.name != path.stem:
         raise VlpromptError(f"the dataset card {path} is named '{card.name}': name and file name must be the same")
@@ -131,10 +133,12 @@ def read_card(path: str | Path) -> Card:
     for template in card.templates:
         if template.count("{}") != 1:
             raise VlpromptError(f"the dataset card {path} has a template without exactly one {{}}: '{template}'")
+    for place in _places(card):
+        if place and not is_relative_inside(place):
+            raise VlpromptError(f"the dataset card {path} has the path '{place}', which leads out of its folder")
     names = path.with_suffix(".tsv")
     if names.exists():
-        lines = names.read_text("utf-8").splitlines()
-        card = replace(card, class_names=dict(line.split("\t") for line in lines))
+        card = replace(card, class_names=_read_names(names))
     return card if card.domains else replace(card, domains=list(card.letters))
 
 
@@ -145,6 +149,26 @@ def locate_images(card: Card, folder: Path) -> Card:
             if (folder / images / must_have).is_dir():
                 return replace(card, images=images)
     return card
+
+
+def _places(card: Card) -> list[str]:
+    """Every path on a card; each is taken below the data root, an archive or torchvision's root."""
+    of_archives = [place for archive in card.archives for place in (archive.into, archive.member)]
+    downloads = [archive.url.rpartition("/")[2] for archive in card.archives]
+    pairs = [place for pair in card.torchvision.items() for place in pair]
+    return [card.folder, card.images, card.split_file, *of_archives, *downloads, *pairs]
+
+
+def _read_names(path: Path) -> dict[str, str]:
+    """Read a table of two columns: folder, and name used in prompts."""
+    try:
+        pairs = [line.split("\t") for line in path.read_text("utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise VlpromptError(f"the class names {path} cannot be read ({error})") from error
+    odd = next((number for number, pair in enumerate(pairs, 1) if len(pair) != 2), None)
+    if odd:
+        raise VlpromptError(f"line {odd} of {path} must hold a folder, a tab and a name")
+    return dict(pairs)
 
 
 def card_names() -> list[str]:

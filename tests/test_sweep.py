@@ -173,7 +173,7 @@ def test_the_plan_shows_runs_and_does_none(tmp_path: Path, capsys: pytest.Captur
         (["executor=slurm"], "unknown executor 'slurm'"),
         (["executor=processes"], "say how many: executor=processes processes=2"),
         (["processes=2"], "processes is of executor=processes, and the executor is local"),
-        (["spec=nowhere.yaml"], "the sweep nowhere.yaml cannot be read"),
+        (["spec=nowhere.yaml"], "no such file: nowhere.yaml"),
     ],
 )
 def test_a_mistake_on_the_command_line_is_told(

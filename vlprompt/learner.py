@@ -27,6 +27,7 @@ from vlprompt.objectives import Batch, Outputs, Templates, parse_objectives
 from vlprompt.parts import parse_part
 from vlprompt.registry import Registry
 from vlprompt.schema import assign, structured, to_object
+from vlprompt.settings_text import check_plain
 from vlprompt.teacher import Teacher
 
 METHODS: Registry[type[PromptLearner]] = Registry("method")
@@ -397,6 +398,7 @@ def make_config(method: str, settings: Mapping[str, Any]) -> PromptLearner.Confi
     """Check settings against a method's ``Config``; an unknown key or ill-typed value is one clear sentence."""
     schema = structured(METHODS.get(method).Config)
     for key, value in settings.items():
+        check_plain(key, value)
         try:
             assign(schema, key, value)
         except ConfigKeyError:

@@ -8,22 +8,23 @@ import json
 import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import asdict, dataclass, field, fields, make_dataclass
 from pathlib import Path
 from typing import Any
 
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
 
 from vlprompt.clip import DTYPES
 from vlprompt.data.transforms import TRAIN_KINDS
 from vlprompt.errors import VlpromptError, nearest
+from vlprompt.files import is_relative_inside
 from vlprompt.learner import METHODS
 from vlprompt.loggers import parse_loggers
 from vlprompt.protocols import PROTOCOLS
 from vlprompt.schema import assign, hint_of, kind, structured, to_object
+from vlprompt.settings_text import check_plain, read_settings, show
 from vlprompt.training import OPTIMIZERS, SELECTIONS, TrainOptions
 
 PACKAGE = Path(__file__).resolve().parent
@@ -42,6 +43,16 @@ LEAST = {
     "workers": 0,
     "limit": 1,
 }
+MOST = {
+    "seed": 2**32 - 1,  # what NumPy and scikit-learn take
+    "epochs": 10**6,
+    "warmup_epochs": 10**6,
+    "batch_size": 10**6,
+    "workers": 1024,
+}
+MANY = ("templates", "targets", "format_spread")  # a text or a list of texts
+PLACES = ("dataset", "data_root", "held_out", "backbone", "pretrained", "checkpoint", "output", "name", "config")
+MAX_NAME = 200  # characters of a folder's name; file systems take 255 bytes
 
 
 @dataclass
@@ -148,9 +159,11 @@ class Recipe:
     @classmethod
     def read(cls, path: Path, name: str) -> Recipe:
         """Read a YAML file."""
-        values = _read_yaml(path)
+        values = read_settings(path)
         provenance = {key: str(values.pop(key, "")) for key in PROVENANCE}
-        return cls(name, **provenance, by=values.pop("by", {}), values=values)
+        by = values.pop("by", {})
+        _check_cases(by, f"{path}: by")
+        return cls(name, **provenance, by=by, values=values)
 
 
 @dataclass(frozen=True)
@@ -185,7 +198,7 @@ class Resolved:
         c = self.config
         if c.name:
             return Path(c.output).expanduser() / c.name
-        dataset = re.sub(r"[^\w.-]+", "-", c.dataset).strip("-.")
+        dataset = re.sub(r"[^\w.-]+", "-", c.dataset).strip("-.")[-MAX_NAME // 3 :].strip("-.")  # bytes of UTF-8
         shots = "all-images" if c.shots == "all" else f"{c.shots}shot"
         return Path(c.output).expanduser() / dataset / c.method / f"{c.protocol}-{shots}-seed{c.seed}-{self.id[:8]}"
 
@@ -220,9 +233,13 @@ def resolve(settings: Mapping[str, Any] | None = None) -> Resolved:
         VlpromptError: an unknown key, method or protocol, with the nearest names; a value of the wrong kind or range.
     """
     given = {key: _plain(value) for key, value in (settings or {}).items()}
-    defaults = _read_yaml(CONFIGS / "defaults.yaml")
+    for key, value in given.items():
+        check_plain(key, value)
+        if key in PLACES and isinstance(value, str) and not value.strip():
+            raise VlpromptError(f"{key} is empty: say which, or leave it out")
+    defaults = read_settings(CONFIGS / "defaults.yaml")
     file = given.get("config")
-    recipe = Recipe.read(Path(file).expanduser(), str(file)) if file else None
+    recipe = None if file is None else Recipe.read(Path(str(file)).expanduser(), str(file))
     chosen = {**defaults, **(recipe.values if recipe else {}), **given}
     method, protocol = str(chosen["method"]), str(chosen["protocol"])
     METHODS.info(method)
@@ -249,6 +266,9 @@ def check_values(config: RunConfig) -> None:
         value = getattr(config, key)
         if value is not None and not (math.isfinite(value) and value >= least):
             raise VlpromptError(f"{key} must be at least {least}, not {value}")
+    for key, most in MOST.items():
+        if getattr(config, key) > most:
+            raise VlpromptError(f"{key} must be at most {most:,}, not {getattr(config, key):,}")
     if not (math.isfinite(config.lr) and config.lr > 0):
         raise VlpromptError(f"lr must be above 0, not {config.lr}")
     if not 0 <= config.momentum < 1:
@@ -257,6 +277,12 @@ def check_values(config: RunConfig) -> None:
         value = getattr(config, key)
         if value != word and (isinstance(value, str) or value < 1):
             raise VlpromptError(f"{key} must be a number of at least 1, or {word}, not {value!r}")
+    for key in MANY:
+        _check_texts(key, getattr(config, key))
+    if config.name is not None and (not is_relative_inside(config.name) or len(config.name) > MAX_NAME):
+        raise VlpromptError(
+            f"name must be a folder in {config.output}, of at most {MAX_NAME} characters, not {show(config.name)}"
+        )
     for key, known in (
         ("optimizer", OPTIMIZERS),
         ("precision", DTYPES),
@@ -286,18 +312,6 @@ def _documented(cls: type) -> dict[str, str]:
     return {key: re.sub(r"\s+", " ", text).replace("``", "`") for keys, text in entries for key in keys.split(", ")}
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        values = OmegaConf.to_container(OmegaConf.load(path))
-    except FileNotFoundError:
-        raise VlpromptError(f"no such file: {path}") from None
-    except (OSError, YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
-        raise VlpromptError(f"{path} cannot be read as YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(values, dict):
-        raise VlpromptError(f"{path} must hold settings, one 'key: value' a line")
-    return {str(key): value for key, value in values.items()}
-
-
 def _plain(value: Any) -> Any:
     return os.fspath(value) if isinstance(value, os.PathLike) else value
 
@@ -311,13 +325,33 @@ def _assign(schema: DictConfig, values: Mapping[str, Any], where: str = "") -> N
         try:
             assign(schema, key, value)
         except OmegaConfBaseException:
-            raise VlpromptError(f"{where}{key} must be {kind(hint_of(schema, key))}, not {value!r}") from None
+            raise VlpromptError(f"{where}{key} must be {kind(hint_of(schema, key))}, not {show(value)}") from None
 
 
 def _assign_cases(schema: DictConfig, cases: Cases, given: Mapping[str, Any], where: str) -> None:
     """Set what a recipe has for the present values of other settings, but for keys that the user gave."""
     for key, by_value in cases.items():
-        matching = dict(by_value.get(schema[key], {}))
+        if key not in list(schema):
+            raise VlpromptError(f"{where}unknown key '{key}' below by: {nearest(key, list(schema))}")
+        present = schema[key]
+        matching = dict(by_value.get(present, {})) if isinstance(present, Hashable) else {}
         inner = matching.pop("by", {})
         _assign(schema, {k: v for k, v in matching.items() if k not in given}, where)
         _assign_cases(schema, inner, given, where)
+
+
+def _check_cases(cases: Any, where: str) -> None:
+    """Raise one sentence unless ``by`` has the form ``{setting: {value: {setting: value}}}``, at any depth."""
+    by_values = list(cases.values()) if isinstance(cases, dict) else [cases]
+    for by_value in by_values:
+        for settings in by_value.values() if isinstance(by_value, dict) else [by_value]:
+            if not (isinstance(cases, dict) and isinstance(by_value, dict) and isinstance(settings, dict)):
+                raise VlpromptError(f"{where} must have the form {{shots: {{1: {{epochs: 50}}}}}}, not {show(cases)}")
+            _check_cases(settings.get("by", {}), where)
+
+
+def _check_texts(key: str, value: Any) -> None:
+    """Raise one sentence unless a value is None, a text or a list of texts."""
+    texts = value if isinstance(value, (list, tuple)) else [value]
+    if value is not None and not all(isinstance(text, str) for text in texts):
+        raise VlpromptError(f"{key} must be a text or a list of texts, not {show(value)}")

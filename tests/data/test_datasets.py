@@ -68,7 +68,7 @@ def test_card_is_valid_and_its_reader_known(name: str):
         ("name: toy\narchives: [{urll: x}]", r"toy\.yaml is not valid: unknown key 'urll': did you mean url"),
         ("name: toy\ntitle: Toy", r"toy\.yaml is not valid: .*reader"),
         ("name: toy\ntitle: Toy\nreader: folder\nclasses: many", r"toy\.yaml is not valid: .*many"),
-        ("name: [", r"toy\.yaml is not valid"),
+        ("name: [", r"toy\.yaml cannot be read as YAML"),
         ("name: tyo\ntitle: Toy\nreader: folder", "is named 'tyo'"),
         ("name: toy\ntitle: Toy\nreader: folder\ntemplates: [a photo]", "a template without exactly one {}: 'a photo'"),
     ],

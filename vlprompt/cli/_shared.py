@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import functools
 import json
+import re
 import signal
 import sys
 import warnings
@@ -13,21 +14,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
-
 from vlprompt.errors import VlpromptError, nearest
 from vlprompt.files import read_text, text_lines
 from vlprompt.hub import PREFIX
 from vlprompt.learner import PromptLearner
 from vlprompt.plugins import use
 from vlprompt.saving import find_saved, load_learner
+from vlprompt.settings_text import read_texts, read_value, show
 from vlprompt.weights import load_clip
 
 FLAGS = ("--help", "--quiet", "--version")
 INTERRUPTED = 130
+KEY = re.compile(r"\w+")
 Main = Callable[[Sequence[str]], int]
 
 
@@ -65,15 +63,14 @@ def parse(argv: Sequence[str], words: int = 0, texts: Sequence[str] = ()) -> Arg
     free = tuple(a for a in rest if "=" not in a)
     if len(free) > words:
         raise VlpromptError(f"'{free[words]}' is not key=value; quote values that hold spaces")
-    given = [a.partition("=") for a in rest if "=" in a]
-    try:
-        typed = OmegaConf.from_dotlist(["".join(a) for a in given if a[0] not in texts])
-        # read without YAML's types, which would make 7 of 007 and 750 of 12:30
-        named = {key: yaml.load(value, yaml.BaseLoader) for key, _, value in given if key in texts}
-        settings = OmegaConf.to_container(typed) | named
-    except (YAMLError, OmegaConfBaseException) as error:
-        raise VlpromptError(f"the arguments cannot be read: {' '.join(str(error).split())}") from error
-    return Arguments({str(key): value for key, value in settings.items()}, free, flags)
+    settings: dict[str, Any] = {}
+    for key, _, text in (a.partition("=") for a in rest if "=" in a):
+        if not KEY.fullmatch(key):
+            raise VlpromptError(f"{show(f'{key}={text}')} has no name of a setting before its =: write key=value")
+        if key in settings:
+            raise VlpromptError(f"{key} is given twice: say it once")
+        settings[key] = read_value(key, text, typed=key not in texts)
+    return Arguments(settings, free, flags)
 
 
 def check_keys(settings: Iterable[str], known: Iterable[str]) -> None:
@@ -97,9 +94,11 @@ def names_setting(given: Any, key: str) -> list[str]:
         if path.suffix == ".json":
             return _all_names(json.loads(read_text(path), parse_int=str, parse_float=str), f"{key}={given}")
         if path.suffix in (".yaml", ".yml"):
-            return _all_names(yaml.load(read_text(path), yaml.BaseLoader), f"{key}={given}")
+            return _all_names(read_texts(read_text(path)), f"{key}={given}")
         return text_lines(path, by_place=True)
-    except (json.JSONDecodeError, YAMLError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, VlpromptError):
+            raise
         raise VlpromptError(f"{key}={given} cannot be read: {' '.join(str(error).split())}") from error
     except OSError as error:
         raise VlpromptError(

@@ -7,10 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from rich.table import Table
-from yaml import YAMLError
 
 from vlprompt.cli._shared import command, parse
 from vlprompt.console import Reporter, make_console
@@ -18,6 +15,7 @@ from vlprompt.errors import VlpromptError, nearest
 from vlprompt.executors import in_processes, on_ray
 from vlprompt.report.closing import closing_table
 from vlprompt.report.render import print_terminal
+from vlprompt.settings_text import read_settings
 from vlprompt.sweep import Executor, Matrix, Outcome, expand, finished, run_here, sweep
 
 USAGE = """vlprompt sweep methods=[…] [datasets=[…]] [protocols=[…]] [held_outs=[…]] [shots=[…]] [seeds=[1,2,3]]
@@ -73,13 +71,7 @@ def main(argv: Sequence[str]) -> int:
 
 def read_spec(path: Path) -> dict[str, Any]:
     """Read the keys of a sweep from YAML."""
-    try:
-        spec = OmegaConf.to_container(OmegaConf.load(path))
-    except (OSError, YAMLError, OmegaConfBaseException) as error:
-        raise VlpromptError(f"the sweep {path} cannot be read: {' '.join(str(error).split())}") from error
-    if not isinstance(spec, dict):
-        raise VlpromptError(f"the sweep {path} must hold keys such as methods: [coop, maple]")
-    return {str(key): value for key, value in spec.items()}
+    return read_settings(path, "keys of a sweep")
 
 
 def make_executor(settings: dict[str, Any]) -> Executor:
