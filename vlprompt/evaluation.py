@@ -8,11 +8,13 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from datasets_registry.catalog import is_own
 from vlprompt.clip import FrozenCLIP
 from vlprompt.console import Reporter
 from vlprompt.data import (
@@ -25,6 +27,7 @@ from vlprompt.data import (
     load_split,
     resolve_templates,
 )
+from vlprompt.data.readable import leave_out_unreadable
 from vlprompt.data.splits import DatasetSplits, Half, Item
 from vlprompt.errors import VlpromptError
 from vlprompt.files import atomic_write
@@ -307,6 +310,9 @@ def evaluate_learner(
     root: str | os.PathLike | None = None,
     half: Half = "all",
     limit: int | None = None,
+    *,
+    on_unreadable: Literal["skip", "stop"] = "skip",
+    follow_links: bool = False,
 ) -> float:
     """Return a learner's top-1 accuracy, in [0, 1], on a dataset's test images.
 
@@ -319,12 +325,16 @@ def evaluate_learner(
         root: the folder that holds the datasets' folders; embedded datasets need none.
         half: ``all`` classes, or the ``base`` or ``new`` half, told apart among themselves.
         limit: test images at most.
+        on_unreadable: ``skip``, with a warning, images in a ``folder:PATH`` or the like that cannot be read, or
+            ``stop``.
+        follow_links: read linked files and folders that lead out of such a folder.
 
     Raises:
         VlpromptError: the dataset is not there, or the learner cannot score its classes.
     """
     if isinstance(dataset, str):
-        splits = load_split(dataset, root).select(half)
+        splits = load_split(dataset, root, follow_links=follow_links).select(half)
+        splits = leave_out_unreadable(splits, ["test"], on_unreadable) if is_own(dataset) else splits
     else:
         splits = as_splits(dataset, "test", learner.class_names).select(half)
     check_items(splits, splits.test)

@@ -17,6 +17,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from vlprompt.clip import DTYPES
+from vlprompt.data.readable import ACTIONS
 from vlprompt.data.transforms import TRAIN_KINDS
 from vlprompt.errors import VlpromptError, nearest
 from vlprompt.files import is_relative_inside
@@ -68,6 +69,7 @@ class RunConfig(TrainOptions):
         templates: in place of the dataset's own, a template with {}, a list, imagenet7, imagenet80 or a file.
         protocol: one of `vlprompt list protocols`.
         shots: training images a class, or all.
+        allow_fewer: of a class that has fewer than shots take all, and say how many in all; else that is an error.
         seed: of the few-shot draw, the initial weights, the batches and the augmentation.
         backbone: vlprompt-tiny, an OpenCLIP architecture, hf-hub:ORG/REPO or local-dir:FOLDER.
         pretrained: the weights' tag (openai, laion2b_s34b_b88k, ...), or random.
@@ -78,6 +80,9 @@ class RunConfig(TrainOptions):
             each epoch, as published; a number pre-draws so many views and cycles through them; 1 is the centre crop.
         transform: of training images, rrc (random crop, as published) or another kind of `train_transform`.
         workers: processes that load images; the result does not depend on it.
+        on_unreadable: skip images of your own that cannot be read, and say which and how many, or stop at them before
+            any work; published datasets always stop.
+        follow_links: read linked files and folders that lead out of a folder of your own.
         targets: datasets to test on after training on this one, or a collection (cross_dataset, domain_generalization).
         held_out: domain to test on and to leave out of training (domain_generalization on a set of several domains).
         selection: which weights are tested, last or fewshot_val: those of the epoch that is best on up to 4 validation
@@ -100,6 +105,7 @@ class RunConfig(TrainOptions):
     templates: Any = None
     protocol: str = MISSING
     shots: int | str = MISSING
+    allow_fewer: bool = False
     seed: int = MISSING
     backbone: str = MISSING
     pretrained: str | None = None
@@ -109,6 +115,8 @@ class RunConfig(TrainOptions):
     views: int | str = MISSING
     transform: str = "rrc"
     workers: int = 0
+    on_unreadable: str = "skip"
+    follow_links: bool = False
     targets: Any = None
     held_out: str | None = None
     selection: str = "last"
@@ -122,15 +130,18 @@ class RunConfig(TrainOptions):
     quiet: bool = False
 
 
-# settings that change where and how a run works, but not what comes out
+# settings that change where and how a run works, or whether it goes on, but not what comes out
 INCIDENTAL = (
+    "allow_fewer",
     "checkpoint_seconds",
     "config",
     "data_root",
     "device",
     "download",
+    "follow_links",
     "logger",
     "name",
+    "on_unreadable",
     "output",
     "quiet",
     "resume",
@@ -288,6 +299,7 @@ def check_values(config: RunConfig) -> None:
         ("precision", DTYPES),
         ("transform", TRAIN_KINDS),
         ("selection", SELECTIONS),
+        ("on_unreadable", ACTIONS),
     ):
         if getattr(config, key) not in known:
             raise VlpromptError(f"unknown {key} '{getattr(config, key)}': {nearest(getattr(config, key), known)}")

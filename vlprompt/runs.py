@@ -19,7 +19,6 @@ from vlprompt.data import (
     FeatureBank,
     ImageItems,
     as_splits,
-    check_items,
     epoch_batches,
     eval_transform,
     few_shot_split,
@@ -41,6 +40,7 @@ from vlprompt.loggers import LoggedRun, Loggers, check_installed, open_loggers
 from vlprompt.protocols import PROTOCOLS, Part, Plan, check_suits
 from vlprompt.recipes import Resolved, RunConfig, resolve
 from vlprompt.results import RESULT, Result, Row, average_rows, read_result, write_predictions
+from vlprompt.run_images import check_present, encode_tests, image_facts, usable_parts
 from vlprompt.saving import load_learner
 from vlprompt.training import Batches, BestEpoch, train
 from vlprompt.weights import load_clip
@@ -85,7 +85,8 @@ class Shared:
 
     def splits_for(self, name: str, config: RunConfig) -> DatasetSplits:
         """Return a dataset with the split and the templates that a run asks for."""
-        splits = self._splits(name, config.data_root, download=config.download, split=config.split)
+        options = {key: getattr(config, key) for key in ("download", "split", "follow_links")}
+        splits = self._splits(name, config.data_root, **options)
         return replace(splits, templates=resolve_templates(config.templates, splits))
 
 
@@ -112,12 +113,15 @@ def execute(resolved: Resolved, clip: FrozenCLIP | None = None, shared: Shared |
         facts = method_facts(config.method, resolved.method_settings)
         check_suits(config.protocol, plan, data, config.method, facts)
         clip = shared.clip_for(config)
+        data = usable_parts(data, plan, config, clip, reporter)
         adapted = adapt_depths(resolved, clip)
         learner = _make_learner(resolved, clip, data[plan.train], adapted)
     _announce(resolved, adapted, clip, reporter)
     claim_folder(resolved, reporter)
     with open_loggers(config.logger, LoggedRun(folder, asdict(config))) as loggers:
         if learner.trainable_parameters():
+            with clock("encode"):
+                encode_tests(data, plan, config, clip, reporter)
             fit(learner, data[plan.train], resolved, reporter, clock, loggers)
         told = {key: getattr(config, key) for key in ("dataset", "protocol", "shots", "seed")}
         learner.save_pretrained(folder / LEARNER, extra=told)
@@ -133,7 +137,7 @@ def execute(resolved: Resolved, clip: FrozenCLIP | None = None, shared: Shared |
             rows=rows,
             averages=_averages(protocol.average, rows),
             backbone=clip.identity() | {"precision": clip.precision},
-            data=_data_facts(data[plan.train]) | {"split": split},
+            data=_data_facts(data[plan.train]) | {"split": split} | image_facts(data, plan),
             config=asdict(config),
             adapted=adapted,
             recipe=_provenance(resolved),
@@ -165,7 +169,9 @@ def reevaluate(folder: Path, reporter: Reporter, **changes: Any) -> list[Evaluat
     plan = PROTOCOLS.get(config.protocol).plan(config.dataset, config.targets, config.held_out)
     shared = Shared()
     data, _ = load_parts(plan, config, shared)
-    learner = load_learner(folder / LEARNER, clip=shared.clip_for(config))
+    clip = shared.clip_for(config)
+    data = usable_parts(data, plan, config, clip, reporter)
+    learner = load_learner(folder / LEARNER, clip=clip)
     return [measure(learner, name, data[part], config, reporter) for name, part in plan.tests.items()]
 
 
@@ -242,22 +248,20 @@ def load_parts(plan: Plan, config: RunConfig, shared: Shared) -> tuple[dict[Part
 
     The part that is trained on has its few-shot draw for training images.
     """
-    learnt, every = plan.train, (plan.train, *plan.tests.values())
+    learnt, every, fewer = plan.train, (plan.train, *plan.tests.values()), {"allow_fewer": config.allow_fewer}
     names = dict.fromkeys(name for part in every for name in part.joined or (part.dataset,))
     whole = {name: shared.splits_for(name, config) for name in names}
     if learnt.joined:
         split = join_datasets([whole[name] for name in learnt.joined]).fingerprint()
-        drawn = [few_shot_split(whole[name], config.shots, config.seed) for name in learnt.joined]
+        drawn = [few_shot_split(whole[name], config.shots, config.seed, **fewer) for name in learnt.joined]
         whole[learnt.dataset] = join_datasets(drawn)
     else:
         source = whole[learnt.dataset]
         split = source.fingerprint()
         source = leave_domain_out(source, learnt.held_out) if learnt.held_out else source
-        whole[learnt.dataset] = few_shot_split(source, config.shots, config.seed)
+        whole[learnt.dataset] = few_shot_split(source, config.shots, config.seed, **fewer)
     parts = {part: _select(whole[part.dataset], part) for part in every}
-    check_items(parts[plan.train], parts[plan.train].train)
-    for part in plan.tests.values():
-        check_items(parts[part], parts[part].test)
+    check_present(parts, plan)
     return parts, split
 
 

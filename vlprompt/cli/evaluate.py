@@ -8,9 +8,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from datasets_registry.catalog import is_own
 from vlprompt.cli._shared import check_keys, command, names_setting, parse
 from vlprompt.console import Reporter, comparison_table, make_console, metrics_table
 from vlprompt.data import load_split
+from vlprompt.data.readable import leave_out_unreadable
 from vlprompt.errors import VlpromptError
 from vlprompt.evaluation import Evaluation, evaluate, save_predictions
 from vlprompt.files import atomic_write
@@ -20,7 +22,8 @@ from vlprompt.saving import load_learner
 
 USAGE = """vlprompt evaluate run=DIR [device=auto] [data_root=DIR] [tolerance=0] [save_predictions=FILE] [--quiet]
 vlprompt evaluate learner=DIR dataset=NAME [half=all|base|new] [class_names=FILE] [templates=SET] [format_spread=SET]
-                  [limit=N] [data_root=DIR] [split=published] [device=auto] [save_predictions=FILE] [output=FILE]
+                  [limit=N] [data_root=DIR] [split=published] [on_unreadable=skip|stop] [follow_links=true]
+                  [device=auto] [save_predictions=FILE] [output=FILE]
 
 The first form loads the learner that a run saved, scores it on the run's tests again and prints both numbers. The exit
 status is 1 if an accuracy differs by more than `tolerance` percentage points: 0 on the machine of the run; elsewhere an
@@ -41,6 +44,8 @@ LEARNER_KEYS = (
     "limit",
     "data_root",
     "split",
+    "on_unreadable",
+    "follow_links",
     "device",
     "save_predictions",
     "output",
@@ -86,12 +91,14 @@ def evaluate_run(settings: dict[str, Any], reporter: Reporter) -> int:
 
 def evaluate_anywhere(settings: dict[str, Any], reporter: Reporter) -> int:
     """Score a learner on a dataset's test images and print all metrics."""
-    splits = load_split(
-        str(settings["dataset"]), settings.get("data_root"), split=str(settings.get("split", "published"))
-    )
+    name, links = str(settings["dataset"]), {"follow_links": settings.get("follow_links", False) is True}
+    splits = load_split(name, settings.get("data_root"), split=str(settings.get("split", "published")), **links)
     half = settings.get("half", "all")
     if half not in ("all", "base", "new"):
         raise VlpromptError(f"half must be all, base or new, not {half!r}")
+    splits = splits.select(half)
+    if is_own(name):
+        splits = leave_out_unreadable(splits, ["test"], str(settings.get("on_unreadable", "skip")))
     folder = Path(str(settings["learner"])).expanduser()
     learner = load_learner(
         folder / "learner" if (folder / "learner").is_dir() else folder, device=str(settings.get("device", "auto"))
@@ -99,7 +106,7 @@ def evaluate_anywhere(settings: dict[str, Any], reporter: Reporter) -> int:
     given = settings.get("class_names")
     found = evaluate(
         learner,
-        splits.select(half),
+        splits,
         target=half,
         class_names=None if given is None else names_setting(given, "class_names"),
         templates=settings.get("templates"),

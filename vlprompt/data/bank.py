@@ -83,8 +83,8 @@ class FeatureBank:
             raise VlpromptError(f"no images of {splits.name} were given to build a feature bank from")
         seed = seed if views > 1 else 0
         key = _key(clip, splits, items, transform, views, seed)
-        folder = Path(cache) if cache else cache_dir() / "banks"
-        path = folder / f"{re.sub(r'[^a-z0-9]+', '-', splits.name.lower())[-40:]}-{key[:16]}.safetensors"
+        path = _place(splits, key, cache)
+        folder = path.parent
         labels = torch.tensor([item.label for item in items])
         if path.exists():
             return cls(_read(path, key), labels, key, path)
@@ -97,6 +97,16 @@ class FeatureBank:
                 with atomic_write(path) as temporary:
                     save_file({"features": features}, temporary, metadata)
         return cls(_read(path, key), labels, key, path)
+
+    @staticmethod
+    def is_kept(
+        clip: FrozenCLIP, splits: DatasetSplits, items: Sequence[Item], *, transform: Callable[..., torch.Tensor]
+    ) -> bool:
+        """Tell whether the bank of one view of ``items`` is in the cache, so that no image need be read."""
+        try:
+            return _place(splits, _key(clip, splits, items, transform, 1, 0)).exists()
+        except VlpromptError:  # an image is missing
+            return False
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -140,6 +150,11 @@ def _key(clip: FrozenCLIP, splits: DatasetSplits, items: Sequence[Item], transfo
         "seed": seed,
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def _place(splits: DatasetSplits, key: str, cache: str | Path | None = None) -> Path:
+    folder = Path(cache) if cache else cache_dir() / "banks"
+    return folder / f"{re.sub(r'[^a-z0-9]+', '-', splits.name.lower())[-40:]}-{key[:16]}.safetensors"
 
 
 def _file_state(splits: DatasetSplits, item: Item) -> tuple[int, ...]:

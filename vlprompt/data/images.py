@@ -122,6 +122,11 @@ def _folder_inside(image_dir: Path, folder: str) -> Path:
     return inside(image_dir, folder) if folder else image_dir
 
 
+def reads_from_disk(splits: DatasetSplits) -> bool:
+    """Tell whether a dataset's ``open_image`` takes what is to be made of the opened file, as ``open_rgb`` does."""
+    return getattr(splits.open_image, "func", None) in (open_inside, open_listed)
+
+
 def check_items(splits: DatasetSplits, items: Sequence[Item]) -> None:
     """Raise VlpromptError if images of ``items`` are not on disk, with their number and the first one's place.
 

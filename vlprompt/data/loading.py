@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-from vlprompt.data.images import open_inside, open_listed
+from vlprompt.data.images import reads_from_disk
 from vlprompt.data.splits import DatasetSplits, Item
 from vlprompt.data.transforms import split_transform
 from vlprompt.errors import VlpromptError
@@ -40,7 +40,7 @@ class ImageItems(Dataset):
         self.unreadable: dict[int, str] = {}
         # Bytes are a quarter of floats to hand over from a worker, and a batch is normalised in one go.
         decode, self._before, self._after = split_transform(transform)
-        from_disk = getattr(splits.open_image, "func", None) in (open_inside, open_listed)
+        from_disk = reads_from_disk(splits)
         self._decode = decode if from_disk else None
         if decode and not from_disk:
             self._before = _Chain(decode, self._before)

@@ -59,7 +59,8 @@ def few_shot_indices(
         name = f"class '{names[smallest]}'" if names else f"the class with label {smallest}"
         most = len(by_label[smallest])
         raise VlpromptError(
-            f"{shots} shots were asked for, but {name} has {most} training images: use shots={most} or fewer, or 'all'"
+            f"{shots} shots were asked for, but {name} has {most} training images: use shots={most} or fewer, or "
+            "allow_fewer=true to take all that such a class has, or shots=all"
         )
     rng = seed if isinstance(seed, random.Random) else random.Random(seed)
     drawn = []
@@ -100,7 +101,10 @@ def describe_imbalance(splits: DatasetSplits, shots: Shots = "all") -> str:
     fewest = f"'{splits.class_names[least]}' has {counts[least]}"
     if isinstance(shots, int):
         short = sum(count < shots for count in counts.values())
-        text = f"{short} of {len(counts)} classes of {splits.name} have fewer than {shots} training images; {fewest}"
+        text = (
+            f"{short} of {len(counts)} classes of {splits.name} have fewer than {shots} training images; {fewest}, and "
+            f"{len(splits.train):,} are taken in all"
+        )
         return text if short else ""
     largest = f"'{splits.class_names[most]}' {counts[most]}"
     text = f"the classes of {splits.name} are uneven: {fewest} training images, {largest}"

@@ -53,7 +53,7 @@ def stream_images(
     """
     if batch_size < 1:
         raise VlpromptError(f"batch_size must be at least 1, not {batch_size}")
-    threads = _default_threads() if threads is None else threads
+    threads = default_threads() if threads is None else threads
     load, sources = _Loader(clip), iter(sources)
     chunks = iter(lambda: list(islice(sources, batch_size)), [])
     if threads == 0:
@@ -77,7 +77,8 @@ def is_preprocessed(image: Any) -> bool:
     return isinstance(image, Tensor) and image.is_floating_point()
 
 
-def _default_threads() -> int:
+def default_threads() -> int:
+    """Return the threads that decode images where nothing is said: one a core, or none on a single core."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return cores if cores > 1 else 0
 
