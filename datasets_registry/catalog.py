@@ -12,8 +12,9 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any, Literal
 
-from datasets_registry.acquire import download_dataset, how_to_get
+from datasets_registry.acquire import download_dataset
 from datasets_registry.card import Card, card_names, collections, load_card, locate_images
+from datasets_registry.layout_hints import where_or_how
 from datasets_registry.readers import readers
 from datasets_registry.readers.generated import read_generated
 from vlprompt.data.images import open_listed
@@ -205,7 +206,8 @@ def _load_registered(
             download_dataset(card, folder.parent)
         if not images.is_dir():
             raise VlpromptError(
-                f"the images of {card.title} are expected in {images}, which is not a folder: {how_to_get(card)}"
+                f"the images of {card.title} are expected in {images}, which is not a folder: "
+                f"{where_or_how(card, folder)}"
             )
     if split == "generated" and card.split == "published":
         splits = read_generated(card, folder)

@@ -9,15 +9,15 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from pathlib import Path
 from typing import Any, TextIO
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from datasets_registry.readers.base import images_below
 from vlprompt.clip import FrozenCLIP
+from vlprompt.data.formats import describe_left_out
+from vlprompt.data.listing import list_images
 from vlprompt.data.pairs import samples
 from vlprompt.data.streaming import BATCH, stream_images
 from vlprompt.errors import VlpromptError
@@ -138,27 +138,35 @@ def _encoded(
 # Where images come from
 
 
-def find_images(arguments: Sequence[str], lines: Iterable[str] = ()) -> Iterator[str]:
+def find_images(
+    arguments: Sequence[str], lines: Iterable[str] = (), on_left_out: Report | None = None
+) -> Iterator[str]:
     """Return the paths that a command line names, in its order.
 
     Args:
         arguments: images, folders (all images below them, sorted), patterns such as ``photos/**/*.jpg``, or ``-``.
         lines: what ``-`` stands for, one path a line, read as they are asked for.
+        on_left_out: called with one sentence for each folder in which files, or linked folders, are left out.
 
     Raises:
         VlpromptError: a folder or pattern has no images; a file is looked for only when its turn comes.
     """
-    return chain.from_iterable([_lines(lines) if a == STDIN else _expand(a) for a in arguments])
+    return chain.from_iterable([_lines(lines) if a == STDIN else _expand(a, on_left_out) for a in arguments])
 
 
 def _lines(lines: Iterable[str]) -> Iterator[str]:
     return (path for line in lines if (path := line.rstrip("\r\n")))
 
 
-def _expand(argument: str) -> list[str]:
+def _expand(argument: str, on_left_out: Report | None) -> list[str]:
     path = os.path.expanduser(argument)
     if os.path.isdir(path):
-        found = [os.path.join(path, name) for name in images_below(Path(path), "")]
+        listing = list_images(path)
+        found = [os.path.join(path, name) for name in listing.images]
+        notes = [f"the linked folder {os.path.join(path, link)} is not gone into: name it" for link in listing.links]
+        for note in [describe_left_out(listing.left_out, argument), *notes]:
+            if note and on_left_out:
+                on_left_out(note)
     elif glob.has_magic(path) and not os.path.exists(path):
         matches = sorted(glob.glob(path, recursive=True))
         found = [match for match in matches if os.path.isfile(match)]

@@ -75,7 +75,10 @@ def nesting_notes(image_dir: Path, classes: list[str]) -> list[str]:
     notes = []
     loose = loose_images(image_dir)
     if loose:
-        notes.append(f"{len(loose)} images lie in {image_dir} itself, in no class folder, and are left out: {loose[0]}")
+        lie, are = ("images lie", "are") if len(loose) > 1 else ("image lies", "is")
+        notes.append(
+            f"{len(loose)} {lie} in {image_dir} itself, in no class folder, and {are} left out, such as {loose[0]}"
+        )
     deeper = [key for key in classes if not loose_images(image_dir / key) and list_images(image_dir, key).images]
     if deeper:
         inner = folders(image_dir / deeper[0])[0]

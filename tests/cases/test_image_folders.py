@@ -133,9 +133,9 @@ def test_files_that_are_left_out_are_counted_everywhere(make: Make):
 
 def test_loose_images_and_folders_in_classes_are_said(make: Make):
     root = make("cat/a*2", "cat/b*2", "dog*4", "loose.png")
-    with pytest.warns(UserWarning, match="images lie in"):
+    with pytest.warns(UserWarning, match="image lies in"):
         splits = load_split(f"folder:{root}")
-    assert "1 images lie in" in splits.notes[0]
+    assert "1 image lies in" in splits.notes[0]
     assert "1 of 2 class folders hold images in folders of theirs alone, such as cat/a" in splits.notes[1]
 
 

@@ -11,6 +11,7 @@ from rich.table import Table
 from datasets_registry.acquire import download_dataset, prepare_dataset
 from datasets_registry.card import Card, load_card, locate_images
 from datasets_registry.catalog import find_card, list_collections
+from datasets_registry.layout_hints import hint_folder
 from datasets_registry.packaged import has_packaged, split_words
 from vlprompt.cli._shared import check_keys, command, parse
 from vlprompt.console import Reporter, make_console
@@ -20,7 +21,7 @@ from vlprompt.errors import VlpromptError, nearest
 
 USAGE = """vlprompt data list [PATTERN | COLLECTION]
 vlprompt data info NAME
-vlprompt data check NAME data_root=DIR [split=published|generated] [--deep]
+vlprompt data check NAME data_root=DIR [split=published|generated] [follow_links=true] [lines=50] [--deep]
 vlprompt data check DIR [--deep]                      every registered dataset that lies below DIR
 vlprompt data download NAME data_root=DIR
 vlprompt data prepare NAME from=DIR data_root=DIR [mode=link|move]
@@ -31,11 +32,12 @@ folder:PATH, csv:PATH, json:PATH or wds:PATTERN."""
 KEYS = {
     "list": (),
     "info": (),
-    "check": ("data_root", "deep", "split", "lines"),
+    "check": ("data_root", "deep", "split", "follow_links", "lines"),
     "download": ("data_root",),
     "prepare": ("from", "data_root", "mode"),
 }
 LINES = 50  # defects shown of a dataset
+CLASSES, FEWEST = 20, 3  # classes shown of one
 
 
 @command(USAGE)
@@ -132,11 +134,12 @@ def run_check(name: str, settings: dict[str, Any], reporter: Reporter) -> int:
     is_root = root is None and ":" not in name and Path(name).expanduser().is_dir()
     names = datasets_below(name) if is_root else [name]
     if not names:
-        raise VlpromptError(f"no folder of a registered dataset is in {name}: vlprompt data info NAME shows its layout")
+        raise VlpromptError(f"no folder of a registered dataset is in {name}: {hint_folder(Path(name).expanduser())}")
     reports = []
     for each in names:
         with reporter.bar(f"reading {each}", lines=2) as update:
-            options = {"deep": bool(settings.get("deep", False)), "split": settings.get("split", "published")}
+            options = {key: settings.get(key, False) is True for key in ("deep", "follow_links")}
+            options["split"] = settings.get("split", "published")
             reports.append(check_dataset(each, name if is_root else root, progress=update, **options))
         show_report(reports[-1], int(settings.get("lines", LINES)), reporter.console)
     return int(any(report.defects for report in reports))
@@ -152,10 +155,23 @@ def show_report(report: Report, lines: int, console: Any) -> None:
         state = "present, but not to be loaded" if report.found else "not found"
     good = "ok" if not report.defects else f"{len(report.defects)} defects" if len(report.defects) > 1 else "1 defect"
     console.print(f"{report.name}: {good}; {state}", markup=False, soft_wrap=True)
+    for line in (_classes(report), *(f"note: {note}" for note in report.notes)):
+        if line:
+            console.print(f"  {' '.join(line.split())}", markup=False, soft_wrap=True)
     for defect in report.defects[:lines]:
         console.print(f"  {' '.join(defect.split())}", markup=False, soft_wrap=True)
     if len(report.defects) > lines:
         console.print(f"  and {len(report.defects) - lines:,} more (lines=N shows N)", markup=False, soft_wrap=True)
+
+
+def _classes(report: Report) -> str:
+    """The first classes of a user's own dataset with their images, and those with the fewest."""
+    classes = [f"{name} {count:,}" for name, count in report.classes_of_own.items()]
+    if len(classes) <= CLASSES:
+        return f"classes: {', '.join(classes)}" if classes else ""
+    fewest = sorted(report.classes_of_own.items(), key=lambda pair: pair[1])[:FEWEST]
+    said = ", ".join(f"{name} {count:,}" for name, count in fewest)
+    return f"classes: {', '.join(classes[:CLASSES])} and {len(classes) - CLASSES:,} more; the fewest have {said}"
 
 
 def run_download(name: str, settings: dict[str, Any], reporter: Reporter) -> int:

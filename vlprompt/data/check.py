@@ -5,23 +5,29 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import stat
 import warnings
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
-from datasets_registry.acquire import how_to_get
 from datasets_registry.card import Card, card_names, load_card, locate_images
 from datasets_registry.catalog import SplitChoice, find_card, find_folder, load_split
+from datasets_registry.layout_hints import similar_name, where_or_how
 from datasets_registry.readers.coop_json import audit_published
 from datasets_registry.readers.domains import audit_spg_files
-from vlprompt.data.images import open_inside
+from datasets_registry.readers.folder import audit_folder
+from vlprompt.data.images import open_inside, open_listed
+from vlprompt.data.listing import folders
+from vlprompt.data.name_hints import hint_names
+from vlprompt.data.sampling import describe_imbalance
 from vlprompt.data.splits import PARTS, DatasetSplits, Item
 from vlprompt.errors import VlpromptError
 from vlprompt.files import inside
 
+FOLDER = "folder:"
 OWN_FOLDER = 0.9  # share of a folder's images under one label from which the others look misplaced
 
 
@@ -38,6 +44,8 @@ class Report:
         source: where the split comes from.
         opened: number of images read whole.
         defects: a line for each.
+        notes: what is no defect and a user should know, a line each.
+        classes_of_own: of a user's own dataset, the images of each class in label order.
     """
 
     name: str
@@ -48,6 +56,8 @@ class Report:
     source: str = ""
     opened: int = 0
     defects: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    classes_of_own: dict[str, int] = field(default_factory=dict)
 
 
 def class_hash(class_names: Sequence[str]) -> str:
@@ -67,6 +77,7 @@ def check_dataset(
     *,
     deep: bool = False,
     split: SplitChoice = "published",
+    follow_links: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Report:
     """Check a dataset's split, files and, if ``deep``, each image.
@@ -79,7 +90,7 @@ def check_dataset(
         name: as for ``load_split``.
         root: the folder that holds the datasets.
         deep: read every image whole.
-        split: as for ``load_split``.
+        split, follow_links: as for ``load_split``.
         progress: called with the number of images read and in all.
     """
     registered = ":" not in name
@@ -95,17 +106,21 @@ def check_dataset(
             splits, defects = _audit(card, folder)
             if splits is None:
                 return Report(name, defects=tuple(defects))
+    elif name.startswith(FOLDER) and Path(name.removeprefix(FOLDER)).expanduser().is_dir():
+        splits, defects = _audit_own(name, follow_links)
+        if splits is None:
+            return Report(name, defects=tuple(defects))
     if not defects:
         try:
             with warnings.catch_warnings(record=True) as told:
                 warnings.simplefilter("always")
-                splits = load_split(name, root, split=split)
+                splits = load_split(name, root, split=split, follow_links=follow_links)
         except VlpromptError as error:
             return Report(name, defects=(str(error),))
-        defects += [str(warning.message) for warning in told]
+        defects += [said for said in (str(w.message) for w in told) if said not in splits.notes]
     if registered and splits.source != "generated" and "/" not in name:
         defects += _against_card(card, splits)
-    safe, wrong = _check_files(splits)
+    safe, wrong = _check_files(splits, follow_links)
     defects += [*_duplicates(splits), *_misplaced(splits), *wrong]
     opened = 0
     if deep:
@@ -117,17 +132,35 @@ def check_dataset(
             if progress:
                 progress(opened, len(safe))
     counts = {part: len(getattr(splits, part)) for part in PARTS}
-    hashed = class_hash(splits.class_names)
-    return Report(name, True, counts, len(splits.class_names), hashed, splits.source, opened, tuple(defects))
+    facts = (len(splits.class_names), class_hash(splits.class_names), splits.source, opened, tuple(defects))
+    return Report(name, True, counts, *facts, splits.notes, {} if registered else _images_of_classes(splits))
+
+
+def _images_of_classes(splits: DatasetSplits) -> dict[str, int]:
+    labels = Counter({item.path: item.label for part in PARTS for item in getattr(splits, part)}.values())
+    return {name: labels[label] for label, name in enumerate(splits.class_names)}
+
+
+def _audit_own(name: str, follow_links: bool) -> tuple[DatasetSplits | None, list[str]]:
+    """Look at a folder of class folders for all its defects; with any, the dataset is what is sound in it."""
+    folder = Path(name.removeprefix(FOLDER)).expanduser()
+    splits, defects = audit_folder(Card(name=name, title=name, reader="folder"), folder, follow_links=follow_links)
+    if not any(getattr(splits, part) for part in PARTS):
+        return None, defects
+    hint = hint_names(splits.class_names)
+    notes = [*splits.notes, *(line for line in (hint, describe_imbalance(splits)) if line)]
+    if follow_links:
+        splits = replace(splits, open_image=partial(open_listed, folder))
+    return replace(splits, notes=tuple(notes)), defects
 
 
 def _missing_folder(card: Card, folder: Path | None) -> str:
     if folder is None:
         return ""
     if not folder.is_dir():
-        return f"the folder {folder} is missing: {how_to_get(card)}"
+        return f"the folder {folder} is missing: {where_or_how(card, folder)}"
     if not (folder / card.images).is_dir():
-        return f"the image folder {folder / card.images} is missing: {how_to_get(card)}"
+        return f"the image folder {folder / card.images} is missing: {where_or_how(card, folder)}"
     return ""
 
 
@@ -206,7 +239,7 @@ def _misplaced(splits: DatasetSplits) -> list[str]:
     return defects
 
 
-def _check_files(splits: DatasetSplits) -> tuple[list[Item], list[str]]:
+def _check_files(splits: DatasetSplits, follow_links: bool = False) -> tuple[list[Item], list[str]]:
     """Return the items that are safe to open, and a line for each missing or empty one or link out of the folder."""
     items = list({item.path: item for part in PARTS for item in getattr(splits, part)}.values())
     if splits.image_dir is None:
@@ -217,33 +250,47 @@ def _check_files(splits: DatasetSplits) -> tuple[list[Item], list[str]]:
     safe, defects = [], []
     for folder, group in by_folder.items():
         try:
-            place = inside(splits.image_dir, folder) if folder else splits.image_dir
+            place = splits.image_dir / folder if follow_links else _place(splits.image_dir, folder)
             entries = {entry.name: entry for entry in os.scandir(place)}
         except VlpromptError as error:
             defects.append(f"{error} ({len(group)} images)")
             continue
         except OSError:
-            defects.append(f"the folder {splits.image_dir / folder} with {len(group):,} images is missing")
+            said = _though(similar_name(place.name, folders(place.parent)) if place.parent.is_dir() else None)
+            defects.append(f"the folder {splits.image_dir / folder} with {len(group):,} images is missing{said}")
             continue
-        wrong, sound = _check_entries(splits.image_dir, group, entries)
+        wrong, sound = _check_entries(splits.image_dir, group, entries, follow_links)
         defects += wrong
         safe += sound
     return safe, defects
 
 
+def _place(image_dir: Path, folder: str) -> Path:
+    return inside(image_dir, folder) if folder else image_dir
+
+
+def _though(other: str | None) -> str:
+    return f", though {other} is there: rename it" if other else ""
+
+
 def _check_entries(
-    image_dir: Path, group: Iterable[Item], entries: dict[str, os.DirEntry]
+    image_dir: Path, group: Iterable[Item], entries: dict[str, os.DirEntry], follow_links: bool
 ) -> tuple[list[str], list[Item]]:
     defects, safe = [], []
     for item in group:
         entry = entries.get(os.path.basename(item.path))
         try:
             if entry is None:
-                defects.append(f"the image {image_dir / item.path} is missing")
+                said = _though(similar_name(os.path.basename(item.path), entries))
+                defects.append(f"the image {image_dir / item.path} is missing{said}")
                 continue
-            if entry.is_symlink():
+            if entry.is_symlink() and not follow_links:
                 inside(image_dir, item.path)
-            if not entry.stat().st_size:
+            state = entry.stat()
+            if not stat.S_ISREG(state.st_mode):
+                defects.append(f"the image {image_dir / item.path} is a pipe, a device or a folder, no file")
+                continue
+            if not state.st_size:
                 defects.append(f"the image {image_dir / item.path} is empty")
                 continue
         except (VlpromptError, OSError) as error:

@@ -144,7 +144,12 @@ def check_items(splits: DatasetSplits, items: Sequence[Item]) -> None:
         if name not in listings[folder] and not os.path.exists(os.path.join(folder, name)):
             missing.append(os.path.join(folder, name))
     if missing:
+        from datasets_registry.layout_hints import similar_name  # it stands above
+
+        folder, name = os.path.split(missing[0])
+        other = similar_name(name, listings[folder])
+        advice = "complete the image folder, or remove it and get the dataset again"
         raise VlpromptError(
             f"{len(missing)} of {len(items)} images of {splits.name} are missing, the first is {missing[0]}: "
-            "complete the image folder, or remove it and get the dataset again"
+            + (f"{other} is there, so rename them" if other else advice)
         )
