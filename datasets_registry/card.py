@@ -59,6 +59,7 @@ class Card:
         class_names: folder, or other name in the files, to the name used in prompts, in label order. Long lists stand
             in ``<name>.tsv`` beside the card, one class a line.
         shared_names: whether two labels may have the same name, as in ImageNet.
+        description_keys: class name to its key in published files of descriptions, where it has other words.
         templates: prompt templates, each with one ``{}``; empty leaves the reader's.
         mirror: whether a mirrored image keeps its class.
         domains: names of the domains, for sets made for domain generalisation; by default those of ``letters``.
@@ -91,6 +92,7 @@ class Card:
     lister: str = ""
     variants: list[str] = field(default_factory=list)
     class_names: dict[str, str] = field(default_factory=dict)
+    description_keys: dict[str, str] = field(default_factory=dict)
     shared_names: bool = False
     templates: list[str] = field(default_factory=list)
     mirror: bool = True

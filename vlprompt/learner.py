@@ -18,12 +18,13 @@ from torch.utils.checkpoint import checkpoint
 from vlprompt import publishing
 from vlprompt.aggregation import AGGREGATORS
 from vlprompt.clip import FrozenCLIP, same_names
+from vlprompt.data.descriptions import names_file, read_descriptions
 from vlprompt.data.splits import DEFAULT_TEMPLATE
 from vlprompt.data.templates import resolve_templates
 from vlprompt.errors import VlpromptError, nearest
 from vlprompt.facts import Facts
 from vlprompt.gradients import GRADIENT_RULES
-from vlprompt.objectives import Batch, Outputs, Templates, parse_objectives
+from vlprompt.objectives import Batch, DescriptionAnchor, Objective, Outputs, Templates, parse_objectives
 from vlprompt.parts import parse_part
 from vlprompt.registry import Registry
 from vlprompt.schema import assign, structured, to_object
@@ -73,6 +74,8 @@ class PromptLearner(nn.Module):
             aggregator: how weights are aggregated over epochs, see ``vlprompt.aggregation``; None keeps the last.
             init_from: a saved learner, a run's folder or a ``.safetensors`` file whose learnables to start from.
             text_chunk: classes encoded at a time, with activation checkpointing; None takes all at once.
+            descriptions: a JSON file ``{class: [sentences]}``, for ``description_anchor`` and for methods that put such
+                sentences in place of templates; refused where nothing would read it.
         """
 
         objective: list[str] = field(default_factory=lambda: ["ce"])
@@ -80,6 +83,7 @@ class PromptLearner(nn.Module):
         aggregator: str | None = None
         init_from: str | None = None
         text_chunk: int | None = None
+        descriptions: str | None = None
 
     def __init__(
         self,
@@ -144,6 +148,11 @@ class PromptLearner(nn.Module):
     def facts_of(cls, config: Config) -> Facts:
         """What a learner with these settings is; a method narrows what it registered."""
         return cls.registered
+
+    @classmethod
+    def reads_descriptions(cls, objectives: Sequence[Objective]) -> bool:
+        """Whether sentences about classes have a use: by default an objective's."""
+        return any(isinstance(o, DescriptionAnchor) and o.descriptions is None for o in objectives)
 
     # The one road from a batch to logits
 
@@ -429,7 +438,28 @@ def create_learner(
 
     >>> create_learner("coop", load_clip("vlprompt-tiny"), ["cat", "dog"], n_ctx=4)  # doctest: +SKIP
     """
-    return METHODS.get(method)(clip, class_names, make_config(method, settings), templates, seed)
+    config = make_config(method, settings)
+    check_descriptions(method, config)
+    learner = METHODS.get(method)(clip, class_names, config, templates, seed)
+    anchors = [o.descriptions for o in learner.objectives if isinstance(o, DescriptionAnchor)]
+    for file in filter(names_file, [config.descriptions, *anchors]):
+        read_descriptions(file, learner.class_names)  # says what is wrong with it now, and not at the first step
+    return learner
+
+
+def check_descriptions(method: str, config: Any) -> None:
+    """Raise one sentence if settings name descriptions that nothing would read.
+
+    Args:
+        method: one of ``list_methods()``.
+        config: has its ``objective`` and ``descriptions``.
+    """
+    if config.descriptions is None or METHODS.get(method).reads_descriptions(parse_objectives(config.objective)):
+        return
+    raise VlpromptError(
+        f"method={method} has no use for descriptions={config.descriptions}: give its objective a description_anchor "
+        "without descriptions of its own, or take coprompt or zero_shot"
+    )
 
 
 def _checked_names(class_names: Sequence[str]) -> tuple[str, ...]:

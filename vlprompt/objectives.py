@@ -137,8 +137,9 @@ class DescriptionAnchor(_TextObjective):
     Args:
         weight: its factor.
         distance: as in ``text_anchor``.
-        descriptions: a JSON file ``{class: [sentences]}``, or templates where there is none. One index a step is shared
-            by all classes; classes with more sentences than the shortest list leave the rest unused.
+        descriptions: a JSON file ``{class: [sentences]}`` in quotes, or templates; None takes the setting
+            ``descriptions=FILE``, or the dataset's templates without it. One index a step is shared by all classes;
+            classes with more sentences than the shortest list leave the rest unused.
     """
 
     def __init__(self, weight: float = 1.0, distance: str = "cos", descriptions: Templates = None):
@@ -147,7 +148,8 @@ class DescriptionAnchor(_TextObjective):
 
     def __call__(self, learner: PromptLearner, outputs: Outputs, batch: Batch) -> Tensor:
         """Mean over the classes."""
-        table = learner.teacher.description_table(learner.class_names, self.descriptions or learner.templates)
+        chosen = self.descriptions or learner.config.descriptions or learner.templates
+        table = learner.teacher.description_table(learner.class_names, chosen)
         frozen = table[int(torch.randint(len(table), ()))]  # (C, D)
         return distance(outputs.text_features, frozen, self.distance)
 

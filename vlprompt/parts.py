@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from typing import Any, TypeVar
 
 from vlprompt.errors import VlpromptError
@@ -25,13 +26,23 @@ def parse_part(text: str, registry: Registry[type[T]]) -> T:
             raise ValueError
         arguments = {k.arg or "": _value(k.value) for k in call.keywords}
     except (SyntaxError, ValueError, RecursionError, MemoryError):
-        raise VlpromptError(f"cannot read {kind} '{text}': write it as name or name(key=value, …)") from None
+        raise VlpromptError(f"cannot read {kind} '{text}': {_advice(text)}") from None
     try:
         part = registry.get(call.func.id)(**arguments)
     except TypeError as error:
         raise VlpromptError(f"{kind} '{text}': {str(error).split('() ')[-1]}") from None
     part.name = call.func.id
     return part
+
+
+def _advice(text: str) -> str:
+    """Say how a part is written, after what seems to be wrong with this one."""
+    path = re.search(r"(\w+)\s*=\s*([^\s'\"(),=]*(?:[/\\~]|\.[A-Za-z])[^'\"(),=]*)", text)
+    if path:
+        return f"put quotes around the path, {path[1]}='{path[2].strip()}'"
+    if text.count("(") != text.count(")"):
+        return "put quotes around an entry of a list that holds commas"
+    return "write it as name or name(key=value, …)"
 
 
 def _value(node: ast.expr) -> Any:

@@ -21,7 +21,7 @@ from vlprompt.data.readable import ACTIONS
 from vlprompt.data.transforms import TRAIN_KINDS
 from vlprompt.errors import VlpromptError, nearest
 from vlprompt.files import is_relative_inside
-from vlprompt.learner import METHODS
+from vlprompt.learner import METHODS, check_descriptions
 from vlprompt.loggers import parse_loggers
 from vlprompt.protocols import PROTOCOLS
 from vlprompt.schema import assign, hint_of, kind, structured, to_object
@@ -273,6 +273,7 @@ def resolve(settings: Mapping[str, Any] | None = None) -> Resolved:
 def check_values(config: RunConfig) -> None:
     """Raise one sentence for the first value that is out of its range."""
     parse_loggers(config.logger)
+    check_descriptions(config.method, config)
     for key, least in LEAST.items():
         value = getattr(config, key)
         if value is not None and not (math.isfinite(value) and value >= least):

@@ -7,12 +7,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from vlprompt.clip import FrozenCLIP, natural_name
+from vlprompt.data.descriptions import names_file, read_descriptions
 from vlprompt.data.splits import DEFAULT_TEMPLATE
-from vlprompt.data.templates import TEMPLATE_SETS, read_descriptions
+from vlprompt.data.templates import TEMPLATE_SETS
 from vlprompt.errors import VlpromptError
 
 # Text features by model, for as long as it lives: the learners of a sweep share what it says of their classes.
@@ -70,7 +72,8 @@ class Teacher:
             descriptions: a JSON file ``{class: [sentences]}``, or templates.
         """
         self.refuse_file(descriptions)
-        named = isinstance(descriptions, str)
+        named = names_file(descriptions)
+        descriptions = [descriptions] if isinstance(descriptions, str) and not named else descriptions
         key = ("descriptions", tuple(class_names), _stamp(descriptions) if named else tuple(descriptions))
         if key not in self._cache:
             if named:
@@ -80,6 +83,17 @@ class Teacher:
             else:
                 count, texts = len(descriptions), _fill(class_names, descriptions)
             self._cache[key] = F.normalize(self.clip.encode_text(texts).unflatten(0, (count, -1)), dim=-1)
+        return self._cache[key]
+
+    def described(self, class_names: Sequence[str], path: str) -> Tensor:
+        """Mean feature of each class's sentences, normalised before and after the mean (C, D)."""
+        self.refuse_file(path)
+        key = ("described", tuple(class_names), _stamp(path))
+        if key not in self._cache:
+            sentences = read_descriptions(path, class_names)
+            features = F.normalize(self.clip.encode_text([text for texts in sentences for text in texts]), dim=-1)
+            means = [part.mean(dim=0) for part in features.split([len(texts) for texts in sentences])]
+            self._cache[key] = F.normalize(torch.stack(means), dim=-1)
         return self._cache[key]
 
     def image_features(self, batch: Mapping[str, Tensor], view: str = "image") -> Tensor:
@@ -114,7 +128,7 @@ def _fill(class_names: Sequence[str], templates: Sequence[str]) -> list[str]:
 def _stamp(path: str) -> tuple[str, int, int]:
     """What tells a file from a later one of the same name, without reading it."""
     try:
-        facts = os.stat(path)
+        facts = os.stat(os.path.expanduser(path))
     except OSError:
         return path, 0, 0  # reading it says what is wrong
     return path, facts.st_mtime_ns, facts.st_size

@@ -25,7 +25,7 @@ from vlprompt.data import (
     unlabeled_pool,
     write_subset,
 )
-from vlprompt.data.templates import imagenet80, read_descriptions, resolve_templates
+from vlprompt.data.templates import imagenet80, resolve_templates
 from vlprompt.errors import VlpromptError
 
 # Tables and split files
@@ -302,7 +302,7 @@ def test_subset_is_written_and_read_in_order(tmp_path: Path):
         read_subset(splits, tmp_path / "subset.json")
 
 
-# Templates and descriptions
+# Templates
 
 
 def test_templates_by_set_text_and_file(tmp_path: Path):
@@ -320,22 +320,3 @@ def test_templates_by_set_text_and_file(tmp_path: Path):
         resolve_templates("imagenet70", splits)
     with pytest.raises(VlpromptError, match=r"must hold \{\} once"):
         resolve_templates(["a photo"], splits)
-
-
-def test_descriptions_are_found_however_keys_are_written(tmp_path: Path):
-    path = tmp_path / "descriptions.json"
-    path.write_text(
-        json.dumps({"Yin_Yang": ["a circle"], "sea  horse ": ["a fish", "it is upright"], "watch": "a clock"})
-    )
-    assert read_descriptions(path, ["sea_horse", "yin yang"]) == [["a fish", "it is upright"], ["a circle"]]
-    assert read_descriptions(path, ["wristwatch"], {"wristwatch": "watch"}) == [["a clock"]]
-    with pytest.raises(
-        VlpromptError, match="no sentences for 1 of 2 classes, first 'sea horses': did you mean sea horse"
-    ):
-        read_descriptions(path, ["watch", "sea horses"])
-    path.write_text(json.dumps({"a_b": ["x"], "a b": ["y"]}))
-    with pytest.raises(VlpromptError, match="two lists of sentences for 'a b'"):
-        read_descriptions(path, ["a b"])
-    path.write_text(json.dumps({"a": []}))
-    with pytest.raises(VlpromptError, match="must have a list of sentences for 'a'"):
-        read_descriptions(path, ["a"])

@@ -10,6 +10,7 @@ from datasets_registry.catalog import (
 )
 from datasets_registry.readers.folder import load_folder
 from vlprompt.data.bank import FeatureBank
+from vlprompt.data.descriptions import read_descriptions
 from vlprompt.data.images import as_rgb, check_items, open_rgb, to_rgb
 from vlprompt.data.joined import join_datasets, mask_other_tasks
 from vlprompt.data.loading import ImageItems, epoch_batches, eval_batches
@@ -17,7 +18,7 @@ from vlprompt.data.pairs import as_splits, splits_from_hf, splits_from_pairs
 from vlprompt.data.sampling import few_shot_indices, few_shot_split, read_subset, write_subset
 from vlprompt.data.splits import DatasetSplits, Item
 from vlprompt.data.subsets import leave_domain_out, seen_unseen, select_domains, unlabeled_pool
-from vlprompt.data.templates import read_descriptions, resolve_templates
+from vlprompt.data.templates import resolve_templates
 from vlprompt.data.transforms import eval_transform, train_transform, transform_fingerprint
 
 __all__ = [

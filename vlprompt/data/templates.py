@@ -1,13 +1,14 @@
-"""Prompt templates and class descriptions as data."""
+"""Prompt templates as data."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Protocol
 
+from vlprompt.data.descriptions import read_descriptions as read_descriptions  # earlier versions had it here
 from vlprompt.errors import VlpromptError, nearest
 from vlprompt.files import read_text, text_lines
 
@@ -82,59 +83,3 @@ def _read_templates(spec: str) -> list[str]:
     if not isinstance(templates, list):
         raise VlpromptError(f"the templates in {path} must be a list, not {type(templates).__name__}")
     return templates
-
-
-def normalise_key(name: str) -> str:
-    """Return a class name as descriptions are looked up: lower case, spaces for underscores, single spaces.
-
-    >>> normalise_key(" Yin_Yang ")
-    'yin yang'
-    """
-    return " ".join(name.replace("_", " ").lower().split())
-
-
-def read_descriptions(
-    path: str | Path, class_names: Sequence[str], aliases: Mapping[str, str] | None = None
-) -> list[list[str]]:
-    """Read sentences about classes: ``{class: [sentences]}``, as CoPrompt, CuPL and their like write it.
-
-    Args:
-        path: a JSON file.
-        class_names: of the dataset. Names that two labels share get the same sentences.
-        aliases: class name to the file's key, where they differ by more than case and underscores.
-
-    Returns:
-        The sentences of each class, in the order of ``class_names``.
-
-    Raises:
-        VlpromptError: the file is of another form, two of its keys are the same class with other sentences, or it lacks
-            classes, with the number of them and the nearest key of the first.
-    """
-    try:
-        content = json.loads(read_text(path))
-    except OSError as error:
-        raise VlpromptError(f"no descriptions at {path}: give a JSON file {{class: [sentences]}}") from error
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise VlpromptError(f"the descriptions in {path} are not JSON ({error})") from error
-    if not isinstance(content, dict):
-        raise VlpromptError(f"{path} must be a JSON file {{class: [sentences]}}, not {type(content).__name__}")
-    known: dict[str, list[str]] = {}
-    for key, value in content.items():
-        sentences = [value] if isinstance(value, str) else value
-        if not _are_sentences(sentences):
-            raise VlpromptError(f"{path} must have a list of sentences for '{key}', not {value!r:.60}")
-        if known.setdefault(normalise_key(key), sentences) != sentences:
-            raise VlpromptError(f"{path} has two lists of sentences for '{normalise_key(key)}': keep one")
-    renamed = {normalise_key(name): normalise_key(key) for name, key in (aliases or {}).items()}
-    keys = [renamed.get(normalise_key(name), normalise_key(name)) for name in class_names]
-    absent = [name for name, key in zip(class_names, keys, strict=True) if key not in known]
-    if absent:
-        hint = nearest(normalise_key(absent[0]), known)
-        raise VlpromptError(
-            f"{path} has no sentences for {len(absent)} of {len(keys)} classes, first '{absent[0]}': {hint}"
-        )
-    return [known[key] for key in keys]
-
-
-def _are_sentences(value: object) -> bool:
-    return isinstance(value, Iterable) and bool(value) and all(isinstance(s, str) and s.strip() for s in value)

@@ -1,16 +1,20 @@
 """Zero-shot CLIP (Radford et al., ICML 2021, arXiv:2103.00020): hand-written templates, nothing learnt.
 
 Source: §3.1.4 of the paper ("Prompt engineering and ensembling"); features of several templates are normalised,
-averaged and normalised again.
+averaged and normalised again. With descriptions=FILE, sentences about each class stand in their place (CuPL: Pratt et
+al., ICCV 2023, arXiv:2209.03320).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 
+from vlprompt.errors import VlpromptError
 from vlprompt.learner import PromptLearner, register
+from vlprompt.objectives import Objective
 
 
 @register("zero_shot", paper="arXiv:2103.00020", labels="none")
@@ -22,14 +26,24 @@ class ZeroShot(PromptLearner):
         """Settings.
 
         Attributes:
-            template: templates to average over, each with one ``{}``; None takes the dataset's own.
+            template: templates to average over, each with one ``{}``; None takes the dataset's own. ``descriptions``
+                stand in their place; such a learner is made anew and not loaded, since a loaded one may name no file.
         """
 
         template: list[str] | None = None
 
     def setup(self) -> None:
         """Learn nothing."""
+        if self.config.template is not None and self.config.descriptions is not None:
+            raise VlpromptError("zero_shot takes its texts from template or from descriptions: give one of them")
+
+    @classmethod
+    def reads_descriptions(cls, objectives: Sequence[Objective]) -> bool:
+        """The class features are made of them."""
+        return True
 
     def encode_text(self, v: Tensor | None = None) -> Tensor:
         """Class features (C, D)."""
+        if self.config.descriptions is not None:
+            return self.teacher.described(self.class_names, self.config.descriptions)
         return self.frozen_text(self.config.template)

@@ -1,0 +1,183 @@
+"""Sentences about classes, ``{class: [sentences]}``, and how their keys find the classes."""
+
+from __future__ import annotations
+
+import json
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+from vlprompt.errors import VlpromptError, nearest
+from vlprompt.files import read_text
+
+
+def names_file(descriptions: object) -> bool:
+    """Tell a file of descriptions from a template, a list of templates and nothing."""
+    return isinstance(descriptions, str) and "{}" not in descriptions
+
+
+def normalise_key(name: str) -> str:
+    """Return a class name as descriptions are looked up first: lower case, spaces for underscores, single spaces.
+
+    >>> normalise_key(" Yin_Yang ")
+    'yin yang'
+    """
+    return " ".join(name.replace("_", " ").lower().split())
+
+
+def words_of(name: str) -> str:
+    """Return a name's words in alphabetical order, without hyphens, brackets, apostrophes and accents.
+
+    >>> words_of("Apartment building (outdoor)") == words_of("outdoor apartment_building")
+    True
+    >>> words_of("Colt’s-foot"), words_of("2000 AM General")
+    ('colts foot', '2000 am general')
+    """
+    return " ".join(sorted(_words(name)))
+
+
+def run_together(name: str) -> str:
+    """Return a name's words in their order as one.
+
+    >>> run_together("Hand Stand Pushups") == run_together("Handstand Pushups")
+    True
+    """
+    return "".join(_words(name))
+
+
+def _words(name: str) -> list[str]:
+    # accents of Latin letters alone: elsewhere a combining mark may be a vowel
+    plain = re.sub("[\u0300-\u036f'’]", "", unicodedata.normalize("NFKD", name.lower()))
+    return re.findall(r"[^\W_]+", unicodedata.normalize("NFC", plain.replace("&", " and ")))
+
+
+# the first way in which a file has a key for a class is taken
+FORMS: tuple[Callable[[str], str], ...] = (normalise_key, words_of, run_together)
+
+
+@cache
+def card_aliases() -> dict[str, tuple[str, ...]]:
+    """Return class name to what published files call it, where the words are others; from the dataset cards."""
+    from datasets_registry.card import card_names, load_card  # its package builds on this one
+
+    aliases: dict[str, tuple[str, ...]] = {}
+    for card in map(load_card, card_names()):
+        for name, key in card.description_keys.items():
+            aliases[normalise_key(name)] = (*aliases.get(normalise_key(name), ()), key)
+    return aliases
+
+
+def read_descriptions(
+    path: str | Path, class_names: Sequence[str], aliases: Mapping[str, str] | None = None
+) -> list[list[str]]:
+    """Read sentences about classes: ``{class: [sentences]}``, as CoPrompt, CuPL and their like write it.
+
+    A key belongs to a class if they are the same but for case, underscores and spaces; else if they have the same words
+    in any order, whatever hyphens and brackets stand between; else if they are the same run together; else if a dataset
+    card says that published files call the class so.
+
+    Args:
+        path: a JSON file.
+        class_names: of the dataset. Names that two labels share get the same sentences.
+        aliases: class name to the file's key, before all else.
+
+    Returns:
+        The sentences of each class, in the order of ``class_names``.
+
+    Raises:
+        VlpromptError: the file is of another form, a class could take two keys or two classes the same one (both are
+            named), or it lacks classes, with the number of them and the nearest key of the first.
+    """
+    known = _read(path)
+    keys = match_keys(class_names, known, aliases, str(path))
+    return [_sentences(known[keys[name]]) for name in class_names]
+
+
+def match_keys(
+    class_names: Sequence[str], known: Mapping[str, Any], aliases: Mapping[str, str] | None = None, where: str = "it"
+) -> dict[str, str]:
+    """Return class name to key, as ``read_descriptions`` says; ``where`` names the file in an error."""
+    by_form = [_by_form(form, known) for form in FORMS]
+    asked = {normalise_key(name): key for name, key in (aliases or {}).items()}
+    found: dict[str, str] = {}
+    for name in dict.fromkeys(class_names):
+        given = asked.get(normalise_key(name))
+        others = card_aliases().get(normalise_key(name), ())
+        for wanted in (given,) if given else (name, *others):
+            keys = _keys_of(wanted, by_form)
+            if any(known[key] != known[keys[0]] for key in keys):
+                listed = " and ".join(f"'{key}'" for key in keys[:2])
+                raise VlpromptError(f"{where} has two lists of sentences for '{name}', {listed}: keep one")
+            if keys:
+                found[name] = keys[0]
+                break
+    absent = [name for name in class_names if name not in found]
+    if absent:
+        hint = nearest(normalise_key(absent[0]), by_form[0])
+        raise VlpromptError(
+            f"{where} has no sentences for {len(absent)} of {len(class_names)} classes, first '{absent[0]}': {hint}"
+        )
+    _refuse_shared(found, where)
+    return found
+
+
+def _by_form(form: Callable[[str], str], keys: Iterable[str]) -> dict[str, list[str]]:
+    grouped: dict[str, list[str]] = {}
+    for key in keys:
+        grouped.setdefault(form(key), []).append(key)
+    return grouped
+
+
+def _keys_of(name: str, by_form: Sequence[Mapping[str, list[str]]]) -> list[str]:
+    for form, keys in zip(FORMS, by_form, strict=True):
+        wanted = form(name)
+        if wanted and wanted in keys:  # signs alone have no words
+            return keys[wanted]
+    return []
+
+
+def _refuse_shared(found: Mapping[str, str], where: str) -> None:
+    """Two classes with the same sentences could not be told apart by them, and one of the two would be wrong."""
+    owners: dict[str, str] = {}
+    for name, key in found.items():
+        owner = owners.setdefault(key, name)
+        if normalise_key(owner) != normalise_key(name):
+            raise VlpromptError(
+                f"{where} has '{key}' for both '{owner}' and '{name}': give each class a key of its own"
+            )
+
+
+def _read(path: str | Path) -> dict[str, Any]:
+    try:
+        content = json.loads(read_text(Path(path).expanduser()), object_pairs_hook=partial(_once, path))
+    except OSError as error:
+        raise VlpromptError(f"no descriptions at {path}: give a JSON file {{class: [sentences]}}") from error
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise VlpromptError(f"the descriptions in {path} are not JSON ({error})") from error
+    if not isinstance(content, dict):
+        raise VlpromptError(f"{path} must be a JSON file {{class: [sentences]}}, not {type(content).__name__}")
+    for key, value in content.items():
+        if not _are_sentences(_sentences(value)):
+            raise VlpromptError(f"{path} must have a list of sentences for '{key}', not {value!r:.60}")
+    return content
+
+
+def _once(path: str | Path, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Make a dictionary of a JSON object, whose later entries of the same key would replace the earlier ones."""
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
+        raise VlpromptError(f"{path} has the key '{twice}' twice: keep one")
+    return content
+
+
+def _sentences(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+def _are_sentences(value: object) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(s, str) and s.strip() for s in value)
