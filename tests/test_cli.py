@@ -18,6 +18,7 @@ from vlprompt.cli.__main__ import main
 from vlprompt.recipes import resolve
 from vlprompt.results import Result, read_result
 from vlprompt.runs import run
+from vlprompt.sealed import seal
 from vlprompt.version import __version__
 
 QUICK = ["dataset=digits", "shots=2", "epochs=3", "limit=20"]
@@ -69,7 +70,7 @@ def test_evaluate_fails_when_the_numbers_differ(
         (tmp_path / name).symlink_to(finished / name)
     data = json.loads((finished / "result.json").read_text())
     data["rows"][1]["accuracy"] += 5.0
-    (tmp_path / "result.json").write_text(json.dumps(data))
+    (tmp_path / "result.json").write_text(json.dumps(seal(data)))
     assert "differs from" in said(capsys, ["evaluate", f"run={tmp_path}"], status=1)
     said(capsys, ["evaluate", f"run={tmp_path}", "tolerance=5.1"])
 

@@ -15,6 +15,7 @@ from PIL import Image
 
 from vlprompt import VlpromptError, load_learner, run
 from vlprompt.cli.push import main as push
+from vlprompt.sealed import seal
 from vlprompt.sharing import push_folder
 from vlprompt.testing import make, small_clip
 
@@ -121,7 +122,7 @@ def test_a_learner_from_the_hub_opens_no_path_and_no_other_repository(hub: Hub, 
     files = hub.repos["me/it"]["files"]
     for source in ({"name": f"local-dir:{tmp_path}"}, {"name": "hf-hub:me/evil"}, {"checkpoint": "/etc/passwd"}):
         whole = {"name": "ViT-B-32", "pretrained": None, "checkpoint": None} | source
-        files["config.json"] = json.dumps(json.loads(files["config.json"]) | {"source": whole}).encode()
+        files["config.json"] = json.dumps(seal(json.loads(files["config.json"]) | {"source": whole})).encode()
         with pytest.raises(VlpromptError, match="asks for a backbone from elsewhere"):
             load_learner("hf://me/it")
 
@@ -132,7 +133,7 @@ def test_folders_of_this_machine_stay_here(hub: Hub, tmp_path: Path) -> None:
     config["source"] = {"name": f"local-dir:{tmp_path}/model", "pretrained": None, "checkpoint": f"{tmp_path}/w.pt"}
     config["backbone"]["architecture"] = config["source"]["name"]
     config["config"]["init_from"] = str(tmp_path / "other")
-    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "config.json").write_text(json.dumps(seal(config)))
     push_folder(folder, "me/it")
     sent = b"".join(hub.repos["me/it"]["files"].values()).decode(errors="replace")
     assert str(tmp_path) not in sent

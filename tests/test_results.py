@@ -110,12 +110,12 @@ def test_a_missing_result_says_so(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"schema": 99}, "has schema 99, and this vlprompt reads up to 2"),
+        ({"schema": 99}, "has schema 99, and this vlprompt reads up to 3"),
         ({"schema": None}, "it has no schema version"),
         ({"rows": []}, "it has no rows"),
-        ({"rows": [{"target": "base"}]}, "rows: it lacks field 'dataset'"),
-        ({"rows": [7]}, "an object with fields is expected, not int"),
-        ({"seed": "one"}, "field 'seed' must be int, not 'one'"),
+        ({"rows": [{"target": "base"}]}, r"rows\[0\]: it lacks field 'dataset'"),
+        ({"rows": [7]}, r"field '0' is not right: .* not 7"),
+        ({"seed": "one"}, "field 'seed' is not right: input should be a valid integer, not 'one'"),
         ({"accuracy": 3}, "it has the unknown field 'accuracy'"),
         ({"backbone": None}, None),
     ],

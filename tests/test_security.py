@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from vlprompt import VlpromptError, load_learner
+from vlprompt.sealed import seal, write_tensors
 from vlprompt.testing import NAMES, loss_of, make, small_clip
 
 MARKER = "something-ran"
@@ -44,8 +45,13 @@ def tamper(folder: Path, **changes: Any) -> Path:
     for key, value in changes.items():
         merge = isinstance(value, dict) and isinstance(content.get(key), dict)
         content[key] = content[key] | value if merge else value
-    file.write_text(json.dumps(content))
+    file.write_text(json.dumps(seal(content)))  # whoever means it can make the hash anew
     return folder
+
+
+def replace_tensors(folder: Path, tensors: dict[str, torch.Tensor]) -> None:
+    """Give a saved learner other tensors, with the hashes that they then have."""
+    tamper(folder, files={"learner.safetensors": write_tensors(folder / "learner.safetensors", tensors)})
 
 
 def refusal(folder: Path, **options: Any) -> str:
@@ -153,7 +159,7 @@ def test_other_shapes_than_the_settings_say_are_refused_before_tensors_are_read(
 def test_tensors_that_are_no_learnt_numbers_are_refused(
     saved: Path, value: float, dtype: torch.dtype, message: str
 ) -> None:
-    save_file({"prompt.ctx": torch.full((2, 64), value, dtype=dtype)}, saved / "learner.safetensors")
+    replace_tensors(saved, {"prompt.ctx": torch.full((2, 64), value, dtype=dtype)})
     assert message in refusal(saved)
 
 

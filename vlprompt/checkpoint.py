@@ -4,23 +4,30 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from vlprompt.aggregation import aggregation_state, load_aggregation_state
 from vlprompt.errors import VlpromptError
-from vlprompt.files import atomic_write
 from vlprompt.learner import PromptLearner
+from vlprompt.sealed import TENSOR_SEAL, read_tensors, write_tensors
 
 CHECKPOINT = "checkpoint.safetensors"
-FORMAT = "vlprompt-checkpoint/1"
+FORMAT = "vlprompt-checkpoint/2"  # 1, of vlprompt 0.1.0, knows neither backbone nor data
+WHAT, REMEDY = "the checkpoint", "delete it and start again"
+OTHERS = {
+    "settings": "a run with other settings",
+    "backbone": "training on another backbone: what stands under its name has changed since",
+    "data": "training on other images: those of the dataset have changed since",
+}
 
 
 @dataclass(frozen=True)
@@ -31,12 +38,12 @@ class Checkpoint:
         tensors: ``learner.NAME``, ``training.NAME`` (of its aggregator), ``selection.NAME`` (the best
             epoch's learnables), ``optimizer.INDEX.BUFFER``.
         history: the records of the finished epochs.
-        identity: of the run.
+        identity: of the run: ``settings``, ``backbone`` and ``data``, as far as they are known.
     """
 
     tensors: dict[str, Tensor]
     history: list[dict[str, Any]]
-    identity: str
+    identity: dict[str, str]
 
     @classmethod
     def of(
@@ -44,7 +51,7 @@ class Checkpoint:
         learner: PromptLearner,
         optimizer: torch.optim.Optimizer,
         history: list[dict[str, Any]],
-        identity: str,
+        identity: str | Mapping[str, str],
         selected: Mapping[str, Tensor] | None = None,
     ) -> Checkpoint:
         """Return a copy of the present state."""
@@ -54,7 +61,7 @@ class Checkpoint:
         for index, buffers in optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{index}.{key}": b for key, b in buffers.items() if isinstance(b, Tensor)}
         copies = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
-        return cls(copies, list(history), identity)
+        return cls(copies, list(history), _as_mapping(identity))
 
     def restore(self, learner: PromptLearner, optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
         """Put the state back and return the history."""
@@ -71,39 +78,84 @@ class Checkpoint:
         """The tensors under a prefix, which is taken off."""
         return {n.removeprefix(f"{prefix}."): t for n, t in self.tensors.items() if n.startswith(f"{prefix}.")}
 
-    def checksum(self) -> str:
-        """SHA-256 over tensors, history and identity."""
-        digest = hashlib.sha256(json.dumps([self.history, self.identity]).encode())
-        for name, tensor in sorted(self.tensors.items()):
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            digest.update(tensor.flatten().view(torch.uint8).numpy())
-        return digest.hexdigest()
-
     def save(self, path: Path) -> None:
-        """Write the file atomically."""
-        facts = {"history": json.dumps(self.history), "identity": self.identity, "sha256": self.checksum()}
-        with atomic_write(path) as temporary:
-            save_file(self.tensors, temporary, {"format": FORMAT, **facts})
+        """Write the file atomically, with the number of threads that this process computes with."""
+        facts = {"history": self.history, "identity": self.identity, "threads": torch.get_num_threads()}
+        write_tensors(path, self.tensors, {"format": FORMAT} | {key: json.dumps(value) for key, value in facts.items()})
 
     @classmethod
-    def load(cls, path: Path, identity: str) -> Checkpoint | None:
-        """Read and check the file; None if there is none."""
+    def load(cls, path: Path, identity: str | Mapping[str, str]) -> Checkpoint | None:
+        """Read and check the file; None if there is none.
+
+        Args:
+            path: the file.
+            identity: of the run that wants to go on: ``settings`` (or a text, which is those alone), ``backbone``,
+                ``data``; what the file knows of must be the same.
+
+        Raises:
+            VlpromptError: it is damaged, or of other settings, another backbone or other images.
+        """
         if not path.exists():
             return None
-        try:
-            with safe_open(path, "pt") as file:
-                facts = file.metadata() or {}
-                found = cls(
-                    {name: file.get_tensor(name) for name in file.keys()},  # noqa: SIM118, it is not a mapping
-                    json.loads(facts["history"]),
-                    facts["identity"],
-                )
-        except (SafetensorError, OSError, KeyError, ValueError) as error:
-            raise VlpromptError(f"the checkpoint {path} is damaged ({error}): delete it and start again") from error
-        if facts.get("sha256") != found.checksum():
-            raise VlpromptError(f"the checkpoint {path} is damaged (checksum): delete it and start again")
-        if found.identity != identity:
-            raise VlpromptError(
-                f"the checkpoint {path} belongs to a run with other settings: delete it and start again"
-            )
+        tensors, facts = read_tensors(path, WHAT, REMEDY)
+        if TENSOR_SEAL not in facts:
+            found = cls._of_0_1(tensors, facts, path)
+        elif facts.get("format") == FORMAT:
+            found = cls(tensors, json.loads(facts["history"]), json.loads(facts["identity"]))
+        else:
+            raise VlpromptError(f"{WHAT} {path} is damaged (it is another kind of file): {REMEDY}")
+        for key, value in _as_mapping(identity).items():
+            if found.identity.get(key, value) != value:
+                raise VlpromptError(f"{WHAT} {path} belongs to {OTHERS[key]}: {REMEDY}")
         return found
+
+    @classmethod
+    def _of_0_1(cls, tensors: dict[str, Tensor], facts: Mapping[str, str], path: Path) -> Checkpoint:
+        """What vlprompt 0.1.0 wrote, which had a checksum of its own."""
+        try:
+            found = cls(tensors, json.loads(facts["history"]), _as_mapping(facts["identity"]))
+            digest = hashlib.sha256(json.dumps([found.history, facts["identity"]]).encode())
+        except (KeyError, ValueError) as error:
+            raise VlpromptError(f"{WHAT} {path} is damaged (its header has no {error}): {REMEDY}") from error
+        for name, tensor in sorted(tensors.items()):
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.flatten().view(torch.uint8).numpy())
+        if facts.get("sha256") != digest.hexdigest():
+            raise VlpromptError(f"{WHAT} {path} is damaged (checksum): {REMEDY}")
+        warnings.warn(
+            f"{path} is of vlprompt 0.1.0: it does not tell whether backbone and images are the same", stacklevel=3
+        )
+        return found
+
+
+def _as_mapping(identity: str | Mapping[str, str]) -> dict[str, str]:
+    return {"settings": identity} if isinstance(identity, str) else dict(identity)
+
+
+@contextmanager
+def threads_of(path: Path, say: Callable[[str], None]) -> Iterator[None]:
+    """Compute with as many threads as the run that left a checkpoint, if there is one: others round differently.
+
+    Args:
+        path: of the checkpoint.
+        say: told if that is another number than this process's.
+    """
+    here = torch.get_num_threads()
+    before = _threads(path) or here
+    if before != here:
+        say(f"going on with {before} threads as before, not {here}, so that the bits are the same")
+        torch.set_num_threads(before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(here)
+
+
+def _threads(path: Path) -> int | None:
+    """The number in a checkpoint's header; None where there is none to go on from, which ``load`` tells."""
+    try:
+        with safe_open(path, "pt") as file:
+            threads = json.loads((file.metadata() or {})["threads"])
+    except (SafetensorError, OSError, KeyError, ValueError):
+        return None
+    return threads if isinstance(threads, int) and 0 < threads <= 4096 else None

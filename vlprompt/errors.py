@@ -28,3 +28,9 @@ def nearest(name: str, known: Iterable[str], limit: int = 3) -> str:
         return f"did you mean {' or '.join(by_lower[c] for c in close)}?"
     shown = ", ".join(known[:20])
     return f"known: {shown}" + (f", … ({len(known)} in all)" if len(known) > 20 else "")
+
+
+def first_line(error: Exception, limit: int = 300) -> str:
+    """The first line of what an error says, cut short in its middle."""
+    line = next(iter(str(error).strip().splitlines()), type(error).__name__)
+    return line if len(line) <= limit else f"{line[: limit // 2]} … {line[-limit // 2 :]}"

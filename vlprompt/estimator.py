@@ -24,6 +24,7 @@ from vlprompt.data.pairs import labels_of
 from vlprompt.data.streaming import is_preprocessed
 from vlprompt.errors import VlpromptError, nearest
 from vlprompt.estimator_inputs import as_images, holds_images, names_of, published_shots, training_set
+from vlprompt.evaluation import finite
 from vlprompt.facts import Facts
 from vlprompt.learner import METHODS, PromptLearner, create_learner, method_facts
 from vlprompt.objectives import Templates
@@ -269,8 +270,9 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):
         _check_input(X, self.learner_.method, self.learner_.facts, self.learner_.clip)
         if not isinstance(X, np.ndarray):
             return image_logits(self.learner_, X, threads=self.workers)
+        learner = self.learner_
         rows = torch.from_numpy(X).split(ROWS)
-        return torch.cat([self.learner_.predict({"image_features": part}).cpu() for part in rows])
+        return finite(torch.cat([learner.predict({"image_features": part}).cpu() for part in rows]), learner)
 
     # What comes in
 

@@ -141,6 +141,18 @@ def limited(items: Sequence[Item], limit: int | None) -> Sequence[Item]:
     return [items[i * len(items) // limit] for i in range(limit)]
 
 
+def finite(values: Tensor, learner: PromptLearner) -> Tensor:
+    """Return logits or features of a learner, or raise one sentence that names it if some are NaN or infinite."""
+    if values.isfinite().all():
+        return values
+    largest = max(((float(p.detach().abs().max()), name) for name, p in learner.named_parameters()), default=None)
+    hint = f"; its largest number is {largest[0]:.3g}, in {largest[1]}" if largest else ""
+    raise VlpromptError(
+        f"{learner.method} on {learner.clip.name} gives NaN or infinity: what it learnt is damaged, or its training "
+        f"diverged (try a smaller lr, or precision=fp32){hint}"
+    )
+
+
 @torch.no_grad()
 def score(
     learner: PromptLearner,
@@ -165,7 +177,7 @@ def score(
     items = limited(splits.test, limit)
     logits, labels, done = [], [], 0
     for batch in _batches(learner, splits, items, workers, progress):
-        logits.append(learner.predict(batch).float().cpu())
+        logits.append(finite(learner.predict(batch).float().cpu(), learner))
         if progress and "image_features" not in batch:  # which the bank has counted while it was built
             done += len(batch["label"])
             progress(done, len(items))

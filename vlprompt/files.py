@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import codecs
+import errno
 import hashlib
 import os
+import re
 import stat
 import tarfile
 import tempfile
@@ -14,9 +16,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PureWindowsPath
 
+from filelock import FileLock, Timeout
+from safetensors import SafetensorError
+
 from vlprompt.errors import VlpromptError
 
 CACHE_VARIABLE = "VLPROMPT_CACHE"
+OF_WRITING = {getattr(errno, name) for name in ("ENOSPC", "EDQUOT", "EROFS", "EFBIG", "EIO") if hasattr(errno, name)}
 
 
 def cache_dir() -> Path:
@@ -29,19 +35,92 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside ``path`` that takes its place when the block ends without an error.
 
     A reader sees the old file or the whole new one, and of two writers the last one wins. Missing folders are made.
+
+    Raises:
+        VlpromptError: the file cannot be written: a full disk, a quota, a folder that is read-only or not one's own.
+            What was there before is untouched, and nothing half-written stays.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    os.close(handle)
-    temporary = Path(name)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=_temporary_prefix(path), suffix=".tmp")
+        os.close(handle)
+        temporary = Path(name)
+        try:
+            yield temporary
+            # mkstemp makes the file private; what it becomes should be as readable as any other new file.
+            os.chmod(temporary, 0o666 & ~_umask())
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn what the system says when ``path`` cannot be written into one sentence that names it."""
     try:
-        yield temporary
-        # mkstemp makes the file private; what it becomes should be as readable as any other new file.
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
+        yield
+    except VlpromptError:
+        raise
+    except Exception as error:
+        reason = _storage_failure(error, path)
+        if reason is None:
+            raise
+        raise VlpromptError(f"cannot write {path}: {reason}; nothing there was changed") from error
+
+
+def _storage_failure(error: BaseException | None, path: Path) -> str | None:
+    """Why storage failed, or None if an error is about something else; libraries hide the number in other errors."""
+    while error is not None:
+        code = getattr(error, "errno", None)
+        if isinstance(error, OSError) and (_names(error, path) or (not error.filename and code in OF_WRITING)):
+            return os.strerror(code).lower() if code else str(error)
+        told = re.search(r"\bcode: (\d+)", str(error)) if isinstance(error, SafetensorError) else None
+        if told:
+            return os.strerror(int(told[1])).lower()
+        if isinstance(error, RuntimeError) and "PytorchStreamWriter failed" in str(error):
+            return "the disk is full, or may not be written to"
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def _names(error: OSError, path: Path) -> bool:
+    """Whether an error names ``path``, a folder that it is in, or its temporary file, and no file read for it."""
+    names = [os.fsdecode(name) for name in (error.filename, error.filename2) if isinstance(name, (str, bytes))]
+    places = {os.fspath(place) for place in (path, *path.parents)}
+    return any(name in places or Path(name).name.startswith(_temporary_prefix(path)) for name in names)
+
+
+def _temporary_prefix(path: Path) -> str:
+    return f".{path.name[:100]}."  # a name has 255 bytes at most
+
+
+@contextmanager
+def locked(path: Path, busy: VlpromptError | None = None) -> Iterator[None]:
+    """Hold the lock file ``path``, which the system lets go of when this process dies.
+
+    Args:
+        path: of the lock; missing folders are made.
+        busy: raised at once if another process holds it; None waits for it.
+    """
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(path, timeout=-1 if busy is None else 0)
+        try:
+            lock.acquire()
+        except Timeout:
+            raise busy from None
+    try:
+        yield
     finally:
-        temporary.unlink(missing_ok=True)
+        lock.release()
+
+
+def remove_leftovers(folder: Path, name: str = "*") -> None:
+    """Delete what killed processes left of files of that name, anywhere in a folder whose lock the caller holds."""
+    for left in folder.rglob(f".{name}.*.tmp"):
+        with writing(left):
+            left.unlink(missing_ok=True)
 
 
 def _umask() -> int:

@@ -21,6 +21,7 @@ from vlprompt.data.listing import list_images
 from vlprompt.data.pairs import samples
 from vlprompt.data.streaming import BATCH, stream_images
 from vlprompt.errors import VlpromptError
+from vlprompt.evaluation import finite
 from vlprompt.learner import PromptLearner
 
 STDIN = "-"
@@ -102,7 +103,8 @@ def image_features(
         VlpromptError: an image cannot be read.
     """
     if isinstance(model, PromptLearner):
-        clip, encode = model.clip, model.eval().image_features
+        clip, features = model.clip, model.eval().image_features
+        encode = lambda images: finite(features(images), model)  # noqa: E731
     else:
         clip, encode = model, model.encode_image
     rows = (rows.numpy() for _, rows in _encoded(encode, clip, images, batch_size, threads, None))
@@ -112,7 +114,7 @@ def image_features(
 def _predicting(learner: PromptLearner) -> Callable[[Tensor], Tensor]:
     """Images (B, 3, H, W) to logits (B, C)."""
     learner.eval()
-    return lambda images: learner.predict({"image": images})
+    return lambda images: finite(learner.predict({"image": images}), learner)
 
 
 def _encoded(

@@ -6,20 +6,45 @@ import json
 import os
 import statistics
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import MISSING, Field, asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from torch import Tensor
+from typing_extensions import TypedDict
 
 from vlprompt.errors import VlpromptError
 from vlprompt.files import atomic_write
+from vlprompt.sealed import SEAL, read_tensors, seal, unseal, write_tensors
 
-SCHEMA = 2
-RESULT, PREDICTIONS = "result.json", "predictions.safetensors"
+SCHEMA = 3  # 2, of vlprompt 0.1.0, has no hashes
+RESULT, PREDICTIONS, SETTINGS = "result.json", "predictions.safetensors", "config.yaml"
+
+# what is read from a file must be of these kinds, without conversion
+STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+Count = Annotated[int, Field(ge=0)]
+Percent = Annotated[float, Field(ge=0, le=100 + 1e-9)]
+KINDS = ("constrained-int", "int", "str")  # what stands in the place of an error for one side of "int | str"
+Share = Annotated[float, Field(ge=0, le=1 + 1e-9)]
+
+
+class Reliability(TypedDict):
+    """How often a learner is right by its confidence, one entry a bin."""
+
+    __pydantic_config__ = STRICT
+    images: list[Count]
+    confidence: list[Share]
+    accuracy: list[Share]
+
+
+PerClass = TypedDict(
+    "PerClass",
+    {"class": list[str], "images": list[Count], "correct": list[Count], "zero_shot_correct": list[Count]},
+)
+PerClass.__doc__ = "What was right of each class, one entry a class in label order."
+PerClass.__pydantic_config__ = STRICT
 
 
 @dataclass(frozen=True)
@@ -44,22 +69,24 @@ class Row:
     What stands after ``split`` is None in results of schema 1.
     """
 
+    __pydantic_config__ = STRICT
+
     target: str
     dataset: str
-    n_classes: int
-    n_images: int
-    accuracy: float
-    macro_accuracy: float
-    zero_shot: float
-    zero_shot_macro: float
+    n_classes: Annotated[int, Field(ge=1)]
+    n_images: Annotated[int, Field(ge=1)]
+    accuracy: Percent
+    macro_accuracy: Percent
+    zero_shot: Percent
+    zero_shot_macro: Percent
     split: str
-    top5: float | None = None
-    zero_shot_top5: float | None = None
-    ece: float | None = None
-    zero_shot_ece: float | None = None
-    per_class: dict[str, list] | None = None
-    reliability: dict[str, list] | None = None
-    format_spread: dict[str, float] | None = None
+    top5: Percent | None = None
+    zero_shot_top5: Percent | None = None
+    ece: Percent | None = None
+    zero_shot_ece: Percent | None = None
+    per_class: PerClass | None = None
+    reliability: Reliability | None = None
+    format_spread: dict[str, Percent] | None = None
 
 
 @dataclass(frozen=True)
@@ -74,7 +101,8 @@ class Result:
         rows: one a test.
         averages: the protocol's average over the rows, for the learner and for zero-shot.
         backbone: ``FrozenCLIP.identity()`` and its precision.
-        data: source, version and SHA-256 of the split, and SHA-256 of the few-shot subset.
+        data: source, version and SHA-256 of the split, SHA-256 of the few-shot subset, and ``images``, what tells that
+            images have changed (see ``vlprompt.data.fingerprint``), of ``train`` and of each target.
         config: all settings, with the method's own.
         adapted: settings of the recipe that the backbone could not take, as they were used.
         recipe: its name, source and published figure.
@@ -89,32 +117,39 @@ class Result:
         limit: test images at most in each test; None if all.
         seeded: whether another seed could have given other numbers, since something was trained or a few-shot draw was
             learnt from; None in results that do not tell (read ``has_seeds``).
+        files: hashes of what else the run left: of ``config.yaml`` its bytes', of ``learner/config.json`` and
+            ``predictions.safetensors`` those of their content.
         schema: version of this layout.
+
+    In its file a result has a hash of itself as well.
     """
+
+    __pydantic_config__ = STRICT
 
     id: str
     method: str
     protocol: str
     dataset: str
-    shots: int | str
-    seed: int
-    views: int | str | None
-    rows: list[Row]
-    averages: dict[str, float]
+    shots: Annotated[int, Field(ge=1)] | str
+    seed: Count
+    views: Annotated[int, Field(ge=1)] | str | None
+    rows: Annotated[list[Row], Field(min_length=1)]
+    averages: dict[str, Percent]
     backbone: dict[str, Any]
     data: dict[str, Any]
     config: dict[str, Any]
     adapted: dict[str, Any]
     recipe: dict[str, str] | None
-    n_parameters: int
+    n_parameters: Count
     times: dict[str, float]
     peak_memory_mb: dict[str, float]
     versions: dict[str, str]
     git_commit: str | None
     created: str
     selection: str = "last"
-    limit: int | None = None
+    limit: Annotated[int, Field(ge=1)] | None = None
     seeded: bool | None = None
+    files: dict[str, str] = field(default_factory=dict)
     schema: int = field(default=SCHEMA)
 
     @property
@@ -125,49 +160,86 @@ class Result:
     def write(self, path: str | Path) -> Path:
         """Write the JSON file atomically."""
         with atomic_write(path) as temporary:
-            temporary.write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
+            temporary.write_text(json.dumps(seal(asdict(self)), indent=1) + "\n", encoding="utf-8")
         return Path(path)
 
 
 def read_result(path: str | Path) -> Result:
-    """Read a result file; what is not one is an error that names the file and the first thing that is wrong."""
+    """Read a result file and check every field.
+
+    Raises:
+        VlpromptError: there is none, a field is not of its kind or range, it was changed since it was written, or it is
+            of another run than ``config.yaml`` beside it.
+    """
+    path = Path(path)
     try:
-        data = json.loads(Path(path).read_text(encoding="utf-8"))
+        data = json.loads(path.read_bytes())
     except FileNotFoundError:
         raise VlpromptError(f"no result at {path}: the run has not finished, or the path is wrong") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise VlpromptError(f"{path} is not a result file: {error}") from error
-    if not isinstance(data, dict) or not isinstance(data.get("schema"), int):
+    schema = data.get("schema") if isinstance(data, dict) else None
+    if not isinstance(schema, int) or isinstance(schema, bool):
         raise VlpromptError(f"{path} is not a result file: it has no schema version")
-    if data["schema"] > SCHEMA:
-        raise VlpromptError(f"{path} has schema {data['schema']}, and this vlprompt reads up to {SCHEMA}: upgrade it")
-    rows = data.get("rows")
-    if not isinstance(rows, list) or not rows:
+    if schema > SCHEMA:
+        raise VlpromptError(f"{path} has schema {schema}, and this vlprompt reads up to {SCHEMA}: upgrade it")
+    result = _parsed({key: value for key, value in data.items() if key != SEAL}, path)
+    unseal(data, path, required=schema >= 3)
+    _check_place(result, path)
+    return result
+
+
+def _parsed(data: dict[str, Any], path: Path) -> Result:
+    """The result that JSON values stand for; the first field that is wrong is one sentence."""
+    if not data.get("rows"):
         raise VlpromptError(f"{path} is not a result file: it has no rows")
-    return _build(Result, {**data, "rows": [_build(Row, row, f"{path}, rows") for row in rows]}, str(path))
+    try:
+        result = _schema().validate_json(json.dumps(data))
+    except ValidationError as error:
+        raise VlpromptError(f"{path}{_first_wrong(error)}") from None
+    for row in result.rows:
+        _check_counts(row, path)
+    return result
+
+
+def _first_wrong(error: ValidationError) -> str:
+    """Where the first wrong field is and what is wrong with it, as the end of a sentence."""
+    first = error.errors(include_url=False)[0]
+    *above, name = [part for part in first["loc"] if part not in KINDS] or ["result"]
+    where = "".join(f"[{part}]" if isinstance(part, int) else f", {part}" for part in above)
+    if first["type"] == "missing":
+        return f"{where}: it lacks field '{name}'"
+    if first["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+        return f"{where}: it has the unknown field '{name}'"
+    shown = repr(first["input"])
+    shown = shown if len(shown) <= 60 else f"{shown[:60]}…"
+    return f"{where}: field '{name}' is not right: {first['msg'][0].lower()}{first['msg'][1:]}, not {shown}"
 
 
 @lru_cache
-def _fields(cls: type) -> dict[str, Field]:
-    """A dataclass's fields by name; looked up once, since a report reads thousands of results."""
-    return {f.name: f for f in fields(cls)}
+def _schema() -> TypeAdapter[Result]:
+    """Made once, since a report reads thousands of results."""
+    return TypeAdapter(Result)
 
 
-def _build(cls: type, values: Any, where: str) -> Any:
-    """Make a dataclass of JSON values, with exactly its fields; numbers must be numbers."""
-    if not isinstance(values, Mapping):
-        raise VlpromptError(f"{where}: an object with fields is expected, not {type(values).__name__}")
-    known = _fields(cls)
-    missing = [name for name, f in known.items() if name not in values and f.default is MISSING]
-    for problem, names in (("lacks", missing), ("has the unknown", sorted(values.keys() - known.keys()))):
-        if names:
-            raise VlpromptError(f"{where}: it {problem} field '{names[0]}'")
-    kinds = {"int": int, "float": (int, float), "str": str}
-    for name, f in known.items():
-        kind = kinds.get(str(f.type))
-        if kind and name in values and (not isinstance(values[name], kind) or isinstance(values[name], bool)):
-            raise VlpromptError(f"{where}: field '{name}' must be {f.type}, not {values[name]!r}")
-    return cls(**values)
+def _check_counts(row: Row, path: Path) -> None:
+    """Refuse counts of classes and bins that do not go with each other."""
+    for name, entries, length in (("per_class", row.per_class, row.n_classes), ("reliability", row.reliability, None)):
+        if entries is not None and {len(values) for values in entries.values()} != {length or len(entries["images"])}:
+            raise VlpromptError(f"{path}, rows, {row.target}: the lists of field '{name}' differ in length")
+    counts = row.per_class or {"images": [], "correct": [], "zero_shot_correct": []}
+    for name in ("correct", "zero_shot_correct"):
+        if any(right > images for right, images in zip(counts[name], counts["images"], strict=True)):
+            raise VlpromptError(f"{path}, rows, {row.target}: field 'per_class' has more in '{name}' than images")
+
+
+def _check_place(result: Result, path: Path) -> None:
+    """Refuse a result that was put into another run's folder."""
+    settings = path.parent / SETTINGS
+    if path.name == RESULT and settings.is_file():
+        from vlprompt.run_folder import check_settings  # rooms below know what settings are
+
+        check_settings(result, settings, path)
 
 
 def harmonic_mean(base: float, new: float) -> float:
@@ -212,29 +284,48 @@ class Predictions:
     confidence: Tensor
 
 
-def write_predictions(folder: Path, predictions: Mapping[str, Predictions]) -> None:
-    """Write the predictions of each target beside a run's result."""
+def write_predictions(folder: Path, predictions: Mapping[str, Predictions]) -> str:
+    """Write the predictions of each target beside a run's result, and return the file's hash."""
     tensors = {
         f"{target}/{f.name}": getattr(each, f.name) for target, each in predictions.items() for f in fields(each)
     }
-    with atomic_write(folder / PREDICTIONS) as temporary:
-        save_file(tensors, temporary)
+    return write_tensors(folder / PREDICTIONS, tensors)
 
 
 def read_predictions(folder: str | Path) -> dict[str, Predictions]:
-    """Return the predictions that a run left in its folder, by target."""
-    path = Path(folder) / PREDICTIONS
-    try:
-        tensors = load_file(path)
-    except FileNotFoundError:
-        raise VlpromptError(f"no predictions at {path}: the run has not finished, or is of an older version") from None
-    except (SafetensorError, OSError) as error:
-        raise VlpromptError(f"{path} cannot be read: {error}") from error
+    """Return the predictions that a run left in its folder, by target.
+
+    Raises:
+        VlpromptError: there are none, or they were changed or are another run's than ``result.json`` beside them.
+    """
+    path, beside = Path(folder) / PREDICTIONS, Path(folder) / RESULT
+    if not path.exists():
+        raise VlpromptError(f"no predictions at {path}: the run has not finished, or is of an older version")
+    result = read_result(beside) if beside.exists() else None
+    remedy = "restore it, or delete the run's folder and run it again"
+    tensors, _ = read_tensors(path, "the file", remedy, result and result.files.get(PREDICTIONS))
     targets = dict.fromkeys(name.rpartition("/")[0] for name in tensors)
     try:
-        return {t: Predictions(*(tensors[f"{t}/{f.name}"] for f in fields(Predictions))) for t in targets}
+        found = {t: Predictions(*(tensors[f"{t}/{f.name}"] for f in fields(Predictions))) for t in targets}
     except KeyError as error:
         raise VlpromptError(f"{path} is not a run's predictions: {error} is missing") from error
+    for row in result.rows if result else ():
+        if row.target not in found or not _fit(found[row.target], row):
+            raise VlpromptError(
+                f"{path} is of another run than {RESULT} beside it: {row.target} does not fit; {remedy}"
+            )
+    return found
+
+
+def _fit(said: Predictions, row: Row) -> bool:
+    """Whether predictions have a row's images, classes and accuracy."""
+    classes = (said.label, said.predicted, said.zero_shot)
+    if any(t.shape != (row.n_images,) or t.is_floating_point() or t.is_complex() for t in classes):
+        return False
+    if said.confidence.shape != (row.n_images,) or any(t.min() < 0 or t.max() >= row.n_classes for t in classes):
+        return False
+    right = int((said.label == said.predicted).sum())
+    return abs(right - row.accuracy / 100 * row.n_images) < 0.51  # tests round to whole images
 
 
 def find_results(paths: Iterable[str | Path]) -> list[tuple[Path, Result]]:

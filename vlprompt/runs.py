@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from functools import lru_cache
@@ -11,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from vlprompt.checkpoint import CHECKPOINT
+from vlprompt.checkpoint import CHECKPOINT, threads_of
 from vlprompt.clip import FrozenCLIP
 from vlprompt.console import Reporter
 from vlprompt.data import (
@@ -19,6 +18,7 @@ from vlprompt.data import (
     FeatureBank,
     ImageItems,
     as_splits,
+    backbone_fingerprint,
     epoch_batches,
     eval_transform,
     few_shot_split,
@@ -31,21 +31,23 @@ from vlprompt.data import (
     train_transform,
 )
 from vlprompt.data.transforms import Views
-from vlprompt.environment import Clock, git_commit, peak_memory, versions
+from vlprompt.environment import Clock
 from vlprompt.errors import VlpromptError
 from vlprompt.evaluation import Evaluation, evaluate, score
-from vlprompt.files import atomic_write
 from vlprompt.learner import PromptLearner, create_learner, method_facts
 from vlprompt.loggers import LoggedRun, Loggers, check_installed, open_loggers
 from vlprompt.protocols import PROTOCOLS, Part, Plan, check_suits
 from vlprompt.recipes import Resolved, RunConfig, resolve
-from vlprompt.results import RESULT, Result, Row, average_rows, read_result, write_predictions
+from vlprompt.results import RESULT, SETTINGS, Result
+from vlprompt.run_folder import claim_folder, find_finished, lock_run, refuse_if_in_use
 from vlprompt.run_images import check_present, encode_tests, image_facts, usable_parts
+from vlprompt.run_result import DESCRIBED, LEARNER, data_facts, fingerprints, keep_result
+from vlprompt.saved_description import description_hash
 from vlprompt.saving import load_learner
 from vlprompt.training import Batches, BestEpoch, train
 from vlprompt.weights import load_clip
 
-CONFIG, LEARNER = "config.yaml", "learner"
+CONFIG = SETTINGS
 
 
 def run(*, clip: FrozenCLIP | None = None, **settings: Any) -> Result:
@@ -105,6 +107,7 @@ def execute(resolved: Resolved, clip: FrozenCLIP | None = None, shared: Shared |
     if finished:
         reporter.say(f"finished already, nothing to resume: {folder / RESULT}")
         return finished
+    refuse_if_in_use(folder)
     check_installed(config.logger)
     protocol = PROTOCOLS.get(config.protocol)
     plan = protocol.plan(config.dataset, config.targets, config.held_out)
@@ -117,60 +120,64 @@ def execute(resolved: Resolved, clip: FrozenCLIP | None = None, shared: Shared |
         adapted = adapt_depths(resolved, clip)
         learner = _make_learner(resolved, clip, data[plan.train], adapted)
     _announce(resolved, adapted, clip, reporter)
-    claim_folder(resolved, reporter)
-    with open_loggers(config.logger, LoggedRun(folder, asdict(config))) as loggers:
-        if learner.trainable_parameters():
-            with clock("encode"):
-                encode_tests(data, plan, config, clip, reporter)
-            fit(learner, data[plan.train], resolved, reporter, clock, loggers)
-        told = {key: getattr(config, key) for key in ("dataset", "protocol", "shots", "seed")}
-        learner.save_pretrained(folder / LEARNER, extra=told)
-        with clock("test"):
-            measured = {name: measure(learner, name, data[part], config, reporter) for name, part in plan.tests.items()}
-        rows = [each.row for each in measured.values()]
-        write_predictions(folder, {name: each.predictions for name, each in measured.items()})
-        result = Result(
-            id=resolved.id,
-            method=config.method,
-            **told,
-            views=effective_views(learner, config),
-            rows=rows,
-            averages=_averages(protocol.average, rows),
-            backbone=clip.identity() | {"precision": clip.precision},
-            data=_data_facts(data[plan.train]) | {"split": split} | image_facts(data, plan),
-            config=asdict(config),
-            adapted=adapted,
-            recipe=_provenance(resolved),
-            n_parameters=sum(p.numel() for p in learner.trainable_parameters()),
-            times=clock.seconds,
-            peak_memory_mb=peak_memory(clip.device),
-            versions=versions(),
-            git_commit=git_commit(),
-            created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-            selection=config.selection,
-            limit=config.limit,
-            seeded=is_seeded(learner, config),
-        )
-        result.write(folder / RESULT)
-        (folder / CHECKPOINT).unlink(missing_ok=True)  # the learner is kept, and a finished run has nothing to resume
-        loggers.result(result)
+    with lock_run(folder):
+        finished = find_finished(resolved)  # another process may have been at it meanwhile
+        if finished:
+            return finished
+        claim_folder(resolved, reporter)
+        with (
+            threads_of(folder / CHECKPOINT, reporter.say),
+            open_loggers(config.logger, LoggedRun(folder, asdict(config))) as loggers,
+        ):
+            images = fingerprints(plan, data, config)
+            if learner.trainable_parameters():
+                with clock("encode"):
+                    encode_tests(data, plan, config, clip, reporter)
+                fit(learner, data[plan.train], resolved, reporter, clock, loggers, images["train"])
+            facts = {key: getattr(config, key) for key in ("dataset", "protocol", "shots", "seed")}
+            learner.save_pretrained(folder / LEARNER, extra=facts)
+            with clock("test"):
+                measured = {
+                    name: measure(learner, name, data[part], config, reporter) for name, part in plan.tests.items()
+                }
+            told = {
+                "data": data_facts(data[plan.train]) | {"split": split, "images": images} | image_facts(data, plan),
+                "adapted": adapted,
+                "views": effective_views(learner, config),
+                "seeded": is_seeded(learner, config),
+            }
+            result = keep_result(resolved, learner, measured, told, clock.seconds)
+            loggers.result(result)
     return result
 
 
-def reevaluate(folder: Path, reporter: Reporter, **changes: Any) -> list[Evaluation]:
+def reevaluate(folder: Path, stored: Result, reporter: Reporter, **changes: Any) -> list[Evaluation]:
     """Score the learner that a run saved on the run's tests again, from its folder alone.
 
     Args:
         folder: of the run.
+        stored: its result, read.
         reporter: tells how it gets on.
         changes: settings that may be others here, such as ``device`` and ``data_root``.
+
+    Raises:
+        VlpromptError: the learner is not the one of the result.
     """
     config = resolve({"config": folder / CONFIG, **changes}).config
     plan = PROTOCOLS.get(config.protocol).plan(config.dataset, config.targets, config.held_out)
+    if stored.files.get(DESCRIBED) not in (None, description_hash(folder / LEARNER)):
+        raise VlpromptError(f"{folder / DESCRIBED} is not what {RESULT} describes: it is another run's, or changed")
+    if list(plan.tests) != [row.target for row in stored.rows]:
+        raise VlpromptError(
+            f"{folder / RESULT} has other tests than {CONFIG} beside it asks for: {', '.join(plan.tests)}"
+        )
     shared = Shared()
     data, _ = load_parts(plan, config, shared)
     clip = shared.clip_for(config)
     data = usable_parts(data, plan, config, clip, reporter)
+    for name, found in fingerprints(plan, data, config)["tests"].items():
+        if stored.data.get("images", {}).get("tests", {}).get(name, found) != found:
+            reporter.say(f"the test images of {name} are no longer those of the run")
     learner = load_learner(folder / LEARNER, clip=clip)
     return [measure(learner, name, data[part], config, reporter) for name, part in plan.tests.items()]
 
@@ -204,43 +211,6 @@ def _announce(resolved: Resolved, adapted: dict[str, int], clip: FrozenCLIP, rep
     for key, value in adapted.items():
         asked = getattr(resolved.config, key)
         reporter.say(f"{key}={value} and not {asked} as in the recipe, since {clip.name} has no more layers")
-
-
-def find_finished(resolved: Resolved) -> Result | None:
-    """Return the result that a resumed run has left already; refuse a folder that holds another run."""
-    if (resolved.folder / CONFIG).exists():
-        _check_same_run(resolved)
-    result = resolved.folder / RESULT
-    return read_result(result) if resolved.config.resume and result.exists() else None
-
-
-def claim_folder(resolved: Resolved, reporter: Reporter) -> None:
-    """Write the settings into the run's folder and drop what an earlier run of theirs left, unless it is resumed."""
-    folder = resolved.folder
-    result, checkpoint = folder / RESULT, folder / CHECKPOINT
-    if result.exists():
-        reporter.say(f"starting again: the result in {folder} will be replaced")
-        result.unlink()
-    if checkpoint.exists() and resolved.config.resume:
-        reporter.say(f"going on with {folder}")
-    elif checkpoint.exists():
-        reporter.say(f"starting again: the checkpoint in {folder} is dropped (resume=true would have gone on with it)")
-        checkpoint.unlink()
-    with atomic_write(folder / CONFIG) as temporary:
-        temporary.write_text(resolved.to_yaml(), encoding="utf-8")
-
-
-def _check_same_run(resolved: Resolved) -> None:
-    """Refuse a folder, chosen by ``name``, that holds a run with other settings."""
-    path = resolved.folder / CONFIG
-    there = resolve({"config": path})
-    if there.id != resolved.id:
-        mine, theirs = asdict(resolved.config), asdict(there.config)
-        key = next((k for k in mine if k != "config" and theirs.get(k) != mine[k]), "method")
-        raise VlpromptError(
-            f"{resolved.folder} holds a run with other settings ({key}={theirs.get(key)} there, {mine.get(key)} here): "
-            "choose another name, or delete it"
-        )
 
 
 def load_parts(plan: Plan, config: RunConfig, shared: Shared) -> tuple[dict[Part, DatasetSplits], str]:
@@ -319,9 +289,14 @@ def fit(
     reporter: Reporter,
     clock: Clock,
     loggers: Loggers,
+    images: str = "",
 ) -> list[dict[str, Any]]:
-    """Train a learner on the few-shot images of ``source``, and return the history."""
+    """Train a learner on the few-shot images of ``source``, and return the history.
+
+    ``images`` tells those from changed ones under the same names.
+    """
     config = resolved.config
+    backbone = backbone_fingerprint(learner.clip, source.class_names)
     selection = None
     if config.selection == "fewshot_val":
         if learner.aggregator:
@@ -348,7 +323,7 @@ def fit(
             seed=config.seed,
             folder=resolved.folder,
             resume=config.resume,
-            identity=resolved.id,
+            identity={"settings": resolved.id, "backbone": backbone, "data": images},
             selection=selection,
             on_epoch=tell,
         )
@@ -396,21 +371,3 @@ def measure(
     """Score the learner and the zero-shot classifier on a part's test images, among its own classes."""
     options = {"spread": config.format_spread, "limit": config.limit, "workers": config.workers}
     return evaluate(learner, part, target=target, reporter=reporter, **options)
-
-
-def _averages(rule: str | None, rows: list[Row]) -> dict[str, float]:
-    """The protocol's average over the rows, for the learner and, with a prefix, for zero-shot."""
-    learnt = average_rows(rule, {row.target: row.accuracy for row in rows})
-    frozen = average_rows(rule, {row.target: row.zero_shot for row in rows})
-    return learnt | {f"zero_shot_{name}": value for name, value in frozen.items()}
-
-
-def _data_facts(source: DatasetSplits) -> dict[str, Any]:
-    """Where the split comes from, and a hash of the few-shot subset that was trained on."""
-    subset = replace(source, test=()).fingerprint()
-    return {"source": source.source, "version": source.version, "few_shot": subset}
-
-
-def _provenance(resolved: Resolved) -> dict[str, str] | None:
-    recipe = resolved.recipe
-    return {"name": recipe.name, "source": recipe.source, "published": recipe.published} if recipe else None

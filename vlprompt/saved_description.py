@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import os
 import stat
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vlprompt.errors import VlpromptError
+from vlprompt.errors import VlpromptError, first_line
+from vlprompt.files import atomic_write
+from vlprompt.sealed import SEAL, seal, unseal
 from vlprompt.version import __version__
 
-FORMAT = 1
+FORMAT = 2  # 1, of vlprompt 0.1.0, has no hashes
 CONFIG = "config.json"
 MAX_CONFIG_BYTES = 16 * 2**20  # the names of 100,000 classes take three
 MAX_NAME = 1_000  # characters of a class name, a template and the like
@@ -22,7 +25,8 @@ def read_description(folder: Path) -> dict[str, Any]:
     """Read and check ``config.json`` of a saved learner.
 
     Raises:
-        VlpromptError: it is missing, larger than any, not JSON, of a newer format, or a field is not what it must be.
+        VlpromptError: it is missing, larger than any, not JSON, of a newer format, a field is not what it must be, or
+            the file is not what was written.
     """
     file = safe_member(folder, CONFIG)
     try:
@@ -36,7 +40,18 @@ def read_description(folder: Path) -> dict[str, Any]:
             raise
         raise VlpromptError(f"{file} is not a saved learner's configuration: {first_line(error)}") from error
     _check_description(saved, file)
-    return saved
+    return unseal(saved, file) | {"files": saved.get("files", {})}
+
+
+def description_hash(folder: Path) -> str | None:
+    """The hash that stands in ``config.json`` of a saved learner, which is checked; None in one of vlprompt 0.1.0."""
+    return json.loads(safe_member(folder, CONFIG).read_bytes()).get(SEAL) if read_description(folder) else None
+
+
+def write_description(folder: Path, description: Mapping[str, Any]) -> None:
+    """Write ``config.json`` of a saved learner, in the present format and with its hash."""
+    with atomic_write(folder / CONFIG) as temporary:
+        temporary.write_text(json.dumps(seal({**description, "format": FORMAT}), indent=1), encoding="utf-8")
 
 
 def _check_description(saved: Any, file: Path) -> None:
@@ -46,11 +61,12 @@ def _check_description(saved: Any, file: Path) -> None:
     if _is_int(saved.get("format")) and saved["format"] > FORMAT:  # its fields may be others
         newer = str(saved.get("vlprompt"))[:20]
         raise VlpromptError(f"{file} was written by a newer vlprompt ({newer}); this is {__version__}")
-    missing = sorted(FIELDS.keys() - saved.keys())
+    optional = ("files", SEAL) if saved.get("format") == 1 else ()
+    missing = sorted(FIELDS.keys() - saved.keys() - set(optional))
     if missing:
         raise VlpromptError(f"{file} is not a saved learner's configuration: it lacks '{missing[0]}'")
     for name, (kind, is_right) in FIELDS.items():
-        if not is_right(saved[name]):
+        if name in saved and not is_right(saved[name]):
             raise VlpromptError(f"{file} is not a saved learner's configuration: '{name}' must be {kind}")
     unknown = sorted(saved.keys() - FIELDS.keys())
     if unknown:
@@ -116,6 +132,11 @@ FIELDS = {
         lambda value: _are_texts(value) and bool(value) and all(t.count("{}") == 1 for t in value),
     ),
     "extra": ("an object", lambda value: isinstance(value, dict)),
+    "files": (
+        "hashes by name of file",
+        lambda value: isinstance(value, dict) and all(map(_is_text, value.values())),
+    ),
+    SEAL: ("a hash of the other fields", _is_text),
 }
 
 
@@ -132,9 +153,3 @@ def safe_member(folder: Path, name: str) -> Path:
     if not stat.S_ISREG(os.stat(path).st_mode):
         raise VlpromptError(f"refused {path}: it is no plain file")
     return path
-
-
-def first_line(error: Exception, limit: int = 300) -> str:
-    """The first line of what an error says, cut short in its middle."""
-    line = next(iter(str(error).strip().splitlines()), type(error).__name__)
-    return line if len(line) <= limit else f"{line[: limit // 2]} … {line[-limit // 2 :]}"

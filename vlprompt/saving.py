@@ -8,7 +8,6 @@ taken for the name of a file.
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import os
 from collections.abc import Mapping
@@ -18,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from omegaconf.errors import OmegaConfBaseException
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -27,7 +25,8 @@ from vlprompt.clip import FrozenCLIP
 from vlprompt.errors import VlpromptError
 from vlprompt.files import atomic_write
 from vlprompt.hub import PREFIX, fetch
-from vlprompt.saved_description import CONFIG, FORMAT, first_line, read_description, safe_member
+from vlprompt.saved_description import CONFIG, first_line, read_description, safe_member, write_description
+from vlprompt.sealed import read_tensors, write_tensors
 from vlprompt.version import __version__
 from vlprompt.weights import load_clip
 
@@ -47,9 +46,7 @@ def save_learner(learner: PromptLearner, path: str | os.PathLike, extra: Mapping
         extra: JSON-able facts to keep beside the configuration: dataset, shots, seed, ``license`` of the weights.
     """
     folder = Path(path)
-    folder.mkdir(parents=True, exist_ok=True)
     description = {
-        "format": FORMAT,
         "vlprompt": __version__,
         "method": learner.method,
         "config": dataclasses.asdict(learner.config),
@@ -59,14 +56,13 @@ def save_learner(learner: PromptLearner, path: str | os.PathLike, extra: Mapping
         "templates": list(learner.templates),
         "extra": dict(extra or {}),
     }
-    state = {key: value.detach().cpu().contiguous() for key, value in learner.state_dict().items()}
-    with atomic_write(folder / LEARNABLES) as temporary:
-        save_file(state, temporary)
-    if learner.last_state is not None:  # of the last epoch, beside the aggregated ones
-        with atomic_write(folder / LAST) as temporary:
-            save_file({key: value.cpu().contiguous() for key, value in learner.last_state.items()}, temporary)
-    with atomic_write(folder / CONFIG) as temporary:
-        temporary.write_text(json.dumps(description, indent=1), encoding="utf-8")
+    state = learner.state_dict()
+    files = {LEARNABLES: write_tensors(folder / LEARNABLES, state)}
+    if learner.last_state is None:
+        (folder / LAST).unlink(missing_ok=True)
+    else:  # of the last epoch, beside the aggregated ones
+        files[LAST] = write_tensors(folder / LAST, learner.last_state)
+    write_description(folder, description | {"files": files})
     with atomic_write(folder / CARD) as temporary:
         count = sum(t.numel() for t in state.values())
         temporary.write_text(model_card(description, learner.facts, count), encoding="utf-8")
@@ -112,22 +108,28 @@ def load_learner(path: str | os.PathLike, clip: FrozenCLIP | None = None, device
         ) from error
     learner.teacher.reads_files = False
     learner.check_shapes(declared, f"the tensors of {path}")
-    learnables = read_learnables(folder)
-    _check_numbers(learnables, f"the tensors of {path}")
+    learnables = read_learnables(folder, saved["files"].get(LEARNABLES))
     learner.load_learnables(learnables, f"the tensors of {path}")
     return learner.eval()
 
 
-def read_learnables(path: Path) -> dict[str, Tensor]:
-    """Read learnables from a ``.safetensors`` file, a saved learner's folder or a run's folder."""
+def read_learnables(path: Path, sha256: str | None = None) -> dict[str, Tensor]:
+    """Read learnables from a ``.safetensors`` file, a saved learner's folder or a run's folder.
+
+    Args:
+        path: the file or folder.
+        sha256: the hash that the learner's configuration has of them.
+
+    Raises:
+        VlpromptError: there are none, they were changed or are another learner's, or they are no finite numbers.
+    """
     places = [path, path / LEARNABLES, path / "learner" / LEARNABLES]
     file = next((place for place in places if place.is_file()), None)
     if file is None:
         raise VlpromptError(f"no learnables at {path}: give a saved learner's folder or its {LEARNABLES}")
-    try:
-        return load_file(file)
-    except (SafetensorError, OSError) as error:
-        raise VlpromptError(f"{file} cannot be read: {first_line(error)}") from error
+    tensors, _ = read_tensors(file, "the learner", "save it or fetch it again", sha256)
+    _check_numbers(tensors, f"the tensors of {path}")
+    return tensors
 
 
 def _check_numbers(tensors: Mapping[str, Tensor], source: str) -> None:

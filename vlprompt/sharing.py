@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import os
-import shutil
 import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
@@ -15,8 +13,9 @@ from vlprompt.card import model_card
 from vlprompt.hub import PREFIX, check_repo, upload
 from vlprompt.learner import PromptLearner, method_facts
 from vlprompt.results import Result, read_result
-from vlprompt.saved_description import CONFIG, read_description, safe_member
-from vlprompt.saving import CARD, LEARNABLES, find_saved, save_learner, tensor_shapes
+from vlprompt.saved_description import read_description, safe_member, write_description
+from vlprompt.saving import CARD, LEARNABLES, find_saved, read_learnables, save_learner
+from vlprompt.sealed import write_tensors
 
 
 def push_folder(
@@ -61,11 +60,11 @@ def _stage(source: Path, folder: Path, address: str, license: str | None) -> Non
         extra["dataset"] = _without_folder(extra["dataset"])
     if license:
         extra["license"] = license
-    learnables = safe_member(source, LEARNABLES)
-    shutil.copyfile(learnables, folder / LEARNABLES)
-    (folder / CONFIG).write_text(json.dumps(description, indent=1), encoding="utf-8")
+    learnables = read_learnables(safe_member(source, LEARNABLES), description["files"].get(LEARNABLES))
+    description["files"] = {LEARNABLES: write_tensors(folder / LEARNABLES, learnables)}
+    write_description(folder, description)
     facts = method_facts(description["method"], description["config"])
-    count = sum(shape.numel() for shape in tensor_shapes(learnables).values())
+    count = sum(tensor.numel() for tensor in learnables.values())
     card = model_card(description, facts, count, _result_beside(source), address)
     (folder / CARD).write_text(card, encoding="utf-8")
 

@@ -6,11 +6,10 @@ import itertools
 import json
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
-
-from filelock import FileLock, Timeout
 
 from vlprompt.data import dataset_info, list_collections, list_datasets
 from vlprompt.errors import VlpromptError
@@ -18,7 +17,8 @@ from vlprompt.files import atomic_write
 from vlprompt.learner import METHODS
 from vlprompt.protocols import PROTOCOLS
 from vlprompt.recipes import Resolved, resolve
-from vlprompt.results import RESULT, Result, headline, read_result
+from vlprompt.results import RESULT, Result, headline
+from vlprompt.run_folder import RunInUse, changed_names, read_result_of
 from vlprompt.runs import Shared, execute
 
 # an axis of the matrix and the run's setting that it varies; the first varies slowest, so that neighbours share most
@@ -143,12 +143,21 @@ def _values(axis: str, given: Any) -> list[Any]:
 
 
 def finished(task: Task) -> Result | None:
-    """Return the result that an earlier run left, or None."""
+    """Return the result that an earlier run left, or None.
+
+    Raises:
+        VlpromptError: what lies there is no result, or another run's.
+    """
     path = task.resolved.folder / RESULT
-    if not path.exists():
+    return read_result_of(task.resolved, path) if path.exists() else None
+
+
+def usable_result(task: Task) -> Result | None:
+    """Return the result that a run left, or None where there is none that may be trusted."""
+    try:
+        return finished(task)
+    except VlpromptError:
         return None
-    result = read_result(path)
-    return result if result.id == task.resolved.id else None
 
 
 def perform(task: Task, shared: Shared | None = None) -> Outcome:
@@ -159,18 +168,15 @@ def perform(task: Task, shared: Shared | None = None) -> Outcome:
         shared: what this process has loaded for earlier runs.
     """
     folder = task.resolved.folder
-    lock = folder.parent / f".{folder.name}.lock"
-    lock.parent.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
     try:
-        with FileLock(lock, timeout=0):  # the system lets go of it when its process dies
-            result = finished(task)
-            if result:
-                return _kept(task, result)
-            result = execute(task.resolved, shared=shared)
-            for name in (FAILED, TRACEBACK):
-                (folder / name).unlink(missing_ok=True)
-    except Timeout:
+        result = finished(task)
+        if result:
+            return _kept(task, result)
+        result = execute(task.resolved, shared=shared)
+        for name in (FAILED, TRACEBACK):
+            (folder / name).unlink(missing_ok=True)
+    except RunInUse:
         return Outcome(task.label, str(folder), "elsewhere", "another process is at it")
     except VlpromptError as error:
         return _failed(task, str(error), "", time.monotonic() - started)
@@ -181,13 +187,15 @@ def perform(task: Task, shared: Shared | None = None) -> Outcome:
 
 def _failed(task: Task, sentence: str, trace: str, seconds: float) -> Outcome:
     folder = task.resolved.folder
-    folder.mkdir(parents=True, exist_ok=True)
-    with atomic_write(folder / FAILED) as temporary:
-        temporary.write_text(json.dumps({"run": task.label, "error": sentence}, indent=1) + "\n", encoding="utf-8")
-    if trace:
-        sentence += f" (see {folder / TRACEBACK})"
-        with atomic_write(folder / TRACEBACK) as temporary:
-            temporary.write_text(trace, encoding="utf-8")
+    told = json.dumps({"run": task.label, "error": sentence}, indent=1) + "\n"
+    try:
+        for name, text in ((FAILED, told), (TRACEBACK, trace)):
+            if text:
+                with atomic_write(folder / name) as temporary:
+                    temporary.write_text(text, encoding="utf-8")
+        sentence += f" (see {folder / TRACEBACK})" if trace else ""
+    except VlpromptError as error:  # the disk is full: the other runs are told of all the same
+        sentence += f" ({error})"
     return Outcome(task.label, str(folder), "failed", sentence, seconds)
 
 
@@ -216,18 +224,31 @@ def sweep(
         executor: ``run_here``, or one of ``vlprompt.executors``.
         on_outcome: called with each outcome as it comes.
 
+    Warns if results, an earlier call's among them, are of different weights or images under the same names.
+
     >>> sweep({"methods": ["coop", "maple"], "datasets": ["emoji"], "seeds": [1, 2, 3]})  # doctest: +SKIP
     """
     tasks = expand(settings).tasks
-    results = {task.resolved.id: finished(task) for task in tasks}
-    kept = (_kept(task, results[task.resolved.id]) for task in tasks if results[task.resolved.id])
-    waiting = [task for task in tasks if not results[task.resolved.id]]
+    told = [outcome for task in tasks if (outcome := told_already(task))]
+    known = {outcome.folder for outcome in told}
+    waiting = [task for task in tasks if str(task.resolved.folder) not in known]
     outcomes = []
-    for outcome in itertools.chain(kept, executor(waiting) if waiting else ()):
+    for outcome in itertools.chain(told, executor(waiting) if waiting else ()):
         outcomes.append(outcome)
         if on_outcome:
             on_outcome(outcome)
+    for sentence in changed_names((task.resolved.folder, result) for task in tasks if (result := usable_result(task))):
+        warnings.warn(sentence, stacklevel=2)
     return outcomes
+
+
+def told_already(task: Task) -> Outcome | None:
+    """The outcome of a run whose result is there, or is not to be trusted; None if it is still to be done."""
+    try:
+        result = finished(task)
+    except VlpromptError as error:
+        return Outcome(task.label, str(task.resolved.folder), "failed", str(error))
+    return _kept(task, result) if result else None
 
 
 def _kept(task: Task, result: Result) -> Outcome:

@@ -16,7 +16,7 @@ from torch import Tensor
 from vlprompt.aggregation import aggregate, load_aggregation_state
 from vlprompt.checkpoint import CHECKPOINT, Checkpoint
 from vlprompt.errors import VlpromptError, nearest
-from vlprompt.files import atomic_write
+from vlprompt.files import atomic_write, writing
 from vlprompt.learner import PromptLearner
 
 Batches = Callable[[int], Iterable[Mapping[str, Tensor]]]
@@ -115,7 +115,7 @@ def train(
     seed: int = 1,
     folder: Path | None = None,
     resume: bool = False,
-    identity: str = "",
+    identity: str | Mapping[str, str] = "",
     selection: BestEpoch | None = None,
     on_epoch: Callable[[dict[str, Any]], None] | None = None,
 ) -> list[dict[str, Any]]:
@@ -131,7 +131,8 @@ def train(
         seed: of random numbers that the learner may draw while training.
         folder: where to keep ``checkpoint.safetensors`` and ``train.jsonl``; None keeps nothing.
         resume: go on from the folder's checkpoint, if there is one.
-        identity: names the run that a checkpoint belongs to; another run's checkpoint is refused.
+        identity: names the run that a checkpoint belongs to, by its settings, or by ``settings``, ``backbone`` and
+            ``data``; another run's checkpoint is refused.
         selection: chooses among the epochs' learnables; None keeps the last.
         on_epoch: called with each epoch's record, restored ones included.
 
@@ -160,7 +161,8 @@ def train(
     learner.train()
     try:
         for epoch in range(len(history), options.epochs):
-            record = _train_epoch(learner, optimizer, batches(epoch), options, seed, epoch)
+            tested = selection is not None or epoch + 1 == options.epochs
+            record = _train_epoch(learner, optimizer, batches(epoch), options, seed, epoch, tested)
             history.append(record | ({"selection": selection.update(learner)} if selection else {}))
             log.write(history[-1])
             if folder:
@@ -187,8 +189,9 @@ def _train_epoch(
     options: TrainOptions,
     seed: int,
     epoch: int,
+    tested: bool,
 ) -> dict[str, Any]:
-    """Run one epoch and return its record."""
+    """Run one epoch and return its record; ``tested`` says whether the weights that it leaves will be."""
     start = time.perf_counter()
     lr = learning_rate(epoch, options.lr, options.epochs, options.warmup_epochs, options.warmup_lr)
     for group in optimizer.param_groups:
@@ -214,14 +217,27 @@ def _train_epoch(
         raise VlpromptError(f"epoch {epoch + 1} has no batches: there are no training images")
     if any(not p.isfinite().all() for p in learner.trainable_parameters()):
         raise VlpromptError(_not_finite(learner, "a learnable is not finite", epoch, steps))
+    if tested:
+        _check_last_step(learner, batch, epoch)
     seconds = round(time.perf_counter() - start, 4)
     return {"epoch": epoch, "lr": lr, "seconds": seconds, **{k: total / steps for k, total in totals.items()}}
 
 
-def _not_finite(learner: PromptLearner, what: str, epoch: int, step: int) -> str:
+def _check_last_step(learner: PromptLearner, batch: Mapping[str, Tensor], epoch: int) -> None:
+    """Raise one sentence if the last step, which no loss of the epoch has seen, left weights that are of no use."""
+    device = learner.clip.device
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.no_grad():
+        for name, loss in learner.loss(batch).items():
+            if not loss.isfinite().all():
+                what = f"after the last step the loss part '{name}' is {float(loss)}"
+                raise VlpromptError(_not_finite(learner, what, epoch))
+
+
+def _not_finite(learner: PromptLearner, what: str, epoch: int, step: int | None = None) -> str:
     bad = [name for name, p in learner.named_parameters() if not p.isfinite().all()]
     tensors = f" (tensor {', '.join(bad)})" if bad else ""
-    return f"{what}{tensors} in epoch {epoch + 1}, step {step}: try a smaller lr, or precision=fp32"
+    place = f"epoch {epoch + 1}" + (f", step {step}" if step else "")
+    return f"{what}{tensors} in {place}: try a smaller lr, or precision=fp32"
 
 
 class Log:
@@ -237,5 +253,5 @@ class Log:
     def write(self, record: dict[str, Any]) -> None:
         """Append a record."""
         if self.path:
-            with open(self.path, "a", encoding="utf-8") as file:
+            with writing(self.path), open(self.path, "a", encoding="utf-8") as file:
                 file.write(json.dumps(record) + "\n")

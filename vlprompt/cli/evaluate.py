@@ -77,7 +77,7 @@ def evaluate_run(settings: dict[str, Any], reporter: Reporter) -> int:
     folder = Path(str(settings["run"])).expanduser()
     stored = read_result(folder / RESULT)
     changes = {key: settings[key] for key in ("device", "data_root") if key in settings}
-    evaluations = reevaluate(folder, reporter, **changes)
+    evaluations = reevaluate(folder, stored, reporter, **changes)
     rows = [each.row for each in evaluations]
     console = make_console()
     console.print(comparison_table(stored, rows))

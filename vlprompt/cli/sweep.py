@@ -16,7 +16,7 @@ from vlprompt.executors import in_processes, on_ray
 from vlprompt.report.closing import closing_table
 from vlprompt.report.render import print_terminal
 from vlprompt.settings_text import read_settings
-from vlprompt.sweep import Executor, Matrix, Outcome, expand, finished, run_here, sweep
+from vlprompt.sweep import Executor, Matrix, Outcome, expand, run_here, sweep, told_already
 
 USAGE = """vlprompt sweep methods=[…] [datasets=[…]] [protocols=[…]] [held_outs=[…]] [shots=[…]] [seeds=[1,2,3]]
                [backbones=[…]] [KEY=VALUE …] [spec=FILE] [plan=true] [executor=local|processes|ray] [--quiet]
@@ -97,7 +97,9 @@ def show_plan(matrix: Matrix) -> None:
     """Print the runs and which are done."""
     table = Table("run", "state", "folder")
     for task in matrix.tasks:
-        table.add_row(task.label, "done" if finished(task) else "open", str(task.resolved.folder))
+        told = told_already(task)
+        state = "open" if told is None else "done" if told.status == "kept" else told.message
+        table.add_row(task.label, state, str(task.resolved.folder))
     make_console().print(table)
 
 

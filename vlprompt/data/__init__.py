@@ -11,6 +11,7 @@ from datasets_registry.catalog import (
 from datasets_registry.readers.folder import load_folder
 from vlprompt.data.bank import FeatureBank
 from vlprompt.data.descriptions import read_descriptions
+from vlprompt.data.fingerprint import backbone_fingerprint, images_fingerprint
 from vlprompt.data.images import as_rgb, check_items, open_rgb, to_rgb
 from vlprompt.data.joined import join_datasets, mask_other_tasks
 from vlprompt.data.loading import ImageItems, epoch_batches, eval_batches
@@ -28,6 +29,7 @@ __all__ = [
     "Item",
     "as_rgb",
     "as_splits",
+    "backbone_fingerprint",
     "check_items",
     "dataset_info",
     "epoch_batches",
@@ -35,6 +37,7 @@ __all__ = [
     "eval_transform",
     "few_shot_indices",
     "few_shot_split",
+    "images_fingerprint",
     "join_datasets",
     "leave_domain_out",
     "list_collections",

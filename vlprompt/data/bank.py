@@ -11,15 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from filelock import FileLock
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from vlprompt.data.loading import Batch, ImageItems, batch_order, eval_batches
 from vlprompt.data.splits import DatasetSplits, Item
 from vlprompt.data.transforms import transform_fingerprint
 from vlprompt.errors import VlpromptError
-from vlprompt.files import atomic_write, cache_dir
+from vlprompt.files import cache_dir, locked, remove_leftovers
+from vlprompt.sealed import TENSOR_SEAL, read_tensors, write_tensors
 
 if TYPE_CHECKING:
     from vlprompt.clip import FrozenCLIP
@@ -87,16 +85,15 @@ class FeatureBank:
         folder = path.parent
         labels = torch.tensor([item.label for item in items])
         if path.exists():
-            return cls(_read(path, key), labels, key, path)
-        folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / f".{path.stem}.lock"):
+            return cls(_read(path, key, (views, len(items))), labels, key, path)
+        with locked(folder / f".{path.stem}.lock"):
             if not path.exists():  # no other run has made it meanwhile
+                remove_leftovers(folder, path.name)
                 dataset = ImageItems(splits, items, transform)
                 features = _encode(clip, dataset, views, seed, batch_size, workers, progress)
-                metadata = {"format": FORMAT, "key": key, "sha256": _checksum(features), "dataset": splits.name}
-                with atomic_write(path) as temporary:
-                    save_file({"features": features}, temporary, metadata)
-        return cls(_read(path, key), labels, key, path)
+                facts = {"format": FORMAT, "key": key, "dataset": splits.name}
+                write_tensors(path, {"features": features}, facts)
+        return cls(_read(path, key, (views, len(items))), labels, key, path)
 
     @staticmethod
     def is_kept(
@@ -193,19 +190,16 @@ def _encode(
     return torch.cat(rows).view(views, len(dataset), -1).contiguous()
 
 
-def _checksum(features: torch.Tensor) -> str:
-    return hashlib.sha256(features.numpy()).hexdigest()
-
-
-def _read(path: Path, key: str) -> torch.Tensor:
-    damaged = f"the feature bank {path} is damaged ({{}}): delete it and run again to rebuild it"
-    try:
-        with safe_open(path, "pt") as file:
-            metadata, features = file.metadata() or {}, file.get_tensor("features")
-    except (SafetensorError, OSError) as error:
-        raise VlpromptError(damaged.format(error)) from error
-    if metadata.get("key") != key:
-        raise VlpromptError(damaged.format("its key belongs to other features"))
-    if metadata.get("sha256") != _checksum(features):
-        raise VlpromptError(damaged.format("its checksum does not match"))
+def _read(path: Path, key: str, shape: tuple[int, int]) -> torch.Tensor:
+    what, remedy = "the feature bank", "delete it and run again to rebuild it"
+    tensors, facts = read_tensors(path, what, remedy)
+    features, reason = tensors.get("features"), None
+    if facts.get("key") != key:
+        reason = "its key belongs to other features"
+    elif features is None or features.dtype != torch.float32 or features.shape[:2] != shape:
+        reason = "it holds other tensors"
+    elif TENSOR_SEAL not in facts and facts.get("sha256") != hashlib.sha256(features.numpy()).hexdigest():
+        reason = "its checksum does not match"  # the one that vlprompt 0.1.0 wrote, of the features alone
+    if reason:
+        raise VlpromptError(f"{what} {path} is damaged ({reason}): {remedy}")
     return features

@@ -20,7 +20,7 @@ from vlprompt.report.tables import (
     say_spread,
 )
 from vlprompt.results import Result
-from vlprompt.sweep import Matrix, Task, finished
+from vlprompt.sweep import Matrix, Task, usable_result
 
 # how a protocol's tests become the one number, by what it says of its average
 RULES: dict[str | None, tuple[str, Rule]] = {
@@ -44,7 +44,7 @@ def closing_table(matrix: Matrix) -> Table:
         config, column = task.resolved.config, _column(task)
         protocols[column] = config.protocol
         row = cells.setdefault(f"{config.method}, {config.backbone}", {})
-        row.setdefault(column, {})[config.seed] = finished(task)
+        row.setdefault(column, {})[config.seed] = usable_result(task)
     lines = tuple(
         Line(name, tuple(_cell(column, protocol, row.get(column, {})) for column, protocol in protocols.items()))
         for name, row in cells.items()
