@@ -14,6 +14,7 @@ import torch
 from open_clip.transform import PreprocessCfg, image_transform_v2, merge_preprocess_dict
 from torch import Tensor, nn
 
+from vlprompt.checks import check_images, listed, told
 from vlprompt.errors import VlpromptError
 from vlprompt.text import Prompts, encode_prompts, same_beginnings
 from vlprompt.towers import TextTower, VisionTower
@@ -274,6 +275,9 @@ class FrozenCLIP:
     @torch.no_grad()
     def encode_text(self, texts: Sequence[str], chunk: int = 256) -> Tensor:
         """Encode whole texts with the frozen tower: features (N, D), fp32, not normalised."""
+        texts = listed(texts, "texts")
+        if not texts or not all(isinstance(text, str) for text in texts):
+            raise VlpromptError(f"texts must be at least one text, not {told(next(iter(texts), texts))}")
         ids = self.tokenize(texts)
         if not self.text.promptable:
             with self._autocast():
@@ -289,12 +293,13 @@ class FrozenCLIP:
 
     def prompted_image_features(self, images: Tensor, prompts: dict[int, Tensor], place: Place = "pre_ln") -> Tensor:
         """Encode images (B, 3, H, W) with visual prompts {layer: (n, d_v)}: (B, D), fp32, not normalised."""
-        return encode_images(self.visual, images.to(self.device), prompts, place)
+        images = check_images(images, self.image_size).to(self.device)
+        return encode_images(self.visual, images, prompts, place)
 
     @torch.no_grad()
     def encode_image(self, images: Tensor) -> Tensor:
         """Encode images (B, 3, H, W) with the frozen tower: features (B, D), fp32, not normalised."""
-        images = images.to(self.device)
+        images = check_images(images, self.image_size).to(self.device)
         if self.visual.promptable:
             return encode_images(self.visual, images)
         with self._autocast():
@@ -351,14 +356,14 @@ def resolve_device(device: str | torch.device) -> torch.device:
     try:
         resolved = torch.device(device)
         torch.empty(0, device=resolved)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+    except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
         raise VlpromptError(f"device '{device}' is not available here; use auto, cpu, cuda or mps") from error
     return resolved
 
 
 def check_precision(precision: str, device: torch.device) -> None:
     """Raise one clear sentence for a precision that is unknown or that the device cannot run."""
-    if precision not in DTYPES:
+    if not isinstance(precision, str) or precision not in DTYPES:
         raise VlpromptError(f"unknown precision '{precision}': use {', '.join(DTYPES)}")
     if precision == "fp16" and device.type != "cuda":
         raise VlpromptError(f"precision=fp16 needs a CUDA device, and this is {device.type}; use bf16 or fp32")

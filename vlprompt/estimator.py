@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
-from numbers import Integral
+from numbers import Integral, Number
 from typing import Any
 
 import numpy as np
@@ -14,16 +14,17 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils import check_random_state
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_consistent_length, check_is_fitted, validate_data
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from vlprompt.checks import told
 from vlprompt.clip import FrozenCLIP, resolve_device
 from vlprompt.console import Reporter
 from vlprompt.data import DatasetSplits, FeatureBank, resolve_templates
 from vlprompt.data.pairs import labels_of
 from vlprompt.data.streaming import is_preprocessed
 from vlprompt.errors import VlpromptError, nearest
-from vlprompt.estimator_inputs import as_images, holds_images, names_of, published_shots, training_set
+from vlprompt.estimator_inputs import as_images, check_alike, holds_images, names_of, published_shots, training_set
 from vlprompt.evaluation import finite
 from vlprompt.facts import Facts
 from vlprompt.learner import METHODS, PromptLearner, create_learner, method_facts
@@ -161,7 +162,11 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):
         """
         check_is_fitted(self, "learner_")
         named = self.classes_.dtype.kind in "OUS"
+        if not isinstance(name, str) or not name.strip():
+            raise VlpromptError(f"a class name must be a text, not {told(name)}")
         label = (name if named else int(self.classes_.max()) + 1) if label is None else label
+        if isinstance(label, str) != named or not isinstance(label, (str, Number)):
+            raise VlpromptError(f"a label must be a {'text' if named else 'number'} as the others, not {told(label)}")
         if label in self.classes_.tolist():
             raise VlpromptError(f"there is a class {label!r} already")
         classes = np.unique([*self.classes_.tolist(), label])
@@ -205,7 +210,7 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):
             self.learner_.eval()
             return
         batches = self._batches(X, labels, data, resolved, reporter)
-        with reporter.bar("epoch", lines=5) as update:
+        with torch.enable_grad(), reporter.bar("epoch", lines=5) as update:  # whoever calls
             history = train(
                 self.learner_,
                 batches,
@@ -229,20 +234,24 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):
     def _resolved(self, labels: np.ndarray) -> Resolved:
         """The method's few-shot recipe with the settings that were given."""
         allowed = {f.name for f in (*fields(TrainOptions), *fields(METHODS.get(self.method).Config))} | {"transform"}
-        options = dict(self.options or {})
+        if not isinstance(self.options, (Mapping, type(None))):
+            raise VlpromptError(f"options must be a dictionary of settings, not {told(self.options)}")
+        options = {key: _plain(value) for key, value in (self.options or {}).items()}
         for key in options:
             if key not in allowed:
                 raise VlpromptError(f"unknown option '{key}' for method={self.method}: {nearest(key, allowed)}")
         seed = self.random_state
         if not isinstance(seed, Integral):
             seed = check_random_state(seed).randint(2**31 - 1)
-        given = {key: getattr(self, key) for key in SETTINGS if getattr(self, key) is not None}
+        given = {key: _plain(getattr(self, key)) for key in SETTINGS if getattr(self, key) is not None}
         run = {"method": self.method, "protocol": "few_shot", "shots": published_shots(labels), "seed": int(seed)}
         return resolve(run | given | options)
 
     def _clip(self) -> FrozenCLIP:
         if isinstance(self.backbone, FrozenCLIP):
             return self.backbone
+        if not isinstance(self.backbone, (str, nn.Module)):
+            raise VlpromptError(f"backbone must be a name or a model, not {told(self.backbone)}")
         return shared_clip(self.backbone, self.pretrained, None, self.precision, str(resolve_device(self.device)))
 
     def _is_of_this_method(self) -> bool:
@@ -280,11 +289,13 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):
         """Images as a sequence or features as fp32 rows, and labels; as scikit-learn checks them."""
         if isinstance(X, Dataset) and y is None:
             y = labels_of(X)
+        check_alike(y)
         if holds_images(X):
             X, y = self._checked_images_or_features(X, reset), validate_data(self, y=y, reset=reset)
             check_consistent_length(X, y)
         else:
             X, y = validate_data(self, X, y, dtype=np.float32, reset=reset)
+            X = _writable(X)
         check_classification_targets(y)
         return X, y
 
@@ -293,7 +304,17 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):
             if reset:
                 vars(self).pop("n_features_in_", None)
             return as_images(X)
-        return validate_data(self, X, dtype=np.float32, reset=reset)
+        return _writable(validate_data(self, X, dtype=np.float32, reset=reset))
+
+
+def _writable(rows: np.ndarray) -> np.ndarray:
+    """Rows that torch may share: a table's may be read-only."""
+    return rows if rows.flags.writeable else rows.copy()
+
+
+def _plain(value: Any) -> Any:
+    """A NumPy number, as grids of settings hold them, as Python's own."""
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def _names_of_dataset(X: Any, labels: np.ndarray) -> Mapping[Any, str] | None:

@@ -5,16 +5,18 @@ from __future__ import annotations
 import hashlib
 import os
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from functools import partial
+from io import IOBase
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, IterableDataset
 
+from vlprompt.checks import listed, told
 from vlprompt.data import DatasetSplits, Item, as_rgb
 from vlprompt.data.images import open_listed
 from vlprompt.data.pairs import class_names_of
@@ -30,14 +32,44 @@ def holds_images(X: Any) -> bool:
     if isinstance(X, (*PATHS, Image.Image)):
         raise VlpromptError("X must be a list of images: write [image] for a single one")
     shape = getattr(X, "shape", None)
+    if shape is None and isinstance(X, (bytes, Mapping, Set, Iterator, IOBase, IterableDataset)):
+        raise VlpromptError(f"X must be a list of images or a table of features, not {told(X)}: list(…) makes one")
     if isinstance(X, Dataset) or (shape is not None and len(shape) > 2):
         return True
     if shape is not None and (len(shape) != 1 and tuple(shape[1:]) != (1,)):
+        _refuse_paths_among_columns(X)
         return False
     values = np.asarray(X).ravel() if shape is not None else X
-    first = values[0] if isinstance(values, (Sequence, np.ndarray)) and len(values) else None
-    first = first[0] if isinstance(first, tuple) and first else first  # a sample of a dataset
-    return isinstance(first, (*PATHS, Image.Image)) or getattr(first, "ndim", 0) > 1
+    if not isinstance(values, (Sequence, np.ndarray)):
+        return False
+    if not isinstance(values, (list, tuple, np.ndarray)):
+        values = values[:1]  # it may read its images when they are asked for
+    images = [_is_image(value) for value in values]
+    odd = next((i for i, image in enumerate(images) if image != images[0] or _is_nothing(values[i])), None)
+    if odd is not None:
+        raise VlpromptError(
+            f"X[{odd}] is {told(values[odd])}: X must hold images throughout (paths, PIL images, arrays; what is in "
+            "memory is opened by PIL.Image.open), or rows of features"
+        )
+    return any(images)
+
+
+def _is_image(value: Any) -> bool:
+    value = value[0] if isinstance(value, tuple) and value else value  # a sample of a dataset
+    return isinstance(value, (*PATHS, Image.Image)) or getattr(value, "ndim", 0) > 1
+
+
+def _is_nothing(value: Any) -> bool:
+    """Whether a value of a list is neither an image nor a row of numbers, as scikit-learn would take it."""
+    return value is None or isinstance(value, (bytes, bytearray, IOBase, Mapping))
+
+
+def _refuse_paths_among_columns(X: Any) -> None:
+    """Say which column of a table of several holds paths, if one does."""
+    columns = getattr(X, "columns", None)
+    for name in columns if columns is not None and len(X) else ():
+        if isinstance(X[name].iloc[0], PATHS):
+            raise VlpromptError(f"X has {len(columns)} columns, and '{name}' holds texts: give X['{name}'] for paths")
 
 
 def as_images(X: Any) -> Sequence[Any]:
@@ -121,17 +153,30 @@ def names_of(classes: np.ndarray, class_names: Sequence[str] | Mapping[Any, str]
     """
     if class_names is None:
         return [str(label) for label in classes]
-    if isinstance(class_names, Mapping):
+    if not isinstance(class_names, Mapping):
+        class_names = listed(class_names, "class_names")
+    else:
         missing = [label for label in classes.tolist() if label not in class_names]
         if missing:
             raise VlpromptError(f"class_names has no name for the label {missing[0]!r}")
         return [class_names[label] for label in classes.tolist()]
-    if isinstance(class_names, str) or len(class_names) != len(classes):
+    if len(class_names) != len(classes):
         raise VlpromptError(
-            f"class_names must be {len(classes)} names, one for each class in the order of {list(classes[:5])}…, or a "
-            "dictionary from labels to names"
+            f"class_names must be {len(classes)} names, one for each class in the order of {classes[:5].tolist()}, or "
+            "a dictionary from labels to names"
         )
     return list(class_names)
+
+
+def check_alike(labels: Any) -> None:
+    """Refuse labels of several kinds, such as names and None, which have no order and which NumPy would make texts."""
+    values = labels.tolist() if str(getattr(labels, "dtype", "")) == "object" else labels
+    if not isinstance(values, (list, tuple)) or not values:
+        return
+    odd = next((i for i, value in enumerate(values) if isinstance(value, str) != isinstance(values[0], str)), None)
+    odd = next((i for i, value in enumerate(values) if value is None), odd)
+    if odd is not None:
+        raise VlpromptError(f"labels must be all names or all numbers, and y[{odd}] is {told(values[odd])}")
 
 
 def published_shots(labels: np.ndarray) -> int:

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from datasets_registry.catalog import is_own
+from vlprompt.checks import at_least, checked, told
 from vlprompt.clip import FrozenCLIP
 from vlprompt.console import Reporter
 from vlprompt.data import (
@@ -316,6 +317,7 @@ def save_predictions(evaluations: Iterable[Evaluation], path: Path) -> None:
         raise VlpromptError(f"predictions are written as .csv or .parquet, not to {path.name}")
 
 
+@checked
 def evaluate_learner(
     learner: PromptLearner,
     dataset: str | DatasetSplits | Dataset,
@@ -344,9 +346,14 @@ def evaluate_learner(
     Raises:
         VlpromptError: the dataset is not there, or the learner cannot score its classes.
     """
+    limit = None if limit is None else at_least("limit", limit, 1)
     if isinstance(dataset, str):
         splits = load_split(dataset, root, follow_links=follow_links).select(half)
         splits = leave_out_unreadable(splits, ["test"], on_unreadable) if is_own(dataset) else splits
+    elif not (hasattr(dataset, "__getitem__") or hasattr(dataset, "__iter__") or isinstance(dataset, DatasetSplits)):
+        raise VlpromptError(
+            f"dataset must be a name, splits, or a Dataset of (image, label) pairs, not {told(dataset)}"
+        )
     else:
         splits = as_splits(dataset, "test", learner.class_names).select(half)
     check_items(splits, splits.test)

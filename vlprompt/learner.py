@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from vlprompt import publishing
 from vlprompt.aggregation import AGGREGATORS
+from vlprompt.checks import as_batch, check_batch, check_features, check_seed, check_templates, checked, listed
 from vlprompt.clip import FrozenCLIP, same_names
 from vlprompt.data.descriptions import names_file, read_descriptions
 from vlprompt.data.splits import DEFAULT_TEMPLATE
@@ -169,7 +170,7 @@ class PromptLearner(nn.Module):
 
     def image_features(self, batch: Batch | Tensor) -> Tensor:
         """Normalised features (B, D) of a batch, or of images (B, 3, H, W)."""
-        batch = {"image": batch} if isinstance(batch, Tensor) else batch
+        batch = as_batch(batch, self.facts, self.clip)
         cached = batch.get("image_features") if self.facts.cacheable_images else None
         return F.normalize(self.encode_images(batch) if cached is None else cached.to(self.clip.device), dim=-1)
 
@@ -187,7 +188,7 @@ class PromptLearner(nn.Module):
 
     def classify(self, image_features: Tensor) -> Tensor:
         """Logits (B, C) of the learner's own image features (B, D), normalised or not."""
-        return self.outputs(image_features).logits
+        return self.outputs(check_features(image_features, self.clip.embed_dim)).logits
 
     @torch.no_grad()
     def predict(self, batch: Batch) -> Tensor:
@@ -225,6 +226,7 @@ class PromptLearner(nn.Module):
         Args:
             batch: as ``forward`` takes it, with ``label`` (B,). It may carry more keys, which objectives ask for.
         """
+        batch = check_batch(batch, len(self.class_names), self.facts)
         batch = {key: value.to(self.clip.device) for key, value in batch.items()}
         outputs = self(batch)
         parts = {o.name: o(self, outputs, batch) for o in self.objectives}
@@ -417,6 +419,7 @@ def make_config(method: str, settings: Mapping[str, Any]) -> PromptLearner.Confi
     return to_object(schema)
 
 
+@checked
 def create_learner(
     method: str,
     clip: FrozenCLIP,
@@ -439,8 +442,9 @@ def create_learner(
     >>> create_learner("coop", load_clip("vlprompt-tiny"), ["cat", "dog"], n_ctx=4)  # doctest: +SKIP
     """
     config = make_config(method, settings)
+    templates = (DEFAULT_TEMPLATE,) if templates is None else check_templates(templates)
     check_descriptions(method, config)
-    learner = METHODS.get(method)(clip, class_names, config, templates, seed)
+    learner = METHODS.get(method)(clip, class_names, config, templates, check_seed(seed))
     anchors = [o.descriptions for o in learner.objectives if isinstance(o, DescriptionAnchor)]
     for file in filter(names_file, [config.descriptions, *anchors]):
         read_descriptions(file, learner.class_names)  # says what is wrong with it now, and not at the first step
@@ -464,9 +468,9 @@ def check_descriptions(method: str, config: Any) -> None:
 
 def _checked_names(class_names: Sequence[str]) -> tuple[str, ...]:
     """Class names as a tuple: at least two, none empty. ImageNet has two names twice, so that is allowed."""
-    names = tuple(class_names)
-    if isinstance(class_names, str) or len(names) < 2:
-        raise VlpromptError(f"a classifier needs at least two class names, got {class_names!r}")
+    names = listed(class_names, "class names")
+    if len(names) < 2:
+        raise VlpromptError(f"a classifier needs at least two class names, got {list(names)}")
     if not all(isinstance(n, str) and n.strip() for n in names):
         raise VlpromptError(f"class names must be non-empty strings, got {list(names)[:5]}")
     return names

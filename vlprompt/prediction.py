@@ -6,15 +6,18 @@ import csv
 import glob
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from io import IOBase
 from itertools import chain
 from typing import Any, TextIO
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
+from vlprompt.checks import at_least, checked, told
 from vlprompt.clip import FrozenCLIP
 from vlprompt.data.formats import describe_left_out
 from vlprompt.data.listing import list_images
@@ -43,6 +46,7 @@ class Prediction:
     probabilities: tuple[float, ...]
 
 
+@checked
 def predict_images(
     learner: PromptLearner,
     images: Iterable[Any],
@@ -68,8 +72,9 @@ def predict_images(
     >>> list(predict_images(learner, ["cat.jpg"]))  # doctest: +SKIP
     [Prediction(image='cat.jpg', classes=('cat',), probabilities=(0.93,))]
     """
-    if top < 1:
-        raise VlpromptError(f"top must be at least 1, not {top}")
+    top = at_least("top", top, 1)
+    if not (on_unreadable is None or callable(on_unreadable)):
+        raise VlpromptError(f"on_unreadable must be a function that takes a sentence, not {told(on_unreadable)}")
     names = learner.class_names
     for sources, logits in _encoded(_predicting(learner), learner.clip, images, batch_size, threads, on_unreadable):
         best = logits.softmax(dim=1).topk(min(top, len(names)), dim=1)
@@ -77,6 +82,7 @@ def predict_images(
             yield Prediction(source, tuple(names[i] for i in found), tuple(values))
 
 
+@checked
 def image_logits(
     learner: PromptLearner, images: Iterable[Any], *, batch_size: int = BATCH, threads: int | None = None
 ) -> Tensor:
@@ -85,6 +91,7 @@ def image_logits(
     return torch.cat([torch.empty(0, len(learner.class_names)), *(logits for _, logits in found)])
 
 
+@checked
 def image_features(
     images: Iterable[Any],
     model: FrozenCLIP | PromptLearner,
@@ -126,7 +133,9 @@ def _encoded(
     on_unreadable: Report | None,
 ) -> Iterator[tuple[list[Any], Tensor]]:
     """Yield the images of each batch that were read, and what ``encode`` makes of them, fp32 on the CPU."""
-    for batch in stream_images(samples(images), clip, batch_size=batch_size, threads=threads):
+    batch_size = at_least("batch_size", batch_size, 1)
+    threads = None if threads is None else at_least("threads", threads, 0)
+    for batch in stream_images(samples(several_images(images)), clip, batch_size=batch_size, threads=threads):
         for sentence in batch.unreadable:
             if on_unreadable is None:
                 raise VlpromptError(sentence)
@@ -135,6 +144,22 @@ def _encoded(
             with torch.no_grad():
                 rows = encode(batch.images.to(clip.device))
             yield batch.sources, rows.float().cpu()
+
+
+def several_images(images: Any) -> Iterable[Any]:
+    """Return what several images are asked of, or raise one sentence for a single one, features and the like."""
+    shape = getattr(images, "shape", None)
+    single = isinstance(images, (Image.Image, bytes))
+    if single or (shape is not None and len(shape) == 3 and 3 in (shape[0], shape[2]) and shape[1] != 3):
+        what = told(images) if shape is None else f"one of shape {tuple(shape)}"
+        raise VlpromptError(f"several images are expected, and a single one was given: write [image], not {what}")
+    if shape is not None and len(shape) == 2 and getattr(getattr(images, "dtype", None), "kind", "f") not in "OUS":
+        raise VlpromptError(f"images are expected, not rows of numbers {tuple(shape)}: learner.classify takes features")
+    if isinstance(images, (str, os.PathLike)):
+        return images  # which is told what to write
+    if isinstance(images, (Mapping, IOBase)) or not (hasattr(images, "__iter__") or hasattr(images, "__getitem__")):
+        raise VlpromptError(f"images must be a list of paths, PIL images or arrays, not {told(images)}")
+    return images
 
 
 # Where images come from

@@ -55,7 +55,7 @@ class Registry(Generic[T]):
         """Return the entry of ``name``; an unknown name is an error that lists the nearest."""
         try:
             return self._entries[name]
-        except KeyError:
+        except (KeyError, TypeError):  # a list is no key at all
             raise VlpromptError(f"unknown {self.kind} '{name}': {nearest(name, self._entries)}") from None
 
     def get(self, name: str) -> T:

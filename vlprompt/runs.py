@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from vlprompt.checkpoint import CHECKPOINT, threads_of
+from vlprompt.checks import checked
 from vlprompt.clip import FrozenCLIP
 from vlprompt.console import Reporter
 from vlprompt.data import (
@@ -50,6 +51,7 @@ from vlprompt.weights import load_clip
 CONFIG = SETTINGS
 
 
+@checked
 def run(*, clip: FrozenCLIP | None = None, **settings: Any) -> Result:
     """Train a learner and test it as a protocol says; what ``python -m vlprompt.train`` does.
 

@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from vlprompt.card import model_card
+from vlprompt.checks import checked
 from vlprompt.clip import FrozenCLIP
 from vlprompt.errors import VlpromptError
 from vlprompt.files import atomic_write
@@ -69,6 +70,7 @@ def save_learner(learner: PromptLearner, path: str | os.PathLike, extra: Mapping
     return folder
 
 
+@checked
 def load_learner(path: str | os.PathLike, clip: FrozenCLIP | None = None, device: str = "auto") -> PromptLearner:
     """Rebuild a saved learner.
 

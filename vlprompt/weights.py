@@ -17,6 +17,7 @@ from torch import nn
 
 from vlprompt.backbone_files import from_checkpoint
 from vlprompt.backbone_tags import tag_facts
+from vlprompt.checks import checked
 from vlprompt.clip import FrozenCLIP, Precision, Tokenizer, check_precision, resolve_device
 from vlprompt.errors import VlpromptError, nearest
 
@@ -32,6 +33,7 @@ OFFLINE_WAYS = (
 )
 
 
+@checked
 def load_clip(
     name: str | nn.Module,
     pretrained: str | None = None,

@@ -11,6 +11,7 @@ from pathlib import Path
 from datasets_registry.card import Card
 from datasets_registry.readers.base import generated_split, natural_name, on_disk, read_lines, readers
 from datasets_registry.readers.layout import LAYOUT, find_parts, nesting_defects, nesting_notes
+from vlprompt.checks import checked
 from vlprompt.data.formats import describe_left_out
 from vlprompt.data.listing import folders, list_images, loose_images
 from vlprompt.data.name_hints import hint_names
@@ -149,6 +150,7 @@ def _class_folders(image_dir: Path, word: str, found: ClassFolders, follow_links
     return by_class
 
 
+@checked
 def load_folder(path: str | Path, *, follow_links: bool = False) -> tuple[list[str], list[str]]:
     """Return the images of a folder of class folders: their paths, and the class name of each.
 

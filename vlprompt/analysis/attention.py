@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vlprompt.analysis.figures import FONT, GREY, displayable, new_figure, paper_figure
+from vlprompt.checks import checked, index_of
 from vlprompt.clip import FrozenCLIP
 from vlprompt.errors import VlpromptError
 from vlprompt.learner import PromptLearner
@@ -39,6 +40,7 @@ class AttentionMaps:
     images: Tensor
 
 
+@checked
 @torch.no_grad()
 def attention_maps(model: PromptLearner | FrozenCLIP, images: Tensor) -> AttentionMaps:
     """Return the attention weights of CLS and of the learnt tokens while a learner encodes images.
@@ -84,6 +86,7 @@ def attention_weights(q: Tensor, k: Tensor) -> Tensor:
     return (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).softmax(dim=-1)
 
 
+@checked
 @paper_figure
 def plot_attention(
     maps: AttentionMaps, layer: int = -1, head: int | None = None, frozen: AttentionMaps | None = None
@@ -99,6 +102,7 @@ def plot_attention(
         head: index of the head; None takes the mean over heads.
         frozen: maps of the frozen model on the same images, shown in front.
     """
+    layer = index_of("layer", layer, maps.cls.shape[1])
     columns = [("image", None, None)]
     if frozen is not None:
         columns.append(("CLS, frozen", _over_heads(frozen.cls[:, layer], head), frozen.shares[:, layer, :, 0, 1]))
@@ -126,6 +130,7 @@ def plot_attention(
     return figure
 
 
+@checked
 @paper_figure
 def plot_attention_heads(maps: AttentionMaps, image: int = 0, token: int = 0) -> Figure:
     """Draw where one token looks in every head (columns) of every block (rows), on the grid of patches.

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vlprompt.analysis.figures import FONT, GREY, new_figure, paper_figure, shorten
+from vlprompt.checks import check_labels, checked
 from vlprompt.clip import natural_name
 from vlprompt.data.splits import DEFAULT_TEMPLATE
 from vlprompt.errors import VlpromptError
@@ -46,6 +47,7 @@ class FeatureProjection:
     explained: tuple[float, float] | None = None
 
 
+@checked
 @torch.no_grad()
 def project_features(
     learner: PromptLearner,
@@ -77,11 +79,7 @@ def project_features(
     """
     if by not in ("pca", "tsne"):
         raise VlpromptError(f"unknown projection '{by}': use pca or tsne")
-    if len(labels) != len(images) or int(labels.max()) >= len(learner.class_names):
-        raise VlpromptError(
-            f"{len(labels)} labels up to {int(labels.max())} do not fit {len(images)} images and "
-            f"{len(learner.class_names)} class names"
-        )
+    labels = check_labels(labels, len(images), len(learner.class_names))
     learner.eval()
     texts = [template.format(natural_name(name)) for name in learner.class_names]
     image_before = F.normalize(learner.clip.encode_image(images), dim=-1)
@@ -118,6 +116,7 @@ def _project(features: np.ndarray, by: str, seed: int) -> tuple[np.ndarray, tupl
     return TSNE(2, perplexity=perplexity, init="pca", random_state=seed).fit_transform(features), None
 
 
+@checked
 @paper_figure
 def plot_projection(projection: FeatureProjection) -> Figure:
     """Draw the plane before and after: dots are images, stars are class names, one colour a class.

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from vlprompt.checks import at_least, checked
 from vlprompt.clip import FrozenCLIP
 from vlprompt.data import ImageItems, check_items, eval_transform, load_split
 from vlprompt.data.splits import DatasetSplits
@@ -30,6 +31,7 @@ class Samples:
     class_names: tuple[str, ...]
 
 
+@checked
 def sample_images(
     clip: FrozenCLIP, dataset: str | DatasetSplits, per_class: int = 1, root: str | os.PathLike | None = None
 ) -> Samples:
@@ -46,6 +48,7 @@ def sample_images(
     """
     splits = load_split(dataset, root) if isinstance(dataset, str) else dataset
     check_items(splits, splits.test)
+    per_class = at_least("per_class", per_class, 1)
     by_class = defaultdict(list)
     for item in splits.test:
         by_class[item.label].append(item)

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vlprompt.analysis.figures import GREY, IMAGE, TEXT, new_figure, paper_figure
+from vlprompt.checks import check_images, checked
 from vlprompt.clip import natural_name
 from vlprompt.data.splits import DEFAULT_TEMPLATE
 from vlprompt.learner import PromptLearner
@@ -49,6 +50,7 @@ class FeatureShift:
         return (self.text[:blocks].mean(dim=1) - self.image[:blocks].mean(dim=1)).abs()
 
 
+@checked
 @torch.no_grad()
 def feature_shift(learner: PromptLearner, images: Tensor, template: str = DEFAULT_TEMPLATE) -> FeatureShift:
     """Measure how far a learner moves the states of both towers' blocks from the frozen model's.
@@ -65,7 +67,7 @@ def feature_shift(learner: PromptLearner, images: Tensor, template: str = DEFAUL
         template: the text without prompts, with ``{}`` for the class name.
     """
     learner.eval()
-    clip, images = learner.clip, images.to(learner.clip.device)
+    clip, images = learner.clip, check_images(images, learner.clip.image_size).to(learner.clip.device)
     image, image_feature = _image_shift(learner, images)
     frozen_text = [template.format(natural_name(name)) for name in learner.class_names]
     with recorded_prompts(learner) as calls:
@@ -114,6 +116,7 @@ def _relative(changed: Tensor, original: Tensor) -> Tensor:
     return (changed - original).norm(dim=-1) / original.norm(dim=-1)
 
 
+@checked
 @paper_figure
 def plot_feature_shift(shift: FeatureShift) -> Figure:
     """Draw each tower's shift against the block: the mean over inputs, a band of one standard deviation around it.

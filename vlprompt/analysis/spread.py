@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vlprompt.analysis.figures import GREY, IMAGE, TEXT, new_figure, paper_figure, shorten
+from vlprompt.checks import checked
 from vlprompt.data import resolve_templates
 from vlprompt.data.splits import DatasetSplits
 from vlprompt.errors import VlpromptError
@@ -43,6 +44,7 @@ class TemplateSpread:
         return max(self.by_template.values()) - min(self.by_template.values())
 
 
+@checked
 def template_spread(
     learner: PromptLearner, splits: DatasetSplits, templates: Templates = "imagenet7", limit: int | None = None
 ) -> TemplateSpread:
@@ -68,6 +70,7 @@ def template_spread(
     return TemplateSpread(by_template, row.zero_shot, row.accuracy, learner.method, row.n_images)
 
 
+@checked
 @paper_figure
 def plot_template_spread(spread: TemplateSpread) -> Figure:
     """Draw one dot a template, best on top, and lines for all of them together and for the learner.

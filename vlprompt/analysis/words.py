@@ -12,6 +12,7 @@ from open_clip import SimpleTokenizer
 from torch import Tensor
 
 from vlprompt.analysis.figures import FONT, GREY, new_figure, paper_figure
+from vlprompt.checks import checked
 from vlprompt.clip import ClassTokens, FrozenCLIP
 from vlprompt.errors import VlpromptError
 from vlprompt.learner import PromptLearner
@@ -51,6 +52,7 @@ class NearestWords:
         return "\n".join(lines)
 
 
+@checked
 @torch.no_grad()
 def nearest_words(learner: PromptLearner, top: int = 5, vocabulary: Sequence[str] | None = None) -> NearestWords:
     """Return the words whose embeddings are nearest to each learnt context vector, as in CoOp's Table 4.
@@ -157,6 +159,7 @@ def _set_names(learner: PromptLearner, count: int) -> tuple[str, ...]:
     return learner.class_names if specific else tuple(f"prompt {i + 1}" for i in range(count))
 
 
+@checked
 @paper_figure
 def plot_nearest_words(found: NearestWords, set_index: int = 0) -> Figure:
     """Draw one set's nearest words as a table; the darker a cell, the nearer its word on the scale of word spacing.

@@ -94,6 +94,8 @@ def as_rgb(image: Any, place: str = "the image") -> Image.Image:
 
 def _in_hand(image: Image.Image, place: str) -> Image.Image:
     """Convert an image that is in memory, or that was opened and not read yet."""
+    if 0 in image.size:
+        raise VlpromptError(f"{place} has no pixels: {image.width} x {image.height}")
     try:
         return to_rgb(image)
     except (VlpromptError, OSError, SyntaxError, ValueError) as error:

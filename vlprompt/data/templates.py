@@ -8,6 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import Protocol
 
+from vlprompt.checks import check_templates
 from vlprompt.data.descriptions import read_descriptions as read_descriptions  # earlier versions had it here
 from vlprompt.errors import VlpromptError, nearest
 from vlprompt.files import read_text, text_lines
@@ -60,14 +61,7 @@ def resolve_templates(spec: str | Sequence[str] | None, splits: HasTemplates) ->
         return IMAGENET7 + own
     if isinstance(spec, str):
         spec = [spec] if "{}" in spec else _read_templates(spec)
-    wrong = [t for t in spec if not isinstance(t, str) or t.count("{}") != 1]
-    if wrong or not spec:
-        raise VlpromptError(
-            f"a template must hold {{}} once, where the class name goes, and not {wrong[0]!r}"
-            if wrong
-            else "the list of templates is empty"
-        )
-    return tuple(spec)
+    return check_templates(spec)
 
 
 def _read_templates(spec: str) -> list[str]:
