@@ -63,7 +63,8 @@ def describe_difference(parts: Parts, published: Parts) -> str:
     paths = dict.fromkeys(item.path for _, item in [*(ours.keys() - theirs.keys()), *(theirs.keys() - ours.keys())])
     if not paths:
         return "its images stand in another order, so few-shot draws are others"
-    return f"{len(paths):,} images have another part or class or are in one of the two alone, such as {min(paths)}"
+    what = f"{len(paths):,} images, such as {min(paths)}," if len(paths) > 1 else f"the image {min(paths)}"
+    return f"{what} of another part or class, or in one of the two alone"
 
 
 @readers.register("json", takes_path=True)

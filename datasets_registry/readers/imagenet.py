@@ -91,10 +91,13 @@ def _ids(card: Card, image_dir: Path, names: dict[str, str]) -> list[str]:
     """Return the sorted ids that have a folder; a number other than the card's would shift every label."""
     ids = [name for name in folders(image_dir) if name in names] if image_dir.is_dir() else []
     if len(ids) != card.classes:
-        unsorted = _unsorted(image_dir)
+        first = next((name for name in sorted(names) if name not in ids), next(iter(names)))
+        wanted = (
+            "the first that is missing is" if ids and len(names) == card.classes else "they are called by their ids, as"
+        )
         raise VlpromptError(
             f"{len(ids)} of the {card.classes} class folders of {card.title} are in {image_dir}: "
-            + (unsorted or f"they must be called by their ids, such as {image_dir / next(iter(names))}/")
+            + (_unsorted(image_dir) or f"{wanted} {image_dir / first}/")
         )
     return ids
 

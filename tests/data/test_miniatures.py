@@ -89,6 +89,13 @@ def test_imagenets_two_missiles_are_two_classes(tmp_path: Path):
     assert splits.train[0].path < splits.train[1].path  # sorted, not as the disk lists them
 
 
+def test_missing_class_folder_of_imagenet_is_named(tmp_path: Path):
+    make_miniature("imagenet", tmp_path)
+    (tmp_path / "imagenet/images/train" / IDS[3]).rename(tmp_path / "elsewhere")
+    with pytest.raises(VlpromptError, match=rf"999 of the 1000 .* first that is missing is .*images/train/{IDS[3]}/"):
+        load_split("imagenet", tmp_path)
+
+
 def test_numbered_folders_of_v2_are_labels_and_not_sorted_as_words(tmp_path: Path):
     make_miniature("imagenet_v2", tmp_path)
     splits = load_split("imagenet_v2", tmp_path)

@@ -86,7 +86,7 @@ def test_file_on_disk_wins_and_a_difference_is_said(tmp_path: Path, capsys: pyte
 
     content["val"][0], content["test"][0] = content["test"][0], content["val"][0]
     path.write_text(json.dumps(content))
-    with pytest.warns(UserWarning, match=r"is not the published split .*2 images have another"):
+    with pytest.warns(UserWarning, match=r"is not the published split .*2 images, such as .*, of another part"):
         mine = load_split("dtd", tmp_path)
     assert mine.val[0].path == content["val"][0][0]
     assert mine.source == "own file"
@@ -104,7 +104,10 @@ def test_file_on_disk_wins_and_a_difference_is_said(tmp_path: Path, capsys: pyte
 def test_commands_say_that_the_split_is_included(tmp_path: Path, capsys: pytest.CaptureFixture):
     with_images("eurosat", tmp_path)
     assert main(["download", "eurosat", f"data_root={tmp_path}"]) == 0
-    assert "still missing" not in capsys.readouterr().out
+    assert "the published split comes with the package" in capsys.readouterr().out
+    (tmp_path / "tv/food-101/images").mkdir(parents=True)
+    assert main(["prepare", "food101", f"from={tmp_path}/tv", f"data_root={tmp_path}"]) == 0
+    assert "still missing: " in capsys.readouterr().out
     assert main(["info", "eurosat"]) == 0
     assert "published, included (a file eurosat/split_zhou_EuroSAT.json is used" in capsys.readouterr().out
     assert main(["list", "eurosat"]) == 0

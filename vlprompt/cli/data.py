@@ -190,9 +190,7 @@ def run_download(name: str, settings: dict[str, Any], reporter: Reporter) -> int
         raise VlpromptError(
             f"{card.title} has no automatic download: get it from {card.homepage} and make\n  {root}/{layout}"
         )
-    split = root / card.folder / card.split_file
-    if card.split == "published" and not (card.letters or split.exists() or has_packaged(card.name)):
-        reporter.say(f"still missing: {split}, from the links in {card.split_page} (or use split=generated)")
+    _say_split(card, root, reporter)
     return 0
 
 
@@ -206,7 +204,17 @@ def run_prepare(name: str, settings: dict[str, Any], reporter: Reporter) -> int:
         lines = prepare_dataset(card, source, root, settings.get("mode", "link"), update)
     for line in lines:
         reporter.say(line)
+    _say_split(card, root, reporter)
     return 0
+
+
+def _say_split(card: Card, root: Path, reporter: Reporter) -> None:
+    """Say whether the published split is still to get."""
+    split = root / card.folder / card.split_file
+    if has_packaged(card.name):
+        reporter.say(f"the published split comes with the package: vlprompt data check {card.name} data_root={root}")
+    elif card.split == "published" and not (card.letters or split.exists()):
+        reporter.say(f"still missing: {split}, from the links in {card.split_page} (or use split=generated)")
 
 
 def _registered(name: str, verb: str) -> Card:

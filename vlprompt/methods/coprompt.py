@@ -3,8 +3,9 @@
 Trained: MaPLe's prompts and maps, and a bottleneck adapter on each tower's final feature. The loss adds 1 - cos to the
 frozen feature of a description of the class and to that of another augmented view of the image.
 Protocols: few-shot, base-to-new, cross-dataset, domain generalization.
-Differs from the authors' code: descriptions are read while training only, fall back to the templates where there are
-none, and may differ in number between classes; settings do not depend on the dataset that is evaluated.
+Differs from the authors' code: descriptions (``descriptions=FILE``, ``{class: [sentences]}``) are read while training
+only, fall back to the templates where there are none, and may differ in number between classes; settings do not depend
+on the dataset that is evaluated.
 """
 
 from __future__ import annotations
