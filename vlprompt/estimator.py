@@ -22,6 +22,7 @@ from vlprompt.clip import FrozenCLIP, resolve_device
 from vlprompt.console import Reporter
 from vlprompt.data import DatasetSplits, FeatureBank, resolve_templates
 from vlprompt.data.pairs import labels_of
+from vlprompt.data.readable import leave_out_unreadable
 from vlprompt.data.streaming import is_preprocessed
 from vlprompt.errors import VlpromptError, nearest
 from vlprompt.estimator_inputs import as_images, check_alike, holds_images, names_of, published_shots, training_set
@@ -64,6 +65,8 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):
         mirror: whether a mirrored image keeps its class (not so for digits).
         precision, device: of the backbone.
         workers: processes that decode training images, and threads that decode those to predict.
+        on_unreadable: ``skip``, with a warning, image files to fit on that cannot be read, or ``stop`` at them; those
+            to predict always stop.
         warm_start: let ``fit`` go on from what the last one learnt.
         random_state: seed of initial weights, batches and augmentation; None draws another each time.
         verbose: tell how training gets on.
@@ -100,6 +103,7 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):
         precision: str = "fp32",
         device: str = "auto",
         workers: int = 0,
+        on_unreadable: str = "skip",
         warm_start: bool = False,
         random_state: int | np.random.RandomState | None = 1,
         verbose: bool = False,
@@ -118,6 +122,7 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):
         self.precision = precision
         self.device = device
         self.workers = workers
+        self.on_unreadable = on_unreadable
         self.warm_start = warm_start
         self.random_state = random_state
         self.verbose = verbose
@@ -192,6 +197,8 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):
         _check_input(X, self.method, method_facts(self.method, resolved.method_settings), clip, training=True)
         images = () if isinstance(X, np.ndarray) else X
         data = training_set(images, labels.tolist() if len(images) else (), names, mirror=self.mirror)
+        if data.image_dir:
+            data = leave_out_unreadable(data, ["train"], self.on_unreadable)
         if classes is not None:
             templates = resolve_templates(self.templates, data)
             settings = resolved.method_settings | adapt_depths(resolved, clip)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from datasets_registry.card import Card
-from datasets_registry.readers.base import generated_split, natural_name, on_disk, read_lines, readers
+from datasets_registry.readers.base import PART_NAMES, generated_split, natural_name, on_disk, read_lines, readers
 from datasets_registry.readers.layout import LAYOUT, find_parts, nesting_defects, nesting_notes
 from vlprompt.checks import checked
 from vlprompt.data.formats import describe_left_out
@@ -172,15 +172,14 @@ def load_folder(path: str | Path, *, follow_links: bool = False) -> tuple[list[s
     folder = Path(path).expanduser()
     if not folder.is_dir():
         raise VlpromptError(f"there is no folder {folder}: {LAYOUT}")
+    words = sorted(folders(folder), key=lambda name: PART_NAMES.get(name.lower()) != "train")
+    if words and all(word.lower() in PART_NAMES for word in words):
+        raise VlpromptError(
+            f"{folder} has its classes in {' and '.join(words)}: give one of them, such as {folder / words[0]}"
+        )
     found = look_at_folder(folder, follow_links=follow_links)
     if found.defects:
         raise VlpromptError(found.defects[0])
-    if "" not in found.images:
-        words = find_parts(folder)
-        raise VlpromptError(
-            f"{folder} has its classes in {' and '.join(words.values())}: give one of them, such as "
-            f"{folder / words['train']}"
-        )
     names = hint_names(list(found.names.values()))
     for note in [*found.notes, *([names] if names else [])]:
         warnings.warn(note, stacklevel=2)

@@ -147,6 +147,20 @@ def test_pairs_in_memory_are_looked_at_too():
     assert list(find_unreadable(splits, items)) == ["train/8"]
 
 
+def test_the_classifier_leaves_out_unreadable_files(photos: Make):
+    root = photos(cat=4, dog=4)
+    paths, names = vlprompt.load_folder(root)
+    cut(Path(paths[0]))
+    quick = {"method": "coop", "epochs": 1, "views": 1, "options": {"n_ctx": 1}}
+    with pytest.warns(UserWarning, match=r"1 of 8 images of paths cannot be read .*00\.jpg"):
+        classifier = vlprompt.PromptClassifier(**quick).fit(paths, names)
+    assert len(classifier.predict(paths[1:])) == 7
+    with pytest.raises(VlpromptError, match=r"00\.jpg .*1 of 8 images of paths cannot be read"):
+        vlprompt.PromptClassifier(**quick, on_unreadable="stop").fit(paths, names)
+    with pytest.raises(VlpromptError, match=r"cannot read the image .*00\.jpg"):
+        classifier.predict(paths)
+
+
 # Links
 
 
