@@ -6,6 +6,7 @@ import functools
 import hashlib
 import re
 import statistics
+import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -339,8 +340,8 @@ class FrozenCLIP:
 
 
 def natural_name(class_name: str) -> str:
-    """A class name as prompts use it: underscores become spaces, white space is folded."""
-    return re.sub(r"\s+", " ", class_name.replace("_", " ")).strip()
+    """A class name as prompts use it: underscores become spaces, white space is folded, accents are composed."""
+    return re.sub(r"\s+", " ", unicodedata.normalize("NFC", class_name).replace("_", " ")).strip()
 
 
 def same_names(class_names: Iterable[str]) -> tuple[str, ...]:

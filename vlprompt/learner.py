@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from vlprompt import publishing
 from vlprompt.aggregation import AGGREGATORS
 from vlprompt.checks import as_batch, check_batch, check_features, check_seed, check_templates, checked, listed
+from vlprompt.class_names import check_names
 from vlprompt.clip import FrozenCLIP, same_names
 from vlprompt.data.descriptions import names_file, read_descriptions
 from vlprompt.data.splits import DEFAULT_TEMPLATE
@@ -286,6 +287,7 @@ class PromptLearner(nn.Module):
                 f"{self.method} with these settings learns one context a class and cannot score new class names; "
                 "use class_specific=false, or train on all classes"
             )
+        check_names(self.clip, names)
         previous, self.class_names = self.class_names, names
         try:
             self.prepare_classes()
@@ -427,6 +429,7 @@ def create_learner(
     *,
     templates: Sequence[str] = (DEFAULT_TEMPLATE,),
     seed: int = 1,
+    shared_names: bool = False,
     **settings: Any,
 ) -> PromptLearner:
     """Create a learner of a registered method.
@@ -437,14 +440,21 @@ def create_learner(
         class_names: C natural-language names.
         templates: the dataset's hand-written templates.
         seed: of the initial weights.
+        shared_names: whether classes may have one name, as those of several datasets may that were joined.
         settings: the method's ``Config``, such as ``n_ctx=16``.
+
+    Raises:
+        VlpromptError: a setting is not right, or two names are the same to the model's tokenizer. Different names that
+            a small model does not tell apart are a warning.
 
     >>> create_learner("coop", load_clip("vlprompt-tiny"), ["cat", "dog"], n_ctx=4)  # doctest: +SKIP
     """
     config = make_config(method, settings)
     templates = (DEFAULT_TEMPLATE,) if templates is None else check_templates(templates)
     check_descriptions(method, config)
-    learner = METHODS.get(method)(clip, class_names, config, templates, check_seed(seed))
+    names = _checked_names(class_names)
+    check_names(clip, names, shared_names)
+    learner = METHODS.get(method)(clip, names, config, templates, check_seed(seed))
     anchors = [o.descriptions for o in learner.objectives if isinstance(o, DescriptionAnchor)]
     for file in filter(names_file, [config.descriptions, *anchors]):
         read_descriptions(file, learner.class_names)  # says what is wrong with it now, and not at the first step

@@ -60,7 +60,8 @@ def run(*, clip: FrozenCLIP | None = None, **settings: Any) -> Result:
     Args:
         clip: a frozen model in hand, instead of one loaded by ``backbone``.
         settings: as on the command line; see ``python -m vlprompt.train --help``. ``dataset`` may also be splits in
-            hand, or a torch ``Dataset`` of (image, label) pairs that has ``classes``.
+            hand, a torch ``Dataset`` of (image, label) pairs that has ``classes``, or one of Hugging Face's; see
+            ``vlprompt.data.as_splits``.
 
     Raises:
         VlpromptError: a setting, the data or the backbone is not right; told before training starts.
@@ -200,7 +201,8 @@ def _make_learner(
 ) -> PromptLearner:
     settings = resolved.method_settings | adapted
     method, seed = resolved.config.method, resolved.config.seed
-    return create_learner(method, clip, source.class_names, templates=source.templates, seed=seed, **settings)
+    options = {"templates": source.templates, "seed": seed, "shared_names": bool(source.tasks)}
+    return create_learner(method, clip, source.class_names, **options, **settings)
 
 
 def _announce(resolved: Resolved, adapted: dict[str, int], clip: FrozenCLIP, reporter: Reporter) -> None:

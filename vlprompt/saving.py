@@ -22,6 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from vlprompt.card import model_card
 from vlprompt.checks import checked
+from vlprompt.class_names import check_names
 from vlprompt.clip import FrozenCLIP
 from vlprompt.errors import VlpromptError
 from vlprompt.files import atomic_write
@@ -112,6 +113,7 @@ def load_learner(path: str | os.PathLike, clip: FrozenCLIP | None = None, device
     learner.check_shapes(declared, f"the tensors of {path}")
     learnables = read_learnables(folder, saved["files"].get(LEARNABLES))
     learner.load_learnables(learnables, f"the tensors of {path}")
+    check_names(clip, learner.class_names, shared_names=True)
     return learner.eval()
 
 

@@ -14,25 +14,29 @@ from datasets_registry.catalog import find_card, list_collections
 from datasets_registry.layout_hints import hint_folder
 from datasets_registry.packaged import has_packaged, split_words
 from vlprompt.cli._shared import check_keys, command, parse
+from vlprompt.clip import FrozenCLIP
 from vlprompt.console import Reporter, make_console
 from vlprompt.data import list_datasets
 from vlprompt.data.check import Report, check_dataset, class_hash, datasets_below
 from vlprompt.errors import VlpromptError, nearest
+from vlprompt.weights import TINY, load_clip
 
 USAGE = """vlprompt data list [PATTERN | COLLECTION]
 vlprompt data info NAME
 vlprompt data check NAME data_root=DIR [split=published|generated] [follow_links=true] [lines=50] [--deep]
+                    [backbone=NAME [pretrained=TAG]]
 vlprompt data check DIR [--deep]                      every registered dataset that lies below DIR
 vlprompt data download NAME data_root=DIR
 vlprompt data prepare NAME from=DIR data_root=DIR [mode=link|move]
 
 check exits with status 1 if anything is wrong, each thing in a line; --deep reads every image. prepare puts
 torchvision's layout in place of ours, and takes frames from UCF101's videos (from=UCF-101). NAME of check may be
-folder:PATH, csv:PATH, json:PATH or wds:PATTERN."""
+folder:PATH, csv:PATH, json:PATH or wds:PATTERN; of those it also notes the class names that the backbone, by default
+vlprompt-tiny, cannot tell apart."""
 KEYS = {
     "list": (),
     "info": (),
-    "check": ("data_root", "deep", "split", "follow_links", "lines"),
+    "check": ("data_root", "deep", "split", "follow_links", "lines", "backbone", "pretrained"),
     "download": ("data_root",),
     "prepare": ("from", "data_root", "mode"),
 }
@@ -135,12 +139,12 @@ def run_check(name: str, settings: dict[str, Any], reporter: Reporter) -> int:
     names = datasets_below(name) if is_root else [name]
     if not names:
         raise VlpromptError(f"no folder of a registered dataset is in {name}: {hint_folder(Path(name).expanduser())}")
-    reports = []
+    reports, clip = [], _clip(settings) if "backbone" in settings or ":" in name else None
     for each in names:
         with reporter.bar(f"reading {each}", lines=2) as update:
             options = {key: settings.get(key, False) is True for key in ("deep", "follow_links")}
-            options["split"] = settings.get("split", "published")
-            reports.append(check_dataset(each, name if is_root else root, progress=update, **options))
+            options |= {"split": settings.get("split", "published"), "progress": update, "clip": clip}
+            reports.append(check_dataset(each, name if is_root else root, **options))
         show_report(reports[-1], int(settings.get("lines", LINES)), reporter.console)
     return int(any(report.defects for report in reports))
 
@@ -162,6 +166,11 @@ def show_report(report: Report, lines: int, console: Any) -> None:
         console.print(f"  {' '.join(defect.split())}", markup=False, soft_wrap=True)
     if len(report.defects) > lines:
         console.print(f"  and {len(report.defects) - lines:,} more (lines=N shows N)", markup=False, soft_wrap=True)
+
+
+def _clip(settings: dict[str, Any]) -> FrozenCLIP:
+    """The model that is asked which class names it cannot tell apart: the one named, or the default one."""
+    return load_clip(str(settings.get("backbone", TINY)), settings.get("pretrained"), device="cpu")
 
 
 def _classes(report: Report) -> str:

@@ -19,6 +19,8 @@ from datasets_registry.layout_hints import similar_name, where_or_how
 from datasets_registry.readers.coop_json import audit_published
 from datasets_registry.readers.domains import audit_spg_files
 from datasets_registry.readers.folder import audit_folder
+from vlprompt.class_names import describe_alike
+from vlprompt.clip import FrozenCLIP
 from vlprompt.data.images import open_inside, open_listed
 from vlprompt.data.listing import folders
 from vlprompt.data.name_hints import hint_names
@@ -79,6 +81,7 @@ def check_dataset(
     split: SplitChoice = "published",
     follow_links: bool = False,
     progress: Callable[[int, int], None] | None = None,
+    clip: FrozenCLIP | None = None,
 ) -> Report:
     """Check a dataset's split, files and, if ``deep``, each image.
 
@@ -92,6 +95,7 @@ def check_dataset(
         deep: read every image whole.
         split, follow_links: as for ``load_split``.
         progress: called with the number of images read and in all.
+        clip: a frozen model that is asked which class names it cannot tell apart.
     """
     registered = ":" not in name
     card, _ = find_card(name) if registered else (Card(name=name, title=name, reader=""), "")
@@ -121,7 +125,8 @@ def check_dataset(
     if registered and splits.source != "generated" and "/" not in name:
         defects += _against_card(card, splits)
     safe, wrong = _check_files(splits, follow_links)
-    defects += [*_duplicates(splits), *_misplaced(splits), *wrong]
+    same, alike = describe_alike(clip, splits.class_names) if clip and not card.shared_names else ([], [])
+    defects += [*_duplicates(splits), *_misplaced(splits), *same, *wrong]
     opened = 0
     if deep:
         for opened, item in enumerate(safe, start=1):
@@ -133,7 +138,7 @@ def check_dataset(
                 progress(opened, len(safe))
     counts = {part: len(getattr(splits, part)) for part in PARTS}
     facts = (len(splits.class_names), class_hash(splits.class_names), splits.source, opened, tuple(defects))
-    return Report(name, True, counts, *facts, splits.notes, {} if registered else _images_of_classes(splits))
+    return Report(name, True, counts, *facts, (*splits.notes, *alike), {} if registered else _images_of_classes(splits))
 
 
 def _images_of_classes(splits: DatasetSplits) -> dict[str, int]:
