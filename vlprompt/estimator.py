@@ -21,6 +21,7 @@ from vlprompt.checks import told
 from vlprompt.clip import FrozenCLIP, resolve_device
 from vlprompt.console import Reporter
 from vlprompt.data import DatasetSplits, FeatureBank, resolve_templates
+from vlprompt.data.in_hand import as_torch
 from vlprompt.data.pairs import labels_of
 from vlprompt.data.readable import leave_out_unreadable
 from vlprompt.data.streaming import is_preprocessed
@@ -294,6 +295,7 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):
 
     def _checked(self, X: Any, y: Any, reset: bool) -> tuple[Any, np.ndarray]:
         """Images as a sequence or features as fp32 rows, and labels; as scikit-learn checks them."""
+        X = as_torch(X)
         if isinstance(X, Dataset) and y is None:
             y = labels_of(X)
         check_alike(y)
@@ -307,6 +309,7 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):
         return X, y
 
     def _checked_images_or_features(self, X: Any, reset: bool) -> Any:
+        X = as_torch(X)
         if holds_images(X):
             if reset:
                 vars(self).pop("n_features_in_", None)

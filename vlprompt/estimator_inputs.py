@@ -19,7 +19,7 @@ from torch.utils.data import Dataset, IterableDataset
 from vlprompt.checks import listed, told
 from vlprompt.data import DatasetSplits, Item, as_rgb
 from vlprompt.data.images import open_listed
-from vlprompt.data.pairs import class_names_of
+from vlprompt.data.in_hand import class_names_of, image_of
 from vlprompt.data.streaming import is_preprocessed
 from vlprompt.errors import VlpromptError
 
@@ -106,8 +106,7 @@ class _Images(Sequence):
         return map(self.__getitem__, range(len(self)))  # a dataset need not know its own end
 
     def __getitem__(self, index: int) -> Any:
-        sample = self.dataset[index]
-        return sample[0] if isinstance(sample, (tuple, list)) else sample
+        return image_of(self.dataset[index])
 
 
 def training_set(
@@ -122,10 +121,12 @@ def training_set(
     items = [Item(str(i), y, class_names[y]) for i, y in enumerate(labels)]
     name = f"images-{uuid.uuid4().hex if isinstance(images, _Images) else _content_hash(images)}"
 
-    def open_image(item: Item) -> Image.Image:
-        return as_rgb(images[int(item.path)], f"image {item.path} of X")
+    return DatasetSplits(name, train=items, open_image=partial(_open_given, images), **facts)
 
-    return DatasetSplits(name, train=items, open_image=open_image, **facts)
+
+def _open_given(images: Sequence[Any], item: Item) -> Image.Image:
+    """Open an image in memory; a function of the module, which a process that is started anew can be handed."""
+    return as_rgb(images[int(item.path)], f"image {item.path} of X")
 
 
 def _content_hash(images: Sequence[Any]) -> str:

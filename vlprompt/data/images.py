@@ -10,6 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 
@@ -72,7 +73,9 @@ def as_rgb(image: Any, place: str = "the image") -> Image.Image:
     """Return whatever stands for an image as an RGB one.
 
     Args:
-        image: a ``PIL.Image``, a path, or bytes: an array (H, W), (H, W, 1) or (H, W, 3), or a tensor (1 or 3, H, W).
+        image: a ``PIL.Image``, a path, or numbers: an array (H, W) or (H, W, 1 or 3), or a tensor (1 or 3, H, W); each
+            may have its axes as the other has. They are bytes, or floats from 0 to 1 as torchvision's ``ToTensor``
+            makes them, and not normalised.
         place: what errors call it.
 
     Raises:
@@ -83,13 +86,35 @@ def as_rgb(image: Any, place: str = "the image") -> Image.Image:
     if isinstance(image, (str, os.PathLike)):
         return open_rgb(image)
     try:
-        if isinstance(image, torch.Tensor):
-            image = image.permute(1, 2, 0).cpu().numpy()
-        image = Image.fromarray(image[..., 0] if image.ndim == 3 and image.shape[2] == 1 else image)
+        pixels = image.detach().cpu().numpy() if isinstance(image, torch.Tensor) else image
+        if (
+            pixels.ndim == 3
+            and pixels.shape[0] in (1, 3)
+            and (isinstance(image, torch.Tensor) or pixels.shape[2] not in (1, 3, 4))
+        ):
+            pixels = pixels.transpose(1, 2, 0)
+        pixels = _as_bytes(pixels[..., 0] if pixels.ndim == 3 and pixels.shape[2] == 1 else pixels)
+        opened = Image.fromarray(pixels)
     except (TypeError, ValueError, AttributeError, RuntimeError) as error:
         kind = f"{type(image).__name__} {getattr(image, 'dtype', '')} {getattr(image, 'shape', '')}".strip()
         raise VlpromptError(f"{place} is no image, path or array of (H, W, 3) bytes, but {kind} ({error})") from error
-    return _in_hand(image, place)
+    return _in_hand(opened, place)
+
+
+def _as_bytes(pixels: np.ndarray) -> np.ndarray:
+    """Return floats from 0 to 1, or whole numbers from 0 to 255, as the bytes that they stand for."""
+    whole = pixels.dtype.kind in "iu" and pixels.ndim == 3
+    if pixels.dtype == np.uint8 or not (pixels.dtype.kind == "f" or whole):
+        return pixels
+    low, high = float(pixels.min()), float(pixels.max())
+    if pixels.dtype.kind == "f" and low >= 0 and high <= 1:
+        return (pixels * 255).round().astype(np.uint8)
+    if low >= 0 and high <= 255 and (pixels == np.round(pixels)).all():
+        return pixels.astype(np.uint8)
+    raise ValueError(
+        f"it holds numbers from {low:.3g} to {high:.3g}: give images as they are, before Normalize or clip.preprocess, "
+        "since the model's own transform follows"
+    )
 
 
 def _in_hand(image: Image.Image, place: str) -> Image.Image:

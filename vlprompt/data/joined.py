@@ -6,11 +6,12 @@ import os
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import accumulate
 from pathlib import Path
+from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from vlprompt.data.splits import PARTS, DatasetSplits, Item
@@ -31,11 +32,6 @@ def join_datasets(parts: Sequence[DatasetSplits]) -> DatasetSplits:
     common = Path(os.path.commonpath([part.image_dir.resolve() for part in parts])) if on_disk else None
     prefixes = [f"{part.image_dir.resolve().relative_to(common).as_posix()}/" if common else "" for part in parts]
 
-    def open_image(item: Item) -> Image.Image:
-        i = bisect_right(starts, item.label) - 1
-        path = item.path.removeprefix(prefixes[i])
-        return parts[i].open_image(replace(item, path=path, label=item.label - starts[i]))
-
     def shifted(split: str) -> list[Item]:
         return [
             replace(item, path=prefix + item.path, label=item.label + start)
@@ -47,13 +43,20 @@ def join_datasets(parts: Sequence[DatasetSplits]) -> DatasetSplits:
         name="+".join(part.name for part in parts),
         class_names=tuple(name for part in parts for name in part.class_names),
         **{split: shifted(split) for split in PARTS},
-        open_image=open_image,
+        open_image=partial(_open_part, tuple(parts), starts, prefixes),
         image_dir=common,
         source="+".join(dict.fromkeys(part.source for part in parts)),
         mirror=all(part.mirror for part in parts),
         version=max(part.version for part in parts),
         tasks=tuple(i for i, part in enumerate(parts) for _ in part.class_names),
     )
+
+
+def _open_part(parts: Sequence[DatasetSplits], starts: Sequence[int], prefixes: Sequence[str], item: Item) -> Any:
+    """Open an image by the dataset that it is of."""
+    i = bisect_right(starts, item.label) - 1
+    path = item.path.removeprefix(prefixes[i])
+    return parts[i].open_image(replace(item, path=path, label=item.label - starts[i]))
 
 
 def mask_other_tasks(batches: Iterable[Mapping[str, Tensor]], tasks: Sequence[int]) -> Iterator[dict[str, Tensor]]:

@@ -5,17 +5,26 @@ from __future__ import annotations
 import os
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, Literal
 
 from PIL import Image
 from torch.utils.data import Dataset, IterableDataset
 
 from vlprompt.data.images import as_rgb
+from vlprompt.data.in_hand import (
+    HubRows,
+    as_torch,
+    class_names_of,
+    hub_parts,
+    image_and_rest,
+    is_of_hub,
+    known_labels,
+    plain_label,
+)
 from vlprompt.data.sampling import generated_split
 from vlprompt.data.splits import PARTS, DatasetSplits, Item
 from vlprompt.errors import VlpromptError
-
-IMAGE_COLUMNS, LABEL_COLUMNS = ("image", "img", "pixel_values"), ("label", "labels", "fine_label", "class")
 
 
 def splits_from_pairs(
@@ -29,9 +38,8 @@ def splits_from_pairs(
 ) -> DatasetSplits:
     """Make a dataset of (image, label) pairs.
 
-    An image is a ``PIL.Image``, a path, or an array or tensor of bytes (see ``as_rgb``). Sequences such as a
-    torchvision dataset are asked for an image when it is needed; without test pairs, 50/20/30 of each class are train,
-    val and test.
+    An image is a ``PIL.Image``, a path, or an array or tensor (see ``as_rgb``). Sequences such as a torchvision dataset
+    are asked for an image when it is needed; without test pairs, 50/20/30 of each class are train, val and test.
 
     Args:
         train, val, test: sequences of (image, label) or of (image, label, domain), or iterables of them.
@@ -46,19 +54,15 @@ def splits_from_pairs(
     10
     """
     name, names = name or f"pairs-{uuid.uuid4().hex[:8]}", tuple(class_names)
-    sources = {p: s if hasattr(s, "__getitem__") else list(s) for p, s in zip(PARTS, (train, val, test), strict=True)}
+    sources = {part: _source(given) for part, given in zip(PARTS, (train, val, test), strict=True)}
     parts = {part: _items(source, names, part) for part, source in sources.items()}
     if not parts["test"]:
         if parts["val"]:
             raise VlpromptError(f"{name} has val pairs but no test pairs: give both, or neither")
         parts = _split(parts["train"], len(names))
 
-    def open_pair(item: Item) -> Image.Image:
-        part, _, position = item.path.partition("/")
-        return as_rgb(sources[part][int(position)][0], item.path)
-
     facts = {"source": "generated" if not len(sources["test"]) else "official", **facts}
-    return DatasetSplits(name=name, class_names=names, **parts, open_image=open_pair, **facts)
+    return DatasetSplits(name=name, class_names=names, **parts, open_image=partial(_open_pair, sources), **facts)
 
 
 def splits_from_hf(
@@ -66,56 +70,65 @@ def splits_from_hf(
 ) -> DatasetSplits:
     """Make a dataset of a Hugging Face ``Dataset``, or of a ``DatasetDict`` with train, validation and test.
 
-    The image and label columns are found by name; class names come from the label's ``ClassLabel`` unless given.
-    Nothing is downloaded and no code of the dataset is run here: load it first.
+    The image and label columns are found by name or kind; class names come from the label's ``ClassLabel``, or are the
+    labels themselves where these are texts, unless given. Nothing is downloaded and no code of the dataset is run here:
+    load it first.
     """
-    if isinstance(dataset, Mapping):
-        by_part = {part: dataset.get(part) for part in PARTS}
-        by_part["val"] = dataset.get("validation", by_part["val"])
-    else:
-        by_part = {"train": dataset}
-    given = {part: rows for part, rows in by_part.items() if rows is not None}
-    if "train" not in given:
+    parts = hub_parts(dataset)
+    if "train" not in parts:
         raise VlpromptError(f"the dataset has the splits {', '.join(dataset)}: one must be called train")
-    columns = list(given["train"].features)
-    image = next((c for c in IMAGE_COLUMNS if c in columns), None)
-    label = next((c for c in LABEL_COLUMNS if c in columns), None)
-    if image is None or label is None:
-        raise VlpromptError(f"an image and a label column are needed, among {', '.join(columns)}: rename them")
-    names = class_names or getattr(given["train"].features[label], "names", None)
+    _check_labelled(parts)
+    names = class_names or parts["train"].classes
     if not names:
-        raise VlpromptError(f"the label column '{label}' has no class names: give class_names")
-    pairs = {part: _Rows(rows, image, label) for part, rows in given.items()}
-    return splits_from_pairs(pairs["train"], names, pairs.get("val", ()), pairs.get("test", ()), name=name, **facts)
+        raise VlpromptError("the label column has no class names: give class_names")
+    return splits_from_pairs(parts["train"], names, parts.get("val", ()), parts.get("test", ()), name=name, **facts)
+
+
+def _check_labelled(parts: Mapping[str, HubRows]) -> None:
+    for part, rows in parts.items():
+        if rows.targets is None:
+            columns = ", ".join(rows.rows.features)
+            raise VlpromptError(f"a label column is needed in {part}, among {columns}: rename it to label")
 
 
 def samples(images: Iterable[Any]) -> Iterable[Any]:
-    """Return what iterates over images, or over the samples of a torch ``Dataset``, which need not know its own end."""
+    """Return what iterates over images, or over the samples of a dataset of torch or Hugging Face."""
     if isinstance(images, (str, os.PathLike)):
         raise VlpromptError(f"several images are expected, and one path was given: write [{str(images)!r}]")
+    if is_of_hub(images) and hasattr(images, "__len__"):
+        images = as_torch(images)
     if isinstance(images, Dataset) and not isinstance(images, IterableDataset):
-        return (images[position] for position in range(len(images)))
+        return (images[position] for position in range(len(images)))  # which need not know its own end
     return images
 
 
-def class_names_of(dataset: Any) -> list[str]:
-    """Return the names in a dataset's ``classes``, as torchvision has them, the first where it has several; or none."""
-    classes = getattr(dataset, "classes", None) or ()
-    return [name if isinstance(name, str) else name[0] for name in classes]
-
-
-def as_splits(
-    dataset: DatasetSplits | Dataset, part: Literal["train", "test"] = "train", class_names: Sequence[str] = ()
-) -> DatasetSplits:
-    """Return a torch ``Dataset`` of (image, label) pairs as splits; splits are returned as they are.
+def as_splits(dataset: Any, part: Literal["train", "test"] = "train", class_names: Sequence[str] = ()) -> DatasetSplits:
+    """Return a dataset in hand as splits; splits are returned as they are.
 
     Args:
-        dataset: its images are ``PIL.Image``s or bytes: transforms of ours follow.
-        part: ``test`` takes all pairs to test on, ``train`` divides them as ``splits_from_pairs`` does.
-        class_names: by label, where the dataset has no ``classes``.
+        dataset: a torch ``Dataset`` of (image, label) pairs, a ``Subset`` or ``ConcatDataset`` of such, or Hugging
+            Face's ``Dataset`` or ``DatasetDict``; its images are as they are: transforms of ours follow.
+        part: ``train`` takes the parts that the dataset has, or divides it as ``splits_from_pairs`` does; ``test``
+            takes all pairs to test on, of a dataset with parts those of its test part, or else of validation.
+        class_names: by label, where the dataset has none.
+
+    Raises:
+        VlpromptError: it has no classes, or is of a kind that cannot be come back to.
     """
     if isinstance(dataset, DatasetSplits):
         return dataset
+    if isinstance(dataset, Mapping):
+        parts = hub_parts(dataset) if all(map(is_of_hub, dataset.values())) else {}
+        if part == "train" or not parts:
+            return splits_from_hf(dataset, class_names)
+        tested = parts.get("test", parts.get("val"))
+        if tested is None:
+            raise VlpromptError("the dataset has no split called test or validation: give one of its splits by itself")
+        _check_labelled({"test": tested})
+        dataset = tested
+    dataset = as_torch(dataset)
+    if isinstance(dataset, HubRows):
+        _check_labelled({part: dataset})
     names = class_names_of(dataset) or class_names
     if not names:
         raise VlpromptError("the dataset has no classes: give splits_from_pairs(dataset, class_names) in its place")
@@ -124,44 +137,37 @@ def as_splits(
 
 def labels_of(source: Any) -> Sequence[Any]:
     """Return the labels of a sequence of (image, label) pairs, from its ``targets`` where it has them."""
-    labels = _labels(source)
-    return list(labels) if labels is not None else [_label_and_domain(source[i])[0] for i in range(len(source))]
+    labels = known_labels(source)
+    labels = [image_and_rest(source[i])[1] for i in range(len(source))] if labels is None else labels
+    return [plain_label(label) for label in labels]
 
 
-class _Rows:
-    """Rows of a table as (image, label) pairs; labels are read as one column, without decoding an image."""
+def _source(given: Iterable[Any]) -> Any:
+    """What a part's samples are asked of: a sequence, or an iterable's list."""
+    if is_of_hub(given):
+        given = as_torch(given)
+    return list(given) if isinstance(given, IterableDataset) or not hasattr(given, "__getitem__") else given
 
-    def __init__(self, rows: Any, image: str, label: str):
-        self.rows, self.image, self.labels = rows, image, list(rows[label])
 
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, index: int) -> tuple[Any, int]:
-        return self.rows[index][self.image], self.labels[index]
+def _open_pair(sources: Mapping[str, Any], item: Item) -> Image.Image:
+    part, _, position = item.path.partition("/")
+    return as_rgb(image_and_rest(sources[part][int(position)])[0], item.path)
 
 
 def _items(source: Any, names: Sequence[str], part: str) -> list[Item]:
-    labels = _labels(source)
+    labels = known_labels(source)
     items = []
     for position in range(len(source)):
-        label, domain = (labels[position], "") if labels is not None else _label_and_domain(source[position])
+        if labels is not None:
+            label, domain = labels[position], ""
+        else:
+            _, label, *rest = image_and_rest(source[position])
+            domain = str(rest[0]) if rest else ""
+        label = plain_label(label)
         if isinstance(label, bool) or not hasattr(label, "__index__") or not 0 <= label.__index__() < len(names):
-            raise VlpromptError(f"the label of {part} pair {position} must be 0 to {len(names) - 1}, not {label!r}")
+            raise VlpromptError(f"the label of {part} pair {position} must be 0 to {len(names) - 1}, not {label!r:.60}")
         items.append(Item(f"{part}/{position}", label.__index__(), names[label.__index__()], domain))
     return items
-
-
-def _labels(source: Any) -> Sequence[int] | None:
-    """Labels that a dataset keeps beside its images (torchvision's ``targets``); none is opened for its label."""
-    labels = getattr(source, "labels", getattr(source, "targets", None))
-    return labels if labels is not None and not callable(labels) and len(labels) == len(source) else None
-
-
-def _label_and_domain(pair: Any) -> tuple[Any, str]:
-    if not isinstance(pair, (tuple, list)) or len(pair) not in (2, 3):
-        raise VlpromptError(f"expected (image, label) or (image, label, domain), not {type(pair).__name__}")
-    return pair[1], str(pair[2]) if len(pair) == 3 else ""
 
 
 def _split(items: Sequence[Item], classes: int) -> dict[str, list[Item]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from vlprompt.data.images import as_rgb
+from vlprompt.data.in_hand import image_of
 from vlprompt.data.transforms import eval_transform, split_transform
 from vlprompt.errors import VlpromptError
 
@@ -95,8 +96,7 @@ class _Loader:
         _, self.before, self.after = split_transform(eval_transform(clip))
 
     def __call__(self, source: Any) -> Tensor | str:
-        image = source[0] if isinstance(source, (tuple, list)) else source
-        image = image["image"] if isinstance(image, Mapping) and "image" in image else image
+        image = image_of(image_of(source))  # a row may be the first of a pair
         try:
             return self.checked(image) if is_preprocessed(image) else self.before(as_rgb(image))
         except VlpromptError as error:

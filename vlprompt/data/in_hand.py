@@ -1,0 +1,171 @@
+"""Datasets of other libraries: what torch's, torchvision's and Hugging Face's know of their samples and classes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+from torch.utils.data import ConcatDataset, DataLoader, Dataset, IterableDataset, Subset
+
+from vlprompt.errors import VlpromptError
+
+IMAGE_COLUMNS, LABEL_COLUMNS = ("image", "img", "pixel_values"), ("label", "labels", "fine_label", "class")
+
+
+class HubRows(Dataset):
+    """Rows of a Hugging Face ``Dataset`` as a torch one: (image, label) pairs, or images where there is no label.
+
+    Labels are read as one column, without decoding an image.
+
+    Args:
+        rows: the ``Dataset``.
+
+    Attributes:
+        classes: names by label: the ``ClassLabel``'s, or the sorted ones where labels are names.
+        targets: (N,) labels; None if there are none.
+    """
+
+    def __init__(self, rows: Any):
+        features = rows.features
+        self.rows, self.image = rows, _column(features, IMAGE_COLUMNS, "Image")
+        label = _column(features, LABEL_COLUMNS, "ClassLabel")
+        if self.image is None:
+            raise VlpromptError(f"an image column is needed, among {', '.join(features)}: rename it to image")
+        self.classes = list(getattr(features[label], "names", None) or ()) if label else []
+        self.targets = None
+        if label:  # a transform of the user's would be applied to every image for its label
+            plain = rows.with_format(None) if hasattr(rows, "with_format") else rows
+            self.targets = list(plain[label])
+            if not self.classes and self.targets and all(isinstance(value, str) for value in self.targets):
+                self.classes = sorted(set(self.targets))
+                self.targets = [self.classes.index(value) for value in self.targets]
+
+    def __len__(self) -> int:
+        return len(self.rows if self.targets is None else self.targets)
+
+    def __getitem__(self, index: int) -> Any:
+        image = self.rows[index][self.image]
+        return image if self.targets is None else (image, self.targets[index])
+
+
+def _column(features: Mapping[str, Any], names: Sequence[str], kind: str) -> str | None:
+    """The first column of a known name, or else the only one of a kind."""
+    of_kind = [name for name, feature in features.items() if type(feature).__name__ == kind]
+    return next((name for name in names if name in features), of_kind[0] if len(of_kind) == 1 else None)
+
+
+def is_of_hub(dataset: Any) -> bool:
+    """Tell a Hugging Face ``Dataset`` by what it has, so that the library need not be there."""
+    if type(dataset).__module__.startswith("datasets."):
+        return True
+    return isinstance(getattr(dataset, "features", None), Mapping) and not isinstance(dataset, Dataset)
+
+
+def hub_parts(dataset: Any) -> dict[str, HubRows]:
+    """Return the parts of a ``Dataset``, which is train, or of a ``DatasetDict`` with train, validation and test."""
+    given = dict(dataset) if isinstance(dataset, Mapping) else {"train": dataset}
+    parts = {"train": given.get("train"), "val": given.get("validation", given.get("val")), "test": given.get("test")}
+    if not any(rows is not None for rows in parts.values()):
+        raise VlpromptError(f"the dataset has the splits {', '.join(map(str, given))}: one must be called train")
+    for rows in parts.values():
+        if rows is not None and (isinstance(rows, IterableDataset) or not hasattr(rows, "__getitem__")):
+            raise VlpromptError(
+                "a dataset that is streamed has no end to split it by: load it without streaming=True, or give "
+                "Dataset.from_list(list(dataset.take(N)), features=dataset.features)"
+            )
+    return {part: HubRows(rows) for part, rows in parts.items() if rows is not None}
+
+
+def as_torch(dataset: Any) -> Any:
+    """Return a Hugging Face dataset as torch's kind, the train part of several; anything else as it is.
+
+    Raises:
+        VlpromptError: it is of a kind that has no samples to come back to: an ``IterableDataset``, or a ``DataLoader``.
+    """
+    if isinstance(dataset, DataLoader):
+        raise VlpromptError("a DataLoader gives batches: give its dataset (loader.dataset)")
+    if is_of_hub(dataset) or (isinstance(dataset, Mapping) and dataset and all(map(is_of_hub, dataset.values()))):
+        parts = hub_parts(dataset)
+        if "train" not in parts:
+            raise VlpromptError(f"the dataset has the splits {', '.join(map(str, dataset))}: one must be called train")
+        return parts["train"]
+    if isinstance(dataset, IterableDataset):
+        raise VlpromptError(
+            "an IterableDataset has no length and no places to come back to: give list(dataset) if it fits in memory, "
+            "with its class names"
+        )
+    return dataset
+
+
+def class_names_of(dataset: Any) -> list[str]:
+    """Return the class names that a dataset or what it wraps has, by label; or none.
+
+    They are in ``classes``, as torchvision has them (the first where one has several), or ``categories``,
+    ``class_to_idx`` or, of Hugging Face's, the ``ClassLabel``.
+
+    Raises:
+        VlpromptError: datasets that were put together have other classes.
+    """
+    if isinstance(dataset, ConcatDataset):
+        lists = [class_names_of(part) for part in dataset.datasets]
+        if any(names != lists[0] for names in lists):
+            raise VlpromptError(
+                "the datasets that were put together have other classes each: give them as splits_from_pairs(pairs, "
+                "class_names) with labels of one list, or run them with protocol=multitask"
+            )
+        return lists[0]
+    if is_of_hub(dataset):
+        return HubRows(dataset).classes
+    places = getattr(dataset, "class_to_idx", None)
+    classes = getattr(dataset, "classes", None) or getattr(dataset, "categories", None)
+    if not classes and isinstance(places, Mapping) and sorted(places.values()) == list(range(len(places))):
+        classes = sorted(places, key=places.get)
+    if not isinstance(classes, (list, tuple)) or not classes:
+        inner = getattr(dataset, "dataset", None)  # of Subset, and of wrappers of a user's own
+        return [] if inner is None else class_names_of(inner)
+    return [name if isinstance(name, str) else str(name[0]) for name in classes]
+
+
+def known_labels(dataset: Any) -> Sequence[Any] | None:
+    """Return the labels that a dataset, or what it wraps, keeps beside its images; none is opened for its label."""
+    if isinstance(dataset, Subset):
+        labels = known_labels(dataset.dataset)
+        return None if labels is None else [labels[i] for i in dataset.indices]
+    if isinstance(dataset, ConcatDataset):
+        lists = [known_labels(part) for part in dataset.datasets]
+        return None if any(labels is None for labels in lists) else [label for labels in lists for label in labels]
+    labels = getattr(dataset, "labels", getattr(dataset, "targets", None))
+    if labels is None or callable(labels) or not hasattr(labels, "__len__") or len(labels) != len(dataset):
+        return None
+    change = getattr(dataset, "target_transform", None)
+    return [change(label) for label in labels] if change else labels
+
+
+def image_of(sample: Any) -> Any:
+    """Return the image of a sample: the first of a tuple, the image column of a row, or the sample itself."""
+    if isinstance(sample, Mapping):
+        return next((sample[column] for column in IMAGE_COLUMNS if column in sample), sample)
+    return sample[0] if isinstance(sample, (tuple, list)) else sample
+
+
+def image_and_rest(sample: Any) -> tuple[Any, ...]:
+    """Return a sample as (image, label) or (image, label, domain), whether it is a tuple or a row with names.
+
+    Raises:
+        VlpromptError: it is neither.
+    """
+    if isinstance(sample, Mapping):
+        image, label = (next((c for c in names if c in sample), None) for names in (IMAGE_COLUMNS, LABEL_COLUMNS))
+        if image is not None and label is not None:
+            return sample[image], sample[label]
+    if not isinstance(sample, (tuple, list)) or len(sample) not in (2, 3):
+        raise VlpromptError(f"expected (image, label) or (image, label, domain), not {type(sample).__name__}")
+    return tuple(sample)
+
+
+def plain_label(label: Any) -> Any:
+    """Return a label as Python's integer, where it is an array or a tensor of one number."""
+    if isinstance(label, Tensor) or hasattr(label, "dtype"):
+        return label.item() if label.size == 1 or (isinstance(label, Tensor) and label.numel() == 1) else label
+    return label
