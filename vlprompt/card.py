@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from vlprompt.errors import VlpromptError
 from vlprompt.facts import Facts
+from vlprompt.shown import printable
 
 if TYPE_CHECKING:
     from vlprompt.results import Result
@@ -169,4 +170,4 @@ def _results(result: Result) -> list[str]:
 
 def _cell(value: Any) -> str:
     """Text that stays inside a cell of a table, and makes no markup of its own."""
-    return re.sub(r"[|<>\[\]]", lambda sign: "\\" + sign[0], " ".join(str(value).split()))
+    return re.sub(r"[|<>\[\]]", lambda sign: "\\" + sign[0], printable(" ".join(str(value).split())))

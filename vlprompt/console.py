@@ -4,21 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 from rich.console import Console, Group
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from vlprompt.results import Result, Row
+from vlprompt.shown import printable
 
 WIDTH = 100  # of tables and lines that do not go to a terminal
 Update = Callable[..., None]
 
 
+class _PlainConsole(Console):
+    """A console that shows text as it is: no markup, no emoji by name, and control characters written out."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        return super().render_str(printable(text, keep="\n"), **options)
+
+
 def make_console() -> Console:
     """Return a console on standard output: as wide as the terminal, or of a fixed width in a pipe or file."""
-    console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=WIDTH)
+    plain = {"highlight": False, "markup": False, "emoji": False}
+    console = _PlainConsole(**plain)
+    return console if console.is_terminal else _PlainConsole(**plain, width=WIDTH)
 
 
 class Reporter:
@@ -43,10 +54,13 @@ class Reporter:
         if self.quiet:
             yield lambda done, total, note="": None
         elif self.console.is_terminal:
-            columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-            with Progress(*columns, TextColumn("{task.fields[note]}"), console=self.console, transient=True) as bars:
-                task = bars.add_task(title, total=None, note="")
-                yield lambda done, total, note="": bars.update(task, completed=done, total=total, note=note)
+            title_column, note_column = (
+                TextColumn(form, markup=False) for form in ("{task.description}", "{task.fields[note]}")
+            )
+            columns = title_column, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), note_column
+            with Progress(*columns, console=self.console, transient=True) as bars:
+                task = bars.add_task(printable(title), total=None, note="")
+                yield lambda done, total, note="": bars.update(task, completed=done, total=total, note=printable(note))
         else:
             printed = 0
 

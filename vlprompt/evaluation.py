@@ -36,6 +36,7 @@ from vlprompt.learner import PromptLearner, create_learner
 from vlprompt.metrics import Reliability, count_per_class, macro_accuracy, top_k_accuracy
 from vlprompt.objectives import Templates
 from vlprompt.results import Predictions, Row
+from vlprompt.shown import csv_cell
 
 Progress = Callable[[int, int], None]
 
@@ -214,7 +215,8 @@ def format_spread(
     """
     accuracies = {}
     for template in resolve_templates(templates, splits):
-        learner = create_learner("zero_shot", clip, splits.class_names, templates=(template,))
+        facts = {"templates": (template,), "shared_names": bool(splits.tasks)}
+        learner = create_learner("zero_shot", clip, splits.class_names, **facts)
         accuracies[template] = score(learner, splits, limit=limit, workers=workers).accuracy
     return accuracies
 
@@ -263,7 +265,8 @@ def evaluate(
         with reporter.bar(f"{scorer.method} on {target}", lines=1) as update:
             return score(scorer, splits, limit=limit, workers=workers, progress=update)
 
-    zero_shot = create_learner("zero_shot", learner.clip, splits.class_names, templates=splits.templates)
+    facts = {"templates": splits.templates, "shared_names": bool(splits.tasks)}
+    zero_shot = create_learner("zero_shot", learner.clip, splits.class_names, **facts)
     own_names = learner.class_names
     learner.set_class_names(splits.class_names)
     try:
@@ -312,7 +315,7 @@ def save_predictions(evaluations: Iterable[Evaluation], path: Path) -> None:
         with atomic_write(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
             writer = csv.writer(file)
             writer.writerow(columns)
-            writer.writerows(zip(*columns.values(), strict=True))
+            writer.writerows(map(csv_cell, row) for row in zip(*columns.values(), strict=True))
     else:
         raise VlpromptError(f"predictions are written as .csv or .parquet, not to {path.name}")
 
@@ -335,7 +338,8 @@ def evaluate_learner(
     Args:
         learner: any learner, from ``create_learner``, ``load_learner`` or ``run``.
         dataset: one of ``list_datasets()``, ``folder:PATH``, splits in hand, or a torch ``Dataset`` of (image, label)
-            pairs, all of them to test on; without ``classes`` of its own its labels are the learner's classes.
+            pairs or one of Hugging Face's, all of it to test on (of a ``DatasetDict`` its test part); without class
+            names of its own its labels are the learner's classes.
         root: the folder that holds the datasets' folders; embedded datasets need none.
         half: ``all`` classes, or the ``base`` or ``new`` half, told apart among themselves.
         limit: test images at most.

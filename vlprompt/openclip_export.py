@@ -135,7 +135,7 @@ def _model_config(clip: FrozenCLIP) -> dict[str, Any]:
 def _compare(learner: PromptLearner, folder: Path, template: str) -> None:
     """Raise one sentence unless the folder, loaded as others would, gives the learner's class features."""
     clip = load_clip(f"local-dir:{folder}", device="cpu")
-    texts = [template.format(natural_name(name)) for name in learner.class_names]
+    texts = [template.replace("{}", natural_name(name)) for name in learner.class_names]
     got = torch.nn.functional.normalize(clip.encode_text(texts), dim=-1)
     off = float((got - learner.classifier_matrix()).abs().max())
     if off > TOLERANCE:

@@ -20,12 +20,14 @@ from torch import Tensor
 from vlprompt.checks import at_least, checked, told
 from vlprompt.clip import FrozenCLIP
 from vlprompt.data.formats import describe_left_out
+from vlprompt.data.in_hand import is_of_hub
 from vlprompt.data.listing import list_images
 from vlprompt.data.pairs import samples
 from vlprompt.data.streaming import BATCH, stream_images
 from vlprompt.errors import VlpromptError
 from vlprompt.evaluation import finite
 from vlprompt.learner import PromptLearner
+from vlprompt.shown import csv_cell, json_line, printable
 
 STDIN = "-"
 Report = Callable[[str], None]
@@ -148,6 +150,8 @@ def _encoded(
 
 def several_images(images: Any) -> Iterable[Any]:
     """Return what several images are asked of, or raise one sentence for a single one, features and the like."""
+    if is_of_hub(images):
+        return images
     shape = getattr(images, "shape", None)
     single = isinstance(images, (Image.Image, bytes))
     if single or (shape is not None and len(shape) == 3 and 3 in (shape[0], shape[2]) and shape[1] != 3):
@@ -216,7 +220,9 @@ def write_predictions(predictions: Iterable[Prediction], file: TextIO, form: str
         predictions: of images that were given as paths.
         file: open for writing text.
         form: ``table``, a line an image to read; ``jsonl``, an object an image with ``image``, ``classes`` and
-            ``probabilities``; ``csv``, a row an image with ``image,class,probability,class_2,probability_2,…``.
+            ``probabilities``; ``csv``, a row an image with ``image,class,probability,class_2,probability_2,…``, where
+            text that a spreadsheet would take for a formula has an apostrophe in front. All write control characters
+            out.
         width: of a class name in a table.
     """
     count, rows = 0, csv.writer(file, lineterminator="\n")
@@ -224,15 +230,16 @@ def write_predictions(predictions: Iterable[Prediction], file: TextIO, form: str
         image, probabilities = _shown(each.image), [round(p, 6) for p in each.probabilities]
         if form == "jsonl":
             said = {"image": image, "classes": each.classes, "probabilities": probabilities}
-            file.write(json.dumps(said, ensure_ascii=False) + "\n")
+            file.write(json_line(json.dumps(said, ensure_ascii=False)) + "\n")
         elif form == "csv":
             if count == 1:
                 ranks = ["", *(f"_{rank}" for rank in range(2, len(each.classes) + 1))]
                 rows.writerow(["image", *(name + rank for rank in ranks for name in ("class", "probability"))])
-            rows.writerow([image, *chain.from_iterable(zip(each.classes, probabilities, strict=True))])
+            cells = [image, *chain.from_iterable(zip(each.classes, probabilities, strict=True))]
+            rows.writerow(map(csv_cell, cells))
         else:
-            said = [f"{name:<{width}} {p:>6.1%}" for name, p in zip(each.classes, probabilities, strict=True)]
-            file.write("  ".join([*said, image]) + "\n")
+            said = [f"{printable(n):<{width}} {p:>6.1%}" for n, p in zip(each.classes, probabilities, strict=True)]
+            file.write("  ".join([*said, printable(image)]) + "\n")
     return count
 
 

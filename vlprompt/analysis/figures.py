@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from vlprompt.clip import FrozenCLIP
+from vlprompt.shown import figure_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -60,5 +61,5 @@ def displayable(clip: FrozenCLIP, images: Tensor) -> Tensor:
 
 
 def shorten(text: str, length: int = 40) -> str:
-    """Cut a long label."""
-    return text if len(text) <= length else text[: length - 1] + "…"
+    """Cut a long label, and let none be a formula."""
+    return figure_text(text if len(text) <= length else text[: length - 1] + "…")

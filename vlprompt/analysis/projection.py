@@ -81,7 +81,7 @@ def project_features(
         raise VlpromptError(f"unknown projection '{by}': use pca or tsne")
     labels = check_labels(labels, len(images), len(learner.class_names))
     learner.eval()
-    texts = [template.format(natural_name(name)) for name in learner.class_names]
+    texts = [template.replace("{}", natural_name(name)) for name in learner.class_names]
     image_before = F.normalize(learner.clip.encode_image(images), dim=-1)
     image_after = learner.image_features(images.to(learner.clip.device))
     text_before, text_after = F.normalize(learner.clip.encode_text(texts), dim=-1), _text_after(learner, image_after)

@@ -69,7 +69,7 @@ def feature_shift(learner: PromptLearner, images: Tensor, template: str = DEFAUL
     learner.eval()
     clip, images = learner.clip, check_images(images, learner.clip.image_size).to(learner.clip.device)
     image, image_feature = _image_shift(learner, images)
-    frozen_text = [template.format(natural_name(name)) for name in learner.class_names]
+    frozen_text = [template.replace("{}", natural_name(name)) for name in learner.class_names]
     with recorded_prompts(learner) as calls:
         if learner.facts.classifier == "per_image":
             features = torch.cat([learner.outputs(v).text_features for v in learner.image_features(images).split(1)])

@@ -17,6 +17,7 @@ from vlprompt.clip import ClassTokens, FrozenCLIP
 from vlprompt.errors import VlpromptError
 from vlprompt.learner import PromptLearner
 from vlprompt.prompts import TextPrompt
+from vlprompt.shown import figure_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -175,7 +176,7 @@ def plot_nearest_words(found: NearestWords, set_index: int = 0) -> Figure:
     nearness = (found.spacing / distances.clamp_min(1e-6)).clamp(max=1)  # 1 where a vector is as near as a word
     colours = [[(0.0, 0.447, 0.698, 0.45 * float(x) ** 2) for x in row] for row in nearness]
     cells = [
-        [f"{word}  {d:.2f}" for word, d in zip(row, far, strict=True)]
+        [f"{figure_text(word)}  {d:.2f}" for word, d in zip(row, far, strict=True)]
         for row, far in zip(words, distances.tolist(), strict=True)
     ]
     table = axes.table(

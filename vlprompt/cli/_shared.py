@@ -21,6 +21,7 @@ from vlprompt.learner import PromptLearner
 from vlprompt.plugins import use
 from vlprompt.saving import find_saved, load_learner
 from vlprompt.settings_text import read_texts, read_value, show
+from vlprompt.shown import printable
 from vlprompt.weights import load_clip
 
 FLAGS = ("--help", "--quiet", "--version")
@@ -149,10 +150,10 @@ def command(usage: str | None = None) -> Callable[[Main], Callable[[Sequence[str
                     sys.stdout.flush()  # here, where what goes wrong is still told
                 return status
             except VlpromptError as error:
-                print(f"error: {error}", file=sys.stderr)
+                print(f"error: {_shown(error)}", file=sys.stderr)
                 return 2
             except KeyboardInterrupt as interrupt:
-                print(interrupt.args[0] if interrupt.args else "interrupted", file=sys.stderr)
+                print(_shown(interrupt.args[0] if interrupt.args else "interrupted"), file=sys.stderr)
                 return INTERRUPTED
             except BrokenPipeError:  # the reader of a pipe has seen enough
                 sys.stdout = None
@@ -163,7 +164,7 @@ def command(usage: str | None = None) -> Callable[[Main], Callable[[Sequence[str
                     raise
                 if not place:
                     sys.stdout = None
-                print(f"error: {place or 'the output'}: {error.strerror}", file=sys.stderr)
+                print(f"error: {_shown(place or 'the output')}: {error.strerror}", file=sys.stderr)
                 return 2
             finally:
                 warnings.showwarning = shown
@@ -198,4 +199,8 @@ def _interrupt_on_sigterm() -> Any:
 
 def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
     if issubclass(category, UserWarning):
-        print(f"warning: {message}", file=sys.stderr)
+        print(f"warning: {_shown(message)}", file=sys.stderr)
+
+
+def _shown(message: object) -> str:
+    return printable(str(message), keep="\n\t")

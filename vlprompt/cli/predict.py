@@ -16,6 +16,7 @@ from vlprompt.data.streaming import BATCH
 from vlprompt.errors import VlpromptError, nearest
 from vlprompt.files import atomic_write
 from vlprompt.prediction import FORMATS, STDIN, find_images, predict_images, write_predictions
+from vlprompt.shown import printable
 
 USAGE = """vlprompt predict learner=DIR IMAGE… [classes=[cat,dog,…]|FILE] [top=1] [format=table|jsonl|csv] [output=FILE]
                  [device=auto] [batch_size=64] [threads=N] [backbone=NAME [pretrained=TAG] [checkpoint=FILE]] [--quiet]
@@ -67,7 +68,7 @@ def main(argv: Sequence[str]) -> int:
 
     def tell(sentence: str) -> None:
         unreadable.append(sentence)
-        print(f"left out: {sentence}", file=sys.stderr)
+        print(f"left out: {printable(sentence)}", file=sys.stderr)
 
     predictions = predict_images(
         learner,
@@ -78,9 +79,11 @@ def main(argv: Sequence[str]) -> int:
         on_unreadable=tell,
     )
     with _opened(output) as file:
-        count = write_predictions(predictions, file, form, width=max(map(len, learner.class_names)))
+        count = write_predictions(
+            predictions, file, form, width=max(len(printable(name)) for name in learner.class_names)
+        )
     if output and "--quiet" not in arguments.flags:
-        print(f"{output}: {count} images")
+        print(printable(f"{output}: {count} images"))
     if unreadable:
         print(f"{len(unreadable)} of {count + len(unreadable)} images could not be read", file=sys.stderr)
     return 1 if unreadable else 0

@@ -26,6 +26,7 @@ from vlprompt.report.summaries import (
 )
 from vlprompt.report.tables import METRICS, Cell, Line, check_metric, make_tables
 from vlprompt.results import harmonic_mean
+from vlprompt.shown import figure_text
 
 FORMATS = ("pdf", "png", "svg")
 GREY = "#767676"
@@ -59,7 +60,7 @@ def few_shot_curves(group: Group, metric: str = "accuracy") -> Figure:
         axes.set_xscale("log", base=2)
         axes.set_xticks(list(shots.values()), list(shots), minor=False)
         axes.minorticks_off()
-        axes.set_title(section.heading, fontsize=9)
+        axes.set_title(figure_text(section.heading), fontsize=9)
         axes.set_xlabel("training images a class")
     panels[0].set_ylabel(METRICS[metric].title)
     return _with_legend(figure, panels[0])
@@ -71,7 +72,7 @@ def _curve(axes: Axes, shots: Sequence[float], line: Line, style: dict) -> None:
     if line.label == ZERO_SHOT:
         axes.plot(xs, ys, color=GREY, linestyle="--", label="zero-shot")
         return
-    axes.plot(xs, ys, **style | {"markersize": 3.5}, label=line.label)
+    axes.plot(xs, ys, **style | {"markersize": 3.5}, label=figure_text(line.label))
     banded = [(x, *cell.interval) for x, cell in there if cell.interval]
     if banded:
         axes.fill_between(*np.array(banded).T, color=style["color"], alpha=0.15, linewidth=0)
@@ -102,10 +103,11 @@ def base_new(group: Group, metric: str = "accuracy") -> Figure:
             if base.std or new.std:
                 bars = {"capsize": 2, "elinewidth": 1, "linestyle": "", "color": style["color"]}
                 axes.errorbar(base.value, new.value, xerr=_arms(base), yerr=_arms(new), **bars)
-            axes.plot(base.value, new.value, label="zero-shot" if line.label == ZERO_SHOT else line.label, **style)
+            named = "zero-shot" if line.label == ZERO_SHOT else figure_text(line.label)
+            axes.plot(base.value, new.value, label=named, **style)
     axes.set_xlabel(f"base classes, {METRICS[metric].title}")
     axes.set_ylabel(f"new classes, {METRICS[metric].title}")
-    axes.set_title(table.title if len(table.sections) == 1 else group.title, fontsize=9)
+    axes.set_title(figure_text(table.title if len(table.sections) == 1 else group.title), fontsize=9)
     axes.margins(0.15)
     _equal_harmonic_means(axes)
     figure.legend(loc="outside right upper", frameon=False, fontsize=8)
@@ -152,7 +154,7 @@ def reliability(group: Group, keys: Sequence[Key] | None = None) -> Figure:
         axes.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1)
         axes.plot(centres, images / max(images.sum(), 1), color="black", linewidth=0.8, label="share of images")
         axes.set(xlim=(0, 1), ylim=(0, 1), aspect="equal", xlabel="confidence")
-        axes.set_title(f"{label}, ECE {100 * each.expected_calibration_error:.1f}%", fontsize=9)
+        axes.set_title(f"{figure_text(label)}, ECE {100 * each.expected_calibration_error:.1f}%", fontsize=9)
     panels[0].set_ylabel("accuracy")
     panels[0].legend(frameon=False, fontsize=7, loc="upper left")
     return figure
@@ -173,16 +175,18 @@ def confusion(group: Group, key: Key, methods: Sequence[str] | None = None) -> F
     figure, panels = _panels(len(chosen), square=True, size=3.6)
     for axes, label in zip(panels, chosen, strict=False):
         names, counts = confusion_counts(group, label, key)
+        names = [figure_text(shorten(name)) for name in names]
         shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)  # (C, C)
         shown = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-        axes.set_title(label, fontsize=9)
+        axes.set_title(figure_text(label), fontsize=9)
         place = panels.index(axes)
         ticks = range(len(names)) if len(names) <= NAMED else []
         below, left = place + ROW >= len(panels), place % ROW == 0  # only panels at the edge name the classes
-        axes.set_xticks(ticks, map(shorten, names) if ticks and below else [""] * len(ticks), rotation=90, fontsize=6)
-        axes.set_yticks(ticks, map(shorten, names) if ticks and left else [""] * len(ticks), fontsize=6)
+        axes.set_xticks(ticks, names if ticks and below else [""] * len(ticks), rotation=90, fontsize=6)
+        axes.set_yticks(ticks, names if ticks and left else [""] * len(ticks), fontsize=6)
         axes.set(xlabel="predicted" if below else "", ylabel="true class" if left else "")
-    figure.suptitle(", ".join([*key[:2], *([say_shots(key[2])] if key[2] else [])]), fontsize=10)
+    title = ", ".join([*key[:2], *([say_shots(key[2])] if key[2] else [])])
+    figure.suptitle(figure_text(title), fontsize=10)
     bar = figure.colorbar(shown, ax=panels, shrink=0.6)
     bar.set_label("share of the true class", fontsize=8)
     bar.ax.tick_params(labelsize=7)

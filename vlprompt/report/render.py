@@ -12,6 +12,7 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from vlprompt.report.tables import Cell, Column, Line, Table
+from vlprompt.shown import csv_cell, printable
 
 LABEL_WIDTH = 40  # of a terminal's first column, at most
 
@@ -52,15 +53,15 @@ def as_terminal(tables: Sequence[Table], width: int) -> Group:
 
 
 def _terminal_parts(table: Table, width: int) -> Iterator[RenderableType]:
-    yield Text(table.title, style="bold")
+    yield _text(table.title, style="bold")
     if table.kind == "failures":
         yield from _terminal_list(table)
     else:
         for columns in _fitting(table, width):
             yield _terminal_block(table, columns)
-    yield Text(table.caption, style="dim")
-    yield from map(Text, table.notes)
-    yield Text("")
+    yield _text(table.caption, style="dim")
+    yield from map(_text, table.notes)
+    yield _text("")
 
 
 def _fitting(table: Table, width: int) -> Iterator[slice]:
@@ -82,9 +83,9 @@ def _fitting(table: Table, width: int) -> Iterator[slice]:
 def _terminal_list(table: Table) -> Iterator[RenderableType]:
     """Sentences are no columns: a heading and what is under it."""
     for section in table.sections:
-        yield Text(section.heading)
+        yield _text(section.heading)
         for line in section.lines:
-            yield Text(f"  {line.label}  {' '.join(cell.text for cell in line.cells)}")
+            yield _text(f"  {line.label}  {' '.join(cell.text for cell in line.cells)}")
 
 
 def _terminal_block(table: Table, columns: slice) -> RichTable:
@@ -98,14 +99,18 @@ def _terminal_block(table: Table, columns: slice) -> RichTable:
     for section in table.sections:
         if section.heading:
             shown.add_section()
-            shown.add_row(Text(section.heading, style="italic"), *blanks)
+            shown.add_row(_text(section.heading, style="italic"), *blanks)
         for line in section.lines:
             cells = (
-                Text("\n".join(filter(None, [number(cell), interval(cell)])), style="bold" if cell.best else "")
+                _text("\n".join(filter(None, [number(cell), interval(cell)])), style="bold" if cell.best else "")
                 for cell in line.cells[columns]
             )
-            shown.add_row(Text(line.label), *([seeds(line)] if table.seeds else []), *cells)
+            shown.add_row(_text(line.label), *([seeds(line)] if table.seeds else []), *cells)
     return shown
+
+
+def _text(text: str, style: str = "") -> Text:
+    return Text(printable(text, keep="\n"), style)
 
 
 def _lines(table: Table) -> list[Line]:
@@ -147,9 +152,10 @@ def _row(cells: Sequence[str]) -> str:
 
 def _plain(text: str) -> str:
     """Escape what Markdown would take for its own."""
+    text = printable(" ".join(text.splitlines()))
     for sign in "\\`*_|<[":
         text = text.replace(sign, f"\\{sign}")
-    return text.replace("\n", " ")
+    return text
 
 
 LATEX = {
@@ -197,7 +203,7 @@ def _latex(table: Table) -> Iterator[str]:
 
 
 def _tex(text: str) -> str:
-    return "".join(LATEX.get(sign, sign) for sign in text)
+    return "".join(LATEX.get(sign, sign) for sign in printable(text))
 
 
 def _tex_row(cells: Sequence[str]) -> str:
@@ -223,7 +229,8 @@ def as_csv(tables: Sequence[Table]) -> str:
         for section in table.sections:
             for line in section.lines:
                 for column, cell in zip(table.columns, line.cells, strict=True):
-                    writer.writerow([*where, section.heading, line.label, column.heading, *_csv_cell(cell)])
+                    cells = [*where, section.heading, line.label, column.heading, *_csv_cell(cell)]
+                    writer.writerow(map(csv_cell, cells))
     return out.getvalue()
 
 
