@@ -142,11 +142,18 @@ def find_card(name: str) -> tuple[Card, str]:
             return card, variant
         if variant and known != [""]:
             raise VlpromptError(f"{card.title} has no '{variant}': {nearest(variant, [k for k in known if k])}")
-    here = _other_names().get(_bare(base), "")
-    if here and here != base:
-        raise VlpromptError(f"unknown dataset '{name}': its name here is {here}" + (variant and f"/{variant}"))
+    here = name_here(name)
+    if here and here != name:
+        raise VlpromptError(f"unknown dataset '{name}': its name here is {here}")
     schemes = [f"{r}:PATH" for r in readers if readers.info(r).facts.get("takes_path")]
     raise VlpromptError(f"unknown dataset '{name}': {nearest(name, [*list_datasets(), *schemes])}")
+
+
+def name_here(name: str) -> str:
+    """Return the registered name of a dataset that goes by other names elsewhere, or an empty string."""
+    base, slash, variant = name.partition("/")
+    here = _other_names().get(_bare(base), "")
+    return here and here + slash + variant
 
 
 @cache

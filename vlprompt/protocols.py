@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from datasets_registry.catalog import name_here
 from vlprompt.clip import same_names
 from vlprompt.data import DatasetSplits, dataset_info, list_collections, list_datasets
 from vlprompt.data.splits import Half
@@ -131,8 +132,11 @@ def _source_and_targets(dataset: str, targets: Targets, usual: dict[str, str]) -
         )
     if isinstance(targets, str):
         collections = list_collections()
-        if targets not in collections and targets not in list_datasets():
-            raise VlpromptError(f"targets={targets} is no dataset or collection: {nearest(targets, collections)}")
+        # what has a colon is data of one's own
+        if targets not in collections and ":" not in targets and targets not in list_datasets():
+            here = name_here(targets)
+            hint = f"its name here is {here}" if here else nearest(targets, collections)
+            raise VlpromptError(f"targets={targets} is no dataset or collection: {hint}")
         targets = collections.get(targets, (targets,))
     names = [name for name in targets if name != dataset]
     return Plan(Part(dataset), {"source": Part(dataset)} | {name: Part(name) for name in names})
