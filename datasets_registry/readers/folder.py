@@ -101,6 +101,7 @@ def look_at_folder(
                 found.defects[:0] = nesting_defects(image_dir / word, classes)
                 found.notes += nesting_notes(image_dir / word, classes)
         keys = next(iter(found.images.values()))
+        found.names = {key: natural_name(key) for key in keys}  # where the file of names is damaged
         found.names = class_names or named_classes(image_dir / "classnames.txt", list(keys))
     except VlpromptError as error:
         found.defects.append(str(error))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from datasets_registry.readers.base import PART_NAMES
-from vlprompt.data.listing import folders, list_images, loose_images
+from vlprompt.data.listing import folders, loose_images
 from vlprompt.data.splits import PARTS
 from vlprompt.errors import VlpromptError
 
@@ -79,7 +79,7 @@ def nesting_notes(image_dir: Path, classes: list[str]) -> list[str]:
         notes.append(
             f"{len(loose)} {lie} in {image_dir} itself, in no class folder, and {are} left out, such as {loose[0]}"
         )
-    deeper = [key for key in classes if not loose_images(image_dir / key) and list_images(image_dir, key).images]
+    deeper = [key for key in classes if not loose_images(image_dir / key)]
     if deeper:
         inner = folders(image_dir / deeper[0])[0]
         notes.append(

@@ -80,6 +80,8 @@ def expand_shards(pattern: str) -> list[Path]:
 
 def _samples(shard: Path) -> Iterator[tuple[str, tuple[int, int], str]]:
     """Yield key, place and size of the image, and class of each sample; members of a sample stand together."""
+    if shard.exists() and not shard.is_file():  # opening a pipe may never end
+        raise VlpromptError(f"the shard {shard} is no file")
     try:
         with tarfile.open(shard, "r:") as tar:
             image: tuple[str, tuple[int, int]] | None = None

@@ -69,6 +69,14 @@ def test_all_defects_of_a_folder_are_told_at_once(tmp_path: Path, capsys: pytest
     assert out.endswith("  and 4 more (lines=N shows N)\n")
 
 
+def test_a_damaged_list_of_names_is_the_only_defect_that_is_told(tmp_path: Path):
+    for name in ("cat", "dog"):
+        fill(tmp_path / name, "0.png", "1.png")
+    (tmp_path / "classnames.txt").write_text("cow\tCow\n")
+    (defect,) = check_dataset(f"folder:{tmp_path}").defects
+    assert "must be a class folder and its class name" in defect
+
+
 def test_a_good_folder_shows_its_first_classes_and_the_smallest(tmp_path: Path, capsys: pytest.CaptureFixture):
     # case: folders train/ val/: check shows the first class names
     for i in range(30):

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from vlprompt.data import load_split
 from vlprompt.data.formats import FORMATS, describe_left_out, image_suffixes
 from vlprompt.data.images import as_rgb, open_rgb
 from vlprompt.data.modes import MAX_PIXELS, MAX_SIDE
@@ -209,3 +210,6 @@ def test_pipes_devices_and_sockets_are_never_opened(tmp_path: Path, monkeypatch:
                 open_rgb(path)
     with pytest.raises(VlpromptError, match="it is a folder"):
         open_rgb(tmp_path)
+    os.mkfifo(tmp_path / "shard.tar")
+    with pytest.raises(VlpromptError, match=r"the shard .*shard\.tar is no file"):
+        load_split(f"wds:{tmp_path}/shard.tar")

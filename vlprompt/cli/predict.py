@@ -60,7 +60,7 @@ def main(argv: Sequence[str]) -> int:
         raise VlpromptError(f"output={output} is a folder: give the name of a file")
     form = _format(settings, output)
     numbers = {key: _number(settings, key, least) for key, least in (("top", 1), ("batch_size", 1), ("threads", 0))}
-    paths = find_images(images, _stdin(), lambda note: print(note, file=sys.stderr))
+    paths = find_images(images, _stdin(), lambda note: print(printable(note), file=sys.stderr))
     learner = load_named_learner({"learner": settings.get("run"), **settings})
     if "classes" in settings:
         learner.set_class_names(names_setting(settings["classes"], "classes"))
