@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import hashlib
 import re
@@ -9,20 +10,20 @@ import statistics
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from open_clip.transform import PreprocessCfg, image_transform_v2, merge_preprocess_dict
 from torch import Tensor, nn
 
+from vlprompt.backbone_tags import PREPROCESSING
 from vlprompt.checks import check_images, listed, told
+from vlprompt.devices import DTYPES, Precision, check_precision, resolve_device
 from vlprompt.errors import VlpromptError
 from vlprompt.text import Prompts, encode_prompts, same_beginnings
-from vlprompt.towers import TextTower, VisionTower
+from vlprompt.towers import TextTower, VisionTower, plain_model
 from vlprompt.vision import Place, encode_images
 
-Precision = Literal["fp32", "bf16", "fp16"]
-DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 Tokenizer = Callable[..., Tensor]
 SHORTEST_TEXT = 3  # start of text, a word of one token, end of text
 
@@ -65,8 +66,9 @@ class FrozenCLIP:
     """A frozen OpenCLIP model with all that prompt learners need to know of it.
 
     Args:
-        model: any model that ``open_clip.create_model_and_transforms`` returns. It is put into evaluation mode, its
-            parameters stop requiring gradients, and its weights are never changed (but cast, see ``precision``).
+        model: any model that ``open_clip.create_model_and_transforms`` returns, compiled or wrapped by DataParallel or
+            not. It is put into evaluation mode, its parameters stop requiring gradients and become fp32, and it moves
+            to ``device``; for another ``precision`` than fp32, a model in hand is copied.
         tokenizer: ``tokenizer(texts, context_length=…) -> (N, L)`` ids, as ``open_clip.get_tokenizer`` returns.
         preprocess: the evaluation transform; by default it is built from the model's own ``preprocess_cfg``.
         name, pretrained: how the model was asked for; part of ``identity()``.
@@ -90,12 +92,14 @@ class FrozenCLIP:
         self.source = source
         self.device = resolve_device(device)
         check_precision(precision, self.device)
+        model = plain_model(model)
+        if precision != "fp32" and source is None:
+            model = copy.deepcopy(model)  # its owner would find its weights rounded
+        self.text, self.visual = TextTower(model), VisionTower(model)
         self.model = model.float().eval().requires_grad_(False)
         self.tokenizer = tokenizer
         self.name, self.pretrained, self.precision = name, pretrained, precision
         self._weights_hash = self.weights_hash()
-        self.text = TextTower(model)
-        self.visual = VisionTower(model)
         self._cast(DTYPES[precision])
         self.model.to(self.device)
         self._start, self._padding_id = self._probe_tokenizer()
@@ -180,17 +184,18 @@ class FrozenCLIP:
         """SHA-256 over all parameters and buffers of the model as they are now."""
         digest = hashlib.sha256()
         for key, tensor in sorted(self.model.state_dict().items()):
-            digest.update(key.encode())
+            digest.update(key.replace("_orig_mod.", "").encode())  # which torch.compile of a tower puts in
             digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
         return digest.hexdigest()
 
     def identity(self) -> dict[str, Any]:
-        """What makes two backbones the same: architecture, weights (hashed in fp32, as loaded), activation, size."""
+        """What makes two backbones the same: architecture, weights (hashed in fp32), activation, preprocessing."""
         return {
             "architecture": self.name,
             "pretrained": self.pretrained,
             "activation": self.activation(),
             "image_size": self.image_size,
+            "preprocessing": {key: _plain(self.preprocess_cfg[key]) for key in PREPROCESSING},
             "weights": self._weights_hash,
         }
 
@@ -208,7 +213,18 @@ class FrozenCLIP:
 
     def _probe_tokenizer(self) -> tuple[int, int]:
         """How many start tokens every text has, and the padding id."""
-        ids = self.tokenizer(["a", "dog", ""])
+        try:
+            ids = self.tokenizer(["a", "dog", ""], context_length=self.context_length)
+            highest = int(ids.max()) if ids.dim() == 2 else 0
+        except Exception as error:  # it is anyone's code
+            reason = " ".join(str(error).split())[:200]
+            raise VlpromptError(
+                f"the tokenizer does not give ids (N, L) for tokenizer(texts, context_length=L): {reason}"
+            ) from error
+        if self.text.promptable and highest >= (known := len(self.text.module.token_embedding.weight)):
+            raise VlpromptError(
+                f"the tokenizer gives ids up to {highest}, and the model knows {known}: give the tokenizer of the model"
+            )
         same = (ids[0] == ids[1]).tolist()
         return (same.index(False) if False in same else 0), statistics.mode(ids[2].tolist())
 
@@ -349,22 +365,5 @@ def same_names(class_names: Iterable[str]) -> tuple[str, ...]:
     return tuple(map(natural_name, class_names))
 
 
-def resolve_device(device: str | torch.device) -> torch.device:
-    """Turn a device setting into a torch device; ``auto`` takes CUDA, then MPS, then the CPU."""
-    if str(device) == "auto":
-        found = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-        return torch.device(found)
-    try:
-        resolved = torch.device(device)
-        torch.empty(0, device=resolved)
-    except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
-        raise VlpromptError(f"device '{device}' is not available here; use auto, cpu, cuda or mps") from error
-    return resolved
-
-
-def check_precision(precision: str, device: torch.device) -> None:
-    """Raise one clear sentence for a precision that is unknown or that the device cannot run."""
-    if not isinstance(precision, str) or precision not in DTYPES:
-        raise VlpromptError(f"unknown precision '{precision}': use {', '.join(DTYPES)}")
-    if precision == "fp16" and device.type != "cuda":
-        raise VlpromptError(f"precision=fp16 needs a CUDA device, and this is {device.type}; use bf16 or fp32")
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value

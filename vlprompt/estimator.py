@@ -18,13 +18,14 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from vlprompt.checks import told
-from vlprompt.clip import FrozenCLIP, resolve_device
+from vlprompt.clip import FrozenCLIP
 from vlprompt.console import Reporter
 from vlprompt.data import DatasetSplits, FeatureBank, resolve_templates
 from vlprompt.data.in_hand import as_torch
 from vlprompt.data.pairs import labels_of
 from vlprompt.data.readable import leave_out_unreadable
 from vlprompt.data.streaming import is_preprocessed
+from vlprompt.devices import resolve_device
 from vlprompt.errors import VlpromptError, nearest
 from vlprompt.estimator_inputs import as_images, check_alike, holds_images, names_of, published_shots, training_set
 from vlprompt.evaluation import finite

@@ -106,7 +106,7 @@ class PromptLearner(nn.Module):
         self.gradient_rule = parse_part(rule, GRADIENT_RULES) if rule else None
         self.aggregator = parse_part(aggregator, AGGREGATORS) if aggregator else None
         self.last_state: dict[str, Tensor] | None = None  # the last weights, where others took their place
-        self._cached: tuple[tuple, Tensor] | None = None
+        self._cached: tuple[list[Tensor], Tensor] | None = None  # the state that gave these class features
         self.class_names = _checked_names(class_names)
         if self.config.text_chunk is not None and self.config.text_chunk < 1:
             raise VlpromptError(f"text_chunk must be at least 1 class, not {self.config.text_chunk}")
@@ -214,9 +214,10 @@ class PromptLearner(nn.Module):
         """``text_features``, computed once while nothing is learnt and no gradient is asked for."""
         if torch.is_grad_enabled():
             return self.text_features()
-        key = tuple((p.data_ptr(), p._version) for p in self.parameters())
-        if self._cached is None or self._cached[0] != key:
-            self._cached = (key, self.text_features())
+        # compared by value: writes through .data leave no trace, and learnt numbers are few
+        state = [*self.parameters(), *self.buffers()]
+        if self._cached is None or not all(map(_equal, self._cached[0], state)):
+            self._cached = ([tensor.detach().clone() for tensor in state], self.text_features())
         return self._cached[1]
 
     # Learning
@@ -484,3 +485,8 @@ def _checked_names(class_names: Sequence[str]) -> tuple[str, ...]:
     if not all(isinstance(n, str) and n.strip() for n in names):
         raise VlpromptError(f"class names must be non-empty strings, got {list(names)[:5]}")
     return names
+
+
+def _equal(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors are the same numbers of one type on one device."""
+    return a.dtype == b.dtype and a.device == b.device and torch.equal(a, b)

@@ -16,9 +16,9 @@ from typing import Any
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from vlprompt.clip import DTYPES
 from vlprompt.data.readable import ACTIONS
 from vlprompt.data.transforms import TRAIN_KINDS
+from vlprompt.devices import DTYPES
 from vlprompt.errors import VlpromptError, nearest
 from vlprompt.files import is_relative_inside
 from vlprompt.learner import METHODS, check_descriptions

@@ -203,8 +203,8 @@ def _runs_code(name: str) -> bool:
 
 def _check_backbone(trained: Mapping[str, Any], here: Mapping[str, Any], path: str) -> None:
     """Raise one sentence that names both backbones unless they are the same."""
-    for key in ("weights", "activation", "image_size"):
-        if here[key] != trained[key]:
+    for key in ("weights", "activation", "image_size", "preprocessing"):
+        if here[key] != trained.get(key, here[key]):  # earlier versions kept no preprocessing
             raise VlpromptError(
                 f"{path} was trained on {_describe(trained)}, and this backbone is {_describe(here)}: {key} differs"
             )

@@ -40,7 +40,7 @@ class Teacher:
         self.clip = clip
         self.reads_files = True
         self._cache = _KNOWN.setdefault(clip, {})
-        self._last: tuple[Tensor, Tensor] | None = None
+        self._last: tuple[Tensor, int | None, Tensor] | None = None
 
     def text_features(
         self,
@@ -102,9 +102,10 @@ class Teacher:
         if known is not None:
             return F.normalize(known, dim=-1)
         images = batch[view]
-        if self._last is None or self._last[0] is not images:
-            self._last = (images, F.normalize(self.clip.encode_image(images), dim=-1))
-        return self._last[1]
+        version = None if images.is_inference() else images._version  # a buffer may be filled anew for each batch
+        if self._last is None or self._last[0] is not images or self._last[1] != version:
+            self._last = (images, version, F.normalize(self.clip.encode_image(images), dim=-1))
+        return self._last[2]
 
     def refuse_file(self, spec: Any) -> None:
         """Raise one sentence if a setting names a file and none may be read."""

@@ -23,6 +23,8 @@ from open_clip.transformer import (
 )
 from torch import Tensor, nn
 
+from vlprompt.errors import VlpromptError
+
 
 class Block:
     """A pre-norm residual attention block, opened up so that queries, keys and values can be chosen freely.
@@ -78,6 +80,30 @@ class Block:
         return x + module.ls_2(module.mlp.c_proj(hidden))
 
 
+def unwrapped(module: nn.Module) -> nn.Module:
+    """The module inside of what compiles it (torch.compile) or spreads it (DataParallel and its distributed kin)."""
+    spread = (nn.DataParallel, nn.parallel.DistributedDataParallel)
+    inner = module.module if isinstance(module, spread) else getattr(module, "_orig_mod", None)
+    return module if inner is None else unwrapped(inner)
+
+
+def plain_model(model: nn.Module) -> nn.Module:
+    """The OpenCLIP model itself, or one sentence on why this is none whose towers can be read."""
+    model = unwrapped(model)
+    if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
+        raise VlpromptError("a scripted model (torch.jit) hides its towers: give the model that was scripted")
+    if not all(isinstance(value, Tensor) and not value.is_meta for value in model.state_dict().values()):
+        raise VlpromptError(f"{type(model).__name__} has quantised weights or none (meta): give it as it was loaded")
+    try:
+        TextTower(model), VisionTower(model), model.logit_scale, model.encode_text
+    except AttributeError as error:
+        raise VlpromptError(
+            f"{type(model).__name__} is no OpenCLIP model ({error}): give one that open_clip.create_model returns, or "
+            "load_clip(NAME, checkpoint=FILE)"
+        ) from error
+    return model
+
+
 def _blocks(transformer: nn.Module) -> list[Block]:
     """Open the residual blocks of one of OpenCLIP's own transformers."""
     return [Block(module) for module in transformer.resblocks]
@@ -99,7 +125,7 @@ class TextTower:
     def __init__(self, model: nn.Module):
         self.model = model
         flat = not hasattr(model, "text")
-        self.module = model if flat else model.text
+        self.module = model if flat else unwrapped(model.text)
         self.promptable = flat or isinstance(self.module, TextTransformer)
         self.context_length: int = model.context_length
         self.blocks = _blocks(self.module.transformer) if self.promptable else []
@@ -188,7 +214,7 @@ class VisionTower:
     watch: Callable[[int, Tensor, Tensor, Tensor], None] | None = None
 
     def __init__(self, model: nn.Module):
-        self.module: nn.Module = model.visual
+        self.module: nn.Module = unwrapped(model.visual)
         module = self.module
         self.image_size: int = (
             module.image_size[0] if isinstance(module.image_size, (tuple, list)) else module.image_size

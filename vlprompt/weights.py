@@ -18,7 +18,8 @@ from torch import nn
 from vlprompt.backbone_files import from_checkpoint
 from vlprompt.backbone_tags import tag_facts
 from vlprompt.checks import checked
-from vlprompt.clip import FrozenCLIP, Precision, Tokenizer, check_precision, resolve_device
+from vlprompt.clip import FrozenCLIP, Tokenizer
+from vlprompt.devices import Precision, check_precision, resolve_device
 from vlprompt.errors import VlpromptError, nearest
 
 TINY = "vlprompt-tiny"
