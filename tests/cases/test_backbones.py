@@ -18,6 +18,7 @@ from torch import nn
 from vlprompt import FrozenCLIP, VlpromptError, create_learner, load_clip, load_learner
 from vlprompt.backbone_files import from_checkpoint
 from vlprompt.backbone_tags import PREPROCESSING, common_facts, tag_facts
+from vlprompt.sealed import seal
 from vlprompt.testing import NAMES, close, make, small_clip, small_model, toy_batch
 
 SIZES = {"image_size": 32, "layers": 2, "width": 64, "patch_size": 16, "head_width": 64}
@@ -139,7 +140,7 @@ def test_a_learner_refuses_another_preprocessing(weights: Path, tmp_path: Path) 
         load_learner(folder, clip=load_clip("ViT-L-14", "datacomp_xl_s13b_b90k", weights, device="cpu"))
     description = json.loads((folder / "config.json").read_text())
     del description["backbone"]["preprocessing"]  # as earlier versions wrote it
-    (folder / "config.json").write_text(json.dumps(description))
+    (folder / "config.json").write_text(json.dumps(seal(description)))
     load_learner(folder, clip=load_clip("ViT-L-14", "datacomp_xl_s13b_b90k", weights, device="cpu"))
 
 
