@@ -70,7 +70,7 @@ def _facts(name: str, tag: str | None, path: Path, is_openai: bool, looks_openai
             warnings.warn(
                 f"{path} is in OpenAI's layout, whose models have QuickGELU, and is taken with GELU as "
                 f"pretrained={tag} says",
-                stacklevel=5,
+                stacklevel=6,
             )
         return facts
     if is_openai:
@@ -80,7 +80,7 @@ def _facts(name: str, tag: str | None, path: Path, is_openai: bool, looks_openai
         warnings.warn(
             f"{path} does not say how {name} was trained, and its published weights differ: {'; '.join(facts.doubts)}; "
             "give pretrained=TAG beside checkpoint= for those of a tag",
-            stacklevel=5,
+            stacklevel=6,
         )
     return facts
 
@@ -103,7 +103,7 @@ def _openai_model(name: str, path: Path, state: dict[str, Tensor], facts: TagFac
         warnings.warn(
             f"{path} holds a model of other sizes than {name} ({odd} is {held[odd]} and not {expected[odd]}), and "
             "those of the file are taken: name the architecture that it is of",
-            stacklevel=5,
+            stacklevel=6,
         )
     return model
 
@@ -130,6 +130,6 @@ def _fill(model: nn.Module, state: dict[str, Tensor], name: str, path: Path) -> 
             warnings.warn(
                 f"{path}: {key} was interpolated from {tuple(shape)} to {tuple(state[key].shape)}: the file is of "
                 f"another image size or text length than {name}",
-                stacklevel=5,
+                stacklevel=6,
             )
     model.load_state_dict(state)

@@ -127,7 +127,7 @@ def _create(name: str, pretrained: str | None, checkpoint: Path | None) -> nn.Mo
     if checkpoint is not None:
         return from_checkpoint(name, pretrained, checkpoint, _quiet_create)
     if pretrained == "random":
-        warnings.warn(f"{name} has random weights: good for speed and tests, its features mean nothing", stacklevel=4)
+        warnings.warn(f"{name} has random weights: good for speed and tests, its features mean nothing", stacklevel=5)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)  # the same "random" model every time, so that a saved learner finds its backbone again
             return _quiet_create(name)
