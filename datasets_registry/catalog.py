@@ -58,7 +58,7 @@ def register_dataset(splits: DatasetSplits) -> str:
         raise VlpromptError(
             f"the name '{splits.name}' is taken, or has a sign that a name may not have: choose another"
         )
-    _check_classes(splits, shared_names=False)
+    check_classes(splits, shared_names=False)
     _in_memory[splits.name] = splits
     return splits.name
 
@@ -104,7 +104,7 @@ def load_split(
         splits, shared_names = _load_registered(card, variant, root, download, split), card.shared_names
     if class_names is not None:
         splits = rename_classes(splits, class_names)
-    _check_classes(splits, shared_names)
+    check_classes(splits, shared_names)
     if is_own(name):
         hint = hint_names(splits.class_names)
         splits = replace(splits, notes=(*splits.notes, f"{splits.name}: {hint}") if hint else splits.notes)
@@ -234,7 +234,8 @@ def _load_registered(
     return splits
 
 
-def _check_classes(splits: DatasetSplits, shared_names: bool) -> None:
+def check_classes(splits: DatasetSplits, shared_names: bool = False) -> None:
+    """Raise for classes that cannot be learnt or told apart: one alone, two of a name, none to train or test on."""
     names = splits.class_names
     if len(names) < 2:
         raise VlpromptError(f"dataset '{splits.name}' has one class ('{''.join(names)}'): at least two are needed")

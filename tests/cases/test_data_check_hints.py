@@ -77,6 +77,19 @@ def test_a_damaged_list_of_names_is_the_only_defect_that_is_told(tmp_path: Path)
     assert "must be a class folder and its class name" in defect
 
 
+def test_classes_that_read_the_same_are_told_with_everything_else(tmp_path: Path):
+    for name in ("red_fox", "red fox", "dog"):
+        fill(tmp_path / name, "0.png", "1.png")
+    report = check_dataset(f"folder:{tmp_path}")
+    assert report.counts == {"train": 3, "val": 0, "test": 3}
+    assert "has the class name 'red fox' for the labels [1, 2]" in report.defects[0]
+    fill(tmp_path / "empty")
+    assert len(check_dataset(f"folder:{tmp_path}").defects) == 2
+    fill(tmp_path / "alone/cat", "0.png", "1.png")
+    (defect,) = check_dataset(f"folder:{tmp_path}/alone").defects
+    assert "has one class ('cat')" in defect
+
+
 def test_a_good_folder_shows_its_first_classes_and_the_smallest(tmp_path: Path, capsys: pytest.CaptureFixture):
     # case: folders train/ val/: check shows the first class names
     for i in range(30):

@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 
 from datasets_registry.card import Card, card_names, load_card, locate_images
-from datasets_registry.catalog import SplitChoice, find_card, find_folder, load_split
+from datasets_registry.catalog import SplitChoice, check_classes, find_card, find_folder, load_split
 from datasets_registry.layout_hints import similar_name, where_or_how
 from datasets_registry.readers.coop_json import audit_published
 from datasets_registry.readers.domains import audit_spg_files
@@ -110,11 +110,12 @@ def check_dataset(
             splits, defects = _audit(card, folder)
             if splits is None:
                 return Report(name, defects=tuple(defects))
-    elif name.startswith(FOLDER) and Path(name.removeprefix(FOLDER)).expanduser().is_dir():
+    own = name.startswith(FOLDER) and Path(name.removeprefix(FOLDER)).expanduser().is_dir()
+    if own:
         splits, defects = _audit_own(name, follow_links)
         if splits is None:
             return Report(name, defects=tuple(defects))
-    if not defects:
+    elif not defects:
         try:
             with warnings.catch_warnings(record=True) as told:
                 warnings.simplefilter("always")
@@ -152,6 +153,11 @@ def _audit_own(name: str, follow_links: bool) -> tuple[DatasetSplits | None, lis
     splits, defects = audit_folder(Card(name=name, title=name, reader="folder"), folder, follow_links=follow_links)
     if not any(getattr(splits, part) for part in PARTS):
         return None, defects
+    if not defects or len(set(splits.class_names)) < len(splits.class_names):
+        try:
+            check_classes(splits)
+        except VlpromptError as error:
+            defects.append(str(error))
     hint = hint_names(splits.class_names)
     notes = [*splits.notes, *(line for line in (hint, describe_imbalance(splits)) if line)]
     if follow_links:
