@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vlprompt.errors import VlpromptError
 from vlprompt.registry import Registry
-
-if TYPE_CHECKING:
-    from vlprompt.learner import PromptLearner
 
 State = dict[str, Tensor]
 
@@ -43,12 +39,12 @@ class Aggregator:
             self.total[key] = before + tensor.detach().float() * add
 
 
-def aggregate(learner: PromptLearner, epoch: int, epochs: int) -> None:
+def aggregate(learner: nn.Module, epoch: int, epochs: int) -> None:
     """Let a learner's aggregator see the weights after an epoch (0-based); its sum takes their place after the last.
 
     The last epoch's own weights stay beside it, as ``learner.last_state``.
     """
-    if learner.aggregator is None:
+    if getattr(learner, "aggregator", None) is None:
         return
     learnt = {name: p for name, p in learner.named_parameters() if p.requires_grad}
     learner.aggregator.update(learnt, epoch, epochs)
@@ -57,20 +53,21 @@ def aggregate(learner: PromptLearner, epoch: int, epochs: int) -> None:
         learner.load_state_dict(learner.state_dict() | learner.aggregator.total)
 
 
-def aggregation_state(learner: PromptLearner) -> State:
+def aggregation_state(learner: nn.Module) -> State:
     """What a checkpoint must hold beside the learnables, so that a resumed run equals the uninterrupted one."""
-    total = learner.aggregator.total if learner.aggregator else {}
-    parts = {"total": total, "last": learner.last_state or {}}
+    aggregator = getattr(learner, "aggregator", None)
+    total, last = aggregator.total if aggregator else {}, getattr(learner, "last_state", None)
+    parts = {"total": total, "last": last or {}}
     return {f"{part}.{name}": tensor for part, state in parts.items() for name, tensor in state.items()}
 
 
-def load_aggregation_state(learner: PromptLearner, state: Mapping[str, Tensor]) -> None:
+def load_aggregation_state(learner: nn.Module, state: Mapping[str, Tensor]) -> None:
     """Take back what ``aggregation_state`` gave; nothing starts an aggregation anew."""
     parts: dict[str, State] = {"total": {}, "last": {}}
     for key, value in state.items():
         part, name = key.split(".", 1)
-        parts[part][name] = value.to(learner.clip.device)
-    if learner.aggregator:
+        parts[part][name] = value.to(next(learner.parameters()).device)
+    if getattr(learner, "aggregator", None):
         learner.aggregator.total = parts["total"]
     learner.last_state = parts["last"] or None
 

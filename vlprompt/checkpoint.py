@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from torch import Tensor, nn
 
 from vlprompt.aggregation import aggregation_state, load_aggregation_state
 from vlprompt.errors import VlpromptError
@@ -26,6 +26,7 @@ WHAT, REMEDY = "the checkpoint", "delete it and start again"
 OTHERS = {
     "settings": "a run with other settings",
     "backbone": "training on another backbone: what stands under its name has changed since",
+    "stage": "another stage of the training",
     "data": "training on other images: those of the dataset have changed since",
 }
 
@@ -48,7 +49,7 @@ class Checkpoint:
     @classmethod
     def of(
         cls,
-        learner: PromptLearner,
+        learner: nn.Module,
         optimizer: torch.optim.Optimizer,
         history: list[dict[str, Any]],
         identity: str | Mapping[str, str],
@@ -61,17 +62,21 @@ class Checkpoint:
         for index, buffers in optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{index}.{key}": b for key, b in buffers.items() if isinstance(b, Tensor)}
         copies = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
-        return cls(copies, list(history), _as_mapping(identity))
+        return cls(copies, list(history), as_mapping(identity))
 
-    def restore(self, learner: PromptLearner, optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
+    def restore(self, learner: nn.Module, optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
         """Put the state back and return the history."""
-        learner.load_learnables(self.part("learner"), "the checkpoint's tensors")
+        state = self.part("learner")
+        if isinstance(learner, PromptLearner):
+            learner.load_learnables(state, "the checkpoint's tensors")
+        else:
+            learner.load_state_dict(state)
         load_aggregation_state(learner, self.part("training"))
-        state: dict[int, dict[str, Tensor]] = {}
+        buffers: dict[int, dict[str, Tensor]] = {}
         for name, tensor in self.part("optimizer").items():
             index, key = name.split(".", 1)
-            state.setdefault(int(index), {})[key] = tensor
-        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+            buffers.setdefault(int(index), {})[key] = tensor
+        optimizer.load_state_dict({"state": buffers, "param_groups": optimizer.state_dict()["param_groups"]})
         return list(self.history)
 
     def part(self, prefix: str) -> dict[str, Tensor]:
@@ -104,7 +109,7 @@ class Checkpoint:
             found = cls(tensors, json.loads(facts["history"]), json.loads(facts["identity"]))
         else:
             raise VlpromptError(f"{WHAT} {path} is damaged (it is another kind of file): {REMEDY}")
-        for key, value in _as_mapping(identity).items():
+        for key, value in as_mapping(identity).items():
             if found.identity.get(key, value) != value:
                 raise VlpromptError(f"{WHAT} {path} belongs to {OTHERS[key]}: {REMEDY}")
         return found
@@ -113,7 +118,7 @@ class Checkpoint:
     def _of_0_1(cls, tensors: dict[str, Tensor], facts: Mapping[str, str], path: Path) -> Checkpoint:
         """What vlprompt 0.1.0 wrote, which had a checksum of its own."""
         try:
-            found = cls(tensors, json.loads(facts["history"]), _as_mapping(facts["identity"]))
+            found = cls(tensors, json.loads(facts["history"]), as_mapping(facts["identity"]))
             digest = hashlib.sha256(json.dumps([found.history, facts["identity"]]).encode())
         except (KeyError, ValueError) as error:
             raise VlpromptError(f"{WHAT} {path} is damaged (its header has no {error}): {REMEDY}") from error
@@ -128,20 +133,27 @@ class Checkpoint:
         return found
 
 
-def _as_mapping(identity: str | Mapping[str, str]) -> dict[str, str]:
+def as_mapping(identity: str | Mapping[str, str]) -> dict[str, str]:
+    """An identity as its parts; a plain one is that of the settings."""
     return {"settings": identity} if isinstance(identity, str) else dict(identity)
 
 
+def checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints in a run's folder: one, or one a stage."""
+    stem, _, suffix = CHECKPOINT.partition(".")
+    return sorted(path for path in folder.glob(f"{stem}*.{suffix}") if path.name.startswith((f"{stem}.", f"{stem}-")))
+
+
 @contextmanager
-def threads_of(path: Path, say: Callable[[str], None]) -> Iterator[None]:
+def threads_of(folder: Path, say: Callable[[str], None]) -> Iterator[None]:
     """Compute with as many threads as the run that left a checkpoint, if there is one: others round differently.
 
     Args:
-        path: of the checkpoint.
+        folder: of the run.
         say: told if that is another number than this process's.
     """
     here = torch.get_num_threads()
-    before = _threads(path) or here
+    before = next(filter(None, map(_threads, checkpoints(folder))), here)
     if before != here:
         say(f"going on with {before} threads as before, not {here}, so that the bits are the same")
         torch.set_num_threads(before)

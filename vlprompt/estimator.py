@@ -20,22 +20,24 @@ from torch.utils.data import Dataset
 from vlprompt.checks import told
 from vlprompt.clip import FrozenCLIP
 from vlprompt.console import Reporter
-from vlprompt.data import DatasetSplits, FeatureBank, resolve_templates
+from vlprompt.data import DatasetSplits, resolve_templates
 from vlprompt.data.in_hand import as_torch
 from vlprompt.data.pairs import labels_of
 from vlprompt.data.readable import leave_out_unreadable
+from vlprompt.data.splits import Item
 from vlprompt.data.streaming import is_preprocessed
 from vlprompt.devices import resolve_device
 from vlprompt.errors import VlpromptError, nearest
 from vlprompt.estimator_inputs import as_images, check_alike, holds_images, names_of, published_shots, training_set
 from vlprompt.evaluation import finite
 from vlprompt.facts import Facts
+from vlprompt.feed import FeatureFeed, ImageFeed
 from vlprompt.learner import METHODS, PromptLearner, create_learner, method_facts
 from vlprompt.objectives import Templates
 from vlprompt.prediction import image_features, image_logits
 from vlprompt.recipes import Resolved, resolve
-from vlprompt.runs import adapt_depths, training_batches
-from vlprompt.training import Batches, TrainOptions, train
+from vlprompt.runs import adapt_depths, make_feed
+from vlprompt.training import Trainer, TrainOptions
 from vlprompt.weights import TINY, shared_clip
 
 ROWS = 1000  # of features that are scored together
@@ -215,30 +217,27 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):
 
     def _train(self, X: Any, labels: np.ndarray, data: DatasetSplits, resolved: Resolved) -> None:
         config, reporter, before = resolved.config, Reporter(quiet=not self.verbose), len(self.history_)
-        if not self.learner_.trainable_parameters():
-            self.learner_.eval()
-            return
-        batches = self._batches(X, labels, data, resolved, reporter)
         with torch.enable_grad(), reporter.bar("epoch", lines=5) as update:  # whoever calls
-            history = train(
-                self.learner_,
-                batches,
-                config,
-                seed=config.seed,
-                on_epoch=lambda record: update(record["epoch"] + 1, config.epochs, f"loss {record['loss']:.3f}"),
-            )
-        self.history_ = self.history_ + [record | {"epoch": before + record["epoch"]} for record in history]
 
-    def _batches(
+            def tell(stage: str, options: TrainOptions, record: dict[str, Any]) -> None:
+                update(record["epoch"] + 1, options.epochs, f"loss {record['loss']:.3f}")
+
+            trainer = Trainer(config, {"seed": config.seed}, tell)
+            self.learner_.learn(self._feed(X, labels, data, resolved, reporter), trainer)
+        self.learner_.eval()
+        self.history_ = self.history_ + [record | {"epoch": before + record["epoch"]} for record in trainer.history]
+
+    def _feed(
         self, X: Any, labels: np.ndarray, data: DatasetSplits, resolved: Resolved, reporter: Reporter
-    ) -> Batches:
-        """Training batches of an epoch, from features in hand or from images as in any run."""
-        if data.train and not is_preprocessed(X[0]):
-            return training_batches(self.learner_, data, resolved, reporter)
+    ) -> ImageFeed:
+        """What is learnt from: features in hand, or images as in any run."""
+        images = bool(data.train) and not is_preprocessed(X[0])
+        items = data.train if images else [Item(str(i), y, data.class_names[y]) for i, y in enumerate(labels.tolist())]
+        feed = make_feed(self.learner_, replace(data, train=items), resolved, reporter)
+        if images:
+            return feed
         rows = image_features(X, self.learner_.clip, threads=self.workers) if data.train else X
-        bank = FeatureBank(torch.from_numpy(rows)[None], torch.from_numpy(labels)).to(self.learner_.clip.device)
-        config = resolved.config
-        return lambda epoch: bank.epoch_batches(config.batch_size, seed=config.seed, epoch=epoch)
+        return FeatureFeed(**vars(feed), rows=torch.from_numpy(rows))
 
     def _resolved(self, labels: np.ndarray) -> Resolved:
         """The method's few-shot recipe with the settings that were given."""

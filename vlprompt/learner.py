@@ -26,6 +26,7 @@ from vlprompt.data.templates import resolve_templates
 from vlprompt.errors import VlpromptError, nearest
 from vlprompt.facts import Facts
 from vlprompt.gradients import GRADIENT_RULES
+from vlprompt.learning import Feed, ParameterGroup, Train
 from vlprompt.objectives import Batch, DescriptionAnchor, Objective, Outputs, Templates, parse_objectives
 from vlprompt.parts import parse_part
 from vlprompt.registry import Registry
@@ -143,6 +144,20 @@ class PromptLearner(nn.Module):
         """Logits (B, C) of image features v (B, D) and class features t as ``text_features`` gives them."""
         return self.clip.similarity(v, t)
 
+    def learn(self, feed: Feed, train: Train) -> None:
+        """Learn from a feed: by the loop, over its labelled images, unless a method fits itself otherwise.
+
+        Tensors that are fitted and not trained are buffers, so that they are saved, checked and loaded.
+        """
+        train(self, feed.batches())
+
+    def parameter_groups(self) -> list[ParameterGroup]:
+        """Learnables that are optimised alike; by default all of them."""
+        return [ParameterGroup(self.trainable_parameters())]
+
+    def reserve(self, shapes: Mapping[str, torch.Size]) -> None:
+        """Make the buffers whose sizes the data decided, so that saved tensors of these shapes can be loaded."""
+
     def after_epoch(self, epoch: int, epochs: int) -> None:
         """Called after each epoch (0-based) of ``epochs``: schedules of a method's own."""
 
@@ -212,7 +227,7 @@ class PromptLearner(nn.Module):
 
     def _text_features(self) -> Tensor:
         """``text_features``, computed once while nothing is learnt and no gradient is asked for."""
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() or self.training:
             return self.text_features()
         # compared by value: writes through .data leave no trace, and learnt numbers are few
         state = [*self.parameters(), *self.buffers()]
@@ -228,8 +243,7 @@ class PromptLearner(nn.Module):
         Args:
             batch: as ``forward`` takes it, with ``label`` (B,). It may carry more keys, which objectives ask for.
         """
-        batch = check_batch(batch, len(self.class_names), self.facts)
-        batch = {key: value.to(self.clip.device) for key, value in batch.items()}
+        batch = _moved(check_batch(batch, len(self.class_names), self.facts), self.clip.device)
         outputs = self(batch)
         parts = {o.name: o(self, outputs, batch) for o in self.objectives}
         return {"loss": sum(o.weight * parts[o.name] for o in self.objectives if o.weight), **parts}
@@ -352,6 +366,11 @@ class PromptLearner(nn.Module):
         from vlprompt.sharing import push_learner
 
         return push_learner(self, repo, **options)
+
+
+def _moved(batch: Batch, device: torch.device) -> Batch:
+    """A batch, and the one that it carries, on a device."""
+    return {key: _moved(v, device) if isinstance(v, Mapping) else v.to(device) for key, v in batch.items()}
 
 
 def _recomputed(encode: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:

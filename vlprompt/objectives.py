@@ -32,6 +32,7 @@ class Batch(TypedDict, total=False):
     label: Tensor  # (B,)
     index: Tensor  # (B,) places in the split
     domain: Tensor  # (B,)
+    weight: Tensor  # (B,) in the loss
     class_mask: Tensor  # (B, C), the classes that compete
     unlabeled: Batch
 
@@ -78,11 +79,15 @@ OBJECTIVES: Registry[type[Objective]] = Registry("objective")
 
 @OBJECTIVES.register("ce")
 class CrossEntropy(Objective):
-    """Cross-entropy of the logits with the labels; a batch's ``class_mask`` (B, C) says which classes compete."""
+    """Cross-entropy of the logits with the labels.
+
+    A batch's ``class_mask`` (B, C) says which classes compete, its ``weight`` (B,) how much an image counts.
+    """
 
     def __call__(self, learner: PromptLearner, outputs: Outputs, batch: Batch) -> Tensor:
         """Mean over the batch."""
-        return F.cross_entropy(competing(outputs.logits, batch), batch["label"])
+        losses = F.cross_entropy(competing(outputs.logits, batch), batch["label"], reduction="none")  # (B,)
+        return (losses * batch["weight"] if "weight" in batch else losses).mean()
 
 
 def competing(logits: Tensor, batch: Batch) -> Tensor:

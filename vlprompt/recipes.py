@@ -23,10 +23,13 @@ from vlprompt.errors import VlpromptError, nearest
 from vlprompt.files import is_relative_inside
 from vlprompt.learner import METHODS, check_descriptions
 from vlprompt.loggers import parse_loggers
+from vlprompt.optimizers import OPTIMIZERS
+from vlprompt.options import TrainOptions, make_schedule
+from vlprompt.parts import parse_part
 from vlprompt.protocols import PROTOCOLS
 from vlprompt.schema import assign, hint_of, kind, structured, to_object
 from vlprompt.settings_text import check_plain, read_settings, show
-from vlprompt.training import OPTIMIZERS, SELECTIONS, TrainOptions
+from vlprompt.training import SELECTIONS
 
 PACKAGE = Path(__file__).resolve().parent
 # inside the package when installed from a wheel, beside it in a checkout
@@ -36,6 +39,7 @@ Cases = dict[str, dict[Any, dict[str, Any]]]
 LEAST = {
     "seed": 0,
     "epochs": 1,
+    "steps": 1,
     "batch_size": 1,
     "weight_decay": 0,
     "warmup_epochs": 0,
@@ -295,8 +299,11 @@ def check_values(config: RunConfig) -> None:
         raise VlpromptError(
             f"name must be a folder in {config.output}, of at most {MAX_NAME} characters, not {show(config.name)}"
         )
+    if config.clip_grad is not None and not config.clip_grad > 0:
+        raise VlpromptError(f"clip_grad must be above 0, not {config.clip_grad}")
+    make_schedule(config)
+    parse_part(config.optimizer, OPTIMIZERS)
     for key, known in (
-        ("optimizer", OPTIMIZERS),
         ("precision", DTYPES),
         ("transform", TRAIN_KINDS),
         ("selection", SELECTIONS),

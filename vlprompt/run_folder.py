@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from vlprompt.checkpoint import CHECKPOINT
+from vlprompt.checkpoint import checkpoints
 from vlprompt.console import Reporter
 from vlprompt.errors import VlpromptError
 from vlprompt.files import atomic_write, locked, remove_leftovers, sha256_file
@@ -135,15 +135,16 @@ def claim_folder(resolved: Resolved, reporter: Reporter) -> None:
     The caller holds ``lock_run``.
     """
     folder = resolved.folder
-    result, checkpoint = folder / RESULT, folder / CHECKPOINT
+    result, left = folder / RESULT, checkpoints(folder)
     remove_leftovers(folder)
     if result.exists():
         reporter.say(f"starting again: the result in {folder} will be replaced")
         result.unlink()
-    if checkpoint.exists() and resolved.config.resume:
+    if left and resolved.config.resume:
         reporter.say(f"going on with {folder}")
-    elif checkpoint.exists():
+    elif left:
         reporter.say(f"starting again: the checkpoint in {folder} is dropped (resume=true would have gone on with it)")
-        checkpoint.unlink()
+        for checkpoint in left:
+            checkpoint.unlink()
     with atomic_write(folder / SETTINGS) as temporary:
         temporary.write_text(resolved.to_yaml(), encoding="utf-8")

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
-from vlprompt.checkpoint import CHECKPOINT
+from vlprompt.checkpoint import checkpoints
 from vlprompt.data import DatasetSplits, images_fingerprint
 from vlprompt.environment import git_commit, peak_memory, versions
 from vlprompt.evaluation import Evaluation, limited
@@ -66,7 +66,8 @@ def keep_result(
         **facts,
     )
     result.write(folder / RESULT)
-    (folder / CHECKPOINT).unlink(missing_ok=True)  # the learner is kept, and a finished run has nothing to resume
+    for checkpoint in checkpoints(folder):
+        checkpoint.unlink()  # the learner is kept, and a finished run has nothing to resume
     return result
 
 

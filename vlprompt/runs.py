@@ -2,39 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import asdict, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
-from vlprompt.checkpoint import CHECKPOINT, threads_of
+from vlprompt.checkpoint import threads_of
 from vlprompt.checks import checked
 from vlprompt.clip import FrozenCLIP
 from vlprompt.console import Reporter
 from vlprompt.data import (
     DatasetSplits,
-    FeatureBank,
-    ImageItems,
     as_splits,
     backbone_fingerprint,
-    epoch_batches,
-    eval_transform,
     few_shot_split,
     join_datasets,
     leave_domain_out,
     load_split,
-    mask_other_tasks,
     register_dataset,
     resolve_templates,
-    train_transform,
 )
-from vlprompt.data.transforms import Views
 from vlprompt.environment import Clock
 from vlprompt.errors import VlpromptError
 from vlprompt.evaluation import Evaluation, evaluate, score
+from vlprompt.feed import ImageFeed, Loading
 from vlprompt.learner import PromptLearner, create_learner, method_facts
 from vlprompt.loggers import LoggedRun, Loggers, check_installed, open_loggers
 from vlprompt.protocols import PROTOCOLS, Part, Plan, check_suits
@@ -45,7 +36,7 @@ from vlprompt.run_images import check_present, encode_tests, image_facts, usable
 from vlprompt.run_result import DESCRIBED, LEARNER, data_facts, fingerprints, keep_result
 from vlprompt.saved_description import description_hash
 from vlprompt.saving import load_learner
-from vlprompt.training import Batches, BestEpoch, train
+from vlprompt.training import BestEpoch, Trainer, TrainOptions
 from vlprompt.weights import load_clip
 
 CONFIG = SETTINGS
@@ -129,14 +120,14 @@ def execute(resolved: Resolved, clip: FrozenCLIP | None = None, shared: Shared |
             return finished
         claim_folder(resolved, reporter)
         with (
-            threads_of(folder / CHECKPOINT, reporter.say),
+            threads_of(folder, reporter.say),
             open_loggers(config.logger, LoggedRun(folder, asdict(config))) as loggers,
         ):
             images = fingerprints(plan, data, config)
-            if learner.trainable_parameters():
+            if learner.facts.labels != "none":
                 with clock("encode"):
                     encode_tests(data, plan, config, clip, reporter)
-                fit(learner, data[plan.train], resolved, reporter, clock, loggers, images["train"])
+            fit(learner, data[plan.train], resolved, reporter, clock, loggers, images["train"])
             facts = {key: getattr(config, key) for key in ("dataset", "protocol", "shots", "seed")}
             learner.save_pretrained(folder / LEARNER, extra=facts)
             with clock("test"):
@@ -312,61 +303,32 @@ def fit(
             raise VlpromptError(f"selection=fewshot_val needs validation images, and {source.name} has none: use last")
         chosen_on = replace(source, test=source.val)
         selection = BestEpoch(lambda: score(learner, chosen_on, workers=config.workers).accuracy)
-    with clock("encode"):
-        batches = training_batches(learner, source, resolved, reporter)
-    with clock("train"), reporter.bar("epoch", lines=5) as update:
+    with reporter.bar("epoch", lines=5) as update:
 
-        def tell(record: dict[str, Any]) -> None:
-            update(record["epoch"] + 1, config.epochs, f"loss {record['loss']:.3f}  lr {record['lr']:.2e}")
+        def tell(stage: str, options: TrainOptions, record: dict[str, Any]) -> None:
+            name = f"{stage}: " if stage else ""
+            update(record["epoch"] + 1, options.epochs, f"{name}loss {record['loss']:.3f}  lr {record['lr']:.2e}")
             loggers.epoch(record)
 
-        return train(
-            learner,
-            batches,
-            config,
-            seed=config.seed,
-            folder=resolved.folder,
-            resume=config.resume,
-            identity={"settings": resolved.id, "backbone": backbone, "data": images},
-            selection=selection,
-            on_epoch=tell,
-        )
+        identity = {"settings": resolved.id, "backbone": backbone, "data": images}
+        keeping = {"seed": config.seed, "folder": resolved.folder, "resume": config.resume, "identity": identity}
+        trainer = Trainer(config, keeping | {"selection": selection}, tell, clock)
+        learner.learn(make_feed(learner, source, resolved, reporter, clock), trainer)
+    learner.eval()
+    return trainer.history
 
 
-def training_batches(learner: PromptLearner, source: DatasetSplits, resolved: Resolved, reporter: Reporter) -> Batches:
-    """Return the training batches of an epoch as a function of its index: cached features, or images."""
-    batches = _training_batches(learner, source, resolved, reporter)
-    return (lambda epoch: mask_other_tasks(batches(epoch), source.tasks)) if source.tasks else batches
-
-
-def _training_batches(learner: PromptLearner, source: DatasetSplits, resolved: Resolved, reporter: Reporter) -> Batches:
-    config, clip = resolved.config, learner.clip
-    views = effective_views(learner, config)
+def make_feed(
+    learner: PromptLearner, source: DatasetSplits, resolved: Resolved, reporter: Reporter, clock: Clock | None = None
+) -> ImageFeed:
+    """Return what a learner learns from: the training images of ``source``."""
+    config, views = resolved.config, effective_views(learner, resolved.config)
     if views == "fresh" and config.views != "fresh" and "views" in resolved.given:
         reporter.say(f"views={config.views} has no effect: {config.method} prompts the image tower, so views are fresh")
-    augment = train_transform(clip, config.transform, mirror=source.mirror)
-    if views == "fresh":
-        names = learner.views
-        images = ImageItems(source, source.train, augment if len(names) == 1 else Views(augment, len(names)))
-        options = {"seed": config.seed, "workers": config.workers, "device": clip.device}
-
-        def fresh(epoch: int) -> Iterator[dict[str, Tensor]]:
-            for batch in epoch_batches(images, config.batch_size, epoch=epoch, **options):
-                yield batch if len(names) == 1 else batch | dict(zip(names, batch["image"].unbind(1), strict=True))
-
-        return fresh
-    with reporter.bar("encoding training images", lines=1) as update:
-        bank = FeatureBank.open_or_build(
-            clip,
-            source,
-            source.train,
-            transform=eval_transform(clip) if views == 1 else augment,
-            views=views,
-            seed=config.seed,
-            workers=config.workers,
-            progress=update,
-        ).to(clip.device)
-    return lambda epoch: bank.epoch_batches(config.batch_size, seed=config.seed, epoch=epoch)
+    loading = Loading(config.batch_size, views or 1, config.transform, config.seed, config.workers)
+    cacheable = learner.facts.cacheable_images
+    how = {"cacheable": cacheable, "names": learner.views, "reporter": reporter, "clock": clock or Clock()}
+    return ImageFeed(source, learner.clip, loading, **how)
 
 
 def measure(

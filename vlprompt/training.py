@@ -4,74 +4,30 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import time
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from vlprompt.aggregation import aggregate, load_aggregation_state
-from vlprompt.checkpoint import CHECKPOINT, Checkpoint
+from vlprompt.aggregation import load_aggregation_state
+from vlprompt.checkpoint import CHECKPOINT, Checkpoint, as_mapping
+from vlprompt.environment import Clock
 from vlprompt.errors import VlpromptError, nearest
 from vlprompt.files import atomic_write, writing
 from vlprompt.learner import PromptLearner
+from vlprompt.learning import Batches, EpochBatches, History, ParameterGroup
+from vlprompt.loop import Loop
+from vlprompt.options import TrainOptions as TrainOptions
+from vlprompt.options import learning_rate as learning_rate
+from vlprompt.options import make_optimizer
 
-Batches = Callable[[int], Iterable[Mapping[str, Tensor]]]
 LOG = "train.jsonl"
 SELECTIONS = ("last", "fewshot_val")
-OPTIMIZERS = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
-
-
-@dataclass
-class TrainOptions:
-    """How to optimise; the defaults are what the recipes of the CoOp lineage share.
-
-    Attributes:
-        epochs: passes over the training images.
-        lr: learning rate at the start of the cosine.
-        batch_size: images a step; a short last batch is dropped unless it is the only one.
-        optimizer: sgd, adam or adamw.
-        momentum: of SGD, without Nesterov.
-        weight_decay: applied to every learnable. The published code takes it from Dassl's defaults; no recipe names it.
-        warmup_epochs: first epochs, at the constant rate warmup_lr; the cosine starts counting after them.
-        warmup_lr: learning rate of the warm-up.
-        checkpoint_seconds: least time between two checkpoints; the last epoch always leaves one.
-    """
-
-    epochs: int = 50
-    lr: float = 2e-3
-    batch_size: int = 32
-    optimizer: str = "sgd"
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
-    warmup_epochs: int = 1
-    warmup_lr: float = 1e-5
-    checkpoint_seconds: float = 5.0
-
-
-def learning_rate(epoch: int, lr: float, epochs: int, warmup_epochs: int = 1, warmup_lr: float = 1e-5) -> float:
-    """Return the learning rate of a 0-based epoch, as the published code (Dassl) steps it.
-
-    The warm-up is constant; after it the cosine starts from zero but keeps its period of all ``epochs``, so that it
-    never reaches zero: lr·½(1 + cos(π(e - w)/T)).
-
-    >>> [round(learning_rate(e, 3.5e-3, 5), 6) for e in range(5)]
-    [1e-05, 0.0035, 0.003166, 0.002291, 0.001209]
-    """
-    if epoch < warmup_epochs:
-        return warmup_lr
-    return lr * 0.5 * (1 + math.cos(math.pi * (epoch - warmup_epochs) / epochs))
-
-
-def make_optimizer(parameters: list[torch.nn.Parameter], options: TrainOptions) -> torch.optim.Optimizer:
-    """Return the optimizer that ``options`` names, for fp32 parameters."""
-    if options.optimizer not in OPTIMIZERS:
-        raise VlpromptError(f"unknown optimizer '{options.optimizer}': {nearest(options.optimizer, OPTIMIZERS)}")
-    extra = {"momentum": options.momentum} if options.optimizer == "sgd" else {}
-    return OPTIMIZERS[options.optimizer](parameters, lr=options.lr, weight_decay=options.weight_decay, **extra)
 
 
 @dataclass
@@ -108,7 +64,7 @@ class BestEpoch:
 
 
 def train(
-    learner: PromptLearner,
+    learner: nn.Module,
     batches: Batches,
     options: TrainOptions,
     *,
@@ -116,23 +72,25 @@ def train(
     folder: Path | None = None,
     resume: bool = False,
     identity: str | Mapping[str, str] = "",
+    stage: str = "",
     selection: BestEpoch | None = None,
     on_epoch: Callable[[dict[str, Any]], None] | None = None,
-) -> list[dict[str, Any]]:
+) -> History:
     """Train a learner in place and leave it in evaluation mode; one without learnables returns at once.
 
     A run that was stopped at any moment, ``kill -9`` included, and resumed ends with the weights of an uninterrupted
-    one, bit for bit on a CPU: whatever is random follows from ``seed`` and the epoch alone.
+    one, bit for bit on a CPU: whatever is random follows from ``seed``, the stage and the epoch alone.
 
     Args:
-        learner: gives ``loss``, ``backward`` and ``after_epoch``.
+        learner: gives ``loss``; a ``PromptLearner``, or any module with that.
         batches: from an epoch's index to its batches, as ``learner.loss`` takes them.
         options: the recipe.
         seed: of random numbers that the learner may draw while training.
-        folder: where to keep ``checkpoint.safetensors`` and ``train.jsonl``; None keeps nothing.
+        folder: where to keep the checkpoint and ``train.jsonl``; None keeps nothing.
         resume: go on from the folder's checkpoint, if there is one.
         identity: names the run that a checkpoint belongs to, by its settings, or by ``settings``, ``backbone`` and
             ``data``; another run's checkpoint is refused.
+        stage: names this training among several of one run.
         selection: chooses among the epochs' learnables; None keeps the last.
         on_epoch: called with each epoch's record, restored ones included.
 
@@ -143,38 +101,40 @@ def train(
     Raises:
         VlpromptError: a loss or parameter is not finite, or the checkpoint is damaged or another run's.
     """
-    parameters = learner.trainable_parameters()
-    if not parameters:
+    groups = parameter_groups(learner)
+    if not groups:
         learner.eval()
         return []
-    optimizer = make_optimizer(parameters, options)
+    optimizer = make_optimizer(groups, options)
     load_aggregation_state(learner, {})
-    checkpoint = Checkpoint.load(folder / CHECKPOINT, identity) if folder and resume else None
+    path = folder / stage_file(CHECKPOINT, stage) if folder else None
+    identity = as_mapping(identity) | ({"stage": stage} if stage else {})
+    checkpoint = Checkpoint.load(path, identity) if path and resume else None
     history = checkpoint.restore(learner, optimizer) if checkpoint else []
     if selection and checkpoint:
         selection.restore(checkpoint.part("selection"), history)
-    log = Log(folder / LOG if folder else None, history)
+    log = Log(folder / stage_file(LOG, stage) if folder else None, history)
     for record in history:
         if on_epoch:
             on_epoch(record)
+    loop = Loop(learner, optimizer, batches, options, f"{seed}/{stage}" if stage else seed)
     unsaved, saved_at = None, time.monotonic()
     learner.train()
     try:
-        for epoch in range(len(history), options.epochs):
-            tested = selection is not None or epoch + 1 == options.epochs
-            record = _train_epoch(learner, optimizer, batches(epoch), options, seed, epoch, tested)
+        for epoch in loop.epochs_after(history):
+            record = loop.run(epoch, tested=selection is not None or loop.is_last(epoch))
             history.append(record | ({"selection": selection.update(learner)} if selection else {}))
             log.write(history[-1])
-            if folder:
+            if path:
                 unsaved = Checkpoint.of(learner, optimizer, history, identity, selection.state if selection else {})
-                if epoch + 1 == options.epochs or time.monotonic() - saved_at >= options.checkpoint_seconds:
-                    unsaved.save(folder / CHECKPOINT)
+                if loop.is_last(epoch) or time.monotonic() - saved_at >= options.checkpoint_seconds:
+                    unsaved.save(path)
                     unsaved, saved_at = None, time.monotonic()
             if on_epoch:
                 on_epoch(history[-1])
     except KeyboardInterrupt:
         if unsaved:
-            unsaved.save(folder / CHECKPOINT)
+            unsaved.save(path)
         raise
     if selection:
         selection.choose(learner)
@@ -182,62 +142,55 @@ def train(
     return history
 
 
-def _train_epoch(
-    learner: PromptLearner,
-    optimizer: torch.optim.Optimizer,
-    batches: Iterable[Mapping[str, Tensor]],
-    options: TrainOptions,
-    seed: int,
-    epoch: int,
-    tested: bool,
-) -> dict[str, Any]:
-    """Run one epoch and return its record; ``tested`` says whether the weights that it leaves will be."""
-    start = time.perf_counter()
-    lr = learning_rate(epoch, options.lr, options.epochs, options.warmup_epochs, options.warmup_lr)
-    for group in optimizer.param_groups:
-        group["lr"] = lr
-    device = learner.clip.device
-    totals: dict[str, float] = {}
-    steps = 0
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed * 1_000_003 + epoch)
-        for steps, batch in enumerate(batches, start=1):
-            optimizer.zero_grad()
-            losses = learner.loss(batch)
-            values = {name: float(loss.detach()) for name, loss in losses.items()}
-            for name, value in values.items():
-                if not math.isfinite(value):
-                    raise VlpromptError(_not_finite(learner, f"the loss part '{name}' is {value}", epoch, steps))
-                totals[name] = totals.get(name, 0.0) + value
-            learner.backward(losses)
-            optimizer.step()
-        learner.after_epoch(epoch, options.epochs)
-        aggregate(learner, epoch, options.epochs)
-    if not steps:
-        raise VlpromptError(f"epoch {epoch + 1} has no batches: there are no training images")
-    if any(not p.isfinite().all() for p in learner.trainable_parameters()):
-        raise VlpromptError(_not_finite(learner, "a learnable is not finite", epoch, steps))
-    if tested:
-        _check_last_step(learner, batch, epoch)
-    seconds = round(time.perf_counter() - start, 4)
-    return {"epoch": epoch, "lr": lr, "seconds": seconds, **{k: total / steps for k, total in totals.items()}}
+def parameter_groups(module: nn.Module) -> list[ParameterGroup]:
+    """A module's groups of learnables, by its own word or all alike; empty if it has none."""
+    given = getattr(module, "parameter_groups", None)
+    groups = given() if given else [ParameterGroup([p for p in module.parameters() if p.requires_grad])]
+    return [group for group in groups if len(group.parameters)]
 
 
-def _check_last_step(learner: PromptLearner, batch: Mapping[str, Tensor], epoch: int) -> None:
-    """Raise one sentence if the last step, which no loss of the epoch has seen, left weights that are of no use."""
-    device = learner.clip.device
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.no_grad():
-        for name, loss in learner.loss(batch).items():
-            if not loss.isfinite().all():
-                what = f"after the last step the loss part '{name}' is {float(loss)}"
-                raise VlpromptError(_not_finite(learner, what, epoch))
+def stage_file(name: str, stage: str) -> str:
+    """A file's name for a stage: ``train.jsonl`` of "round 3" is ``train-round-3.jsonl``.
+
+    >>> stage_file("train.jsonl", "round 3")
+    'train-round-3.jsonl'
+    """
+    stem, dot, suffix = name.partition(".")
+    return f"{stem}-{re.sub(r'[^a-z0-9]+', '-', stage.lower())}{dot}{suffix}" if stage else name
 
 
-def _not_finite(learner: PromptLearner, what: str, epoch: int, step: int | None = None) -> str:
-    bad = [name for name, p in learner.named_parameters() if not p.isfinite().all()]
-    tensors = f" (tensor {', '.join(bad)})" if bad else ""
-    place = f"epoch {epoch + 1}" + (f", step {step}" if step else "")
-    return f"{what}{tensors} in {place}: try a smaller lr, or precision=fp32"
+@dataclass(frozen=True)
+class Trainer:
+    """The loop as ``PromptLearner.learn`` is handed it, with a run's recipe, folder and progress behind it.
+
+    Attributes:
+        options: the recipe.
+        keeping: more arguments of ``train``: seed, folder, resume, identity, selection.
+        on_epoch: called with a stage's name, its options and each epoch's record.
+        clock: times the training.
+        history: what was recorded, stage by stage.
+    """
+
+    options: TrainOptions
+    keeping: Mapping[str, Any] = field(default_factory=dict)
+    on_epoch: Callable[[str, TrainOptions, dict[str, Any]], None] | None = None
+    clock: Clock = field(default_factory=Clock)
+    history: History = field(default_factory=list)
+
+    def __call__(self, module: nn.Module, batches: Batches, *, stage: str = "", **changes: Any) -> History:
+        """Train a module in place; see ``vlprompt.learning.Train``."""
+        known = [f.name for f in fields(TrainOptions)]
+        for key in changes:
+            if key not in known:
+                raise VlpromptError(f"unknown training option '{key}': {nearest(key, known)}")
+        options = replace(self.options, **changes)
+        if "batch_size" in changes and isinstance(batches, EpochBatches):
+            batches = batches.sized(options.batch_size)
+        tell = partial(self.on_epoch, stage, options) if self.on_epoch else None
+        with self.clock("train"):
+            records = train(module, batches, options, stage=stage, on_epoch=tell, **self.keeping)
+        self.history.extend({"stage": stage} | record if stage else record for record in records)
+        return records
 
 
 class Log:

@@ -32,13 +32,13 @@ class FeatureBank:
     Attributes:
         features: (V, N, D) float32, as ``clip.encode_image`` gives them, not normalised. View v holds what epoch v of
             ``epoch_batches`` would have encoded; a single view is the evaluation crop.
-        labels: (N,) int64.
+        labels: (N,) int64; None for a pool, whose images have none.
         key: SHA-256 of everything that the features depend on.
         path: the file; None for features that came from elsewhere.
     """
 
     features: torch.Tensor
-    labels: torch.Tensor
+    labels: torch.Tensor | None
     key: str = ""
     path: Path | None = None
 
@@ -106,7 +106,7 @@ class FeatureBank:
             return False
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return self.features.shape[1]
 
     @property
     def views(self) -> int:
@@ -115,22 +115,27 @@ class FeatureBank:
 
     def to(self, device: torch.device | str) -> FeatureBank:
         """Return the bank with its tensors on a device."""
-        return replace(self, features=self.features.to(device), labels=self.labels.to(device))
+        labels = None if self.labels is None else self.labels.to(device)
+        return replace(self, features=self.features.to(device), labels=labels)
 
     def epoch_batches(self, batch_size: int, *, seed: int, epoch: int, drop_last: bool = True) -> Iterator[Batch]:
         """Yield one epoch in the order of ``loading.epoch_batches``, from view ``epoch % V``.
 
-        Keys: ``image_features`` (B, D), ``label`` (B,), ``index`` (B,).
+        Keys: ``image_features`` (B, D), ``index`` (B,) and, where there are labels, ``label`` (B,).
         """
         view = self.features[epoch % self.views]
         for positions in batch_order(len(self), batch_size, seed, epoch, drop_last):
             index = torch.tensor(positions, device=view.device)
-            yield {"image_features": view[index], "label": self.labels[index], "index": index}
+            yield self._batch(view, index)
 
     def eval_batches(self, batch_size: int = 1000) -> Iterator[Batch]:
         """Yield the first view in order, none left out; keys as in ``epoch_batches``."""
-        for index in torch.arange(len(self), device=self.labels.device).split(batch_size):
-            yield {"image_features": self.features[0, index], "label": self.labels[index], "index": index}
+        for index in torch.arange(len(self), device=self.features.device).split(batch_size):
+            yield self._batch(self.features[0], index)
+
+    def _batch(self, view: torch.Tensor, index: torch.Tensor) -> Batch:
+        labels = {} if self.labels is None else {"label": self.labels[index]}
+        return {"image_features": view[index], "index": index, **labels}
 
 
 def _key(clip: FrozenCLIP, splits: DatasetSplits, items: Sequence[Item], transform: Any, views: int, seed: int) -> str:

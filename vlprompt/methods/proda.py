@@ -129,14 +129,20 @@ class ProDA(PromptLearner):
 
     def loss(self, batch: Batch) -> Mapping[str, Tensor]:
         """Losses of a batch over the next mini-batch of prompts."""
-        if len(self._queue) < self.config.prompts_per_step:
-            self._queue = torch.randperm(self.config.n_prompts).tolist()
-        size = self.config.prompts_per_step
-        self._chosen, self._queue = torch.tensor(self._queue[:size], device=self.clip.device), self._queue[size:]
+        self._chosen = torch.tensor(self._next_prompts(), device=self.clip.device)
         try:
             return super().loss(batch)
         finally:
             self._chosen = None
+
+    def _next_prompts(self) -> list[int]:
+        """The prompts of a step: each once before any comes again; a look without gradients takes nobody's turn."""
+        size, queue = self.config.prompts_per_step, self._queue
+        if len(queue) < size or not torch.is_grad_enabled():
+            queue = torch.randperm(self.config.n_prompts).tolist()
+        if torch.is_grad_enabled():
+            self._queue = queue[size:]
+        return queue[:size]
 
     def text_features(self, v: Tensor | None = None) -> Tensor:
         """The classifier (C, D), mean of normalised features over all prompts, not normalised again.

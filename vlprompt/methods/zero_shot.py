@@ -14,6 +14,7 @@ from torch import Tensor
 
 from vlprompt.errors import VlpromptError
 from vlprompt.learner import PromptLearner, register
+from vlprompt.learning import Feed, Train
 from vlprompt.objectives import Objective
 
 
@@ -41,6 +42,9 @@ class ZeroShot(PromptLearner):
     def reads_descriptions(cls, objectives: Sequence[Objective]) -> bool:
         """The class features are made of them."""
         return True
+
+    def learn(self, feed: Feed, train: Train) -> None:
+        """Learn nothing."""
 
     def encode_text(self, v: Tensor | None = None) -> Tensor:
         """Class features (C, D)."""
