@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from vlprompt.clip import FrozenCLIP
-from vlprompt.shown import figure_text
+from vlprompt.lettering import make_legible
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -30,7 +30,7 @@ P = ParamSpec("P")
 
 
 def paper_figure(draw: Callable[P, Figure]) -> Callable[P, Figure]:
-    """Let a function draw in the style of a paper, and pyplot forget its figure.
+    """Let a function draw in the style of a paper, and pyplot forget its figure; names are legible in any script.
 
     So a notebook shows the figure where it is returned, once, and none is left open.
     """
@@ -41,6 +41,7 @@ def paper_figure(draw: Callable[P, Figure]) -> Callable[P, Figure]:
 
         with plt.rc_context(STYLE):
             figure = draw(*args, **kwargs)
+            make_legible(figure)
         plt.close(figure)
         return figure
 
@@ -58,8 +59,3 @@ def displayable(clip: FrozenCLIP, images: Tensor) -> Tensor:
     """Undo the image normalisation: (B, 3, H, W) to the same in [0, 1]."""
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (clip.image_mean, clip.image_std))
     return (images.cpu() * std + mean).clamp(0, 1)
-
-
-def shorten(text: str, length: int = 40) -> str:
-    """Cut a long label, and let none be a formula."""
-    return figure_text(text if len(text) <= length else text[: length - 1] + "…")

@@ -10,12 +10,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vlprompt.analysis.figures import FONT, GREY, new_figure, paper_figure, shorten
+from vlprompt.analysis.figures import FONT, GREY, new_figure, paper_figure
 from vlprompt.checks import check_labels, checked
 from vlprompt.clip import natural_name
 from vlprompt.data.splits import DEFAULT_TEMPLATE
 from vlprompt.errors import VlpromptError
 from vlprompt.learner import PromptLearner
+from vlprompt.lettering import shorten
+from vlprompt.shown import figure_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -140,7 +142,7 @@ def plot_projection(projection: FeatureProjection) -> Figure:
         axes[0].set_ylabel(f"component 2 ({p.explained[1]:.0%} of variance)")
         figure.supxlabel(f"component 1 ({p.explained[0]:.0%} of variance)", fontsize=FONT)
     if len(p.class_names) <= SHOWN_NAMES:
-        names = [shorten(name, 24) for name in p.class_names]
+        names = [figure_text(shorten(name, 24)) for name in p.class_names]
         handles = [axes[0].scatter([], [], c=[c], s=12, label=n) for c, n in zip(colours, names, strict=True)]
         figure.legend(handles=handles, loc="outside right center", handletextpad=0.1)
     return figure

@@ -5,14 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from vlprompt.analysis.figures import GREY, IMAGE, TEXT, new_figure, paper_figure, shorten
+from vlprompt.analysis.figures import GREY, IMAGE, TEXT, new_figure, paper_figure
 from vlprompt.checks import checked
 from vlprompt.data import resolve_templates
 from vlprompt.data.splits import DatasetSplits
 from vlprompt.errors import VlpromptError
 from vlprompt.evaluation import evaluate, format_spread
 from vlprompt.learner import PromptLearner
+from vlprompt.lettering import shorten
 from vlprompt.objectives import Templates
+from vlprompt.shown import figure_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -87,7 +89,7 @@ def plot_template_spread(spread: TemplateSpread) -> Figure:
     ax.axvline(spread.ensemble, color=GREY, linestyle="--", linewidth=1, label="all templates together")
     if spread.method != "zero_shot":
         ax.axvline(spread.learner, color=IMAGE, linewidth=1.2, label=spread.method)
-    ax.set_yticks(range(len(rows)), [shorten(row[0]) if row else f"… {skip} more …" for row in rows])
+    ax.set_yticks(range(len(rows)), [figure_text(shorten(row[0], 40)) if row else f"… {skip} more …" for row in rows])
     ax.set(xlabel=f"accuracy (%), {spread.n_images:,} images", ylim=(-0.7, len(rows) - 0.3))
     ax.set_title(f"spread: {spread.spread:.1f} points over {len(ranked)} templates", loc="left")
     figure.legend(loc="outside lower center", ncols=2)

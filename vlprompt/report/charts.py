@@ -7,9 +7,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
+from vlprompt.lettering import shorten
 from vlprompt.metrics import Reliability
 from vlprompt.report.groups import ZERO_SHOT
-from vlprompt.report.summaries import SHAPES, Style, shorten, within_percent
+from vlprompt.report.summaries import SHAPES, WIDEST, Style, within_percent
 from vlprompt.report.tables import Cell, Line, Section
 from vlprompt.statistics import ClassChange
 
@@ -180,7 +181,7 @@ def gains_chart(changes: Sequence[ClassChange], most: int = 8) -> str:
             continue
         left, right = sorted((x(0), x(change.gain)))
         told = f"{change.name}: {change.zero_shot:.1f} → {change.accuracy:.1f} of {change.n_images} images"
-        parts.append(_text(128, middle, shorten(change.name), "end"))
+        parts.append(_text(128, middle, shorten(change.name, WIDEST), "end"))
         if change.gain:
             parts.append(
                 f'<rect class="{"gain" if change.gain > 0 else "loss"}" x="{left}" y="{middle - 9}" '

@@ -13,13 +13,14 @@ from matplotlib.figure import Figure
 
 from vlprompt.errors import VlpromptError, nearest
 from vlprompt.files import atomic_write
+from vlprompt.lettering import legible, shorten
 from vlprompt.protocols import PROTOCOLS
 from vlprompt.report.groups import STUDY, ZERO_SHOT, Group, Key, say_shots
 from vlprompt.report.summaries import (
     COLOURS,
+    WIDEST,
     confusion_counts,
     pooled_reliability,
-    shorten,
     shot_positions,
     style_index,
     within_percent,
@@ -36,6 +37,7 @@ NAMED = 30  # classes whose names still fit on an axis
 ROW = 4  # panels side by side
 
 
+@legible
 def few_shot_curves(group: Group, metric: str = "accuracy") -> Figure:
     """Draw accuracy by shots, a panel a dataset and their mean first, with 95% intervals over seeds within [0, 100].
 
@@ -78,6 +80,7 @@ def _curve(axes: Axes, shots: Sequence[float], line: Line, style: dict) -> None:
         axes.fill_between(*np.array(banded).T, color=style["color"], alpha=0.15, linewidth=0)
 
 
+@legible
 def base_new(group: Group, metric: str = "accuracy") -> Figure:
     """Draw new against base accuracy, a point a method with its deviation over seeds, and lines of equal harmonic mean.
 
@@ -127,6 +130,7 @@ def _equal_harmonic_means(axes: Axes) -> None:
     axes.clabel(lines, fmt="H %.0f", fontsize=7)
 
 
+@legible
 def reliability(group: Group, keys: Sequence[Key] | None = None) -> Figure:
     """Draw how often predictions of a confidence are right, a panel a method, pooled over tests and seeds.
 
@@ -160,6 +164,7 @@ def reliability(group: Group, keys: Sequence[Key] | None = None) -> Figure:
     return figure
 
 
+@legible
 def confusion(group: Group, key: Key, methods: Sequence[str] | None = None) -> Figure:
     """Draw which classes are taken for which, a panel a method; rows are true classes and sum to one.
 
@@ -175,7 +180,7 @@ def confusion(group: Group, key: Key, methods: Sequence[str] | None = None) -> F
     figure, panels = _panels(len(chosen), square=True, size=3.6)
     for axes, label in zip(panels, chosen, strict=False):
         names, counts = confusion_counts(group, label, key)
-        names = [figure_text(shorten(name)) for name in names]
+        names = [figure_text(shorten(name, WIDEST)) for name in names]
         shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)  # (C, C)
         shown = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
         axes.set_title(figure_text(label), fontsize=9)

@@ -16,6 +16,8 @@ from vlprompt.results import read_predictions
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c6d31", "#7f3c8d")
 SHAPES = ("circle", "square", "diamond")  # told apart where a colour comes again
 
+WIDEST = 18  # columns of a class name beside a chart
+
 Style = tuple[int, int]  # of a method: indices of COLOURS and SHAPES
 
 
@@ -28,11 +30,6 @@ def style_index(names: Iterable[str]) -> dict[str, Style]:
 def within_percent(low: float, high: float) -> tuple[float, float]:
     """Cut the ends of an axis to [0, 100]: what is drawn are percentages, even where an interval leaves them."""
     return max(low, 0.0), min(high, 100.0)
-
-
-def shorten(name: str, most: int = 18) -> str:
-    """Cut a name of a class to what fits beside a chart."""
-    return name if len(name) <= most else f"{name[: most - 1]}…"
 
 
 def pooled_reliability(group: Group, label: str, keys: Sequence[Key] | None = None) -> Reliability | None:
