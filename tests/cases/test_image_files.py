@@ -70,7 +70,10 @@ def test_raster_formats_are_read_and_their_names_are_known(tmp_path: Path, suffi
     # case: still.gif, photo.avif, photo.jfif, a .heic, a .pdf
     name = f"a.{suffix}"
     forms = {".jfif": "JPEG", ".JPE": "JPEG", ".apng": "PNG"}
-    photo().save(tmp_path / name, forms.get(Path(name).suffix))
+    form = forms.get(Path(name).suffix) or Image.registered_extensions().get(f".{suffix}")
+    if form not in Image.SAVE:
+        pytest.skip(f"this Pillow writes no .{suffix}")
+    photo().save(tmp_path / name, form)
     assert brightness(open_rgb(tmp_path / name)) == pytest.approx(127, abs=4)
     assert name.lower().endswith(image_suffixes())
 
