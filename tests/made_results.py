@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 from vlprompt.protocols import PROTOCOLS
-from vlprompt.report.tables import Cell, Table
+from vlprompt.report.cells import Cell
+from vlprompt.report.tables import Table
 from vlprompt.results import RESULT, Predictions, Result, Row, average_rows, write_predictions
 
 TINY = {"architecture": "vlprompt-tiny", "pretrained": None, "weights": "f9e7", "precision": "fp32"}

@@ -13,9 +13,10 @@ from made_results import find_cell, make_result, over_seeds, write_results, writ
 from vlprompt import VlpromptError
 from vlprompt.cli.__main__ import main
 from vlprompt.report import FORMATS, Report, make_report
+from vlprompt.report.cells import Cell
 from vlprompt.report.figures import base_new, confusion, few_shot_curves, reliability
 from vlprompt.report.render import CSV_COLUMNS, as_latex, as_markdown
-from vlprompt.report.tables import Cell, Column, Line, Section, Table
+from vlprompt.report.tables import Column, Line, Section, Table
 
 CLASSES = ["cat", "dog", "owl", "fox"]
 

@@ -9,9 +9,10 @@ from html import escape
 
 from vlprompt.lettering import shorten
 from vlprompt.metrics import Reliability
+from vlprompt.report.cells import Cell
 from vlprompt.report.groups import ZERO_SHOT
 from vlprompt.report.summaries import SHAPES, WIDEST, Style, within_percent
-from vlprompt.report.tables import Cell, Line, Section
+from vlprompt.report.tables import Line, Section
 from vlprompt.statistics import ClassChange
 
 Styles = Mapping[str, Style]  # of a method's curve and dots

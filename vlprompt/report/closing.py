@@ -6,19 +6,8 @@ import statistics
 from collections.abc import Mapping, Sequence
 
 from vlprompt.protocols import PROTOCOLS
-from vlprompt.report.tables import (
-    Cell,
-    Column,
-    Line,
-    Rule,
-    Section,
-    Table,
-    Tested,
-    combine,
-    h_of_averages,
-    incomplete,
-    say_spread,
-)
+from vlprompt.report.cells import Cell, Rule, Tested, combine, h_of_averages
+from vlprompt.report.tables import Column, Line, Section, Table, incomplete, say_spread
 from vlprompt.results import Result
 from vlprompt.sweep import Matrix, Task, usable_result
 

@@ -8,7 +8,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from vlprompt.report.tables import Cell, Column, Line, Section, Table
+from vlprompt.report.cells import Cell
+from vlprompt.report.tables import Column, Line, Section, Table
 from vlprompt.results import RESULT
 from vlprompt.runs import CONFIG
 from vlprompt.sweep import FAILED

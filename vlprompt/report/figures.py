@@ -15,6 +15,7 @@ from vlprompt.errors import VlpromptError, nearest
 from vlprompt.files import atomic_write
 from vlprompt.lettering import legible, shorten
 from vlprompt.protocols import PROTOCOLS
+from vlprompt.report.cells import METRICS, Cell, check_metric
 from vlprompt.report.groups import STUDY, ZERO_SHOT, Group, Key, say_shots
 from vlprompt.report.summaries import (
     COLOURS,
@@ -25,7 +26,7 @@ from vlprompt.report.summaries import (
     style_index,
     within_percent,
 )
-from vlprompt.report.tables import METRICS, Cell, Line, check_metric, make_tables
+from vlprompt.report.tables import Line, make_tables
 from vlprompt.results import harmonic_mean
 from vlprompt.shown import figure_text
 

@@ -14,6 +14,7 @@ from jinja2 import Environment, Template
 from markupsafe import Markup
 
 from vlprompt.protocols import PROTOCOLS
+from vlprompt.report.cells import METRICS
 from vlprompt.report.charts import (
     Styles,
     base_new_chart,
@@ -27,7 +28,7 @@ from vlprompt.report.groups import STUDY, ZERO_SHOT, Group, Key, Run, say_shots
 from vlprompt.report.pairs import changes
 from vlprompt.report.render import heading, interval, number, seeds
 from vlprompt.report.summaries import pooled_reliability, shot_positions, style_index
-from vlprompt.report.tables import METRICS, Table, labels
+from vlprompt.report.tables import Table, labels
 from vlprompt.statistics import SPREAD
 from vlprompt.version import __version__
 
