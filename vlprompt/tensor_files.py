@@ -63,7 +63,8 @@ def read_tensor_file(path: Path) -> tuple[dict[str, Tensor], bool]:
         VlpromptError: it is missing, damaged, of another kind, or holds no tensors.
     """
     if path.is_dir():
-        found = sorted(p.name for p in path.iterdir() if re.search(r"\.(safetensors|pt|pth|bin)\b", p.name))
+        files = (p.name for p in path.iterdir() if p.is_file())
+        found = sorted(name for name in files if re.search(r"\.(safetensors|pt|pth|bin)\b", name))
         raise VlpromptError(f"{path} is a folder: give a file in it" + (f", such as {found[-1]}" if found else ""))
     if not path.is_file():
         raise VlpromptError(f"no checkpoint at {path}")
