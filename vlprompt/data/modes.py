@@ -37,7 +37,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     check_size(image)
     if getattr(image, "format", None) in DRAWN:
         raise VlpromptError(f"it is a drawing ({image.format}), not pixels: save it as PNG")
-    deep = any(";16" in str(tile) for tile in getattr(image, "tile", ()))
+    deep = any(";16" in str(tile) for tile in getattr(image, "tile", None) or ())
     image.load()  # some formats carry EXIF behind the pixels
     turn = _TURNS.get(orientation(image))
     if turn is not None:
