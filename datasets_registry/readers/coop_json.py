@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -119,9 +120,9 @@ def audit_split_file(path: str | Path, fields: int = 3) -> tuple[tuple[str, ...]
     names: dict[int, str] = {}
     defects: list[str] = []
     parts = {p: _items(content[p], names, f"of '{p}' in the split file {path}", fields, defects) for p in PARTS}
-    gaps = set(range(max(names, default=-1) + 1)) - set(names)
-    if gaps or not names:
-        missing = ", ".join(map(str, sorted(gaps)[:5])) or "all"
+    if max(names, default=0) >= len(names):  # the first few that are missing; a label may be of any size
+        gaps = islice((label for label in range(max(names, default=0)) if label not in names), 5)
+        missing = ", ".join(map(str, gaps)) or "all"
         defects.append(f"the labels in the split file {path} must run from 0 without gaps; missing: {missing}")
     return tuple(names[label] for label in sorted(names)), parts, defects
 

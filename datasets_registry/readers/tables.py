@@ -222,7 +222,7 @@ def _settle_labels(rows: Rows, path: str) -> None:
 
 
 def _is_label(text: str) -> bool:
-    return text.isascii() and text.isdigit() and len(text) < 10
+    return text.isascii() and text.isdigit() and len(text) < 20
 
 
 def _is_numeric(text: str) -> bool:

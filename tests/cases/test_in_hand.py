@@ -187,6 +187,9 @@ def test_what_cannot_be_taken_says_what_to_give(dataset: Any, message: str):
     # case: an IterableDataset, TypeError
     with pytest.raises(VlpromptError, match=message):
         as_splits(dataset)
+    if isinstance(dataset, DataLoader):
+        with pytest.raises(VlpromptError, match=message):
+            list(predict_images(create_learner("zero_shot", load_clip("vlprompt-tiny"), NAMES), dataset))
     if "classes" not in message:
         with pytest.raises(VlpromptError, match=message):
             PromptClassifier("zero_shot", device="cpu").fit(dataset)

@@ -125,10 +125,14 @@ def test_labels_that_are_no_labels_are_refused_with_their_line(read: Write, labe
     assert len(str(told.value)) < 300
 
 
-def test_gaps_and_huge_labels_are_refused_at_once(read: Write):
+def test_gaps_and_huge_labels_are_refused_at_once(read: Write, tmp_path: Path):
     # case: huge_label.csv
     with pytest.raises(VlpromptError, match=r"missing: 2, and the largest is 100000000$"):
         read(changed(9, "dog/3.png,100000000", NUMBERED))
+    split = {"train": [["cat/0.png", 0, "cat"], ["dog/0.png", 10**15, "dog"]], "val": [], "test": []}
+    (tmp_path / "split.json").write_text(json.dumps(split))
+    with pytest.raises(VlpromptError, match="without gaps; missing: 1, 2, 3, 4, 5"):
+        load_split(f"json:{tmp_path / 'split.json'}")
     with pytest.raises(VlpromptError, match="without gaps; missing: 0"):
         read(NUMBERED.replace(",1", ",2").replace(",0", ",1"))
 

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any, Literal
 
 from PIL import Image
-from torch.utils.data import Dataset, IterableDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from vlprompt.data.images import as_rgb
 from vlprompt.data.in_hand import (
@@ -95,8 +95,8 @@ def samples(images: Iterable[Any]) -> Iterable[Any]:
     """Return what iterates over images, or over the samples of a dataset of torch or Hugging Face."""
     if isinstance(images, (str, os.PathLike)):
         raise VlpromptError(f"several images are expected, and one path was given: write [{str(images)!r}]")
-    if is_of_hub(images) and hasattr(images, "__len__"):
-        images = as_torch(images)
+    if isinstance(images, DataLoader) or (is_of_hub(images) and hasattr(images, "__len__")):
+        images = as_torch(images)  # or say that a loader gives batches
     if isinstance(images, Dataset) and not isinstance(images, IterableDataset):
         return (images[position] for position in range(len(images)))  # which need not know its own end
     return images

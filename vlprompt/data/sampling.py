@@ -15,7 +15,7 @@ from typing import Literal
 
 from vlprompt.data.splits import DatasetSplits, Item
 from vlprompt.errors import VlpromptError
-from vlprompt.files import atomic_write
+from vlprompt.files import atomic_write, read_text
 
 Shots = int | Literal["all"] | None
 VAL_SHOTS = 4
@@ -128,7 +128,7 @@ def read_subset(splits: DatasetSplits, path: str | Path) -> DatasetSplits:
         VlpromptError: the file is of another form or dataset, or an entry is not an item of that split.
     """
     try:
-        content = json.loads(Path(path).read_text("utf-8"))
+        content = json.loads(read_text(path))
         parts = {part: [tuple(entry[:2]) for entry in content[part]] for part in ("train", "val")}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise VlpromptError(f"{path} is not a few-shot subset ({error!r}): write_subset makes one") from error
