@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import io
 import json
 import os
 import tempfile
@@ -74,11 +75,11 @@ def export_torch(learner: PromptLearner, path: Path) -> Path:
     """
     with _exportable(learner) as (graph, example, dynamic):
         program = torch.export.export(graph, (example,), dynamic_shapes=dynamic)
+    made = io.BytesIO()  # torch's own writer ends the process where the disk is full
+    torch.export.save(program, made)
+    _compare(torch.export.load(io.BytesIO(made.getvalue())).module(), learner, path)
     with atomic_write(path) as temporary:
-        with open(temporary, "wb") as opened:
-            torch.export.save(program, opened)
-        with open(temporary, "rb") as opened:
-            _compare(torch.export.load(opened).module(), learner, path)
+        temporary.write_bytes(made.getbuffer())
     return _write_facts(describe(learner), path)
 
 

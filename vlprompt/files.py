@@ -75,11 +75,9 @@ def _storage_failure(error: BaseException | None, path: Path) -> str | None:
         code = getattr(error, "errno", None)
         if isinstance(error, OSError) and (_names(error, path) or (not error.filename and code in OF_WRITING)):
             return os.strerror(code).lower() if code else str(error)
-        told = re.search(r"\bcode: (\d+)", str(error)) if isinstance(error, SafetensorError) else None
+        told = re.search(r"(?:\bcode:|\bos error) (\d+)", str(error)) if isinstance(error, SafetensorError) else None
         if told:
             return os.strerror(int(told[1])).lower()
-        if isinstance(error, RuntimeError) and "PytorchStreamWriter failed" in str(error):
-            return "the disk is full, or may not be written to"
         error = error.__cause__ or error.__context__
     return None
 

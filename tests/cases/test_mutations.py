@@ -1,0 +1,65 @@
+"""What runs leave behind may be damaged: no command then gives another answer, or a traceback."""
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+from mutations import Workshop
+
+EACH = 72  # mutations of each file, 1,008 of the fourteen
+
+
+@pytest.fixture(scope="module")
+def workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VLPROMPT_CACHE", "of the workshop's own")
+        root = tmp_path_factory.mktemp("mutations") / "work"
+        root.mkdir()
+        yield Workshop(root, patch)
+
+
+def test_a_damaged_file_never_gives_another_answer_in_part(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
+    # case: one bit of `learner.safetensors` or `predictions.safetensors` flipped; weights x 1e30
+    monkeypatch.setenv("VLPROMPT_CACHE", str(workshop.root / "cache"))
+    rng = random.Random(1)
+    for file in workshop.files():
+        command = rng.choice(workshop.commands(file))
+        for name, content in workshop.mutations(file, 1, rng):
+            assert workshop.faults(file, content, [command]) == [], f"{file} {name}"
+
+
+@pytest.mark.nightly
+def test_a_damaged_file_never_gives_another_answer(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLPROMPT_CACHE", str(workshop.root / "cache"))
+    rng, found, count = random.Random(11), [], 0
+    for file in workshop.files():
+        for name, content in workshop.mutations(file, EACH, rng):
+            count += 1
+            found += [f"{file} {name}: {fault}" for fault in workshop.faults(file, content)]
+    assert found == []
+    assert count >= 1000
+
+
+def killed(folder: Path, count: int) -> dict[str, int]:
+    script = Path(__file__).with_name("kill_points.py")
+    done = subprocess.run([sys.executable, script, folder, str(count)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_a_run_that_is_killed_at_a_write_ends_with_the_same_bits_in_part(tmp_path: Path) -> None:
+    assert killed(tmp_path, 2)["killed"] == 2
+
+
+@pytest.mark.nightly
+def test_a_run_that_is_killed_at_any_write_ends_with_the_same_bits(tmp_path: Path) -> None:
+    told = killed(tmp_path, 0)
+    assert told["killed"] == told["points"] > 40
+    assert told["after_a_checkpoint"] > told["killed"] / 2
