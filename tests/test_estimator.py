@@ -284,7 +284,7 @@ def test_a_torch_dataset_brings_its_labels_and_class_names() -> None:
         (np.ones((6, 192), np.float32), {"method": "vpt"}, "vpt prompts the image tower, so it needs images"),
         (torch.rand(6, 3, 48, 48), {}, "did not go through clip.preprocess: give bytes"),
         (torch.randn(6, 3, 48, 48), {"method": "vpt"}, "needs images as they are and not tensors that were cropped"),
-        (np.random.rand(6, 32, 32, 3), {}, "is no image, path or array of \\(H, W, 3\\) bytes"),
+        (np.random.randn(6, 32, 32, 3), {}, "is no image, path or array of \\(H, W, 3\\) bytes"),
         (coloured(2)[0], {"options": {"n_ctxx": 3}}, "unknown option 'n_ctxx' for method=coop: did you mean n_ctx?"),
         (coloured(2)[0], {"method": "cop"}, "did you mean coop"),
         (coloured(2)[0], {"epochs": 0}, "epochs must be at least 1"),

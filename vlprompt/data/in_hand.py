@@ -85,7 +85,7 @@ def as_torch(dataset: Any) -> Any:
     """
     if isinstance(dataset, DataLoader):
         raise VlpromptError("a DataLoader gives batches: give its dataset (loader.dataset)")
-    if is_of_hub(dataset) or (isinstance(dataset, Mapping) and dataset and all(map(is_of_hub, dataset.values()))):
+    if is_of_hub(dataset) or _are_parts(dataset):
         parts = hub_parts(dataset)
         if "train" not in parts:
             raise VlpromptError(f"the dataset has the splits {', '.join(map(str, dataset))}: one must be called train")
@@ -96,6 +96,12 @@ def as_torch(dataset: Any) -> Any:
             "with its class names"
         )
     return dataset
+
+
+def _are_parts(dataset: Any) -> bool:
+    # asked of its items alone: a sparse matrix may be a mapping, and has no truth value
+    named = list(dataset.items()) if isinstance(dataset, Mapping) else []
+    return bool(named) and all(isinstance(name, str) and is_of_hub(rows) for name, rows in named)
 
 
 def class_names_of(dataset: Any) -> list[str]:
