@@ -250,7 +250,7 @@ def test_a_backbone_folder_that_wants_code_to_run_is_refused(saved: Path, tmp_pa
         json.dumps({"model_cfg": {"text_cfg": {"tokenizer_kwargs": {"trust_remote_code": True}}}})
     )
     source = {"name": f"local-dir:{tmp_path}", "pretrained": None, "checkpoint": None}
-    assert "if you trust it, give clip=" in refusal(tamper(saved, source=source), clip=None)
+    assert "if you trust it, load it with open_clip" in refusal(tamper(saved, source=source), clip=None)
 
 
 def test_a_checkpoint_that_would_unpickle_is_refused(saved: Path, tmp_path: Path, monkeypatch) -> None:

@@ -22,6 +22,7 @@ from vlprompt.backbone_tags import TagFacts, common_facts, openai_facts, tag_fac
 from vlprompt.errors import VlpromptError
 from vlprompt.tensor_files import read_tensor_file
 
+MISFITS = (RuntimeError, KeyError, AttributeError, AssertionError, ValueError, IndexError)
 WRAPPERS = ("module.", "_orig_mod.", "model.")  # what DataParallel, torch.compile and trainers put before every name
 
 
@@ -46,12 +47,24 @@ def from_checkpoint(name: str, tag: str | None, path: Path, create: Callable[...
             return _openai_model(name, path, state, facts)
         model = create(name, force_quick_gelu=facts.quick_gelu, force_preprocess_cfg=facts.preprocessing)
         _fill(model, state, name, path)
-    except (RuntimeError, KeyError, AttributeError, AssertionError, ValueError, IndexError) as error:
-        if isinstance(error, VlpromptError):
-            raise
-        first = " ".join(str(error).split())[:200]
-        raise VlpromptError(f"{path} does not fit the architecture {name}: {first}") from error
+    except MISFITS as error:
+        raise _misfit(name, path, error) from error
     return model
+
+
+def load_weights(model: nn.Module, name: str, path: Path) -> None:
+    """Fill a model with a file's weights, read as ``vlprompt.tensor_files`` does, so that nothing in it runs."""
+    state = _unwrapped(read_tensor_file(path)[0])
+    try:
+        _fill(model, state, name, path)
+    except MISFITS as error:
+        raise _misfit(name, path, error) from error
+
+
+def _misfit(name: str, path: Path, error: Exception) -> VlpromptError:
+    if isinstance(error, VlpromptError):
+        return error
+    return VlpromptError(f"{path} does not fit the architecture {name}: {' '.join(str(error).split())[:200]}")
 
 
 def _unwrapped(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
+import re
 import subprocess
 import sys
 import time
@@ -13,7 +14,21 @@ from pathlib import Path
 
 import torch
 
+from vlprompt.errors import VlpromptError
 from vlprompt.version import __version__
+
+NO_MEMORY = re.compile(r"can't allocate memory|out of memory|not enough memory|Storage size calculation overflowed")
+
+
+@contextmanager
+def enough_memory(what: str) -> Iterator[None]:
+    """Turn what Python and torch raise where memory ends into one sentence that says what was too large."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and not NO_MEMORY.search(str(error)):
+            raise
+        raise VlpromptError(f"there is not enough memory for {what}: make it smaller, or use another device") from error
 
 
 class Clock:

@@ -22,12 +22,13 @@ from vlprompt.data import (
     register_dataset,
     resolve_templates,
 )
-from vlprompt.environment import Clock
+from vlprompt.environment import Clock, enough_memory
 from vlprompt.errors import VlpromptError
 from vlprompt.evaluation import Evaluation, evaluate, score
 from vlprompt.feed import ImageFeed, Loading
 from vlprompt.learner import PromptLearner, create_learner, method_facts
 from vlprompt.loggers import LoggedRun, Loggers, check_installed, open_loggers
+from vlprompt.preflight import check_classes, check_run
 from vlprompt.protocols import PROTOCOLS, Part, Plan, check_suits
 from vlprompt.recipes import Resolved, RunConfig, resolve
 from vlprompt.results import RESULT, SETTINGS, Result
@@ -108,6 +109,7 @@ def execute(resolved: Resolved, clip: FrozenCLIP | None = None, shared: Shared |
     with clock("load"):
         data, split = load_parts(plan, config, shared)
         facts = method_facts(config.method, resolved.method_settings)
+        check_run(config, folder, plan, data, facts)
         check_suits(config.protocol, plan, data, config.method, facts)
         clip = shared.clip_for(config)
         data = usable_parts(data, plan, config, clip, reporter)
@@ -193,7 +195,8 @@ def _make_learner(
     settings = resolved.method_settings | adapted
     method, seed = resolved.config.method, resolved.config.seed
     options = {"templates": source.templates, "seed": seed, "shared_names": bool(source.tasks)}
-    return create_learner(method, clip, source.class_names, **options, **settings)
+    with enough_memory(f"the learnt parts of {method} with these settings"):
+        return create_learner(method, clip, source.class_names, **options, **settings)
 
 
 def _announce(resolved: Resolved, adapted: dict[str, int], clip: FrozenCLIP, reporter: Reporter) -> None:
@@ -216,6 +219,9 @@ def load_parts(plan: Plan, config: RunConfig, shared: Shared) -> tuple[dict[Part
     learnt, every, fewer = plan.train, (plan.train, *plan.tests.values()), {"allow_fewer": config.allow_fewer}
     names = dict.fromkeys(name for part in every for name in part.joined or (part.dataset,))
     whole = {name: shared.splits_for(name, config) for name in names}
+    for part in every:
+        if not part.joined:
+            check_classes(config.protocol, part, whole[part.dataset])
     if learnt.joined:
         split = join_datasets([whole[name] for name in learnt.joined]).fingerprint()
         drawn = [few_shot_split(whole[name], config.shots, config.seed, **fewer) for name in learnt.joined]
@@ -294,13 +300,6 @@ def fit(
     backbone = backbone_fingerprint(learner.clip, source.class_names)
     selection = None
     if config.selection == "fewshot_val":
-        if learner.aggregator:
-            raise VlpromptError(
-                f"selection=fewshot_val chooses the weights of one epoch, and aggregator={config.aggregator} makes one "
-                "set of all epochs': set aggregator=null, or selection=last"
-            )
-        if not source.val:
-            raise VlpromptError(f"selection=fewshot_val needs validation images, and {source.name} has none: use last")
         chosen_on = replace(source, test=source.val)
         selection = BestEpoch(lambda: score(learner, chosen_on, workers=config.workers).accuracy)
     with reporter.bar("epoch", lines=5) as update:

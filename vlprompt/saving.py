@@ -26,7 +26,7 @@ from vlprompt.class_names import check_names
 from vlprompt.clip import FrozenCLIP
 from vlprompt.errors import VlpromptError
 from vlprompt.files import atomic_write
-from vlprompt.hub import PREFIX, fetch
+from vlprompt.hub import PREFIX, fetch, refuse_address
 from vlprompt.saved_description import CONFIG, first_line, read_description, safe_member, write_description
 from vlprompt.sealed import read_tensors, write_tensors
 from vlprompt.version import __version__
@@ -127,6 +127,7 @@ def read_learnables(path: Path, sha256: str | None = None) -> dict[str, Tensor]:
     Raises:
         VlpromptError: there are none, they were changed or are another learner's, or they are no finite numbers.
     """
+    refuse_address(path, "load_learner fetches a whole learner")
     places = [path, path / LEARNABLES, path / "learner" / LEARNABLES]
     file = next((place for place in places if place.is_file()), None)
     if file is None:
@@ -186,19 +187,13 @@ def _trusted_source(source: Mapping[str, Any] | None, folder: Path, remote: bool
         raise VlpromptError(f"{folder} was trained on a model object: give it as clip=, it cannot be loaded by name")
     name, checkpoint = source["name"], source["checkpoint"]
     elsewhere = name.startswith("hf-hub:") or (remote and (checkpoint or name.startswith("local-dir:")))
-    if elsewhere or _runs_code(name):
+    if elsewhere:
         asked = f'"{name}"' + (f', checkpoint="{checkpoint}"' if checkpoint else "")
         raise VlpromptError(
             f"{folder} asks for a backbone from elsewhere, which a saved learner may not fetch: if you trust it, give "
             f"clip=vlprompt.load_clip({asked})"
         )
     return dict(source)
-
-
-def _runs_code(name: str) -> bool:
-    """Whether an OpenCLIP model's folder asks for code of its tokenizer's authors to be run."""
-    config = Path(name.removeprefix("local-dir:")) / "open_clip_config.json"
-    return name.startswith("local-dir:") and config.is_file() and b"trust_remote_code" in config.read_bytes()
 
 
 def _check_backbone(trained: Mapping[str, Any], here: Mapping[str, Any], path: str) -> None:

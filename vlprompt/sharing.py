@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vlprompt.card import model_card
-from vlprompt.hub import PREFIX, check_repo, upload
+from vlprompt.hub import PREFIX, check_repo, refuse_address, upload
 from vlprompt.learner import PromptLearner, method_facts
 from vlprompt.results import Result, read_result
 from vlprompt.saved_description import read_description, safe_member, write_description
@@ -34,6 +34,7 @@ def push_folder(
         VlpromptError: the folder holds no learner, or the Hub says no.
     """
     check_repo(repo)
+    refuse_address(folder, "push_to_hub sends what lies in one")
     source = find_saved(folder)
     with tempfile.TemporaryDirectory() as staged:
         _stage(source, Path(staged), f"{PREFIX}{repo}", license)

@@ -130,6 +130,9 @@ def _values(axis: str, given: Any) -> list[Any]:
     values = list(given) if isinstance(given, (list, tuple)) else [given]
     if not values:
         raise VlpromptError(f"{axis} is empty: give at least one value")
+    odd = next((value for value in values if isinstance(value, (list, tuple, dict))), None)
+    if odd is not None:
+        raise VlpromptError(f"{axis} must be a list of plain values, not of {odd!r:.60}")
     known = {"methods": METHODS, "protocols": PROTOCOLS}.get(axis)
     for value in values if known else ():
         known.info(str(value))  # a misspelt name is an error, not a combination to refuse

@@ -6,6 +6,8 @@ import logging
 import os
 import re
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from vlprompt.checks import checked
 from vlprompt.clip import FrozenCLIP, Tokenizer
 from vlprompt.devices import Precision, check_precision, resolve_device
 from vlprompt.errors import VlpromptError, nearest
+from vlprompt.model_folders import HUB, LOCAL, create_from_folder, nothing_asked, refuse_code
 
 TINY = "vlprompt-tiny"
 # errors that mean that the Hub was not reached; its clients differ, and so do the packages that their errors are from
@@ -73,7 +76,7 @@ def load_clip(
         from vlprompt.demo.tiny import load_tiny
 
         model, tokenizer = load_tiny()
-    elif name.startswith(("hf-hub:", "local-dir:")):
+    elif name.startswith((HUB, LOCAL)):
         _refuse_weights(name, pretrained, checkpoint)
         model = _from_schema(name)
         tokenizer = tokenizer or _tokenizer(name)
@@ -136,14 +139,24 @@ def _create(name: str, pretrained: str | None, checkpoint: Path | None) -> nn.Mo
 
 def _quiet_create(name: str, **kwargs: Any) -> nn.Module:
     """``open_clip.create_model`` without its log lines about the weights, which are our business."""
-    previous = logging.root.manager.disable
-    logging.disable(logging.ERROR)
     try:
-        return open_clip.create_model(name, pretrained_text=False, **kwargs)
+        with nothing_asked(name), _quiet():
+            return open_clip.create_model(name, pretrained_text=False, **kwargs)
+    except VlpromptError:
+        raise
     except (RuntimeError, OSError, ImportError, ValueError) as error:
         tag = kwargs.get("pretrained")
         what = name if tag is None else f"the weights '{tag}' of {name}"
         raise VlpromptError(_no_model(what, error)) from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Leave out log lines of OpenCLIP's and the Hub client's."""
+    previous = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        yield
     finally:
         logging.disable(previous)
 
@@ -151,22 +164,34 @@ def _quiet_create(name: str, **kwargs: Any) -> nn.Module:
 def _from_schema(name: str) -> nn.Module:
     """Load ``hf-hub:`` and ``local-dir:`` models, whose folder holds configuration and weights."""
     try:
-        return _quiet_create(name, require_pretrained=True)
+        with _quiet():
+            refuse_code(name)
+            return create_from_folder(name, _quiet_create)
     except VlpromptError as error:
-        if name.startswith("hf-hub:") or "pip install" in str(error):
+        if name.startswith(HUB) or error.__cause__ is None or re.search("pip install|asks for code", str(error)):
             raise
-        reason = str(error.__cause__).splitlines()[0]
-        raise VlpromptError(
-            f"{name}: no usable OpenCLIP model there; the folder must hold open_clip_config.json and "
-            f"open_clip_model.safetensors ({reason})"
-        ) from error
+        cause: BaseException = error.__cause__
+    except Exception as error:  # a configuration of anyone's may fail anywhere in OpenCLIP, as may the Hub client
+        if name.startswith(HUB):
+            raise VlpromptError(_no_model(name, error)) from error
+        cause = error
+    reason = " ".join(str(cause).split())[:200] or type(cause).__name__
+    raise VlpromptError(
+        f"{name}: no usable OpenCLIP model there; the folder must hold open_clip_config.json and "
+        f"open_clip_model.safetensors ({reason})"
+    ) from cause
 
 
 def _tokenizer(name: str) -> Tokenizer:
+    what = f"the tokenizer of {name}"
     try:
-        return open_clip.get_tokenizer(name)
+        with nothing_asked(what), _quiet():
+            refuse_code(name)
+            return open_clip.get_tokenizer(name)
+    except VlpromptError:
+        raise
     except Exception as error:  # the Hub client, fsspec and transformers each raise their own kinds
-        raise VlpromptError(_no_model(f"the tokenizer of {name}", error)) from error
+        raise VlpromptError(_no_model(what, error)) from error
 
 
 def _no_model(what: str, error: BaseException) -> str:

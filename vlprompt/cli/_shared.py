@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vlprompt.environment import enough_memory
 from vlprompt.errors import VlpromptError, nearest
 from vlprompt.files import read_text, text_lines
 from vlprompt.hub import PREFIX
@@ -116,14 +117,46 @@ def _all_names(given: Any, where: str) -> list[str]:
     return given
 
 
+def number_setting(settings: Mapping[str, Any], key: str, least: int = 1, most: int = 10**6) -> int | None:
+    """Return a whole number, or None where it is not given."""
+    value = settings.get(key)
+    if value is not None and (type(value) is not int or not least <= value <= most):
+        raise VlpromptError(f"{key} must be a whole number of {least:,} to {most:,}, not {show(value)}")
+    return value
+
+
+def flag_setting(settings: Mapping[str, Any], key: str) -> bool:
+    """Return whether a flag is set; false where it is not given."""
+    value = settings.get(key, False)
+    if not isinstance(value, bool):
+        raise VlpromptError(f"{key} must be true or false, not {show(value)}")
+    return value
+
+
+def file_setting(settings: Mapping[str, Any], key: str) -> Path | None:
+    """Return where a file is to be written, or None where that is not asked for; a folder there is told before work."""
+    path = None if settings.get(key) is None else Path(str(settings[key])).expanduser()
+    if path and path.is_dir():
+        raise VlpromptError(f"{key}={path} is a folder: give the name of a file")
+    return path
+
+
+def backbone_settings(settings: Mapping[str, Any]) -> tuple[str, str | None, str | None]:
+    """Return ``backbone``, ``pretrained`` and ``checkpoint`` as texts, the latter two None where they are not given."""
+    weights = (settings.get("pretrained"), settings.get("checkpoint"))
+    return str(settings["backbone"]), *(None if value is None else str(value) for value in weights)
+
+
 def load_named_learner(settings: Mapping[str, Any], device: str = "auto") -> PromptLearner:
     """Load ``learner``: a saved learner, a run, or hf://user/name, on ``backbone`` where that is given."""
     source, device = str(settings["learner"]), str(settings.get("device", device))
+    weightless = sorted({"pretrained", "checkpoint"} & settings.keys()) if "backbone" not in settings else []
+    if weightless:
+        raise VlpromptError(f"{weightless[0]} is of a backbone: say backbone=NAME too, or leave it out")
     folder = source if source.startswith(PREFIX) else find_saved(source)
     clip = None
     if "backbone" in settings:
-        weights = (settings.get("pretrained"), settings.get("checkpoint"))
-        clip = load_clip(str(settings["backbone"]), *weights, device=device)
+        clip = load_clip(*backbone_settings(settings), device=device)
     return load_learner(folder, clip=clip, device=device)
 
 
@@ -145,7 +178,8 @@ def command(usage: str | None = None) -> Callable[[Main], Callable[[Sequence[str
                     print(usage)
                     status = 0
                 else:
-                    status = main(_without_plugins(argv))
+                    with enough_memory("what this command was told to do"):
+                        status = main(_without_plugins(argv))
                 if sys.stdout is not None:
                     sys.stdout.flush()  # here, where what goes wrong is still told
                 return status

@@ -14,7 +14,7 @@ from vlprompt.bench import bench
 from vlprompt.bench_data import bench_data
 from vlprompt.bench_predict import bench_predict
 from vlprompt.bench_sweep import bench_sweep
-from vlprompt.cli._shared import check_keys, command, parse
+from vlprompt.cli._shared import check_keys, command, file_setting, number_setting, parse
 from vlprompt.console import make_console
 from vlprompt.errors import VlpromptError
 from vlprompt.files import atomic_write
@@ -45,8 +45,13 @@ def main(argv: Sequence[str]) -> int:
         raise VlpromptError(f"vlprompt bench takes {', '.join(OTHERS)} or nothing, not '{what}'")
     settings = dict(arguments.settings)
     measured = OTHERS[what] if what else bench
-    check_keys(settings, [*(k for k in signature(measured).parameters if k != "say"), "output"])
-    output = settings.pop("output", None)
+    known = {key: p.default for key, p in signature(measured).parameters.items() if key != "say"}
+    check_keys(settings, [*known, "output"])
+    output = file_setting(settings, "output")
+    settings.pop("output", None)
+    for key in settings:
+        if type(known[key]) is int:
+            number_setting(settings, key, least=min(1, known[key]))
     for key in ("classes", "methods", "shots"):
         if key in settings and not isinstance(settings[key], list):
             settings[key] = [settings[key]]
@@ -71,10 +76,10 @@ def main(argv: Sequence[str]) -> int:
     return _write(result, output)
 
 
-def _write(result: dict[str, Any], output: str | None) -> int:
+def _write(result: dict[str, Any], output: Path | None) -> int:
     """Keep a result as JSON where that was asked for."""
     if output:
-        with atomic_write(Path(output)) as temporary:
+        with atomic_write(output) as temporary:
             temporary.write_text(json.dumps(result, indent=1), encoding="utf-8")
         print(f"written to {output}")
     return 0

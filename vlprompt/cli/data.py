@@ -13,7 +13,7 @@ from datasets_registry.card import Card, load_card, locate_images
 from datasets_registry.catalog import find_card, list_collections
 from datasets_registry.layout_hints import hint_folder
 from datasets_registry.packaged import has_packaged, split_words
-from vlprompt.cli._shared import check_keys, command, parse
+from vlprompt.cli._shared import backbone_settings, check_keys, command, flag_setting, number_setting, parse
 from vlprompt.clip import FrozenCLIP
 from vlprompt.console import Reporter, make_console
 from vlprompt.data import list_datasets
@@ -142,10 +142,10 @@ def run_check(name: str, settings: dict[str, Any], reporter: Reporter) -> int:
     reports, clip = [], _clip(settings) if "backbone" in settings or ":" in name else None
     for each in names:
         with reporter.bar(f"reading {each}", lines=2) as update:
-            options = {key: settings.get(key, False) is True for key in ("deep", "follow_links")}
+            options = {key: flag_setting(settings, key) for key in ("deep", "follow_links")}
             options |= {"split": settings.get("split", "published"), "progress": update, "clip": clip}
             reports.append(check_dataset(each, name if is_root else root, **options))
-        show_report(reports[-1], int(settings.get("lines", LINES)), reporter.console)
+        show_report(reports[-1], number_setting(settings, "lines", 0) or LINES, reporter.console)
     return int(any(report.defects for report in reports))
 
 
@@ -170,7 +170,7 @@ def show_report(report: Report, lines: int, console: Any) -> None:
 
 def _clip(settings: dict[str, Any]) -> FrozenCLIP:
     """The model that is asked which class names it cannot tell apart: the one named, or the default one."""
-    return load_clip(str(settings.get("backbone", TINY)), settings.get("pretrained"), device="cpu")
+    return load_clip(*backbone_settings({"backbone": TINY} | settings), device="cpu")
 
 
 def _classes(report: Report) -> str:

@@ -9,33 +9,45 @@ from pathlib import Path
 from typing import Any
 
 from datasets_registry.catalog import is_own
-from vlprompt.cli._shared import check_keys, command, names_setting, parse
+from vlprompt.cli._shared import (
+    check_keys,
+    command,
+    file_setting,
+    flag_setting,
+    load_named_learner,
+    names_setting,
+    number_setting,
+    parse,
+)
 from vlprompt.console import Reporter, comparison_table, make_console, metrics_table
 from vlprompt.data import load_split
 from vlprompt.data.readable import leave_out_unreadable
 from vlprompt.errors import VlpromptError
 from vlprompt.evaluation import Evaluation, evaluate, save_predictions
 from vlprompt.files import atomic_write
+from vlprompt.hub import refuse_address
 from vlprompt.results import RESULT, read_result
 from vlprompt.runs import reevaluate
-from vlprompt.saving import load_learner
 
 USAGE = """vlprompt evaluate run=DIR [device=auto] [data_root=DIR] [tolerance=0] [save_predictions=FILE] [--quiet]
 vlprompt evaluate learner=DIR dataset=NAME [half=all|base|new] [class_names=FILE] [templates=SET] [format_spread=SET]
                   [limit=N] [data_root=DIR] [split=published] [on_unreadable=skip|stop] [follow_links=true]
-                  [device=auto] [save_predictions=FILE] [output=FILE]
+                  [backbone=NAME [pretrained=TAG | checkpoint=FILE]] [device=auto] [save_predictions=FILE] [output=FILE]
 
 The first form loads the learner that a run saved, scores it on the run's tests again and prints both numbers. The exit
 status is 1 if an accuracy differs by more than `tolerance` percentage points: 0 on the machine of the run; elsewhere an
 image on the border may fall to the other side.
 
-The second scores a learner (a run's folder, or one that save_pretrained wrote) on the test images of any dataset,
-folder:PATH and csv:PATH included. `class_names` is a list, or a file with one name a line in label order, in place of
-the dataset's own names; `format_spread` scores zero-shot with every template of a set by itself; `output` keeps all
-metrics as JSON. `save_predictions` writes what was said of each image as .csv or .parquet."""
+The second scores a learner (a run's folder, one that save_pretrained wrote, or hf://user/name) on the test images of
+any dataset, folder:PATH and csv:PATH included. `class_names` is a list, or a file with one name a line in label order,
+in place of the dataset's own names; `format_spread` scores zero-shot with every template of a set by itself; `output`
+keeps all metrics as JSON. `save_predictions` writes what was said of each image as .csv or .parquet."""
 RUN_KEYS = ("run", "device", "data_root", "tolerance", "save_predictions")
 LEARNER_KEYS = (
     "learner",
+    "backbone",
+    "pretrained",
+    "checkpoint",
     "dataset",
     "half",
     "class_names",
@@ -57,6 +69,7 @@ def main(argv: Sequence[str]) -> int:
     """Score a saved learner."""
     arguments = parse(argv, texts=["class_names"])
     settings, reporter = arguments.settings, Reporter("--quiet" in arguments.flags)
+    file_setting(settings, "save_predictions")  # a folder of this name is told before work
     if "run" in settings:
         check_keys(settings, RUN_KEYS)
         return evaluate_run(settings, reporter)
@@ -74,6 +87,7 @@ def evaluate_run(settings: dict[str, Any], reporter: Reporter) -> int:
     tolerance = settings.get("tolerance", 0)
     if isinstance(tolerance, bool) or not isinstance(tolerance, (int, float)) or not tolerance >= 0:
         raise VlpromptError(f"tolerance must be a number of percentage points, not {tolerance!r}")
+    refuse_address(settings["run"], "learner=hf://user/name dataset=NAME scores a learner of the Hub's")
     folder = Path(str(settings["run"])).expanduser()
     stored = read_result(folder / RESULT)
     changes = {key: settings[key] for key in ("device", "data_root") if key in settings}
@@ -91,7 +105,8 @@ def evaluate_run(settings: dict[str, Any], reporter: Reporter) -> int:
 
 def evaluate_anywhere(settings: dict[str, Any], reporter: Reporter) -> int:
     """Score a learner on a dataset's test images and print all metrics."""
-    name, links = str(settings["dataset"]), {"follow_links": settings.get("follow_links", False) is True}
+    limit, output = number_setting(settings, "limit"), file_setting(settings, "output")
+    name, links = str(settings["dataset"]), {"follow_links": flag_setting(settings, "follow_links")}
     splits = load_split(name, settings.get("data_root"), split=str(settings.get("split", "published")), **links)
     half = settings.get("half", "all")
     if half not in ("all", "base", "new"):
@@ -99,10 +114,7 @@ def evaluate_anywhere(settings: dict[str, Any], reporter: Reporter) -> int:
     splits = splits.select(half)
     if is_own(name):
         splits = leave_out_unreadable(splits, ["test"], str(settings.get("on_unreadable", "skip")))
-    folder = Path(str(settings["learner"])).expanduser()
-    learner = load_learner(
-        folder / "learner" if (folder / "learner").is_dir() else folder, device=str(settings.get("device", "auto"))
-    )
+    learner = load_named_learner(settings)
     given = settings.get("class_names")
     found = evaluate(
         learner,
@@ -111,13 +123,13 @@ def evaluate_anywhere(settings: dict[str, Any], reporter: Reporter) -> int:
         class_names=None if given is None else names_setting(given, "class_names"),
         templates=settings.get("templates"),
         spread=settings.get("format_spread"),
-        limit=settings.get("limit"),
+        limit=limit,
         reporter=reporter,
     )
     make_console().print(metrics_table(learner.method, found.row))
     keep_predictions([found], settings, reporter)
-    if "output" in settings:
-        with atomic_write(Path(str(settings["output"])).expanduser()) as temporary:
+    if output:
+        with atomic_write(output) as temporary:
             temporary.write_text(json.dumps(asdict(found.row), indent=1) + "\n", encoding="utf-8")
     return 0
 
@@ -125,6 +137,6 @@ def evaluate_anywhere(settings: dict[str, Any], reporter: Reporter) -> int:
 def keep_predictions(evaluations: Sequence[Evaluation], settings: dict[str, Any], reporter: Reporter) -> None:
     """Write ``save_predictions=FILE``, if it is asked for."""
     if "save_predictions" in settings:
-        path = Path(str(settings["save_predictions"])).expanduser()
+        path = file_setting(settings, "save_predictions")
         save_predictions(evaluations, path)
         reporter.say(f"predictions  {path}")

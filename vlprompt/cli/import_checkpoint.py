@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vlprompt.cli._shared import check_keys, command, names_setting, parse
+from vlprompt.cli._shared import backbone_settings, check_keys, command, names_setting, parse
 from vlprompt.console import make_console
 from vlprompt.data import load_split
 from vlprompt.data.splits import DEFAULT_TEMPLATE
@@ -51,12 +51,7 @@ def main(argv: Sequence[str]) -> int:
     method = str(settings["method"])
     check_keys(settings, [*KEYS, *method_info(method)["config"]])
     names, templates = _classes(settings)
-    clip = load_clip(
-        settings["backbone"],
-        settings.get("pretrained"),
-        settings.get("checkpoint"),
-        device=settings.get("device", "auto"),
-    )
+    clip = load_clip(*backbone_settings(settings), device=str(settings.get("device", "auto")))
     own = {key: value for key, value in settings.items() if key not in KEYS}
     file = Path(arguments.words[0]).expanduser()
     learner = import_checkpoint(file, method, clip, names, templates=templates, **own)

@@ -11,7 +11,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
-from vlprompt.cli._shared import check_keys, command, load_named_learner, names_setting, parse
+from vlprompt.cli._shared import (
+    check_keys,
+    command,
+    file_setting,
+    load_named_learner,
+    names_setting,
+    number_setting,
+    parse,
+)
 from vlprompt.data.streaming import BATCH
 from vlprompt.errors import VlpromptError, nearest
 from vlprompt.files import atomic_write
@@ -55,11 +63,10 @@ def main(argv: Sequence[str]) -> int:
     check_keys(settings, KEYS)
     if not images or len({"learner", "run"} & settings.keys()) != 1:
         raise VlpromptError("say which learner and which images: vlprompt predict learner=DIR photos/ (- reads stdin)")
-    output = None if "output" not in settings else Path(str(settings["output"])).expanduser()
-    if output and output.is_dir():
-        raise VlpromptError(f"output={output} is a folder: give the name of a file")
+    output = file_setting(settings, "output")
     form = _format(settings, output)
-    numbers = {key: _number(settings, key, least) for key, least in (("top", 1), ("batch_size", 1), ("threads", 0))}
+    least = {"top": 1, "batch_size": 1, "threads": 0}
+    numbers = {key: number_setting(settings, key, value) for key, value in least.items()}
     paths = find_images(images, _stdin(), lambda note: print(printable(note), file=sys.stderr))
     learner = load_named_learner({"learner": settings.get("run"), **settings})
     if "classes" in settings:
@@ -107,13 +114,6 @@ def _format(settings: dict[str, Any], output: Path | None) -> str:
     if form not in FORMATS:
         raise VlpromptError(f"unknown format '{form}': {nearest(form, FORMATS)}")
     return form
-
-
-def _number(settings: dict[str, Any], key: str, least: int) -> int | None:
-    value = settings.get(key)
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
-        raise VlpromptError(f"{key} must be a whole number of at least {least}, not {value!r}")
-    return value
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from vlprompt.cli._shared import check_keys, command, parse
+from vlprompt.cli._shared import check_keys, command, flag_setting, parse
 from vlprompt.console import make_console
 from vlprompt.errors import VlpromptError
 from vlprompt.hub import FILES
@@ -27,17 +27,15 @@ def main(argv: Sequence[str]) -> int:
     for key, what in (("learner", "learner=DIR, a saved learner or a run"), ("repo", "repo=USER/NAME")):
         if key not in settings:
             raise VlpromptError(f"say which: vlprompt push needs {what}")
-    for key in ("private", "dry_run"):
-        if not isinstance(settings.get(key, False), bool):
-            raise VlpromptError(f"{key} must be true or false, not {settings[key]!r}")
+    private, dry_run = flag_setting(settings, "private"), flag_setting(settings, "dry_run")
     address = push_folder(
         str(settings["learner"]),
         str(settings["repo"]),
-        private=settings.get("private", False),
+        private=private,
         license=None if settings.get("license") is None else str(settings["license"]),
-        dry_run=settings.get("dry_run", False),
+        dry_run=dry_run,
     )
     if "--quiet" not in arguments.flags:
-        done = "would be sent to" if settings.get("dry_run") else "sent to"
+        done = "would be sent to" if dry_run else "sent to"
         make_console().print(f"{', '.join(FILES)}: {done} {address}", markup=False, soft_wrap=True)
     return 0

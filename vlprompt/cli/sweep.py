@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.table import Table
 
-from vlprompt.cli._shared import command, parse
+from vlprompt.cli._shared import command, flag_setting, number_setting, parse
 from vlprompt.console import Reporter, make_console
 from vlprompt.errors import VlpromptError, nearest
 from vlprompt.executors import in_processes, on_ray
@@ -43,7 +43,8 @@ def main(argv: Sequence[str]) -> int:
     settings = dict(arguments.settings)
     if "spec" in settings:
         settings = read_spec(Path(str(settings.pop("spec"))).expanduser()) | settings
-    only_plan = settings.pop("plan", False)
+    only_plan = flag_setting(settings, "plan")
+    settings.pop("plan", None)
     executor = make_executor(settings)
     matrix, reporter = expand(settings), Reporter("--quiet" in arguments.flags)
     for label, sentence in matrix.refused:
@@ -76,13 +77,21 @@ def read_spec(path: Path) -> dict[str, Any]:
 
 def make_executor(settings: dict[str, Any]) -> Executor:
     """Take the executor's keys out of the settings."""
-    name = settings.pop("executor", "local")
+    name = str(settings.pop("executor", "local"))
     if name not in EXECUTORS:
         raise VlpromptError(f"unknown executor '{name}': {nearest(str(name), EXECUTORS)}")
     for other, keys in EXECUTORS.items():
         for key in keys:
             if other != name and key in settings:
                 raise VlpromptError(f"{key} is of executor={other}, and the executor is {name}")
+    number_setting(settings, "processes", most=1024)
+    for key in ("cpus", "gpus"):
+        value = settings.get(key, 1)
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1e6:
+            raise VlpromptError(f"{key} must be a number of at least 0, not {value!r}")
+    devices = settings.get("devices", [])
+    if not isinstance(devices, list) or not all(isinstance(device, str) for device in devices):
+        raise VlpromptError(f"devices must be a list such as [cuda:0,cuda:1], not {devices!r}")
     given = {key: settings.pop(key) for key in EXECUTORS[name] if key in settings}
     if name == "local":
         return run_here
