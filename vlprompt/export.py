@@ -10,7 +10,6 @@ import importlib
 import io
 import json
 import os
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from vlprompt.errors import VlpromptError, nearest
-from vlprompt.files import atomic_write
+from vlprompt.files import atomic_write, temporary_folder, writing
 from vlprompt.learner import PromptLearner
 from vlprompt.openclip_export import export_openclip
 
@@ -103,8 +102,7 @@ def export_onnx(learner: PromptLearner, path: Path) -> Path:
             dynamic_shapes=dynamic and {"images": {0: "batch"}},
         )
     program.model.metadata_props.update({key: json.dumps(value) for key, value in facts.items()})
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:  # the second file goes by the first one's name
+    with writing(path), temporary_folder(path) as folder:  # the second file goes by the first one's name
         program.save(Path(folder, path.name))
         session = runtime.InferenceSession(Path(folder, path.name), providers=["CPUExecutionProvider"])
         _compare(lambda x: torch.from_numpy(session.run(["logits"], {"images": x.numpy()})[0]), learner, path)

@@ -56,6 +56,14 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
 
 
 @contextmanager
+def temporary_folder(path: Path) -> Iterator[Path]:
+    """Yield a folder beside ``path``, for what is to be moved there; it is gone afterwards."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=_temporary_prefix(path)) as folder:
+        yield Path(folder)
+
+
+@contextmanager
 def writing(path: Path) -> Iterator[None]:
     """Turn what the system says when ``path`` cannot be written into one sentence that names it."""
     try:
