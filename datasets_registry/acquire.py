@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
 import shutil
 import tempfile
 import urllib.error
 import urllib.request
 from collections.abc import Callable
-from http.client import HTTPException
+from http.client import HTTPException, HTTPResponse
 from pathlib import Path
 from typing import Literal
 
 from datasets_registry.card import Archive, Card
+from vlprompt.archives import LEFTOVERS, extract
 from vlprompt.errors import VlpromptError
-from vlprompt.files import extract_tar, extract_zip, md5_file
+from vlprompt.files import inside, is_relative_inside, locked, md5_file
 
 BLOCK = 1 << 20
+MAX_DOWNLOAD = 2**38  # bytes where a server does not say how many come; ImageNet has half as many
 TAR_ENDINGS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 Progress = Callable[[int, int], None]
 
@@ -42,78 +46,120 @@ def download_dataset(card: Card, root: Path, progress: Progress | None = None) -
             f"and put them into {root / card.folder / card.images}"
         )
     for archive in card.archives:
-        folder = root / archive.into
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / archive.url.rpartition("/")[2]
-        is_archive = path.name.endswith((*TAR_ENDINGS, ".zip"))
-        if path.exists() and not is_archive:
-            continue
-        try:
-            fetch(archive.url, path, archive.md5, progress)
-        except VlpromptError as error:
-            raise VlpromptError(
-                f"the download of {card.title} failed ({error}): try again, or get it from {card.homepage} "
-                f"and put its images into {root / card.folder / card.images}"
-            ) from error
-        if is_archive:
-            unpack(path, archive, folder)
-            path.unlink()
+        folder = inside(root, archive.into) if archive.into else root
+        busy = VlpromptError(f"another process is downloading {card.title} into {folder}: wait for it")
+        lock = folder / f".{card.name}.lock"
+        with locked(lock, busy):
+            try:
+                for left in folder.glob(f"{LEFTOVERS}*"):  # of a process that was killed
+                    shutil.rmtree(left, ignore_errors=True)
+                _get(card, archive, folder, root, progress)
+            finally:
+                with contextlib.suppress(OSError):
+                    lock.unlink()
+
+
+def _get(card: Card, archive: Archive, folder: Path, root: Path, progress: Progress | None) -> None:
+    """Fetch one file of a card and unpack it, if it is an archive."""
+    path = folder / _file_name(archive.url)
+    is_archive = path.name.lower().endswith((*TAR_ENDINGS, ".zip"))
+    if path.exists() and not is_archive:
+        return
+    try:
+        fetch(archive.url, path, archive.md5, progress)
+    except VlpromptError as error:
+        raise VlpromptError(
+            f"the download of {card.title} failed ({error}): try again, or get it from {card.homepage} "
+            f"and put its images into {root / card.folder / card.images}"
+        ) from error
+    if is_archive:
+        unpack(path, archive, folder)
+        path.unlink()
+
+
+def _file_name(url: str) -> str:
+    name = url.rpartition("/")[2]
+    if not is_relative_inside(name):
+        raise VlpromptError(f"'{url}' does not end with the name of a file")
+    return name
 
 
 def fetch(url: str, path: Path, md5: str = "", progress: Progress | None = None) -> None:
     """Download a file; an earlier attempt's ``.part`` is continued, and the whole checked before it gets its name."""
-    if not url.startswith(("https://", "http://")):
-        raise VlpromptError(f"'{url}' is not an address on the web")
+    if not url.startswith(("https://", "http://")) or not url.isprintable():
+        raise VlpromptError(f"{url!r} is not an address on the web")
     part = path.with_name(path.name + ".part")
     done = part.stat().st_size if part.exists() else 0
-    request = urllib.request.Request(
-        url, headers={"User-Agent": "vlprompt", **({"Range": f"bytes={done}-"} if done else {})}
-    )
     try:
+        request = urllib.request.Request(
+            url, headers={"User-Agent": "vlprompt", **({"Range": f"bytes={done}-"} if done else {})}
+        )
         with urllib.request.urlopen(request, timeout=60) as response:
-            if response.status != 206:  # the server starts from the beginning
-                done = 0
-            length = response.headers.get("Content-Length")
-            total = done + int(length) if length else 0
-            with open(part, "ab" if done else "wb") as file:
-                while block := response.read(BLOCK):
-                    file.write(block)
-                    done += len(block)
-                    if progress:
-                        progress(done, total)
-        if done < total:
-            raise VlpromptError(f"{url} ended after {done} of {total} bytes; run it again to go on")
+            _receive(response, url, part, done, progress)
     except urllib.error.HTTPError as error:
-        if error.code != 416:  # nothing is left to fetch
+        if error.code != 416 or not _is_whole(error.headers.get("Content-Range"), done):
+            if error.code == 416:  # what is here is of another file
+                part.unlink()
             raise VlpromptError(f"{url} answers {error.code} {error.reason}") from error
-    except (OSError, HTTPException) as error:
-        raise VlpromptError(f"{url}: {getattr(error, 'reason', error)}") from error
+    except (OSError, HTTPException, ValueError) as error:
+        if isinstance(error, VlpromptError):
+            raise
+        raise VlpromptError(f"{url}: {getattr(error, 'reason', None) or error or type(error).__name__}") from error
     if md5 and md5_file(part) != md5:
         part.unlink()
         raise VlpromptError(f"what {url} gave has another checksum than expected, and was deleted")
     os.replace(part, path)
 
 
+def _receive(response: HTTPResponse, url: str, part: Path, done: int, progress: Progress | None) -> None:
+    """Write an answer behind the ``done`` bytes that are there, or over them where it starts from the beginning."""
+    starts = re.match(r"bytes (\d+)-", response.headers.get("Content-Range") or "")
+    if response.status != 206 or (starts and starts[1] != str(done)):
+        if response.status == 206:
+            part.unlink()
+            raise VlpromptError(f"{url} answers with other bytes than were asked for; run it again to start anew")
+        done = 0
+    length = response.headers.get("Content-Length")
+    if length and not re.fullmatch(r"\d{1,15}", length):
+        raise VlpromptError(f"{url} answers with the length {length!r:.40}, which is no number of bytes")
+    total = done + int(length) if length else 0
+    free = shutil.disk_usage(part.parent).free
+    if total - done > free:
+        raise VlpromptError(f"{url} has {total:,} bytes, and {part.parent} has room for {free:,}")
+    most = total or min(MAX_DOWNLOAD, free)
+    with open(part, "ab" if done else "wb") as file:
+        while block := response.read(BLOCK):
+            done += len(block)
+            if done > most:
+                raise VlpromptError(f"{url} does not end after {most:,} bytes")
+            file.write(block)
+            if progress:
+                progress(done, total)
+    if done < total:
+        raise VlpromptError(f"{url} ended after {done} of {total} bytes; run it again to go on")
+
+
+def _is_whole(content_range: str | None, done: int) -> bool:
+    """Whether nothing is left to fetch, by what a server says of the file's size, if it says anything."""
+    size = re.fullmatch(r"bytes \*/(\d+)", content_range or "")
+    return size is None or int(size[1]) == done
+
+
 def unpack(path: Path, archive: Archive, folder: Path) -> None:
     """Unpack an archive, or the wanted member of it, into ``folder``, file by file beside what is there."""
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".unpack-") as temporary:
+    with tempfile.TemporaryDirectory(dir=folder, prefix=LEFTOVERS) as temporary:
         top = Path(temporary, "content")
-        top.mkdir()
-        _extract(path, top)
+        budget = extract(path, top)
         if archive.member:
-            member = top / archive.member
+            member = inside(top, archive.member)
             if not member.exists():
                 raise VlpromptError(f"{path} has no {archive.member}: its authors have changed it")
             if member.is_file():
-                _extract(member, Path(temporary, "inner"))
+                extract(member, Path(temporary, "inner"), budget.limit)
                 top = Path(temporary, "inner")
             else:
                 top = member
         _merge(top, folder)
-
-
-def _extract(path: Path, folder: Path) -> None:
-    (extract_zip if path.suffix == ".zip" else extract_tar)(path, folder)
 
 
 def _merge(source: Path, target: Path) -> None:

@@ -1,4 +1,4 @@
-"""Files handled with care: atomic writes, checksums, paths and archives that cannot leave their folder."""
+"""Files handled with care: atomic writes, checksums, and paths that cannot leave their folder."""
 
 from __future__ import annotations
 
@@ -7,11 +7,7 @@ import errno
 import hashlib
 import os
 import re
-import stat
-import tarfile
 import tempfile
-import zipfile
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PureWindowsPath
@@ -207,33 +203,3 @@ def inside(root: str | Path, name: str) -> Path:
             "have such links with follow_links=true)"
         )
     return path
-
-
-def extract_zip(archive: str | Path, folder: str | Path) -> None:
-    """Unpack a zip archive into ``folder``; nothing is written if a member would leave it or is a symlink."""
-    try:
-        with zipfile.ZipFile(archive) as opened:
-            for member in opened.infolist():
-                if not is_relative_inside(member.filename) or stat.S_ISLNK(member.external_attr >> 16):
-                    raise VlpromptError(f"refused the archive {archive}: its member '{member.filename}' is unsafe")
-            opened.extractall(folder)
-    except zipfile.BadZipFile as error:
-        raise VlpromptError(f"{archive} is not a whole zip archive ({error}): delete it and get it again") from error
-
-
-def extract_tar(archive: str | Path, folder: str | Path) -> None:
-    """Unpack a tar archive, compressed or not, into ``folder``; nothing is written if a member is unsafe.
-
-    Unsafe are paths out of the folder, and whatever is neither a file nor a folder, such as links.
-    """
-    try:
-        with tarfile.open(archive) as opened:
-            for member in opened:
-                if not is_relative_inside(member.name) and member.name not in (".", "./"):
-                    raise VlpromptError(f"refused the archive {archive}: its member '{member.name}' is unsafe")
-                if not (member.isreg() or member.isdir()):
-                    raise VlpromptError(f"refused the archive {archive}: its member '{member.name}' is no plain file")
-            # the filter came with security releases of Python; what it refuses is refused above
-            opened.extractall(folder, **({"filter": "data"} if hasattr(tarfile, "data_filter") else {}))
-    except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
-        raise VlpromptError(f"{archive} is not a whole tar archive ({error}): delete it and get it again") from error

@@ -21,6 +21,9 @@ from vlprompt.data.images import open_rgb
 from vlprompt.data.splits import PARTS, DatasetSplits, Item
 from vlprompt.errors import VlpromptError
 
+MAX_SHARDS = 100_000
+MAX_LABEL = 2**20  # bytes of a sample's class or JSON
+
 
 @readers.register("wds", takes_path=True)
 def read_wds(card: Card, folder: Path, variant: str) -> DatasetSplits:
@@ -63,7 +66,7 @@ def read_wds(card: Card, folder: Path, variant: str) -> DatasetSplits:
     )
 
 
-def expand_shards(pattern: str) -> list[Path]:
+def expand_shards(pattern: str, most: int = MAX_SHARDS) -> list[Path]:
     """Return the files that a pattern with ``{000..009}`` and shell-style wildcards stands for, sorted.
 
     >>> [str(path) for path in expand_shards("nowhere/{08..10}.tar")]
@@ -74,8 +77,12 @@ def expand_shards(pattern: str) -> list[Path]:
         wild = any(sign in pattern for sign in "*?[")
         return [Path(p) for p in sorted(glob.glob(pattern))] if wild else [Path(pattern)]
     first, last = brace.groups()
+    count = int(last) - int(first) + 1 if max(map(len, brace.groups())) < 20 else 0
+    if not 0 < count <= most:
+        raise VlpromptError(f"{brace[0]:.60} stands for no number of shards from 1 to {most:,}: say which there are")
     numbers = [f"{n:0{len(first)}d}" for n in range(int(first), int(last) + 1)]
-    return [path for n in numbers for path in expand_shards(pattern[: brace.start()] + n + pattern[brace.end() :])]
+    halves = pattern[: brace.start()], pattern[brace.end() :]
+    return [path for n in numbers for path in expand_shards(n.join(halves), most // count)]
 
 
 def _samples(shard: Path) -> Iterator[tuple[str, tuple[int, int], str]]:
@@ -96,6 +103,10 @@ def _samples(shard: Path) -> Iterator[tuple[str, tuple[int, int], str]]:
                 if f".{extension}" in image_suffixes():
                     image = key, (member.offset_data, member.size)
                 elif extension in ("cls", "json"):
+                    if member.size > MAX_LABEL or member.issparse():
+                        raise VlpromptError(
+                            f"{member.name} in {shard} has {member.size:,} bytes, and no class needs them"
+                        )
                     label = _label(tar.extractfile(member).read(), extension, f"{key}.{extension} in {shard}") or label
             yield from _complete(shard, current, image, label)
     except (tarfile.TarError, OSError) as error:

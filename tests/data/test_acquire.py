@@ -16,10 +16,10 @@ from PIL import Image
 from datasets_registry import video
 from datasets_registry.acquire import download_dataset, fetch, prepare_dataset
 from datasets_registry.card import Archive, Card, card_names, load_card
+from vlprompt.archives import extract
 from vlprompt.cli.data import main
 from vlprompt.data import load_split
 from vlprompt.errors import VlpromptError
-from vlprompt.files import extract_tar
 
 
 @dataclass
@@ -138,7 +138,7 @@ def test_wanted_member_is_a_folder_or_an_archive_inside(server: Server, tmp_path
 def test_unsafe_tar_writes_nothing(tmp_path: Path, name: str):
     (tmp_path / "bad.tar.gz").write_bytes(tarred({"good.txt": b"", name: b""}))
     with pytest.raises(VlpromptError, match="refused the archive"):
-        extract_tar(tmp_path / "bad.tar.gz", tmp_path / "out")
+        extract(tmp_path / "bad.tar.gz", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -148,10 +148,10 @@ def test_links_in_a_tar_and_broken_ones_are_refused(tmp_path: Path):
         link.type, link.linkname = tarfile.SYMTYPE, "/etc"
         archive.addfile(link)
     with pytest.raises(VlpromptError, match="its member 'link' is no plain file"):
-        extract_tar(tmp_path / "link.tar", tmp_path / "out")
+        extract(tmp_path / "link.tar", tmp_path / "out")
     (tmp_path / "half.tar.gz").write_bytes(tarred({"a": bytes(9999)})[:50])
     with pytest.raises(VlpromptError, match="is not a whole tar archive"):
-        extract_tar(tmp_path / "half.tar.gz", tmp_path / "out")
+        extract(tmp_path / "half.tar.gz", tmp_path / "out")
 
 
 def test_load_split_downloads_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -9,11 +9,11 @@ from PIL import Image
 
 from datasets_registry.card import card_names, load_card, read_card
 from datasets_registry.readers import readers
+from vlprompt.archives import extract
 from vlprompt.cli.__main__ import main
 from vlprompt.data import dataset_info, few_shot_split, leave_domain_out, list_collections, list_datasets, load_split
 from vlprompt.data.check import check_dataset, datasets_below
 from vlprompt.errors import VlpromptError
-from vlprompt.files import extract_zip
 
 # a made-up split is none that was published, which is said where the package knows the published one
 pytestmark = pytest.mark.filterwarnings("ignore:.*is not the published split")
@@ -231,7 +231,7 @@ def real_data(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     ):
         if not (shared / "data" / archive).exists():
             pytest.skip(f"no real data: {shared / 'data' / archive} is absent")
-        extract_zip(shared / "data" / archive, root / folder)
+        extract(shared / "data" / archive, root / folder)
         for source, target in splits.items():
             (root / folder / target).parent.mkdir(exist_ok=True)
             shutil.copy(shared / "data/splits" / source, root / folder / target)

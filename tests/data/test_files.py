@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from vlprompt.archives import extract
 from vlprompt.errors import VlpromptError
-from vlprompt.files import atomic_write, extract_zip, inside, is_relative_inside, sha256_file
+from vlprompt.files import atomic_write, inside, is_relative_inside, sha256_file
 
 
 def test_atomic_write_replaces_whole_files_or_nothing(tmp_path: Path):
@@ -58,7 +59,7 @@ def test_symlink_out_is_refused_and_symlink_within_is_not(tmp_path: Path):
 def test_safe_archive_is_unpacked(tmp_path: Path):
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
         archive.writestr("folder/file.txt", "content")
-    extract_zip(tmp_path / "a.zip", tmp_path / "out")
+    extract(tmp_path / "a.zip", tmp_path / "out")
     assert (tmp_path / "out/folder/file.txt").read_text() == "content"
 
 
@@ -71,11 +72,11 @@ def test_archive_with_an_unsafe_member_writes_nothing(tmp_path: Path):
             archive.writestr("good.txt", "good")
             archive.writestr(member, "bad")
         with pytest.raises(VlpromptError, match=f"refused the archive .*{number}.zip"):
-            extract_zip(path, tmp_path / "unpacked")
+            extract(path, tmp_path / "unpacked")
     assert not (tmp_path / "unpacked").exists()
 
 
 def test_broken_archive_is_named(tmp_path: Path):
     (tmp_path / "broken.zip").write_bytes(b"PK not a zip")
     with pytest.raises(VlpromptError, match=r"broken\.zip is not a whole zip archive"):
-        extract_zip(tmp_path / "broken.zip", tmp_path)
+        extract(tmp_path / "broken.zip", tmp_path)
