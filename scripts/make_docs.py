@@ -7,6 +7,7 @@ python scripts/make_docs.py [--check]
 from __future__ import annotations
 
 import inspect
+import statistics
 import sys
 import warnings
 from pathlib import Path
@@ -80,9 +81,9 @@ def figures(method: str) -> list[str]:
         for row in table["rows"]:
             if row["method"] == method:
                 each = ", ".join(f"{t} {v:.2f}" for t, v in zip(table["targets"], row.get("targets", ()), strict=False))
-                lines.append(
-                    f"| {title} | average {row['average']:.2f} | authors' README ({row['evidence']}) | {each} |"
-                )
+                average = row.get("average") or statistics.fmean(row["targets"])
+                source = row.get("source", "authors' README")
+                lines.append(f"| {title} | average {average:.2f} | {source} ({row['evidence']}) | {each} |")
     if not lines:
         return ["None that could be verified."]
     return ["| protocol | figure (%) | source | conditions |", "| --- | --- | --- | --- |", *lines]

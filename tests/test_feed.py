@@ -10,7 +10,8 @@ from torch import nn
 
 from vlprompt import VlpromptError, load_split
 from vlprompt.data.sampling import few_shot_split
-from vlprompt.feed import FeatureFeed, ImageFeed, Loading, without_labels
+from vlprompt.data.splits import without_labels
+from vlprompt.feed import FeatureFeed, ImageFeed, Loading
 from vlprompt.learning import EpochBatches, ParameterGroup
 from vlprompt.optimizers import OPTIMIZERS
 from vlprompt.parts import parse_part
@@ -26,15 +27,15 @@ def splits():
 
 
 def feed_of(splits, **options) -> ImageFeed:
-    pool = without_labels(load_split("digits").test[:30])
-    return ImageFeed(splits, small_clip(), Loading(batch_size=8, views=1), pool=pool, **options)
+    splits = replace(splits, pool=without_labels(load_split("digits").test[:30]))
+    return ImageFeed(splits, small_clip(), Loading(batch_size=8, views=1), **options)
 
 
 def test_a_pool_has_no_labels(splits) -> None:
     feed = feed_of(splits)
     assert feed.bank("pool").labels is None
     assert "label" not in next(iter(feed.batches("pool")(0)))
-    assert {(item.label, item.class_name) for item in feed.pool} == {(-1, "")}
+    assert {(item.label, item.class_name) for item in feed.splits.pool} == {(-1, "")}
     assert feed.bank().labels.tolist() == [item.label for item in splits.train]
 
 
@@ -44,7 +45,7 @@ def test_pseudo_labels_make_a_pools_images_the_labelled_ones(splits) -> None:
     labels[[3, 7, 8]] = torch.tensor([0, 9, 4])
     weights = torch.arange(30.0)
     found = feed.labelled_as(labels, weights)
-    assert [item.path for item in found.splits.train] == [feed.pool[i].path for i in (3, 7, 8)]
+    assert [item.path for item in found.splits.train] == [feed.splits.pool[i].path for i in (3, 7, 8)]
     assert found.bank().labels.tolist() == [0, 9, 4]
     assert torch.equal(found.bank().features[0], feed.bank("pool").features[0, [3, 7, 8]])
     batch = next(iter(found.batches()(0)))

@@ -8,7 +8,6 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import torch
 
 from vlprompt import VlpromptError
 from vlprompt.facts import Facts
@@ -74,20 +73,20 @@ def test_whether_a_result_has_seeds_is_a_fact_of_it_and_older_ones_fall_back_to_
 
 
 @pytest.mark.parametrize(
-    ("parameters", "labels", "shots", "expected"),
+    ("trained", "labels", "shots", "expected"),
     [
-        ([torch.zeros(1)], "needed", 16, True),
-        ([torch.zeros(1)], "needed", "all", True),  # order of batches, initial weights
-        ([], "none", 16, False),  # zero-shot CLIP looks at no draw
-        ([], "needed", 16, True),  # a classifier computed from the draw, such as GDA's
-        ([], "needed", "all", False),  # nothing is drawn
+        (True, "needed", 16, True),
+        (True, "needed", "all", True),  # order of batches, initial weights
+        (False, "none", 16, False),  # zero-shot CLIP looks at no draw
+        (False, "needed", 16, True),  # a classifier computed from the draw, such as GDA's
+        (False, "needed", "all", False),  # nothing is drawn
     ],
 )
 def test_a_run_writes_whether_its_seed_decides_anything(
-    parameters: list, labels: str, shots: int | str, expected: bool
+    trained: bool, labels: str, shots: int | str, expected: bool
 ) -> None:
-    learner = SimpleNamespace(trainable_parameters=lambda: parameters, facts=Facts("none", labels=labels))
-    assert is_seeded(learner, SimpleNamespace(shots=shots)) is expected
+    learner = SimpleNamespace(facts=Facts("none", labels=labels))
+    assert is_seeded(learner, trained, SimpleNamespace(shots=shots)) is expected
 
 
 def test_of_the_frozen_model_a_summary_is_one_number_whatever_the_seeds() -> None:

@@ -75,7 +75,7 @@ class Reporter:
 
 def result_table(result: Result) -> Group:
     """Return a result as a table: each test beside zero-shot, and the protocol's average."""
-    shots = {"all": "all training images", 1: "1 shot"}.get(result.shots, f"{result.shots} shots")
+    shots = {"all": "all training images", "none": "no labels", 1: "1 shot"}.get(result.shots, f"{result.shots} shots")
     title = f"{result.method} on {result.dataset}: {result.protocol}, {shots}, seed {result.seed}"
     backbone = " ".join(str(result.backbone[k]) for k in ("architecture", "pretrained") if result.backbone[k])
     caption = f"{backbone}; top-1 accuracy in percent" + (f"; at most {result.limit} images" if result.limit else "")

@@ -30,6 +30,7 @@ from vlprompt.data import (
 )
 from vlprompt.data.readable import leave_out_unreadable
 from vlprompt.data.splits import DatasetSplits, Half, Item
+from vlprompt.data.transforms import TestViews
 from vlprompt.errors import VlpromptError
 from vlprompt.files import atomic_write
 from vlprompt.learner import PromptLearner, create_learner
@@ -38,6 +39,7 @@ from vlprompt.objectives import Templates
 from vlprompt.results import Predictions, Row
 from vlprompt.shown import csv_cell
 
+VIEWS_AT_ONCE = 64  # of test images that are seen in several
 Progress = Callable[[int, int], None]
 
 
@@ -192,6 +194,11 @@ def _batches(
 ) -> Iterator[dict[str, Tensor]]:
     clip = learner.clip
     transform = eval_transform(clip)
+    if "views" in learner.facts.inputs:
+        count = learner.config.n_views
+        images = ImageItems(splits, items, TestViews(clip, count, splits.mirror))
+        batches = eval_batches(images, max(1, VIEWS_AT_ONCE // count), workers=workers, device=clip.device)
+        return ({**batch, "views": batch["image"]} for batch in batches)
     if not learner.facts.cacheable_images:
         return eval_batches(ImageItems(splits, items, transform), workers=workers, device=clip.device)
     bank = FeatureBank.open_or_build(clip, splits, items, transform=transform, workers=workers, progress=progress)

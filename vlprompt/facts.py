@@ -17,6 +17,7 @@ class Facts:
         cacheable_images: whether the frozen tower's features are all that it needs of an image, so that they can be
             computed once.
         classifier: class features ``shared`` by all images, (C, D), or ``per_image``, (B, C, D).
+        head: whether logits are more than similarities of image and class features.
         inputs: what a test batch must carry: ``image``, ``views``, ``mask``.
         labels: whether labelled images are ``needed``, ``some`` of them beside a pool, or ``none``.
     """
@@ -26,5 +27,6 @@ class Facts:
     new_classes: bool = True
     cacheable_images: bool = True
     classifier: Literal["shared", "per_image"] = "shared"
+    head: bool = False
     inputs: tuple[str, ...] = ("image",)
     labels: Literal["needed", "some", "none"] = "needed"

@@ -28,14 +28,8 @@ from vlprompt.errors import VlpromptError
 from vlprompt.learning import EpochBatches, Feed, Source
 from vlprompt.objectives import Batch
 
-NO_LABEL = -1
 Draw = Callable[[int, int], Iterable[Batch]]  # from an epoch's index and a batch size to its batches
 PASSES = 10_000  # over another feed in one epoch, at most, so that no two epochs draw alike
-
-
-def without_labels(items: Sequence[Item]) -> tuple[Item, ...]:
-    """Items as a pool holds them: nobody can read a label that is not there."""
-    return tuple(replace(item, label=NO_LABEL, class_name="") for item in items)
 
 
 @dataclass(frozen=True)
@@ -62,12 +56,11 @@ class ImageFeed:
     """A feed over a dataset's images.
 
     Args:
-        splits: its training images are the labelled ones.
+        splits: its training images are the labelled ones, beside its pool.
         clip: the learner's frozen model.
         loading: how images become batches.
         cacheable: whether the learner takes the frozen tower's features for images.
         names: tensors of augmented images that the learner's batches must carry; each is a draw of its own.
-        pool: images without labels, see ``without_labels``.
         weights: of the labelled images in the loss (N,).
         chosen: places in the pool that the labelled images were taken from (N,), so that nothing is encoded twice.
         other: whose batches go along as ``unlabeled``.
@@ -79,7 +72,6 @@ class ImageFeed:
     loading: Loading
     cacheable: bool = True
     names: tuple[str, ...] = ("image",)
-    pool: tuple[Item, ...] = ()
     weights: Tensor | None = None
     chosen: Tensor | None = None
     other: Feed | None = None
@@ -99,7 +91,7 @@ class ImageFeed:
     @property
     def domains(self) -> tuple[str, ...]:
         """Names of the domains of labelled and pool images, in order of first appearance."""
-        return tuple(dict.fromkeys(item.domain for item in (*self.splits.train, *self.pool) if item.domain))
+        return tuple(dict.fromkeys(item.domain for item in (*self.splits.train, *self.splits.pool) if item.domain))
 
     def batches(self, source: Source = "labelled", *, views: int | str | None = None) -> EpochBatches:
         """Shuffled training batches of a source."""
@@ -130,13 +122,14 @@ class ImageFeed:
 
     def labelled_as(self, labels: Tensor, weights: Tensor | None = None) -> ImageFeed:
         """A feed whose labelled images are the pool's, with these labels; -1 leaves an image out."""
-        if labels.shape != (len(self.pool),):
-            raise VlpromptError(f"the pool has {len(self.pool)} images, and {len(labels)} labels were given for it")
+        size = len(self.splits.pool)
+        if labels.shape != (size,):
+            raise VlpromptError(f"the pool has {size} images, and {len(labels)} labels were given for it")
         chosen = [i for i, label in enumerate(labels.tolist()) if label >= 0]
         if not chosen:
             raise VlpromptError("no image of the pool has a label, so there is nothing to learn from")
         names = self.splits.class_names
-        train = [replace(self.pool[i], label=int(labels[i]), class_name=names[int(labels[i])]) for i in chosen]
+        train = [replace(self.splits.pool[i], label=int(labels[i]), class_name=names[int(labels[i])]) for i in chosen]
         places = torch.tensor(chosen)
         kept = None if weights is None else weights.cpu()[places]
         return replace(self, splits=replace(self.splits, train=train), weights=kept, chosen=places)
@@ -147,24 +140,29 @@ class ImageFeed:
             raise VlpromptError(f"there are no images of the domain '{domain}': {', '.join(self.domains) or 'none'}")
         own = [item.domain == domain for item in self.splits.train]
         parts = {part: [i for i in getattr(self.splits, part) if i.domain == domain] for part in ("train", "val")}
-        pool = tuple(item for item in self.pool if item.domain == domain)
+        pool = tuple(item for item in self.splits.pool if item.domain == domain)
         weights = None if self.weights is None else self.weights[torch.tensor(own)]
-        return replace(self, splits=replace(self.splits, **parts), pool=pool, weights=weights, chosen=None)
+        return replace(self, splits=replace(self.splits, pool=pool, **parts), weights=weights, chosen=None)
 
     def beside(self, other: Feed) -> ImageFeed:
         """A feed whose batches carry a batch of another feed's pool, or of its labelled images, as ``unlabeled``."""
         return replace(self, other=other)
 
     def _items(self, source: Source) -> Sequence[Item]:
-        found = {"labelled": self.splits.train, "pool": self.pool, "val": self.splits.val}[source]
+        found = {"labelled": self.splits.train, "pool": self.splits.pool, "val": self.splits.val}[source]
         if not found:
-            what = {"labelled": "labelled training images", "pool": "pool of images", "val": "validation images"}
-            raise VlpromptError(f"{self.splits.name} has no {what[source]} here")
+            what = {
+                "labelled": "labelled training images",
+                "pool": "pool of images without labels",
+                "val": "validation images",
+            }
+            hint = ": use protocol=unsupervised or semi_supervised" if source == "pool" else ""
+            raise VlpromptError(f"{self.splits.name} has no {what[source]} here{hint}")
         return found
 
     def _encoded(self, clip: FrozenCLIP, items: Sequence[Item], views: int, progress: Any) -> FeatureBank:
         if self.chosen is not None and items is self.splits.train:
-            pool = self._encoded(clip, self.pool, views, progress)
+            pool = self._encoded(clip, self.splits.pool, views, progress)
             return FeatureBank(pool.features[:, self.chosen], torch.tensor([item.label for item in items]))
         transform = eval_transform(clip) if views == 1 else self._transform(clip)
         how = {"seed": self.loading.seed, "workers": self.loading.workers, "progress": progress}
@@ -201,7 +199,7 @@ class ImageFeed:
         """Batches of the other feed, over and over: it may hold fewer or more images than this one."""
         if self.other is None:
             return None
-        batches = self.other.batches("pool" if getattr(self.other, "pool", ()) else "labelled")
+        batches = self.other.batches("pool" if self.other.splits.pool else "labelled")
         return lambda epoch: chain.from_iterable(map(batches, count(epoch * PASSES)))
 
 

@@ -299,8 +299,8 @@ class PromptLearner(nn.Module):
             return
         if not self.facts.new_classes:
             raise VlpromptError(
-                f"{self.method} with these settings learns one context a class and cannot score new class names; "
-                "use class_specific=false, or train on all classes"
+                f"{self.method} with these settings is bound to the classes that it learnt and cannot score new class "
+                "names: train on all classes, or use settings that share the context (class_specific=false)"
             )
         check_names(self.clip, names)
         previous, self.class_names = self.class_names, names
@@ -322,6 +322,8 @@ class PromptLearner(nn.Module):
             raise VlpromptError(
                 f"{self.method}'s class features depend on each image, so it has no (C, D) classifier matrix"
             )
+        if self.facts.head:
+            raise VlpromptError(f"{self.method} scores with more than class features, so no (C, D) matrix holds it")
         with torch.no_grad():
             return self._text_features().clone()
 

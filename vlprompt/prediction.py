@@ -78,7 +78,8 @@ def predict_images(
     if not (on_unreadable is None or callable(on_unreadable)):
         raise VlpromptError(f"on_unreadable must be a function that takes a sentence, not {told(on_unreadable)}")
     names = learner.class_names
-    for sources, logits in _encoded(_predicting(learner), learner.clip, images, batch_size, threads, on_unreadable):
+    how = {"on_unreadable": on_unreadable, "views": views_of(learner)}
+    for sources, logits in _encoded(_predicting(learner), learner.clip, images, batch_size, threads, **how):
         best = logits.softmax(dim=1).topk(min(top, len(names)), dim=1)
         for source, found, values in zip(sources, best.indices.tolist(), best.values.tolist(), strict=True):
             yield Prediction(source, tuple(names[i] for i in found), tuple(values))
@@ -89,7 +90,7 @@ def image_logits(
     learner: PromptLearner, images: Iterable[Any], *, batch_size: int = BATCH, threads: int | None = None
 ) -> Tensor:
     """Return a learner's logits (N, C) of images as ``predict_images`` takes them."""
-    found = _encoded(_predicting(learner), learner.clip, images, batch_size, threads, None)
+    found = _encoded(_predicting(learner), learner.clip, images, batch_size, threads, views=views_of(learner))
     return torch.cat([torch.empty(0, len(learner.class_names)), *(logits for _, logits in found)])
 
 
@@ -121,9 +122,14 @@ def image_features(
 
 
 def _predicting(learner: PromptLearner) -> Callable[[Tensor], Tensor]:
-    """Images (B, 3, H, W) to logits (B, C)."""
-    learner.eval()
-    return lambda images: finite(learner.predict({"image": images}), learner)
+    """Images (B, 3, H, W), or their views (B, V, 3, H, W), to logits (B, C)."""
+    key = "views" if "views" in learner.eval().facts.inputs else "image"
+    return lambda images: finite(learner.predict({key: images}), learner)
+
+
+def views_of(learner: PromptLearner) -> int | None:
+    """How many views of a test image a learner asks for; None for the evaluation crop alone."""
+    return learner.config.n_views if "views" in learner.facts.inputs else None
 
 
 def _encoded(
@@ -132,12 +138,15 @@ def _encoded(
     images: Iterable[Any],
     batch_size: int,
     threads: int | None,
-    on_unreadable: Report | None,
+    on_unreadable: Report | None = None,
+    views: int | None = None,
 ) -> Iterator[tuple[list[Any], Tensor]]:
     """Yield the images of each batch that were read, and what ``encode`` makes of them, fp32 on the CPU."""
     batch_size = at_least("batch_size", batch_size, 1)
     threads = None if threads is None else at_least("threads", threads, 0)
-    for batch in stream_images(samples(several_images(images)), clip, batch_size=batch_size, threads=threads):
+    for batch in stream_images(
+        samples(several_images(images)), clip, batch_size=batch_size, threads=threads, views=views
+    ):
         for sentence in batch.unreadable:
             if on_unreadable is None:
                 raise VlpromptError(sentence)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 from datasets_registry.catalog import name_here
 from vlprompt.clip import same_names
@@ -13,6 +13,9 @@ from vlprompt.data.splits import Half
 from vlprompt.errors import VlpromptError, nearest
 from vlprompt.facts import Facts
 from vlprompt.registry import Registry
+
+Labelled = Literal["shots", "none"]
+Pool = Literal["none", "rest", "all"]
 
 
 @dataclass(frozen=True)
@@ -41,10 +44,13 @@ class Plan:
     Attributes:
         train: what is learnt, from its few-shot draw.
         tests: what the one learner is scored on, by the name of the result's row.
+        labelled, pool: what is labelled of the training images, and what is learnt from without labels.
     """
 
     train: Part
     tests: dict[str, Part]
+    labelled: Labelled = "shots"
+    pool: Pool = "none"
 
 
 Targets = Sequence[str] | str | None
@@ -62,6 +68,8 @@ class Protocol:
             source, or None.
         averaging: the rule over datasets and seeds, in words.
         metric: of every row.
+        labelled: what is labelled of the training images, the few-shot draw or ``none``.
+        pool: what is learnt from without labels: ``none``, the ``rest`` of the training images, or ``all`` of them.
     """
 
     summary: str
@@ -69,10 +77,12 @@ class Protocol:
     average: str | None
     averaging: str
     metric: str = "top-1 accuracy (%)"
+    labelled: Labelled = "shots"
+    pool: Pool = "none"
 
     def plan(self, dataset: str, targets: Targets = None, held_out: str | None = None) -> Plan:
         """Return what a run on ``dataset`` does."""
-        return self.planner(dataset, targets, held_out)
+        return replace(self.planner(dataset, targets, held_out), labelled=self.labelled, pool=self.pool)
 
 
 def halves(dataset: str, targets: Targets, held_out: str | None) -> Plan:
@@ -157,6 +167,7 @@ BASE_TO_NEW_RULE = (
     "base and new averaged over seeds, then datasets; harmonic mean of the averages (as published), and mean of the "
     "datasets' harmonic means"
 )
+MEAN_RULE = "accuracy averaged over seeds, then datasets"
 for name, protocol in {
     "base_to_new": Protocol(
         "train on the first half of the classes; test on them, and on the other half by name alone",
@@ -176,7 +187,25 @@ for name, protocol in {
         "mean_of_targets",
         "each dataset averaged over seeds; mean over the datasets",
     ),
-    "few_shot": Protocol("train and test on all classes", whole, None, "accuracy averaged over seeds, then datasets"),
+    "few_shot": Protocol("train and test on all classes", whole, None, MEAN_RULE),
+    "semi_supervised": Protocol(
+        "train on a few labelled images and, without labels, on the other training images; test on all classes",
+        whole,
+        None,
+        MEAN_RULE,
+        pool="rest",
+    ),
+    "unsupervised": Protocol(
+        "train on the training images without their labels; test on all classes",
+        whole,
+        None,
+        MEAN_RULE,
+        labelled="none",
+        pool="all",
+    ),
+    "test_time": Protocol(
+        "train on nothing; learn from each test image by itself", whole, None, MEAN_RULE, labelled="none"
+    ),
     "cross_dataset": Protocol(
         "train on all classes of a source; test on other datasets by the names of their classes",
         to_others,
@@ -199,7 +228,7 @@ def list_protocols(pattern: str = "*") -> list[str]:
 
 
 def check_suits(protocol: str, plan: Plan, parts: Mapping[Part, DatasetSplits], method: str, facts: Facts) -> None:
-    """Refuse in one sentence a protocol that tests classes which a learner bound to its own cannot score.
+    """Refuse in one sentence a protocol that has not what a learner needs, or tests classes that it cannot score.
 
     Args:
         protocol: its name.
@@ -208,6 +237,10 @@ def check_suits(protocol: str, plan: Plan, parts: Mapping[Part, DatasetSplits], 
         method: the learner's.
         facts: what the learner is, or would be.
     """
+    if plan.labelled == "none" and facts.labels != "none":
+        raise VlpromptError(f"{method} learns from labelled images, and protocol={protocol} has none: use few_shot")
+    if plan.pool == "none" and facts.labels == "some":
+        raise VlpromptError(f"{method} learns from images without labels too: use protocol=semi_supervised")
     learnt = same_names(parts[plan.train].class_names)
     if facts.new_classes or all(same_names(parts[part].class_names) == learnt for part in plan.tests.values()):
         return

@@ -34,6 +34,7 @@ from vlprompt.training import SELECTIONS
 PACKAGE = Path(__file__).resolve().parent
 # inside the package when installed from a wheel, beside it in a checkout
 CONFIGS = next((p for p in (PACKAGE / "configs", PACKAGE.parent / "configs") if p.is_dir()), PACKAGE / "configs")
+NO_SHOTS = "none"  # of a protocol that takes no labels
 PROVENANCE = ("source", "published")
 Cases = dict[str, dict[Any, dict[str, Any]]]
 LEAST = {
@@ -72,7 +73,7 @@ class RunConfig(TrainOptions):
         split: published, or generated for who lacks a dataset's published split file; results say which.
         templates: in place of the dataset's own, a template with {}, a list, imagenet7, imagenet80 or a file.
         protocol: one of `vlprompt list protocols`.
-        shots: training images a class, or all.
+        shots: training images a class, or all; none where a protocol takes no labels.
         allow_fewer: of a class that has fewer than shots take all, and say how many in all; else that is an error.
         seed: of the few-shot draw, the initial weights, the batches and the augmentation.
         backbone: vlprompt-tiny, an OpenCLIP architecture, hf-hub:ORG/REPO or local-dir:FOLDER.
@@ -214,7 +215,7 @@ class Resolved:
         if c.name:
             return Path(c.output).expanduser() / c.name
         dataset = re.sub(r"[^\w.-]+", "-", c.dataset).strip("-.")[-MAX_NAME // 3 :].strip("-.")  # bytes of UTF-8
-        shots = "all-images" if c.shots == "all" else f"{c.shots}shot"
+        shots = {"all": "all-images", NO_SHOTS: "no-labels"}.get(c.shots, f"{c.shots}shot")
         return Path(c.output).expanduser() / dataset / c.method / f"{c.protocol}-{shots}-seed{c.seed}-{self.id[:8]}"
 
     def to_yaml(self) -> str:
@@ -234,6 +235,12 @@ def load_recipe(method: str, protocol: str) -> Recipe | None:
         if path.is_file():
             return Recipe.read(path, f"{method}/{stem}")
     return None
+
+
+def usual_protocol(method: str, default: str) -> str:
+    """The protocol of a method where nothing is said: the default, or the first that it has a recipe for instead."""
+    own = [path.stem for path in (CONFIGS / method).glob("*.yaml")]
+    return default if default in own or not own else next(name for name in PROTOCOLS.order() if name in own)
 
 
 def config_class(method: str) -> type[RunConfig]:
@@ -258,6 +265,8 @@ def resolve(settings: Mapping[str, Any] | None = None) -> Resolved:
     chosen = {**defaults, **(recipe.values if recipe else {}), **given}
     method, protocol = str(chosen["method"]), str(chosen["protocol"])
     METHODS.info(method)
+    if "protocol" not in {**(recipe.values if recipe else {}), **given}:
+        protocol = usual_protocol(method, protocol)
     PROTOCOLS.info(protocol)
     recipe = recipe or load_recipe(method, protocol)
 
@@ -270,6 +279,8 @@ def resolve(settings: Mapping[str, Any] | None = None) -> Resolved:
     if recipe:
         _assign_cases(schema, recipe.by, given, f"{recipe.name}: ")
     config = to_object(schema)
+    if PROTOCOLS.get(protocol).labelled == "none" and "shots" not in given:
+        config.shots = NO_SHOTS
     check_values(config)
     return Resolved(config, recipe, frozenset(given))
 
@@ -289,7 +300,10 @@ def check_values(config: RunConfig) -> None:
         raise VlpromptError(f"lr must be above 0, not {config.lr}")
     if not 0 <= config.momentum < 1:
         raise VlpromptError(f"momentum must be at least 0 and below 1, not {config.momentum}")
-    for key, word in (("shots", "all"), ("views", "fresh")):
+    if PROTOCOLS.get(config.protocol).labelled == "none" and config.shots != NO_SHOTS:
+        raise VlpromptError(f"shots={config.shots} has no meaning in protocol={config.protocol}, which takes no labels")
+    shots = "all" if PROTOCOLS.get(config.protocol).labelled == "shots" else NO_SHOTS
+    for key, word in (("shots", shots), ("views", "fresh")):
         value = getattr(config, key)
         if value != word and (isinstance(value, str) or value < 1):
             raise VlpromptError(f"{key} must be a number of at least 1, or {word}, not {value!r}")

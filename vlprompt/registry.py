@@ -66,6 +66,10 @@ class Registry(Generic[T]):
         """Return the sorted names that match a shell-style ``pattern``."""
         return sorted(fnmatch.filter(self._entries, pattern))
 
+    def order(self) -> list[str]:
+        """Return all names in the order in which they were filed."""
+        return list(self._entries)
+
     def __contains__(self, name: object) -> bool:
         return name in self._entries
 

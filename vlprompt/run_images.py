@@ -50,7 +50,7 @@ def _is_own(part: Part) -> bool:
 
 def _asked(part: Part, plan: Plan) -> list[str]:
     """Return which images of a part a run looks at."""
-    return (["train", "val"] if part == plan.train else []) + (["test"] if part in plan.tests.values() else [])
+    return (["train", "val", "pool"] if part == plan.train else []) + (["test"] if part in plan.tests.values() else [])
 
 
 def encode_tests(
@@ -72,6 +72,7 @@ def image_facts(data: Mapping[Part, DatasetSplits], plan: Plan) -> dict[str, Any
     parts = list(dict.fromkeys([plan.train, *plan.tests.values()]))
     return {
         "train_images": sum(per_class),
+        "pool_images": len(data[plan.train].pool),
         "fewest_a_class": min(per_class, default=0),
         "most_a_class": max(per_class, default=0),
         "unreadable": sorted({path for part in parts for path in data[part].unreadable}),

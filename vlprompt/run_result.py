@@ -74,7 +74,7 @@ def keep_result(
 def fingerprints(plan: Plan, data: Mapping[Part, DatasetSplits], config: RunConfig) -> dict[str, Any]:
     """What tells whether images have changed: those that are learnt from, and each test's."""
     source = data[plan.train]
-    learnt = [*source.train, *(source.val if config.selection == "fewshot_val" else ())]
+    learnt = [*source.train, *source.pool, *(source.val if config.selection == "fewshot_val" else ())]
     tests = {name: (data[part], limited(data[part].test, config.limit)) for name, part in plan.tests.items()}
     return {
         "train": images_fingerprint(source, learnt),

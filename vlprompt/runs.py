@@ -22,7 +22,12 @@ from vlprompt.data import (
     register_dataset,
     resolve_templates,
 )
+<<<<<<< HEAD
 from vlprompt.environment import Clock, enough_memory
+=======
+from vlprompt.data.splits import without_labels
+from vlprompt.environment import Clock
+>>>>>>> 7597c99 (Prove the contract with three methods: GDA in closed form, UPL over a pool, TPT on one test image)
 from vlprompt.errors import VlpromptError
 from vlprompt.evaluation import Evaluation, evaluate, score
 from vlprompt.feed import ImageFeed, Loading
@@ -129,7 +134,7 @@ def execute(resolved: Resolved, clip: FrozenCLIP | None = None, shared: Shared |
             if learner.facts.labels != "none":
                 with clock("encode"):
                     encode_tests(data, plan, config, clip, reporter)
-            fit(learner, data[plan.train], resolved, reporter, clock, loggers, images["train"])
+            history = fit(learner, data[plan.train], resolved, reporter, clock, loggers, images["train"])
             facts = {key: getattr(config, key) for key in ("dataset", "protocol", "shots", "seed")}
             learner.save_pretrained(folder / LEARNER, extra=facts)
             with clock("test"):
@@ -140,7 +145,7 @@ def execute(resolved: Resolved, clip: FrozenCLIP | None = None, shared: Shared |
                 "data": data_facts(data[plan.train]) | {"split": split, "images": images} | image_facts(data, plan),
                 "adapted": adapted,
                 "views": effective_views(learner, config),
-                "seeded": is_seeded(learner, config),
+                "seeded": is_seeded(learner, bool(history), config),
             }
             result = keep_result(resolved, learner, measured, told, clock.seconds)
             loggers.result(result)
@@ -230,10 +235,22 @@ def load_parts(plan: Plan, config: RunConfig, shared: Shared) -> tuple[dict[Part
         source = whole[learnt.dataset]
         split = source.fingerprint()
         source = leave_domain_out(source, learnt.held_out) if learnt.held_out else source
-        whole[learnt.dataset] = few_shot_split(source, config.shots, config.seed, **fewer)
+        whole[learnt.dataset] = _draw(source, plan, config)
     parts = {part: _select(whole[part.dataset], part) for part in every}
     check_present(parts, plan)
     return parts, split
+
+
+def _draw(source: DatasetSplits, plan: Plan, config: RunConfig) -> DatasetSplits:
+    """Return a dataset with what a plan trains on: labelled images, and a pool whose labels are gone."""
+    if plan.labelled == "none":
+        pool = source.train if plan.pool == "all" else ()
+        return replace(source, train=(), val=(), pool=without_labels(pool))
+    drawn = few_shot_split(source, config.shots, config.seed, allow_fewer=config.allow_fewer)
+    if plan.pool == "none":
+        return drawn
+    labelled = set(drawn.train)
+    return replace(drawn, pool=without_labels([item for item in source.train if item not in labelled]))
 
 
 def _select(whole: DatasetSplits, part: Part) -> DatasetSplits:
@@ -273,14 +290,12 @@ def effective_views(learner: PromptLearner, config: RunConfig) -> int | str | No
     return min(config.views, config.epochs)
 
 
-def is_seeded(learner: PromptLearner, config: RunConfig) -> bool:
+def is_seeded(learner: PromptLearner, trained: bool, config: RunConfig) -> bool:
     """Whether another seed could give another learner: it is trained, or it reads the few-shot draw.
 
     Zero-shot CLIP, which needs no labelled images, does not look at what was drawn.
     """
-    if learner.trainable_parameters():
-        return True
-    return learner.facts.labels != "none" and config.shots != "all"
+    return trained or (learner.facts.labels != "none" and config.shots != "all")
 
 
 def fit(

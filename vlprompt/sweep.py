@@ -51,7 +51,7 @@ class Task:
     def label(self) -> str:
         """The run in a few words."""
         c = self.resolved.config
-        shots = "all images" if c.shots == "all" else f"{c.shots} shots"
+        shots = {"all": "all images", "none": "no labels"}.get(c.shots, f"{c.shots} shots")
         parts = [c.method, c.dataset, c.protocol, *([c.held_out] if c.held_out else []), shots, f"seed {c.seed}"]
         return " · ".join(parts)
 

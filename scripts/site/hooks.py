@@ -33,6 +33,15 @@ def places() -> dict[str, str]:
     return PAGES | {path: path.replace(".yaml", ".md") for path in recipes()}
 
 
+def on_config(config: Any) -> Any:
+    """Add a page for each method to the navigation."""
+    methods = next(entry["Methods"] for entry in config["nav"] if "Methods" in entry)
+    known = {page for entry in methods for page in entry.values()}
+    pages = sorted(path.stem for path in (ROOT / "docs/methods").glob("*.md") if f"methods/{path.name}" not in known)
+    methods += [{name: f"methods/{name}.md"} for name in pages]
+    return config
+
+
 def on_files(files: Files, config: Any) -> Files:
     """Add the pages."""
     for path, uri in places().items():

@@ -17,6 +17,7 @@ from vlprompt.errors import VlpromptError
 Half = Literal["all", "base", "new"]
 PARTS = ("train", "val", "test")
 DEFAULT_TEMPLATE = "a photo of a {}."
+NO_LABEL = -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +28,11 @@ class Item:
     label: int
     class_name: str
     domain: str = ""
+
+
+def without_labels(items: Sequence[Item]) -> tuple[Item, ...]:
+    """Items as a pool holds them: nobody can read a label that is not there."""
+    return tuple(replace(item, label=NO_LABEL, class_name="") for item in items)
 
 
 @dataclass(frozen=True)
@@ -50,6 +56,7 @@ class DatasetSplits:
         tasks: of datasets that were joined, which of them each class is of; empty otherwise.
         notes: sentences on what a user should know of how it was read, such as files that were left out.
         unreadable: paths of images that were left out, since they cannot be read.
+        pool: training images without labels, see ``without_labels``.
     """
 
     name: str
@@ -69,6 +76,7 @@ class DatasetSplits:
     tasks: tuple[int, ...] = ()
     notes: tuple[str, ...] = ()
     unreadable: tuple[str, ...] = ()
+    pool: tuple[Item, ...] = ()
 
     @classmethod
     def from_pairs(

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from vlprompt.data.images import as_rgb
 from vlprompt.data.in_hand import image_of
-from vlprompt.data.transforms import eval_transform, split_transform
+from vlprompt.data.transforms import TestViews, eval_transform, split_transform
 from vlprompt.errors import VlpromptError
 
 if TYPE_CHECKING:
@@ -41,7 +41,12 @@ class ImageBatch:
 
 
 def stream_images(
-    sources: Iterable[Any], clip: FrozenCLIP, *, batch_size: int = BATCH, threads: int | None = None
+    sources: Iterable[Any],
+    clip: FrozenCLIP,
+    *,
+    batch_size: int = BATCH,
+    threads: int | None = None,
+    views: int | None = None,
 ) -> Iterator[ImageBatch]:
     """Yield the images of ``sources`` in batches, each made ready by the evaluation transform.
 
@@ -50,12 +55,13 @@ def stream_images(
             ``clip.preprocess``, or samples of a dataset: (image, …) or ``{"image": …}``. May be endless.
         clip: whose transform is applied.
         batch_size: sources of a batch.
+        views: of each image, as ``TestViews`` draws them, so that images are (B, V, 3, H, W); None for the crop alone.
         threads: that decode; 0 decodes when a batch is asked for, None takes one a core, where there are several.
     """
     if batch_size < 1:
         raise VlpromptError(f"batch_size must be at least 1, not {batch_size}")
     threads = default_threads() if threads is None else threads
-    load, sources = _Loader(clip), iter(sources)
+    load, sources = _Loader(clip, views), iter(sources)
     chunks = iter(lambda: list(islice(sources, batch_size)), [])
     if threads == 0:
         yield from (load.batch(chunk, map(load, chunk)) for chunk in chunks)
@@ -91,9 +97,9 @@ def _result(load: _Loader, chunk: list[Any], futures: list[Future]) -> ImageBatc
 class _Loader:
     """Reads an image as bytes (3, S, S), or returns the sentence that says why not."""
 
-    def __init__(self, clip: FrozenCLIP):
-        self.shape = (3, clip.image_size, clip.image_size)
-        _, self.before, self.after = split_transform(eval_transform(clip))
+    def __init__(self, clip: FrozenCLIP, views: int | None = None):
+        self.shape, self.views = (3, clip.image_size, clip.image_size), views
+        _, self.before, self.after = split_transform(TestViews(clip, views) if views else eval_transform(clip))
 
     def __call__(self, source: Any) -> Tensor | str:
         image = image_of(image_of(source))  # a row may be the first of a pair
@@ -104,6 +110,8 @@ class _Loader:
 
     def checked(self, image: Tensor) -> Tensor:
         """Return a preprocessed image, or raise one sentence for a tensor that is none."""
+        if self.views:
+            raise VlpromptError("a tensor that was cropped already has one view, and this method asks for several")
         if tuple(image.shape) != self.shape:
             raise VlpromptError(
                 f"a float tensor must be an image that went through clip.preprocess, {self.shape}, not "

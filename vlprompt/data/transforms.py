@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from vlprompt.clip import FrozenCLIP
 
 CROP_SCALE = (0.08, 1.0)  # the published recipes' INPUT.RRCROP_SCALE
-TRAIN_KINDS = ("rrc", "center", "randaugment")
+HALF_SCALE = (0.5, 1.0)  # of GDA and Tip-Adapter
+TRAIN_KINDS = ("rrc", "rrc_half", "center", "randaugment")
 # A JPEG is decoded at 1/2, 1/4 or 1/8 of its size if a crop then still has this many pixels for each that is wanted.
 REDUCE_FROM = 1.5
 LONGEST = 32  # squares of an image's shorter side that are looked at, at most, where it is cropped to its middle
@@ -100,8 +101,9 @@ def train_transform(clip: FrozenCLIP, kind: str = "rrc", mirror: bool = True) ->
     Args:
         clip: the frozen model, for its image size, interpolation, mean and standard deviation.
         kind: ``rrc``, a random crop of 8% to 100% of the area resized to the model's size, as published
-            (see ``DecodedCrop``); ``center``, the evaluation crop; or ``randaugment``, two random operations on the
-            whole image squashed to the model's size, never flipped (CoPrompt).
+            (see ``DecodedCrop``); ``rrc_half``, one of 50% to 100%; ``center``, the evaluation crop; or
+            ``randaugment``, two random operations on the whole image squashed to the model's size, never flipped
+            (CoPrompt).
         mirror: flip half of the images; a dataset with ``mirror=False`` holds images that must not be.
     """
     if kind not in TRAIN_KINDS:
@@ -110,7 +112,8 @@ def train_transform(clip: FrozenCLIP, kind: str = "rrc", mirror: bool = True) ->
         size = (clip.image_size, clip.image_size)
         squash = v2.Resize(size, interpolation=_interpolation(clip), antialias=True)
         return v2.Compose([squash, v2.RandAugment(num_ops=2, magnitude=10), *_to_tensor(clip)])
-    crop = [DecodedCrop(clip.image_size, interpolation=_interpolation(clip))] if kind == "rrc" else _eval_crop(clip)
+    scale = {"rrc": CROP_SCALE, "rrc_half": HALF_SCALE}.get(kind)
+    crop = [DecodedCrop(clip.image_size, scale, _interpolation(clip))] if scale else _eval_crop(clip)
     flip = [v2.RandomHorizontalFlip()] if mirror else []
     return v2.Compose([*crop, *flip, *_to_tensor(clip)])
 
@@ -125,6 +128,33 @@ class Views(torch.nn.Module):
     def forward(self, image: Image.Image) -> torch.Tensor:
         """Return the draws."""
         return torch.stack([self.transform(image) for _ in range(self.count)])
+
+
+class TestViews(torch.nn.Module):
+    """A test image as the evaluation crop and random crops of it, some mirrored: (V, 3, H, W).
+
+    What is drawn depends on the image's pixels alone, so that neither order nor place changes it.
+
+    Args:
+        clip: the frozen model.
+        count: V.
+        mirror: whether a mirrored image keeps its class.
+    """
+
+    __test__ = False  # pytest takes the name for a test
+
+    def __init__(self, clip: FrozenCLIP, count: int, mirror: bool = True):
+        super().__init__()
+        self.plain, self.draw = eval_transform(clip), train_transform(clip, "rrc", mirror)
+        self.count = count
+
+    def forward(self, image: Image.Image) -> torch.Tensor:
+        """Return the views, the evaluation crop first."""
+        image = to_rgb(image)
+        digest = hashlib.blake2b(image.tobytes(), digest_size=7).digest()
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(int.from_bytes(digest, "big"))
+            return torch.stack([self.plain(image), *(self.draw(image) for _ in range(self.count - 1))])
 
 
 def split_transform(transform: Any) -> tuple[Any, Any, Any]:

@@ -1,35 +1,7 @@
-"""The methods, one short file each; importing this package registers them."""
+"""The methods, one short file each; importing this package registers whatever lies in it."""
 
-from vlprompt.methods import (
-    cocoop,
-    coop,
-    coprompt,
-    ivlp,
-    kgcoop,
-    maple,
-    mvlpt,
-    pre,
-    proda,
-    prograd,
-    promptsrc,
-    restore,
-    vpt,
-    zero_shot,
-)
+import importlib
+import pkgutil
 
-__all__ = [
-    "cocoop",
-    "coop",
-    "coprompt",
-    "ivlp",
-    "kgcoop",
-    "maple",
-    "mvlpt",
-    "pre",
-    "proda",
-    "prograd",
-    "promptsrc",
-    "restore",
-    "vpt",
-    "zero_shot",
-]
+for found in pkgutil.walk_packages(__path__, f"{__name__}."):
+    importlib.import_module(found.name)

@@ -95,7 +95,8 @@ class Group:
 
 def say_shots(shots: int | str) -> str:
     """Name a number of shots."""
-    return "all images" if shots == "all" else f"{shots} shot{'s' if shots != 1 else ''}"
+    named = {"all": "all images", "none": "no labels"}
+    return named.get(shots) or f"{shots} shot{'s' if shots != 1 else ''}"
 
 
 def backbone_name(result: Result) -> str:
