@@ -92,7 +92,10 @@ def test_parameter_counts_on_vit_b_16(method: str, settings: dict, count: int, v
             lambda: make("coop", objective=["ce", "text_ancor"]),
             "unknown objective 'text_ancor': did you mean text_anchor",
         ),
-        (lambda: make("coop", objective=["ce(weight"]), "cannot read objective 'ce(weight': write it as name"),
+        (
+            lambda: make("coop", objective=["ce(weight"]),
+            "cannot read objective 'ce(weight': put quotes around",
+        ),
         (lambda: make("zero_shot", template=["a photo."]).text_features(), "must hold {} once"),
         (lambda: load_learner("/nowhere"), "no saved learner in /nowhere"),
     ],

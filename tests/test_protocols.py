@@ -27,6 +27,9 @@ def test_protocols_are_data() -> None:
         "few_shot",
         "generalized",
         "multitask",
+        "semi_supervised",
+        "test_time",
+        "unsupervised",
     ]
     for name in list_protocols():
         protocol = PROTOCOLS.get(name)

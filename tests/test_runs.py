@@ -10,6 +10,8 @@ from omegaconf import OmegaConf
 
 from vlprompt import list_methods, run
 from vlprompt.learner import PromptLearner
+from vlprompt.protocols import PROTOCOLS
+from vlprompt.recipes import usual_protocol
 from vlprompt.results import find_results, read_predictions
 
 SMALL = {"dataset": "digits", "shots": 2, "epochs": 1, "quiet": True, "device": "cpu", "limit": 20, "views": 1}
@@ -17,9 +19,14 @@ SMALL = {"dataset": "digits", "shots": 2, "epochs": 1, "quiet": True, "device": 
 
 @pytest.mark.parametrize("method", list_methods())
 def test_every_method_runs_end_to_end(method: str, tmp_path: Path) -> None:
-    result = run(method=method, output=str(tmp_path), **SMALL)
-    assert {row.target for row in result.rows} == {"base", "new"}
-    assert 0 <= result.averages["harmonic_mean"] <= 100
+    protocol = usual_protocol(method, "base_to_new")
+    labels = PROTOCOLS.get(protocol).labelled == "shots"
+    settings = {key: value for key, value in SMALL.items() if labels or key != "shots"}
+    result = run(method=method, output=str(tmp_path), **settings)
+    assert {row.target for row in result.rows} == ({"base", "new"} if protocol == "base_to_new" else {"all"})
+    assert result.protocol == protocol
+    assert all(0 <= value <= 100 for value in result.averages.values())
+    assert result.has_seeds == (method not in ("zero_shot", "tpt"))
 
 
 def test_a_second_view_is_another_draw(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -41,6 +41,9 @@ def export_learner(learner: PromptLearner, to: str, path: str | os.PathLike) -> 
     check_form(to)
     if learner.clip.precision != "fp32" or learner.clip.device.type != "cpu":
         raise VlpromptError("a learner is exported in fp32 from the CPU: load it with precision=fp32 and device=cpu")
+    if learner.facts.inputs != ("image",):
+        needs = " and ".join(learner.facts.inputs)
+        raise VlpromptError(f"{learner.method} with these settings predicts from {needs}: no exported file can")
     return FORMATS[to](learner.eval(), Path(path))
 
 
@@ -152,7 +155,7 @@ class _Graph(nn.Module):
         # the frozen parts that the computation goes through, so that their weights are found
         self.frozen = learner.clip.model if _per_image(learner) else learner.clip.visual.module
         if not _per_image(learner):
-            self.register_buffer("weight", learner.classifier_matrix())
+            self.register_buffer("weight", learner.text_features().detach())
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (B, C) of images (B, 3, H, W)."""

@@ -22,12 +22,8 @@ from vlprompt.data import (
     register_dataset,
     resolve_templates,
 )
-<<<<<<< HEAD
-from vlprompt.environment import Clock, enough_memory
-=======
 from vlprompt.data.splits import without_labels
-from vlprompt.environment import Clock
->>>>>>> 7597c99 (Prove the contract with three methods: GDA in closed form, UPL over a pool, TPT on one test image)
+from vlprompt.environment import Clock, enough_memory
 from vlprompt.errors import VlpromptError
 from vlprompt.evaluation import Evaluation, evaluate, score
 from vlprompt.feed import ImageFeed, Loading

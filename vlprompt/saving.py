@@ -110,6 +110,7 @@ def load_learner(path: str | os.PathLike, clip: FrozenCLIP | None = None, device
             f"{file}: no learner can be made of it ({type(error).__name__}: {first_line(error)})"
         ) from error
     learner.teacher.reads_files = False
+    learner.reserve(declared)
     learner.check_shapes(declared, f"the tensors of {path}")
     learnables = read_learnables(folder, saved["files"].get(LEARNABLES))
     learner.load_learnables(learnables, f"the tensors of {path}")
