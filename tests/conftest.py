@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 
-import open_clip
 import pytest
 import torch
-from open_clip.model import CLIP
-from safetensors.torch import load_file
+from golden_files import read_clip
 
 from vlprompt import FrozenCLIP, load_clip
 
@@ -33,9 +30,9 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The folder with golden fixtures and real data, beside the repository."""
+    """The folder with real data, beside the repository."""
     if not SHARED.is_dir():
-        pytest.skip(f"no golden fixtures and real data: {SHARED} is absent")
+        pytest.skip(f"no real data: {SHARED} is absent")
     return SHARED
 
 
@@ -46,29 +43,9 @@ def caches_in_tmp(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.
 
 
 @pytest.fixture(scope="session")
-def golden_clip(shared: Path) -> FrozenCLIP:
+def golden_clip() -> FrozenCLIP:
     """The CLIP of the golden fixtures, fp32 on the CPU."""
-    config = json.loads((shared / "golden/config.json").read_text())["clip"]
-    model = CLIP(
-        config["embed_dim"],
-        {
-            "image_size": config["image_resolution"],
-            "layers": config["vision_layers"],
-            "width": config["vision_width"],
-            "patch_size": config["vision_patch_size"],
-            "head_width": 64,
-        },
-        {
-            "context_length": config["context_length"],
-            "vocab_size": config["vocab_size"],
-            "width": config["transformer_width"],
-            "heads": config["transformer_heads"],
-            "layers": config["transformer_layers"],
-        },
-        quick_gelu=True,
-    )
-    model.load_state_dict(load_file(shared / "golden/clip.safetensors"))
-    return FrozenCLIP(model, open_clip.get_tokenizer("ViT-B-32"), device="cpu")
+    return read_clip()
 
 
 @pytest.fixture(scope="session")

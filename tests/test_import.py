@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections import OrderedDict
@@ -12,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from golden_files import CORE, case_names, read_case, read_config
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -20,28 +20,6 @@ from vlprompt.cli.import_checkpoint import main as import_command
 from vlprompt.published_checkpoints import import_checkpoint
 from vlprompt.testing import NAMES, logits_of, make, small_clip
 
-# golden case: method, and what a user must say since no shape shows it
-CASES = {
-    "coop_end": ("coop", {}),
-    "coop_end_words": ("coop", {}),
-    "coop_end_csc": ("coop", {}),
-    "coop_middle": ("coop", {"class_token_position": "middle"}),
-    "coop_front": ("coop", {"class_token_position": "front"}),
-    "cocoop": ("cocoop", {}),
-    "kgcoop": ("kgcoop", {}),
-    "prograd_1": ("prograd", {}),
-    "pre": ("pre", {}),
-    "vpt_deep": ("vpt", {}),
-    "ivlp": ("ivlp", {}),
-    "promptsrc": ("promptsrc", {}),
-    "maple_n2": ("maple", {}),
-    "maple_n4": ("maple", {}),
-    "coprompt": ("coprompt", {}),
-    "restore": ("restore", {}),
-    "mvlpt_mcoop": ("mvlpt", {}),
-    "mvlpt_mvpt": ("mvlpt", {}),
-    "mvlpt_upt": ("mvlpt", {}),
-}
 WHOLE_MODEL = {"vpt", "ivlp", "promptsrc", "maple", "coprompt", "restore", "mvlpt"}  # saved with the frozen towers
 MOVED = (
     (r"text_prompts\.0", "prompt_learner.ctx"),
@@ -56,7 +34,7 @@ def as_published(method: str, learnt: dict[str, Tensor], facts: dict, clip: Froz
     context = next((learnt[n] for n in ("ctx", "text_prompts.0") if n in learnt), None)
     state = dict(learnt)
     if context is not None:
-        words = {2: "of a"}.get(context.shape[-2], "") if facts.get("ctx_init") else ""
+        words = " ".join((facts.get("ctx_init") or "").split()[context.shape[-2] :])
         ids = clip.tokenize([f"{words} {name.replace('_', ' ')}.".strip() for name in names])
         embedded = clip.text.embed(ids)
         state |= {"token_prefix": embedded[:, :1], "token_suffix": embedded[:, 1 : -context.shape[-2]]}
@@ -106,21 +84,19 @@ def save(state: dict[str, Tensor], path: Path, legacy: bool = False) -> Path:
     return path
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("name", case_names(CORE))
 def test_a_published_style_checkpoint_gives_the_golden_logits(
-    case: str, golden_clip: FrozenCLIP, shared: Path, tmp_path: Path
+    name: str, golden_clip: FrozenCLIP, tmp_path: Path
 ) -> None:
     # case: a checkpoint as Dassl saves it
-    facts = json.loads((shared / f"golden/{case}.json").read_text())
-    tensors = load_file(shared / f"golden/{case}.safetensors")
-    names = json.loads((shared / "golden/config.json").read_text())["class_names"]
-    images = load_file(shared / "golden/batch.safetensors")["image"]
-    method, settings = CASES[case]
-    learnt = {k.removeprefix("final/"): v for k, v in tensors.items() if k.startswith("final/")}
-    published = as_published(method, learnt, facts, golden_clip, names)
+    case, names = read_case(CORE, name), read_config()["class_names"]
+    images, method = load_file(CORE / "batch.safetensors")["image"], case.facts["method"]
+    # what a user must say, since no shape shows it
+    settings = {key: case.facts[key] for key in ("class_token_position",) if key in case.facts}
+    published = as_published(method, case.under("final/"), case.facts, golden_clip, names)
     learner = import_checkpoint(save(published, tmp_path / "model.pth.tar-50"), method, golden_clip, names, **settings)
     with torch.no_grad():
-        torch.testing.assert_close(learner(images), tensors["logits_final"], rtol=1e-4, atol=2e-5)
+        torch.testing.assert_close(learner(images), case.tensors["logits_final"], rtol=1e-4, atol=2e-5)
     legacy = save(published, tmp_path / "model-best.pth.tar", legacy=True)
     same = import_checkpoint(legacy, method, golden_clip, names, **settings).state_dict()
     assert all(torch.equal(tensor, same[name]) for name, tensor in learner.state_dict().items())

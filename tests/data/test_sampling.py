@@ -4,9 +4,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from golden_files import CORE
 from PIL import Image
 
-from datasets_registry.readers.coop_json import read_split_file
+from datasets_registry.packaged import packaged_split
 from vlprompt.data.sampling import few_shot_indices, few_shot_split
 from vlprompt.data.splits import DatasetSplits, Item
 from vlprompt.errors import VlpromptError
@@ -23,10 +24,10 @@ def make_splits(train: dict[str, int], val: int = 6) -> DatasetSplits:
     return DatasetSplits("toy", names, items, validation, items, blank)
 
 
-def test_draws_equal_the_published_eurosat_subsets_in_order(shared: Path):
-    names, parts = read_split_file(shared / "data/splits/split_zhou_EuroSAT.json")
+def test_draws_equal_the_published_eurosat_subsets_in_order():
+    names, parts = packaged_split("eurosat")
     splits = DatasetSplits("eurosat", names, **parts, open_image=blank)
-    golden = json.loads((shared / "golden/fewshot_EuroSAT.json").read_text())
+    golden = json.loads((CORE / "fewshot_EuroSAT.json").read_text())
     assert len(golden) == 15
     for key, expected in golden.items():
         shots, seed = (int(part.rpartition("_")[2]) for part in key.split("-"))
