@@ -1,0 +1,177 @@
+"""Fidelity of what is computed on features: the authors' own code made these numbers."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from golden_files import MORE, Case, case_names, make_model, read_case, read_config
+from torch import Tensor
+
+from vlprompt import FrozenCLIP, create_learner
+from vlprompt.data import FeatureBank
+from vlprompt.methods import tpt as tpt_module
+from vlprompt.methods.gda import fit_gaussians
+from vlprompt.methods.tpt import entropy_of_mean, surest_views
+from vlprompt.methods.upl import surest_of_each_class
+from vlprompt.testing import small_clip
+
+Check = Callable[[Case, FrozenCLIP, pytest.MonkeyPatch], None]
+CHECKS: dict[str, Check] = {}  # by the beginning of a file's name
+
+
+def check(function: Check) -> Check:
+    CHECKS[function.__name__] = function
+    return function
+
+
+def close(ours: Tensor, theirs: Tensor, what: str = "", rtol: float = 1e-4, atol: float = 1e-5) -> None:
+    """Within what the fixtures allow: for logits 1e-4 absolute, for the rest 1e-5."""
+    ours = ours.detach().float()
+    torch.testing.assert_close(ours, theirs, rtol=rtol, atol=atol, msg=lambda text: f"{what}: {text}")
+
+
+def alike(ours: Tensor, theirs: Tensor, what: str) -> None:
+    """Gradients: also relative to their norm, which may be small."""
+    close(ours, theirs, what)
+    assert (ours - theirs).norm() < 1e-3 * theirs.norm(), what
+
+
+def clip_of(width: int, logit_scale: float) -> FrozenCLIP:
+    """A small CLIP with embeddings of some width, and a logit scale s."""
+    model = make_model(read_config()["clip"] | {"embed_dim": width}, quick_gelu=True)
+    model.logit_scale.data.fill_(math.log(logit_scale))
+    return FrozenCLIP(model, small_clip().tokenizer, device="cpu")
+
+
+def entropies(logits: Tensor) -> Tensor:
+    """Entropy of each row."""
+    return torch.stack([entropy_of_mean(row[None]) for row in logits])
+
+
+@check
+def gda_fewshot(case: Case, clip: FrozenCLIP, monkeypatch: pytest.MonkeyPatch) -> None:
+    facts, t = case.facts["parameters"], case.tensors
+    features, labels = t["train_features_raw"], t["train_labels"]
+    assert facts["prior"] == "uniform"
+    found = fit_gaussians(features, labels, facts["n_classes"])
+    for ours, theirs in (("means", "class_means"), ("precision", "precision"), ("w", "w"), ("b", "b")):
+        close(getattr(found, ours), t[theirs], theirs)
+
+    bank = FeatureBank(features, labels)
+    feed = SimpleNamespace(
+        bank=lambda source="labelled", *, views=1, clip=None: bank if views == len(features) else None
+    )
+    clip = clip_of(facts["width"], facts["logit_scale"])
+    names = [f"class {i}" for i in range(facts["n_classes"])]
+    for alpha in facts["alphas"]:
+        learner = create_learner("gda", clip, names, alpha=alpha, fit_views=len(features)).eval()
+        learner.learn(feed, None)
+        # with the text features of the case in place of this CLIP's own
+        monkeypatch.setattr(learner, "encode_text", lambda v=None: t["text_weights"])
+        close(learner.classify(t["test_features"]), t[f"logits_alpha_{alpha:g}"], f"alpha={alpha}", atol=1e-4)
+
+
+@check
+def upl_selection(case: Case, clip: FrozenCLIP, monkeypatch: pytest.MonkeyPatch) -> None:
+    facts, t = case.facts["parameters"], case.tensors
+    one = t["logits"].softmax(dim=1)
+    two = torch.stack([one, t["logits_second_model"].softmax(dim=1)]).mean(dim=0)
+    close(two, t["ensemble_probabilities"])
+    index, _ = surest_of_each_class(one, facts["k"])
+    close(one.amax(dim=1)[index], t["confidence"])
+    for probabilities, prefix in ((one, ""), (two, "ensemble_")):
+        index, label = surest_of_each_class(probabilities, facts["k"])
+        assert torch.equal(index, t[f"{prefix}selected_index"])
+        assert torch.equal(label, t[f"{prefix}selected_label"])
+    chosen = set(t["selected_label"].tolist())
+    assert sorted(set(range(facts["n_classes"])) - chosen) == facts["classes_without_samples"]
+
+    # the learner's own labels, where the text features make the recorded logits of image features
+    width, scale = facts["n_classes"], 100.0
+    learner = create_learner(
+        "upl", clip_of(width, scale), [f"class {i}" for i in range(width)], pseudo_shots=facts["k"]
+    )
+    monkeypatch.setattr(learner, "frozen_text", lambda templates=None: torch.eye(width))
+    length = t["logits"].norm(dim=1, keepdim=True)
+    monkeypatch.setattr(learner.clip, "similarity", lambda v, text: length * v @ text.T)
+    labels = learner.label(t["logits"])
+    assert labels[t["selected_index"]].tolist() == t["selected_label"].tolist()
+    assert int((labels >= 0).sum()) == len(t["selected_index"])
+
+
+@check
+def tpt_features(case: Case, clip: FrozenCLIP, monkeypatch: pytest.MonkeyPatch) -> None:
+    facts, t = case.facts["parameters"], case.tensors
+    text = t["text_features"].clone().requires_grad_()
+    logits = facts["logit_scale"] * t["view_features"] @ text.T
+    logits.retain_grad()
+    close(logits, t["logits"], "logits", atol=1e-4)
+    close(entropies(logits), t["view_entropy"], "entropy")
+    kept = surest_views(logits, facts["selection_fraction"])
+    assert len(kept) == facts["kept"]
+    assert torch.equal(kept, t["selected_index"])
+    loss = entropy_of_mean(logits[kept])
+    close(loss, torch.tensor(facts["loss"]), "loss", rtol=1e-6)
+    loss.backward()
+    alike(logits.grad, t["grad_logits"], "grad_logits")
+    alike(text.grad, t["grad_text_features"], "grad_text_features")
+
+
+@check
+def tpt(case: Case, clip: FrozenCLIP, monkeypatch: pytest.MonkeyPatch) -> None:
+    facts, t = case.facts["parameters"], case.tensors
+    usual = inspect.signature(torch.optim.AdamW).parameters
+    assert (list(usual["betas"].default), usual["eps"].default) == (facts["betas"], facts["eps"])
+    settings = {"n_views": facts["views"], "fraction": facts["selection_fraction"], "steps_per_image": facts["steps"]}
+    settings |= {"tuning_lr": facts["lr"], "tuning_decay": facts["weight_decay"], "ctx_init": facts["ctx_init"]}
+    learner = create_learner("tpt", clip, facts["class_names"], **settings).eval()
+    close(learner.prompt.ctx, t["ctx_init"], "ctx_init")
+    with torch.no_grad():
+        v, text = learner.image_features(t["views"]), learner.text_features()
+    close(v, t["view_features"], "view_features")
+    close(text, t["text_features_init"], "text_features_init")
+    before = clip.similarity(v, text)
+    close(before, t["logit_scale"] * v @ text.T, "logit_scale", atol=1e-4)
+    close(before[:1], t["logits_before"], "logits_before", atol=1e-4)
+    close(entropies(before), t["view_entropy"], "view_entropy")
+    kept = surest_views(before, facts["selection_fraction"])
+    assert len(kept) == facts["kept"]
+    assert torch.equal(kept, t["selected_index"])
+
+    leaf = text.clone().requires_grad_()
+    entropy_of_mean(clip.similarity(v[kept], leaf)).backward()
+    alike(leaf.grad, t["grad_text_features"], "grad_text_features")
+
+    losses, gradients, step = [], [], torch.optim.AdamW.step
+
+    def recorded(logits: Tensor) -> Tensor:
+        losses.append(entropy_of_mean(logits))
+        return losses[-1]
+
+    def stepped(optimizer: torch.optim.AdamW) -> None:
+        gradients.append(optimizer.param_groups[0]["params"][0].grad.clone())
+        step(optimizer)
+
+    monkeypatch.setattr(tpt_module, "entropy_of_mean", recorded)
+    monkeypatch.setattr(torch.optim.AdamW, "step", stepped)
+    close(learner.tune(v), t["ctx_final"], "ctx_final")
+    close(torch.stack(losses), torch.tensor(facts["losses"]), "losses", rtol=1e-6)
+    alike(gradients[0], t["grad_ctx_step1"], "grad_ctx_step1")
+    close(learner.predict({"views": t["views"][None]}), t["logits_after"], "logits_after", atol=1e-4)
+    close(F.normalize(learner.text_features(), dim=-1), t["text_features_init"], "the start is left as it was")
+
+
+@pytest.mark.parametrize("name", case_names(MORE))
+def test_what_is_computed_on_features_equals_its_authors_code(
+    name: str, golden_clip: FrozenCLIP, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = [prefix for prefix in CHECKS if name.startswith(prefix)]
+    if not known:
+        pytest.skip(f"no method here is compared with {name}")
+    CHECKS[max(known, key=len)](read_case(MORE, name), golden_clip, monkeypatch)
