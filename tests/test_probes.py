@@ -1,0 +1,204 @@
+"""What GDA, UPL and TPT promise beyond their authors' numbers: a head, a pool, and a test image at a time."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+import vlprompt.clip
+from vlprompt import PromptClassifier, VlpromptError, load_learner, load_split, run
+from vlprompt.cli.predict import main as predict
+from vlprompt.data.splits import DatasetSplits
+from vlprompt.evaluation import score
+from vlprompt.methods.gda import fit_gaussians
+from vlprompt.methods.tpt import entropy_of_mean, surest_views
+from vlprompt.methods.upl import surest_of_each_class
+from vlprompt.prediction import image_logits
+from vlprompt.testing import NAMES, logits_of, make, small_clip, toy_batch
+from vlprompt.text import encode_prompts_plain
+
+
+def few(train: int = 20, test: int = 12, name: str = "digits") -> DatasetSplits:
+    """Digits with some of their images, spread over the classes."""
+    whole = load_split("digits")
+    parts = {"train": train, "test": test}
+    kept = {part: getattr(whole, part)[:: len(getattr(whole, part)) // n][:n] for part, n in parts.items()}
+    return replace(whole, name=name, val=(), **kept)
+
+
+# GDA
+
+
+def samples(views: int = 3, images: int = 15, classes: int = 5, width: int = 64) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(images) % classes
+    return torch.randn(views, images, width, generator=generator) + torch.eye(classes, width)[labels] * 3, labels
+
+
+class Bank:
+    """A feed that has features in hand."""
+
+    def __init__(self, features: Tensor, labels: Tensor):
+        self.features, self.labels = features, labels
+
+    def bank(self, views: int) -> Bank:
+        return self
+
+
+def fitted(features: Tensor, labels: Tensor, **settings):
+    learner = make("gda", **settings)
+    learner.learn(Bank(features, labels), None)
+    return learner.eval()
+
+
+def test_gda_without_its_gaussians_is_zero_shot() -> None:
+    assert torch.equal(logits_of(fitted(*samples(), alpha=0.0)), logits_of(make("zero_shot")))
+    assert not torch.allclose(logits_of(fitted(*samples())), logits_of(make("zero_shot")), atol=1e-2)
+
+
+def test_gda_does_not_look_at_the_order_of_classes_or_images() -> None:
+    features, labels = samples()
+    found, order = fit_gaussians(features, labels, 5), torch.tensor([3, 0, 4, 1, 2])
+    moved = fit_gaussians(features, order.argsort()[labels], 5)  # class order[i] is now class i
+    for ours, theirs in ((moved.means, found.means), (moved.w, found.w), (moved.b, found.b)):
+        torch.testing.assert_close(ours, theirs[order])
+    torch.testing.assert_close(moved.precision, found.precision)
+    shuffled = torch.randperm(15, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(fit_gaussians(features[:, shuffled], labels[shuffled], 5).w, found.w)
+
+
+def test_gda_learns_from_one_image_a_class() -> None:
+    features, labels = samples(views=4, images=5)
+    learner = fitted(features, labels)
+    assert torch.equal(learner.classify(features[0]).argmax(dim=1), labels)
+    alone = fit_gaussians(features[:1], labels, 5)  # which have no spread at all
+    assert all(part.isfinite().all() for part in (alone.means, alone.w, alone.b))
+
+
+def test_images_that_come_twice_leave_gdas_means() -> None:
+    features, labels = samples()
+    once, twice = fit_gaussians(features, labels, 5), fit_gaussians(features.repeat(1, 2, 1), labels.repeat(2), 5)
+    torch.testing.assert_close(twice.means, once.means)
+
+
+def test_gda_needs_an_image_of_each_class() -> None:
+    features, labels = samples()
+    with pytest.raises(VlpromptError, match="gda needs an image of each class, and class 2 has none"):
+        fit_gaussians(features[:, labels != 2], labels[labels != 2], 5)
+
+
+def test_a_fitted_gda_is_saved_with_all_that_it_scores_with(tmp_path: Path) -> None:
+    learner = fitted(*samples())
+    folder = learner.save_pretrained(tmp_path / "learner")
+    again = load_learner(folder, clip=small_clip())
+    assert torch.equal(logits_of(again), logits_of(learner))
+    with pytest.raises(VlpromptError, match="bound to the classes"):
+        again.set_class_names(["okapi", "tapir"])
+    odd = tmp_path / "odd.safetensors"
+    save_file(learner.state_dict() | {"w": torch.zeros(4, 64)}, odd)
+    with pytest.raises(VlpromptError, match=r"w is \(4, 64\), \(5, 64\) is expected") as error:
+        make("gda", init_from=str(odd))
+    assert "\n" not in str(error.value)
+
+
+# UPL
+
+
+def test_a_class_that_nothing_is_taken_for_gets_no_pseudo_label() -> None:
+    probabilities = torch.tensor([[0.6, 0.3, 0.1], [0.5, 0.2, 0.3], [0.9, 0.1, 0.0], [0.2, 0.1, 0.7]])
+    index, classes = surest_of_each_class(probabilities, 2)
+    assert index.tolist() == [2, 0, 3]
+    assert classes.tolist() == [0, 0, 2]
+
+
+def test_upl_cannot_see_the_pools_labels(tmp_path: Path) -> None:
+    right = few(train=40, name="pool-right")
+    names = right.class_names
+    wrong = [(item, (item.label + 3) % len(names)) for item in right.train]
+    poisoned = [replace(item, label=label, class_name=names[label]) for item, label in wrong]
+    learnt = []
+    for splits in (right, replace(right, name="pool-poisoned", train=poisoned)):
+        output = tmp_path / splits.name
+        result = run(
+            method="upl", protocol="unsupervised", dataset=splits, clip=small_clip(), epochs=2, batch_size=4, n_ctx=2,
+            pseudo_shots=2, views=1, quiet=True, output=str(output),
+        )  # fmt: skip
+        assert (result.data["train_images"], result.data["pool_images"]) == (0, 40)
+        files = [next(output.rglob(name)) for name in ("learner/*.safetensors", "predictions.safetensors")]
+        learnt.append([load_file(file) for file in files])
+    for mine, theirs in zip(*learnt, strict=True):
+        assert mine.keys() == theirs.keys() != set()
+        assert all(torch.equal(mine[key], theirs[key]) for key in mine)
+
+
+# TPT
+
+TPT = {"n_views": 4, "fraction": 0.5}
+
+
+def test_identical_views_are_as_uncertain_as_one() -> None:
+    logits = torch.randn(1, 7, generator=torch.Generator().manual_seed(0))
+    p = logits.softmax(dim=1)
+    torch.testing.assert_close(entropy_of_mean(logits.expand(9, 7)), -(p * p.log()).sum())
+    assert len(surest_views(logits.expand(9, 7), 0.01)) == 1
+
+
+def views_of(images: int = 3, views: int = 4) -> Tensor:
+    return toy_batch(images * views)["image"].unflatten(0, (images, views))
+
+
+def test_tpt_that_takes_no_step_is_zero_shot() -> None:
+    views = views_of()
+    zero_shot = make("zero_shot", template=["a photo of a {}."])(views[:, 0])
+    for still in ({"tuning_lr": 0.0}, {"steps_per_image": 0}):
+        torch.testing.assert_close(make("tpt", **TPT, **still).eval().predict({"views": views}), zero_shot)
+    assert not torch.allclose(make("tpt", **TPT).eval().predict({"views": views}), zero_shot, atol=1e-4)
+
+
+def test_tpt_sees_each_test_image_by_itself() -> None:
+    splits = few(test=8)
+    learner = make("tpt", names=splits.class_names, **TPT)
+    order = [5, 2, 7, 0, 1, 6, 4, 3]
+    found = score(learner, splits).logits
+    moved = score(learner, replace(splits, test=[splits.test[i] for i in order])).logits
+    assert torch.equal(moved, found[order])
+    assert torch.equal(score(learner, replace(splits, test=splits.test[3:4])).logits, found[3:4])
+
+
+@pytest.mark.parametrize("names", [NAMES, ("boeing 737-200", "boeing 737-300", "an owl")], ids=["different", "alike"])
+def test_tpt_is_the_same_where_no_prefix_is_shared(names: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    learner, views = make("tpt", names=names, **TPT).eval(), views_of()
+    v = learner.image_features(views[0])
+    tuned, logits = learner.tune(v), learner.predict({"views": views})
+    plain = lambda text, prompts, chunk=None: encode_prompts_plain(text, prompts)  # noqa: E731
+    monkeypatch.setattr(vlprompt.clip, "encode_prompts", plain)
+    torch.testing.assert_close(learner.tune(v), tuned)
+    torch.testing.assert_close(learner.predict({"views": views}), logits)
+
+
+def test_tpt_names_plain_images(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    splits, tiny = few(test=3), {"backbone": "vlprompt-tiny", "device": "cpu"}
+    output = tmp_path / "run"
+    run(method="tpt", protocol="test_time", dataset="digits", limit=3, quiet=True, output=str(output), **TPT, **tiny)
+    images = [splits.open_image(item) for item in splits.test]
+    files = [str(tmp_path / f"{i}.png") for i in range(3)]
+    for image, file in zip(images, files, strict=True):
+        image.save(file)
+    capsys.readouterr()
+    folder = next(output.rglob("learner"))
+    assert predict([f"learner={folder}", *files, "format=jsonl"]) == 0
+    said = [json.loads(line)["classes"][0] for line in capsys.readouterr().out.splitlines()]
+
+    named = {name: name for name in splits.class_names}
+    estimator = PromptClassifier("tpt", options=TPT, class_names=named, **tiny)
+    estimator.fit(images, [item.class_name for item in splits.test])
+    assert estimator.predict(images).tolist() == said
+    logits = image_logits(load_learner(folder, device="cpu"), images)
+    order = [splits.class_names.index(name) for name in estimator.classes_]
+    torch.testing.assert_close(image_logits(estimator.learner_, files), logits[:, order])
