@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import make_dataclass
+
 import numpy as np
 import pytest
 import torch
@@ -108,6 +110,10 @@ def test_what_register_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
 
     with pytest.raises(VlpromptError, match="fills in cacheable_images, which nothing asks for: use facts_of"):
         register("old", paper="none")(Old)
+    for field in ("lr", "shots"):
+        config = make_dataclass("Config", [(field, float, 1.0)], bases=(PromptLearner.Config,))
+        with pytest.raises(VlpromptError, match=f"has a setting '{field}', which every run has"):
+            register("shadow", paper="none")(type("Shadow", (PromptLearner,), {"Config": config}))
     with pytest.raises(VlpromptError, match=r"unknown fact 'cachable_images': .*cacheable_images"):
         register("odd", paper="none", cachable_images=False)
 

@@ -31,6 +31,7 @@ from vlprompt.objectives import Batch, DescriptionAnchor, Objective, Outputs, Te
 from vlprompt.parts import parse_part
 from vlprompt.registry import Registry
 from vlprompt.schema import assign, structured, to_object
+from vlprompt.settings import RunConfig
 from vlprompt.settings_text import check_plain
 from vlprompt.teacher import Teacher
 
@@ -392,15 +393,20 @@ def register(
         facts: more of its ``Facts``, where they are not the usual ones.
 
     Raises:
-        VlpromptError: the name is taken, a fact is none, or the class fills in what is not asked any more.
+        VlpromptError: the name is taken, a fact is none, a setting is one that every run has, or the class fills in
+            what is not asked any more.
     """
     known = [f.name for f in dataclasses.fields(Facts)]
     for key in facts:
         if key not in known:
             raise VlpromptError(f"method '{name}' is registered with the unknown fact '{key}': {nearest(key, known)}")
     registered = Facts(paper=paper, trains=frozenset(trains), **facts)
+    taken = {f.name for f in dataclasses.fields(RunConfig)}
 
     def file(cls: type[PromptLearner]) -> type[PromptLearner]:
+        clash = next((f.name for f in dataclasses.fields(cls.Config) if f.name in taken), None)
+        if clash:
+            raise VlpromptError(f"method '{name}' has a setting '{clash}', which every run has: give it another name")
         for hook, instead in FORMER_HOOKS.items():
             if hook in vars(cls):
                 raise VlpromptError(f"method '{name}' fills in {hook}, which nothing asks for: use {instead}")

@@ -16,8 +16,9 @@ from vlprompt.aggregation import aggregate
 from vlprompt.errors import VlpromptError
 from vlprompt.learning import Batches, History
 from vlprompt.objectives import Batch
-from vlprompt.options import TrainOptions, make_schedule
+from vlprompt.options import make_schedule
 from vlprompt.schedules import Moment
+from vlprompt.settings import TrainOptions
 
 LOOK = 20  # steps between two looks at losses on a device that would have to wait for them
 

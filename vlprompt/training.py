@@ -22,9 +22,9 @@ from vlprompt.files import atomic_write, writing
 from vlprompt.learner import PromptLearner
 from vlprompt.learning import Batches, EpochBatches, History, ParameterGroup
 from vlprompt.loop import Loop
-from vlprompt.options import TrainOptions as TrainOptions
 from vlprompt.options import learning_rate as learning_rate
 from vlprompt.options import make_optimizer
+from vlprompt.settings import TrainOptions as TrainOptions
 
 LOG = "train.jsonl"
 SELECTIONS = ("last", "fewshot_val")

@@ -1,0 +1,135 @@
+"""What a run can be told, as data: how to optimise, and everything else besides the settings of a method."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from omegaconf import MISSING
+
+
+@dataclass
+class TrainOptions:
+    """How to optimise; the defaults are what the recipes of the CoOp lineage share.
+
+    Attributes:
+        epochs: passes over the training images.
+        steps: steps in all, in place of epochs.
+        lr: learning rate at the start of the schedule.
+        batch_size: images a step; a short last batch is dropped unless it is the only one.
+        optimizer: sgd, adam or adamw, with settings as in adamw(eps=1e-4).
+        momentum: of SGD, without Nesterov.
+        weight_decay: applied to every learnable. The published code takes it from Dassl's defaults; no recipe names it.
+        schedule: of the learning rate, dassl (the published recipes'), cosine(warmup=1, floor=1e-5, per=step),
+            constant or inverse(gamma=0.001, power=0.75).
+        warmup_epochs: first epochs of dassl, at the constant rate warmup_lr; the cosine starts counting after them.
+        warmup_lr: learning rate of that warm-up.
+        clip_grad: largest norm of the whole gradient; null clips nothing.
+        checkpoint_seconds: least time between two checkpoints; the last epoch always leaves one.
+    """
+
+    epochs: int = 50
+    steps: int | None = None
+    lr: float = 2e-3
+    batch_size: int = 32
+    optimizer: str = "sgd"
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    schedule: str = "dassl"
+    warmup_epochs: int = 1
+    warmup_lr: float = 1e-5
+    clip_grad: float | None = None
+    checkpoint_seconds: float = 5.0
+
+
+@dataclass
+class RunConfig(TrainOptions):
+    """Everything that a run can be told, besides the settings of its method.
+
+    Attributes:
+        method: one of `vlprompt list methods`.
+        dataset: one of `vlprompt list datasets`, or folder:PATH with one sub-folder a class.
+        data_root: folder that holds the datasets' folders; embedded datasets need none.
+        download: fetch a dataset's missing images, where its card names a downloader.
+        split: published, or generated for who lacks a dataset's published split file; results say which.
+        templates: in place of the dataset's own, a template with {}, a list, imagenet7, imagenet80 or a file.
+        protocol: one of `vlprompt list protocols`.
+        shots: training images a class, or all; none where a protocol takes no labels.
+        allow_fewer: of a class that has fewer than shots take all, and say how many in all; else that is an error.
+        seed: of the few-shot draw, the initial weights, the batches and the augmentation.
+        backbone: vlprompt-tiny, an OpenCLIP architecture, hf-hub:ORG/REPO or local-dir:FOLDER.
+        pretrained: the weights' tag (openai, laion2b_s34b_b88k, ...), or random.
+        checkpoint: weights from a file, .safetensors or .pt; pretrained then says whose preprocessing they have.
+        precision: of the frozen towers, fp32, bf16 or (CUDA) fp16; learnables are always fp32.
+        device: auto, cpu, cuda, cuda:1, mps.
+        views: of each training image, for methods that leave the image tower alone: fresh augments and encodes anew
+            each epoch, as published; a number pre-draws so many views and cycles through them; 1 is the centre crop.
+        transform: of training images, rrc (random crop, as published) or another kind of `train_transform`.
+        workers: processes that load images; the result does not depend on it.
+        on_unreadable: skip images of your own that cannot be read, and say which and how many, or stop at them before
+            any work; published datasets always stop.
+        follow_links: read linked files and folders that lead out of a folder of your own.
+        targets: datasets to test on after training on this one, or a collection (cross_dataset, domain_generalization).
+        held_out: domain to test on and to leave out of training (domain_generalization on a set of several domains).
+        selection: which weights are tested, last or fewshot_val: those of the epoch that is best on up to 4 validation
+            images a class, the later of equals. Nothing selects on test images.
+        format_spread: templates (as in templates=) to score zero-shot with one by one: how much the wording matters.
+        limit: test images at most in each test, for a quick look; null takes all.
+        logger: where a run's numbers also go besides its own files, none, tensorboard, wandb or a list.
+        output: folder of all runs.
+        name: folder of this run in it; by default it tells dataset, method, protocol, shots and seed.
+        config: a YAML file with settings, in place of the recipe; a run's own config.yaml repeats it.
+        resume: go on with an interrupted run, or show a finished one.
+        quiet: print the result only.
+    """
+
+    method: str = MISSING
+    dataset: str = MISSING
+    data_root: str | None = None
+    download: bool = False
+    split: str = "published"
+    templates: Any = None
+    protocol: str = MISSING
+    shots: int | str = MISSING
+    allow_fewer: bool = False
+    seed: int = MISSING
+    backbone: str = MISSING
+    pretrained: str | None = None
+    checkpoint: str | None = None
+    precision: str = "fp32"
+    device: str = "auto"
+    views: int | str = MISSING
+    transform: str = "rrc"
+    workers: int = 0
+    on_unreadable: str = "skip"
+    follow_links: bool = False
+    targets: Any = None
+    held_out: str | None = None
+    selection: str = "last"
+    format_spread: Any = None
+    limit: int | None = None
+    logger: Any = "none"
+    output: str = "runs"
+    name: str | None = None
+    config: str | None = None
+    resume: bool = False
+    quiet: bool = False
+
+
+# settings that change where and how a run works, or whether it goes on, but not what comes out
+INCIDENTAL = (
+    "allow_fewer",
+    "checkpoint_seconds",
+    "config",
+    "data_root",
+    "device",
+    "download",
+    "follow_links",
+    "logger",
+    "name",
+    "on_unreadable",
+    "output",
+    "quiet",
+    "resume",
+    "workers",
+)
