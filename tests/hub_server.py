@@ -87,7 +87,8 @@ class Handler(BaseHTTPRequestHandler):
             if repo and repo[2] not in ("revision/main", f"revision/{COMMIT}"):
                 return self.answer({"error": "not found"}, 404, X_Error_Code="RevisionNotFound")
             siblings = [{"rfilename": name} for name in found["files"]]
-            return self.answer({"id": (repo or bare)[1], "sha": COMMIT, "siblings": siblings, "tags": []})
+            facts = {"id": (repo or bare)[1], "private": False, "downloads": 0, "likes": 0, "tags": []}
+            return self.answer({**facts, "sha": COMMIT, "siblings": siblings})
         if repo[2].startswith("tree"):
             rows = [
                 {"type": "file", "path": name, "size": len(content), "oid": hashlib.sha1(content).hexdigest()}

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from vlprompt import FrozenCLIP, VlpromptError, create_learner, list_methods, load_clip, method_info
 from vlprompt.cli.export import main as export
-from vlprompt.export import export_learner
+from vlprompt.export import ONNX_TORCH, export_learner
 from vlprompt.testing import fit, make, small_clip
 
 NAMES = ("cat", "annual_crop land", "an owl", "dog")
@@ -35,6 +35,15 @@ def images_for(clip: FrozenCLIP, count: int) -> Tensor:
 def logits_of_onnx(path: Path, images: Tensor) -> Tensor:
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     return torch.from_numpy(session.run(["logits"], {"images": images.numpy()})[0])
+
+
+def logits_of_torch(path: Path, images: Tensor) -> Tensor:
+    return torch.export.load(path).module()(images)
+
+
+GRAPH_LOGITS = {"onnx": logits_of_onnx, "torch": logits_of_torch}
+needs_onnx_exporter = pytest.mark.skipif(torch.__version__ < ONNX_TORCH, reason="this torch exports no such ONNX")
+GRAPHS = [pytest.param("onnx", marks=needs_onnx_exporter), "torch"]
 
 
 def same(a: Tensor, b: Tensor) -> bool:
@@ -76,40 +85,47 @@ def test_the_matrix_is_a_head_for_open_clip_alone(tiny: FrozenCLIP, tmp_path: Pa
         assert same(head["logit_scale"] * features @ head["weight"].T, learner(images))
 
 
-def test_onnx_and_torch_give_the_learners_logits_at_any_batch_size(tmp_path: Path) -> None:
+@pytest.mark.parametrize("to", GRAPHS)
+def test_onnx_and_torch_give_the_learners_logits_at_any_batch_size(to: str, tmp_path: Path) -> None:
     learner = make("restore")  # prompts in both towers, a coupling and changes behind the towers
     fit(learner, 1)
     learner.eval()
-    export_learner(learner, "onnx", tmp_path / "learner.onnx")
-    export_learner(learner, "torch", tmp_path / "learner.pt2")
-    session = onnxruntime.InferenceSession(tmp_path / "learner.onnx", providers=["CPUExecutionProvider"])
+    path = export_learner(learner, to, tmp_path / f"learner.{to}")
+    assert json.loads((tmp_path / "learner.json").read_text())["image_tower"] == "prompted"
+    for count in (1, 2, 7):
+        images = images_for(learner.clip, count)
+        with torch.no_grad():
+            assert same(GRAPH_LOGITS[to](path, images), learner(images))
+
+
+@needs_onnx_exporter
+def test_an_onnx_file_says_how_it_is_used(tmp_path: Path) -> None:
+    learner = make("vpt").eval()
+    path = export_learner(learner, "onnx", tmp_path / "learner.onnx")
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     assert session.get_inputs()[0].shape == ["batch", 3, 32, 32]
     facts = session.get_modelmeta().custom_metadata_map
     assert json.loads(facts["class_names"]) == list(learner.class_names)
     assert json.loads(facts["mean"]) == pytest.approx(learner.clip.image_mean)
-    assert json.loads((tmp_path / "learner.json").read_text())["image_tower"] == "prompted"
-    program = torch.export.load(tmp_path / "learner.pt2").module()
-    for count in (1, 2, 7):
-        images = images_for(learner.clip, count)
-        with torch.no_grad():
-            expected = learner(images)
-            assert same(program(images), expected)
-        assert same(logits_of_onnx(tmp_path / "learner.onnx", images), expected)
 
 
-def test_a_classifier_of_each_image_exports_for_one_image_at_a_time(tmp_path: Path) -> None:
+def test_a_torch_that_is_too_old_for_onnx_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    # case: the lowest versions that setup.cfg allows
+    monkeypatch.setattr("vlprompt.export.ONNX_TORCH", "99.0")
+    with pytest.raises(VlpromptError, match=r"to=onnx needs torch 99\.0 or later, not .*: .* export to=torch"):
+        export_learner(make("vpt"), "onnx", tmp_path / "learner.onnx")
+
+
+@pytest.mark.parametrize("to", GRAPHS)
+def test_a_classifier_of_each_image_exports_for_one_image_at_a_time(to: str, tmp_path: Path) -> None:
     learner = make("cocoop").eval()
     images = images_for(learner.clip, 2)
     with torch.no_grad():
         expected = learner(images)
-    for to, run in (
-        ("onnx", lambda path, x: logits_of_onnx(path, x)),
-        ("torch", lambda path, x: torch.export.load(path).module()(x)),
-    ):
-        path = export_learner(learner, to, tmp_path / f"learner.{to}")
-        assert json.loads(path.with_suffix(".json").read_text())["batch"] == 1
-        for i in range(2):
-            assert same(run(path, images[i : i + 1]), expected[i : i + 1])
+    path = export_learner(learner, to, tmp_path / f"learner.{to}")
+    assert json.loads(path.with_suffix(".json").read_text())["batch"] == 1
+    for i in range(2):
+        assert same(GRAPH_LOGITS[to](path, images[i : i + 1]), expected[i : i + 1])
     assert learner.clip.text.shares_prefix
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 import yaml
 from hub_server import COMMIT, Hub, serve
-from huggingface_hub import constants
+from huggingface_hub import constants, hf_api
 from PIL import Image
 
 from vlprompt import VlpromptError, load_learner, run
@@ -24,6 +24,7 @@ from vlprompt.testing import make, small_clip
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     with serve() as server:
         monkeypatch.setenv("HF_ENDPOINT", server.url)
+        monkeypatch.setattr(hf_api, "ENDPOINT", server.url, raising=False)  # older releases read it when imported
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)  # the stand-in is on this machine
         monkeypatch.setenv("HF_TOKEN", "hf_right")

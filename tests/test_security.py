@@ -159,7 +159,10 @@ def test_other_shapes_than_the_settings_say_are_refused_before_tensors_are_read(
 def test_tensors_that_are_no_learnt_numbers_are_refused(
     saved: Path, value: float, dtype: torch.dtype, message: str
 ) -> None:
-    replace_tensors(saved, {"prompt.ctx": torch.full((2, 64), value, dtype=dtype)})
+    try:
+        replace_tensors(saved, {"prompt.ctx": torch.full((2, 64), value, dtype=dtype)})
+    except KeyError:
+        pytest.skip(f"this safetensors knows no {dtype}")
     assert message in refusal(saved)
 
 

@@ -103,6 +103,7 @@ class FrozenCLIP:
         self._cast(DTYPES[precision])
         self.model.to(self.device)
         self._start, self._padding_id = self._probe_tokenizer()
+        self._start_ids = self.tokenizer(["a"])[0, : self._start].to(self.device)  # here, for traced graphs
         self.text.shares_prefix &= self._start > 0
 
         self.preprocess_cfg = merge_preprocess_dict(PreprocessCfg(), getattr(model.visual, "preprocess_cfg", {}))
@@ -283,7 +284,7 @@ class FrozenCLIP:
 
     def start_embedding(self) -> Tensor:
         """Embedding of start-of-text (1, d_t); (0, d_t) for tokenizers that have none."""
-        return self.text.embed(self.tokenizer(["a"])[0, : self._start].to(self.device))
+        return self.text.embed(self._start_ids)
 
     def encode_prompts(self, prompts: Prompts, chunk: int | None = None) -> Tensor:
         """Encode prompts given as embeddings (see ``vlprompt.text``): features (G, C, D), fp32, not normalised."""

@@ -23,6 +23,8 @@ from vlprompt.files import atomic_write, temporary_folder, writing
 from vlprompt.learner import PromptLearner
 from vlprompt.openclip_export import export_openclip
 
+ONNX_TORCH = "2.6"  # its exporter takes dynamic shapes
+MOST_IMAGES = 2**31 - 1  # of a batch: torch 2.5 finds its own default bound to be out of range
 TOLERANCE = 1e-4  # of logits, absolute and relative
 
 
@@ -93,6 +95,9 @@ def export_onnx(learner: PromptLearner, path: Path) -> Path:
     runtime = _needed("onnxruntime")
     for package in ("onnx", "onnxscript"):
         _needed(package)
+    if torch.__version__ < ONNX_TORCH:
+        found = torch.__version__
+        raise VlpromptError(f"to=onnx needs torch {ONNX_TORCH} or later, not {found}: upgrade it, or export to=torch")
     facts = describe(learner)
     with _exportable(learner) as (graph, example, dynamic):
         program = torch.onnx.export(
@@ -180,7 +185,7 @@ def _exportable(learner: PromptLearner) -> Iterator[tuple[nn.Module, Tensor, dic
     text, size = learner.clip.text, learner.clip.image_size
     shares, count = text.shares_prefix, 1 if _per_image(learner) else 2
     text.shares_prefix = shares and not _per_image(learner)
-    dynamic = None if _per_image(learner) else {"images": {0: torch.export.Dim("batch")}}
+    dynamic = None if _per_image(learner) else {"images": {0: torch.export.Dim("batch", max=MOST_IMAGES)}}
     try:
         with torch.no_grad():
             yield _Graph(learner).eval(), torch.zeros(count, 3, size, size), dynamic
