@@ -11,6 +11,7 @@ import io
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from vlprompt.files import atomic_write, temporary_folder, writing
 from vlprompt.learner import PromptLearner
 from vlprompt.openclip_export import export_openclip
 
-ONNX_TORCH = "2.6"  # its exporter takes dynamic shapes
+ONNX_TORCH = "2.7"  # the exporters before take no batch of any size
 MOST_IMAGES = 2**31 - 1  # of a batch: torch 2.5 finds its own default bound to be out of range
 TOLERANCE = 1e-4  # of logits, absolute and relative
 
@@ -95,20 +96,9 @@ def export_onnx(learner: PromptLearner, path: Path) -> Path:
     runtime = _needed("onnxruntime")
     for package in ("onnx", "onnxscript"):
         _needed(package)
-    if torch.__version__ < ONNX_TORCH:
-        found = torch.__version__
-        raise VlpromptError(f"to=onnx needs torch {ONNX_TORCH} or later, not {found}: upgrade it, or export to=torch")
     facts = describe(learner)
     with _exportable(learner) as (graph, example, dynamic):
-        program = torch.onnx.export(
-            graph,
-            (example,),
-            dynamo=True,
-            verbose=False,
-            input_names=["images"],
-            output_names=["logits"],
-            dynamic_shapes=dynamic and {"images": {0: "batch"}},
-        )
+        program = _to_onnx(graph, example, dynamic)
     program.model.metadata_props.update({key: json.dumps(value) for key, value in facts.items()})
     with writing(path), temporary_folder(path) as folder:  # the second file goes by the first one's name
         program.save(Path(folder, path.name))
@@ -191,6 +181,26 @@ def _exportable(learner: PromptLearner) -> Iterator[tuple[nn.Module, Tensor, dic
             yield _Graph(learner).eval(), torch.zeros(count, 3, size, size), dynamic
     finally:
         text.shares_prefix = shares
+
+
+def _to_onnx(graph: nn.Module, example: Tensor, dynamic: dict | None) -> Any:
+    """Return torch's ONNX program; of an exporter that is too old, or does not go with these packages, one sentence."""
+    versions = f"torch {torch.__version__} with onnx {version('onnx')} and onnxscript {version('onnxscript')}"
+    advice = f"upgrade them (torch to {ONNX_TORCH} or later), or export to=torch"
+    if torch.__version__ < ONNX_TORCH:
+        raise VlpromptError(f"{versions} cannot write this ONNX: {advice}")
+    try:
+        return torch.onnx.export(
+            graph,
+            (example,),
+            dynamo=True,
+            verbose=False,
+            input_names=["images"],
+            output_names=["logits"],
+            dynamic_shapes=dynamic and {"images": {0: "batch"}},
+        )
+    except Exception as error:  # of any of the three packages
+        raise VlpromptError(f"{versions} failed to write this ONNX ({str(error).splitlines()[0]}): {advice}") from error
 
 
 def _compare(run: Callable[[Tensor], Tensor], learner: PromptLearner, path: Path) -> None:
