@@ -40,7 +40,7 @@ class Handler(BaseHTTPRequestHandler):
     def answer(self, content: object, status: int = 200, **headers: str) -> None:
         body = content if isinstance(content, bytes) else json.dumps(content).encode()
         self.send_response(status)
-        self.send_header("Content-Length", str(len(body)))
+        self.send_header("Content-Length", getattr(self.server, "content_length", None) or str(len(body)))
         for name, value in headers.items():
             self.send_header(name.replace("_", "-"), value)
         self.end_headers()

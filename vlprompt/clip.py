@@ -255,7 +255,7 @@ class FrozenCLIP:
             text, length = texts[too_long[0]], int(lengths[too_long[0]]) + inserted
             more = f" (and {len(too_long) - 1} more)" if len(too_long) > 1 else ""
             raise VlpromptError(
-                f"'{text}' takes {length} tokens with its context, but the text tower of {self.name} "
+                f"'{text:.80}' takes {length} tokens with its context, but the text tower of {self.name} "
                 f"reads {self.context_length}: shorten the class name or the context{more}"
             )
         return ids.to(self.device)

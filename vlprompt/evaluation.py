@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
@@ -287,8 +288,17 @@ def evaluate(
     return Evaluation(row, splits.class_names, limited(splits.test, limit), learnt, frozen)
 
 
+def check_predictions_file(path: Path) -> None:
+    """Raise one sentence, before any image is scored, for a file of another kind than ``save_predictions`` writes."""
+    if path.suffix not in (".csv", ".parquet"):
+        raise VlpromptError(f"predictions are written as .csv or .parquet, not to {path.name}")
+    if path.suffix == ".parquet" and find_spec("pyarrow") is None:
+        raise VlpromptError('Parquet needs pyarrow: pip install "vlprompt[parquet]", or write .csv')
+
+
 def save_predictions(evaluations: Iterable[Evaluation], path: Path) -> None:
     """Write one line an image to ``.csv`` or ``.parquet``: path, true and predicted class, confidence, zero-shot's."""
+    check_predictions_file(path)
     columns: dict[str, list] = {
         name: []
         for name in ("target", "path", "label", "class", "predicted", "predicted_class", "confidence", "correct",
@@ -311,20 +321,16 @@ def save_predictions(evaluations: Iterable[Evaluation], path: Path) -> None:
         }.items():
             columns[name] += values
     if path.suffix == ".parquet":
-        try:
-            import pyarrow
-            from pyarrow import parquet
-        except ImportError:
-            raise VlpromptError('Parquet needs pyarrow: pip install "vlprompt[parquet]", or write .csv') from None
+        import pyarrow
+        from pyarrow import parquet
+
         with atomic_write(path) as temporary:
             parquet.write_table(pyarrow.table(columns), temporary)
-    elif path.suffix == ".csv":
+    else:
         with atomic_write(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
             writer = csv.writer(file)
             writer.writerow(columns)
             writer.writerows(map(csv_cell, row) for row in zip(*columns.values(), strict=True))
-    else:
-        raise VlpromptError(f"predictions are written as .csv or .parquet, not to {path.name}")
 
 
 @checked

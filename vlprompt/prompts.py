@@ -31,12 +31,14 @@ def split_words(clip: FrozenCLIP, words: str, n: int) -> tuple[Tensor, str]:
     """
     embedded = clip.word_embeddings(words)
     if n > len(embedded):
-        raise VlpromptError(f"ctx_init '{words}' has {len(embedded)} tokens, fewer than n_ctx={n}; use ctx_init=null")
+        raise VlpromptError(
+            f"ctx_init '{words:.80}' has {len(embedded)} tokens, fewer than n_ctx={n}; use ctx_init=null"
+        )
     parts = words.split()
     for cut in range(len(parts) + 1):
         if int(clip.count_tokens([" ".join(parts[:cut])])[0]) == n:
             return embedded[:n], " ".join(parts[cut:])
-    raise VlpromptError(f"n_ctx={n} cuts a word of ctx_init '{words}' in two; choose another n_ctx")
+    raise VlpromptError(f"n_ctx={n} cuts a word of ctx_init '{words:.80}' in two; choose another n_ctx")
 
 
 class TextPrompt(nn.Module):

@@ -14,7 +14,7 @@ def test_atomic_write_replaces_whole_files_or_nothing(tmp_path: Path):
     with atomic_write(path) as temporary:
         temporary.write_text("one")
         assert not path.exists()
-    with pytest.raises(FileNotFoundError), atomic_write(path) as temporary:
+    with pytest.raises(VlpromptError, match="cannot write"), atomic_write(path) as temporary:
         temporary.with_name("absent").rename(temporary)
     assert path.read_text() == "one"
     assert [p.name for p in path.parent.iterdir()] == ["result.txt"]

@@ -21,9 +21,9 @@ from vlprompt.cli._shared import (
 )
 from vlprompt.console import Reporter, comparison_table, make_console, metrics_table
 from vlprompt.data import load_split
-from vlprompt.data.readable import leave_out_unreadable
-from vlprompt.errors import VlpromptError
-from vlprompt.evaluation import Evaluation, evaluate, save_predictions
+from vlprompt.data.readable import ACTIONS, leave_out_unreadable
+from vlprompt.errors import VlpromptError, nearest
+from vlprompt.evaluation import Evaluation, check_predictions_file, evaluate, save_predictions
 from vlprompt.files import atomic_write
 from vlprompt.hub import refuse_address
 from vlprompt.results import RESULT, read_result
@@ -69,7 +69,9 @@ def main(argv: Sequence[str]) -> int:
     """Score a saved learner."""
     arguments = parse(argv, texts=["class_names"])
     settings, reporter = arguments.settings, Reporter("--quiet" in arguments.flags)
-    file_setting(settings, "save_predictions")  # a folder of this name is told before work
+    predictions = file_setting(settings, "save_predictions")
+    if predictions:
+        check_predictions_file(predictions)
     if "run" in settings:
         check_keys(settings, RUN_KEYS)
         return evaluate_run(settings, reporter)
@@ -106,6 +108,9 @@ def evaluate_run(settings: dict[str, Any], reporter: Reporter) -> int:
 def evaluate_anywhere(settings: dict[str, Any], reporter: Reporter) -> int:
     """Score a learner on a dataset's test images and print all metrics."""
     limit, output = number_setting(settings, "limit"), file_setting(settings, "output")
+    unreadable = str(settings.get("on_unreadable", "skip"))
+    if unreadable not in ACTIONS:
+        raise VlpromptError(f"unknown on_unreadable '{unreadable}': {nearest(unreadable, ACTIONS)}")
     name, links = str(settings["dataset"]), {"follow_links": flag_setting(settings, "follow_links")}
     splits = load_split(name, settings.get("data_root"), split=str(settings.get("split", "published")), **links)
     half = settings.get("half", "all")
@@ -113,7 +118,7 @@ def evaluate_anywhere(settings: dict[str, Any], reporter: Reporter) -> int:
         raise VlpromptError(f"half must be all, base or new, not {half!r}")
     splits = splits.select(half)
     if is_own(name):
-        splits = leave_out_unreadable(splits, ["test"], str(settings.get("on_unreadable", "skip")))
+        splits = leave_out_unreadable(splits, ["test"], unreadable)
     learner = load_named_learner(settings)
     given = settings.get("class_names")
     found = evaluate(

@@ -65,8 +65,8 @@ def main(argv: Sequence[str]) -> int:
         raise VlpromptError("say which learner and which images: vlprompt predict learner=DIR photos/ (- reads stdin)")
     output = file_setting(settings, "output")
     form = _format(settings, output)
-    least = {"top": 1, "batch_size": 1, "threads": 0}
-    numbers = {key: number_setting(settings, key, value) for key, value in least.items()}
+    bounds = {"top": (1, 10**6), "batch_size": (1, 10**6), "threads": (0, 1024)}
+    numbers = {key: number_setting(settings, key, *bound) for key, bound in bounds.items()}
     paths = find_images(images, _stdin(), lambda note: print(printable(note), file=sys.stderr))
     learner = load_named_learner({"learner": settings.get("run"), **settings})
     if "classes" in settings:
