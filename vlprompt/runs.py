@@ -7,7 +7,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from vlprompt.checkpoint import CHECKPOINT, threads_of
+from vlprompt.checkpoint import checkpoints, threads_of
 from vlprompt.checks import checked
 from vlprompt.clip import FrozenCLIP
 from vlprompt.console import Reporter
@@ -102,7 +102,8 @@ def execute(resolved: Resolved, clip: FrozenCLIP | None = None, shared: Shared |
     finished = find_finished(resolved)
     if finished:
         reporter.say(f"finished already, nothing to resume: {folder / RESULT}")
-        (folder / CHECKPOINT).unlink(missing_ok=True)  # of a run that was killed when its result was there
+        for left in checkpoints(folder):  # of a run that was killed when its result was there
+            left.unlink(missing_ok=True)
         return finished
     refuse_if_in_use(folder)
     check_installed(config.logger)
