@@ -89,7 +89,7 @@ def test_images_that_come_twice_leave_gdas_means() -> None:
 
 def test_gda_needs_an_image_of_each_class() -> None:
     features, labels = samples()
-    with pytest.raises(VlpromptError, match="gda needs an image of each class, and class 2 has none"):
+    with pytest.raises(VlpromptError, match="gda needs an image of each class, and label 2 has none"):
         fit_gaussians(features[:, labels != 2], labels[labels != 2], 5)
 
 
@@ -202,3 +202,10 @@ def test_tpt_names_plain_images(tmp_path: Path, capsys: pytest.CaptureFixture) -
     logits = image_logits(load_learner(folder, device="cpu"), images)
     order = [splits.class_names.index(name) for name in estimator.classes_]
     torch.testing.assert_close(image_logits(estimator.learner_, files), logits[:, order])
+
+
+def test_the_estimator_gives_a_method_without_labels_a_pool() -> None:
+    features = torch.randn(12, small_clip().embed_dim, generator=torch.Generator().manual_seed(0)).numpy()
+    right, wrong = ["cat", "dog"] * 6, ["dog"] * 3 + ["cat"] * 9
+    fitted = [PromptClassifier("upl", small_clip(), epochs=1).fit(features, y) for y in (right, wrong)]
+    assert (fitted[0].predict_proba(features) == fitted[1].predict_proba(features)).all(), "y names the classes alone"

@@ -24,7 +24,7 @@ from vlprompt.data import DatasetSplits, resolve_templates
 from vlprompt.data.in_hand import as_torch
 from vlprompt.data.pairs import labels_of
 from vlprompt.data.readable import leave_out_unreadable
-from vlprompt.data.splits import Item
+from vlprompt.data.splits import Item, without_labels
 from vlprompt.data.streaming import is_preprocessed
 from vlprompt.devices import resolve_device
 from vlprompt.errors import VlpromptError, nearest
@@ -233,7 +233,11 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):
         """What is learnt from: features in hand, or images as in any run."""
         images = bool(data.train) and not is_preprocessed(X[0])
         items = data.train if images else [Item(str(i), y, data.class_names[y]) for i, y in enumerate(labels.tolist())]
-        feed = make_feed(self.learner_, replace(data, train=items), resolved, reporter)
+        if self.learner_.facts.labels == "none":  # what a method may not look at is not there
+            data = replace(data, train=(), val=(), pool=without_labels(items))
+        else:
+            data = replace(data, train=items)
+        feed = make_feed(self.learner_, data, resolved, reporter)
         if images:
             return feed
         rows = image_features(X, self.learner_.clip, threads=self.workers) if data.train else X

@@ -197,7 +197,7 @@ def _batches(
     transform = eval_transform(clip)
     if "views" in learner.facts.inputs:
         count = learner.config.n_views
-        images = ImageItems(splits, items, TestViews(clip, count, splits.mirror))
+        images = ImageItems(splits, items, TestViews(clip, count))
         batches = eval_batches(images, max(1, VIEWS_AT_ONCE // count), workers=workers, device=clip.device)
         return ({**batch, "views": batch["image"]} for batch in batches)
     if not learner.facts.cacheable_images:

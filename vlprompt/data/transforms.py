@@ -131,21 +131,20 @@ class Views(torch.nn.Module):
 
 
 class TestViews(torch.nn.Module):
-    """A test image as the evaluation crop and random crops of it, some mirrored: (V, 3, H, W).
+    """A test image as the evaluation crop and random crops of it, half of them mirrored: (V, 3, H, W).
 
     What is drawn depends on the image's pixels alone, so that neither order nor place changes it.
 
     Args:
         clip: the frozen model.
         count: V.
-        mirror: whether a mirrored image keeps its class.
     """
 
     __test__ = False  # pytest takes the name for a test
 
-    def __init__(self, clip: FrozenCLIP, count: int, mirror: bool = True):
+    def __init__(self, clip: FrozenCLIP, count: int):
         super().__init__()
-        self.plain, self.draw = eval_transform(clip), train_transform(clip, "rrc", mirror)
+        self.plain, self.draw = eval_transform(clip), train_transform(clip, "rrc")
         self.count = count
 
     def forward(self, image: Image.Image) -> torch.Tensor:

@@ -44,7 +44,8 @@ def fit_gaussians(features: Tensor, labels: Tensor, n_classes: int) -> Gaussians
     P = D·pinv((N-1)·Σ + tr(Σ)·I), Σ the unbiased covariance of the samples around their class means.
 
     Args:
-        features: (V, N, D) views of N images; each view is normalised and is a sample.
+        features: (V, N, D) views of N images; each view is normalised and is a sample. A single sample a class has no
+            spread: P is then 0, and zero-shot's classifier stands alone.
         labels: (N,), one at least of each class.
         n_classes: C.
 
@@ -54,7 +55,7 @@ def fit_gaussians(features: Tensor, labels: Tensor, n_classes: int) -> Gaussians
     x, y = F.normalize(features.double(), dim=-1).flatten(0, 1), labels.repeat(len(features))  # (V·N, D), (V·N,)
     counts = torch.bincount(y, minlength=n_classes)
     if not counts.all():
-        raise VlpromptError(f"gda needs an image of each class, and class {int((counts == 0).nonzero()[0])} has none")
+        raise VlpromptError(f"gda needs an image of each class, and label {int((counts == 0).nonzero()[0])} has none")
     means = x.new_zeros(n_classes, x.shape[1]).index_add_(0, y, x) / counts.unsqueeze(1)
     centred = x - means[y]
     scatter, eye = centred.T @ centred, torch.eye(x.shape[1], dtype=x.dtype, device=x.device)  # (N-1)·Σ
