@@ -28,7 +28,7 @@ from vlprompt.options import make_schedule
 from vlprompt.parts import parse_part
 from vlprompt.protocols import PROTOCOLS
 from vlprompt.schema import assign, hint_of, kind, structured, to_object
-from vlprompt.settings import INCIDENTAL, RunConfig, TrainOptions
+from vlprompt.settings import INCIDENTAL, LATER, RunConfig, TrainOptions
 from vlprompt.settings_text import check_plain, read_settings, show
 from vlprompt.training import SELECTIONS
 
@@ -113,7 +113,8 @@ class Resolved:
     @property
     def id(self) -> str:
         """Twelve hexadecimal digits that name all settings which bear on the result."""
-        telling = {key: value for key, value in asdict(self.config).items() if key not in INCIDENTAL}
+        settings = asdict(self.config).items()
+        telling = {k: v for k, v in settings if k not in INCIDENTAL and not (k in LATER and v == LATER[k])}
         return hashlib.sha256(json.dumps(telling, sort_keys=True).encode()).hexdigest()[:12]
 
     @property

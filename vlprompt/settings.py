@@ -133,3 +133,6 @@ INCIDENTAL = (
     "resume",
     "workers",
 )
+
+# settings that vlprompt 0.1.0 did not have, with the values at which a run is what it was: its hash is then the same
+LATER = {"clip_grad": None, "descriptions": None, "schedule": "dassl", "steps": None}
