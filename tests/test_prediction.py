@@ -428,7 +428,7 @@ def test_other_classes_are_a_list_or_a_file(saved: Path, tmp_path: Path, capsys:
         ),
         (["learner={}", "a.png", "*.gif"], "no images in *.gif: give images, folders, patterns, or -"),
         (["learner={}", "a.png", "output=b"], "output=b is a folder: give the name of a file"),
-        (["learner={}", "a.png", "output=a.png/x.csv"], "a.png: "),
+        (["learner={}", "a.png", "output=a.png/x.csv"], "cannot write a.png/x.csv: "),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

@@ -23,6 +23,7 @@ from vlprompt.clip import FrozenCLIP, same_names
 from vlprompt.data.descriptions import names_file, read_descriptions
 from vlprompt.data.splits import DEFAULT_TEMPLATE
 from vlprompt.data.templates import resolve_templates
+from vlprompt.environment import enough_memory
 from vlprompt.errors import VlpromptError, nearest
 from vlprompt.facts import Facts
 from vlprompt.gradients import GRADIENT_RULES
@@ -482,7 +483,9 @@ def create_learner(
     check_descriptions(method, config)
     names = _checked_names(class_names)
     check_names(clip, names, shared_names)
-    learner = METHODS.get(method)(clip, names, config, templates, check_seed(seed))
+    seed = check_seed(seed)
+    with enough_memory(f"the learnt parts of {method} with these settings"):
+        learner = METHODS.get(method)(clip, names, config, templates, seed)
     anchors = [o.descriptions for o in learner.objectives if isinstance(o, DescriptionAnchor)]
     for file in filter(names_file, [config.descriptions, *anchors]):
         read_descriptions(file, learner.class_names)  # says what is wrong with it now, and not at the first step

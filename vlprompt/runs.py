@@ -23,7 +23,7 @@ from vlprompt.data import (
     resolve_templates,
 )
 from vlprompt.data.splits import without_labels
-from vlprompt.environment import Clock, enough_memory
+from vlprompt.environment import Clock
 from vlprompt.errors import VlpromptError
 from vlprompt.evaluation import Evaluation, evaluate, score
 from vlprompt.feed import ImageFeed, Loading
@@ -198,8 +198,7 @@ def _make_learner(
     settings = resolved.method_settings | adapted
     method, seed = resolved.config.method, resolved.config.seed
     options = {"templates": source.templates, "seed": seed, "shared_names": bool(source.tasks)}
-    with enough_memory(f"the learnt parts of {method} with these settings"):
-        return create_learner(method, clip, source.class_names, **options, **settings)
+    return create_learner(method, clip, source.class_names, **options, **settings)
 
 
 def _announce(resolved: Resolved, adapted: dict[str, int], clip: FrozenCLIP, reporter: Reporter) -> None:

@@ -120,8 +120,10 @@ def _all_names(given: Any, where: str) -> list[str]:
 def number_setting(settings: Mapping[str, Any], key: str, least: int = 1, most: int = 10**6) -> int | None:
     """Return a whole number, or None where it is not given."""
     value = settings.get(key)
-    if value is not None and (type(value) is not int or not least <= value <= most):
-        raise VlpromptError(f"{key} must be a whole number of {least:,} to {most:,}, not {show(value)}")
+    if value is not None and (type(value) is not int or value < least):
+        raise VlpromptError(f"{key} must be a whole number of at least {least}, not {show(value)}")
+    if value is not None and value > most:
+        raise VlpromptError(f"{key} must be a whole number of at most {most:,}, not {value:,}")
     return value
 
 
