@@ -231,7 +231,8 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):
         self, X: Any, labels: np.ndarray, data: DatasetSplits, resolved: Resolved, reporter: Reporter
     ) -> ImageFeed:
         """What is learnt from: features in hand, or images as in any run."""
-        images = bool(data.train) and not is_preprocessed(X[0])
+        features = not data.train
+        images = not features and not is_preprocessed(X[0])
         items = data.train if images else [Item(str(i), y, data.class_names[y]) for i, y in enumerate(labels.tolist())]
         if self.learner_.facts.labels == "none":  # what a method may not look at is not there
             data = replace(data, train=(), val=(), pool=without_labels(items))
@@ -240,7 +241,7 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):
         feed = make_feed(self.learner_, data, resolved, reporter)
         if images:
             return feed
-        rows = image_features(X, self.learner_.clip, threads=self.workers) if data.train else X
+        rows = X if features else image_features(X, self.learner_.clip, threads=self.workers)
         return FeatureFeed(**vars(feed), rows=torch.from_numpy(rows))
 
     def _resolved(self, labels: np.ndarray) -> Resolved:
