@@ -34,6 +34,7 @@ FORMATS: dict[str, tuple[str, ...]] = {
     "XPM": (".xpm",),
     "TGA": (".tga",),
 }
+CURES = {"HEIF": "pip install pillow-heif", "AVIF": "pip install 'pillow>=11.3'"}
 BARE = "without ending"
 
 
@@ -63,8 +64,9 @@ def describe_left_out(left_out: Mapping[str, int], place: str) -> str:
     if not left_out:
         return ""
     total = sum(left_out.values())
+    cures = {suffix: f" ({cure})" for name, cure in CURES.items() for suffix in FORMATS[name]}
     said = [
-        f"{count:,} {suffix}" + (" (pip install pillow-heif)" if suffix in FORMATS["HEIF"] else "")
+        f"{count:,} {suffix}{cures.get(suffix, '')}"
         for suffix, count in sorted(left_out.items(), key=lambda pair: (-pair[1], pair[0]))
     ]
     files, are = ("files", "are") if total > 1 else ("file", "is")
