@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -28,13 +28,24 @@ from vlprompt.errors import VlpromptError, nearest
 from vlprompt.facts import Facts
 from vlprompt.gradients import GRADIENT_RULES
 from vlprompt.learning import Feed, ParameterGroup, Train
-from vlprompt.objectives import Batch, DescriptionAnchor, Objective, Outputs, Templates, parse_objectives
+from vlprompt.objectives import (
+    Batch,
+    DescriptionAnchor,
+    LogitObjective,
+    Objective,
+    Outputs,
+    Templates,
+    parse_objectives,
+)
 from vlprompt.parts import parse_part
 from vlprompt.registry import Registry
 from vlprompt.schema import assign, structured, to_object
 from vlprompt.settings import RunConfig
 from vlprompt.settings_text import check_plain
 from vlprompt.teacher import Teacher
+
+if TYPE_CHECKING:
+    from vlprompt.learner_teacher import LearnerTeacher
 
 METHODS: Registry[type[PromptLearner]] = Registry("method")
 # hooks of version 0.1 that would be passed over in silence, and what took their place
@@ -81,6 +92,8 @@ class PromptLearner(nn.Module):
             text_chunk: classes encoded at a time, with activation checkpointing; None takes all at once.
             descriptions: a JSON file ``{class: [sentences]}``, for ``description_anchor`` and for methods that put such
                 sentences in place of templates; refused where nothing would read it.
+            teacher: a saved learner, a run's folder or ``hf://user/name`` whose logits ``logit_kl`` and
+                ``distillation`` take in place of the frozen model's; refused where nothing would ask it.
         """
 
         objective: list[str] = field(default_factory=lambda: ["ce"])
@@ -89,6 +102,7 @@ class PromptLearner(nn.Module):
         init_from: str | None = None
         text_chunk: int | None = None
         descriptions: str | None = None
+        teacher: str | None = None
 
     def __init__(
         self,
@@ -104,6 +118,8 @@ class PromptLearner(nn.Module):
         self.facts = self.facts_of(self.config)
         self.templates = tuple(templates)
         self.teacher = Teacher(clip)
+        self.taught_by: LearnerTeacher | None = None  # see ``vlprompt.learner_teacher``
+        self.taught_by_identity: dict[str, Any] | None = None  # of a loaded learner, whose teacher is not
         self.objectives = parse_objectives(self.config.objective)
         rule, aggregator = self.config.gradient_rule, self.config.aggregator
         self.gradient_rule = parse_part(rule, GRADIENT_RULES) if rule else None
@@ -172,6 +188,11 @@ class PromptLearner(nn.Module):
     def reads_descriptions(cls, objectives: Sequence[Objective]) -> bool:
         """Whether sentences about classes have a use: by default an objective's."""
         return any(isinstance(o, DescriptionAnchor) and o.descriptions is None for o in objectives)
+
+    @classmethod
+    def asks_teacher(cls, objectives: Sequence[Objective]) -> bool:
+        """Whether a teacher of the user's has a use: by default an objective's."""
+        return any(isinstance(o, LogitObjective) for o in objectives)
 
     # The one road from a batch to logits
 
@@ -266,6 +287,11 @@ class PromptLearner(nn.Module):
         """Views of each image that a batch must carry: ``image``, and ``image_strong`` if an objective asks for it."""
         strong = any("image_strong" in o.needs for o in self.objectives)
         return ("image", "image_strong") if strong else ("image",)
+
+    @property
+    def learns_from_images(self) -> bool:
+        """Whether a training batch must hold images, since features of the frozen tower are not all that is asked."""
+        return not self.facts.cacheable_images or (self.taught_by is not None and self.taught_by.needs_images)
 
     def frozen_text(self, templates: Templates = None, normalise_first: bool = True) -> Tensor:
         """The frozen model's normalised class features (C, D) over templates; None takes the dataset's own.
@@ -481,6 +507,7 @@ def create_learner(
     config = make_config(method, settings)
     templates = (DEFAULT_TEMPLATE,) if templates is None else check_templates(templates)
     check_descriptions(method, config)
+    check_teacher(method, config)
     names = _checked_names(class_names)
     check_names(clip, names, shared_names)
     seed = check_seed(seed)
@@ -489,6 +516,10 @@ def create_learner(
     anchors = [o.descriptions for o in learner.objectives if isinstance(o, DescriptionAnchor)]
     for file in filter(names_file, [config.descriptions, *anchors]):
         read_descriptions(file, learner.class_names)  # says what is wrong with it now, and not at the first step
+    if config.teacher is not None:
+        from vlprompt.learner_teacher import teach  # it builds on this module
+
+        teach(learner, config.teacher)
     return learner
 
 
@@ -504,6 +535,15 @@ def check_descriptions(method: str, config: Any) -> None:
     raise VlpromptError(
         f"method={method} has no use for descriptions={config.descriptions}: give its objective a description_anchor "
         "without descriptions of its own, or take coprompt or zero_shot"
+    )
+
+
+def check_teacher(method: str, config: Any) -> None:
+    """Raise one sentence if settings name a teacher that nothing would ask; arguments as ``check_descriptions``."""
+    if config.teacher is None or METHODS.get(method).asks_teacher(parse_objectives(config.objective)):
+        return
+    raise VlpromptError(
+        f"method={method} has no use for teacher={config.teacher}: give its objective a distillation or logit_kl part"
     )
 
 

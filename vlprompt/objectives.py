@@ -190,8 +190,8 @@ class ImageAnchor(Objective):
         return distance(outputs.image_features, frozen, self.distance)
 
 
-class _LogitObjective(Objective):
-    """An objective on the frozen model's logits of the same view."""
+class LogitObjective(Objective):
+    """An objective on the frozen model's logits of the same view, or on those of the learner's ``teacher``."""
 
     def __init__(
         self,
@@ -204,19 +204,26 @@ class _LogitObjective(Objective):
         self.temperature, self.templates, self.normalise_first = temperature, templates, normalise_first
 
     def frozen_logits(self, learner: PromptLearner, batch: Batch) -> Tensor:
-        """Logits (B, C) of the frozen model, over the temperature."""
+        """Logits (B, C) of the teacher, by default the frozen model, over the temperature."""
+        if learner.taught_by is not None:
+            return learner.taught_by.logits(batch, learner.class_names) / self.temperature
+        if learner.config.teacher is not None:
+            raise VlpromptError(
+                f"this learner was taught by {learner.config.teacher}, which is not loaded with it: give it its "
+                "teacher by vlprompt.learner_teacher.teach(learner, FOLDER)"
+            )
         text = learner.frozen_text(self.templates, self.normalise_first)
         return learner.clip.similarity(learner.teacher.image_features(batch), text) / self.temperature
 
 
 @OBJECTIVES.register("logit_kl")
-class LogitKL(_LogitObjective):
-    """KL(frozen ‖ learnt) of the class probabilities (PromptSRC).
+class LogitKL(LogitObjective):
+    """KL(frozen ‖ learnt) of the class probabilities (PromptSRC); the setting ``teacher`` puts a learner in its place.
 
     Args:
         weight: its factor.
         temperature: of both.
-        templates, normalise_first: as in ``text_anchor``.
+        templates, normalise_first: as in ``text_anchor``, of the frozen model; a teacher has its own.
         reduction: ``numel`` divides the sum by B·C as the authors' code does; ``batchmean`` by B, C times stronger.
     """
 
@@ -235,8 +242,11 @@ class LogitKL(_LogitObjective):
 
 
 @OBJECTIVES.register("distillation")
-class Distillation(_LogitObjective):
-    """Cross-entropy of the learnt with the frozen probabilities (ProGrad; the gradient is that of the KL)."""
+class Distillation(LogitObjective):
+    """Cross-entropy of the learnt with the frozen probabilities (ProGrad; the gradient is that of the KL).
+
+    The setting ``teacher`` puts a learner in the frozen model's place.
+    """
 
     def __call__(self, learner: PromptLearner, outputs: Outputs, batch: Batch) -> Tensor:
         """Mean over the batch, times the squared temperature."""

@@ -21,7 +21,7 @@ from vlprompt.data.transforms import TRAIN_KINDS
 from vlprompt.devices import DTYPES
 from vlprompt.errors import VlpromptError, nearest
 from vlprompt.files import is_relative_inside
-from vlprompt.learner import METHODS, check_descriptions
+from vlprompt.learner import METHODS, check_descriptions, check_teacher
 from vlprompt.loggers import parse_loggers
 from vlprompt.optimizers import OPTIMIZERS
 from vlprompt.options import make_schedule
@@ -58,7 +58,10 @@ MOST = {
     "workers": 1024,
 }
 MANY = ("templates", "targets", "format_spread")  # a text or a list of texts
-PLACES = ("dataset", "data_root", "held_out", "backbone", "pretrained", "checkpoint", "output", "name", "config")
+PLACES = (
+    *("dataset", "data_root", "held_out", "backbone", "pretrained", "checkpoint", "teacher"),
+    *("output", "name", "config"),
+)
 MAX_NAME = 200  # characters of a folder's name; file systems take 255 bytes
 
 
@@ -198,6 +201,7 @@ def check_values(config: RunConfig) -> None:
     """Raise one sentence for the first value that is out of its range."""
     parse_loggers(config.logger)
     check_descriptions(config.method, config)
+    check_teacher(config.method, config)
     for key, least in LEAST.items():
         value = getattr(config, key)
         if value is not None and not (math.isfinite(value) and value >= least):

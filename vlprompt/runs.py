@@ -282,7 +282,7 @@ def effective_views(learner: PromptLearner, config: RunConfig) -> int | str | No
     """Return how training images are seen: no more views than epochs, fresh ones where the image tower is prompted."""
     if not learner.trainable_parameters():
         return None
-    if config.views == "fresh" or not learner.facts.cacheable_images:
+    if config.views == "fresh" or learner.learns_from_images:
         return "fresh"
     return min(config.views, config.epochs)
 
@@ -321,7 +321,8 @@ def fit(
             update(record["epoch"] + 1, options.epochs, f"{name}loss {record['loss']:.3f}  lr {record['lr']:.2e}")
             loggers.epoch(record)
 
-        identity = {"settings": resolved.id, "backbone": backbone, "data": images}
+        taught = "" if learner.taught_by is None else f" taught by {learner.taught_by.identity['sha256']}"
+        identity = {"settings": resolved.id + taught, "backbone": backbone, "data": images}
         keeping = {"seed": config.seed, "folder": resolved.folder, "resume": config.resume, "identity": identity}
         trainer = Trainer(config, keeping | {"selection": selection}, tell, clock)
         learner.learn(make_feed(learner, source, resolved, reporter, clock), trainer)
@@ -335,10 +336,11 @@ def make_feed(
     """Return what a learner learns from: the training images of ``source``."""
     config, views = resolved.config, effective_views(learner, resolved.config)
     if views == "fresh" and config.views != "fresh" and "views" in resolved.given:
-        reporter.say(f"views={config.views} has no effect: {config.method} prompts the image tower, so views are fresh")
+        why = "has a teacher that" if learner.facts.cacheable_images else "prompts the image tower and"
+        reporter.say(f"views={config.views} has no effect: {config.method} {why} needs images, so views are fresh")
     loading = Loading(config.batch_size, views or 1, config.transform, config.seed, config.workers)
-    cacheable = learner.facts.cacheable_images
-    how = {"cacheable": cacheable, "names": learner.views, "reporter": reporter, "clock": clock or Clock()}
+    how = {"cacheable": not learner.learns_from_images, "names": learner.views}
+    how |= {"reporter": reporter, "clock": clock or Clock()}
     return ImageFeed(source, learner.clip, loading, **how)
 
 

@@ -56,7 +56,7 @@ def save_learner(learner: PromptLearner, path: str | os.PathLike, extra: Mapping
         "source": learner.clip.source,
         "class_names": list(learner.class_names),
         "templates": list(learner.templates),
-        "extra": dict(extra or {}),
+        "extra": dict(extra or {}) | ({"teacher": learner.taught_by_identity} if learner.taught_by_identity else {}),
     }
     state = learner.state_dict()
     files = {LEARNABLES: write_tensors(folder / LEARNABLES, state)}
@@ -110,12 +110,19 @@ def load_learner(path: str | os.PathLike, clip: FrozenCLIP | None = None, device
             f"{file}: no learner can be made of it ({type(error).__name__}: {first_line(error)})"
         ) from error
     learner.teacher.reads_files = False
+    learner.taught_by_identity = _identity_of_teacher(saved)
     learner.reserve(declared)
     learner.check_shapes(declared, f"the tensors of {path}")
     learnables = read_learnables(folder, saved["files"].get(LEARNABLES))
     learner.load_learnables(learnables, f"the tensors of {path}")
     check_names(clip, learner.class_names, shared_names=True)
     return learner.eval()
+
+
+def _identity_of_teacher(saved: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What a saved learner says of its teacher, which is asked for only if it is trained on."""
+    told = saved["extra"].get("teacher")
+    return dict(told) if isinstance(told, dict) else None
 
 
 def read_learnables(path: Path, sha256: str | None = None) -> dict[str, Tensor]:

@@ -135,4 +135,4 @@ INCIDENTAL = (
 )
 
 # settings that vlprompt 0.1.0 did not have, with the values at which a run is what it was: its hash is then the same
-LATER = {"clip_grad": None, "descriptions": None, "schedule": "dassl", "steps": None}
+LATER = {"clip_grad": None, "descriptions": None, "schedule": "dassl", "steps": None, "teacher": None}

@@ -54,6 +54,8 @@ def _stage(source: Path, folder: Path, address: str, license: str | None) -> Non
     """Put what is sent into ``folder``: the learner's own files, with the card written anew."""
     description = read_description(source)
     description["config"]["init_from"] = None
+    if isinstance(description["config"].get("teacher"), str):
+        description["config"]["teacher"] = Path(description["config"]["teacher"]).name
     description["source"] = _without_folders(description["source"])
     extra, backbone = description["extra"], description["backbone"]
     backbone["architecture"] = _without_folder(backbone["architecture"])
