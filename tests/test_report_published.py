@@ -297,6 +297,7 @@ def test_figures_over_datasets_that_are_not_named_are_not_set_against_ours(tmp_p
         {"backbone": VIT | {"pretrained": "laion2b_s34b_b88k"}},
         {"config": {"split": "generated"}},
         {"config": {"templates": "imagenet7"}},
+        {"data": {"source": "own file", "version": 1}},
     ],
     ids=lambda changes: next(iter(changes)),
 )

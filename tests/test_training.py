@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 
 from vlprompt import FrozenCLIP, VlpromptError, create_learner, testing
-from vlprompt.checkpoint import CHECKPOINT
+from vlprompt.layout import CHECKPOINT, LOG
 from vlprompt.learner import PromptLearner
-from vlprompt.training import LOG, BestEpoch, TrainOptions, learning_rate, train
+from vlprompt.training import BestEpoch, TrainOptions, learning_rate, train
 
 NAMES = ["cat", "sea or lake", "traffic light"]
 

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 
 from vlprompt.aggregation import aggregation_state, load_aggregation_state
 from vlprompt.errors import VlpromptError
+from vlprompt.layout import CHECKPOINT
 from vlprompt.learner import PromptLearner
 from vlprompt.sealed import TENSOR_SEAL, read_tensors, write_tensors
 
-CHECKPOINT = "checkpoint.safetensors"
 FORMAT = "vlprompt-checkpoint/2"  # 1, of vlprompt 0.1.0, knows neither backbone nor data
 WHAT, REMEDY = "the checkpoint", "delete it and start again"
 OTHERS = {

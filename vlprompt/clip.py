@@ -235,6 +235,16 @@ class FrozenCLIP:
             return self.text.end_of_text(ids) + 1
         return (ids != self._padding_id).sum(dim=-1)
 
+    def room_beside(self, inserted: int) -> int:
+        """Tokens that are left for words beside learnt vectors; too few are an error."""
+        room = self.context_length - inserted
+        if room < SHORTEST_TEXT:
+            raise VlpromptError(
+                f"{inserted} learnt vectors leave no room for class names: the text tower of {self.name} reads "
+                f"{self.context_length} tokens"
+            )
+        return room
+
     def tokenize(self, texts: Sequence[str], inserted: int = 0) -> Tensor:
         """Tokenize to (N, L - inserted) ids; a text that does not fit is an error that names it.
 
@@ -242,12 +252,7 @@ class FrozenCLIP:
             texts: the texts.
             inserted: places to leave free for learnt vectors.
         """
-        room = self.context_length - inserted
-        if room < SHORTEST_TEXT:
-            raise VlpromptError(
-                f"{inserted} learnt vectors leave no room for class names: the text tower of {self.name} reads "
-                f"{self.context_length} tokens"
-            )
+        room = self.room_beside(inserted)
         ids = self.tokenizer(list(texts), context_length=room)
         lengths = self._lengths(self.tokenizer(list(texts), context_length=4 * self.context_length))
         too_long = (lengths > room).nonzero().flatten().tolist()

@@ -7,9 +7,10 @@ import re
 from pathlib import Path
 
 from vlprompt.errors import VlpromptError
+from vlprompt.layout import CARD, CONFIG, LEARNABLES
 
 PREFIX = "hf://"
-FILES = ("learner.safetensors", "config.json", "README.md")
+FILES = (LEARNABLES, CONFIG, CARD)
 REPO = re.compile(r"[\w-]+(?:\.[\w-]+)*/[\w-]+(?:\.[\w-]+)*")
 REVISION = re.compile(r"[\w-][\w./-]*")
 
@@ -32,7 +33,7 @@ def fetch(address: str) -> Path:
         )
     except Exception as error:  # the Hub client raises kinds of its own, and those of its HTTP library
         raise VlpromptError(f"could not fetch {address}: {_reason(error)}") from error
-    if not Path(folder, "config.json").exists():
+    if not Path(folder, CONFIG).exists():
         raise VlpromptError(f"{address} holds no learner: it has no config.json")
     return Path(folder)
 

@@ -16,6 +16,7 @@ from vlprompt.vision import Place
 
 Position = Literal["end", "middle", "front"]
 DEFAULT_N_CTX = 16
+MOST_VISUAL = 10_000  # tokens beside the patches of one layer; published methods have 2 to 50
 INIT_STD = 0.02  # of random context and deep prompts, as in CoOp
 
 
@@ -78,6 +79,7 @@ class TextPrompt(nn.Module):
             n_ctx = int(clip.count_tokens([ctx_init])[0]) if ctx_init else DEFAULT_N_CTX
         if n_ctx < 1:
             raise VlpromptError(f"n_ctx={n_ctx} leaves nothing to learn; use 1 or more")
+        clip.room_beside(n_ctx)  # before memory is asked for
         start, self.words = split_words(clip, ctx_init, n_ctx) if ctx_init else (None, "")
         if position != "end" and (depth > 1 or self.words):
             raise VlpromptError("deep text prompts and fixed words behind the context need class_token_position=end")
@@ -163,6 +165,8 @@ class VisualPrompt(nn.Module):
         clip.require(vision=depth)
         if place not in get_args(Place):
             raise VlpromptError(f"unknown place '{place}' of visual prompts: use {' or '.join(get_args(Place))}")
+        if n > MOST_VISUAL:
+            raise VlpromptError(f"{n} visual tokens a layer were asked for, and at most {MOST_VISUAL} are taken")
         self.tokens = nn.ParameterList(random_tokens(n, clip.visual.width) for _ in range(depth))
         self.place = place
 

@@ -17,10 +17,10 @@ from typing_extensions import TypedDict
 
 from vlprompt.errors import VlpromptError
 from vlprompt.files import atomic_write
+from vlprompt.layout import PREDICTIONS, RESULT, SETTINGS
 from vlprompt.sealed import SEAL, read_tensors, seal, unseal, write_tensors
 
 SCHEMA = 3  # 2, of vlprompt 0.1.0, has no hashes
-RESULT, PREDICTIONS, SETTINGS = "result.json", "predictions.safetensors", "config.yaml"
 
 # what is read from a file must be of these kinds, without conversion
 STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)

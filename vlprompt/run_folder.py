@@ -10,11 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from vlprompt.checkpoint import checkpoints
+from vlprompt.clip import FrozenCLIP
 from vlprompt.console import Reporter
 from vlprompt.errors import VlpromptError
 from vlprompt.files import atomic_write, locked, remove_leftovers, sha256_file
+from vlprompt.layout import LEARNER, RESULT, SETTINGS
+from vlprompt.learner import PromptLearner
 from vlprompt.recipes import INCIDENTAL, Recipe, Resolved, resolve
-from vlprompt.results import RESULT, SETTINGS, Result, read_result
+from vlprompt.results import Result, read_result
+from vlprompt.saving import load_learner
+from vlprompt.settings_text import read_settings
 
 
 class RunInUse(VlpromptError):
@@ -82,6 +87,20 @@ def check_settings(result: Result, settings: Path, path: Path) -> None:
             f"{path} is of another run than {settings.name} beside it ({key}={result.config.get(key)} in the result, "
             f"{beside.get(key)} in the settings): one of the two was changed or belongs elsewhere"
         )
+
+
+def load_own_learner(run: Path, clip: FrozenCLIP | None = None, device: str = "auto") -> PromptLearner:
+    """Load the learner of the user's own run, which may read the descriptions that the run's settings name as well.
+
+    Args:
+        run: its folder, with ``config.yaml`` and ``learner/``.
+        clip, device: as in ``load_learner``.
+    """
+    learner = load_learner(run / LEARNER, clip=clip, device=device)
+    named = read_settings(run / SETTINGS).get("descriptions") if (run / SETTINGS).exists() else None
+    if named is not None and named == learner.config.descriptions:
+        learner.teacher.own_file = named
+    return learner
 
 
 def differing_setting(one: Mapping[str, Any], other: Mapping[str, Any]) -> str | None:

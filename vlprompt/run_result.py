@@ -12,14 +12,12 @@ from vlprompt.data import DatasetSplits, images_fingerprint
 from vlprompt.environment import git_commit, peak_memory, versions
 from vlprompt.evaluation import Evaluation, limited
 from vlprompt.files import sha256_file
+from vlprompt.layout import DESCRIBED, LEARNER, PREDICTIONS, RESULT, SETTINGS
 from vlprompt.learner import PromptLearner
 from vlprompt.protocols import PROTOCOLS, Part, Plan
 from vlprompt.recipes import Resolved, RunConfig
-from vlprompt.results import PREDICTIONS, RESULT, SETTINGS, Result, Row, average_rows, write_predictions
+from vlprompt.results import Result, Row, average_rows, write_predictions
 from vlprompt.saved_description import description_hash
-
-LEARNER = "learner"
-DESCRIBED = f"{LEARNER}/config.json"
 
 
 def keep_result(

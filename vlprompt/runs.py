@@ -27,21 +27,19 @@ from vlprompt.environment import Clock
 from vlprompt.errors import VlpromptError
 from vlprompt.evaluation import Evaluation, evaluate, score
 from vlprompt.feed import ImageFeed, Loading
+from vlprompt.layout import DESCRIBED, LEARNER, RESULT, SETTINGS
 from vlprompt.learner import PromptLearner, create_learner, method_facts
 from vlprompt.loggers import LoggedRun, Loggers, check_installed, open_loggers
 from vlprompt.preflight import check_classes, check_run
 from vlprompt.protocols import PROTOCOLS, Part, Plan, check_suits
 from vlprompt.recipes import Resolved, RunConfig, resolve
-from vlprompt.results import RESULT, SETTINGS, Result
-from vlprompt.run_folder import claim_folder, find_finished, lock_run, refuse_if_in_use
+from vlprompt.results import Result
+from vlprompt.run_folder import claim_folder, find_finished, load_own_learner, lock_run, refuse_if_in_use
 from vlprompt.run_images import check_present, encode_tests, image_facts, usable_parts
-from vlprompt.run_result import DESCRIBED, LEARNER, data_facts, fingerprints, keep_result
+from vlprompt.run_result import data_facts, fingerprints, keep_result
 from vlprompt.saved_description import description_hash
-from vlprompt.saving import load_learner
 from vlprompt.training import BestEpoch, Trainer, TrainOptions
 from vlprompt.weights import load_clip
-
-CONFIG = SETTINGS
 
 
 @checked
@@ -162,13 +160,13 @@ def reevaluate(folder: Path, stored: Result, reporter: Reporter, **changes: Any)
     Raises:
         VlpromptError: the learner is not the one of the result.
     """
-    config = resolve({"config": folder / CONFIG, **changes}).config
+    config = resolve({"config": folder / SETTINGS, **changes}).config
     plan = PROTOCOLS.get(config.protocol).plan(config.dataset, config.targets, config.held_out)
     if stored.files.get(DESCRIBED) not in (None, description_hash(folder / LEARNER)):
         raise VlpromptError(f"{folder / DESCRIBED} is not what {RESULT} describes: it is another run's, or changed")
     if list(plan.tests) != [row.target for row in stored.rows]:
         raise VlpromptError(
-            f"{folder / RESULT} has other tests than {CONFIG} beside it asks for: {', '.join(plan.tests)}"
+            f"{folder / RESULT} has other tests than {SETTINGS} beside it asks for: {', '.join(plan.tests)}"
         )
     shared = Shared()
     data, _ = load_parts(plan, config, shared)
@@ -177,7 +175,7 @@ def reevaluate(folder: Path, stored: Result, reporter: Reporter, **changes: Any)
     for name, found in fingerprints(plan, data, config)["tests"].items():
         if stored.data.get("images", {}).get("tests", {}).get(name, found) != found:
             reporter.say(f"the test images of {name} are no longer those of the run")
-    learner = load_learner(folder / LEARNER, clip=clip)
+    learner = load_own_learner(folder, clip)
     return [measure(learner, name, data[part], config, reporter) for name, part in plan.tests.items()]
 
 

@@ -11,11 +11,11 @@ from typing import Any
 
 from vlprompt.errors import VlpromptError, first_line
 from vlprompt.files import atomic_write
+from vlprompt.layout import CONFIG
 from vlprompt.sealed import SEAL, seal, unseal
 from vlprompt.version import __version__
 
 FORMAT = 2  # 1, of vlprompt 0.1.0, has no hashes
-CONFIG = "config.json"
 MAX_CONFIG_BYTES = 16 * 2**20  # the names of 100,000 classes take three
 MAX_NAME = 1_000  # characters of a class name, a template and the like
 MAX_SETTING = 10_000  # of a setting, such as an objective that lists its templates

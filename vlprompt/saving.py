@@ -27,7 +27,8 @@ from vlprompt.clip import FrozenCLIP
 from vlprompt.errors import VlpromptError
 from vlprompt.files import atomic_write
 from vlprompt.hub import PREFIX, fetch, refuse_address
-from vlprompt.saved_description import CONFIG, first_line, read_description, safe_member, write_description
+from vlprompt.layout import CARD, CONFIG, LAST, LEARNABLES, LEARNER
+from vlprompt.saved_description import first_line, read_description, safe_member, write_description
 from vlprompt.sealed import read_tensors, write_tensors
 from vlprompt.version import __version__
 from vlprompt.weights import load_clip
@@ -35,7 +36,6 @@ from vlprompt.weights import load_clip
 if TYPE_CHECKING:
     from vlprompt.learner import PromptLearner
 
-LEARNABLES, LAST, CARD = "learner.safetensors", "last.safetensors", "README.md"
 SPARE_NUMBERS = 2**22  # that a method may make beside its learnables while it is set up
 
 
@@ -136,13 +136,24 @@ def read_learnables(path: Path, sha256: str | None = None) -> dict[str, Tensor]:
         VlpromptError: there are none, they were changed or are another learner's, or they are no finite numbers.
     """
     refuse_address(path, "load_learner fetches a whole learner")
-    places = [path, path / LEARNABLES, path / "learner" / LEARNABLES]
+    places = [path, path / LEARNABLES, path / LEARNER / LEARNABLES]
     file = next((place for place in places if place.is_file()), None)
+    checkpoint = path if path.is_file() else next((p for p in sorted(path.glob("**/*.pth*")) if p.is_file()), None)
+    if file in (None, path) and checkpoint and _is_of_torch(checkpoint):
+        raise VlpromptError(
+            f"{checkpoint} is a checkpoint of torch's and no saved learner: vlprompt import-checkpoint makes one"
+        )
     if file is None:
         raise VlpromptError(f"no learnables at {path}: give a saved learner's folder or its {LEARNABLES}")
     tensors, _ = read_tensors(file, "the learner", "save it or fetch it again", sha256)
     _check_numbers(tensors, f"the tensors of {path}")
     return tensors
+
+
+def _is_of_torch(file: Path) -> bool:
+    """Whether a file begins as what ``torch.save`` writes: an archive, or a pickle."""
+    with open(file, "rb") as opened:
+        return opened.read(4).startswith((b"PK\x03\x04", b"\x80"))
 
 
 def _check_numbers(tensors: Mapping[str, Tensor], source: str) -> None:
@@ -157,7 +168,7 @@ def _check_numbers(tensors: Mapping[str, Tensor], source: str) -> None:
 def find_saved(path: str | os.PathLike) -> Path:
     """Return the folder of a saved learner: ``path`` itself, or ``learner`` in a run's folder."""
     folder = Path(path).expanduser()
-    found = next((f for f in (folder, folder / "learner") if (f / CONFIG).exists()), None)
+    found = next((f for f in (folder, folder / LEARNER) if (f / CONFIG).exists()), None)
     if found is None:
         raise VlpromptError(f"no saved learner in {folder}: {CONFIG} is missing")
     return found

@@ -11,10 +11,11 @@ from typing import Any
 
 from vlprompt.card import model_card
 from vlprompt.hub import PREFIX, check_repo, refuse_address, upload
+from vlprompt.layout import CARD, LEARNABLES, RESULT
 from vlprompt.learner import PromptLearner, method_facts
 from vlprompt.results import Result, read_result
 from vlprompt.saved_description import read_description, safe_member, write_description
-from vlprompt.saving import CARD, LEARNABLES, find_saved, read_learnables, save_learner
+from vlprompt.saving import find_saved, read_learnables, save_learner
 from vlprompt.sealed import write_tensors
 
 
@@ -88,7 +89,7 @@ def _without_folder(name: str) -> str:
 
 def _result_beside(folder: Path) -> Result | None:
     """The result of the run whose learner this is, if it lies there, without the folders of this machine."""
-    places = [folder / "result.json", folder.parent / "result.json"]
+    places = [folder / RESULT, folder.parent / RESULT]
     result = next((read_result(place) for place in places if place.is_file()), None)
     if result is None:
         return None

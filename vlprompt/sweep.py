@@ -14,10 +14,11 @@ from typing import Any
 from vlprompt.data import dataset_info, list_collections, list_datasets
 from vlprompt.errors import VlpromptError
 from vlprompt.files import atomic_write
+from vlprompt.layout import FAILED, RESULT, TRACEBACK
 from vlprompt.learner import METHODS
 from vlprompt.protocols import PROTOCOLS
 from vlprompt.recipes import Resolved, resolve
-from vlprompt.results import RESULT, Result, headline
+from vlprompt.results import Result, headline
 from vlprompt.run_folder import RunInUse, changed_names, read_result_of
 from vlprompt.runs import Shared, execute
 
@@ -32,7 +33,6 @@ AXES = {
     "methods": "method",
 }
 SEEDS = (1, 2, 3)
-FAILED, TRACEBACK = "failed.json", "failed.log"
 
 
 @dataclass(frozen=True)

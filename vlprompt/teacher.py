@@ -34,11 +34,13 @@ class Teacher:
     Attributes:
         reads_files: whether templates and descriptions may be named by a file; not in a learner that was loaded, whose
             settings are somebody else's.
+        own_file: the one that may be read all the same, since the settings of the user's own run name it too.
     """
 
     def __init__(self, clip: FrozenCLIP):
         self.clip = clip
         self.reads_files = True
+        self.own_file: str | None = None
         self._cache = _KNOWN.setdefault(clip, {})
         self._last: tuple[Tensor, int | None, Tensor] | None = None
 
@@ -109,7 +111,9 @@ class Teacher:
 
     def refuse_file(self, spec: Any) -> None:
         """Raise one sentence if a setting names a file and none may be read."""
-        if not self.reads_files and isinstance(spec, str) and "{}" not in spec and spec not in TEMPLATE_SETS:
+        if self.reads_files or (spec is not None and spec == self.own_file):
+            return
+        if isinstance(spec, str) and "{}" not in spec and spec not in TEMPLATE_SETS:
             raise VlpromptError(
                 f"a loaded learner's settings may not name files, and they name '{spec}': make a learner with "
                 "create_learner, and init_from= the saved one"

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from vlprompt.clip import FrozenCLIP
 from vlprompt.errors import VlpromptError
+from vlprompt.layout import LEARNABLES
 from vlprompt.learner import PromptLearner, create_learner, method_info
 from vlprompt.saving import load_learner
 
@@ -170,7 +171,7 @@ def check_save_and_load(method: str, folder: Path, **settings: Any) -> None:
     learner.save_pretrained(folder)
     assert torch.equal(logits_of(load_learner(folder, clip=learner.clip)), logits_of(learner))
     learnt = sum(tensor.numel() for tensor in learner.state_dict().values())
-    size = (folder / "learner.safetensors").stat().st_size
+    size = (folder / LEARNABLES).stat().st_size
     assert size < 4 * learnt + 100 * len(learner.state_dict()) + 1000, f"{size} bytes for {learnt} numbers"
     with _raises(method):
         load_learner(folder, clip=small_clip(quick_gelu=False))

@@ -11,8 +11,9 @@ from rich.table import Table
 
 from vlprompt.cli._shared import command, parse
 from vlprompt.console import make_console, result_table
+from vlprompt.layout import LEARNER, RESULT
 from vlprompt.recipes import Resolved, describe_keys, resolve
-from vlprompt.runs import LEARNER, RESULT, execute
+from vlprompt.runs import execute
 from vlprompt.version import __version__
 
 COMMAND = "python -m vlprompt.train"

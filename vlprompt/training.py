@@ -15,10 +15,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from vlprompt.aggregation import load_aggregation_state
-from vlprompt.checkpoint import CHECKPOINT, Checkpoint, as_mapping
+from vlprompt.checkpoint import Checkpoint, as_mapping
 from vlprompt.environment import Clock
 from vlprompt.errors import VlpromptError, nearest
 from vlprompt.files import atomic_write, writing
+from vlprompt.layout import CHECKPOINT, LOG
 from vlprompt.learner import PromptLearner
 from vlprompt.learning import Batches, EpochBatches, History, ParameterGroup
 from vlprompt.loop import Loop
@@ -26,7 +27,6 @@ from vlprompt.options import learning_rate as learning_rate
 from vlprompt.options import make_optimizer
 from vlprompt.settings import TrainOptions as TrainOptions
 
-LOG = "train.jsonl"
 SELECTIONS = ("last", "fewshot_val")
 
 

@@ -27,7 +27,7 @@ def audit_spg_files(card: Card, folder: Path) -> tuple[tuple[str, ...], dict[str
     names: tuple[str, ...] = ()
     defects: list[str] = []
     for domain, letter in card.letters.items():
-        path = find_split_file(card, folder / card.split_file.format(letter))
+        path = find_split_file(card, folder / card.split_file.replace("{}", letter))
         found, parts, wrong = audit_split_file(path, fields=4)
         defects += wrong
         if names and found != names:

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 
 from vlprompt import PromptClassifier, VlpromptError, create_learner
 from vlprompt.cli.__main__ import main
+from vlprompt.data import load_split
 from vlprompt.objectives import OBJECTIVES
 from vlprompt.parts import parse_part
 from vlprompt.recipes import resolve
@@ -91,3 +92,21 @@ def test_entry_that_a_comma_has_cut_asks_for_quotes() -> None:
         parse_part("description_anchor(weight=8", OBJECTIVES)
     with pytest.raises(VlpromptError, match=r"write it as name or name\(key=value"):
         parse_part("text_anchor(8)", OBJECTIVES)
+
+
+def test_the_users_own_run_reads_its_descriptions_again_and_no_other_learner_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    names = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
+    Path("d.json").write_text(json.dumps({name: [f"the number {name}."] for name in names}))
+    small = ["dataset=digits", "protocol=few_shot", "limit=10", "device=cpu", "output=.", "name=it"]
+    assert main(["train", "method=zero_shot", "descriptions=d.json", "shots=1", *small, "--quiet"]) == 0
+    assert main(["evaluate", "run=it", "--quiet"]) == 0
+    load_split("digits").open_image(load_split("digits").test[0]).save("image.png")
+    assert main(["predict", "run=it", "image.png"]) == 0
+    assert main(["predict", "learner=it/learner", "image.png"]) == 2
+    settings = Path("it/config.yaml")
+    settings.write_text(settings.read_text().replace("descriptions: d.json", "descriptions: null"))
+    assert main(["predict", "run=it", "image.png"]) == 2
+    assert "a loaded learner's settings may not name files, and they name 'd.json'" in capsys.readouterr().err

@@ -20,11 +20,11 @@ from PIL import Image
 
 import vlprompt.training
 from vlprompt import PromptClassifier, VlpromptError, create_learner, load_learner, run
-from vlprompt.checkpoint import CHECKPOINT
 from vlprompt.cli.__main__ import main
 from vlprompt.evaluation import evaluate_learner
 from vlprompt.export import export_learner
 from vlprompt.files import atomic_write, writing
+from vlprompt.layout import CHECKPOINT
 from vlprompt.learner import PromptLearner
 from vlprompt.prediction import image_logits, predict_images
 from vlprompt.report import make_report

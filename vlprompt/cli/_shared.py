@@ -18,8 +18,10 @@ from vlprompt.environment import enough_memory
 from vlprompt.errors import VlpromptError, nearest
 from vlprompt.files import read_text, text_lines
 from vlprompt.hub import PREFIX
+from vlprompt.layout import LEARNER
 from vlprompt.learner import PromptLearner
 from vlprompt.plugins import use
+from vlprompt.run_folder import load_own_learner
 from vlprompt.saving import find_saved, load_learner
 from vlprompt.settings_text import read_texts, read_value, show
 from vlprompt.shown import printable
@@ -159,6 +161,8 @@ def load_named_learner(settings: Mapping[str, Any], device: str = "auto") -> Pro
     clip = None
     if "backbone" in settings:
         clip = load_clip(*backbone_settings(settings), device=device)
+    if folder == Path(source).expanduser() / LEARNER:
+        return load_own_learner(Path(source).expanduser(), clip, device)
     return load_learner(folder, clip=clip, device=device)
 
 

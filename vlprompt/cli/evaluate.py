@@ -26,7 +26,8 @@ from vlprompt.errors import VlpromptError, nearest
 from vlprompt.evaluation import Evaluation, check_predictions_file, evaluate, save_predictions
 from vlprompt.files import atomic_write
 from vlprompt.hub import refuse_address
-from vlprompt.results import RESULT, read_result
+from vlprompt.layout import RESULT
+from vlprompt.results import read_result
 from vlprompt.runs import reevaluate
 
 USAGE = """vlprompt evaluate run=DIR [device=auto] [data_root=DIR] [tolerance=0] [save_predictions=FILE] [--quiet]

@@ -28,7 +28,7 @@ class ZeroShot(PromptLearner):
 
         Attributes:
             template: templates to average over, each with one ``{}``; None takes the dataset's own. ``descriptions``
-                stand in their place; such a learner is made anew and not loaded, since a loaded one may name no file.
+                stand in their place; a loaded learner reads that file again only as part of the user's own run.
         """
 
         template: list[str] | None = None

@@ -8,11 +8,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from vlprompt.layout import FAILED, RESULT, SETTINGS
 from vlprompt.report.cells import Cell
 from vlprompt.report.tables import Column, Line, Section, Table
-from vlprompt.results import RESULT
-from vlprompt.runs import CONFIG
-from vlprompt.sweep import FAILED
 
 
 @dataclass(frozen=True)
@@ -33,7 +31,7 @@ def find_failures(paths: Iterable[str | Path]) -> list[Failure]:
                 continue
             if FAILED in files:
                 found.setdefault(folder, _read(folder))
-            elif CONFIG in files:
+            elif SETTINGS in files:
                 found.setdefault(folder, Failure(folder.name, "not finished", folder))
     return list(found.values())
 

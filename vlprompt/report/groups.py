@@ -17,6 +17,7 @@ from vlprompt.results import Result, Row
 BY_SOURCE = ("cross_dataset", "domain_generalization", "multitask")  # their columns belong to one training set
 STUDY = "few_shot"  # its numbers of shots are columns of one table
 ZERO_SHOT = "zero_shot"
+OWN = "own file"  # the source of a split that is not the published one, though it goes by its name
 Key = tuple[str, str, Any]  # dataset, target, shots (None unless the table has several)
 
 # settings that say what was run or that all results of a group share, so that they make no variant of a method
@@ -164,6 +165,7 @@ def _conditions(result: Result) -> dict[str, Any]:
         "limit": result.limit,
         "templates": config.get("templates"),
         "split": config.get("split"),
+        "own_split": True if result.data.get("source") == OWN else None,
     }
 
 

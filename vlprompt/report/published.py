@@ -187,7 +187,7 @@ def comparable(group: Group, figures: Figures) -> bool:
         (architecture, identity.get("pretrained")) == (published["backbone"].replace("/", "-"), "openai")
         and group.conditions.get("shots") == published.get("shots")
         and group.conditions.get("source", published.get("source")) == published.get("source")
-        and not {"limit", "templates"} & group.conditions.keys()
+        and not {"limit", "templates", "own_split"} & group.conditions.keys()
         and group.conditions.get("split", "published") == "published"
     )
 

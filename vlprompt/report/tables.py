@@ -206,6 +206,8 @@ def say_conditions(group: Group) -> str:
     words.append("weights of the last epoch" if c["selection"] == "last" else f"selection {c['selection']}")
     if c.get("split", "published") != "published":
         words.append(f"{c['split']} split")
+    if "own_split" in c:
+        words.append("a split of one's own")
     if "templates" in c:
         words.append(f"templates {c['templates']}")
     if "limit" in c:

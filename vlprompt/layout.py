@@ -1,0 +1,19 @@
+"""The name of every file of a run's folder and of a saved learner's, once."""
+
+from __future__ import annotations
+
+# a run's folder
+SETTINGS = "config.yaml"
+RESULT = "result.json"
+PREDICTIONS = "predictions.safetensors"
+LOG = "train.jsonl"
+CHECKPOINT = "checkpoint.safetensors"
+FAILED, TRACEBACK = "failed.json", "failed.log"  # of a run of a sweep
+LEARNER = "learner"  # the saved learner's folder in it
+
+# a saved learner's folder
+CONFIG = "config.json"
+LEARNABLES, LAST = "learner.safetensors", "last.safetensors"
+CARD = "README.md"
+
+DESCRIBED = f"{LEARNER}/{CONFIG}"
