@@ -375,7 +375,7 @@ def test_runs_without_a_result_are_listed_by_their_reason(tmp_path: Path) -> Non
 def test_a_run_that_left_a_result_has_not_failed(tmp_path: Path) -> None:
     report = report_of(tmp_path, [make_result({"base": 80.0, "new": 60.0})])
     [path] = tmp_path.rglob("result.json")
-    path.with_name("config.yaml").write_text("")
+    path.with_name("config.yaml").write_text("method: coop\n")
     assert report.failures == make_report([tmp_path]).failures == []
 
 
