@@ -14,7 +14,7 @@ from torch import Tensor
 
 from vlprompt import VlpromptError, analysis, create_learner, list_methods, load_clip, load_split, method_info
 from vlprompt.learner import PromptLearner
-from vlprompt.recording import recorded_states
+from vlprompt.recording import ImageRecorder, added
 from vlprompt.testing import NAMES, close, fit, make, small_clip, toy_batch
 
 IMAGES = toy_batch()["image"][:3]
@@ -76,7 +76,7 @@ def test_what_enters_the_tower_is_read_not_what_is_stored() -> None:
     words = ["cat", "dog", "owl"]
     baked = analysis.nearest_words(learner.bake(), vocabulary=words)
     assert analysis.nearest_words(learner, vocabulary=words).distances == pytest.approx(baked.distances, abs=1e-4)
-    assert "assemble" not in vars(learner.prompt)  # nothing is left behind
+    assert learner.edits == []  # nothing is left behind
 
 
 def test_each_class_and_each_prompt_has_its_words() -> None:
@@ -117,7 +117,7 @@ def weights_of_open_clip(learner: PromptLearner) -> list[Tensor]:
         out.append(block.attn(y, y, y, need_weights=True, average_attn_weights=False)[1])
 
     hooks = [block.module.ln_1.register_forward_hook(keep) for block in tower.blocks]
-    with recorded_states(tower):  # so that the last block asks for all tokens
+    with added(learner, ImageRecorder()):  # so that the last block asks for all tokens
         learner.encode_images({"image": IMAGES})
     for hook in hooks:
         hook.remove()
@@ -143,12 +143,13 @@ def test_attention_maps_equal_those_of_torchs_own_module(method: str) -> None:
 def test_watching_changes_no_feature_and_ends() -> None:
     learner = as_if_trained(make("maple"))
     tower, before = learner.clip.visual, learner.encode_images({"image": IMAGES})
-    with recorded_states(tower) as states:
+    recorder = ImageRecorder()
+    with added(learner, recorder):
         assert close(learner.encode_images({"image": IMAGES}), before)
-    assert sorted(states) == [0, 1, 2]
-    assert close(tower.project(states[2][0][:, :17]), before)
+    assert sorted(recorder.states) == [0, 1, 2]
+    assert close(tower.project(recorder.states[2][0][:, :17]), before)
     analysis.attention_maps(learner, IMAGES)
-    assert tower.watch is None
+    assert learner.edits == []
     assert torch.equal(learner.encode_images({"image": IMAGES}), before)
 
 
@@ -210,9 +211,10 @@ def test_image_shift_is_read_at_cls_behind_each_block() -> None:
     module(IMAGES)
     for hook in hooks:
         hook.remove()
-    with recorded_states(learner.clip.visual) as states, torch.no_grad():
+    recorder = ImageRecorder()
+    with added(learner, recorder), torch.no_grad():
         learner.encode_images({"image": IMAGES})
-    expected = torch.stack([plain_shift(states[i][0][:, 0], kept[i]) for i in range(3)])
+    expected = torch.stack([plain_shift(recorder.states[i][0][:, 0], kept[i]) for i in range(3)])
     assert close(shift.image, expected, 1e-4)
     without = F.normalize(learner.clip.encode_image(IMAGES), dim=-1)
     assert close(shift.image_feature, plain_shift(learner.image_features(IMAGES), without).detach(), 1e-4)

@@ -11,17 +11,16 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-import vlprompt.clip
 from vlprompt import PromptClassifier, VlpromptError, load_learner, load_split, run
 from vlprompt.cli.predict import main as predict
 from vlprompt.data.splits import DatasetSplits
+from vlprompt.edits import FullLength
 from vlprompt.evaluation import score
 from vlprompt.methods.gda import fit_gaussians
 from vlprompt.methods.tpt import entropy_of_mean, surest_views
 from vlprompt.methods.upl import surest_of_each_class
 from vlprompt.prediction import image_logits
 from vlprompt.testing import NAMES, logits_of, make, small_clip, toy_batch
-from vlprompt.text import encode_prompts_plain
 
 
 def few(train: int = 20, test: int = 12, name: str = "digits") -> DatasetSplits:
@@ -172,12 +171,11 @@ def test_tpt_sees_each_test_image_by_itself() -> None:
 
 
 @pytest.mark.parametrize("names", [NAMES, ("boeing 737-200", "boeing 737-300", "an owl")], ids=["different", "alike"])
-def test_tpt_is_the_same_where_no_prefix_is_shared(names: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tpt_is_the_same_where_no_prefix_is_shared(names: tuple[str, ...]) -> None:
     learner, views = make("tpt", names=names, **TPT).eval(), views_of()
     v = learner.image_features(views[0])
     tuned, logits = learner.tune(v), learner.predict({"views": views})
-    plain = lambda text, prompts, chunk=None: encode_prompts_plain(text, prompts)  # noqa: E731
-    monkeypatch.setattr(vlprompt.clip, "encode_prompts", plain)
+    learner.edits.append(FullLength())
     torch.testing.assert_close(learner.tune(v), tuned)
     torch.testing.assert_close(learner.predict({"views": views}), logits)
 

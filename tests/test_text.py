@@ -124,7 +124,9 @@ def test_each_beginning_of_names_is_encoded_once(monkeypatch: pytest.MonkeyPatch
     seen: list[int] = []
     first = type(clip.text.blocks[0])
     project = first.project
-    monkeypatch.setattr(first, "project", lambda block, x, *parts: seen.append(x.shape[1]) or project(block, x, *parts))
+    monkeypatch.setattr(
+        first, "project", lambda block, x, *of, **by: seen.append(x.shape[1]) or project(block, x, *of, **by)
+    )
     encode_prompts(clip.text, prompts)
     ids = prompt.tokenize(clip, ALIKE).ids.tolist()
     beginnings = {tuple(row[: i + 1]) for row, n in zip(ids, prompts.lengths, strict=True) for i in range(int(n))}

@@ -25,6 +25,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from vlprompt.clip import FrozenCLIP
 from vlprompt.data.splits import DEFAULT_TEMPLATE
+from vlprompt.edits import FullLength
 from vlprompt.errors import VlpromptError
 from vlprompt.learner import PromptLearner, create_learner
 from vlprompt.weights import TINY, load_clip
@@ -72,8 +73,9 @@ def work(case: Case, clip: FrozenCLIP) -> Callable[[], None]:
     images = torch.randn(case.batch, 3, clip.image_size, clip.image_size)
     if case.what == "images":
         return lambda: clip.encode_image(images)
-    clip.text.shares_prefix &= case.text == "shared"
     learner = create_learner(case.method, clip, class_names(case.classes), **case.settings)
+    if case.text == "full":
+        learner.edits.append(FullLength())
     if case.what == "text":
         return lambda: learner.encode_text().square().sum().backward()
     batch = {"label": torch.arange(case.batch) % case.classes, "index": torch.arange(case.batch)}

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from vlprompt.backbone_tags import PREPROCESSING
 from vlprompt.checks import check_images, listed, told
 from vlprompt.devices import DTYPES, Precision, check_precision, resolve_device
+from vlprompt.edits import Edit, edits_of
 from vlprompt.errors import VlpromptError
 from vlprompt.text import Prompts, encode_prompts, same_beginnings
 from vlprompt.towers import TextTower, VisionTower, plain_model
@@ -291,18 +292,19 @@ class FrozenCLIP:
         """Embedding of start-of-text (1, d_t); (0, d_t) for tokenizers that have none."""
         return self.text.embed(self._start_ids)
 
-    def encode_prompts(self, prompts: Prompts, chunk: int | None = None) -> Tensor:
+    def encode_prompts(self, prompts: Prompts, chunk: int | None = None, edits: Sequence[Edit] = ()) -> Tensor:
         """Encode prompts given as embeddings (see ``vlprompt.text``): features (G, C, D), fp32, not normalised."""
-        return encode_prompts(self.text, prompts, chunk)
+        return encode_prompts(self.text, prompts, chunk, edits)
 
     @torch.no_grad()
-    def encode_text(self, texts: Sequence[str], chunk: int = 256) -> Tensor:
-        """Encode whole texts with the frozen tower: features (N, D), fp32, not normalised."""
+    def encode_text(self, texts: Sequence[str], chunk: int = 256, edits: Sequence[Edit] = ()) -> Tensor:
+        """Encode whole texts with the frozen tower: features (N, D), fp32, not normalised, without gradients."""
         texts = listed(texts, "texts")
         if not texts or not all(isinstance(text, str) for text in texts):
             raise VlpromptError(f"texts must be at least one text, not {told(next(iter(texts), texts))}")
         ids = self.tokenize(texts)
         if not self.text.promptable:
+            edits_of("text", edits, promptable=False)
             with self._autocast():
                 return torch.cat([self.model.encode_text(part).float() for part in ids.split(chunk)])
         lengths = self._lengths(ids) - self._start
@@ -310,14 +312,17 @@ class FrozenCLIP:
             ids[:, self._start : self._start + int(lengths.max())] if self.text.shares_prefix else ids[:, self._start :]
         )
         start = self.start_embedding().unsqueeze(0)
-        return self.encode_prompts(Prompts(start, self.text.embed(ids), lengths, same_beginnings(ids)), chunk)[0]
+        prompts = Prompts(start, self.text.embed(ids), lengths, same_beginnings(ids))
+        return self.encode_prompts(prompts, chunk, edits)[0]
 
     # Images
 
-    def prompted_image_features(self, images: Tensor, prompts: dict[int, Tensor], place: Place = "pre_ln") -> Tensor:
+    def prompted_image_features(
+        self, images: Tensor, prompts: dict[int, Tensor], place: Place = "pre_ln", edits: Sequence[Edit] = ()
+    ) -> Tensor:
         """Encode images (B, 3, H, W) with visual prompts {layer: (n, d_v)}: (B, D), fp32, not normalised."""
         images = check_images(images, self.image_size).to(self.device)
-        return encode_images(self.visual, images, prompts, place)
+        return encode_images(self.visual, images, prompts, place, edits)
 
     @torch.no_grad()
     def encode_image(self, images: Tensor) -> Tensor:

@@ -19,10 +19,12 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from vlprompt.edits import FullLength
 from vlprompt.errors import VlpromptError, nearest
 from vlprompt.files import atomic_write, temporary_folder, writing
 from vlprompt.learner import PromptLearner
 from vlprompt.openclip_export import export_openclip
+from vlprompt.recording import added
 
 ONNX_TORCH = "2.7"  # the exporters before take no batch of any size
 MOST_IMAGES = 2**31 - 1  # of a batch: torch 2.5 finds its own default bound to be out of range
@@ -172,15 +174,10 @@ def _exportable(learner: PromptLearner) -> Iterator[tuple[nn.Module, Tensor, dic
     A classifier of each image's own is traced for one image, over full-length prompts: how the shared-prefix encoding
     packs tokens depends on numbers in tensors, which a graph cannot hold.
     """
-    text, size = learner.clip.text, learner.clip.image_size
-    shares, count = text.shares_prefix, 1 if _per_image(learner) else 2
-    text.shares_prefix = shares and not _per_image(learner)
-    dynamic = None if _per_image(learner) else {"images": {0: torch.export.Dim("batch", max=MOST_IMAGES)}}
-    try:
-        with torch.no_grad():
-            yield _Graph(learner).eval(), torch.zeros(count, 3, size, size), dynamic
-    finally:
-        text.shares_prefix = shares
+    per_image, size = _per_image(learner), learner.clip.image_size
+    dynamic = None if per_image else {"images": {0: torch.export.Dim("batch", max=MOST_IMAGES)}}
+    with torch.no_grad(), added(learner, *([FullLength()] if per_image else [])):
+        yield _Graph(learner).eval(), torch.zeros(1 if per_image else 2, 3, size, size), dynamic
 
 
 def _to_onnx(graph: nn.Module, example: Tensor, dynamic: dict | None) -> Any:

@@ -23,6 +23,7 @@ from vlprompt.clip import FrozenCLIP, same_names
 from vlprompt.data.descriptions import names_file, read_descriptions
 from vlprompt.data.splits import DEFAULT_TEMPLATE
 from vlprompt.data.templates import resolve_templates
+from vlprompt.edits import Edit
 from vlprompt.environment import enough_memory
 from vlprompt.errors import VlpromptError, nearest
 from vlprompt.facts import Facts
@@ -74,6 +75,7 @@ class PromptLearner(nn.Module):
 
     Attributes:
         facts: what this learner is; the one place that says so.
+        edits: what it does inside the towers (``vlprompt.edits``), for a method to hand to all that encodes.
     """
 
     method: ClassVar[str] = ""
@@ -129,6 +131,7 @@ class PromptLearner(nn.Module):
         self.class_names = _checked_names(class_names)
         if self.config.text_chunk is not None and self.config.text_chunk < 1:
             raise VlpromptError(f"text_chunk must be at least 1 class, not {self.config.text_chunk}")
+        self.edits: list[Edit] = []
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.setup()
@@ -155,7 +158,9 @@ class PromptLearner(nn.Module):
         raise NotImplementedError
 
     def encode_images(self, batch: Batch) -> Tensor:
-        """Features (B, D) of a batch's images, not normalised; by default the frozen tower's."""
+        """Features (B, D) of a batch's images, not normalised; by default the frozen tower's, or the edited one's."""
+        if any(edit.tower == "vision" for edit in self.edits):
+            return self.clip.prompted_image_features(batch["image"], {}, edits=self.edits)
         return self.clip.encode_image(batch["image"])
 
     def score(self, v: Tensor, t: Tensor) -> Tensor:

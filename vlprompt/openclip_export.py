@@ -22,7 +22,7 @@ from vlprompt.demo.tiny import TINY_NAME, tiny_config
 from vlprompt.errors import VlpromptError
 from vlprompt.files import atomic_write
 from vlprompt.learner import PromptLearner
-from vlprompt.recording import recorded_prompts
+from vlprompt.recording import TextRecorder, added
 from vlprompt.weights import load_clip
 
 CONFIG, WEIGHTS, USE = "open_clip_config.json", "open_clip_model.safetensors", "classifier.json"
@@ -73,8 +73,10 @@ def _context(learner: PromptLearner) -> Tensor:
         raise VlpromptError(f"{who} prompts the image tower, and OpenCLIP's has no place for learnt tokens: {other}")
     if not learner.trainable_parameters():
         raise VlpromptError(f"{who} learns nothing: the original weights with its templates are the same classifier")
-    with torch.no_grad(), recorded_prompts(learner) as calls:
+    recorder = TextRecorder()
+    with torch.no_grad(), added(learner, recorder):
         features = learner.text_features()
+    calls = recorder.calls
     if len(calls) != 1 or len(calls[0].prefix) != 1:
         raise VlpromptError(f"{who} has a classifier that is a mean over prompts: use to=matrix, or {other}")
     prompts = calls[0]
@@ -86,7 +88,7 @@ def _context(learner: PromptLearner) -> Tensor:
         raise VlpromptError(f"{who} has its context not only in front of the class name: {other}, or to=matrix")
     text = torch.nn.functional.normalize(learner.clip.encode_prompts(prompts)[0], dim=-1)
     if not torch.allclose(text, features, atol=TOLERANCE):
-        raise VlpromptError(f"{who} changes text features behind the tower: {other}, or to=matrix")
+        raise VlpromptError(f"{who} changes text features in the tower or behind it: {other}, or to=matrix")
     return prompts.prefix[0, 1:]
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from vlprompt.clip import ClassTokens, FrozenCLIP
+from vlprompt.edits import Edit
 from vlprompt.errors import VlpromptError
 from vlprompt.text import Prompts
 from vlprompt.vision import Place
@@ -98,7 +99,12 @@ class TextPrompt(nn.Module):
         return clip.class_tokens(class_names, self.words, self.n_ctx)
 
     def encode(
-        self, clip: FrozenCLIP, tokens: ClassTokens, ctx: Tensor | None = None, chunk: int | None = None
+        self,
+        clip: FrozenCLIP,
+        tokens: ClassTokens,
+        ctx: Tensor | None = None,
+        chunk: int | None = None,
+        edits: Sequence[Edit] = (),
     ) -> Tensor:
         """Encode the class prompts.
 
@@ -108,11 +114,12 @@ class TextPrompt(nn.Module):
             ctx: in the place of ``self.ctx``: (n, d_t), (C, n, d_t) if class-specific, or (G, n, d_t) for G prompts
                 side by side.
             chunk: classes at a time.
+            edits: what the learner does inside the text tower, ``learner.edits``.
 
         Returns:
             Features (G, C, D), fp32, not normalised; G is 1 unless ``ctx`` holds several prompts.
         """
-        return clip.encode_prompts(self.assemble(clip, tokens, self.ctx if ctx is None else ctx), chunk)
+        return clip.encode_prompts(self.assemble(clip, tokens, self.ctx if ctx is None else ctx), chunk, edits)
 
     def assemble(self, clip: FrozenCLIP, tokens: ClassTokens, ctx: Tensor) -> Prompts:
         """Cut the prompts into what is the same for all classes and what follows for each; ``ctx`` as in ``encode``."""
@@ -122,7 +129,7 @@ class TextPrompt(nn.Module):
         head, tail = ctx[..., : self.before, :], ctx[..., self.before :, :]
         if self.class_specific:
             suffix = torch.cat([head, _insert(body, tail, tokens.name_lengths)], dim=1)
-            return Prompts(start.unsqueeze(0), suffix, tokens.lengths + self.n_ctx)
+            return Prompts(start.unsqueeze(0), suffix, tokens.lengths + self.n_ctx, context=ctx)
         head = head if head.dim() == 3 else head.unsqueeze(0)  # (G, h, d_t)
         words = body[0, : tokens.n_words]
         prefix = torch.cat([start.expand(len(head), -1, -1), head, words.expand(len(head), -1, -1)], dim=1)
@@ -131,7 +138,7 @@ class TextPrompt(nn.Module):
         suffix = _insert(body[:, tokens.n_words :], tail, tokens.name_lengths)
         lengths = tokens.lengths - tokens.n_words + tail.shape[-2]
         beginnings = tokens.beginnings[:, tokens.n_words :] if self.before == self.n_ctx else None
-        return Prompts(prefix, suffix, lengths, beginnings, deep, len(start))
+        return Prompts(prefix, suffix, lengths, beginnings, deep, len(start), ctx)
 
 
 def _insert(body: Tensor, tail: Tensor, at: Tensor) -> Tensor:
@@ -170,9 +177,9 @@ class VisualPrompt(nn.Module):
         self.tokens = nn.ParameterList(random_tokens(n, clip.visual.width) for _ in range(depth))
         self.place = place
 
-    def encode(self, clip: FrozenCLIP, images: Tensor) -> Tensor:
-        """Image features (B, D), not normalised, of images (B, 3, H, W) with the tokens in place."""
-        return clip.prompted_image_features(images, dict(enumerate(self.tokens)), self.place)
+    def encode(self, clip: FrozenCLIP, images: Tensor, edits: Sequence[Edit] = ()) -> Tensor:
+        """Image features (B, D), not normalised, of images (B, 3, H, W) with the tokens and the edits in place."""
+        return clip.prompted_image_features(images, dict(enumerate(self.tokens)), self.place, edits)
 
 
 class Coupling(nn.Module):

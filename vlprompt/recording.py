@@ -1,52 +1,82 @@
-"""What happens inside a learner, seen from outside and the same for every method."""
+"""What happens inside a learner, seen from outside and alike for every method: recorders are edits that only look."""
 
 from __future__ import annotations
 
 import contextlib
-import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
+import torch
 from torch import Tensor
 
+from vlprompt.edits import Edit, Rows
 from vlprompt.learner import PromptLearner
 from vlprompt.text import Prompts
-from vlprompt.towers import TextTower, VisionTower
 
 
 @contextlib.contextmanager
-def recorded_prompts(learner: PromptLearner) -> Iterator[list[Prompts]]:
-    """Yield the prompts that the learner hands to the text tower inside the block.
+def added(learner: PromptLearner, *edits: Edit) -> Iterator[None]:
+    """Put edits such as recorders behind the learner's own inside the block; they see what it hands to the towers.
 
-    Frozen text, which learners take from their teacher, is not among them.
+    Frozen text, which learners take from their teacher, is not among that.
     """
-    calls: list[Prompts] = []
-    clip, recording = learner.clip, copy.copy(learner.clip)
-
-    def encode(prompts: Prompts, chunk: int | None = None) -> Tensor:
-        calls.append(prompts)
-        return clip.encode_prompts(prompts, chunk)
-
-    recording.encode_prompts = encode
-    learner.clip = recording
-    try:
-        yield calls
-    finally:
-        learner.clip = clip
-
-
-@contextlib.contextmanager
-def watched(tower: TextTower | VisionTower, watch: Callable[..., None]) -> Iterator[None]:
-    """Call ``watch`` behind each block of a tower inside the block; see the towers' ``watch``."""
-    tower.watch = watch
+    own = learner.edits
+    learner.edits = [*own, *edits]
     try:
         yield
     finally:
-        tower.watch = None
+        learner.edits = own
 
 
-@contextlib.contextmanager
-def recorded_states(tower: TextTower | VisionTower) -> Iterator[dict[int, list[Tensor]]]:
-    """Yield the states behind each of the tower's blocks, one entry a forward pass inside the block."""
-    states: dict[int, list[Tensor]] = {}
-    with watched(tower, lambda layer, x, *_: states.setdefault(layer, []).append(x)):
-        yield states
+class TextRecorder(Edit):
+    """Keeps the prompts that enter the text tower, and what the blocks make of the token that it reads.
+
+    Attributes:
+        calls: the prompts, one entry a call.
+    """
+
+    tower = "text"
+
+    def __init__(self) -> None:
+        self.calls: list[Prompts] = []
+        self._seen: list[dict[int, list[tuple[Rows, Tensor]]]] = []
+
+    def prompted(self, prompts: Prompts) -> Prompts:
+        """Begin the record of a call."""
+        self.calls.append(prompts)
+        self._seen.append({})
+        return prompts
+
+    def pooled(self, layer: int, x: Tensor, rows: Rows) -> None:
+        """Keep states (G, C, d_t) of a chunk of classes."""
+        self._seen[-1].setdefault(layer, []).append((rows, x))
+
+    @property
+    def states(self) -> dict[int, list[Tensor]]:
+        """The pooled token's states behind each block, a tensor (G, C, d_t) a call."""
+        out: dict[int, list[Tensor]] = {}
+        for call in self._seen:
+            for layer, parts in call.items():
+                chunks: dict[int | None, list[Tensor]] = {}
+                for rows, x in parts:
+                    chunks.setdefault(rows.classes.start, []).append(x)
+                out.setdefault(layer, []).append(torch.cat([torch.cat(groups) for groups in chunks.values()], dim=1))
+        return out
+
+
+class ImageRecorder(Edit):
+    """Keeps the states of all tokens behind each block of the image tower.
+
+    Attributes:
+        states: behind each block, a tensor (B, T, d_v) a call.
+    """
+
+    tower = "vision"
+    needs_all_tokens = True
+
+    def __init__(self) -> None:
+        self.states: dict[int, list[Tensor]] = {}
+
+    def finished(self, layer: int, x: Tensor, out: Tensor) -> Tensor:
+        """Keep what the block puts out."""
+        self.states.setdefault(layer, []).append(out)
+        return out

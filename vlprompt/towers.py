@@ -8,7 +8,7 @@ OpenCLIP has two layouts (``CLIP`` with the text parts flattened onto the model,
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +23,7 @@ from open_clip.transformer import (
 )
 from torch import Tensor, nn
 
+from vlprompt.edits import Edit
 from vlprompt.errors import VlpromptError
 
 
@@ -30,11 +31,12 @@ class Block:
     """A pre-norm residual attention block, opened up so that queries, keys and values can be chosen freely.
 
     The residual stream stays in fp32; the linear layers run in the dtype of their (frozen) weights; attention itself
-    runs in fp32, since the backward pass of short bf16 attention is slow on CPUs (see docs/design.md).
+    runs in fp32, since the backward pass of short bf16 attention is slow on CPUs (see docs/design.md). ``edits`` are
+    those of this tower.
     """
 
-    def __init__(self, module: ResidualAttentionBlock | CustomResidualAttentionBlock):
-        self.module = module
+    def __init__(self, module: ResidualAttentionBlock | CustomResidualAttentionBlock, layer: int):
+        self.module, self.layer = module, layer
         self.attn = module.attn
         self.heads: int = module.attn.num_heads
         self.custom = isinstance(module.attn, Attention)
@@ -47,37 +49,63 @@ class Block:
         linear += [p for layer in (attn.out_proj, mlp.c_fc, mlp.c_proj) for p in (layer.weight, layer.bias)]
         return [p for p in linear if p is not None]
 
-    def project(self, x: Tensor, parts: str = "qkv") -> list[Tensor]:
+    def normed(self, x: Tensor) -> Tensor:
+        """What attention receives of states x (…, d)."""
+        return self.module.ln_1(x)
+
+    def project(self, x: Tensor, parts: str = "qkv", edits: Sequence[Edit] = ()) -> list[Tensor]:
         """Return the asked queries, keys and values of ln_1(x): each (…, H, d_h) in fp32 for x (…, d)."""
         weight, bias = self.attn.in_proj_weight, self.attn.in_proj_bias
         width = weight.shape[1]
         first, last = "qkv".index(parts[0]) * width, ("qkv".index(parts[-1]) + 1) * width
-        x = self.module.ln_1(x).to(weight.dtype)
-        x = F.linear(x, weight[first:last], None if bias is None else bias[first:last]).float()
-        out = list(x.unflatten(-1, (len(parts), self.heads, -1)).unbind(-3))  # each (…, H, d_h)
-        if self.custom:  # the query and key norms of OpenCLIP's custom attention
-            norms = {"q": self.attn.ln_q, "k": self.attn.ln_k}
-            out = [norms[part](t) if part in norms else t for part, t in zip(parts, out, strict=True)]
-        return out
+        x = self.normed(x)
+        for edit in edits:
+            x = edit.normed(self.layer, "attention", x)
+        out = F.linear(x.to(weight.dtype), weight[first:last], None if bias is None else bias[first:last]).float()
+        if edits:
+            named = dict(zip(parts, out.unflatten(-1, (len(parts), width)).unbind(-2), strict=True))  # each (…, d)
+            for edit in edits:
+                named = edit.project(self.layer, x, named)
+            return [self.in_heads(part, named[part]) for part in parts]
+        cut = out.unflatten(-1, (len(parts), self.heads, -1)).unbind(-3)  # at once, which counts in small towers
+        return [self._head_norm(part, t) for part, t in zip(parts, cut, strict=True)]
 
-    def finish(self, x: Tensor, attended: Tensor) -> Tensor:
+    def in_heads(self, part: str, x: Tensor) -> Tensor:
+        """Cut q, k or v (…, d) into heads (…, H, d_h), with the norms of OpenCLIP's custom attention."""
+        return self._head_norm(part, x.unflatten(-1, (self.heads, -1)))
+
+    def _head_norm(self, part: str, x: Tensor) -> Tensor:
+        return getattr(self.attn, f"ln_{part}")(x) if self.custom and part != "v" else x
+
+    def finish(self, x: Tensor, attended: Tensor, edits: Sequence[Edit] = ()) -> Tensor:
         """Add the attention output (…, H, d_h) to the residual stream x (…, d), then the MLP."""
-        module, attn = self.module, self.attn
+        module, attn, entered = self.module, self.attn, x
         if self.custom and attn.head_scale is not None:
             attended = attended * attn.head_scale.view(-1, 1)
         attended = attended.flatten(-2)  # (…, d)
         if self.custom:
             attended = attn.ln_inner(attended)
-        out = attn.out_proj(attended.to(attn.out_proj.weight.dtype))
+        dtype = attn.out_proj.weight.dtype
+        out = attn.out_proj(attended.to(dtype))
+        for edit in edits:
+            out = edit.project(self.layer, attended, {"o": out.float()})["o"]
         if self.custom:
-            out = module.ln_attn(out)
+            out = module.ln_attn(out.to(dtype))
+        for edit in edits:
+            out = edit.attended(self.layer, entered, out.float())
         x = x + module.ls_1(out)
-        hidden = module.mlp.c_fc(module.ln_2(x).to(module.mlp.c_fc.weight.dtype))
+        hidden = module.ln_2(x)
+        for edit in edits:
+            hidden = edit.normed(self.layer, "mlp", hidden)
+        hidden = module.mlp.c_fc(hidden.to(module.mlp.c_fc.weight.dtype))
         # x·σ(1.702x) = silu(1.702x)/1.702, of which autograd keeps one tensor and not three
         hidden = F.silu(hidden * 1.702) / 1.702 if self.fuse_quick_gelu else module.mlp.gelu(hidden)
         if self.custom:
             hidden = module.mlp.ln(hidden)
-        return x + module.ls_2(module.mlp.c_proj(hidden))
+        x = x + module.ls_2(module.mlp.c_proj(hidden))
+        for edit in edits:
+            x = edit.finished(self.layer, entered, x)
+        return x
 
 
 def unwrapped(module: nn.Module) -> nn.Module:
@@ -106,7 +134,12 @@ def plain_model(model: nn.Module) -> nn.Module:
 
 def _blocks(transformer: nn.Module) -> list[Block]:
     """Open the residual blocks of one of OpenCLIP's own transformers."""
-    return [Block(module) for module in transformer.resblocks]
+    return [Block(module, layer) for layer, module in enumerate(transformer.resblocks)]
+
+
+def _causal(mask: Tensor, length: int) -> Tensor:
+    """A causal additive mask (length, length) of the type and place of another."""
+    return torch.full_like(mask[:1, :1], float("-inf")).expand(length, length).triu(1)
 
 
 class TextTower:
@@ -117,10 +150,7 @@ class TextTower:
         shares_prefix: whether what stands before a class name can be computed once for all classes; true for causal
             towers that read the feature at the end-of-text token.
         width, layers, context_length: read from the model.
-        watch: called behind each block with its index and the pooled token's states (G, C, d_t); None watches nothing.
     """
-
-    watch: Callable[[int, Tensor], None] | None = None
 
     def __init__(self, model: nn.Module):
         self.model = model
@@ -181,15 +211,19 @@ class TextTower:
         return (x.to(projection.dtype) @ projection).float()
 
     def full_mask(self, valid: Tensor) -> Tensor | None:
-        """Additive attention mask of the full-length computation for content flags ``valid`` (C, L)."""
-        mask = self.module.attn_mask
+        """Additive attention mask (T, T) or (C·H, T, T) of whole sequences, for content flags ``valid`` (C, T).
+
+        T is the context length, or what edits make of it.
+        """
+        mask, length = self.module.attn_mask, valid.shape[1] + (self.cls_emb is not None)
+        if mask is not None:  # a sequence may have been lengthened inside the tower
+            mask = mask[:length, :length] if length <= len(mask) else _causal(mask, length)
         if self.cls_emb is None and not getattr(self.module, "use_pad_mask", False):
             return mask
         pad = self.module.pad_id
         ids = torch.where(valid, pad + 1, pad)  # OpenCLIP derives the mask from ids; only "is it padding" counts
-        length = valid.shape[1] + (self.cls_emb is not None)
         padding = self.module._build_additive_mask(ids, length, torch.float32)
-        return padding if mask is None else mask[:length, :length].unsqueeze(0) + padding
+        return padding if mask is None else mask.unsqueeze(0) + padding
 
     def pool_full(self, x: Tensor, end: Tensor) -> Tensor:
         """Pick the pooled state of full-length states x (C, L, d_t), given end-of-text indices (C,)."""
@@ -207,11 +241,7 @@ class VisionTower:
         promptable: whether visual prompt tokens can be added (OpenCLIP's own ViT).
         kind: "ViT", "ResNet" or the timm model's name, for messages.
         cls_only: whether the last block is needed for the CLS query alone.
-        watch: called behind each block with its index, the states (B, T, d_v), and the block's queries and keys
-            (B, T, H, d_h); None watches nothing.
     """
-
-    watch: Callable[[int, Tensor, Tensor, Tensor], None] | None = None
 
     def __init__(self, model: nn.Module):
         self.module: nn.Module = unwrapped(model.visual)
@@ -254,6 +284,20 @@ class VisionTower:
     def ln_pre(self, x: Tensor) -> Tensor:
         """The norm between embedding and blocks (identity where the model has none)."""
         return self.module.ln_pre(x)
+
+    @property
+    def positions(self) -> Tensor:
+        """Positional embedding (1+N, d_v) of CLS and patches in fp32 (ViT only)."""
+        return self.module.positional_embedding.float()
+
+    def final_norm(self, x: Tensor) -> Tensor:
+        """The norm in front of the projection (ViT only), for states that an edit reads itself: (…, d_v)."""
+        return self.module.ln_post(x)
+
+    @property
+    def projection(self) -> Tensor | None:
+        """The projection (d_v, D) of pooled states in fp32 (ViT only); None where the model has none."""
+        return None if self.module.proj is None else self.module.proj.float()
 
     def project(self, x: Tensor) -> Tensor:
         """Pool and project states (B, 1+N, d_v), or (B, 1, d_v) where ``cls_only``, to (B, D) in fp32."""

@@ -12,9 +12,11 @@ from torch import Tensor
 from vlprompt.analysis.figures import FONT, GREY, displayable, new_figure, paper_figure
 from vlprompt.checks import checked, index_of
 from vlprompt.clip import FrozenCLIP
+from vlprompt.edits import Edit
 from vlprompt.errors import VlpromptError
 from vlprompt.learner import PromptLearner
-from vlprompt.recording import watched
+from vlprompt.recording import added
+from vlprompt.towers import VisionTower
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -63,21 +65,37 @@ def attention_maps(model: PromptLearner | FrozenCLIP, images: Tensor) -> Attenti
     patch_height, patch_width = tower.patch_size
     grid = clip.image_size // patch_height, clip.image_size // patch_width  # (h, w)
     own = 1 + grid[0] * grid[1]  # CLS and patches stand in front of the learnt tokens
-    blocks: list[Tensor] = []
-
-    def keep(_: int, states: Tensor, q: Tensor, k: Tensor) -> None:
-        asking = torch.cat([q[:, :1], q[:, own:]], dim=1)  # (B, 1+n, H, d_h)
-        blocks.append(attention_weights(asking, k).cpu())
-
-    with watched(tower, keep):
-        (model.image_features if learnt else model.encode_image)(images.to(clip.device))
-    if len({block.shape for block in blocks}) > 1:
+    recorder = _WeightRecorder(tower, own)
+    if learnt:
+        with added(model, recorder):
+            model.image_features(images.to(clip.device))
+    else:
+        clip.prompted_image_features(images, {}, edits=[recorder])
+    if len({block.shape for block in recorder.weights}) > 1:
         raise VlpromptError(f"{model.method} has blocks with different numbers of learnt tokens, which share no map")
-    weights = torch.stack(blocks, dim=1)  # (B, L, H, 1+n, T)
+    weights = torch.stack(recorder.weights, dim=1)  # (B, L, H, 1+n, T)
     on_cls, on_patches, on_prompts = weights.split([1, own - 1, weights.shape[-1] - own], dim=-1)
     maps = on_patches.unflatten(-1, grid)  # (B, L, H, 1+n, h, w)
     shares = torch.stack([part.sum(dim=-1) for part in (on_cls, on_patches, on_prompts)], dim=-1)
     return AttentionMaps(maps[:, :, :, 0], maps[:, :, :, 1:], shares, displayable(clip, images))
+
+
+class _WeightRecorder(Edit):
+    """Keeps the attention weights of CLS and of all tokens behind the ``own`` ones, block by block."""
+
+    tower = "vision"
+    needs_all_tokens = True
+
+    def __init__(self, view: VisionTower, own: int):
+        self.view, self.own = view, own
+        self.weights: list[Tensor] = []  # (B, H, 1+n, T) a block
+
+    def project(self, layer: int, x: Tensor, parts: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Weigh the keys for the queries that are asked for."""
+        if "q" in parts:
+            q, k = (self.view.blocks[layer].in_heads(part, parts[part]) for part in "qk")  # (B, T, H, d_h)
+            self.weights.append(attention_weights(torch.cat([q[:, :1], q[:, self.own :]], dim=1), k).cpu())
+        return parts
 
 
 def attention_weights(q: Tensor, k: Tensor) -> Tensor:

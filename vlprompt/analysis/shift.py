@@ -15,7 +15,7 @@ from vlprompt.checks import check_images, checked
 from vlprompt.clip import natural_name
 from vlprompt.data.splits import DEFAULT_TEMPLATE
 from vlprompt.learner import PromptLearner
-from vlprompt.recording import recorded_prompts, recorded_states
+from vlprompt.recording import ImageRecorder, TextRecorder, added
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -70,21 +70,17 @@ def feature_shift(learner: PromptLearner, images: Tensor, template: str = DEFAUL
     clip, images = learner.clip, check_images(images, learner.clip.image_size).to(learner.clip.device)
     image, image_feature = _image_shift(learner, images)
     frozen_text = [template.replace("{}", natural_name(name)) for name in learner.class_names]
-    with recorded_prompts(learner) as calls:
+    prompted, frozen = TextRecorder(), TextRecorder()
+    with added(learner, prompted):
         if learner.facts.classifier == "per_image":
             features = torch.cat([learner.outputs(v).text_features for v in learner.image_features(images).split(1)])
         else:
             features = learner.text_features().unsqueeze(0)  # (1, C, D)
-    if not calls:
+    if not prompted.calls:
         nothing = torch.zeros(clip.text.layers, len(frozen_text))
         return FeatureShift(nothing, image, torch.zeros(len(frozen_text)), image_feature)
-    without = F.normalize(clip.encode_text(frozen_text), dim=-1)
-    with recorded_states(clip.text) as prompted:
-        for call in calls:
-            clip.encode_prompts(call)
-    with recorded_states(clip.text) as frozen:
-        clip.encode_text(frozen_text, chunk=len(frozen_text))
-    text = _by_block(prompted, frozen, lambda states: states)
+    without = F.normalize(clip.encode_text(frozen_text, edits=[frozen]), dim=-1)
+    text = _by_block(prompted.states, frozen.states, lambda states: states)
     return FeatureShift(text, image, _relative(features, without).flatten().cpu(), image_feature)
 
 
@@ -94,12 +90,12 @@ def _image_shift(learner: PromptLearner, images: Tensor) -> tuple[Tensor, Tensor
     if learner.facts.cacheable_images:
         return torch.zeros(tower.layers, len(images)), torch.zeros(len(images))
     own = tower.embed(images[:1]).shape[1]
-    with recorded_states(tower) as prompted:
+    prompted, frozen = ImageRecorder(), ImageRecorder()
+    with added(learner, prompted):
         feature = learner.image_features(images)
-    with recorded_states(tower) as frozen:
-        without = F.normalize(learner.clip.encode_image(images), dim=-1)
+    without = F.normalize(learner.clip.prompted_image_features(images, {}, edits=[frozen]), dim=-1)
     read = (lambda x: x[:, 0]) if tower.cls_only else (lambda x: x[:, :own].mean(dim=1))
-    return _by_block(prompted, frozen, read), _relative(feature, without).cpu()
+    return _by_block(prompted.states, frozen.states, read), _relative(feature, without).cpu()
 
 
 def _by_block(prompted: States, frozen: States, read: Callable[[Tensor], Tensor]) -> Tensor:

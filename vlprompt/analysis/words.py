@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -13,16 +12,15 @@ from torch import Tensor
 
 from vlprompt.analysis.figures import FONT, GREY, new_figure, paper_figure
 from vlprompt.checks import checked
-from vlprompt.clip import ClassTokens, FrozenCLIP
+from vlprompt.clip import FrozenCLIP
 from vlprompt.errors import VlpromptError
 from vlprompt.learner import PromptLearner
 from vlprompt.prompts import TextPrompt
+from vlprompt.recording import TextRecorder, added
 from vlprompt.shown import figure_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-    from vlprompt.text import Prompts
 
 SPACING_SAMPLE = 512  # words whose own nearest words are looked up
 CAVEAT = "a vector that is farther from every word than words are from each other stands for none of them"
@@ -85,35 +83,15 @@ def nearest_words(learner: PromptLearner, top: int = 5, vocabulary: Sequence[str
 
 def _contexts(learner: PromptLearner) -> list[Tensor]:
     """The contexts that enter the text tower, each (n, d_t) or (S, n, d_t)."""
-    with _recorded_contexts(learner) as contexts:
-        if learner.facts.classifier == "per_image":
-            return [module.ctx for module in learner.modules() if isinstance(module, TextPrompt)]
+    if learner.facts.classifier == "per_image":
+        return [module.ctx for module in learner.modules() if isinstance(module, TextPrompt)]
+    recorder = TextRecorder()
+    with added(learner, recorder):
         learner.text_features()
+    contexts = [prompts.context for prompts in recorder.calls if prompts.context is not None]
     if not contexts:
         raise VlpromptError(f"{learner.method} with these settings learns no words of a text prompt: use it on coop")
     return contexts
-
-
-@contextlib.contextmanager
-def _recorded_contexts(learner: PromptLearner) -> Iterator[list[Tensor]]:
-    """Yield the context that each of the learner's text prompts is assembled with inside the block."""
-    prompts = [module for module in learner.modules() if isinstance(module, TextPrompt)]
-    contexts: list[Tensor] = []
-
-    def recording(assemble: Callable[..., Prompts]) -> Callable[..., Prompts]:
-        def recorded(clip: FrozenCLIP, tokens: ClassTokens, ctx: Tensor) -> Prompts:
-            contexts.append(ctx)
-            return assemble(clip, tokens, ctx)
-
-        return recorded
-
-    for prompt in prompts:
-        prompt.assemble = recording(prompt.assemble)
-    try:
-        yield contexts
-    finally:
-        for prompt in prompts:
-            del prompt.assemble
 
 
 def _candidates(clip: FrozenCLIP, vocabulary: Sequence[str] | None) -> tuple[Tensor, Tensor]:

@@ -50,4 +50,4 @@ class CoCoOp(CoOp):
         if v is None:
             raise VlpromptError("cocoop's class features depend on each image, so there are none without one")
         ctx = self.prompt.ctx + self.meta_net(v).unsqueeze(1)  # (B, n, d_t)
-        return self.prompt.encode(self.clip, self.tokens, ctx, self.config.text_chunk)
+        return self.prompt.encode(self.clip, self.tokens, ctx, self.config.text_chunk, edits=self.edits)

@@ -57,7 +57,7 @@ class CoOp(PromptLearner):
 
     def encode_text(self, v: Tensor | None = None) -> Tensor:
         """Class features (C, D)."""
-        return self.prompt.encode(self.clip, self.tokens, chunk=self.config.text_chunk)[0]
+        return self.prompt.encode(self.clip, self.tokens, chunk=self.config.text_chunk, edits=self.edits)[0]
 
     @classmethod
     def facts_of(cls, config: Config) -> Facts:

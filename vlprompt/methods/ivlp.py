@@ -67,10 +67,10 @@ class IVLP(PromptLearner):
 
     def encode_text(self, v: Tensor | None = None) -> Tensor:
         """Class features (C, D)."""
-        return self.prompt.encode(self.clip, self.tokens, chunk=self.config.text_chunk)[0]
+        return self.prompt.encode(self.clip, self.tokens, chunk=self.config.text_chunk, edits=self.edits)[0]
 
     def encode_images(self, batch: Batch) -> Tensor:
         """Features (B, D) of images seen with the learnt tokens."""
         if not self.config.vision_depth:
             return super().encode_images(batch)
-        return self.visual_prompt.encode(self.clip, batch["image"])
+        return self.visual_prompt.encode(self.clip, batch["image"], self.edits)

@@ -56,9 +56,9 @@ class MaPLe(PromptLearner):
 
     def encode_text(self, v: Tensor | None = None) -> Tensor:
         """Class features (C, D)."""
-        return self.prompt.encode(self.clip, self.tokens, chunk=self.config.text_chunk)[0]
+        return self.prompt.encode(self.clip, self.tokens, chunk=self.config.text_chunk, edits=self.edits)[0]
 
     def encode_images(self, batch: Batch) -> Tensor:
         """Features (B, D) of images seen with the coupled tokens."""
         visual = self.coupling([self.prompt.ctx, *self.prompt.deep])
-        return self.clip.prompted_image_features(batch["image"], visual)
+        return self.clip.prompted_image_features(batch["image"], visual, edits=self.edits)

@@ -112,11 +112,11 @@ class MVLPT(PromptLearner):
         ctx, _ = self.generated()
         if ctx is None:
             return self.frozen_text("a photo of a {}.")
-        return self.prompt.encode(self.clip, self.tokens, ctx, self.config.text_chunk)[0]
+        return self.prompt.encode(self.clip, self.tokens, ctx, self.config.text_chunk, edits=self.edits)[0]
 
     def encode_images(self, batch: Batch) -> Tensor:
         """Features (B, D) of images seen with the learnt tokens."""
         _, visual = self.generated()
         if visual is None:
             return super().encode_images(batch)
-        return self.clip.prompted_image_features(batch["image"], dict(enumerate(visual)), "post_ln")
+        return self.clip.prompted_image_features(batch["image"], dict(enumerate(visual)), "post_ln", self.edits)

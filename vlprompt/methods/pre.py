@@ -98,7 +98,9 @@ class PRE(CoOp):
 
     def encode_text(self, v: Tensor | None = None) -> Tensor:
         """Class features (C, D)."""
-        return self.prompt.encode(self.clip, self.tokens, self.encoded_ctx(), self.config.text_chunk)[0]
+        return self.prompt.encode(self.clip, self.tokens, self.encoded_ctx(), self.config.text_chunk, edits=self.edits)[
+            0
+        ]
 
     @torch.no_grad()
     def bake(self) -> CoOp:

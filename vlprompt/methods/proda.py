@@ -119,13 +119,13 @@ class ProDA(PromptLearner):
                 ctx = ctx[chosen[(chosen >= start) & (chosen < start + count)] - start]
             start += count
             if len(ctx):
-                out.append(prompt.encode(self.clip, self.tokens, ctx, self.config.text_chunk))
+                out.append(prompt.encode(self.clip, self.tokens, ctx, self.config.text_chunk, edits=self.edits))
         return F.normalize(torch.cat(out), dim=-1)
 
     def class_free_features(self) -> Tensor:
         """Normalised features (K, D) of the contexts with no class name."""
         ctx = torch.cat([prompt.ctx for prompt in self.prompts])
-        return F.normalize(self.prompts[-1].encode(self.clip, self.no_class, ctx)[:, 0], dim=-1)
+        return F.normalize(self.prompts[-1].encode(self.clip, self.no_class, ctx, edits=self.edits)[:, 0], dim=-1)
 
     def loss(self, batch: Batch) -> Mapping[str, Tensor]:
         """Losses of a batch over the next mini-batch of prompts."""

@@ -82,7 +82,9 @@ class TPT(CoOp):
         return ctx.detach()
 
     def _features(self, ctx: Tensor) -> Tensor:
-        return F.normalize(self.prompt.encode(self.clip, self.tokens, ctx, self.config.text_chunk)[0], dim=-1)
+        return F.normalize(
+            self.prompt.encode(self.clip, self.tokens, ctx, self.config.text_chunk, edits=self.edits)[0], dim=-1
+        )
 
     @torch.no_grad()
     def predict(self, batch: Batch) -> Tensor:

@@ -51,4 +51,4 @@ class VPT(PromptLearner):
 
     def encode_images(self, batch: Batch) -> Tensor:
         """Features (B, D) of images seen with the learnt tokens."""
-        return self.prompt.encode(self.clip, batch["image"])
+        return self.prompt.encode(self.clip, batch["image"], self.edits)
