@@ -66,6 +66,7 @@ class Reporter:
 
             def update(done: int, total: int, note: str = "") -> None:
                 nonlocal printed
+                printed = min(printed, done * lines // total)  # another stage begins anew
                 if done * lines // total > printed:
                     printed = done * lines // total
                     self.say(f"{title} {done}/{total}  {note}".rstrip())
