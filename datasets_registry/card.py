@@ -9,6 +9,7 @@ from pathlib import Path
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
+from vlprompt.checks import is_template
 from vlprompt.errors import VlpromptError, nearest
 from vlprompt.files import is_relative_inside
 from vlprompt.settings_text import read_settings
@@ -133,7 +134,7 @@ def read_card(path: str | Path) -> Card:
     if card.split not in SPLITS:
         raise VlpromptError(f"the dataset card {path} has the split '{card.split}', not one of {', '.join(SPLITS)}")
     for template in card.templates:
-        if template.count("{}") != 1:
+        if not is_template(template):
             raise VlpromptError(f"the dataset card {path} has a template without exactly one {{}}: '{template}'")
     for place in _places(card):
         if place and not is_relative_inside(place):

@@ -14,7 +14,7 @@ from itertools import groupby
 from pathlib import Path
 
 from datasets_registry.card import Card
-from datasets_registry.readers.base import natural_name
+from datasets_registry.readers.base import spaced_name
 from vlprompt.data.splits import PARTS, Item
 
 FOLDER = Path(__file__).with_name("splits")
@@ -59,7 +59,7 @@ def packaged_content(name: str) -> Content:
 def packaged_split(name: str) -> tuple[tuple[str, ...], dict[str, list[Item]]]:
     """Return the class names in label order and the items of each part, as ``read_split_file`` does of the original."""
     content = packaged_content(name)
-    parts = {part: [Item(path, label, natural_name(own)) for path, label, own in content[part]] for part in PARTS}
+    parts = {part: [Item(path, label, spaced_name(own)) for path, label, own in content[part]] for part in PARTS}
     names = {item.label: item.class_name for items in parts.values() for item in items}
     return tuple(names[label] for label in range(len(names))), parts
 

@@ -51,7 +51,7 @@ def test_text_methods_work_on_image_towers_that_take_no_prompts(name: str, share
     config["vision_cfg"] |= {"image_size": 64} if "layers" in config["vision_cfg"] else {}
     model = (open_clip.CustomTextCLIP if config.pop("custom_text", False) else open_clip.CLIP)(**config)
     clip = FrozenCLIP(model, tokenizer, device="cpu")
-    assert (clip.capabilities.shared_prefix, clip.capabilities.visual_prompts) == (shares_prefix, False)
+    assert (clip.text.shares_prefix, clip.visual.promptable) == (shares_prefix, False)
     texts = [f"a photo of a {n}." for n in ("cat", "spotted dog")]
     images = torch.randn(2, 3, clip.image_size, clip.image_size)
     with torch.no_grad():

@@ -70,7 +70,7 @@ def test_encode_text_equals_open_clip(layout: str) -> None:
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_only_causal_towers_share_the_prefix(layout: str) -> None:
     causal = layout in ("CLIP", "CustomTextCLIP", "GELU", "eos-pooled", "custom-blocks")
-    assert clip_of(layout).capabilities.shared_prefix == causal
+    assert clip_of(layout).text.shares_prefix == causal
 
 
 def published_way(tower: TextTower, prefix: Tensor, suffix: Tensor, lengths: Tensor, deep: dict[int, Tensor]) -> Tensor:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -26,6 +25,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from vlprompt.clip import FrozenCLIP
 from vlprompt.data.splits import DEFAULT_TEMPLATE
 from vlprompt.edits import FullLength
+from vlprompt.environment import process_peak
 from vlprompt.errors import VlpromptError
 from vlprompt.learner import PromptLearner, create_learner
 from vlprompt.weights import TINY, load_clip
@@ -98,7 +98,7 @@ def measure(case: Case, backbone: str, repeats: int) -> dict[str, float]:
     run = work(case, clip)
     before = reset_peak_memory()
     run()
-    memory = peak_memory() - before
+    memory = (process_peak() or 0.0) - before
     seconds, start = [], time.perf_counter()
     while len(seconds) < repeats and (len(seconds) < 1 or time.perf_counter() - start < 20):
         at = time.perf_counter()
@@ -113,16 +113,7 @@ def reset_peak_memory() -> float:
     """Let the peak start again from the present memory, where the system can (Linux), and return it in MB."""
     with contextlib.suppress(OSError):  # elsewhere the peak of loading the model hides what is smaller
         Path("/proc/self/clear_refs").write_text("5")
-    return peak_memory()
-
-
-def peak_memory() -> float:
-    """Peak resident memory of this process since the last reset, in MB."""
-    try:
-        line = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith("VmHWM"))
-        return int(line.split()[1]) / 1024
-    except (OSError, StopIteration):
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << 20 if sys.platform == "darwin" else 1 << 10)
+    return process_peak() or 0.0
 
 
 def matmul_peak(dtype: torch.dtype) -> float:

@@ -135,10 +135,15 @@ def check_seed(seed: Any) -> int:
     return int(seed)
 
 
+def is_template(text: Any) -> bool:
+    """Whether a value is a text with ``{}`` once, where the class name goes."""
+    return isinstance(text, str) and text.count("{}") == 1
+
+
 def check_templates(templates: Any) -> tuple[str, ...]:
     """Return templates as a tuple: texts with ``{}`` once, or raise one sentence."""
     found = (templates,) if isinstance(templates, str) else listed(templates, "templates")
-    wrong = [each for each in found if not isinstance(each, str) or each.count("{}") != 1]
+    wrong = [each for each in found if not is_template(each)]
     if wrong:
         raise VlpromptError(f"a template must hold {{}} once, where the class name goes, and not {told(wrong[0])}")
     if not found:

@@ -30,21 +30,6 @@ SHORTEST_TEXT = 3  # start of text, a word of one token, end of text
 
 
 @dataclass(frozen=True)
-class Capabilities:
-    """What prompts the towers take.
-
-    Attributes:
-        text_prompts: learnt vectors may stand in for words, shallow and deep.
-        shared_prefix: the part before the class name is computed once for all classes (exact, and fast).
-        visual_prompts: learnt tokens may stand beside the patches, shallow and deep.
-    """
-
-    text_prompts: bool
-    shared_prefix: bool
-    visual_prompts: bool
-
-
-@dataclass(frozen=True)
 class ClassTokens:
     """Class prompts as token ids, cut after start-of-text.
 
@@ -150,11 +135,6 @@ class FrozenCLIP:
     def embed_dim(self) -> int:
         """Joint width D."""
         return self.encode_text(["a"]).shape[-1]
-
-    @property
-    def capabilities(self) -> Capabilities:
-        """What prompts the towers take."""
-        return Capabilities(self.text.promptable, self.text.shares_prefix, self.visual.promptable)
 
     def require(self, *, text: int = 0, vision: int = 0) -> None:
         """Raise one clear sentence unless the towers take text and visual prompts in that many layers."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import platform
 import re
@@ -55,17 +56,24 @@ class Clock:
 
 def peak_memory(device: torch.device) -> dict[str, float]:
     """Return the most memory held so far in MB: of the ``process``, and of the GPU as ``cuda``."""
-    peak = {}
-    try:
-        import resource
-
-        unit = 2**20 if sys.platform == "darwin" else 2**10  # bytes there, KiB elsewhere
-        peak["process"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit, 1)
-    except ImportError:  # not on Windows
-        pass
+    process = process_peak()
+    peak = {} if process is None else {"process": round(process, 1)}
     if device.type == "cuda":
         peak["cuda"] = round(torch.cuda.max_memory_allocated(device) / 2**20, 1)
     return peak
+
+
+def process_peak() -> float | None:
+    """Most memory that this process has held in MB, since ``/proc/self/clear_refs`` on Linux; None on Windows."""
+    with contextlib.suppress(OSError, StopIteration):
+        line = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith("VmHWM"))
+        return int(line.split()[1]) / 2**10
+    try:
+        import resource
+    except ImportError:
+        return None
+    unit = 2**20 if sys.platform == "darwin" else 2**10  # bytes there, KiB elsewhere
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
 
 def versions() -> dict[str, str]:

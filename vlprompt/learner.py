@@ -288,8 +288,8 @@ class PromptLearner(nn.Module):
         return [p for p in self.parameters() if p.requires_grad]
 
     @property
-    def views(self) -> tuple[str, ...]:
-        """Views of each image that a batch must carry: ``image``, and ``image_strong`` if an objective asks for it."""
+    def image_keys(self) -> tuple[str, ...]:
+        """The images that a training batch must carry: ``image``, and ``image_strong`` if an objective asks for it."""
         strong = any("image_strong" in o.needs for o in self.objectives)
         return ("image", "image_strong") if strong else ("image",)
 

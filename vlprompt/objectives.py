@@ -7,34 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, TypedDict
+from typing import TYPE_CHECKING, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vlprompt.data.batch import Batch
 from vlprompt.errors import VlpromptError
 from vlprompt.parts import parse_part
 from vlprompt.registry import Registry
 
 if TYPE_CHECKING:
     from vlprompt.learner import PromptLearner
-
-
-class Batch(TypedDict, total=False):
-    """What a batch may carry; ``Facts.inputs`` and objectives say what of it they need."""
-
-    image: Tensor  # (B, 3, H, W)
-    image_strong: Tensor  # (B, 3, H, W), another augmentation of the same images
-    views: Tensor  # (B, V, 3, H, W)
-    mask: Tensor  # (B, 1, H, W)
-    image_features: Tensor  # (B, D) of the frozen tower
-    label: Tensor  # (B,)
-    index: Tensor  # (B,) places in the split
-    domain: Tensor  # (B,)
-    weight: Tensor  # (B,) in the loss
-    class_mask: Tensor  # (B, C), the classes that compete
-    unlabeled: Batch
 
 
 Templates = Sequence[str] | str | None

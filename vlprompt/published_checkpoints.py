@@ -64,7 +64,7 @@ def import_checkpoint(
         VlpromptError: the file is no checkpoint, lacks the method's, or is of another backbone.
     """
     path = Path(file)
-    tensors = published_names(read_tensors(path))
+    tensors = published_names(_numbers(path))
     _check_backbone(tensors, clip, path)
     fields = {f.name for f in dataclasses.fields(METHODS.get(method).Config)}
     found = {key: value for key, value in sizes(tensors).items() if key in fields}
@@ -87,7 +87,7 @@ def import_checkpoint(
     return learner.eval()
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
+def _numbers(path: Path) -> dict[str, Tensor]:
     """Read a checkpoint's state dict, fp32; nothing in it runs (see ``vlprompt.tensor_files``)."""
     tensors, _ = read_tensor_file(path)
     return {key: value.float() if value.is_floating_point() else value for key, value in tensors.items()}

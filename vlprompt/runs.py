@@ -337,7 +337,7 @@ def make_feed(
         why = "has a teacher that" if learner.facts.cacheable_images else "prompts the image tower and"
         reporter.say(f"views={config.views} has no effect: {config.method} {why} needs images, so views are fresh")
     loading = Loading(config.batch_size, views or 1, config.transform, config.seed, config.workers)
-    how = {"cacheable": not learner.learns_from_images, "names": learner.views}
+    how = {"cacheable": not learner.learns_from_images, "names": learner.image_keys}
     how |= {"reporter": reporter, "clock": clock or Clock()}
     return ImageFeed(source, learner.clip, loading, **how)
 

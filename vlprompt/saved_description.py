@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from vlprompt.checks import is_template
 from vlprompt.errors import VlpromptError, first_line
 from vlprompt.files import atomic_write
 from vlprompt.layout import CONFIG
@@ -129,7 +130,7 @@ FIELDS = {
     "class_names": (f"a list of names of at most {MAX_NAME} characters", _are_texts),
     "templates": (
         f"a list of texts of at most {MAX_NAME} characters with one {{}} each",
-        lambda value: _are_texts(value) and bool(value) and all(t.count("{}") == 1 for t in value),
+        lambda value: _are_texts(value) and bool(value) and all(map(is_template, value)),
     ),
     "extra": ("an object", lambda value: isinstance(value, dict)),
     "files": (

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vlprompt.checks import check_templates
 from vlprompt.clip import FrozenCLIP, natural_name
 from vlprompt.data.descriptions import names_file, read_descriptions
 from vlprompt.data.splits import DEFAULT_TEMPLATE
@@ -122,9 +123,7 @@ class Teacher:
 
 def _fill(class_names: Sequence[str], templates: Sequence[str]) -> list[str]:
     """Every template with every class name, template by template."""
-    for template in templates:
-        if template.count("{}") != 1:
-            raise VlpromptError(f"template '{template}' must hold {{}} once, where the class name goes")
+    templates = check_templates(templates)
     names = [natural_name(name) for name in class_names]
     # replace and not format, which would follow "{x.attribute}" in somebody else's template
     return [template.replace("{}", name) for template in templates for name in names]

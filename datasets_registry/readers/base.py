@@ -26,10 +26,10 @@ PART_NAMES = {
     **{"test": "test", "testing": "test"},
 }
 
-__all__ = ["PART_NAMES", "Reader", "folders", "generated_split", "images_below", "natural_name", "on_disk", "readers"]
+__all__ = ["PART_NAMES", "Reader", "folders", "generated_split", "images_below", "on_disk", "readers", "spaced_name"]
 
 
-def natural_name(name: str) -> str:
+def spaced_name(name: str) -> str:
     """Return a class name as prompts use it: underscores become spaces."""
     return name.replace("_", " ")
 

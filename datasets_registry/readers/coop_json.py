@@ -11,7 +11,7 @@ from typing import Any
 
 from datasets_registry.card import Card
 from datasets_registry.packaged import has_packaged, packaged_sha256, packaged_split
-from datasets_registry.readers.base import natural_name, on_disk, readers
+from datasets_registry.readers.base import on_disk, readers, spaced_name
 from vlprompt.data.splits import PARTS, DatasetSplits, Item
 from vlprompt.errors import VlpromptError
 from vlprompt.files import is_relative_inside, sha256_file
@@ -140,7 +140,7 @@ def _items(entries: Any, names: dict[int, str], where: str, fields: int, defects
         if not isinstance(entry, list) or [type(value) for value in entry] != types or entry[1] < 0:
             defects.append(f"entry {position} {where} must be {form}, not {entry!r:.80}")
             continue
-        path, label, name = entry[0], entry[1], natural_name(entry[-1])
+        path, label, name = entry[0], entry[1], spaced_name(entry[-1])
         if not is_relative_inside(path):
             defects.append(f"entry {position} {where} leads out of the image folder: '{path}'")
         elif names.setdefault(label, name) != name:

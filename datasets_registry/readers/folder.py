@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from datasets_registry.card import Card
-from datasets_registry.readers.base import PART_NAMES, generated_split, natural_name, on_disk, read_lines, readers
+from datasets_registry.readers.base import PART_NAMES, generated_split, on_disk, read_lines, readers, spaced_name
 from datasets_registry.readers.layout import LAYOUT, find_parts, nesting_defects, nesting_notes
 from vlprompt.checks import checked
 from vlprompt.data.formats import describe_left_out
@@ -101,7 +101,7 @@ def look_at_folder(
                 found.defects[:0] = nesting_defects(image_dir / word, classes)
                 found.notes += nesting_notes(image_dir / word, classes)
         keys = next(iter(found.images.values()))
-        found.names = {key: natural_name(key) for key in keys}  # where the file of names is damaged
+        found.names = {key: spaced_name(key) for key in keys}  # where the file of names is damaged
         found.names = class_names or named_classes(image_dir / "classnames.txt", list(keys))
     except VlpromptError as error:
         found.defects.append(str(error))
@@ -190,7 +190,7 @@ def load_folder(path: str | Path, *, follow_links: bool = False) -> tuple[list[s
 
 def named_classes(path: Path, keys: list[str]) -> dict[str, str]:
     """Return class folder to class name, as the file says or by the folder's own name."""
-    names = {key: natural_name(key) for key in keys}
+    names = {key: spaced_name(key) for key in keys}
     for line in read_lines(path, "the list of class names") if path.exists() else []:
         key, _, name = line.partition("\t" if "\t" in line else " ")
         if key not in names or not name.strip():

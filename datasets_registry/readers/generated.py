@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from datasets_registry.card import Card
-from datasets_registry.readers.base import folders, generated_split, images_below, natural_name, on_disk, read_lines
+from datasets_registry.readers.base import folders, generated_split, images_below, on_disk, read_lines, spaced_name
 from vlprompt.data.splits import PARTS, DatasetSplits, Item
 from vlprompt.errors import VlpromptError
 from vlprompt.files import is_relative_inside
@@ -136,7 +136,7 @@ def list_flowers(card: Card, folder: Path) -> list[ClassImages]:
     names, path = dict(card.class_names), folder / "cat_to_name.json"
     if path.is_file():
         names |= json.loads(path.read_text("utf-8"))
-    classes = [ClassImages(natural_name(names[str(k + 1)])) for k in range(card.classes)]
+    classes = [ClassImages(spaced_name(names[str(k + 1)])) for k in range(card.classes)]
     for number, label in enumerate(_mat(folder / "imagelabels.mat")["labels"], start=1):
         classes[int(label) - 1].images.append(f"image_{number:05d}.jpg")
     return classes
@@ -159,7 +159,7 @@ def place_name(key: str) -> str:
     >>> place_name("/a/apartment_building/outdoor")
     'outdoor apartment building'
     """
-    return natural_name(" ".join(reversed(key.split("/")[2:])))
+    return spaced_name(" ".join(reversed(key.split("/")[2:])))
 
 
 @listers.register("ucf101")

@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 
 from datasets_registry.card import Card
-from datasets_registry.readers.base import folders, images_below, natural_name, on_disk, read_lines, readers
+from datasets_registry.readers.base import folders, images_below, on_disk, read_lines, readers, spaced_name
 from vlprompt.data.splits import DatasetSplits, Item
 from vlprompt.errors import VlpromptError
 
@@ -25,7 +25,7 @@ def read_imagenet(card: Card, folder: Path, variant: str) -> DatasetSplits:
             continue  # enough for a target
         ids = _ids(card, images / source, names)
         parts[part] = _items(images, {f"{source}/{i}": names[i] for i in ids})
-    return on_disk(card, folder, [names[i] for i in ids], parts, source="official", class_keys=tuple(ids))
+    return on_disk(card, folder, [names[i] for i in ids], parts, source="official")
 
 
 @readers.register("imagenet_v2")
@@ -40,7 +40,7 @@ def read_imagenet_v2(card: Card, folder: Path, variant: str) -> DatasetSplits:
         raise VlpromptError(f"{len(absent)} class folders are missing in {image_dir}, the first is {absent[0]}")
     ids = sorted(names)
     parts = {"test": _items(image_dir, {str(label): names[i] for label, i in enumerate(ids)})}
-    return on_disk(card, folder, [names[i] for i in ids], parts, source="official", class_keys=tuple(ids))
+    return on_disk(card, folder, [names[i] for i in ids], parts, source="official")
 
 
 @readers.register("imagenet_subset")
@@ -49,7 +49,7 @@ def read_imagenet_subset(card: Card, folder: Path, variant: str) -> DatasetSplit
     names, image_dir = _class_names(card, folder), folder / card.images
     ids = _ids(card, image_dir, names)
     parts = {"test": _items(image_dir, {i: names[i] for i in ids})}
-    return on_disk(card, folder, [names[i] for i in ids], parts, source="official", class_keys=tuple(ids))
+    return on_disk(card, folder, [names[i] for i in ids], parts, source="official")
 
 
 @cache
@@ -74,7 +74,7 @@ def _class_names(card: Card, folder: Path) -> dict[str, str]:
         key, _, name = line.partition(" ")
         if not name or key in names:
             raise VlpromptError(f"a line of {path} must be an id of its own and a class name, not '{line:.60}'")
-        names[key] = natural_name(name)
+        names[key] = spaced_name(name)
     others = [key for key, name in names.items() if known.get(key) != name]
     if others:
         first = others[0]

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from datasets_registry.card import Card
-from datasets_registry.readers.base import natural_name, on_disk, read_lines, readers
+from datasets_registry.readers.base import on_disk, read_lines, readers, spaced_name
 from datasets_registry.readers.folder import read_folder
 from vlprompt.data.splits import PARTS, DatasetSplits, Item
 from vlprompt.errors import VlpromptError
@@ -18,7 +18,7 @@ from vlprompt.errors import VlpromptError
 @readers.register("fgvc")
 def read_fgvc(card: Card, folder: Path, variant: str) -> DatasetSplits:
     """FGVC-Aircraft by variant: a label is the line in ``variants.txt``, an item a line of ``images_variant_*.txt``."""
-    names = [natural_name(n) for n in read_lines(folder / "variants.txt", f"the list of {card.title}'s variants")]
+    names = [spaced_name(n) for n in read_lines(folder / "variants.txt", f"the list of {card.title}'s variants")]
     labels = {name: label for label, name in enumerate(names)}
     parts: dict[str, list[Item]] = {}
     for part in PARTS:
@@ -26,11 +26,11 @@ def read_fgvc(card: Card, folder: Path, variant: str) -> DatasetSplits:
         parts[part] = []
         for line in read_lines(path, f"the official {part} list of {card.title}"):
             image, _, name = line.partition(" ")
-            if natural_name(name) not in labels:
+            if spaced_name(name) not in labels:
                 raise VlpromptError(
                     f"a line of {path} must be an image and a variant of variants.txt, not '{line:.60}'"
                 )
-            parts[part].append(Item(f"{image}.jpg", labels[natural_name(name)], natural_name(name)))
+            parts[part].append(Item(f"{image}.jpg", labels[spaced_name(name)], spaced_name(name)))
     return on_disk(card, folder, names, parts, source="official")
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from PIL import Image
 
 from datasets_registry.card import Card
-from datasets_registry.readers.base import PART_NAMES, natural_name, read_lines, readers, split_items
+from datasets_registry.readers.base import PART_NAMES, read_lines, readers, spaced_name, split_items
 from vlprompt.data.formats import image_suffixes
 from vlprompt.data.images import open_rgb
 from vlprompt.data.splits import PARTS, DatasetSplits, Item
@@ -145,12 +145,12 @@ def _label(content: bytes, extension: str, where: str) -> str:
 def _wds_names(folder: Path, keys: set[str]) -> dict[str, str]:
     """Return key to name in label order: the lines of classnames.txt for numbers, else the sorted names."""
     if not all(key.isascii() and key.isdigit() for key in keys):
-        return {key: natural_name(key) for key in sorted(keys)}
+        return {key: spaced_name(key) for key in sorted(keys)}
     lines = read_lines(folder / "classnames.txt", "the list of class names, one a line in label order,", by_place=True)
     beyond = [key for key in keys if int(key) >= len(lines)]
     if beyond:
         raise VlpromptError(f"{folder / 'classnames.txt'} has {len(lines)} lines, and there is a label {beyond[0]}")
-    return {str(label): natural_name(line) for label, line in enumerate(lines)}
+    return {str(label): spaced_name(line) for label, line in enumerate(lines)}
 
 
 def _open_member(index: dict[str, tuple[Path, int, int]], item: Item) -> Image.Image:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from datasets_registry.card import Card
-from datasets_registry.readers.base import PART_NAMES, natural_name, on_disk, readers, split_items
+from datasets_registry.readers.base import PART_NAMES, on_disk, readers, spaced_name, split_items
 from vlprompt.data.splits import PARTS, DatasetSplits, Item
 from vlprompt.errors import VlpromptError
 from vlprompt.files import is_relative_inside, read_text
@@ -54,7 +54,7 @@ def read_csv(card: Card, folder: Path, variant: str) -> DatasetSplits:
     unsplit: list[Item] = []
     for number, row in rows.items():
         where = f"line {number} of {variant}"
-        label = int(row["label"]) if "label" in row else labels[natural_name(row["class"])]
+        label = int(row["label"]) if "label" in row else labels[spaced_name(row["class"])]
         item = Item(_relative(row["path"], tops, where), label, names[label], row.get("domain", ""))
         if "split" not in row:
             unsplit.append(item)
@@ -179,10 +179,10 @@ def _class_names(rows: Rows, path: str) -> tuple[str, ...]:
     """Return the names in label order; a column of labels that is none becomes the classes, in ``rows`` too."""
     _settle_labels(rows, path)
     if "label" not in next(iter(rows.values())):
-        return tuple(sorted({natural_name(row["class"]) for row in rows.values()}))
+        return tuple(sorted({spaced_name(row["class"]) for row in rows.values()}))
     names: dict[int, str] = {}
     for number, row in rows.items():
-        name = natural_name(row.get("class") or row["label"])
+        name = spaced_name(row.get("class") or row["label"])
         known = names.setdefault(int(row["label"]), name)
         if known != name:
             raise VlpromptError(f"line {number} of {path} calls label {row['label']} '{name}', others '{known}'")

@@ -94,18 +94,6 @@ def test_unreadable_image_stops_training_and_evaluation_with_its_name(dataset: I
         assert str(path) in str(error.value)
 
 
-@pytest.mark.parametrize("workers", [0, 1])
-def test_reported_images_are_left_out_named_and_counted(dataset: ImageItems, workers: int):
-    path = dataset.splits.image_dir / dataset.items[3].path
-    path.write_bytes(b"")
-    with pytest.warns(UserWarning, match=r"cannot read the image .* \(1 of 14 left out so far\)"):
-        batches = list(eval_batches(dataset, 4, workers=workers, on_error="report"))
-    assert [len(batch["label"]) for batch in batches] == [3, 4, 4, 2]
-    assert 3 not in torch.cat([batch["index"] for batch in batches])
-    assert list(dataset.unreadable) == [3]
-    assert str(path) in dataset.unreadable[3]
-
-
 def test_images_from_disk_and_from_memory_are_cropped_alike(dataset: ImageItems):
     splits = dataset.splits
     in_memory = replace(splits, open_image=lambda item: splits.open_image(item))

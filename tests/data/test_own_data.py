@@ -18,11 +18,9 @@ from vlprompt.data import (
     load_split,
     read_subset,
     register_dataset,
-    seen_unseen,
     select_domains,
     splits_from_hf,
     splits_from_pairs,
-    unlabeled_pool,
     write_subset,
 )
 from vlprompt.data.templates import imagenet80, resolve_templates
@@ -181,7 +179,7 @@ def test_pairs_of_images_paths_and_arrays(tmp_path: Path):
         lambda i: np.full((8, 8, 3), 9, np.uint8),
         lambda i: Image.new("L", (8, 8), 9),
     ):
-        splits = DatasetSplits.from_pairs(pairs(form=form), ["cat", "dog"])
+        splits = splits_from_pairs(pairs(form=form), ["cat", "dog"])
         assert (len(splits.train), len(splits.val), len(splits.test)) == (10, 4, 6)
         assert splits.open_image(splits.test[0]).getpixel((0, 0)) == (9, 9, 9)
     given = splits_from_pairs(pairs(), ["cat", "dog"], test=pairs(4), name="mine")
@@ -244,23 +242,6 @@ def toy(images: int = 6) -> DatasetSplits:
     names = ("a", "b", "c", "d", "e")
     items = [Item(f"{d}/{k}/{i}.jpg", n, k, d) for d in ("x", "y") for n, k in enumerate(names) for i in range(images)]
     return DatasetSplits("toy", names, items, items[:5], items[5:9], lambda item: Image.new("RGB", (8, 8)))
-
-
-def test_seen_and_unseen_classes_share_none():
-    seen, unseen = seen_unseen(toy(), 0.62)
-    assert (seen.class_names, unseen.class_names) == (("a", "b", "c"), ("d", "e"))
-    drawn, _ = seen_unseen(toy(), 0.62, seed=3)
-    assert drawn.class_names != seen.class_names
-    assert {item.label for item in drawn.train} == {0, 1, 2}
-    with pytest.raises(VlpromptError, match="between 0 and 1, not 1"):
-        seen_unseen(toy(), 1)
-
-
-def test_unlabeled_pool_is_the_rest_without_labels():
-    splits = toy()
-    pool = unlabeled_pool(splits, few_shot_split(splits, 4, seed=1).train)
-    assert len(pool) == 60 - 20
-    assert {(item.label, item.class_name) for item in pool} == {(-1, "")}
 
 
 def test_domains_are_selected_by_name():

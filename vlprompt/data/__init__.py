@@ -18,7 +18,7 @@ from vlprompt.data.loading import ImageItems, epoch_batches, eval_batches
 from vlprompt.data.pairs import as_splits, splits_from_hf, splits_from_pairs
 from vlprompt.data.sampling import few_shot_indices, few_shot_split, read_subset, write_subset
 from vlprompt.data.splits import DatasetSplits, Item
-from vlprompt.data.subsets import leave_domain_out, seen_unseen, select_domains, unlabeled_pool
+from vlprompt.data.subsets import leave_domain_out, select_domains
 from vlprompt.data.templates import resolve_templates
 from vlprompt.data.transforms import eval_transform, train_transform, transform_fingerprint
 
@@ -51,13 +51,11 @@ __all__ = [
     "register_dataset",
     "rename_classes",
     "resolve_templates",
-    "seen_unseen",
     "select_domains",
     "splits_from_hf",
     "splits_from_pairs",
     "to_rgb",
     "train_transform",
     "transform_fingerprint",
-    "unlabeled_pool",
     "write_subset",
 ]

@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import random
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset, default_collate
 
+from vlprompt.data.batch import Batch
 from vlprompt.data.images import reads_from_disk
 from vlprompt.data.splits import DatasetSplits, Item
 from vlprompt.data.transforms import split_transform
 from vlprompt.errors import VlpromptError
-
-Batch = dict[str, torch.Tensor]
-OnError = Literal["raise", "report"]
 
 
 class ImageItems(Dataset):
@@ -30,14 +27,10 @@ class ImageItems(Dataset):
         splits: the dataset, which knows how to open an item.
         items: the items to serve, usually one of its splits.
         transform: from an RGB image to a tensor.
-
-    Attributes:
-        unreadable: by position, what was wrong with images that batches left out (``on_error="report"``).
     """
 
     def __init__(self, splits: DatasetSplits, items: Sequence[Item], transform: Callable[[Image.Image], torch.Tensor]):
         self.splits, self.items, self.transform = splits, items, transform
-        self.unreadable: dict[int, str] = {}
         # Bytes are a quarter of floats to hand over from a worker, and a batch is normalised in one go.
         decode, self._before, self._after = split_transform(transform)
         from_disk = reads_from_disk(splits)
@@ -97,18 +90,16 @@ def epoch_batches(
     drop_last: bool = True,
     workers: int = 0,
     device: torch.device | str = "cpu",
-    on_error: OnError = "raise",
 ) -> Iterator[Batch]:
     """Yield one epoch of shuffled training batches: ``image`` (B, 3, H, W), ``label`` (B,), ``index`` (B,).
 
     Sample i of epoch e is augmented with random numbers that come from (seed, e, i), so any number of workers gives
     the same batches, bit for bit.
 
-    An unreadable image is a VlpromptError that names it; with ``on_error="report"`` its batch goes without it, a
-    warning names it, and ``dataset.unreadable`` has it.
+    An unreadable image is a VlpromptError that names it.
     """
     order = batch_order(len(dataset), batch_size, seed, epoch, drop_last)
-    return _batches(_Drawn(dataset, seed, epoch), order, workers, torch.device(device), on_error)
+    return _batches(_Drawn(dataset, seed, epoch), order, workers, torch.device(device))
 
 
 def eval_batches(
@@ -119,15 +110,14 @@ def eval_batches(
     epoch: int = 0,
     workers: int = 0,
     device: torch.device | str = "cpu",
-    on_error: OnError = "raise",
 ) -> Iterator[Batch]:
     """Yield the dataset's batches in order, none left out.
 
-    Keys and ``on_error`` as in ``epoch_batches``, and random numbers too, should the transform draw any.
+    Keys as in ``epoch_batches``, and random numbers too, should the transform draw any.
     """
     positions = list(range(len(dataset)))
     order = [positions[start : start + batch_size] for start in range(0, len(positions), batch_size)]
-    return _batches(_Drawn(dataset, seed, epoch), order, workers, torch.device(device), on_error)
+    return _batches(_Drawn(dataset, seed, epoch), order, workers, torch.device(device))
 
 
 class _Drawn(Dataset):
@@ -144,24 +134,20 @@ class _Drawn(Dataset):
             with _random_numbers(_mix(self.seed, self.epoch, index)):
                 return self.dataset.load(index)
         except VlpromptError as error:
-            return _Unreadable(index, str(error))
+            return _Unreadable(str(error))
 
 
 @dataclass(frozen=True)
 class _Unreadable:
-    index: int
     sentence: str
 
 
-def _collate(samples: list[Any]) -> tuple[Batch, list[_Unreadable]]:
-    bad = [sample for sample in samples if isinstance(sample, _Unreadable)]
-    good = [sample for sample in samples if not isinstance(sample, _Unreadable)]
-    return default_collate(good) if good else {}, bad
+def _collate(samples: list[Any]) -> tuple[Batch, list[str]]:
+    bad = [sample.sentence for sample in samples if isinstance(sample, _Unreadable)]
+    return {} if bad else default_collate(samples), bad
 
 
-def _batches(
-    dataset: _Drawn, order: list[list[int]], workers: int, device: torch.device, on_error: OnError
-) -> Iterator[Batch]:
+def _batches(dataset: _Drawn, order: list[list[int]], workers: int, device: torch.device) -> Iterator[Batch]:
     loader = DataLoader(
         dataset,
         batch_sampler=order,
@@ -172,16 +158,10 @@ def _batches(
     )
     images = dataset.dataset
     for batch, bad in loader:
-        for image in bad:
-            if on_error == "raise":
-                raise VlpromptError(image.sentence)
-            if image.index not in images.unreadable:
-                images.unreadable[image.index] = image.sentence
-                count = f"{len(images.unreadable)} of {len(images)} left out so far"
-                warnings.warn(f"{image.sentence} ({count})", stacklevel=3)
-        if batch:
-            batch = {key: value.to(device, non_blocking=True) for key, value in batch.items()}
-            yield {**batch, "image": images.finish(batch["image"])}
+        if bad:
+            raise VlpromptError(bad[0])
+        batch = {key: value.to(device, non_blocking=True) for key, value in batch.items()}
+        yield {**batch, "image": images.finish(batch["image"])}
 
 
 def _mix(*numbers: int) -> int:

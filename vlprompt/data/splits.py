@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from PIL import Image
 
@@ -52,7 +52,6 @@ class DatasetSplits:
         half: which classes are kept: ``all``, ``base`` or ``new``.
         mirror: whether a mirrored image keeps its class (not so for digits and letters).
         version: the version of the dataset's card; a higher one means that images or splits have changed.
-        class_keys: what the files call each class, in label order, where that is not its name (ImageNet's wnids).
         tasks: of datasets that were joined, which of them each class is of; empty otherwise.
         notes: sentences on what a user should know of how it was read, such as files that were left out.
         unreadable: paths of images that were left out, since they cannot be read.
@@ -72,25 +71,10 @@ class DatasetSplits:
     half: Half = "all"
     mirror: bool = True
     version: int = 1
-    class_keys: tuple[str, ...] = ()
     tasks: tuple[int, ...] = ()
     notes: tuple[str, ...] = ()
     unreadable: tuple[str, ...] = ()
     pool: tuple[Item, ...] = ()
-
-    @classmethod
-    def from_pairs(
-        cls,
-        train: Iterable[Any],
-        class_names: Sequence[str],
-        val: Iterable[Any] = (),
-        test: Iterable[Any] = (),
-        **facts: Any,
-    ) -> DatasetSplits:
-        """Make a dataset of (image, label) pairs in memory; see ``vlprompt.data.pairs.splits_from_pairs``."""
-        from vlprompt.data.pairs import splits_from_pairs  # it builds on this module
-
-        return splits_from_pairs(train, class_names, val, test, **facts)
 
     @property
     def domains(self) -> tuple[str, ...]:
@@ -113,7 +97,6 @@ class DatasetSplits:
         return replace(
             self,
             class_names=tuple(self.class_names[label] for label in labels),
-            class_keys=tuple(self.class_keys[label] for label in labels) if self.class_keys else (),
             tasks=tuple(self.tasks[label] for label in labels) if self.tasks else (),
             train=keep(self.train),
             val=keep(self.val),

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import Literal
 
-from vlprompt.data.splits import PARTS, DatasetSplits, Item
+from vlprompt.data.splits import PARTS, DatasetSplits
 from vlprompt.errors import VlpromptError, nearest
 
 UNLABELED = -1
@@ -49,34 +48,3 @@ def _check_domains(splits: DatasetSplits, domains: Collection[str]) -> None:
         if domain not in splits.domains:
             hint = nearest(domain, splits.domains) if splits.domains else "its images have no domains"
             raise VlpromptError(f"{splits.name} has no domain '{domain}': {hint}")
-
-
-def seen_unseen(
-    splits: DatasetSplits, fraction: float = 0.5, seed: int | None = None
-) -> tuple[DatasetSplits, DatasetSplits]:
-    """Return the seen and the unseen classes as two datasets, each relabelled from 0.
-
-    Args:
-        splits: a dataset, after any few-shot draw.
-        fraction: of the classes that are seen, rounded to the nearest number and at least one class each.
-        seed: draws the seen classes at random; None takes the first ones.
-    """
-    count = len(splits.class_names)
-    if not 0 < fraction < 1:
-        raise VlpromptError(f"the fraction of seen classes must be between 0 and 1, not {fraction}")
-    size = min(max(round(fraction * count), 1), count - 1)
-    seen = range(size) if seed is None else sorted(random.Random(seed).sample(range(count), size))
-    unseen = [label for label in range(count) if label not in set(seen)]
-    halves = splits.keep_classes(list(seen)), splits.keep_classes(unseen)
-    return replace(halves[0], half="base"), replace(halves[1], half="new")
-
-
-def unlabeled_pool(splits: DatasetSplits, labeled: Sequence[Item] = ()) -> list[Item]:
-    """Return the training items that are not in ``labeled``, without label and class name (label -1, name empty).
-
-    Args:
-        splits: the whole dataset.
-        labeled: the few-shot draw's training items.
-    """
-    taken = {item.path for item in labeled}
-    return [replace(i, label=UNLABELED, class_name="") for i in splits.train if i.path not in taken]

@@ -26,7 +26,6 @@ from vlprompt.errors import VlpromptError
 from vlprompt.files import atomic_write
 
 SIZE = 64
-CIFAR_SIZE = 32
 MAX_NAMES, MAX_KINDS = 3, 3
 
 SUPERCLASSES = {

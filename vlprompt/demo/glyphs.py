@@ -72,10 +72,10 @@ def font_codes(name: str) -> frozenset[int]:
         return frozenset(font.getBestCmap())
 
 
-def natural_name(code: int) -> str:
+def code_point_name(code: int) -> str:
     """Return a code point's Unicode name as natural lower-case words.
 
-    >>> natural_name(0x2654), natural_name(0x1F0A1), natural_name(0x431), natural_name(0x1F064)
+    >>> code_point_name(0x2654), code_point_name(0x1F0A1), code_point_name(0x431), code_point_name(0x1F064)
     ('white chess king', 'ace of spades', 'cyrillic letter be', 'domino zero one')
     """
     name = unicodedata.name(chr(code)).lower()
@@ -127,7 +127,7 @@ def glyph_sets() -> dict[str, dict[str, tuple[int, ...]]]:
     upper = {"cyrillic", "greek"}  # the capital is a second drawing of the same letter
     return {
         name: {
-            natural_name(code): (code, ord(chr(code).upper())) if name in upper else (code,)
+            code_point_name(code): (code, ord(chr(code).upper())) if name in upper else (code,)
             for code in codes
             if code in drawn
         }

@@ -1,0 +1,22 @@
+"""What a batch may carry."""
+
+from __future__ import annotations
+
+from torch import Tensor
+from typing_extensions import TypedDict
+
+
+class Batch(TypedDict, total=False):
+    """Tensors by name; ``Facts.inputs`` and objectives say what of it they need."""
+
+    image: Tensor  # (B, 3, H, W)
+    image_strong: Tensor  # (B, 3, H, W), another augmentation of the same images
+    views: Tensor  # (B, V, 3, H, W)
+    mask: Tensor  # (B, 1, H, W)
+    image_features: Tensor  # (B, D) of the frozen tower
+    label: Tensor  # (B,)
+    index: Tensor  # (B,) places in the split
+    domain: Tensor  # (B,)
+    weight: Tensor  # (B,) in the loss
+    class_mask: Tensor  # (B, C), the classes that compete
+    unlabeled: Batch
