@@ -36,7 +36,7 @@ def assign(schema: DictConfig, key: str, value: Any) -> None:
     hints = _hints(_dataclass(schema))
     if key not in hints:
         raise ConfigKeyError(f"there is no field '{key}'")
-    if _has_literal(hints[key]) and not _fits(value, hints[key]):
+    if _has_literal(hints[key]) and not fits(value, hints[key]):
         raise ValidationError(f"it must be {kind(hints[key])}")
     OmegaConf.update(schema, key, value)
 
@@ -78,17 +78,17 @@ def _has_literal(hint: Any) -> bool:
     return get_origin(hint) is Literal or any(map(_has_literal, get_args(hint)))
 
 
-def _fits(value: Any, hint: Any) -> bool:
+def fits(value: Any, hint: Any) -> bool:
     """Tell whether a value is of a type, without conversion but for a whole number that stands for a float."""
     origin, inner = get_origin(hint), get_args(hint)
     if origin is Literal:
         return any(type(value) is type(choice) and value == choice for choice in inner)
     if origin in (Union, UnionType):
-        return any(_fits(value, one) for one in inner)
+        return any(fits(value, one) for one in inner)
     if origin is dict:
-        return isinstance(value, Mapping) and all(_fits(k, inner[0]) and _fits(v, inner[1]) for k, v in value.items())
+        return isinstance(value, Mapping) and all(fits(k, inner[0]) and fits(v, inner[1]) for k, v in value.items())
     if origin in (list, tuple):
-        return isinstance(value, (list, tuple)) and all(_fits(one, inner[0]) for one in value)
+        return isinstance(value, (list, tuple)) and all(fits(one, inner[0]) for one in value)
     if hint in (int, float):
         return isinstance(value, (int, hint)) and not isinstance(value, bool)
     return hint is Any or isinstance(value, hint)
