@@ -192,7 +192,8 @@ def _load_own(name: str, root: str | Path | None, follow_links: bool = False) ->
     if scheme == "folder" and not path.is_dir():
         raise VlpromptError(f"dataset '{name}': the folder {path} does not exist")
     if scheme in ("csv", "json") and not path.is_file():
-        raise VlpromptError(f"dataset '{name}': the file {path} does not exist")
+        reason = f"{path} is no file" if path.exists() else f"the file {path} does not exist"
+        raise VlpromptError(f"dataset '{name}': {reason}")
     folder = path if scheme == "folder" else Path(root).expanduser() if root and scheme != "wds" else path.parent
     card = Card(name=name, title=name, reader=scheme)
     options = {"follow_links": follow_links} if scheme == "folder" else {}

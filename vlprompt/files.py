@@ -7,6 +7,7 @@ import errno
 import hashlib
 import os
 import re
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from safetensors import SafetensorError
 from vlprompt.errors import VlpromptError
 
 CACHE_VARIABLE = "VLPROMPT_CACHE"
+OF_SHELL = ("/dev/fd/", "/dev/std", "/proc/self/fd/")
 OF_WRITING = {getattr(errno, name) for name in ("ENOSPC", "EDQUOT", "EROFS", "EFBIG", "EIO") if hasattr(errno, name)}
 
 
@@ -38,6 +40,8 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     with writing(path):
+        if os.path.exists(path):
+            refuse_stream(path, of_shell=False)  # whose place would be taken, /dev/null's too
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=_temporary_prefix(path), suffix=".tmp")
         os.close(handle)
@@ -131,13 +135,31 @@ def _umask() -> int:
     return mask
 
 
+def refuse_stream(path: str | Path, of_shell: bool = True) -> None:
+    """Refuse a device, a socket or a named pipe, since reading it may never end.
+
+    Args:
+        path: to be read or written.
+        of_shell: allow what a shell hands over, such as ``/dev/stdin``.
+
+    Raises:
+        VlpromptError: the path is no file.
+        OSError: nothing is there.
+    """
+    mode = os.stat(path).st_mode
+    handed = str(path).startswith(OF_SHELL)
+    if not (of_shell if handed else stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise VlpromptError(f"{path} is a pipe, a device or a socket, no file")
+
+
 def read_text(path: str | Path) -> str:
     """Return a text file as people's programs write it: UTF-8 or UTF-16, with or without a mark, lines ended by any.
 
     Raises:
-        VlpromptError: it is in another encoding, with the line where that shows.
+        VlpromptError: it is in another encoding, with the line where that shows, or no file but a device.
         OSError: it is not there or may not be read.
     """
+    refuse_stream(path)
     content = Path(path).read_bytes()
     encoding = "utf-16" if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
     try:

@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 import yaml
 
 from vlprompt.errors import VlpromptError
+from vlprompt.files import refuse_stream
 
 MAX_BYTES = 2**20  # of a file of settings; the largest recipe has three thousand
 MAX_TEXT = 10_000  # characters of a setting, such as an objective that lists its templates
@@ -98,8 +99,11 @@ def read_settings(path: str | os.PathLike, what: str = "settings") -> dict[str, 
     """
     path = Path(path)
     try:
+        refuse_stream(path)
         with open(path, "rb") as file:
             content = file.read(MAX_BYTES + 1)
+    except VlpromptError:
+        raise
     except FileNotFoundError:
         raise VlpromptError(f"no such file: {path}") from None
     except (OSError, ValueError) as error:

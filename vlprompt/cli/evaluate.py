@@ -120,13 +120,13 @@ def evaluate_anywhere(settings: dict[str, Any], reporter: Reporter) -> int:
     splits = splits.select(half)
     if is_own(name):
         splits = leave_out_unreadable(splits, ["test"], unreadable)
+    names = None if settings.get("class_names") is None else names_setting(settings["class_names"], "class_names")
     learner = load_named_learner(settings)
-    given = settings.get("class_names")
     found = evaluate(
         learner,
         splits,
         target=half,
-        class_names=None if given is None else names_setting(given, "class_names"),
+        class_names=names,
         templates=settings.get("templates"),
         spread=settings.get("format_spread"),
         limit=limit,

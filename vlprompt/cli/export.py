@@ -36,9 +36,10 @@ def main(argv: Sequence[str]) -> int:
             raise VlpromptError(f"say which: vlprompt export needs {what}")
     source, to = str(settings["learner"]), str(settings["to"])
     check_form(to)
+    names = names_setting(settings["classes"], "classes") if "classes" in settings else None
     learner = load_named_learner(settings, device="cpu")
-    if "classes" in settings:
-        learner.set_class_names(names_setting(settings["classes"], "classes"))
+    if names is not None:
+        learner.set_class_names(names)
     default = Path("." if source.startswith(PREFIX) else find_saved(source)) / f"exported{SUFFIXES[to]}"
     path = export_learner(learner, to, Path(str(settings.get("output", default))).expanduser())
     if "--quiet" not in arguments.flags:

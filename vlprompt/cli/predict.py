@@ -68,9 +68,10 @@ def main(argv: Sequence[str]) -> int:
     bounds = {"top": (1, 10**6), "batch_size": (1, 10**6), "threads": (0, 1024)}
     numbers = {key: number_setting(settings, key, *bound) for key, bound in bounds.items()}
     paths = find_images(images, _stdin(), lambda note: print(printable(note), file=sys.stderr))
+    names = names_setting(settings["classes"], "classes") if "classes" in settings else None
     learner = load_named_learner({"learner": settings.get("run"), **settings})
-    if "classes" in settings:
-        learner.set_class_names(names_setting(settings["classes"], "classes"))
+    if names is not None:
+        learner.set_class_names(names)
     unreadable: list[str] = []
 
     def tell(sentence: str) -> None:
