@@ -116,6 +116,7 @@ def test_a_run_on_such_names_ends_well(tmp_path: Path, capsys: pytest.CaptureFix
     assert is_quiet(told.out + told.err)
     assert "[/b]" in told.out
     assert "'=HYPERLINK(1)" in (tmp_path / "found.csv").read_text()
+    assert "\x1b" not in (tmp_path / "page.html").read_text()
     assert "\x1b" not in (tmp_path / "found.csv").read_text() + (run / "learner/README.md").read_text()
 
 

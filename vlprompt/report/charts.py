@@ -13,6 +13,7 @@ from vlprompt.report.cells import Cell
 from vlprompt.report.groups import ZERO_SHOT
 from vlprompt.report.summaries import SHAPES, WIDEST, Style, within_percent
 from vlprompt.report.tables import Line, Section
+from vlprompt.shown import printable
 from vlprompt.statistics import ClassChange
 
 Styles = Mapping[str, Style]  # of a method's curve and dots
@@ -54,13 +55,17 @@ def _around(values: Iterable[float], margin: float = 0.08) -> tuple[float, float
     return low - pad, high + pad
 
 
+def _escaped(text: str) -> str:
+    return escape(printable(text))
+
+
 def _svg(width: int, height: int, label: str, parts: Iterable[str]) -> str:
-    head = f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(label)}">'
+    head = f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{_escaped(label)}">'
     return "".join([head, *parts, "</svg>"])
 
 
 def _text(x: float, y: float, text: str, kind: str = "") -> str:
-    return f'<text x="{x}" y="{y}"{f" class={chr(34)}{kind}{chr(34)}" if kind else ""}>{escape(text)}</text>'
+    return f'<text x="{x}" y="{y}"{f" class={chr(34)}{kind}{chr(34)}" if kind else ""}>{_escaped(text)}</text>'
 
 
 def _grid(x: Axis, y: Axis, x_ticks: Mapping[str, float]) -> list[str]:
@@ -115,7 +120,7 @@ def _told(cell: Cell) -> str:
 
 
 def _dot(x: float, y: float, title: str, classes: str, radius: float = 3) -> str:
-    r, told = radius, f"<title>{escape(title)}</title>"
+    r, told = radius, f"<title>{_escaped(title)}</title>"
     if "square" in classes:
         corner = f'x="{x - r:.1f}" y="{y - r:.1f}" width="{2 * r}" height="{2 * r}"'
         return f'<rect class="dot {classes}" {corner}>{told}</rect>'
@@ -186,7 +191,7 @@ def gains_chart(changes: Sequence[ClassChange], most: int = 8) -> str:
         if change.gain:
             parts.append(
                 f'<rect class="{"gain" if change.gain > 0 else "loss"}" x="{left}" y="{middle - 9}" '
-                f'width="{max(round(right - left, 1), 0.5)}" height="12"><title>{escape(told)}</title></rect>'
+                f'width="{max(round(right - left, 1), 0.5)}" height="12"><title>{_escaped(told)}</title></rect>'
             )
         end, kind = (round(left - 4, 1), "end") if change.gain < 0 else (round(right + 4, 1), "")
         parts.append(_text(end, middle, f"{change.gain:+.0f}" if abs(change.gain) >= 0.5 else "0", kind))
@@ -205,7 +210,7 @@ def reliability_chart(each: Reliability, colour: str) -> str:
             parts.append(
                 f'<rect class="bar {colour}" fill-opacity="{0.25 + 0.75 * n / most:.2f}" x="{left + 0.6:.1f}" '
                 f'y="{y(accuracy)}" width="{right - left - 1.2:.1f}" height="{y(0) - y(accuracy):.1f}">'
-                f"<title>{escape(told)}</title></rect>"
+                f"<title>{_escaped(told)}</title></rect>"
             )
     parts.append(f'<path class="diagonal" d="M{x(0)} {y(0)}L{x(1)} {y(1)}"/>')
     return _svg(320, 216, "Accuracy by confidence", parts)

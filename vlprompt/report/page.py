@@ -29,6 +29,7 @@ from vlprompt.report.pairs import changes
 from vlprompt.report.render import heading, interval, number, seeds
 from vlprompt.report.summaries import pooled_reliability, shot_positions, style_index
 from vlprompt.report.tables import Table, labels
+from vlprompt.shown import printable
 from vlprompt.statistics import SPREAD
 from vlprompt.version import __version__
 
@@ -106,9 +107,13 @@ def _asset(name: str) -> str:
     return resources.files("vlprompt.report").joinpath(name).read_text(encoding="utf-8")
 
 
+def _shown(value: Any) -> Any:
+    return printable(value, keep="\n") if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
 @lru_cache
 def _template() -> Template:
-    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, finalize=_shown)
     return environment.from_string(_asset("page.html.jinja"))
 
 
