@@ -21,6 +21,7 @@ from vlprompt.checks import check_images, listed, told
 from vlprompt.devices import DTYPES, Precision, check_precision, resolve_device
 from vlprompt.edits import Edit, edits_of
 from vlprompt.errors import VlpromptError
+from vlprompt.shown import HIDDEN
 from vlprompt.text import Prompts, encode_prompts, same_beginnings
 from vlprompt.towers import TextTower, VisionTower, plain_model
 from vlprompt.vision import Place, encode_images
@@ -347,8 +348,9 @@ class FrozenCLIP:
 
 
 def natural_name(class_name: str) -> str:
-    """A class name as prompts use it: underscores become spaces, white space is folded, accents are composed."""
-    return re.sub(r"\s+", " ", unicodedata.normalize("NFC", class_name).replace("_", " ")).strip()
+    """A class name as prompts use it: without signs that nobody sees, accents composed, white space folded, no _."""
+    seen = "".join(sign for sign in class_name if sign not in HIDDEN)
+    return re.sub(r"\s+", " ", unicodedata.normalize("NFC", seen).replace("_", " ")).strip()
 
 
 def same_names(class_names: Iterable[str]) -> tuple[str, ...]:

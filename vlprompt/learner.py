@@ -19,7 +19,7 @@ from vlprompt import publishing
 from vlprompt.aggregation import AGGREGATORS
 from vlprompt.checks import as_batch, check_batch, check_features, check_seed, check_templates, checked, listed
 from vlprompt.class_names import check_names
-from vlprompt.clip import FrozenCLIP, same_names
+from vlprompt.clip import FrozenCLIP, natural_name, same_names
 from vlprompt.data.descriptions import names_file, read_descriptions
 from vlprompt.data.splits import DEFAULT_TEMPLATE
 from vlprompt.data.templates import resolve_templates
@@ -557,7 +557,7 @@ def _checked_names(class_names: Sequence[str]) -> tuple[str, ...]:
     names = listed(class_names, "class names")
     if len(names) < 2:
         raise VlpromptError(f"a classifier needs at least two class names, got {list(names)}")
-    if not all(isinstance(n, str) and n.strip() for n in names):
+    if not all(isinstance(n, str) and natural_name(n) for n in names):
         raise VlpromptError(f"class names must be non-empty strings, got {list(names)[:5]}")
     return names
 

@@ -81,6 +81,8 @@ def test_alike_names_are_told_by_every_way_in(clip: FrozenCLIP, tmp_path: Path, 
         ("cat", "ｃａｔ"),
         ("caf\u00e9", "cafe\u0301"),
         ("cat", "cat"),
+        ("cat", "\ufeffcat"),
+        ("cat", "ca\u200bt"),
     ],
 )
 def test_names_of_the_same_tokens_are_refused(clip: FrozenCLIP, pair: tuple[str, str]):
@@ -95,6 +97,13 @@ def test_names_of_the_same_tokens_are_refused(clip: FrozenCLIP, pair: tuple[str,
     images, labels = zip(*squares(pair), strict=True)
     with pytest.raises(VlpromptError, match=message):
         PromptClassifier("zero_shot", class_names=list(pair), device="cpu").fit(list(images), list(labels))
+
+
+@pytest.mark.parametrize("name", ["\u200b", "_", " ", ""])
+def test_a_name_of_which_prompts_have_nothing_is_refused(clip: FrozenCLIP, name: str):
+    # case: names_with_empty_line.txt, names that are empty once they stand in a prompt
+    with pytest.raises(VlpromptError, match="class names must be non-empty"):
+        create_learner("coop", clip, ["cat", name], n_ctx=2)
 
 
 def test_accents_are_composed_whatever_the_tokenizer():
