@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections import OrderedDict
@@ -157,6 +158,7 @@ class Payload:
         ({"state_dict": {"meta": torch.zeros(2)}}, "coop: the tensors lack ctx"),
         ({"ctx": torch.zeros(4, 32)}, "is (4, 32), (4, 64) is expected"),
         ({"ctx": torch.zeros(9, 4, 64)}, "is (9, 4, 64), (5, 4, 64) is expected"),
+        ({"ctx": torch.full((4, 64), math.nan)}, "holds what is no finite number in prompt.ctx"),
         ({"ctx": torch.zeros(4, 64), "token_prefix": torch.ones(3, 1, 64)}, "was trained on another backbone than"),
     ],
     ids=[
@@ -167,6 +169,7 @@ class Payload:
         "other names",
         "other width",
         "other classes",
+        "diverged",
         "other backbone",
     ],
 )

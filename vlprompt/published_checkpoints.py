@@ -61,7 +61,7 @@ def import_checkpoint(
             are read from the shapes unless they are given.
 
     Raises:
-        VlpromptError: the file is no checkpoint, lacks the method's, or is of another backbone.
+        VlpromptError: the file is no checkpoint, lacks the method's, holds NaN, or is of another backbone.
     """
     path = Path(file)
     tensors = published_names(_numbers(path))
@@ -75,6 +75,9 @@ def import_checkpoint(
         learner.load_published(tensors)
     except VlpromptError as error:
         raise VlpromptError(f"{path}: {error}") from error
+    for name, tensor in learner.state_dict().items():
+        if not tensor.isfinite().all():
+            raise VlpromptError(f"{path} holds what is no finite number in {name}: it is of a run that diverged")
     unused = sorted(tensors.keys() - set(publishing.published_names(learner).values()) - {"ctx", "text_prompts.0"})
     unused = [name for name in unused if not NOT_LEARNT.match(name)]
     if unused:
@@ -163,9 +166,8 @@ def _check_backbone(tensors: Mapping[str, Tensor], clip: FrozenCLIP, path: Path)
     ]
     for theirs, mine, what in pairs:
         if theirs is not None and mine is not None and not _alike(theirs, mine):
-            raise VlpromptError(
-                f"{path} was trained on another backbone than {clip.name} ({clip.pretrained}): its {what} differs"
-            )
+            tag = f" ({clip.pretrained})" if clip.pretrained else ""
+            raise VlpromptError(f"{path} was trained on another backbone than {clip.name}{tag}: its {what} differs")
 
 
 def _alike(a: Tensor, b: Tensor) -> bool:
