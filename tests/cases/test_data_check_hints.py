@@ -32,6 +32,7 @@ def make_photos(root: Path) -> Path:
     fill(root / "AnnualCrop", *(f"{i}.png" for i in range(4)))
     fill(root.parent / "elsewhere", "0.png", "1.png")
     (root / "linked").symlink_to(root.parent / "elsewhere")
+    (root / "cat/gone.png").symlink_to("nowhere.png")
     os.mkfifo(root / "cat/pipe.jpg")
     (root / "cat/none.jpg").touch()
     (root / "cat/page.pdf").touch()
@@ -52,10 +53,11 @@ def test_all_defects_of_a_folder_are_told_at_once(tmp_path: Path, capsys: pytest
         "the class folder .*single holds one image",
         "pipe.jpg is a pipe, a device or a folder, no file",
         "none.jpg is empty",
+        "gone.png is a link to what is not there",
     ):
         assert any(re.search(text, line) for line in report.defects), text
-    assert len(report.defects) == 5
-    assert report.classes_of_own == {"AnnualCrop": 4, "cat": 12, "red fox": 10, "single": 1}
+    assert len(report.defects) == 6
+    assert report.classes_of_own == {"AnnualCrop": 4, "cat": 13, "red fox": 10, "single": 1}
     assert [note[:30] for note in report.notes] == [
         "1 image lies in " + str(root)[:14],
         "1 file in " + str(root)[:20],
@@ -64,9 +66,9 @@ def test_all_defects_of_a_folder_are_told_at_once(tmp_path: Path, capsys: pytest
     ]
     assert main(["check", f"folder:{root}", "--quiet", "lines=1"]) == 1
     out = capsys.readouterr().out
-    assert "  classes: AnnualCrop 4, cat 12, red fox 10, single 1\n" in out
+    assert "  classes: AnnualCrop 4, cat 13, red fox 10, single 1\n" in out
     assert "  note: 1 image lies in" in out
-    assert out.endswith("  and 4 more (lines=N shows N)\n")
+    assert out.endswith("  and 5 more (lines=N shows N)\n")
 
 
 def test_a_damaged_list_of_names_is_the_only_defect_that_is_told(tmp_path: Path):

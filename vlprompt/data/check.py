@@ -304,6 +304,9 @@ def _check_entries(
             if not state.st_size:
                 defects.append(f"the image {image_dir / item.path} is empty")
                 continue
+        except FileNotFoundError:
+            defects.append(f"the image {image_dir / item.path} is a link to what is not there")
+            continue
         except (VlpromptError, OSError) as error:
             defects.append(str(error))
             continue
