@@ -182,3 +182,24 @@ def test_a_recipe_may_be_read_by_path(tmp_path: Path) -> None:
     (tmp_path / "r.yaml").write_text("source: ours, a test\nepochs: 3\nby: {shots: {4: {epochs: 9}}}\n")
     recipe = Recipe.read(tmp_path / "r.yaml", "r")
     assert (recipe.source, recipe.values, recipe.by) == ("ours, a test", {"epochs": 3}, {"shots": {4: {"epochs": 9}}})
+
+
+def test_a_recipe_extends_another_and_never_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("extends: promptsrc/few_shot\nmethod: promptsrc\nepochs: 7\nby: {dataset: {dtd: {lr: 0.5}}}\n")
+    recipe, base = Recipe.read(mine, "mine"), load_recipe("promptsrc", "few_shot")
+    assert (recipe.values["epochs"], recipe.values["depth"], recipe.source) == (7, 9, base.source)
+    assert recipe.by["dataset"]["dtd"] == base.by["dataset"]["dtd"] | {"lr": 0.5}
+    assert recipe.by["backbone"] == base.by["backbone"] == load_recipe("promptsrc", "base_to_new").by["backbone"]
+    assert not recipe.published
+    wrong = {"coop/bas_to_new": "did you mean coop/base_to_new", "../x": "x", "[1]": "1"}
+    for text, message in wrong.items():
+        mine.write_text(f"extends: {text}\n")
+        with pytest.raises(VlpromptError, match=f"extends the unknown recipe .*{message}"):
+            resolve({"config": mine})
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m/a.yaml").write_text("extends: m/b\n")
+    (tmp_path / "m/b.yaml").write_text("extends: m/a\n")
+    monkeypatch.setattr("vlprompt.recipes.CONFIGS", tmp_path)
+    with pytest.raises(VlpromptError, match="extends itself: m/a extends m/b extends m/a"):
+        load_recipe("m", "a")

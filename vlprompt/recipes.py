@@ -69,6 +69,9 @@ MAX_NAME = 200  # characters of a folder's name; file systems take 255 bytes
 class Recipe:
     """Published hyper-parameters, and who published them.
 
+    A file may say ``extends: method/protocol``: it then has that shipped recipe's values, cases and source, with its
+    own in their place.
+
     Attributes:
         name: ``method/protocol``, or the path of a user's file.
         source: released code, paper, third party or ours, with the place; empty in a user's own file.
@@ -84,9 +87,12 @@ class Recipe:
     by: Cases = field(default_factory=dict)
 
     @classmethod
-    def read(cls, path: Path, name: str) -> Recipe:
-        """Read a YAML file."""
+    def read(cls, path: Path, name: str, extending: tuple[str, ...] = ()) -> Recipe:
+        """Read a YAML file, and what it extends; ``extending`` names the recipes that extend this one."""
         values = read_settings(path)
+        if "extends" in values:
+            base = _extended(values.pop("extends"), path, (*extending, name))
+            values = _merged({"source": base.source, **base.values, "by": base.by}, values)
         provenance = {key: str(values.pop(key, "")) for key in PROVENANCE}
         by = values.pop("by", {})
         _check_cases(by, f"{path}: by")
@@ -138,6 +144,25 @@ class Resolved:
 def list_recipes() -> list[str]:
     """Names ``method/protocol`` of the shipped recipes."""
     return sorted(f"{path.parent.name}/{path.stem}" for path in CONFIGS.glob("*/*.yaml"))
+
+
+def _extended(name: Any, path: Path, extending: tuple[str, ...]) -> Recipe:
+    """Read the shipped recipe that a file extends."""
+    if name not in list_recipes():
+        raise VlpromptError(f"{path} extends the unknown recipe {show(name)}: {nearest(str(name), list_recipes())}")
+    if name in extending:
+        raise VlpromptError(f"{path} extends itself: {' extends '.join((*extending, name))}")
+    return Recipe.read(CONFIGS / f"{name}.yaml", name, extending)
+
+
+def _merged(base: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """One recipe's values with another's in their place, cases of ``by`` key by key."""
+    both = {key: _merged(base[key], own[key]) for key in base.keys() & own.keys() if _are_groups(base[key], own[key])}
+    return {**base, **own, **both}
+
+
+def _are_groups(*values: Any) -> bool:
+    return all(isinstance(value, Mapping) for value in values)
 
 
 def load_recipe(method: str, protocol: str) -> Recipe | None:
