@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -39,23 +40,34 @@ class Aggregator:
             self.total[key] = before + tensor.detach().float() * add
 
 
+class _Keeps(Protocol):
+    """What is set on a learner, of which torch's types of a module know nothing."""
+
+    last_state: State | None
+
+
+def _aggregator(learner: nn.Module) -> Aggregator | None:
+    return getattr(learner, "aggregator", None)
+
+
 def aggregate(learner: nn.Module, epoch: int, epochs: int) -> None:
     """Let a learner's aggregator see the weights after an epoch (0-based); its sum takes their place after the last.
 
     The last epoch's own weights stay beside it, as ``learner.last_state``.
     """
-    if getattr(learner, "aggregator", None) is None:
+    aggregator = _aggregator(learner)
+    if aggregator is None:
         return
     learnt = {name: p for name, p in learner.named_parameters() if p.requires_grad}
-    learner.aggregator.update(learnt, epoch, epochs)
+    aggregator.update(learnt, epoch, epochs)
     if epoch == epochs - 1:
-        learner.last_state = {key: value.clone() for key, value in learner.state_dict().items()}
-        learner.load_state_dict(learner.state_dict() | learner.aggregator.total)
+        cast(_Keeps, learner).last_state = {key: value.clone() for key, value in learner.state_dict().items()}
+        learner.load_state_dict(learner.state_dict() | aggregator.total)
 
 
 def aggregation_state(learner: nn.Module) -> State:
     """What a checkpoint must hold beside the learnables, so that a resumed run equals the uninterrupted one."""
-    aggregator = getattr(learner, "aggregator", None)
+    aggregator = _aggregator(learner)
     total, last = aggregator.total if aggregator else {}, getattr(learner, "last_state", None)
     parts = {"total": total, "last": last or {}}
     return {f"{part}.{name}": tensor for part, state in parts.items() for name, tensor in state.items()}
@@ -67,9 +79,10 @@ def load_aggregation_state(learner: nn.Module, state: Mapping[str, Tensor]) -> N
     for key, value in state.items():
         part, name = key.split(".", 1)
         parts[part][name] = value.to(next(learner.parameters()).device)
-    if getattr(learner, "aggregator", None):
-        learner.aggregator.total = parts["total"]
-    learner.last_state = parts["last"] or None
+    aggregator = _aggregator(learner)
+    if aggregator:
+        aggregator.total = parts["total"]
+    cast(_Keeps, learner).last_state = parts["last"] or None
 
 
 AGGREGATORS: Registry[type[Aggregator]] = Registry("aggregator")

@@ -124,7 +124,7 @@ class Checkpoint:
             raise VlpromptError(f"{WHAT} {path} is damaged (its header has no {error}): {REMEDY}") from error
         for name, tensor in sorted(tensors.items()):
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            digest.update(tensor.flatten().view(torch.uint8).numpy())
+            digest.update(tensor.flatten().view(torch.uint8).numpy().data)
         if facts.get("sha256") != digest.hexdigest():
             raise VlpromptError(f"{WHAT} {path} is damaged (checksum): {REMEDY}")
         warnings.warn(

@@ -10,7 +10,7 @@ import statistics
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from open_clip.transform import PreprocessCfg, image_transform_v2, merge_preprocess_dict
@@ -97,7 +97,7 @@ class FrozenCLIP:
         self.preprocess_cfg["size"] = self.image_size
         self.preprocess = preprocess or image_transform_v2(PreprocessCfg(**self.preprocess_cfg), is_train=False)
         bias = getattr(model, "logit_bias", None)
-        self.logit_scale = float(model.logit_scale.detach().exp())
+        self.logit_scale = float(cast(Tensor, model.logit_scale).detach().exp())
         self.logit_bias = 0.0 if bias is None else float(bias.detach())
 
     # Facts read from the model
@@ -120,12 +120,12 @@ class FrozenCLIP:
     @property
     def interpolation(self) -> str:
         """Interpolation of the evaluation transform: ``bicubic``, ``bilinear`` …"""
-        return self.preprocess_cfg["interpolation"]
+        return cast(str, self.preprocess_cfg["interpolation"])
 
     @property
     def resize_mode(self) -> str:
         """How the evaluation transform makes an image square: ``shortest`` (and crop), ``longest`` or ``squash``."""
-        return self.preprocess_cfg["resize_mode"]
+        return cast(str, self.preprocess_cfg["resize_mode"])
 
     @property
     def context_length(self) -> int:
@@ -286,8 +286,10 @@ class FrozenCLIP:
         ids = self.tokenize(texts)
         if not self.text.promptable:
             edits_of("text", edits, promptable=False)
+            # a method, which torch's types take for a tensor or a module
+            encode = cast(Callable[[Tensor], Tensor], self.model.encode_text)
             with self._autocast():
-                return torch.cat([self.model.encode_text(part).float() for part in ids.split(chunk)])
+                return torch.cat([encode(part).float() for part in ids.split(chunk)])
         lengths = self._lengths(ids) - self._start
         ids = (
             ids[:, self._start : self._start + int(lengths.max())] if self.text.shares_prefix else ids[:, self._start :]

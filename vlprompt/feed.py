@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain, count
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -102,7 +102,8 @@ class ImageFeed:
         def batches(epoch: int, batch_size: int) -> Iterator[Batch]:
             others = beside(epoch) if beside else None
             for batch in draw(epoch, batch_size):
-                batch |= {key: value[batch["index"].cpu()].to(self.clip.device) for key, value in extra.items()}
+                places = batch["index"].cpu()
+                batch |= cast(Batch, {key: value[places].to(self.clip.device) for key, value in extra.items()})
                 if source == "pool":
                     del batch["label"]
                 yield batch | {"unlabeled": next(others)} if others else batch
@@ -139,10 +140,10 @@ class ImageFeed:
         if domain not in self.domains:
             raise VlpromptError(f"there are no images of the domain '{domain}': {', '.join(self.domains) or 'none'}")
         own = [item.domain == domain for item in self.splits.train]
-        parts = {part: [i for i in getattr(self.splits, part) if i.domain == domain] for part in ("train", "val")}
+        train, val = ([i for i in part if i.domain == domain] for part in (self.splits.train, self.splits.val))
         pool = tuple(item for item in self.splits.pool if item.domain == domain)
         weights = None if self.weights is None else self.weights[torch.tensor(own)]
-        return replace(self, splits=replace(self.splits, pool=pool, **parts), weights=weights, chosen=None)
+        return replace(self, splits=replace(self.splits, train=train, val=val, pool=pool), weights=weights, chosen=None)
 
     def beside(self, other: Feed) -> ImageFeed:
         """A feed whose batches carry a batch of another feed's pool, or of its labelled images, as ``unlabeled``."""
@@ -187,11 +188,15 @@ class ImageFeed:
     def _fresh(self, items: Sequence[Item]) -> Draw:
         augment, names, how = self._transform(self.clip), self.names, self.loading
         images = ImageItems(self.splits, items, augment if len(names) == 1 else Views(augment, len(names)))
-        options = {"seed": how.seed, "workers": how.workers, "device": self.clip.device}
 
         def fresh(epoch: int, batch_size: int) -> Iterator[Batch]:
-            for batch in epoch_batches(images, batch_size, epoch=epoch, **options):
-                yield batch if len(names) == 1 else batch | dict(zip(names, batch["image"].unbind(1), strict=True))
+            for batch in epoch_batches(
+                images, batch_size, epoch=epoch, seed=how.seed, workers=how.workers, device=self.clip.device
+            ):
+                if len(names) == 1:
+                    yield batch
+                else:
+                    yield batch | cast(Batch, dict(zip(names, batch["image"].unbind(1), strict=True)))
 
         return fresh
 
@@ -199,7 +204,8 @@ class ImageFeed:
         """Batches of the other feed, over and over: it may hold fewer or more images than this one."""
         if self.other is None:
             return None
-        batches = self.other.batches("pool" if self.other.splits.pool else "labelled")
+        other = cast(ImageFeed, self.other)  # as all that a method is handed, or makes of it
+        batches = other.batches("pool" if other.splits.pool else "labelled")
         return lambda epoch: chain.from_iterable(map(batches, count(epoch * PASSES)))
 
 

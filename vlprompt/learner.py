@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -214,9 +214,9 @@ class PromptLearner(nn.Module):
 
     def image_features(self, batch: Batch | Tensor) -> Tensor:
         """Normalised features (B, D) of a batch, or of images (B, 3, H, W)."""
-        batch = as_batch(batch, self.facts, self.clip)
-        cached = batch.get("image_features") if self.facts.cacheable_images else None
-        return F.normalize(self.encode_images(batch) if cached is None else cached.to(self.clip.device), dim=-1)
+        seen = cast(Batch, as_batch(batch, self.facts, self.clip))
+        cached = seen.get("image_features") if self.facts.cacheable_images else None
+        return F.normalize(self.encode_images(seen) if cached is None else cached.to(self.clip.device), dim=-1)
 
     def text_features(self, v: Tensor | None = None) -> Tensor:
         """Normalised class features (C, D), or (B, C, D) for normalised image features v (B, D)."""
@@ -237,7 +237,8 @@ class PromptLearner(nn.Module):
     @torch.no_grad()
     def predict(self, batch: Batch) -> Tensor:
         """Logits (B, C) of a test batch; a method that learns from the batch itself replaces it."""
-        return self(batch).logits
+        outputs: Outputs = self(batch)
+        return outputs.logits
 
     def _outputs_per_image(self, v: Tensor) -> Outputs:
         """Score each image against class features of its own, ``image_chunk`` images at a time.
@@ -271,10 +272,12 @@ class PromptLearner(nn.Module):
         Args:
             batch: as ``forward`` takes it, with ``label`` (B,). It may carry more keys, which objectives ask for.
         """
-        batch = _moved(check_batch(batch, len(self.class_names), self.facts), self.clip.device)
+        checked_batch = cast(Batch, check_batch(batch, len(self.class_names), self.facts))
+        batch = _moved(checked_batch, self.clip.device)
         outputs = self(batch)
         parts = {o.name: o(self, outputs, batch) for o in self.objectives}
-        return {"loss": sum(o.weight * parts[o.name] for o in self.objectives if o.weight), **parts}
+        total = sum(o.weight * parts[o.name] for o in self.objectives if o.weight)
+        return {"loss": cast(Tensor, total), **parts}  # never a sum of nothing: one part has a weight
 
     def backward(self, losses: Mapping[str, Tensor]) -> None:
         """Fill the parameters' gradients from the losses of a batch, by the gradient rule if there is one."""
@@ -316,11 +319,10 @@ class PromptLearner(nn.Module):
             if reason:
                 raise VlpromptError(f"objective {objective.name} {reason}")
         names = [o.name for o in self.objectives]
-        reference = getattr(self.gradient_rule, "reference", None)
-        if reference is not None and reference not in names:
-            raise VlpromptError(
-                f"{self.gradient_rule.name} needs {reference} among the objectives: add {reference}(weight=0)"
-            )
+        rule = self.gradient_rule
+        reference = getattr(rule, "reference", None)
+        if rule is not None and reference is not None and reference not in names:
+            raise VlpromptError(f"{rule.name} needs {reference} among the objectives: add {reference}(weight=0)")
 
     # Classes
 
@@ -390,7 +392,7 @@ class PromptLearner(nn.Module):
         """Load learnables that go by the authors' names, see ``vlprompt.publishing``."""
         publishing.load_published(self, tensors)
 
-    def save_pretrained(self, path: str | os.PathLike, extra: Mapping[str, Any] | None = None) -> Path:
+    def save_pretrained(self, path: str | os.PathLike[str], extra: Mapping[str, Any] | None = None) -> Path:
         """Keep the learner in a folder, see ``vlprompt.saving.save_learner``."""
         from vlprompt.saving import save_learner
 
@@ -405,7 +407,9 @@ class PromptLearner(nn.Module):
 
 def _moved(batch: Batch, device: torch.device) -> Batch:
     """A batch, and the one that it carries, on a device."""
-    return {key: _moved(v, device) if isinstance(v, Mapping) else v.to(device) for key, v in batch.items()}
+    own = cast("Mapping[str, Any]", batch)  # tensors and, under ``unlabeled``, a batch
+    moved = {key: _moved(cast(Batch, v), device) if isinstance(v, Mapping) else v.to(device) for key, v in own.items()}
+    return cast(Batch, moved)
 
 
 def _recomputed(encode: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
@@ -478,7 +482,8 @@ def make_config(method: str, settings: Mapping[str, Any]) -> PromptLearner.Confi
             raise VlpromptError(f"{method} has no setting '{key}': {nearest(key, schema)}") from None
         except OmegaConfBaseException as error:
             raise VlpromptError(f"{method}: {key}={value!r} is not right: {str(error).splitlines()[0]}") from None
-    return to_object(schema)
+    config: PromptLearner.Config = to_object(schema)
+    return config
 
 
 @checked

@@ -19,6 +19,7 @@ from vlprompt.saving import find_saved, load_learner
 
 if TYPE_CHECKING:
     from vlprompt.learner import PromptLearner
+    from vlprompt.objectives import Batch
 
 
 class LearnerTeacher:
@@ -52,11 +53,11 @@ class LearnerTeacher:
         self.follow(class_names)
         return self.learner.classifier_matrix()
 
-    def logits(self, batch: Mapping[str, Tensor], class_names: Sequence[str]) -> Tensor:
+    def logits(self, batch: Batch, class_names: Sequence[str]) -> Tensor:
         """Logits (B, C) of a student's batch on the student's device, by the teacher's own logit scale."""
         self.follow(class_names)
         if not self.needs_images and batch.get("image_features") is not None:
-            seen = {"image_features": batch["image_features"]}
+            seen: Batch = {"image_features": batch["image_features"]}
         elif "image" in batch:
             seen = {"image": self._as_own(batch["image"])}
         else:
@@ -90,7 +91,7 @@ class LearnerTeacher:
         return (pixels - mean) / std
 
 
-def load_teacher(place: str | os.PathLike, student: PromptLearner) -> LearnerTeacher:
+def load_teacher(place: str | os.PathLike[str], student: PromptLearner) -> LearnerTeacher:
     """Load a saved learner as a student's teacher; on the student's own frozen model where the two are the same.
 
     Args:
@@ -117,7 +118,7 @@ def load_teacher(place: str | os.PathLike, student: PromptLearner) -> LearnerTea
     return teacher
 
 
-def teach(student: PromptLearner, place: str | os.PathLike) -> None:
+def teach(student: PromptLearner, place: str | os.PathLike[str]) -> None:
     """Give a student its teacher, such as one that was loaded and is to be trained on.
 
     Args:

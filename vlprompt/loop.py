@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Mapping
 from itertools import islice
-from typing import Any
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,12 @@ from vlprompt.schedules import Moment
 from vlprompt.settings import TrainOptions
 
 LOOK = 20  # steps between two looks at losses on a device that would have to wait for them
+
+
+class _Trained(Protocol):
+    """What a module that is trained has beside what every module has."""
+
+    def loss(self, batch: Batch) -> Mapping[str, Tensor]: ...
 
 
 class Loop:
@@ -77,7 +83,7 @@ class Loop:
                 if step == 1 or self.schedule.per == "step":
                     lr = self._set_rate(Moment(epoch, self.epochs, before + step - 1, self.steps))
                 self.optimizer.zero_grad()
-                losses = self.learner.loss(batch)
+                losses = _losses(self.learner, batch)
                 means.add(losses)
                 _backward(self.learner, losses)
                 if self.options.clip_grad is not None:
@@ -85,8 +91,9 @@ class Loop:
                 self.optimizer.step()
             if not step:
                 raise VlpromptError(f"epoch {epoch + 1} has no batches: there are no training images")
-            if hasattr(self.learner, "after_epoch"):
-                self.learner.after_epoch(epoch, self.epochs)
+            after_epoch = getattr(self.learner, "after_epoch", None)
+            if after_epoch is not None:
+                after_epoch(epoch, self.epochs)
             aggregate(self.learner, epoch, self.epochs)
         found = means.found()
         if any(not p.isfinite().all() for p in self.parameters):
@@ -99,7 +106,7 @@ class Loop:
         """Raise one sentence if the last step, which no loss of the epoch has seen, left weights that are of no use."""
         devices = [self.device] if self.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices), torch.no_grad():
-            for name, loss in self.learner.loss(batch).items():
+            for name, loss in _losses(self.learner, batch).items():
                 if not loss.isfinite().all():
                     what = f"after the last step the loss part '{name}' is {float(loss)}"
                     raise VlpromptError(_not_finite(self.learner, what, epoch))
@@ -145,9 +152,14 @@ class Means:
         return means
 
 
+def _losses(learner: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
+    return cast(_Trained, learner).loss(batch)  # to torch's types, whatever a module has is a tensor or a module
+
+
 def _backward(learner: nn.Module, losses: Mapping[str, Tensor]) -> None:
-    if hasattr(learner, "backward"):
-        learner.backward(losses)
+    backward = getattr(learner, "backward", None)
+    if backward is not None:
+        backward(losses)
     else:
         losses["loss"].backward()
 

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypedDict
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from typing_extensions import Unpack
 
-from vlprompt.data.batch import Batch
+from vlprompt.data.batch import Batch as Batch
 from vlprompt.errors import VlpromptError
 from vlprompt.parts import parse_part
 from vlprompt.registry import Registry
@@ -175,6 +176,15 @@ class ImageAnchor(Objective):
         return distance(outputs.image_features, frozen, self.distance)
 
 
+class LogitArguments(TypedDict, total=False):
+    """Arguments of every objective on logits; see ``logit_kl``."""
+
+    weight: float
+    temperature: float
+    templates: Templates
+    normalise_first: bool
+
+
 class LogitObjective(Objective):
     """An objective on the frozen model's logits of the same view, or on those of the learner's ``teacher``."""
 
@@ -212,7 +222,7 @@ class LogitKL(LogitObjective):
         reduction: ``numel`` divides the sum by B·C as the authors' code does; ``batchmean`` by B, C times stronger.
     """
 
-    def __init__(self, reduction: Literal["numel", "batchmean"] = "numel", **options: object):
+    def __init__(self, reduction: Literal["numel", "batchmean"] = "numel", **options: Unpack[LogitArguments]):
         super().__init__(**options)
         if reduction not in ("numel", "batchmean"):
             raise VlpromptError(f"unknown reduction '{reduction}' of logit_kl: use numel or batchmean")

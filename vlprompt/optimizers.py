@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -10,11 +10,13 @@ import torch
 from vlprompt.learning import ParameterGroup
 from vlprompt.registry import Registry
 
+Make = Callable[..., torch.optim.Optimizer]  # a class of torch's, whose arguments differ
+
 
 class Optimizer:
     """Makes a torch optimiser of groups of learnables."""
 
-    make: type[torch.optim.Optimizer]
+    make: Make
 
     def __init__(self, **arguments: Any):
         self.arguments = arguments
@@ -60,7 +62,7 @@ class Adam(Optimizer):
         eps: added to the root of the second moment.
     """
 
-    make = torch.optim.Adam
+    make: Make = torch.optim.Adam
 
     def __init__(self, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8):
         super().__init__(betas=betas, eps=eps)

@@ -96,8 +96,8 @@ def image_logits(
 
 @checked
 def image_features(
-    model: FrozenCLIP | PromptLearner | Iterable[Any],
-    images: Iterable[Any] | FrozenCLIP | PromptLearner,
+    images: Iterable[Any],
+    model: FrozenCLIP | PromptLearner,
     *,
     batch_size: int = BATCH,
     threads: int | None = None,
@@ -105,17 +105,13 @@ def image_features(
     """Return image features (N, D) as float32: rows for ``PromptClassifier`` or any other use in NumPy.
 
     Args:
+        images: as ``predict_images`` takes them.
         model: a frozen model, whose features are not normalised, or a learner, whose own they then are.
-        images: as ``predict_images`` takes them; before ``model``, as in version 0.1.0, they are taken too.
         batch_size, threads: as in ``predict_images``.
 
     Raises:
         VlpromptError: an image cannot be read.
     """
-    if isinstance(images, (FrozenCLIP, PromptLearner)):
-        model, images = images, model
-    if not isinstance(model, (FrozenCLIP, PromptLearner)):
-        raise VlpromptError(f"image_features needs a frozen model or a learner, and not {told(model)}")
     if isinstance(model, PromptLearner):
         clip, features = model.clip, model.eval().image_features
         encode = lambda images: finite(features(images), model)  # noqa: E731

@@ -6,8 +6,23 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from typing_extensions import TypedDict, Unpack
+
 from vlprompt.errors import VlpromptError
 from vlprompt.registry import Registry
+
+
+class Warmup(TypedDict, total=False):
+    """Arguments of every schedule's warm-up; see ``Schedule``."""
+
+    warmup: int
+    warmup_lr: float | None
+
+
+class Pace(Warmup, total=False):
+    """Arguments of every schedule; see ``Schedule``."""
+
+    per: Literal["epoch", "step"]
 
 
 @dataclass(frozen=True)
@@ -78,7 +93,7 @@ class Cosine(Schedule):
         warmup, warmup_lr, per: as in ``Schedule``.
     """
 
-    def __init__(self, floor: float = 0.0, **options: object):
+    def __init__(self, floor: float = 0.0, **options: Unpack[Pace]):
         super().__init__(**options)
         self.floor = floor
 
@@ -107,11 +122,16 @@ class Inverse(Schedule):
     """
 
     def __init__(
-        self, gamma: float = 1e-3, power: float = 0.75, per: Literal["epoch", "step"] = "step", **options: object
+        self,
+        gamma: float = 1e-3,
+        power: float = 0.75,
+        per: Literal["epoch", "step"] = "step",
+        **options: Unpack[Warmup],
     ):
         super().__init__(per=per, **options)
         self.gamma, self.power = gamma, power
 
     def rate(self, lr: float, at: int, of: int) -> float:
         """The decayed rate."""
-        return lr * (1 + self.gamma * at) ** -self.power
+        decayed: float = lr * (1 + self.gamma * at) ** -self.power
+        return decayed

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 from weakref import WeakKeyDictionary
 
 import torch
@@ -18,8 +18,11 @@ from vlprompt.data.splits import DEFAULT_TEMPLATE
 from vlprompt.data.templates import TEMPLATE_SETS
 from vlprompt.errors import VlpromptError
 
+if TYPE_CHECKING:
+    from vlprompt.objectives import Batch
+
 # Text features by model, for as long as it lives: the learners of a sweep share what it says of their classes.
-_KNOWN: WeakKeyDictionary[FrozenCLIP, dict[tuple, Tensor]] = WeakKeyDictionary()
+_KNOWN: WeakKeyDictionary[FrozenCLIP, dict[tuple[object, ...], Tensor]] = WeakKeyDictionary()
 
 
 class Teacher:
@@ -75,16 +78,16 @@ class Teacher:
             descriptions: a JSON file ``{class: [sentences]}``, or templates.
         """
         self.refuse_file(descriptions)
-        named = names_file(descriptions)
-        descriptions = [descriptions] if isinstance(descriptions, str) and not named else descriptions
-        key = ("descriptions", tuple(class_names), _stamp(descriptions) if named else tuple(descriptions))
+        file = descriptions if names_file(descriptions) else None
+        templates = [descriptions] if isinstance(descriptions, str) else descriptions
+        key = ("descriptions", tuple(class_names), tuple(templates) if file is None else _stamp(file))
         if key not in self._cache:
-            if named:
-                sentences = read_descriptions(descriptions, class_names)
+            if file is not None:
+                sentences = read_descriptions(file, class_names)
                 count = min(map(len, sentences))
                 texts = [sentences[c][i] for i in range(count) for c in range(len(class_names))]
             else:
-                count, texts = len(descriptions), _fill(class_names, descriptions)
+                count, texts = len(templates), _fill(class_names, templates)
             self._cache[key] = F.normalize(self.clip.encode_text(texts).unflatten(0, (count, -1)), dim=-1)
         return self._cache[key]
 
@@ -99,12 +102,13 @@ class Teacher:
             self._cache[key] = F.normalize(torch.stack(means), dim=-1)
         return self._cache[key]
 
-    def image_features(self, batch: Mapping[str, Tensor], view: str = "image") -> Tensor:
+    def image_features(self, batch: Batch | Mapping[str, Tensor], view: str = "image") -> Tensor:
         """Normalised features (B, D) of a batch's view by the frozen tower, under no gradient."""
-        known = batch.get("image_features") if view == "image" else batch.get(f"{view}_features")
+        tensors = cast("Mapping[str, Tensor]", batch)
+        known = tensors.get("image_features") if view == "image" else tensors.get(f"{view}_features")
         if known is not None:
             return F.normalize(known, dim=-1)
-        images = batch[view]
+        images = tensors[view]
         version = None if images.is_inference() else images._version  # a buffer may be filled anew for each batch
         if self._last is None or self._last[0] is not images or self._last[1] != version:
             self._last = (images, version, F.normalize(self.clip.encode_image(images), dim=-1))

@@ -59,7 +59,10 @@ class Prompts:
 
     def of_group(self, group: slice) -> Prompts:
         """One of the G prompts of each class, with a group axis of size one in prefix and suffix (1, C, S, d_t)."""
-        one = lambda t, dims: t[group] if t.dim() == dims and len(t) > 1 else t  # noqa: E731
+
+        def one(t: Tensor, dims: int) -> Tensor:
+            return t[group] if t.dim() == dims and len(t) > 1 else t
+
         suffix = one(self.suffix, 4)
         deep = {layer: one(tokens, 3) for layer, tokens in (self.deep or {}).items()}
         return replace(self, prefix=one(self.prefix, 3), suffix=suffix, deep=deep)
@@ -218,7 +221,8 @@ def _encode_suffix(tower: TextTower, prefix: _Prefix, prompts: Prompts, edits: S
         """Packed (G, T, …) -> (G, C, S, …)."""
         if len(slots) < kept.numel():
             t = t.index_select(1, owners.flatten())
-        return t.unflatten(1, kept.shape)
+        unpacked: Tensor = t.unflatten(1, kept.shape)
+        return unpacked
 
     def pad(t: Tensor) -> Tensor:
         """Packed (G, T, H, d_h) -> (G, H, C, S, d_h)."""
@@ -260,7 +264,8 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, prefix_k: Tensor, prefix_v: Tensor,
     size = prefix_k.shape[-2]
     weights = torch.cat([to_prefix, to_own], dim=-1).softmax(dim=-1)
     from_prefix = weights[..., :size].flatten(2, 3) @ prefix_v  # (G, H, C·Q, d_h)
-    return from_prefix.unflatten(2, q.shape[2:4]) + weights[..., size:] @ v
+    attended: Tensor = from_prefix.unflatten(2, q.shape[2:4]) + weights[..., size:] @ v
+    return attended
 
 
 def _encode_full(tower: TextTower, prompts: Prompts, edits: Sequence[Edit], rows: Rows) -> Tensor:
@@ -305,7 +310,8 @@ def _encode_sequences(
 
 def _pool(tower: TextTower, x: Tensor, end: Tensor) -> Tensor:
     """The pooled states (G, C, d_t) of whole sequences (G, C, T, d_t)."""
-    return tower.pool_full(x.flatten(0, 1), end.repeat(len(x))).unflatten(0, x.shape[:2])
+    pooled: Tensor = tower.pool_full(x.flatten(0, 1), end.repeat(len(x))).unflatten(0, x.shape[:2])
+    return pooled
 
 
 def _mask(tower: TextTower, size: int, end: Tensor) -> Tensor | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -51,7 +52,8 @@ class Block:
 
     def normed(self, x: Tensor) -> Tensor:
         """What attention receives of states x (…, d)."""
-        return self.module.ln_1(x)
+        normed: Tensor = self.module.ln_1(x)
+        return normed
 
     def project(self, x: Tensor, parts: str = "qkv", edits: Sequence[Edit] = ()) -> list[Tensor]:
         """Return the asked queries, keys and values of ln_1(x): each (…, H, d_h) in fp32 for x (…, d)."""
@@ -132,7 +134,12 @@ def plain_model(model: nn.Module) -> nn.Module:
     return model
 
 
-def _blocks(transformer: nn.Module) -> list[Block]:
+def _open(module: nn.Module) -> Any:
+    """A module for reading what it has, which torch's types take for tensors and modules alone."""
+    return module
+
+
+def _blocks(transformer: Any) -> list[Block]:
     """Open the residual blocks of one of OpenCLIP's own transformers."""
     return [Block(module, layer) for layer, module in enumerate(transformer.resblocks)]
 
@@ -154,20 +161,21 @@ class TextTower:
 
     def __init__(self, model: nn.Module):
         self.model = model
+        whole = _open(model)
         flat = not hasattr(model, "text")
-        self.module = model if flat else unwrapped(model.text)
+        self.module = whole if flat else _open(unwrapped(whole.text))
         self.promptable = flat or isinstance(self.module, TextTransformer)
-        self.context_length: int = model.context_length
+        self.context_length: int = whole.context_length
         self.blocks = _blocks(self.module.transformer) if self.promptable else []
         self.layers = len(self.blocks)
+        self.width, self.shares_prefix = 0, False
         if not self.promptable:
-            self.width, self.shares_prefix = 0, False
             return
-        self.width: int = self.module.token_embedding.embedding_dim
+        self.width = self.module.token_embedding.embedding_dim
         self.pool_type: str = self.module.text_pool_type if flat else self.module.pool_type
         self.eos_id: int | None = getattr(self.module, "text_eos_id" if flat else "eos_id", None)
         self.cls_emb: Tensor | None = getattr(self.module, "cls_emb", None)
-        self.causal = self.module.attn_mask is not None
+        self.causal: bool = self.module.attn_mask is not None
         self.shares_prefix = self.causal and self.pool_type in ("argmax", "eos") and self.cls_emb is None
 
     def matrices(self) -> list[nn.Parameter]:
@@ -184,17 +192,19 @@ class TextTower:
 
     def embed(self, ids: Tensor) -> Tensor:
         """Token embeddings in fp32: ids (…,) -> (…, d_t)."""
-        return self.module.token_embedding(ids).float()
+        embedded: Tensor = self.module.token_embedding(ids)
+        return embedded.float()
 
     @property
     def positions(self) -> Tensor:
         """Positional embedding (L, d_t) in fp32."""
-        return self.module.positional_embedding.float()
+        positions: Tensor = self.module.positional_embedding
+        return positions.float()
 
     def end_of_text(self, ids: Tensor) -> Tensor:
         """Index of each row's last token that counts: ids (C, L) -> (C,)."""
         if self.pool_type == "eos":
-            return (ids == self.eos_id).int().argmax(dim=-1)
+            return (ids == cast(int, self.eos_id)).int().argmax(dim=-1)
         if self.pool_type == "argmax":
             return ids.argmax(dim=-1)
         # towers that pool elsewhere pad with one id to the end of the row
@@ -203,11 +213,12 @@ class TextTower:
     def project(self, x: Tensor) -> Tensor:
         """Final norm and projection of pooled states: (…, d_t) -> (…, D) in fp32."""
         x = self.module.ln_final(x)
-        projection = self.module.text_projection
+        projection: nn.Linear | Tensor | None = self.module.text_projection
         if projection is None:
             return x.float()
         if isinstance(projection, nn.Linear):
-            return projection(x.to(projection.weight.dtype)).float()
+            projected: Tensor = projection(x.to(projection.weight.dtype))
+            return projected.float()
         return (x.to(projection.dtype) @ projection).float()
 
     def full_mask(self, valid: Tensor) -> Tensor | None:
@@ -215,14 +226,15 @@ class TextTower:
 
         T is the context length, or what edits make of it.
         """
-        mask, length = self.module.attn_mask, valid.shape[1] + (self.cls_emb is not None)
+        mask: Tensor | None = self.module.attn_mask
+        length = valid.shape[1] + (self.cls_emb is not None)
         if mask is not None:  # a sequence may have been lengthened inside the tower
             mask = mask[:length, :length] if length <= len(mask) else _causal(mask, length)
         if self.cls_emb is None and not getattr(self.module, "use_pad_mask", False):
             return mask
         pad = self.module.pad_id
         ids = torch.where(valid, pad + 1, pad)  # OpenCLIP derives the mask from ids; only "is it padding" counts
-        padding = self.module._build_additive_mask(ids, length, torch.float32)
+        padding: Tensor = self.module._build_additive_mask(ids, length, torch.float32)
         return padding if mask is None else mask.unsqueeze(0) + padding
 
     def pool_full(self, x: Tensor, end: Tensor) -> Tensor:
@@ -244,8 +256,7 @@ class VisionTower:
     """
 
     def __init__(self, model: nn.Module):
-        self.module: nn.Module = unwrapped(model.visual)
-        module = self.module
+        module = self.module = _open(unwrapped(_open(model).visual))
         self.image_size: int = (
             module.image_size[0] if isinstance(module.image_size, (tuple, list)) else module.image_size
         )
@@ -259,7 +270,7 @@ class VisionTower:
             self.kind = type(module if trunk is None else trunk).__name__
         self.layers = len(self.blocks)
         self.width: int = module.conv1.out_channels if is_vit else 0
-        self.cls_only = self.promptable and module.pool_type == "tok" and module.attn_pool is None
+        self.cls_only: bool = self.promptable and module.pool_type == "tok" and module.attn_pool is None
 
     def matrices(self) -> list[nn.Parameter]:
         """The large weights that may be held in low precision."""
@@ -271,41 +282,47 @@ class VisionTower:
     @functools.cached_property
     def patch_size(self) -> tuple[int, int]:
         """Patch height and width in pixels (ViT only)."""
-        return self.module.patch_size
+        size: tuple[int, int] = self.module.patch_size
+        return size
 
     def embed(self, images: Tensor) -> Tensor:
         """Patches, CLS and positions, before ln_pre: images (B, 3, H, W) -> (B, 1+N, d_v) in fp32."""
         module = self.module
-        x = module.conv1(images.to(module.conv1.weight.dtype)).float()  # (B, d_v, grid, grid)
+        x: Tensor = module.conv1(images.to(module.conv1.weight.dtype)).float()  # (B, d_v, grid, grid)
         x = x.flatten(2).transpose(1, 2)  # (B, N, d_v)
-        cls = module.class_embedding.float().expand(x.shape[0], 1, -1)  # len() would fix the batch in an export
-        return torch.cat([cls, x], dim=1) + module.positional_embedding.float()
+        cls: Tensor = module.class_embedding.float().expand(x.shape[0], 1, -1)  # len() would fix the batch in an export
+        return torch.cat([cls, x], dim=1) + self.positions
 
     def ln_pre(self, x: Tensor) -> Tensor:
         """The norm between embedding and blocks (identity where the model has none)."""
-        return self.module.ln_pre(x)
+        normed: Tensor = self.module.ln_pre(x)
+        return normed
 
     @property
     def positions(self) -> Tensor:
         """Positional embedding (1+N, d_v) of CLS and patches in fp32 (ViT only)."""
-        return self.module.positional_embedding.float()
+        positions: Tensor = self.module.positional_embedding
+        return positions.float()
 
     def final_norm(self, x: Tensor) -> Tensor:
         """The norm in front of the projection (ViT only), for states that an edit reads itself: (…, d_v)."""
-        return self.module.ln_post(x)
+        normed: Tensor = self.module.ln_post(x)
+        return normed
 
     @property
     def projection(self) -> Tensor | None:
         """The projection (d_v, D) of pooled states in fp32 (ViT only); None where the model has none."""
-        return None if self.module.proj is None else self.module.proj.float()
+        projection: Tensor | None = self.module.proj
+        return None if projection is None else projection.float()
 
     def project(self, x: Tensor) -> Tensor:
         """Pool and project states (B, 1+N, d_v), or (B, 1, d_v) where ``cls_only``, to (B, D) in fp32."""
         module = self.module
-        pooled = module.ln_post(x[:, 0]) if self.cls_only else module._pool(x)[0]
-        return (pooled.to(module.proj.dtype) @ module.proj).float() if module.proj is not None else pooled.float()
+        pooled: Tensor = module.ln_post(x[:, 0]) if self.cls_only else module._pool(x)[0]
+        projection: Tensor | None = module.proj
+        return pooled.float() if projection is None else (pooled.to(projection.dtype) @ projection).float()
 
     def encode(self, images: Tensor) -> Tensor:
         """The tower's own un-prompted forward pass: (B, 3, H, W) -> (B, D) in fp32."""
-        out = self.module(images)
+        out: Tensor | tuple[Tensor, ...] = self.module(images)
         return (out[0] if isinstance(out, tuple) else out).float()

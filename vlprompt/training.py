@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 
@@ -123,7 +123,7 @@ def train(
     try:
         for epoch in loop.epochs_after(history):
             record = loop.run(epoch, tested=selection is not None or loop.is_last(epoch))
-            history.append(record | ({"selection": selection.update(learner)} if selection else {}))
+            history.append(record | ({"selection": selection.update(_selectable(learner))} if selection else {}))
             log.write(history[-1])
             if path:
                 unsaved = Checkpoint.of(learner, optimizer, history, identity, selection.state if selection else {})
@@ -133,13 +133,17 @@ def train(
             if on_epoch:
                 on_epoch(history[-1])
     except KeyboardInterrupt:
-        if unsaved:
+        if unsaved and path:
             unsaved.save(path)
         raise
     if selection:
-        selection.choose(learner)
+        selection.choose(_selectable(learner))
     learner.eval()
     return history
+
+
+def _selectable(learner: nn.Module) -> PromptLearner:
+    return cast(PromptLearner, learner)  # no other module is given a ``BestEpoch``, which scores a learner
 
 
 def parameter_groups(module: nn.Module) -> list[ParameterGroup]:

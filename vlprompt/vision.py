@@ -62,7 +62,8 @@ def encode_images(
             x = x[:, :1]
         else:
             q, k, v = block.project(x, edits=edits)  # (B, T, H, d_h)
-        attended = F.scaled_dot_product_attention(*(t.transpose(1, 2) for t in (q, k, v)))
+        q, k, v = (t.transpose(1, 2) for t in (q, k, v))  # (B, H, T, d_h)
+        attended = F.scaled_dot_product_attention(q, k, v)
         x = block.finish(x, attended.transpose(1, 2), edits)
     return tower.project(x[:, :own])
 

@@ -9,13 +9,13 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from vlprompt.errors import VlpromptError, nearest
 from vlprompt.files import read_text
 
 
-def names_file(descriptions: object) -> bool:
+def names_file(descriptions: object) -> TypeGuard[str]:
     """Tell a file of descriptions from a template, a list of templates and nothing."""
     return isinstance(descriptions, str) and "{}" not in descriptions
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import accumulate
@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
+from vlprompt.data.batch import Batch
 from vlprompt.data.splits import PARTS, DatasetSplits, Item
 from vlprompt.errors import VlpromptError
 
@@ -59,9 +59,9 @@ def _open_part(parts: Sequence[DatasetSplits], starts: Sequence[int], prefixes: 
     return parts[i].open_image(replace(item, path=path, label=item.label - starts[i]))
 
 
-def mask_other_tasks(batches: Iterable[Mapping[str, Tensor]], tasks: Sequence[int]) -> Iterator[dict[str, Tensor]]:
+def mask_other_tasks(batches: Iterable[Batch], tasks: Sequence[int]) -> Iterator[Batch]:
     """Yield batches with ``class_mask`` (B, C): the classes of each image's own dataset, which alone compete."""
     of_class = torch.tensor(tasks)
     for batch in batches:
         of_class = of_class.to(batch["label"].device)
-        yield {**batch, "class_mask": of_class[batch["label"]][:, None] == of_class}
+        yield batch | {"class_mask": of_class[batch["label"]][:, None] == of_class}
