@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fnmatch
 import re
-import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
@@ -21,7 +20,7 @@ from vlprompt.data.images import open_listed
 from vlprompt.data.name_hints import hint_names
 from vlprompt.data.splits import PARTS, DatasetSplits
 from vlprompt.data.subsets import leave_domain_out, select_domains
-from vlprompt.errors import VlpromptError, nearest
+from vlprompt.errors import VlpromptError, nearest, warn
 
 SplitChoice = Literal["published", "generated"]
 LEAVE_OUT = "to-"
@@ -109,7 +108,7 @@ def load_split(
         hint = hint_names(splits.class_names)
         splits = replace(splits, notes=(*splits.notes, f"{splits.name}: {hint}") if hint else splits.notes)
     for note in splits.notes:
-        warnings.warn(note, stacklevel=2)
+        warn(note)
     return splits
 
 

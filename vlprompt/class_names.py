@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections import Counter
 from collections.abc import Sequence
 from weakref import WeakKeyDictionary
@@ -11,7 +10,7 @@ import open_clip
 from torch import Tensor
 
 from vlprompt.clip import FrozenCLIP, natural_name
-from vlprompt.errors import VlpromptError
+from vlprompt.errors import VlpromptError, warn
 
 SHOWN = 3  # names of a sentence
 # Lists that were looked at, by model, for as long as it lives: scoring a learner sets its class names again and again.
@@ -37,7 +36,7 @@ def check_names(clip: FrozenCLIP, class_names: Sequence[str], shared_names: bool
     if same and not shared_names and not _published(clip, names):
         raise VlpromptError(same[0])
     for sentence in (*same, *alike):
-        warnings.warn(sentence, stacklevel=3)
+        warn(sentence)
     known.add(names)
 
 

@@ -1,9 +1,13 @@
-"""The one exception that users meet, and the phrase that helps them on."""
+"""The one exception that users meet, warnings where they are of use, and the phrase that helps them on."""
 
 from __future__ import annotations
 
 import difflib
+import sys
+import warnings
 from collections.abc import Iterable
+
+PACKAGES = ("vlprompt", "datasets_registry")
 
 
 class VlpromptError(ValueError):
@@ -11,6 +15,16 @@ class VlpromptError(ValueError):
 
     Command lines print it as ``error: …`` and exit with status 2; no traceback.
     """
+
+
+def warn(sentence: str) -> None:
+    """Warn at the line that called this package, however deep in it one is: that is the line to change."""
+    frame, level, outermost = sys._getframe(1), 2, 2
+    while frame is not None:  # torch's and others' decorators may stand between our functions
+        if frame.f_globals.get("__name__", "").partition(".")[0] in PACKAGES:
+            outermost = level + 1
+        frame, level = frame.f_back, level + 1
+    warnings.warn(sentence, stacklevel=outermost)
 
 
 def nearest(name: str, known: Iterable[str], limit: int = 3) -> str:

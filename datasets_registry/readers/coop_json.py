@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import warnings
 from collections.abc import Mapping, Sequence
 from itertools import islice
 from pathlib import Path
@@ -13,7 +12,7 @@ from datasets_registry.card import Card
 from datasets_registry.packaged import has_packaged, packaged_sha256, packaged_split
 from datasets_registry.readers.base import on_disk, readers, spaced_name
 from vlprompt.data.splits import PARTS, DatasetSplits, Item
-from vlprompt.errors import VlpromptError
+from vlprompt.errors import VlpromptError, warn
 from vlprompt.files import is_relative_inside, sha256_file
 
 Parts = Mapping[str, Sequence[Item]]
@@ -26,7 +25,7 @@ def read_coop_json(card: Card, folder: Path, variant: str) -> DatasetSplits:
     if defects:
         raise VlpromptError(defects[0])
     if other:
-        warnings.warn(other, stacklevel=2)
+        warn(other)
     return on_disk(card, folder, class_names, parts, source="own file" if other else "published")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,7 +15,7 @@ from vlprompt.data.formats import describe_left_out
 from vlprompt.data.listing import folders, list_images, loose_images
 from vlprompt.data.name_hints import hint_names
 from vlprompt.data.splits import PARTS, DatasetSplits, Item
-from vlprompt.errors import VlpromptError, nearest
+from vlprompt.errors import VlpromptError, nearest, warn
 from vlprompt.files import inside
 
 
@@ -183,7 +182,7 @@ def load_folder(path: str | Path, *, follow_links: bool = False) -> tuple[list[s
         raise VlpromptError(found.defects[0])
     names = hint_names(list(found.names.values()))
     for note in [*found.notes, *([names] if names else [])]:
-        warnings.warn(note, stacklevel=2)
+        warn(note)
     pairs = [(str(folder / image), found.names[key]) for key, images in found.images[""].items() for image in images]
     return [image for image, _ in pairs], [name for _, name in pairs]
 

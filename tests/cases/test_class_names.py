@@ -115,8 +115,11 @@ def test_accents_are_composed_whatever_the_tokenizer():
 
 def test_published_names_that_two_classes_have_are_told_and_not_refused(clip: FrozenCLIP):
     # case: ImageNet has two names twice
-    with pytest.warns(UserWarning, match=r"the classes 'missile', 'missile' apart.* \(and 1 more such groups\)"):
+    with pytest.warns(
+        UserWarning, match=r"the classes 'missile', 'missile' apart.* \(and 1 more such groups\)"
+    ) as told:
         learner = create_learner("coop", clip, open_clip.IMAGENET_CLASSNAMES, n_ctx=2)
+    assert {each.filename for each in told} == {__file__}  # the line that a user can change
     with pytest.raises(VlpromptError, match="'Tench', 'tench' apart"):
         learner.set_class_names(["Tench", *open_clip.IMAGENET_CLASSNAMES])
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -14,7 +13,7 @@ from vlprompt.data.images import reads_from_disk
 from vlprompt.data.modes import to_rgb
 from vlprompt.data.splits import DatasetSplits, Item
 from vlprompt.data.streaming import default_threads
-from vlprompt.errors import VlpromptError, nearest
+from vlprompt.errors import VlpromptError, nearest, warn
 
 ACTIONS = ("skip", "stop")
 SHOWN = 3  # sentences of images that are left out
@@ -89,5 +88,5 @@ def leave_out_unreadable(
             raise VlpromptError(f"{count}, and none of the {part} images of '{name}' can: {next(iter(found.values()))}")
     note = f"{count} and are left out: {'; '.join(list(found.values())[:SHOWN])}"
     note += f"; and {len(found) - SHOWN:,} more" if len(found) > SHOWN else ""
-    warnings.warn(note, stacklevel=2)
+    warn(note)
     return replace(splits, **kept, notes=(*splits.notes, note), unreadable=tuple(found))

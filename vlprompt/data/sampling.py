@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import random
-import warnings
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from vlprompt.data.splits import DatasetSplits, Item
-from vlprompt.errors import VlpromptError
+from vlprompt.errors import VlpromptError, warn
 from vlprompt.files import atomic_write, read_text
 
 Shots = int | Literal["all"] | None
@@ -88,7 +87,7 @@ def few_shot_split(splits: DatasetSplits, shots: Shots, seed: int, *, allow_fewe
     drawn = replace(splits, train=[splits.train[i] for i in train], val=[splits.val[i] for i in val])
     uneven = describe_imbalance(drawn, shots)
     if uneven:
-        warnings.warn(uneven, stacklevel=2)
+        warn(uneven)
     return drawn
 
 
