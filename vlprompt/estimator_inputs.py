@@ -44,6 +44,8 @@ def holds_images(X: Any) -> bool:
         return False
     if not isinstance(values, (list, tuple, np.ndarray)):
         values = values[:1]  # it may read its images when they are asked for
+    if isinstance(values, (list, tuple)) and not values:
+        raise VlpromptError("X is empty")
     images = [_is_image(value) for value in values]
     odd = next((i for i, image in enumerate(images) if image != images[0] or _is_nothing(values[i])), None)
     if odd is not None:

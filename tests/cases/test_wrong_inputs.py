@@ -255,7 +255,7 @@ def classifier(**settings: Any) -> PromptClassifier:
         (FEATURES[0], NAMES, "Expected 2D array"),
         (FEATURES * np.nan, NAMES, "Input X contains NaN"),
         ([READY[0] * torch.nan] * 6, NAMES, "not finite"),
-        ([], [], "Expected 2D array|at least"),
+        ([], [], "X is empty"),
         (None, NAMES, "Expected 2D array"),
         (FEATURES, None, "requires y to be passed"),
         (FEATURES, NAMES[:2], "inconsistent numbers of samples"),
