@@ -223,3 +223,12 @@ def test_the_command_exports_a_saved_learner(tiny: FrozenCLIP, tmp_path: Path, c
     ):
         assert export(arguments) == 2
         assert message in capsys.readouterr().err
+
+
+def test_a_diverged_learner_is_not_exported(tmp_path: Path) -> None:
+    learner = make("coop").eval()
+    with torch.no_grad():
+        learner.prompt.ctx.mul_(1e30)
+    with pytest.raises(VlpromptError, match=r"coop on .* gives NaN or infinity"):
+        export_learner(learner, "matrix", tmp_path / "head.safetensors")
+    assert not list(tmp_path.iterdir())

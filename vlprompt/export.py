@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from vlprompt.edits import FullLength
 from vlprompt.errors import VlpromptError, nearest
+from vlprompt.evaluation import finite
 from vlprompt.files import atomic_write, temporary_folder, writing
 from vlprompt.learner import PromptLearner
 from vlprompt.openclip_export import export_openclip
@@ -65,7 +66,7 @@ def export_matrix(learner: PromptLearner, path: Path) -> Path:
     features where the learner leaves the image tower alone, as the JSON file beside says.
     """
     tensors = {
-        "weight": learner.classifier_matrix().contiguous(),
+        "weight": finite(learner.classifier_matrix(), learner).contiguous(),
         "logit_scale": torch.tensor(learner.clip.logit_scale),
         "logit_bias": torch.tensor(learner.clip.logit_bias),
     }
