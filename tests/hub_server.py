@@ -10,7 +10,11 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from urllib.parse import urlsplit
+
+import pytest
+from huggingface_hub import constants, hf_api
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -115,3 +119,14 @@ def serve() -> Iterator[Hub]:
     finally:
         hub.shutdown()
         hub.server_close()
+
+
+def visit(server: Hub, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make the Hub's client ask the stand-in, keep what it fetches in ``cache``, and not mind being offline."""
+    monkeypatch.setenv("HF_ENDPOINT", server.url)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)  # the stand-in is on this machine
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
+    # older clients copy these when they are imported
+    monkeypatch.setattr(hf_api, "ENDPOINT", server.url, raising=False)
+    for name in ("_snapshot_download", "file_download"):
+        monkeypatch.setattr(f"huggingface_hub.{name}.HF_HUB_CACHE", str(cache), raising=False)

@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from hub_server import COMMIT, Hub, serve
-from huggingface_hub import constants, hf_api
+from hub_server import COMMIT, Hub, serve, visit
 from PIL import Image
 
 from vlprompt import VlpromptError, load_learner, run
@@ -23,10 +22,7 @@ from vlprompt.testing import make, small_clip
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     with serve() as server:
-        monkeypatch.setenv("HF_ENDPOINT", server.url)
-        monkeypatch.setattr(hf_api, "ENDPOINT", server.url, raising=False)  # older releases read it when imported
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)  # the stand-in is on this machine
+        visit(server, tmp_path / "hub", monkeypatch)
         monkeypatch.setenv("HF_TOKEN", "hf_right")
         yield server
 

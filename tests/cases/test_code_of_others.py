@@ -15,8 +15,7 @@ from typing import Any
 
 import pytest
 import torch
-from hub_server import Hub, serve
-from huggingface_hub import constants
+from hub_server import Hub, serve, visit
 from open_clip.model import CLIP
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -252,9 +251,7 @@ def test_no_command_unpickles_a_file_of_a_run(
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     with serve() as server:
-        monkeypatch.setenv("HF_ENDPOINT", server.url)
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)  # the stand-in is on this machine
+        visit(server, tmp_path / "hub", monkeypatch)
         yield server
 
 

@@ -7,8 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hub_server import Hub, serve
-from huggingface_hub import constants
+from hub_server import Hub, serve, visit
 from PIL import Image
 
 import vlprompt.runs
@@ -184,9 +183,7 @@ def test_answers_of_a_hub_that_make_no_sense_are_one_sentence(
 ) -> None:
     # case: seed of 5,000 digits, …, `Content-Length: abc`, …
     with serve() as hub:
-        monkeypatch.setenv("HF_ENDPOINT", hub.url)
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        visit(hub, tmp_path / "hub", monkeypatch)
         hub.repos["me/it"] = {"private": False, "files": {"config.json": b"{}", "learner.safetensors": b"x"}}
         monkeypatch.setattr(Hub, "content_length", length, raising=False)
         assert "hf://me/it" in refusal(load_learner, "hf://me/it")
