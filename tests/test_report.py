@@ -239,6 +239,36 @@ def test_settings_that_differ_between_seeds_make_rows_of_their_own(tmp_path: Pat
     assert rows_of(table) == ["zero_shot", "coop (lr=0.002)", "coop (lr=0.1)"]
 
 
+def test_zero_shot_of_descriptions_is_a_row_beside_the_plain_one(tmp_path: Path) -> None:
+    plain = make_result({"base": 40.0, "new": 40.0}, method="zero_shot", n_parameters=0)
+    described = make_result(
+        {"base": 45.0, "new": 41.0}, method="zero_shot", n_parameters=0, id="d", config={"descriptions": "cupl.json"}
+    )
+    for results in ([described], [plain, described]):
+        [table] = report_of(tmp_path / str(len(results)), results).tables
+        assert find_cell(table, "zero_shot", "base").value == 40.0
+        cell = find_cell(table, "zero_shot (descriptions=cupl.json)", "base")
+        assert (cell.value, cell.seeds, cell.best) == (45.0, (), True)
+
+
+def test_what_needs_no_training_is_parted_by_its_method_settings_alone(tmp_path: Path) -> None:
+    def tuned(**config: float) -> Result:
+        return make_result(
+            {"base": 50.0, "new": 50.0},
+            method="tpt",
+            n_parameters=0,
+            id=str(len(config)) + str(config.get("steps_per_image")),
+            config=config,
+        )
+
+    for other, labels in (
+        (tuned(steps_per_image=1, lr=1.0), ["tpt"]),
+        (tuned(steps_per_image=2), ["tpt (steps_per_image=1)", "tpt (steps_per_image=2)"]),
+    ):
+        [table] = report_of(tmp_path / str(len(labels)), [tuned(steps_per_image=1), other]).tables
+        assert [line.label for line in table.sections[0].lines] == ["zero_shot", *labels]
+
+
 def test_settings_may_differ_between_datasets_as_in_the_recipes(tmp_path: Path) -> None:
     digits = make_result({"base": 50.0, "new": 50.0}, dataset="digits", config={"lr": 0.1})
     mean, _ = report_of(tmp_path, [make_result({"base": 80.0, "new": 60.0}), digits]).tables

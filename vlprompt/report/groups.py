@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from vlprompt.errors import VlpromptError, nearest
 from vlprompt.protocols import PROTOCOLS
 from vlprompt.recipes import INCIDENTAL
 from vlprompt.results import Result, Row
+from vlprompt.settings import RunConfig
 
 BY_SOURCE = ("cross_dataset", "domain_generalization", "multitask")  # their columns belong to one training set
 STUDY = "few_shot"  # its numbers of shots are columns of one table
@@ -223,19 +224,28 @@ def _variants(method: str, runs: Sequence[Run]) -> list[tuple[str, list[Run]]]:
 
     Between datasets and shots settings may differ, as they do in the published recipes.
     """
+    if method == ZERO_SHOT:  # beside the plain one, which every run measures, whatever their number
+        return _parted(method, runs, ("template", "descriptions"), unset=None)
+    shared = set(SHARED)
     if not any(run.result.has_seeds for run in runs):  # nothing was learnt, so that training settings mean nothing
-        return [(method, list(runs))]
+        shared |= {f.name for f in fields(RunConfig)}
     cells: dict[tuple, list[Run]] = {}
     for run in runs:
         r = run.result
         cells.setdefault((r.dataset, r.config.get("held_out"), r.shots), []).append(run)
     differing: dict[str, None] = {}
     for members in cells.values():
-        for key in sorted({key for run in members for key in run.result.config}.difference(SHARED)):
+        for key in sorted({key for run in members for key in run.result.config}.difference(shared)):
             if len({repr(run.result.config[key]) for run in members if key in run.result.config}) > 1:
                 differing[key] = None
+    return _parted(method, runs, differing, unset=...)
+
+
+def _parted(method: str, runs: Sequence[Run], keys: Iterable[str], unset: Any) -> list[tuple[str, list[Run]]]:
+    """Part runs by some settings, which stand in the labels unless they are ``unset``."""
     parts: dict[str, list[Run]] = {}
     for run in runs:
-        setting = ", ".join(f"{key}={run.result.config.get(key)}" for key in differing)
+        config = run.result.config
+        setting = ", ".join(f"{key}={config.get(key)}" for key in keys if config.get(key) is not unset)
         parts.setdefault(f"{method} ({setting})" if setting else method, []).append(run)
     return sorted(parts.items())

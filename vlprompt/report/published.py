@@ -282,6 +282,6 @@ def _ours(row: Published, groups: Sequence[Group], keys: Sequence[Key], rule: Ru
         (label, combine([tested(group, label, key, ACCURACY) for key in keys], rule, group.seeds))
         for group in groups
         for label in labels(group)
-        if label == row.method or (label != ZERO_SHOT and label.startswith(f"{row.method} ("))
+        if label == row.method or (row.method != ZERO_SHOT and label.startswith(f"{row.method} ("))
     ]
     return found or [(row.method, Cell(text="not run"))]
