@@ -81,7 +81,8 @@ def result_table(result: Result) -> Group:
     backbone = " ".join(str(result.backbone[k]) for k in ("architecture", "pretrained") if result.backbone[k])
     caption = f"{backbone}; top-1 accuracy in percent" + (f"; at most {result.limit} images" if result.limit else "")
     table = Table("tested on")
-    learnt = result.has_seeds or any(row.accuracy != row.zero_shot for row in result.rows)
+    plain = result.method == "zero_shot" and not any(result.config.get(key) for key in ("template", "descriptions"))
+    learnt = not plain or any(row.accuracy != row.zero_shot for row in result.rows)
     for heading in ["classes", "images", "zero-shot", *([result.method, "gain"] if learnt else [])]:
         table.add_column(heading, justify="right")
 
