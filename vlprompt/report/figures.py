@@ -262,7 +262,9 @@ def _panels(n: int, square: bool = False, size: float = 2.8) -> tuple[Figure, li
 def _with_legend(figure: Figure, axes: Axes) -> Figure:
     handles, names = axes.get_legend_handles_labels()
     width, height = figure.get_size_inches()
-    columns = min(len(names), max(1, int(width / 1.2)), 6)
+    columns = min(
+        len(names), max(1, int(width / max(1.2, 0.6 + 0.065 * max(map(len, names))))), 6
+    )  # 8 pt: 0.065 in a sign
     figure.set_size_inches(width, height + 0.2 * math.ceil(len(names) / columns))
     figure.legend(handles, names, loc="outside lower center", ncols=columns, frameon=False, fontsize=8)
     return figure
