@@ -204,3 +204,27 @@ def test_commands_list_and_info(capsys: pytest.CaptureFixture):
     ):
         assert main(argv) == 2
         assert message in capsys.readouterr().err
+
+
+def test_what_is_not_there_is_not_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
+    monkeypatch.chdir(tmp_path)
+    Path("empty").mkdir()
+    for name, state in (
+        ("folder:photoz", "not found"),
+        ("csv:table.csv", "not found"),
+        ("wds:no/*.tar", "not found"),
+        ("folder:empty", "found, but cannot be loaded"),
+    ):
+        assert main(["check", name]) == 1
+        assert f"{name}: 1 defect; {state}\n" in capsys.readouterr().out
+
+
+def test_uneven_classes_of_a_table_are_noted(tmp_path: Path):
+    lines = ["path,class"]
+    for name, count in (("cat", 40), ("dog", 4)):
+        for i in range(count):
+            Image.new("RGB", (4, 4)).save(tmp_path / f"{name}{i}.png")
+            lines.append(f"{name}{i}.png,{name}")
+    (tmp_path / "table.csv").write_text("\n".join(lines))
+    notes = check_dataset(f"csv:{tmp_path / 'table.csv'}").notes
+    assert any("are uneven: 'dog' has 2 training images, 'cat' 20" in note for note in notes)

@@ -54,7 +54,8 @@ def main(argv: Sequence[str]) -> int:
         raise VlpromptError(f"say what to do with data: {nearest(verb, KEYS) if verb else ', '.join(KEYS)}")
     check_keys(arguments.settings, KEYS[verb])
     if not names and verb != "list":
-        raise VlpromptError(f"say which dataset: vlprompt data {verb} NAME, a name from vlprompt data list")
+        own = ", folder:PATH for images of your own, or a folder that holds datasets" if verb == "check" else ""
+        raise VlpromptError(f"say which dataset: vlprompt data {verb} NAME, a name from vlprompt data list{own}")
     reporter = Reporter("--quiet" in arguments.flags)
     return COMMANDS[verb](names[0] if names else "*", arguments.settings, reporter)
 
@@ -156,7 +157,7 @@ def show_report(report: Report, lines: int, console: Any) -> None:
         read = f"; {report.opened:,} images read" if report.opened else ""
         state = f"{report.classes} classes (hash {report.class_hash}), {counts}, {report.source} split{read}"
     else:
-        state = "present, but not to be loaded" if report.found else "not found"
+        state = "found, but cannot be loaded" if report.found else "not found"
     good = "ok" if not report.defects else f"{len(report.defects)} defects" if len(report.defects) > 1 else "1 defect"
     console.print(f"{report.name}: {good}; {state}", markup=False, soft_wrap=True)
     for line in (_classes(report), *(f"note: {note}" for note in report.notes)):

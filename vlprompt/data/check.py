@@ -121,7 +121,8 @@ def check_dataset(
                 warnings.simplefilter("always")
                 splits = load_split(name, root, split=split, follow_links=follow_links)
         except VlpromptError as error:
-            return Report(name, defects=(str(error),))
+            there = ":" not in name or _exists(name.split(":", 1)[1])
+            return Report(name, found=there, defects=(str(error),))
         defects += [said for said in (str(w.message) for w in told) if said not in splits.notes]
     if registered and splits.source != "generated" and "/" not in name:
         defects += _against_card(card, splits)
@@ -139,7 +140,16 @@ def check_dataset(
                 progress(opened, len(safe))
     counts = {part: len(getattr(splits, part)) for part in PARTS}
     facts = (len(splits.class_names), class_hash(splits.class_names), splits.source, opened, tuple(defects))
-    return Report(name, True, counts, *facts, (*splits.notes, *alike), {} if registered else _images_of_classes(splits))
+    if registered:
+        return Report(name, True, counts, *facts, (*splits.notes, *alike))
+    uneven = filter(None, [describe_imbalance(splits)])
+    return Report(name, True, counts, *facts, (*splits.notes, *uneven, *alike), _images_of_classes(splits))
+
+
+def _exists(place: str) -> bool:
+    """Whether a place of one's own is there; of a pattern of shards, its folder."""
+    path = Path(place).expanduser()
+    return path.exists() or (any(sign in path.name for sign in "*?[{") and path.parent.is_dir())
 
 
 def _images_of_classes(splits: DatasetSplits) -> dict[str, int]:
@@ -159,7 +169,7 @@ def _audit_own(name: str, follow_links: bool) -> tuple[DatasetSplits | None, lis
         except VlpromptError as error:
             defects.append(str(error))
     hint = hint_names(splits.class_names)
-    notes = [*splits.notes, *(line for line in (hint, describe_imbalance(splits)) if line)]
+    notes = [*splits.notes, *([hint] if hint else [])]
     if follow_links:
         splits = replace(splits, open_image=partial(open_listed, folder))
     return replace(splits, notes=tuple(notes)), defects
