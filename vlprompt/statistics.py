@@ -19,7 +19,7 @@ SPREAD = (
     "Mean over seeds ± population standard deviation, [95% interval of the mean: Student's t on the logit scale, so "
     "within 0 and 100; none for one seed, or where all seeds agree]."
 )
-ONE_SEED = "Of one seed, which has neither deviation nor interval."
+ONE_SEED = "One seed only: no deviation and no interval."
 EQUAL = 1e-9  # percentage points by which equal numbers may differ for rounding
 
 
