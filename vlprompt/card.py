@@ -153,7 +153,7 @@ def _data(extra: Mapping[str, Any]) -> str | None:
 
 def _results(result: Result) -> list[str]:
     """A table of the run's tests beside zero-shot."""
-    shots = {"all": "all training images", "none": "no labels"}.get(result.shots, f"{result.shots} shots a class")
+    shots = {"all": "all training images", "none": "no labels"}.get(str(result.shots), f"{result.shots} shots a class")
     lines = [
         "## Results",
         "",

@@ -6,6 +6,7 @@ import difflib
 import sys
 import warnings
 from collections.abc import Iterable
+from types import FrameType
 
 PACKAGES = ("vlprompt", "datasets_registry")
 
@@ -19,7 +20,8 @@ class VlpromptError(ValueError):
 
 def warn(sentence: str) -> None:
     """Warn at the line that called this package, however deep in it one is: that is the line to change."""
-    frame, level, outermost = sys._getframe(1), 2, 2
+    frame: FrameType | None = sys._getframe(1)
+    level = outermost = 2
     while frame is not None:  # torch's and others' decorators may stand between our functions
         if frame.f_globals.get("__name__", "").partition(".")[0] in PACKAGES:
             outermost = level + 1

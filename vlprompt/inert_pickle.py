@@ -163,7 +163,7 @@ MADE: dict[str, tuple[int | None, Callable[..., Any]]] = {
 }
 # opcode -> the name that its argument makes
 NAMED = {"GLOBAL": "{}", "PERSID": "persistent id {}", **dict.fromkeys(("EXT1", "EXT2", "EXT4"), "extension {}")}
-ACTIONS: dict[str, Callable[[_Machine, Any], None]] = {
+ACTIONS: dict[str, Callable[[_Machine, Any], object]] = {
     "MARK": _Machine.mark,
     "POP": lambda machine, _: machine.stack.pop() if machine.stack else machine.until_mark(),
     "POP_MARK": lambda machine, _: machine.until_mark(),

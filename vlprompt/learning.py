@@ -66,16 +66,19 @@ class Feed(Protocol):
     """What there is to learn from: labelled images, a pool of images without labels, validation images.
 
     A pool's labels do not exist here, whatever the files are called.
-
-    Attributes:
-        class_names: C names, in label order.
-        templates: the dataset's hand-written ones.
-        domains: names of the images' domains, which ``domain`` of a batch counts; empty if they have none.
     """
 
-    class_names: tuple[str, ...]
-    templates: tuple[str, ...]
-    domains: tuple[str, ...]
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """C names, in label order."""
+
+    @property
+    def templates(self) -> tuple[str, ...]:
+        """The dataset's hand-written ones."""
+
+    @property
+    def domains(self) -> tuple[str, ...]:
+        """Names of the images' domains, which ``domain`` of a batch counts; empty if they have none."""
 
     def batches(self, source: Source = "labelled", *, views: int | str | None = None) -> EpochBatches:
         """Shuffled training batches of a source, as the learner can use them: cached features, or images.

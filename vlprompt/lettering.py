@@ -16,6 +16,7 @@ from rich.cells import cell_len, set_cell_size
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from matplotlib.text import Text
 
 P = ParamSpec("P")
 BOXES = "Last Resort"  # a font that draws a box for every sign
@@ -121,7 +122,7 @@ def _weight(weight: int | str) -> int:
     return weight if isinstance(weight, int) else weight_dict.get(weight, 400)
 
 
-def _replace(figure: Figure, texts: Iterable, lacking: set[str]) -> None:
+def _replace(figure: Figure, texts: Iterable[Text], lacking: set[str]) -> None:
     """Take out of the texts, and of the names on the axes, what no font has."""
     from matplotlib.ticker import FixedLocator
 

@@ -59,7 +59,7 @@ class Reliability:
         gaps = [abs(a - c) for a, c in zip(self.accuracy, self.confidence, strict=True)]
         return sum(n * gap for n, gap in zip(self.images, gaps, strict=True)) / sum(self.images)
 
-    def as_dict(self) -> dict[str, list]:
+    def as_dict(self) -> dict[str, list[float]]:
         """The three lists by name."""
         return asdict(self)
 

@@ -16,9 +16,10 @@ from vlprompt.errors import VlpromptError
 from vlprompt.files import atomic_write, locked, remove_leftovers, sha256_file
 from vlprompt.layout import LEARNER, RESULT, SETTINGS
 from vlprompt.learner import PromptLearner
-from vlprompt.recipes import INCIDENTAL, Recipe, Resolved, resolve
+from vlprompt.recipes import Recipe, Resolved, resolve
 from vlprompt.results import Result, read_result
 from vlprompt.saving import load_learner
+from vlprompt.settings import INCIDENTAL
 from vlprompt.settings_text import read_settings
 
 
@@ -124,8 +125,8 @@ def changed_names(results: Iterable[tuple[Path, Result]]) -> list[str]:
     Args:
         results: with the folder or file of each.
     """
-    first: dict[tuple, tuple[Any, Path]] = {}
-    found: dict[tuple, str] = {}
+    first: dict[tuple[object, ...], tuple[Any, Path]] = {}
+    found: dict[tuple[object, ...], str] = {}
     for path, result in results:
         for name, value in _named_alike(result):
             before, place = first.setdefault(name, (value, path))
@@ -135,7 +136,7 @@ def changed_names(results: Iterable[tuple[Path, Result]]) -> list[str]:
     return list(found.values())
 
 
-def _named_alike(result: Result) -> Iterator[tuple[tuple, Any]]:
+def _named_alike(result: Result) -> Iterator[tuple[tuple[object, ...], Any]]:
     """What results of the same names must agree on: kind, name and conditions, with what stood for it."""
     config, images = result.config, result.data.get("images", {})
     backbone = [config.get(key) for key in ("backbone", "pretrained", "checkpoint")]

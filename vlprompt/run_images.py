@@ -13,7 +13,7 @@ from vlprompt.data import DatasetSplits, FeatureBank, check_items, eval_transfor
 from vlprompt.data.readable import leave_out_unreadable
 from vlprompt.evaluation import limited
 from vlprompt.protocols import Part, Plan
-from vlprompt.recipes import RunConfig
+from vlprompt.settings import RunConfig
 
 
 def check_present(data: Mapping[Part, DatasetSplits], plan: Plan) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -120,7 +120,7 @@ def _are_settings(value: Any) -> bool:
     )
 
 
-FIELDS = {
+FIELDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "format": ("a whole number from 1", lambda value: _is_int(value) and value >= 1),
     "vlprompt": ("a version", _is_text),
     "method": ("a method's name", _is_text),

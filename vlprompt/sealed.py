@@ -26,7 +26,7 @@ TENSOR_SEAL = "vlprompt.sha256"  # the entry of a safetensors header
 
 def seal(fields: Mapping[str, Any]) -> dict[str, Any]:
     """Return the fields of a JSON file with ``sha256``, the hash of all others, as their last."""
-    content = json.loads(json.dumps({key: value for key, value in fields.items() if key != SEAL}))
+    content: dict[str, Any] = json.loads(json.dumps({key: value for key, value in fields.items() if key != SEAL}))
     return content | {SEAL: _hash_of(content)}
 
 
@@ -110,5 +110,5 @@ def hash_of_tensors(tensors: Mapping[str, Tensor], facts: Mapping[str, str] | No
     digest = hashlib.sha256(json.dumps(dict(facts or {}), sort_keys=True).encode())
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.flatten().view(torch.uint8).numpy())
+        digest.update(tensor.flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()

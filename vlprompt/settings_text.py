@@ -87,7 +87,7 @@ class _TextLoader(_Loader):
     yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}
 
 
-def read_settings(path: str | os.PathLike, what: str = "settings") -> dict[str, Any]:
+def read_settings(path: str | os.PathLike[str], what: str = "settings") -> dict[str, Any]:
     """Read a YAML file of settings, one ``key: value`` a line.
 
     Args:

@@ -20,7 +20,12 @@ from vlprompt.sealed import write_tensors
 
 
 def push_folder(
-    folder: str | os.PathLike, repo: str, *, private: bool = False, license: str | None = None, dry_run: bool = False
+    folder: str | os.PathLike[str],
+    repo: str,
+    *,
+    private: bool = False,
+    license: str | None = None,
+    dry_run: bool = False,
 ) -> str:
     """Upload a saved learner, with a card that has its run's results where they lie beside it; return its address.
 

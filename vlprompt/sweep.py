@@ -18,6 +18,7 @@ from vlprompt.layout import FAILED, RESULT, TRACEBACK
 from vlprompt.learner import METHODS
 from vlprompt.protocols import PROTOCOLS
 from vlprompt.recipes import Resolved, resolve
+from vlprompt.registry import Registry
 from vlprompt.results import Result, headline
 from vlprompt.run_folder import RunInUse, changed_names, read_result_of
 from vlprompt.runs import Shared, execute
@@ -51,7 +52,7 @@ class Task:
     def label(self) -> str:
         """The run in a few words."""
         c = self.resolved.config
-        shots = {"all": "all images", "none": "no labels"}.get(c.shots, f"{c.shots} shots")
+        shots = {"all": "all images", "none": "no labels"}.get(str(c.shots), f"{c.shots} shots")
         parts = [c.method, c.dataset, c.protocol, *([c.held_out] if c.held_out else []), shots, f"seed {c.seed}"]
         return " · ".join(parts)
 
@@ -133,9 +134,11 @@ def _values(axis: str, given: Any) -> list[Any]:
     odd = next((value for value in values if isinstance(value, (list, tuple, dict))), None)
     if odd is not None:
         raise VlpromptError(f"{axis} must be a list of plain values, not of {odd!r:.60}")
-    known = {"methods": METHODS, "protocols": PROTOCOLS}.get(axis)
-    for value in values if known else ():
-        known.info(str(value))  # a misspelt name is an error, not a combination to refuse
+    registries: dict[str, Registry[Any]] = {"methods": METHODS, "protocols": PROTOCOLS}
+    known = registries.get(axis)
+    if known is not None:
+        for value in values:
+            known.info(str(value))  # a misspelt name is an error, not a combination to refuse
     if axis == "datasets":
         collections = list_collections()
         values = [name for value in map(str, values) for name in collections.get(value, (value,))]
