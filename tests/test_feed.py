@@ -179,7 +179,7 @@ def test_schedules(text: str, expected: list[float]) -> None:
 def test_schedules_per_step() -> None:
     schedule = parse_part("cosine(per=step)", SCHEDULES)
     assert schedule(1.0, Moment(epoch=0, epochs=1, step=5, steps=10)) == pytest.approx(0.5)
-    with pytest.raises(VlpromptError, match="per epoch or per step, not per 'day'"):
+    with pytest.raises(VlpromptError, match="per must be one of epoch, step, not 'day'"):
         parse_part("cosine(per=day)", SCHEDULES)
 
 
