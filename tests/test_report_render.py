@@ -5,13 +5,16 @@ from __future__ import annotations
 import csv
 import io
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from made_results import find_cell, make_result, over_seeds, write_results, write_with_predictions
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from vlprompt import VlpromptError
 from vlprompt.cli.__main__ import main
+from vlprompt.console import result_table
 from vlprompt.report import FORMATS, Report, make_report
 from vlprompt.report.cells import Cell
 from vlprompt.report.figures import base_new, confusion, few_shot_curves, reliability
@@ -370,3 +373,25 @@ def test_results_without_calibration_have_no_reliability(tmp_path: Path) -> None
     report = make_report([write_results(tmp_path, [make_result({"base": 80.0, "new": 60.0})])])
     with pytest.raises(VlpromptError, match="the results of base to new, 16 shots hold no calibration: run them again"):
         reliability(report.groups[0])
+
+
+def test_a_runs_table_shows_zero_shot_of_descriptions_even_where_it_gains_nothing() -> None:
+    plain = make_result({"all": 40.0}, method="zero_shot", protocol="few_shot", n_parameters=0)
+    settings = {"descriptions": "cupl.json", "split": "generated"}
+    described = replace(plain, config=plain.config | settings)
+    headings, said = ([c.header for c in result_table(r).renderables[1].columns] for r in (plain, described))
+    assert headings == ["tested on", "classes", "images", "zero-shot"]
+    assert said == [*headings, "zero_shot", "gain"]
+    assert "generated split" in str(result_table(described).renderables[-1])
+
+
+def test_a_legend_of_long_names_stays_inside_its_figure(tmp_path: Path) -> None:
+    made = [
+        make_result({"all": 50.0}, protocol="few_shot", seed=seed, config={"lr": lr, "schedule": "cosine(warmup=1)"})
+        for seed, lr in ((1, 0.0021), (2, 0.0022), (3, 0.0023))
+    ] + [make_result({"all": 50.0}, protocol="few_shot", seed=4, config={"schedule": "dassl"})]
+    figure = few_shot_curves(make_report([write_results(tmp_path, made)]).group("few_shot"))
+    FigureCanvasAgg(figure).draw()
+    legend, whole = figure.legends[0].get_window_extent(), figure.bbox
+    assert whole.x0 <= legend.x0
+    assert legend.x1 <= whole.x1

@@ -80,6 +80,7 @@ def result_table(result: Result) -> Group:
     title = f"{result.method} on {result.dataset}: {result.protocol}, {shots}, seed {result.seed}"
     backbone = " ".join(str(result.backbone[k]) for k in ("architecture", "pretrained") if result.backbone[k])
     caption = f"{backbone}; top-1 accuracy in percent" + (f"; at most {result.limit} images" if result.limit else "")
+    caption += "; generated split" if result.config.get("split") == "generated" else ""
     table = Table("tested on")
     plain = result.method == "zero_shot" and not any(result.config.get(key) for key in ("template", "descriptions"))
     learnt = not plain or any(row.accuracy != row.zero_shot for row in result.rows)
