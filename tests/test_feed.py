@@ -17,7 +17,7 @@ from vlprompt.optimizers import OPTIMIZERS
 from vlprompt.parts import parse_part
 from vlprompt.schedules import SCHEDULES, Moment
 from vlprompt.testing import make, small_clip, toy_batch
-from vlprompt.training import Trainer, TrainOptions, train
+from vlprompt.training import BestEpoch, Trainer, TrainOptions, train
 
 
 @pytest.fixture(scope="module")
@@ -157,6 +157,45 @@ def test_a_stage_has_a_checkpoint_and_options_of_its_own(tmp_path) -> None:
     assert restored == history, "a finished stage is not done again"
     with pytest.raises(VlpromptError, match="unknown training option 'epoch': did you mean"):
         Trainer(TrainOptions())(Two(), towards(1), epoch=2)
+
+
+def test_what_is_drawn_between_stages_follows_from_the_seed(splits) -> None:
+    class Drawing:
+        clip = small_clip()
+
+        def learn(self, feed, train) -> None:
+            self.drawn = torch.rand(3)
+
+        def eval(self) -> None:
+            pass
+
+    state, learners = torch.get_rng_state(), [Drawing() for _ in range(3)]
+    for learner, seed in zip(learners, (1, 1, 2), strict=True):
+        torch.rand(seed)
+        Trainer(TrainOptions(), {"seed": seed}).fit(learner, feed_of(splits))
+    assert torch.equal(learners[0].drawn, learners[1].drawn)
+    assert not torch.equal(learners[0].drawn, learners[2].drawn)
+    torch.set_rng_state(state)
+
+
+def test_two_trainings_of_a_run_need_two_names() -> None:
+    trainer = Trainer(TrainOptions(epochs=1, **PLAIN))
+    trainer(Two(), towards(1))
+    with pytest.raises(VlpromptError, match="two trainings of one run are called ''"):
+        trainer(Two(), towards(1))
+
+
+def test_each_stage_chooses_among_its_own_epochs() -> None:
+    scores = iter([0.9, 0.1, 0.3, 0.2])
+    selection = BestEpoch(lambda: next(scores))
+    trainer = Trainer(TrainOptions(epochs=2, lr=0.1, warmup_epochs=0), {"selection": selection})
+    learner, batch = make("coop", n_ctx=2), toy_batch()
+    chosen = []
+    for stage in ("one", "two"):
+        trainer(learner, lambda epoch: [batch], stage=stage)
+        chosen.append(learner.prompt.ctx.detach().clone())
+    assert [record["selection"] for record in trainer.history] == [0.9, 0.1, 0.3, 0.2]
+    assert not torch.equal(*chosen), "the second stage kept the best of the first"
 
 
 @pytest.mark.parametrize(

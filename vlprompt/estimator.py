@@ -223,8 +223,7 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):
                 update(record["epoch"] + 1, options.epochs, f"loss {record['loss']:.3f}")
 
             trainer = Trainer(config, {"seed": config.seed}, tell)
-            self.learner_.learn(self._feed(X, labels, data, resolved, reporter), trainer)
-        self.learner_.eval()
+            trainer.fit(self.learner_, self._feed(X, labels, data, resolved, reporter))
         self.history_ = self.history_ + [record | {"epoch": before + record["epoch"]} for record in trainer.history]
 
     def _feed(

@@ -323,9 +323,7 @@ def fit(
         identity = {"settings": resolved.id + taught, "backbone": backbone, "data": images}
         keeping = {"seed": config.seed, "folder": resolved.folder, "resume": config.resume, "identity": identity}
         trainer = Trainer(config, keeping | {"selection": selection}, tell, clock)
-        learner.learn(make_feed(learner, source, resolved, reporter, clock), trainer)
-    learner.eval()
-    return trainer.history
+        return trainer.fit(learner, make_feed(learner, source, resolved, reporter, clock))
 
 
 def make_feed(

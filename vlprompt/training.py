@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
+import torch
 from torch import Tensor, nn
 
 from vlprompt.aggregation import load_aggregation_state
@@ -21,7 +22,7 @@ from vlprompt.errors import VlpromptError, nearest
 from vlprompt.files import atomic_write, writing
 from vlprompt.layout import CHECKPOINT, LOG
 from vlprompt.learner import PromptLearner
-from vlprompt.learning import Batches, EpochBatches, History, ParameterGroup
+from vlprompt.learning import Batches, EpochBatches, Feed, History, ParameterGroup
 from vlprompt.loop import Loop
 from vlprompt.options import learning_rate as learning_rate
 from vlprompt.options import make_optimizer
@@ -173,6 +174,7 @@ class Trainer:
         on_epoch: called with a stage's name, its options and each epoch's record.
         clock: times the training.
         history: what was recorded, stage by stage.
+        stages: names that were taken.
     """
 
     options: TrainOptions
@@ -180,6 +182,16 @@ class Trainer:
     on_epoch: Callable[[str, TrainOptions, dict[str, Any]], None] | None = None
     clock: Clock = field(default_factory=Clock)
     history: History = field(default_factory=list)
+    stages: set[str] = field(default_factory=set)
+
+    def fit(self, learner: PromptLearner, feed: Feed) -> History:
+        """Let a learner learn from a feed; what it draws between its stages follows from the seed too."""
+        device = learner.clip.device
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            torch.manual_seed(self.keeping.get("seed", 1))
+            learner.learn(feed, self)
+        learner.eval()
+        return self.history
 
     def __call__(self, module: nn.Module, batches: Batches, *, stage: str = "", **changes: Any) -> History:
         """Train a module in place; see ``vlprompt.learning.Train``."""
@@ -187,14 +199,24 @@ class Trainer:
         for key in changes:
             if key not in known:
                 raise VlpromptError(f"unknown training option '{key}': {nearest(key, known)}")
+        if stage in self.stages:
+            raise VlpromptError(f"two trainings of one run are called '{stage}': give each a stage of its own")
+        self.stages.add(stage)
         options = replace(self.options, **changes)
         if "batch_size" in changes and isinstance(batches, EpochBatches):
             batches = batches.sized(options.batch_size)
         tell = partial(self.on_epoch, stage, options) if self.on_epoch else None
         with self.clock("train"):
-            records = train(module, batches, options, stage=stage, on_epoch=tell, **self.keeping)
+            records = train(
+                module, batches, options, stage=stage, on_epoch=tell, **{**self.keeping, **self._selection()}
+            )
         self.history.extend({"stage": stage} | record if stage else record for record in records)
         return records
+
+    def _selection(self) -> dict[str, BestEpoch]:
+        """What chooses among a stage's epochs, which knows nothing of an earlier stage's."""
+        selection = self.keeping.get("selection")
+        return {"selection": replace(selection, best=-math.inf, state={})} if selection else {}
 
 
 class Log:
