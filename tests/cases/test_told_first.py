@@ -101,13 +101,17 @@ def test_a_selection_without_validation_images_is_told_first(tmp_path: Path, no_
 def test_learnt_parts_beyond_memory_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     # case: seed of 5,000 digits, …
     assert main(["train", "method=vpt", "dataset=digits", "n_ctx=4000000000000", f"output={tmp_path}"]) == 2
-    assert "there is not enough memory for the learnt parts of vpt with these settings" in capsys.readouterr().err
+    assert "4000000000000 visual tokens a layer were asked for, and at most 10000 are taken" in capsys.readouterr().err
+    assert main(["train", "method=proda", "dataset=digits", "n_prompts=4000000000000", f"output={tmp_path}"]) == 2
+    assert "there is not enough memory for the learnt parts of proda with these settings" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("words", ["a " * 4_999, "a" * 9_999, "photo " * 300])
+@pytest.mark.parametrize("words", ["a " * 4_999, "a" * 9_999, "photo " * 300], ids=["letters", "a word", "words"])
 def test_a_context_longer_than_the_model_reads_is_told(words: str) -> None:
     # case: seed of 5,000 digits, …, `ctx_init` of 4 MB
-    assert "but the text tower of" in refusal(create_learner, "coop", small_clip(), ["cat", "dog"], ctx_init=words)
+    assert "the text tower of custom reads 77 tokens" in refusal(
+        create_learner, "coop", small_clip(), ["cat", "dog"], ctx_init=words
+    )
 
 
 @pytest.mark.parametrize("seeds", [[[1]], {"a": 1}])
