@@ -6,6 +6,7 @@ it draws boxes for the rest, and a warning for each.
 
 from __future__ import annotations
 
+import os
 import unicodedata
 import warnings
 from collections.abc import Callable, Iterable
@@ -111,7 +112,8 @@ def _installed() -> dict[str, str]:
             fontManager.addfont(path)
         except (RuntimeError, OSError, NotImplementedError, ValueError):
             continue  # of bitmaps, such as coloured emoji, which matplotlib does not draw
-    fonts = [font for font in fontManager.ttflist if not font.name.startswith(BOXES)]
+    known = [font for font in fontManager.ttflist if not font.name.startswith(BOXES)]
+    fonts = [font for font in known if os.path.isfile(font.fname)]  # matplotlib's list may be of an earlier environment
     fonts.sort(key=lambda font: (font.style != "normal", abs(_weight(font.weight) - 400), font.fname))
     return {font.name: font.fname for font in reversed(fonts)}
 

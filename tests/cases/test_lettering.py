@@ -11,7 +11,7 @@ import matplotlib
 import pytest
 from made_results import make_result, write_with_predictions
 from matplotlib.figure import Figure
-from matplotlib.font_manager import FontProperties, findfont
+from matplotlib.font_manager import fontManager
 
 from vlprompt import lettering
 from vlprompt.lettering import make_legible, shorten
@@ -55,7 +55,8 @@ def test_without_a_font_that_has_the_signs_one_sentence_says_what_to_install(
 
 
 def test_a_font_of_the_machine_that_has_the_signs_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    stix = findfont(FontProperties(family="STIXGeneral"))  # stands for one that the user has installed
+    stix = str(Path(matplotlib.get_data_path(), "fonts/ttf/STIXGeneral.ttf"))  # stands for one that the user installed
+    fontManager.addfont(stix)  # a list of fonts that another environment has left may not know it
     only_there = lettering._signs_of(stix) - lettering._signs_of(lettering._default_font())
     fonts = {"DejaVu Serif": lettering._default_font(), "STIXGeneral": stix}
     monkeypatch.setattr(lettering, "_installed", lambda: fonts)
