@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import threading
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -130,6 +131,9 @@ class Views(torch.nn.Module):
         return torch.stack([self.transform(image) for _ in range(self.count)])
 
 
+ONE_AT_A_TIME = threading.Lock()  # the transforms draw from one generator, and images may be decoded in threads
+
+
 class TestViews(torch.nn.Module):
     """A test image as the evaluation crop and random crops of it, half of them mirrored: (V, 3, H, W).
 
@@ -151,7 +155,7 @@ class TestViews(torch.nn.Module):
         """Return the views, the evaluation crop first."""
         image = to_rgb(image)
         digest = hashlib.blake2b(image.tobytes(), digest_size=7).digest()
-        with torch.random.fork_rng(devices=[]):
+        with ONE_AT_A_TIME, torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(int.from_bytes(digest, "big"))
             return torch.stack([self.plain(image), *(self.draw(image) for _ in range(self.count - 1))])
 
