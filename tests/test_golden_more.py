@@ -16,7 +16,7 @@ from torch import Tensor
 from vlprompt import FrozenCLIP, create_learner
 from vlprompt.data import FeatureBank
 from vlprompt.methods import tpt as tpt_module
-from vlprompt.methods.gda import fit_gaussians
+from vlprompt.methods.heads.gda import fit_gaussians
 from vlprompt.methods.tpt import entropy_of_mean, surest_views
 from vlprompt.methods.upl import surest_of_each_class
 from vlprompt.testing import small_clip

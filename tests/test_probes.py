@@ -16,7 +16,7 @@ from vlprompt.cli.predict import main as predict
 from vlprompt.data.splits import DatasetSplits
 from vlprompt.edits import FullLength
 from vlprompt.evaluation import score
-from vlprompt.methods.gda import fit_gaussians
+from vlprompt.methods.heads.gda import fit_gaussians
 from vlprompt.methods.tpt import entropy_of_mean, surest_views
 from vlprompt.methods.upl import surest_of_each_class
 from vlprompt.prediction import image_logits

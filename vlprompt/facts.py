@@ -20,6 +20,9 @@ class Facts:
         head: whether logits are more than similarities of image and class features.
         inputs: what a test batch must carry: ``image``, ``views``, ``mask``.
         labels: whether labelled images are ``needed``, ``some`` of them beside a pool, or ``none``.
+        paper_settings: what images the authors chose hyper-parameters on, for ``selection=paper``: ``none``, ``val``
+            (a few a class), ``whole_val`` or ``test``; None if that is not recorded.
+        paper_epoch: what images they chose the epoch on: ``last`` if on none.
     """
 
     paper: str
@@ -30,3 +33,5 @@ class Facts:
     head: bool = False
     inputs: tuple[str, ...] = ("image",)
     labels: Literal["needed", "some", "none"] = "needed"
+    paper_settings: Literal["none", "val", "whole_val", "test"] | None = None
+    paper_epoch: Literal["last", "val", "whole_val", "test"] = "last"

@@ -27,6 +27,7 @@ from vlprompt.environment import Clock
 from vlprompt.errors import VlpromptError
 from vlprompt.learning import EpochBatches, Feed, Source
 from vlprompt.objectives import Batch
+from vlprompt.selection import SEEN, Selection
 
 Draw = Callable[[int, int], Iterable[Batch]]  # from an epoch's index and a batch size to its batches
 PASSES = 10_000  # over another feed in one epoch, at most, so that no two epochs draw alike
@@ -64,6 +65,7 @@ class ImageFeed:
         weights: of the labelled images in the loss (N,).
         chosen: places in the pool that the labelled images were taken from (N,), so that nothing is encoded twice.
         other: whose batches go along as ``unlabeled``.
+        selection: which held-out images are handed out, noting those that are read.
         reporter, clock: tell and time the encoding of images.
     """
 
@@ -75,6 +77,7 @@ class ImageFeed:
     weights: Tensor | None = None
     chosen: Tensor | None = None
     other: Feed | None = None
+    selection: Selection = field(default_factory=Selection)
     reporter: Reporter = field(default_factory=lambda: Reporter(quiet=True))
     clock: Clock = field(default_factory=Clock)
 
@@ -150,15 +153,18 @@ class ImageFeed:
         return replace(self, other=other)
 
     def _items(self, source: Source) -> Sequence[Item]:
-        found = {"labelled": self.splits.train, "pool": self.splits.pool, "val": self.splits.val}[source]
+        splits, handed = self.splits, self.selection.sources
+        few = source == "val" and "whole_val" not in handed  # which stands in the place of the few-shot draw
+        if source in SEEN and source not in handed and not few:
+            raise VlpromptError(f"images of source={source} are handed out only where selection=paper asks for them")
+        parts = {"labelled": splits.train, "pool": splits.pool, "val": splits.val, "whole_val": splits.val}
+        found = (parts | {"test": splits.test})[source]
         if not found:
-            what = {
-                "labelled": "labelled training images",
-                "pool": "pool of images without labels",
-                "val": "validation images",
-            }
+            what = {"labelled": "labelled training images", "pool": "pool of images without labels"}
             hint = ": use protocol=unsupervised or semi_supervised" if source == "pool" else ""
-            raise VlpromptError(f"{self.splits.name} has no {what[source]} here{hint}")
+            raise VlpromptError(f"{self.splits.name} has no {what.get(source, 'validation images')} here{hint}")
+        if source in SEEN:
+            self.selection.saw.add(source)
         return found
 
     def _encoded(self, clip: FrozenCLIP, items: Sequence[Item], views: int, progress: Any) -> FeatureBank:

@@ -7,6 +7,7 @@ SETTINGS = "config.yaml"
 RESULT = "result.json"
 PREDICTIONS = "predictions.safetensors"
 LOG = "train.jsonl"
+SEARCH = "search.jsonl"  # every point of a grid that was tried
 CHECKPOINT = "checkpoint.safetensors"
 FAILED, TRACEBACK = "failed.json", "failed.log"  # of a run of a sweep
 LEARNER = "learner"  # the saved learner's folder in it

@@ -10,13 +10,15 @@ from torch import Tensor, nn
 
 from vlprompt.data import FeatureBank
 from vlprompt.objectives import Batch
+from vlprompt.selection import Selection
 
 if TYPE_CHECKING:
     from vlprompt.clip import FrozenCLIP
 
 Batches = Callable[[int], Iterable[Batch]]  # from an epoch's index to its batches; see also ``EpochBatches``
 History = list[dict[str, Any]]  # a record an epoch
-Source = Literal["labelled", "pool", "val"]
+# val is the few-shot draw; whole_val and test are handed out where the authors chose on them and selection=paper
+Source = Literal["labelled", "pool", "val", "whole_val", "test"]
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,10 @@ class Feed(Protocol):
     @property
     def domains(self) -> tuple[str, ...]:
         """Names of the images' domains, which ``domain`` of a batch counts; empty if they have none."""
+
+    @property
+    def selection(self) -> Selection:
+        """What hyper-parameters may be chosen on, and the record of what was; see ``vlprompt.selection``."""
 
     def batches(self, source: Source = "labelled", *, views: int | str | None = None) -> EpochBatches:
         """Shuffled training batches of a source, as the learner can use them: cached features, or images.

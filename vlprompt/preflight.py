@@ -16,6 +16,7 @@ from vlprompt.objectives import parse_objectives
 from vlprompt.parts import parse_part
 from vlprompt.protocols import Part, Plan
 from vlprompt.recipes import RunConfig
+from vlprompt.settings import GRID
 
 
 def check_run(config: RunConfig, folder: Path, plan: Plan, parts: Mapping[Part, DatasetSplits], facts: Facts) -> None:
@@ -37,8 +38,7 @@ def check_run(config: RunConfig, folder: Path, plan: Plan, parts: Mapping[Part, 
             parse_part(getattr(config, key), registry)
     if facts.trains:
         parse_objectives(config.objective)
-    if facts.trains and config.selection == "fewshot_val":
-        _check_selection(config, parts[plan.train])
+    _check_selection(config, plan, parts[plan.train], facts)
     if config.format_spread is not None:
         for part in plan.tests.values():
             resolve_templates(config.format_spread, parts[part])
@@ -64,12 +64,21 @@ def check_place(folder: Path) -> None:
         raise VlpromptError(f"{folder} cannot be made: nothing may be written in {there}")
 
 
-def _check_selection(config: RunConfig, source: DatasetSplits) -> None:
-    aggregator: Any = getattr(config, "aggregator", None)
-    if aggregator:
+def _check_selection(config: RunConfig, plan: Plan, source: DatasetSplits, facts: Facts) -> None:
+    """Refuse a selection that has nothing to choose among, or no images to choose on."""
+    grid: Any = getattr(config, GRID, None)
+    selection, aggregator = plan.selection, getattr(config, "aggregator", None)
+    if grid is not None and not grid and selection.settings and not facts.trains:
         raise VlpromptError(
-            f"selection=fewshot_val chooses the weights of one epoch, and aggregator={aggregator} makes one set of all "
-            "epochs': set aggregator=null, or selection=last"
+            f"selection={config.selection} chooses among the points of a grid, and {config.method} has none here: "
+            "give it one, as in 'grid={alpha: [0.1, 1, 10]}', or use fixed"
         )
-    if not source.val:
-        raise VlpromptError(f"selection=fewshot_val needs validation images, and {source.name} has none: use last")
+    if selection.epoch and aggregator:
+        raise VlpromptError(
+            f"selection={config.selection} chooses the weights of one epoch, and aggregator={aggregator} makes one set "
+            "of all epochs': set aggregator=null, or selection=last"
+        )
+    if not source.val and (selection.epoch or grid) and selection.settings != "test":
+        raise VlpromptError(
+            f"selection={config.selection} needs validation images, and {source.name} has none: use fixed"
+        )

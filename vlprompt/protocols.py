@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from datasets_registry.catalog import name_here
@@ -13,6 +13,7 @@ from vlprompt.data.splits import Half
 from vlprompt.errors import VlpromptError, nearest
 from vlprompt.facts import Facts
 from vlprompt.registry import Registry
+from vlprompt.selection import SEEN, Selection
 
 Labelled = Literal["shots", "none"]
 Pool = Literal["none", "rest", "all"]
@@ -45,12 +46,36 @@ class Plan:
         train: what is learnt, from its few-shot draw.
         tests: what the one learner is scored on, by the name of the result's row.
         labelled, pool: what is labelled of the training images, and what is learnt from without labels.
+        selection: the held-out images of ``train`` that are handed out to choose on, see ``held_out``.
     """
 
     train: Part
     tests: dict[str, Part]
     labelled: Labelled = "shots"
     pool: Pool = "none"
+    selection: Selection = field(default_factory=Selection)
+
+    def held_out(self, drawn: DatasetSplits, whole: DatasetSplits) -> DatasetSplits:
+        """A few-shot draw with the validation images that may be chosen on: its own, or the whole split's.
+
+        Where a dataset is tested on its validation images, as ImageNet is, the authors' whole validation split is the
+        test images; ``seen`` says so.
+        """
+        if "whole_val" in self.selection.sources:
+            return replace(drawn, val=whole.val or whole.test)
+        return drawn
+
+    def seen(self, data: Mapping[Part, DatasetSplits]) -> list[str]:
+        """What was looked at besides training images: sources that were read; ``test`` if they hold test images."""
+        saw, val = set(self.selection.saw), {item.path for item in data[self.train].val}
+        if saw & {"val", "whole_val"} and any(
+            item.path in val
+            for part in self.tests.values()
+            if part.dataset == self.train.dataset
+            for item in data[part].test
+        ):
+            saw.add("test")
+        return [source for source in SEEN if source in saw]
 
 
 Targets = Sequence[str] | str | None

@@ -28,9 +28,9 @@ from vlprompt.options import make_schedule
 from vlprompt.parts import parse_part
 from vlprompt.protocols import PROTOCOLS
 from vlprompt.schema import assign, hint_of, kind, structured, to_object
-from vlprompt.settings import INCIDENTAL, LATER, RunConfig, TrainOptions
+from vlprompt.selection import FIXED, OTHER_NAMES, SELECTIONS
+from vlprompt.settings import GRID, INCIDENTAL, LATER, RunConfig, TrainOptions
 from vlprompt.settings_text import check_plain, read_settings, show
-from vlprompt.training import SELECTIONS
 
 PACKAGE = Path(__file__).resolve().parent
 # inside the package when installed from a wheel, beside it in a checkout
@@ -123,7 +123,8 @@ class Resolved:
     def id(self) -> str:
         """Twelve hexadecimal digits that name all settings which bear on the result."""
         settings = asdict(self.config).items()
-        telling = {k: v for k, v in settings if k not in INCIDENTAL and not (k in LATER and v == LATER[k])}
+        unused = (GRID,) if self.config.selection == FIXED else ()
+        telling = {k: v for k, v in settings if k not in (*INCIDENTAL, *unused) and not (k in LATER and v == LATER[k])}
         return hashlib.sha256(json.dumps(telling, sort_keys=True).encode()).hexdigest()[:12]
 
     @property
@@ -218,6 +219,7 @@ def resolve(settings: Mapping[str, Any] | None = None) -> Resolved:
     config = to_object(schema)
     if PROTOCOLS.get(protocol).labelled == "none" and "shots" not in given:
         config.shots = NO_SHOTS
+    config.selection = OTHER_NAMES.get(config.selection, config.selection)
     check_values(config)
     return Resolved(config, recipe, frozenset(given))
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from torch import Tensor
@@ -112,8 +112,12 @@ class Result:
         versions: of python, vlprompt, torch, open_clip.
         git_commit: of vlprompt's checkout, if it runs from one.
         created: UTC, ISO 8601.
-        selection: which weights were tested: ``last``, those of the last epoch, or ``fewshot_val``, the epoch that was
-            best on the few-shot validation draw.
+        selection: what was chosen on: ``last``, nothing (settings as given, the last epoch's weights); ``fewshot_val``,
+            the few-shot validation draw; ``paper``, what the method's authors chose on.
+        saw: images besides those that were trained on which bore on the learner: ``val`` (the few-shot draw),
+            ``whole_val``, ``test``; None in results that do not tell.
+        searches: a record for each grid that was searched: ``on``, ``images``, ``points``, ``chosen``, ``accuracy`` and
+            ``ties``; ``search.jsonl`` beside it has every point.
         limit: test images at most in each test; None if all.
         seeded: whether another seed could have given other numbers, since something was trained or a few-shot draw was
             learnt from; None in results that do not tell (read ``has_seeds``).
@@ -147,6 +151,8 @@ class Result:
     git_commit: str | None
     created: str
     selection: str = "last"
+    saw: list[Literal["val", "whole_val", "test"]] | None = None
+    searches: list[dict[str, Any]] = field(default_factory=list)
     limit: Annotated[int, Field(ge=1)] | None = None
     seeded: bool | None = None
     files: dict[str, str] = field(default_factory=dict)

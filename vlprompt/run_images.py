@@ -13,6 +13,7 @@ from vlprompt.data import DatasetSplits, FeatureBank, check_items, eval_transfor
 from vlprompt.data.readable import leave_out_unreadable
 from vlprompt.evaluation import limited
 from vlprompt.protocols import Part, Plan
+from vlprompt.selection import FIXED
 from vlprompt.settings import RunConfig
 
 
@@ -36,7 +37,7 @@ def usable_parts(
     for part, splits in data.items():
         if not _is_own(part):
             continue
-        asked = [each for each in _asked(part, plan) if each != "val" or config.selection != "last"]
+        asked = [each for each in _asked(part, plan) if each != "val" or config.selection != FIXED]
         if "test" in asked and FeatureBank.is_kept(clip, splits, splits.test, transform=eval_transform(clip)):
             asked.remove("test")
         with reporter.bar("looking at images", lines=1) as update:

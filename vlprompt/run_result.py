@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 from vlprompt.checkpoint import checkpoints
 from vlprompt.data import DatasetSplits, images_fingerprint
 from vlprompt.environment import git_commit, peak_memory, versions
 from vlprompt.evaluation import Evaluation, limited
-from vlprompt.files import sha256_file
-from vlprompt.layout import DESCRIBED, LEARNER, PREDICTIONS, RESULT, SETTINGS
+from vlprompt.files import atomic_write, sha256_file
+from vlprompt.layout import DESCRIBED, LEARNER, PREDICTIONS, RESULT, SEARCH, SETTINGS
 from vlprompt.learner import PromptLearner
 from vlprompt.protocols import PROTOCOLS, Part, Plan
 from vlprompt.recipes import Resolved, RunConfig
 from vlprompt.results import Result, Row, average_rows, write_predictions
 from vlprompt.saved_description import description_hash
+from vlprompt.selection import FIXED, Search
 
 
 def keep_result(
@@ -33,7 +36,7 @@ def keep_result(
         resolved: the settings.
         learner: that was tested.
         measured: its tests, by target.
-        facts: ``data``, ``adapted``, ``views`` and ``seeded`` of the result.
+        facts: ``data``, ``adapted``, ``views``, ``seeded``, ``saw`` and ``searches`` of the result.
         times: seconds by what they were spent on.
     """
     config, folder, clip = resolved.config, resolved.folder, learner.clip
@@ -69,10 +72,20 @@ def keep_result(
     return result
 
 
+def write_searches(folder: Path, searches: Sequence[Search]) -> None:
+    """Keep every point that was tried as JSON lines; without a search, drop what an earlier run left."""
+    if not searches:
+        (folder / SEARCH).unlink(missing_ok=True)
+        return
+    lines = [json.dumps({"on": each.on, **point}) for each in searches for point in each.points]
+    with atomic_write(folder / SEARCH) as temporary:
+        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
 def fingerprints(plan: Plan, data: Mapping[Part, DatasetSplits], config: RunConfig) -> dict[str, Any]:
     """What tells whether images have changed: those that are learnt from, and each test's."""
     source = data[plan.train]
-    learnt = [*source.train, *source.pool, *(source.val if config.selection == "fewshot_val" else ())]
+    learnt = [*source.train, *source.pool, *(source.val if config.selection != FIXED else ())]
     tests = {name: (data[part], limited(data[part].test, config.limit)) for name, part in plan.tests.items()}
     return {
         "train": images_fingerprint(source, learnt),

@@ -36,8 +36,9 @@ from vlprompt.recipes import Resolved, RunConfig, resolve
 from vlprompt.results import Result
 from vlprompt.run_folder import claim_folder, find_finished, load_own_learner, lock_run, refuse_if_in_use
 from vlprompt.run_images import check_present, encode_tests, image_facts, usable_parts
-from vlprompt.run_result import data_facts, fingerprints, keep_result
+from vlprompt.run_result import data_facts, fingerprints, keep_result, write_searches
 from vlprompt.saved_description import description_hash
+from vlprompt.selection import Selection, make_selection, say_selection
 from vlprompt.training import BestEpoch, Trainer, TrainOptions
 from vlprompt.weights import load_clip
 
@@ -108,8 +109,9 @@ def execute(resolved: Resolved, clip: FrozenCLIP | None = None, shared: Shared |
     protocol = PROTOCOLS.get(config.protocol)
     plan = protocol.plan(config.dataset, config.targets, config.held_out)
     with clock("load"):
-        data, split = load_parts(plan, config, shared)
         facts = method_facts(config.method, resolved.method_settings)
+        plan = replace(plan, selection=make_selection(config.selection, config.method, facts))
+        data, split = load_parts(plan, config, shared)
         check_run(config, folder, plan, data, facts)
         check_suits(config.protocol, plan, data, config.method, facts)
         clip = shared.clip_for(config)
@@ -130,9 +132,11 @@ def execute(resolved: Resolved, clip: FrozenCLIP | None = None, shared: Shared |
             if learner.facts.labels != "none":
                 with clock("encode"):
                     encode_tests(data, plan, config, clip, reporter)
-            history = fit(learner, data[plan.train], resolved, reporter, clock, loggers, images["train"])
-            facts = {key: getattr(config, key) for key in ("dataset", "protocol", "shots", "seed")}
-            learner.save_pretrained(folder / LEARNER, extra=facts)
+            learnt = fit(learner, data[plan.train], resolved, reporter, clock, loggers, images["train"], plan.selection)
+            saw, searches = plan.seen(data), plan.selection.searches
+            write_searches(folder, searches)
+            known = {key: getattr(config, key) for key in ("dataset", "protocol", "shots", "seed")}
+            learner.save_pretrained(folder / LEARNER, extra=known | say_selection(saw, searches))
             with clock("test"):
                 measured = {
                     name: measure(learner, name, data[part], config, reporter) for name, part in plan.tests.items()
@@ -141,7 +145,9 @@ def execute(resolved: Resolved, clip: FrozenCLIP | None = None, shared: Shared |
                 "data": data_facts(data[plan.train]) | {"split": split, "images": images} | image_facts(data, plan),
                 "adapted": adapted,
                 "views": effective_views(learner, config),
-                "seeded": is_seeded(learner, bool(history), config),
+                "seeded": is_seeded(learner, bool(learnt), config),
+                "saw": saw,
+                "searches": [search.summary() for search in searches],
             }
             result = keep_result(resolved, learner, measured, told, clock.seconds)
             loggers.result(result)
@@ -224,7 +230,10 @@ def load_parts(plan: Plan, config: RunConfig, shared: Shared) -> tuple[dict[Part
             check_classes(config.protocol, part, whole[part.dataset])
     if learnt.joined:
         split = join_datasets([whole[name] for name in learnt.joined]).fingerprint()
-        drawn = [few_shot_split(whole[name], config.shots, config.seed, **fewer) for name in learnt.joined]
+        drawn = [
+            plan.held_out(few_shot_split(whole[name], config.shots, config.seed, **fewer), whole[name])
+            for name in learnt.joined
+        ]
         whole[learnt.dataset] = join_datasets(drawn)
     else:
         source = whole[learnt.dataset]
@@ -241,7 +250,7 @@ def _draw(source: DatasetSplits, plan: Plan, config: RunConfig) -> DatasetSplits
     if plan.labelled == "none":
         pool = source.train if plan.pool == "all" else ()
         return replace(source, train=(), val=(), pool=without_labels(pool))
-    drawn = few_shot_split(source, config.shots, config.seed, allow_fewer=config.allow_fewer)
+    drawn = plan.held_out(few_shot_split(source, config.shots, config.seed, allow_fewer=config.allow_fewer), source)
     if plan.pool == "none":
         return drawn
     labelled = set(drawn.train)
@@ -301,17 +310,18 @@ def fit(
     clock: Clock,
     loggers: Loggers,
     images: str = "",
+    selection: Selection | None = None,
 ) -> list[dict[str, Any]]:
     """Train a learner on the few-shot images of ``source``, and return the history.
 
-    ``images`` tells those from changed ones under the same names.
+    ``images`` tells those from changed ones under the same names, and ``selection`` what may be chosen on.
     """
     config = resolved.config
     backbone = backbone_fingerprint(learner.clip, source.class_names)
-    selection = None
-    if config.selection == "fewshot_val":
-        chosen_on = replace(source, test=source.val)
-        selection = BestEpoch(lambda: score(learner, chosen_on, workers=config.workers).accuracy)
+    selection, best = selection or Selection(), None
+    if selection.epoch:
+        chosen_on = replace(source, test=source.test if selection.epoch == "test" else source.val)
+        best = BestEpoch(lambda: score(learner, chosen_on, workers=config.workers).accuracy)
     with reporter.bar("epoch", lines=5) as update:
 
         def tell(stage: str, options: TrainOptions, record: dict[str, Any]) -> None:
@@ -322,21 +332,34 @@ def fit(
         taught = "" if learner.taught_by is None else f" taught by {learner.taught_by.identity['sha256']}"
         identity = {"settings": resolved.id + taught, "backbone": backbone, "data": images}
         keeping = {"seed": config.seed, "folder": resolved.folder, "resume": config.resume, "identity": identity}
-        trainer = Trainer(config, keeping | {"selection": selection}, tell, clock)
-        return trainer.fit(learner, make_feed(learner, source, resolved, reporter, clock))
+        trainer = Trainer(config, keeping | {"selection": best}, tell, clock)
+        history = trainer.fit(learner, make_feed(learner, source, resolved, reporter, clock, selection))
+    if history and selection.epoch:
+        selection.saw.add(selection.epoch)
+    return history
 
 
 def make_feed(
-    learner: PromptLearner, source: DatasetSplits, resolved: Resolved, reporter: Reporter, clock: Clock | None = None
+    learner: PromptLearner,
+    source: DatasetSplits,
+    resolved: Resolved,
+    reporter: Reporter,
+    clock: Clock | None = None,
+    selection: Selection | None = None,
 ) -> ImageFeed:
-    """Return what a learner learns from: the training images of ``source``."""
+    """Return what a learner learns from: the training images of ``source``, and what it may choose settings on.
+
+    Test images are not in it, unless the selection hands them out.
+    """
+    selection = selection or Selection()
+    source = source if "test" in selection.sources else replace(source, test=())
     config, views = resolved.config, effective_views(learner, resolved.config)
     if views == "fresh" and config.views != "fresh" and "views" in resolved.given:
         why = "has a teacher that" if learner.facts.cacheable_images else "prompts the image tower and"
         reporter.say(f"views={config.views} has no effect: {config.method} {why} needs images, so views are fresh")
     loading = Loading(config.batch_size, views or 1, config.transform, config.seed, config.workers)
     how = {"cacheable": not learner.learns_from_images, "names": learner.image_keys}
-    how |= {"reporter": reporter, "clock": clock or Clock()}
+    how |= {"reporter": reporter, "clock": clock or Clock(), "selection": selection}
     return ImageFeed(source, learner.clip, loading, **how)
 
 

@@ -108,15 +108,22 @@ def _is_source(value: Any) -> bool:
 
 
 def _are_settings(value: Any) -> bool:
-    """Settings by name: short texts, numbers, flags, or lists of them, with no interpolation that reads elsewhere."""
+    """Settings by name: short texts, numbers, flags, lists of them or, as a grid, a group of such by name.
+
+    No interpolation that reads elsewhere.
+    """
 
     def is_plain(v: Any) -> bool:
         if isinstance(v, str):
             return len(v) <= MAX_SETTING and "${" not in v
         return v is None or isinstance(v, (int, float))
 
+    def are_plain(v: Any) -> bool:
+        return all(map(is_plain, v)) if isinstance(v, list) else is_plain(v)
+
     return isinstance(value, dict) and all(
-        all(map(is_plain, v)) if isinstance(v, list) else is_plain(v) for v in value.values()
+        all(map(is_plain, v)) and all(map(are_plain, v.values())) if isinstance(v, dict) else are_plain(v)
+        for v in value.values()
     )
 
 

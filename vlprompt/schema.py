@@ -38,7 +38,7 @@ def assign(schema: DictConfig, key: str, value: Any) -> None:
         raise ConfigKeyError(f"there is no field '{key}'")
     if _has_literal(hints[key]) and not fits(value, hints[key]):
         raise ValidationError(f"it must be {kind(hints[key])}")
-    OmegaConf.update(schema, key, value)
+    OmegaConf.update(schema, key, value, merge=False)  # a dictionary stands in the other's place
 
 
 def to_object(schema: DictConfig) -> Any:

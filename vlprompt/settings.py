@@ -71,8 +71,10 @@ class RunConfig(TrainOptions):
         follow_links: read linked files and folders that lead out of a folder of your own.
         targets: datasets to test on after training on this one, or a collection (cross_dataset, domain_generalization).
         held_out: domain to test on and to leave out of training (domain_generalization on a set of several domains).
-        selection: which weights are tested, last or fewshot_val: those of the epoch that is best on up to 4 validation
-            images a class, the later of equals. Nothing selects on test images.
+        selection: what hyper-parameters and the tested weights are chosen on. fixed (or last) chooses nothing: settings
+            as they are, the last epoch's weights. fewshot_val takes the point of the method's grid, and the epoch, that
+            are best on up to 4 validation images a class, of epochs the later of equals. paper chooses on what the
+            method's authors chose on, the whole validation split or test images; rows say what was seen.
         format_spread: templates (as in templates=) to score zero-shot with one by one: how much the wording matters.
         limit: test images at most in each test, for a quick look; null takes all.
         logger: where a run's numbers also go besides its own files, none, tensorboard, wandb or a list.
@@ -133,6 +135,8 @@ INCIDENTAL = (
     "resume",
     "workers",
 )
+
+GRID = "grid"  # of a method, which bears on a result only where there is something to choose on
 
 # settings that vlprompt 0.1.0 did not have, with the values at which a run is what it was: its hash is then the same
 LATER = {"clip_grad": None, "descriptions": None, "schedule": "dassl", "steps": None, "teacher": None}

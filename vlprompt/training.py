@@ -28,8 +28,6 @@ from vlprompt.options import learning_rate as learning_rate
 from vlprompt.options import make_optimizer
 from vlprompt.settings import TrainOptions as TrainOptions
 
-SELECTIONS = ("last", "fewshot_val")
-
 
 @dataclass
 class BestEpoch:

@@ -13,6 +13,7 @@ from vlprompt.errors import VlpromptError, nearest
 from vlprompt.protocols import PROTOCOLS
 from vlprompt.recipes import INCIDENTAL
 from vlprompt.results import Result, Row
+from vlprompt.selection import say_seen
 from vlprompt.settings import RunConfig
 
 BY_SOURCE = ("cross_dataset", "domain_generalization", "multitask")  # their columns belong to one training set
@@ -194,11 +195,21 @@ def _group(runs: Sequence[Run], order: Sequence[str]) -> Group:
     ranks = {method: rank for rank, method in enumerate(order)}
     for method in sorted(by_method, key=lambda m: (m != ZERO_SHOT, ranks.get(m, 0), m)):
         for label, members in _variants(method, by_method[method]):
+            label = _marked(label, members)
             group.values[label] = _cells(label, members, group)
     versions = sorted({run.result.versions.get("vlprompt", "?") for run in runs})
     if len(versions) > 1:
         group.notes.append(f"results of vlprompt {' and '.join(versions)} stand together here")
     return group
+
+
+def _marked(label: str, runs: Sequence[Run]) -> str:
+    """A row's label with what its numbers owe to more than training images: ``gda (saw whole val and test)``."""
+    marks = [say_seen([source for run in runs for source in run.result.saw or ()])]
+    told = ", ".join(filter(None, marks))
+    if not told:
+        return label
+    return f"{label[:-1]}, {told})" if label.endswith(")") else f"{label} ({told})"
 
 
 def _cells(label: str, runs: Sequence[Run], group: Group) -> dict[Key, list[Measured]]:

@@ -22,6 +22,7 @@ from vlprompt.report.cells import (
     tested,
 )
 from vlprompt.report.groups import STUDY, ZERO_SHOT, Group, Key, say_shots
+from vlprompt.selection import FIXED
 from vlprompt.statistics import ONE_SEED, SPREAD
 
 
@@ -203,7 +204,7 @@ def say_conditions(group: Group) -> str:
     words = [c["backbone"], str(identity.get("precision", ""))]
     if "shots" in c:
         words.append(say_shots(c["shots"]))
-    words.append("weights of the last epoch" if c["selection"] == "last" else f"selection {c['selection']}")
+    words.append("weights of the last epoch" if c["selection"] == FIXED else f"selection {c['selection']}")
     if c.get("split", "published") != "published":
         words.append(f"{c['split']} split")
     if "own_split" in c:

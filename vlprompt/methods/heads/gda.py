@@ -10,7 +10,8 @@ width D stands where theirs has 512; the inverse is taken in float64.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +20,7 @@ from torch import Tensor
 from vlprompt.errors import VlpromptError
 from vlprompt.learner import PromptLearner, register
 from vlprompt.learning import Feed, Train
+from vlprompt.selection import Values, at_points, choose, keep_settings
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ def fit_gaussians(features: Tensor, labels: Tensor, n_classes: int) -> Gaussians
     return Gaussians(*(part.float() for part in (means, precision, w, b)))
 
 
-@register("gda", paper="arXiv:2402.04087", new_classes=False, head=True)
+@register("gda", paper="arXiv:2402.04087", new_classes=False, head=True, paper_settings="whole_val")
 class GDA(PromptLearner):
     """Gaussian discriminant analysis on image features, beside zero-shot CLIP."""
 
@@ -79,16 +81,19 @@ class GDA(PromptLearner):
         Attributes:
             alpha: α, what the Gaussians' classifier counts beside zero-shot's.
             fit_views: views of each training image; 1 is the evaluation crop.
+            grid: values of alpha that a selection on held-out images chooses among.
         """
 
         alpha: float = 1.0
         fit_views: int = 10
+        grid: dict[str, Any] = field(default_factory=dict)
 
     def setup(self) -> None:
         """Make room for the linear classifier: w (C, D) and b (C,)."""
         classes, width = len(self.class_names), self.clip.embed_dim
         self.register_buffer("w", torch.zeros(classes, width))
         self.register_buffer("b", torch.zeros(classes))
+        keep_settings(self, "alpha")
 
     def learn(self, feed: Feed, train: Train) -> None:
         """Fit the Gaussians to the labelled images."""
@@ -96,6 +101,11 @@ class GDA(PromptLearner):
         found = fit_gaussians(bank.features, bank.labels, len(self.class_names))
         self.w.copy_(found.w)
         self.b.copy_(found.b)
+        choose(self, feed, at_points(self.logits_at))
+
+    def logits_at(self, v: Tensor, values: Values) -> Tensor:
+        """Logits (P, N, C) of normalised image features v (N, D) with P values of α (P, 1, 1)."""
+        return self.clip.similarity(v, self.text_features()) + values["alpha"] * (v @ self.w.T + self.b)
 
     def encode_text(self, v: Tensor | None = None) -> Tensor:
         """Zero-shot class features (C, D) over the dataset's templates."""
@@ -103,4 +113,4 @@ class GDA(PromptLearner):
 
     def score(self, v: Tensor, t: Tensor) -> Tensor:
         """Logits (B, C): s·v·tᵀ + α(v·wᵀ + b)."""
-        return super().score(v, t) + self.config.alpha * (v @ self.w.T + self.b)
+        return super().score(v, t) + self.alpha * (v @ self.w.T + self.b)
