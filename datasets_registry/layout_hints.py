@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable
 from pathlib import Path
 
 from datasets_registry.acquire import how_to_get
 from datasets_registry.card import Card, card_names, load_card
-from vlprompt.data.listing import folders
+from vlprompt.data.listing import folders, similar_name
 from vlprompt.errors import VlpromptError
 
 LOOKED_AT = 200  # folders in which a dataset is looked for, at most
@@ -71,15 +69,6 @@ def _of_folder(card: Card, folder: Path) -> str:
         return f"{folder / other} is there: rename it to {card.images}"
     inner = next((name for name in below[:LOOKED_AT] if (folder / name / card.images).is_dir()), None)
     return f"{folder / inner / card.images} is there: move what is in {folder / inner} up by one" if inner else ""
-
-
-def similar_name(name: str, names: Iterable[str]) -> str | None:
-    """Return the name that differs in the case of letters or in its ending alone, such as ``x.JPG`` from ``x.jpg``."""
-    others = {other.lower(): other for other in names if other != name}
-    if name.lower() in others:
-        return others[name.lower()]
-    stem, ending = os.path.splitext(name.lower())
-    return next((o for low, o in others.items() if ending and os.path.splitext(low)[0] == stem), None)
 
 
 def hint_folder(folder: Path) -> str:

@@ -6,10 +6,12 @@ how well they carry over to new classes, datasets and domains.
 
 from typing import TYPE_CHECKING, Any
 
+from datasets_registry.catalog import list_datasets, load_split
+from datasets_registry.readers.folder import load_folder
 from vlprompt import analysis as analysis
 from vlprompt import methods as methods  # importing registers them
 from vlprompt.clip import FrozenCLIP
-from vlprompt.data import few_shot_indices, list_datasets, load_folder, load_split
+from vlprompt.data import few_shot_indices
 from vlprompt.errors import VlpromptError
 from vlprompt.evaluation import evaluate_learner
 from vlprompt.export import export_learner

@@ -18,7 +18,8 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.datasets.folder import pil_loader
 from torchvision.transforms import InterpolationMode, v2
 
-from vlprompt.data import DatasetSplits, ImageItems, Item, check_items, load_split
+from datasets_registry.catalog import load_split
+from vlprompt.data import DatasetSplits, ImageItems, Item, check_items
 from vlprompt.data.loading import epoch_batches, eval_batches
 from vlprompt.data.splits import PARTS
 from vlprompt.data.transforms import CROP_SCALE, eval_transform, train_transform

@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from vlprompt.data import DatasetSplits, load_split
+from datasets_registry.catalog import load_split
+from vlprompt.data import DatasetSplits
 from vlprompt.errors import VlpromptError
 from vlprompt.learner import PromptLearner, create_learner
 from vlprompt.prediction import predict_images

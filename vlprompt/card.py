@@ -141,7 +141,7 @@ def _data(extra: Mapping[str, Any]) -> str | None:
     name = extra.get("dataset")
     if not isinstance(name, str):
         return None
-    from vlprompt.data import dataset_info
+    from datasets_registry.catalog import dataset_info
 
     try:
         info = dataset_info(name)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from datasets_registry.catalog import is_own
+from datasets_registry.catalog import is_own, load_split
 from vlprompt.checks import at_least, checked, told
 from vlprompt.clip import FrozenCLIP
 from vlprompt.console import Reporter
@@ -26,7 +26,6 @@ from vlprompt.data import (
     check_items,
     eval_batches,
     eval_transform,
-    load_split,
     resolve_templates,
 )
 from vlprompt.data.readable import leave_out_unreadable

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from typing import Any, ClassVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -15,12 +15,12 @@ from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from datasets_registry.descriptions import names_file, read_descriptions
 from vlprompt import publishing
 from vlprompt.aggregation import AGGREGATORS
 from vlprompt.checks import as_batch, check_batch, check_features, check_seed, check_templates, checked, listed
 from vlprompt.class_names import check_names
 from vlprompt.clip import FrozenCLIP, natural_name, same_names
-from vlprompt.data.descriptions import names_file, read_descriptions
 from vlprompt.data.splits import DEFAULT_TEMPLATE
 from vlprompt.data.templates import resolve_templates
 from vlprompt.edits import Edit
@@ -43,10 +43,8 @@ from vlprompt.registry import Registry
 from vlprompt.schema import assign, structured, to_object
 from vlprompt.settings import RunConfig
 from vlprompt.settings_text import check_plain
-from vlprompt.teacher import Teacher
-
-if TYPE_CHECKING:
-    from vlprompt.learner_teacher import LearnerTeacher
+from vlprompt.teacher import SavedTeacher, Teacher
+from vlprompt.wiring import wired
 
 METHODS: Registry[type[PromptLearner]] = Registry("method")
 # hooks of version 0.1 that would be passed over in silence, and what took their place
@@ -120,7 +118,7 @@ class PromptLearner(nn.Module):
         self.facts = self.facts_of(self.config)
         self.templates = tuple(templates)
         self.teacher = Teacher(clip)
-        self.taught_by: LearnerTeacher | None = None  # see ``vlprompt.learner_teacher``
+        self.taught_by: SavedTeacher | None = None  # see ``vlprompt.learner_teacher``
         self.taught_by_identity: dict[str, Any] | None = None  # of a loaded learner, whose teacher is not
         self.objectives = parse_objectives(self.config.objective)
         rule, aggregator = self.config.gradient_rule, self.config.aggregator
@@ -137,10 +135,8 @@ class PromptLearner(nn.Module):
             self.setup()
         self.to(clip.device)
         if self.config.init_from:
-            from vlprompt.saving import read_learnables  # it builds on this module
-
             start = Path(self.config.init_from)
-            self.load_learnables(read_learnables(start), f"the tensors of {start}")
+            self.load_learnables(wired("read_learnables")(start), f"the tensors of {start}")
         self._check_objectives()
         self.prepare_classes()
 
@@ -394,15 +390,13 @@ class PromptLearner(nn.Module):
 
     def save_pretrained(self, path: str | os.PathLike[str], extra: Mapping[str, Any] | None = None) -> Path:
         """Keep the learner in a folder, see ``vlprompt.saving.save_learner``."""
-        from vlprompt.saving import save_learner
-
-        return save_learner(self, path, extra)
+        saved: Path = wired("save_learner")(self, path, extra)
+        return saved
 
     def push_to_hub(self, repo: str, **options: Any) -> str:
         """Share the learner on the Hugging Face Hub, see ``vlprompt.sharing.push_learner``."""
-        from vlprompt.sharing import push_learner
-
-        return push_learner(self, repo, **options)
+        address: str = wired("push_learner")(self, repo, **options)
+        return address
 
 
 def _moved(batch: Batch, device: torch.device) -> Batch:
@@ -527,9 +521,7 @@ def create_learner(
     for file in filter(names_file, [config.descriptions, *anchors]):
         read_descriptions(file, learner.class_names)  # says what is wrong with it now, and not at the first step
     if config.teacher is not None:
-        from vlprompt.learner_teacher import teach  # it builds on this module
-
-        teach(learner, config.teacher)
+        wired("teach")(learner, config.teacher)
     return learner
 
 

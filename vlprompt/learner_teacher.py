@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,12 +14,10 @@ from torch import Tensor
 from vlprompt.clip import FrozenCLIP
 from vlprompt.errors import VlpromptError
 from vlprompt.hub import PREFIX, fetch
+from vlprompt.learner import PromptLearner
+from vlprompt.objectives import Batch
 from vlprompt.saved_description import description_hash, read_description
 from vlprompt.saving import find_saved, load_learner
-
-if TYPE_CHECKING:
-    from vlprompt.learner import PromptLearner
-    from vlprompt.objectives import Batch
 
 
 class LearnerTeacher:

@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from datasets_registry.catalog import name_here
+from datasets_registry.catalog import dataset_info, list_collections, list_datasets, name_here
 from vlprompt.clip import same_names
-from vlprompt.data import DatasetSplits, dataset_info, list_collections, list_datasets
+from vlprompt.data import DatasetSplits
 from vlprompt.data.splits import Half
 from vlprompt.errors import VlpromptError, nearest
 from vlprompt.facts import Facts

@@ -16,9 +16,11 @@ from torch import Tensor
 from typing_extensions import TypedDict
 
 from vlprompt.errors import VlpromptError
-from vlprompt.files import atomic_write
+from vlprompt.files import atomic_write, sha256_file
 from vlprompt.layout import PREDICTIONS, RESULT, SETTINGS
 from vlprompt.sealed import SEAL, read_tensors, seal, unseal, write_tensors
+from vlprompt.settings import differing_setting
+from vlprompt.settings_text import read_settings
 
 SCHEMA = 3  # 2, of vlprompt 0.1.0, has no hashes
 
@@ -243,9 +245,26 @@ def _check_place(result: Result, path: Path) -> None:
     """Refuse a result that was put into another run's folder."""
     settings = path.parent / SETTINGS
     if path.name == RESULT and settings.is_file():
-        from vlprompt.run_folder import check_settings  # rooms below know what settings are
+        _check_settings(result, settings, path)
 
-        check_settings(result, settings, path)
+
+def _check_settings(result: Result, settings: Path, path: Path) -> None:
+    """Raise one sentence unless ``config.yaml`` beside a result has the settings of its run.
+
+    Args:
+        result: what was read.
+        settings: the settings' file.
+        path: of the result.
+    """
+    if result.files.get(SETTINGS) == sha256_file(settings):
+        return
+    beside = read_settings(settings)
+    key = differing_setting(result.config, beside)
+    if key:
+        raise VlpromptError(
+            f"{path} is of another run than {settings.name} beside it ({key}={result.config.get(key)} in the result, "
+            f"{beside.get(key)} in the settings): one of the two was changed or belongs elsewhere"
+        )
 
 
 def harmonic_mean(base: float, new: float) -> float:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
@@ -13,13 +12,13 @@ from vlprompt.checkpoint import checkpoints
 from vlprompt.clip import FrozenCLIP
 from vlprompt.console import Reporter
 from vlprompt.errors import VlpromptError
-from vlprompt.files import atomic_write, locked, remove_leftovers, sha256_file
+from vlprompt.files import atomic_write, locked, remove_leftovers
 from vlprompt.layout import LEARNER, RESULT, SETTINGS
 from vlprompt.learner import PromptLearner
-from vlprompt.recipes import Recipe, Resolved, resolve
+from vlprompt.recipes import Resolved, resolve
 from vlprompt.results import Result, read_result
 from vlprompt.saving import load_learner
-from vlprompt.settings import INCIDENTAL
+from vlprompt.settings import differing_setting
 from vlprompt.settings_text import read_settings
 
 
@@ -71,25 +70,6 @@ def read_result_of(resolved: Resolved, path: Path) -> Result:
     return result
 
 
-def check_settings(result: Result, settings: Path, path: Path) -> None:
-    """Raise one sentence unless ``config.yaml`` beside a result has the settings of its run.
-
-    Args:
-        result: what was read.
-        settings: the settings' file.
-        path: of the result.
-    """
-    if result.files.get(SETTINGS) == sha256_file(settings):
-        return
-    beside = Recipe.read(settings, str(settings)).values
-    key = differing_setting(result.config, beside)
-    if key:
-        raise VlpromptError(
-            f"{path} is of another run than {settings.name} beside it ({key}={result.config.get(key)} in the result, "
-            f"{beside.get(key)} in the settings): one of the two was changed or belongs elsewhere"
-        )
-
-
 def load_own_learner(run: Path, clip: FrozenCLIP | None = None, device: str = "auto") -> PromptLearner:
     """Load the learner of the user's own run, which may read the descriptions that the run's settings name as well.
 
@@ -102,21 +82,6 @@ def load_own_learner(run: Path, clip: FrozenCLIP | None = None, device: str = "a
     if named is not None and named == learner.config.descriptions:
         learner.teacher.own_file = named
     return learner
-
-
-def differing_setting(one: Mapping[str, Any], other: Mapping[str, Any]) -> str | None:
-    """Return the first setting, of those that bear on a result, whose value differs; None if the runs are the same.
-
-    A setting that one side lacks does not count: an older vlprompt did not have it.
-    """
-    for key in one:
-        if key not in INCIDENTAL and key in other and _plain(one[key]) != _plain(other[key]):
-            return key
-    return None
-
-
-def _plain(value: Any) -> str:
-    return json.dumps(value, sort_keys=True, default=str)
 
 
 def changed_names(results: Iterable[tuple[Path, Result]]) -> list[str]:

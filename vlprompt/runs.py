@@ -7,6 +7,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from datasets_registry.catalog import load_split, register_dataset
 from vlprompt.checkpoint import checkpoints, threads_of
 from vlprompt.checks import checked
 from vlprompt.clip import FrozenCLIP
@@ -18,8 +19,6 @@ from vlprompt.data import (
     few_shot_split,
     join_datasets,
     leave_domain_out,
-    load_split,
-    register_dataset,
     resolve_templates,
 )
 from vlprompt.data.splits import without_labels

@@ -12,7 +12,7 @@ import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from omegaconf.errors import OmegaConfBaseException
@@ -28,13 +28,11 @@ from vlprompt.errors import VlpromptError
 from vlprompt.files import atomic_write
 from vlprompt.hub import PREFIX, fetch, refuse_address
 from vlprompt.layout import CARD, CONFIG, LAST, LEARNABLES, LEARNER
+from vlprompt.learner import METHODS, PromptLearner, make_config
 from vlprompt.saved_description import first_line, read_description, safe_member, write_description
 from vlprompt.sealed import read_tensors, write_tensors
 from vlprompt.version import __version__
 from vlprompt.weights import load_clip
-
-if TYPE_CHECKING:
-    from vlprompt.learner import PromptLearner
 
 SPARE_NUMBERS = 2**22  # that a method may make beside its learnables while it is set up
 
@@ -84,8 +82,6 @@ def load_learner(path: str | os.PathLike, clip: FrozenCLIP | None = None, device
     Raises:
         VlpromptError: there is no learner, it was tampered with or does not fit, or the backbone is another.
     """
-    from vlprompt.learner import METHODS, make_config  # it builds on this module
-
     remote = str(path).startswith(PREFIX)
     folder = fetch(str(path)) if remote else Path(path)
     saved = read_description(folder)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -140,3 +142,18 @@ GRID = "grid"  # of a method, which bears on a result only where there is someth
 
 # settings that vlprompt 0.1.0 did not have, with the values at which a run is what it was: its hash is then the same
 LATER = {"clip_grad": None, "descriptions": None, "schedule": "dassl", "steps": None, "teacher": None}
+
+
+def differing_setting(one: Mapping[str, Any], other: Mapping[str, Any]) -> str | None:
+    """Return the first setting, of those that bear on a result, whose value differs; None if the runs are the same.
+
+    A setting that one side lacks does not count: an older vlprompt did not have it.
+    """
+    for key in one:
+        if key not in INCIDENTAL and key in other and _plain(one[key]) != _plain(other[key]):
+            return key
+    return None
+
+
+def _plain(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, default=str)

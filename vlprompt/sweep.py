@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from vlprompt.data import dataset_info, list_collections, list_datasets
+from datasets_registry.catalog import dataset_info, list_collections, list_datasets
 from vlprompt.errors import VlpromptError
 from vlprompt.files import atomic_write
 from vlprompt.layout import FAILED, RESULT, TRACEBACK

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from datasets_registry.descriptions import names_file, read_descriptions
 from vlprompt.checks import check_templates
 from vlprompt.clip import FrozenCLIP, natural_name
-from vlprompt.data.descriptions import names_file, read_descriptions
 from vlprompt.data.splits import DEFAULT_TEMPLATE
 from vlprompt.data.templates import TEMPLATE_SETS
 from vlprompt.errors import VlpromptError
@@ -23,6 +23,24 @@ if TYPE_CHECKING:
 
 # Text features by model, for as long as it lives: the learners of a sweep share what it says of their classes.
 _KNOWN: WeakKeyDictionary[FrozenCLIP, dict[tuple[object, ...], Tensor]] = WeakKeyDictionary()
+
+
+class SavedTeacher(Protocol):
+    """A saved learner that teaches another, on a backbone of its own.
+
+    Attributes:
+        identity: what tells it from other teachers.
+        needs_images: whether features of the student's frozen tower do not serve it.
+    """
+
+    identity: dict[str, Any]
+    needs_images: bool
+
+    def text_features(self, class_names: Sequence[str], templates: Sequence[str] = ()) -> Tensor:
+        """Class features (C, D of its backbone)."""
+
+    def logits(self, batch: Batch, class_names: Sequence[str]) -> Tensor:
+        """Logits (B, C) of a student's batch."""
 
 
 class Teacher:

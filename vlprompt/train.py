@@ -10,9 +10,10 @@ from collections.abc import Sequence
 from rich.table import Table
 
 from vlprompt.cli._shared import command, parse
-from vlprompt.console import make_console, result_table
+from vlprompt.console import make_console
 from vlprompt.layout import LEARNER, RESULT
 from vlprompt.recipes import Resolved, describe_keys, resolve
+from vlprompt.result_tables import result_table
 from vlprompt.runs import execute
 from vlprompt.version import __version__
 

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from vlprompt.data.check import check_dataset
 
-from datasets_registry.layout_hints import similar_name
 from vlprompt.cli.data import main
 from vlprompt.data import load_split
-from vlprompt.data.check import check_dataset
+from vlprompt.data.listing import similar_name
 from vlprompt.errors import VlpromptError
 from vlprompt.prediction import find_images
 

@@ -7,8 +7,8 @@ import open_clip
 import pytest
 
 from datasets_registry.card import load_card
+from datasets_registry.descriptions import match_keys
 from vlprompt.data import read_descriptions
-from vlprompt.data.descriptions import match_keys
 from vlprompt.errors import VlpromptError
 
 # the keys of CuPL's files, which are sorted, by dataset

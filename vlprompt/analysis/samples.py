@@ -9,9 +9,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from datasets_registry.catalog import load_split
 from vlprompt.checks import at_least, checked
 from vlprompt.clip import FrozenCLIP
-from vlprompt.data import ImageItems, check_items, eval_transform, load_split
+from vlprompt.data import ImageItems, check_items, eval_transform
 from vlprompt.data.splits import DatasetSplits
 from vlprompt.evaluation import limited
 

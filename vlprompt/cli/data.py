@@ -10,13 +10,12 @@ from rich.table import Table
 
 from datasets_registry.acquire import download_dataset, prepare_dataset
 from datasets_registry.card import Card, load_card, locate_images
-from datasets_registry.catalog import find_card, list_collections
+from datasets_registry.catalog import find_card, list_collections, list_datasets
 from datasets_registry.layout_hints import hint_folder
 from datasets_registry.packaged import has_packaged, split_words
 from vlprompt.cli._shared import backbone_settings, check_keys, command, flag_setting, number_setting, parse
 from vlprompt.clip import FrozenCLIP
 from vlprompt.console import Reporter, make_console
-from vlprompt.data import list_datasets
 from vlprompt.data.check import Report, check_dataset, class_hash, datasets_below
 from vlprompt.errors import VlpromptError, nearest
 from vlprompt.weights import TINY, load_clip

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from datasets_registry.catalog import is_own
+from datasets_registry.catalog import is_own, load_split
 from vlprompt.cli._shared import (
     check_keys,
     command,
@@ -19,14 +19,14 @@ from vlprompt.cli._shared import (
     number_setting,
     parse,
 )
-from vlprompt.console import Reporter, comparison_table, make_console, metrics_table
-from vlprompt.data import load_split
+from vlprompt.console import Reporter, make_console
 from vlprompt.data.readable import ACTIONS, leave_out_unreadable
 from vlprompt.errors import VlpromptError, nearest
 from vlprompt.evaluation import Evaluation, check_predictions_file, evaluate, save_predictions
 from vlprompt.files import atomic_write
 from vlprompt.hub import refuse_address
 from vlprompt.layout import RESULT
+from vlprompt.result_tables import comparison_table, metrics_table
 from vlprompt.results import read_result
 from vlprompt.runs import reevaluate
 

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from datasets_registry.catalog import load_split
 from vlprompt.cli._shared import backbone_settings, check_keys, command, names_setting, parse
 from vlprompt.console import make_console
-from vlprompt.data import load_split
 from vlprompt.data.splits import DEFAULT_TEMPLATE
 from vlprompt.errors import VlpromptError
 from vlprompt.learner import method_info

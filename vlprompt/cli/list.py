@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 import open_clip
 from rich.table import Table
 
+from datasets_registry.catalog import dataset_info, list_datasets
 from vlprompt.cli._shared import check_keys, command, parse
 from vlprompt.console import make_console
-from vlprompt.data import dataset_info, list_datasets
 from vlprompt.errors import VlpromptError, nearest
 from vlprompt.learner import METHODS
 from vlprompt.protocols import PROTOCOLS

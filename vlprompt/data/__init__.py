@@ -1,16 +1,8 @@
 """Datasets, few-shot draws, transforms, batches and feature banks."""
 
-from datasets_registry.catalog import (
-    dataset_info,
-    list_collections,
-    list_datasets,
-    load_split,
-    register_dataset,
-    rename_classes,
-)
-from datasets_registry.readers.folder import load_folder
+from typing import TYPE_CHECKING
+
 from vlprompt.data.bank import FeatureBank
-from vlprompt.data.descriptions import read_descriptions
 from vlprompt.data.fingerprint import backbone_fingerprint, images_fingerprint
 from vlprompt.data.images import as_rgb, check_items, open_rgb, to_rgb
 from vlprompt.data.joined import join_datasets, mask_other_tasks
@@ -21,6 +13,19 @@ from vlprompt.data.splits import DatasetSplits, Item
 from vlprompt.data.subsets import leave_domain_out, select_domains
 from vlprompt.data.templates import resolve_templates
 from vlprompt.data.transforms import eval_transform, train_transform, transform_fingerprint
+from vlprompt.wiring import face
+
+if TYPE_CHECKING:  # of rooms above this one, wired by the package's face
+    from datasets_registry.catalog import (
+        dataset_info,
+        list_collections,
+        list_datasets,
+        load_split,
+        register_dataset,
+        rename_classes,
+    )
+    from datasets_registry.descriptions import read_descriptions
+    from datasets_registry.readers.folder import load_folder
 
 __all__ = [
     "DatasetSplits",
@@ -59,3 +64,5 @@ __all__ = [
     "transform_fingerprint",
     "write_subset",
 ]
+
+__getattr__ = face(__name__)

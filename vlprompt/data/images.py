@@ -15,6 +15,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 
 from vlprompt.data.formats import readable_formats
+from vlprompt.data.listing import similar_name
 from vlprompt.data.modes import MAX_PIXELS, check_size, to_rgb
 from vlprompt.data.splits import DatasetSplits, Item
 from vlprompt.errors import VlpromptError
@@ -171,8 +172,6 @@ def check_items(splits: DatasetSplits, items: Sequence[Item]) -> None:
         if name not in listings[folder] and not os.path.exists(os.path.join(folder, name)):
             missing.append(os.path.join(folder, name))
     if missing:
-        from datasets_registry.layout_hints import similar_name  # it stands above
-
         folder, name = os.path.split(missing[0])
         other = similar_name(name, listings[folder])
         advice = "complete the image folder, or remove it and get the dataset again"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -90,3 +90,12 @@ def _entries(folder: str | Path, wanted: Callable[[os.DirEntry], bool]) -> list[
 
 def _refuse(error: OSError) -> None:
     raise VlpromptError(f"the folder {error.filename} cannot be read ({error.strerror})") from error
+
+
+def similar_name(name: str, names: Iterable[str]) -> str | None:
+    """Return the name that differs in the case of letters or in its ending alone, such as ``x.JPG`` from ``x.jpg``."""
+    others = {other.lower(): other for other in names if other != name}
+    if name.lower() in others:
+        return others[name.lower()]
+    stem, ending = os.path.splitext(name.lower())
+    return next((o for low, o in others.items() if ending and os.path.splitext(low)[0] == stem), None)

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Protocol
 
 from vlprompt.checks import check_templates
-from vlprompt.data.descriptions import read_descriptions as read_descriptions  # earlier versions had it here
 from vlprompt.errors import VlpromptError, nearest
 from vlprompt.files import read_text, text_lines
 

@@ -11,10 +11,9 @@ from typing import Any
 
 from vlprompt.errors import VlpromptError, nearest
 from vlprompt.protocols import PROTOCOLS
-from vlprompt.recipes import INCIDENTAL
 from vlprompt.results import Result, Row
 from vlprompt.selection import say_seen
-from vlprompt.settings import RunConfig
+from vlprompt.settings import INCIDENTAL, RunConfig
 
 BY_SOURCE = ("cross_dataset", "domain_generalization", "multitask")  # their columns belong to one training set
 STUDY = "few_shot"  # its numbers of shots are columns of one table

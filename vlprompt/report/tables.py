@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from vlprompt.data import list_collections
+from datasets_registry.catalog import list_collections
 from vlprompt.protocols import PROTOCOLS
 from vlprompt.report.cells import (
     Cell,

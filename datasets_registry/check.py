@@ -15,14 +15,14 @@ from pathlib import Path
 
 from datasets_registry.card import Card, card_names, load_card, locate_images
 from datasets_registry.catalog import SplitChoice, check_classes, find_card, find_folder, load_split
-from datasets_registry.layout_hints import similar_name, where_or_how
+from datasets_registry.layout_hints import where_or_how
 from datasets_registry.readers.coop_json import audit_published
 from datasets_registry.readers.domains import audit_spg_files
 from datasets_registry.readers.folder import audit_folder
 from vlprompt.class_names import describe_alike
 from vlprompt.clip import FrozenCLIP
 from vlprompt.data.images import open_inside, open_listed
-from vlprompt.data.listing import folders
+from vlprompt.data.listing import folders, similar_name
 from vlprompt.data.name_hints import hint_names
 from vlprompt.data.sampling import describe_imbalance
 from vlprompt.data.splits import PARTS, DatasetSplits, Item

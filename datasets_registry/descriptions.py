@@ -11,6 +11,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any, TypeGuard
 
+from datasets_registry.card import card_names, load_card
 from vlprompt.errors import VlpromptError, nearest
 from vlprompt.files import read_text
 
@@ -62,8 +63,6 @@ FORMS: tuple[Callable[[str], str], ...] = (normalise_key, words_of, run_together
 @cache
 def card_aliases() -> dict[str, tuple[str, ...]]:
     """Return class name to what published files call it, where the words are others; from the dataset cards."""
-    from datasets_registry.card import card_names, load_card  # its package builds on this one
-
     aliases: dict[str, tuple[str, ...]] = {}
     for card in map(load_card, card_names()):
         for name, key in card.description_keys.items():
