@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Literal
 
 from datasets_registry.card import Archive, Card
-from vlprompt.archives import LEFTOVERS, extract
+from vlprompt.base.archives import LEFTOVERS, extract
+from vlprompt.base.files import inside, is_relative_inside, locked, md5_file
 from vlprompt.errors import VlpromptError
-from vlprompt.files import inside, is_relative_inside, locked, md5_file
 
 BLOCK = 1 << 20
 MAX_DOWNLOAD = 2**38  # bytes where a server does not say how many come; ImageNet has half as many

@@ -9,10 +9,10 @@ from pathlib import Path
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
-from vlprompt.checks import is_template
+from vlprompt.base.checks import is_template
+from vlprompt.base.files import is_relative_inside
+from vlprompt.base.settings_text import read_settings
 from vlprompt.errors import VlpromptError, nearest
-from vlprompt.files import is_relative_inside
-from vlprompt.settings_text import read_settings
 
 CARDS = Path(__file__).with_name("cards")
 COLLECTIONS = Path(__file__).with_name("collections.yaml")
@@ -53,7 +53,7 @@ class Card:
         split: where train, val and test come from: ``published`` with a method's code, ``official`` by the dataset's
             authors, ``folders`` of the images, ``test only``, or ``embedded``.
         split_file: the published split, below ``folder``; ``{}`` stands for a domain's letter. If the package has it
-            (``datasets_registry.packaged``) too, it need not be there, and is taken first if it is.
+            (``datasets_registry.readers.packaged``) too, it need not be there, and is taken first if it is.
         split_page: where to get the split file.
         lister: who finds classes and images without the split file, for ``split=generated``.
         variants: what may follow ``name/``, for a card that stands for several datasets.

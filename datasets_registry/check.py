@@ -19,15 +19,15 @@ from datasets_registry.layout_hints import where_or_how
 from datasets_registry.readers.coop_json import audit_published
 from datasets_registry.readers.domains import audit_spg_files
 from datasets_registry.readers.folder import audit_folder
-from vlprompt.class_names import describe_alike
-from vlprompt.clip import FrozenCLIP
+from vlprompt.base.files import inside
+from vlprompt.clip.class_names import describe_alike
+from vlprompt.clip.frozen import FrozenCLIP
 from vlprompt.data.images import open_inside, open_listed
 from vlprompt.data.listing import folders, similar_name
 from vlprompt.data.name_hints import hint_names
 from vlprompt.data.sampling import describe_imbalance
 from vlprompt.data.splits import PARTS, DatasetSplits, Item
 from vlprompt.errors import VlpromptError
-from vlprompt.files import inside
 
 FOLDER = "folder:"
 OWN_FOLDER = 0.9  # share of a folder's images under one label from which the others look misplaced

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from datasets_registry.card import card_names, load_card
+from vlprompt.base.files import read_text
 from vlprompt.errors import VlpromptError, nearest
-from vlprompt.files import read_text
 
 
 def names_file(descriptions: object) -> TypeGuard[str]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from datasets_registry.card import Card, card_names, collections, load_card
-from datasets_registry.packaged import has_packaged, split_words
-from vlprompt.files import atomic_write
+from datasets_registry.readers.packaged import has_packaged, split_words
+from vlprompt.base.files import atomic_write
 
 PAGE = Path(__file__).resolve().parent.parent / "docs/datasets.md"
 PARTS = ("train", "val", "test")

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from PIL import Image
 
+from vlprompt.base.files import atomic_write
 from vlprompt.errors import VlpromptError
-from vlprompt.files import atomic_write
 
 
 def class_folder(name: str) -> str:

@@ -20,7 +20,7 @@ from vlprompt.cli.__main__ import commands, module, usage
 from vlprompt.clip import FrozenCLIP
 from vlprompt.errors import VlpromptError
 from vlprompt.learner import METHODS
-from vlprompt.recipes import describe_keys, list_recipes, load_recipe, resolve
+from vlprompt.runs.recipes import describe_keys, list_recipes, load_recipe, resolve
 
 ROOT = Path(__file__).resolve().parents[1]
 MADE = "<!-- made by scripts/make_docs.py: do not edit -->"

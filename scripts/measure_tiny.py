@@ -15,9 +15,9 @@ from sklearn.linear_model import LogisticRegression
 from torchvision.transforms import v2
 
 from datasets_registry import load_split
+from vlprompt.clip.tiny import load_tiny
 from vlprompt.data.splits import DatasetSplits, Item
 from vlprompt.demo.glyphs import MINI11, MINI_DG4, read_glyphs
-from vlprompt.demo.tiny import load_tiny
 
 
 def encode_images(model: CLIP, splits: DatasetSplits, items: list[Item], batch: int = 256) -> torch.Tensor:

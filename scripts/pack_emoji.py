@@ -15,7 +15,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from vlprompt.files import atomic_write
+from vlprompt.base.files import atomic_write
 
 TARGET = Path(__file__).resolve().parent.parent / "vlprompt" / "demo" / "emoji.zip"
 SIZE = 64

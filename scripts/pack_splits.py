@@ -10,8 +10,8 @@ import sys
 from pathlib import Path
 
 from datasets_registry.card import card_names, load_card
-from datasets_registry.packaged import FOLDER, original_bytes, pack, packaged_content
-from vlprompt.files import atomic_write
+from datasets_registry.readers.packaged import FOLDER, original_bytes, pack, packaged_content
+from vlprompt.base.files import atomic_write
 
 
 def main(source: Path) -> None:

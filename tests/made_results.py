@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 
-from vlprompt.layout import RESULT
-from vlprompt.protocols import PROTOCOLS
+from vlprompt.base.layout import RESULT
+from vlprompt.evaluation.protocols import PROTOCOLS
+from vlprompt.evaluation.results import Predictions, Result, Row, average_rows, write_predictions
 from vlprompt.report.cells import Cell
 from vlprompt.report.tables import Table
-from vlprompt.results import Predictions, Result, Row, average_rows, write_predictions
 
 TINY = {"architecture": "vlprompt-tiny", "pretrained": None, "weights": "f9e7", "precision": "fp32"}
 VIT = {"architecture": "ViT-B-16", "pretrained": "openai", "weights": "ab12", "precision": "fp16"}

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from vlprompt import VlpromptError, analysis, create_learner, list_methods, load_clip, load_split, method_info
 from vlprompt.learner import PromptLearner
-from vlprompt.recording import ImageRecorder, added
+from vlprompt.learner.recording import ImageRecorder, added
 from vlprompt.testing import NAMES, close, fit, make, small_clip, toy_batch
 
 IMAGES = toy_batch()["image"][:3]

@@ -14,11 +14,11 @@ import pytest
 
 import vlprompt.data
 from vlprompt import testing
+from vlprompt.base.sealed import seal
 from vlprompt.cli.__main__ import main
-from vlprompt.recipes import resolve
-from vlprompt.results import Result, read_result
+from vlprompt.evaluation.results import Result, read_result
 from vlprompt.runs import run
-from vlprompt.sealed import seal
+from vlprompt.runs.recipes import resolve
 from vlprompt.version import __version__
 
 QUICK = ["dataset=digits", "shots=2", "epochs=3", "limit=20"]

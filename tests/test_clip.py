@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import save_file
 
 from vlprompt import FrozenCLIP, VlpromptError, create_learner, load_clip, load_learner
+from vlprompt.clip.towers import TextTower, VisionTower
 from vlprompt.testing import NAMES, close, small_clip, small_model, toy_batch
-from vlprompt.towers import TextTower, VisionTower
 
 
 def test_every_architecture_is_read_and_not_typed() -> None:
@@ -158,7 +158,7 @@ def test_weights_that_cannot_be_fetched_name_cache_and_offline_ways(monkeypatch:
 def test_quick_gelu_follows_the_tag(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = {}
     monkeypatch.setattr(
-        "vlprompt.weights.open_clip.create_model", lambda name, **kwargs: asked.update(kwargs) or small_model()
+        "vlprompt.clip.loading.open_clip.create_model", lambda name, **kwargs: asked.update(kwargs) or small_model()
     )
     load_clip("ViT-B-32", pretrained="openai", device="cpu")
     assert asked["force_quick_gelu"]

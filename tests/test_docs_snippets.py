@@ -21,11 +21,11 @@ from unittest.mock import patch
 
 import pytest
 
+from vlprompt.base.plugins import VARIABLE as PLUGINS
 from vlprompt.cli.__main__ import commands, main
 from vlprompt.cli._shared import parse
 from vlprompt.learner import METHODS
-from vlprompt.plugins import VARIABLE as PLUGINS
-from vlprompt.recipes import resolve
+from vlprompt.runs.recipes import resolve
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"

@@ -16,8 +16,8 @@ from vlprompt.cli.__main__ import main
 from vlprompt.data import load_split
 from vlprompt.data.bank import _read
 from vlprompt.evaluation import limited
-from vlprompt.results import read_predictions, read_result
-from vlprompt.sweep import expand, sweep
+from vlprompt.evaluation.results import read_predictions, read_result
+from vlprompt.runs.sweep import expand, sweep
 
 # made by 0.1.0: a sweep of one run, a run of promptsrc, a bank, logits of four images, the checkpoint after one epoch
 OLD = Path(__file__).parent / "data/v0_1_0"

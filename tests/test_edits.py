@@ -10,12 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vlprompt import FrozenCLIP, VlpromptError, analysis, list_methods, method_info
-from vlprompt.edits import Edit, FullLength, Rows
-from vlprompt.prompts import TextPrompt
-from vlprompt.recording import ImageRecorder, TextRecorder, added
+from vlprompt.clip.edits import Edit, FullLength, Rows
+from vlprompt.clip.text import encode_prompts, encode_prompts_plain
+from vlprompt.clip.vision import encode_images
+from vlprompt.learner.prompts import TextPrompt
+from vlprompt.learner.recording import ImageRecorder, TextRecorder, added
 from vlprompt.testing import NAMES, close, make, small_clip, toy_batch
-from vlprompt.text import encode_prompts, encode_prompts_plain
-from vlprompt.vision import encode_images
 
 ALIKE = ("boeing 737-200", "boeing 737-300", "boeing", "an owl", "an owl")
 IMAGES = toy_batch()["image"][:3]

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from vlprompt import FrozenCLIP, VlpromptError, create_learner, list_methods, load_clip, method_info
 from vlprompt.cli.export import main as export
-from vlprompt.export import ONNX_TORCH, export_learner
+from vlprompt.saving.export import ONNX_TORCH, export_learner
 from vlprompt.testing import fit, make, small_clip
 
 NAMES = ("cat", "annual_crop land", "an owl", "dog")
@@ -118,7 +118,7 @@ def test_an_onnx_file_says_how_it_is_used(tmp_path: Path) -> None:
 @pytest.mark.skipif(not all(map(find_spec, ("onnx", "onnxruntime", "onnxscript"))), reason="no export extra")
 def test_a_torch_that_is_too_old_for_onnx_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     # case: the lowest versions that setup.cfg allows
-    monkeypatch.setattr("vlprompt.export.ONNX_TORCH", "99.0")
+    monkeypatch.setattr("vlprompt.saving.export.ONNX_TORCH", "99.0")
     with pytest.raises(VlpromptError, match=r"^torch .* cannot write .*\(torch to 99\.0 or later\), or export"):
         export_learner(make("vpt"), "onnx", tmp_path / "learner.onnx")
 
@@ -196,7 +196,7 @@ def test_bad_input_is_answered_in_one_sentence(tmp_path: Path, monkeypatch: pyte
     def absent(name: str) -> None:
         raise ImportError(name)
 
-    monkeypatch.setattr("vlprompt.export.importlib.import_module", absent)
+    monkeypatch.setattr("vlprompt.saving.export.importlib.import_module", absent)
     with pytest.raises(VlpromptError, match=r'needs onnxruntime: pip install "vlprompt\[export\]"'):
         export_learner(make("coop"), "onnx", tmp_path / "x")
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from vlprompt import PromptClassifier, PromptLearner, VlpromptError, list_methods, register, run
-from vlprompt.card import model_card
 from vlprompt.learner import METHODS, method_facts
-from vlprompt.publishing import published_name
-from vlprompt.saved_description import read_description
+from vlprompt.learner.publishing import published_name
+from vlprompt.saving.card import model_card
+from vlprompt.saving.description import read_description
 from vlprompt.testing import make, small_clip, toy_batch
 from vlprompt.training import TrainOptions, train
 

@@ -9,15 +9,15 @@ import torch
 from torch import nn
 
 from vlprompt import VlpromptError, load_split
+from vlprompt.base.parts import parse_part
 from vlprompt.data.sampling import few_shot_split
 from vlprompt.data.splits import without_labels
-from vlprompt.feed import FeatureFeed, ImageFeed, Loading
-from vlprompt.learning import EpochBatches, ParameterGroup
-from vlprompt.optimizers import OPTIMIZERS
-from vlprompt.parts import parse_part
-from vlprompt.schedules import SCHEDULES, Moment
+from vlprompt.learner.learning import EpochBatches, ParameterGroup
 from vlprompt.testing import make, small_clip, toy_batch
 from vlprompt.training import BestEpoch, Trainer, TrainOptions, train
+from vlprompt.training.feed import FeatureFeed, ImageFeed, Loading
+from vlprompt.training.optimizers import OPTIMIZERS
+from vlprompt.training.schedules import SCHEDULES, Moment
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from golden_files import CORE, EMBEDDING, case_names, keep_rows, read_case, read
 from safetensors.torch import load_file, save_file
 
 from vlprompt import FrozenCLIP, PromptLearner, create_learner
-from vlprompt.publishing import published_names
+from vlprompt.learner.publishing import published_names
 
 Facts = dict[str, Any]
 CLOSE = {"rtol": 1e-4, "atol": 2e-5}

@@ -17,8 +17,8 @@ from vlprompt import FrozenCLIP, create_learner
 from vlprompt.data import FeatureBank
 from vlprompt.methods import tpt as tpt_module
 from vlprompt.methods.heads.gda import fit_gaussians
-from vlprompt.methods.tpt import entropy_of_mean, surest_views
-from vlprompt.methods.upl import surest_of_each_class
+from vlprompt.methods.test_time.tpt import entropy_of_mean, surest_views
+from vlprompt.methods.unlabelled.upl import surest_of_each_class
 from vlprompt.testing import small_clip
 
 Check = Callable[[Case, FrozenCLIP, pytest.MonkeyPatch], None]

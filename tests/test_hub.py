@@ -13,9 +13,9 @@ from hub_server import COMMIT, Hub, serve, visit
 from PIL import Image
 
 from vlprompt import VlpromptError, load_learner, run
+from vlprompt.base.sealed import seal
 from vlprompt.cli.push import main as push
-from vlprompt.sealed import seal
-from vlprompt.sharing import push_folder
+from vlprompt.saving.push import push_folder
 from vlprompt.testing import make, small_clip
 
 

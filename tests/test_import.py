@@ -18,7 +18,7 @@ from torch import Tensor
 
 from vlprompt import FrozenCLIP, VlpromptError, create_learner, load_clip, load_learner
 from vlprompt.cli.import_checkpoint import main as import_command
-from vlprompt.published_checkpoints import import_checkpoint
+from vlprompt.saving.published import import_checkpoint
 from vlprompt.testing import NAMES, logits_of, make, small_clip
 
 WHOLE_MODEL = {"vpt", "ivlp", "promptsrc", "maple", "coprompt", "restore", "mvlpt"}  # saved with the frozen towers

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torchvision.transforms.functional import InterpolationMode, resize
 
 from vlprompt import FrozenCLIP, VlpromptError, create_learner, load_clip, load_learner, run
-from vlprompt.learner_teacher import LearnerTeacher, teach
-from vlprompt.saved_description import read_description
+from vlprompt.saving.description import read_description
+from vlprompt.saving.teacher import LearnerTeacher, teach
 
 NAMES = ["cat", "spotted dog", "red fox"]
 OBJECTIVE = ["ce", "distillation(weight=1)"]

@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 
 from vlprompt import VlpromptError, create_learner, load_learner
-from vlprompt.aggregation import (
+from vlprompt.base.parts import parse_part
+from vlprompt.learner.aggregation import (
     AGGREGATORS,
     ExponentialMovingAverage,
     GaussianPromptAggregation,
@@ -19,10 +20,9 @@ from vlprompt.aggregation import (
     aggregation_state,
     load_aggregation_state,
 )
-from vlprompt.gradients import ProGradRule
-from vlprompt.methods.proda import covariance_margin
-from vlprompt.objectives import distance
-from vlprompt.parts import parse_part
+from vlprompt.learner.gradients import ProGradRule
+from vlprompt.learner.objectives import distance
+from vlprompt.methods.prompts.proda import covariance_margin
 from vlprompt.testing import NAMES, close, fit, logits_of, make, small_clip, toy_batch
 
 

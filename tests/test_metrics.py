@@ -6,7 +6,7 @@ import pytest
 import torch
 from sklearn import metrics as sk
 
-from vlprompt.metrics import Reliability, confusion_matrix, count_per_class, macro_accuracy, top_k_accuracy
+from vlprompt.evaluation.metrics import Reliability, confusion_matrix, count_per_class, macro_accuracy, top_k_accuracy
 
 generator = torch.Generator().manual_seed(0)
 LABELS = torch.randint(7, (200,), generator=generator)

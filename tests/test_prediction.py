@@ -24,8 +24,8 @@ import vlprompt.cli.predict
 from vlprompt import FrozenCLIP, VlpromptError, create_learner, image_features, load_clip, load_learner
 from vlprompt.cli.predict import main as predict
 from vlprompt.data.streaming import AHEAD, stream_images
+from vlprompt.evaluation.prediction import Prediction, find_images, image_logits, predict_images, write_predictions
 from vlprompt.learner import PromptLearner
-from vlprompt.prediction import Prediction, find_images, image_logits, predict_images, write_predictions
 from vlprompt.testing import NAMES, make, small_clip
 
 SIZE = 32  # of the small model's images: nothing is resized
@@ -309,7 +309,7 @@ def run(tiny: FrozenCLIP, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def saved(run: Path, photos: Path, tiny: FrozenCLIP, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The saved learner; the command is run among the photos, and the embedded model is loaded once."""
-    monkeypatch.setattr("vlprompt.saving.load_clip", lambda **_: tiny)
+    monkeypatch.setattr("vlprompt.saving.folder.load_clip", lambda **_: tiny)
     monkeypatch.chdir(photos)
     return run / "learner"
 

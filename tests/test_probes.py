@@ -13,13 +13,13 @@ from torch import Tensor
 
 from vlprompt import PromptClassifier, VlpromptError, load_learner, load_split, run
 from vlprompt.cli.predict import main as predict
+from vlprompt.clip.edits import FullLength
 from vlprompt.data.splits import DatasetSplits
-from vlprompt.edits import FullLength
 from vlprompt.evaluation import score
+from vlprompt.evaluation.prediction import image_logits
 from vlprompt.methods.heads.gda import fit_gaussians
-from vlprompt.methods.tpt import entropy_of_mean, surest_views
-from vlprompt.methods.upl import surest_of_each_class
-from vlprompt.prediction import image_logits
+from vlprompt.methods.test_time.tpt import entropy_of_mean, surest_views
+from vlprompt.methods.unlabelled.upl import surest_of_each_class
 from vlprompt.testing import NAMES, logits_of, make, small_clip, toy_batch
 
 

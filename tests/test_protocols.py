@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from vlprompt import VlpromptError, list_protocols, load_split, run
-from vlprompt.facts import Facts
-from vlprompt.protocols import PROTOCOLS, Part, Plan, check_suits
-from vlprompt.results import average_rows
+from vlprompt.evaluation.protocols import PROTOCOLS, Part, Plan, check_suits
+from vlprompt.evaluation.results import average_rows
+from vlprompt.learner.facts import Facts
 
 SMALL = {"shots": 2, "epochs": 1, "quiet": True, "device": "cpu", "limit": 20, "views": 1, "method": "coop"}
 

@@ -24,10 +24,10 @@ from rich.console import Console
 
 from vlprompt import VlpromptError
 from vlprompt.data import list_collections
+from vlprompt.evaluation.results import Result, harmonic_mean
+from vlprompt.evaluation.statistics import ONE_SEED, SPREAD
 from vlprompt.report import FORMATS, Report, make_report
 from vlprompt.report.render import print_terminal
-from vlprompt.results import Result, harmonic_mean
-from vlprompt.statistics import ONE_SEED, SPREAD
 
 T_3 = 4.302653  # Student's t, 97.5%, two degrees of freedom
 

@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 from made_results import make_result, over_seeds, write_results
 
-from vlprompt.metrics import Reliability
+from vlprompt.evaluation.metrics import Reliability
+from vlprompt.evaluation.statistics import ClassChange
 from vlprompt.report import make_report
 from vlprompt.report.cells import Cell
 from vlprompt.report.charts import base_new_chart, few_shot_chart, gains_chart, reliability_chart
 from vlprompt.report.summaries import COLOURS, SHAPES, style_index
 from vlprompt.report.tables import Line, Section
-from vlprompt.statistics import ClassChange
 
 CLASSES = ["cat", "dog", "owl", "fox"]
 VOID = {"meta", "link", "input", "br", "hr", "img"}

@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 
 from vlprompt import VlpromptError
 from vlprompt.data import list_collections
+from vlprompt.evaluation.results import Result, harmonic_mean
 from vlprompt.report import Report, make_report
 from vlprompt.report.published import (
     PROTOCOLS_WITH_FIGURES,
@@ -20,7 +21,6 @@ from vlprompt.report.published import (
     other_settings,
 )
 from vlprompt.report.tables import Table
-from vlprompt.results import Result, harmonic_mean
 
 # base, new and harmonic mean over 11 datasets, ViT-B/16, 16 shots, as the repositories print them
 BASE_TO_NEW = {

@@ -14,12 +14,12 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from vlprompt import VlpromptError
 from vlprompt.cli.__main__ import main
+from vlprompt.evaluation.tables import result_table
 from vlprompt.report import FORMATS, Report, make_report
 from vlprompt.report.cells import Cell
 from vlprompt.report.figures import base_new, confusion, few_shot_curves, reliability
 from vlprompt.report.render import CSV_COLUMNS, as_latex, as_markdown
 from vlprompt.report.tables import Column, Line, Section, Table
-from vlprompt.result_tables import result_table
 
 CLASSES = ["cat", "dog", "owl", "fox"]
 

@@ -10,10 +10,10 @@ from types import SimpleNamespace
 import pytest
 
 from vlprompt import VlpromptError
-from vlprompt.facts import Facts
-from vlprompt.results import Result, Row, harmonic_mean, read_result
+from vlprompt.evaluation.results import Result, Row, harmonic_mean, read_result
+from vlprompt.evaluation.statistics import summarise
+from vlprompt.learner.facts import Facts
 from vlprompt.runs import is_seeded
-from vlprompt.statistics import summarise
 
 # spec: base, new and harmonic mean over 11 datasets, ViT-B/16, 16 shots
 PUBLISHED = {

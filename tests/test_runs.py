@@ -9,10 +9,10 @@ import torch
 from omegaconf import OmegaConf
 
 from vlprompt import list_methods, run
+from vlprompt.evaluation.protocols import PROTOCOLS
+from vlprompt.evaluation.results import find_results, read_predictions
 from vlprompt.learner import PromptLearner
-from vlprompt.protocols import PROTOCOLS
-from vlprompt.recipes import usual_protocol
-from vlprompt.results import find_results, read_predictions
+from vlprompt.runs.recipes import usual_protocol
 
 SMALL = {"dataset": "digits", "shots": 2, "epochs": 1, "quiet": True, "device": "cpu", "limit": 20, "views": 1}
 

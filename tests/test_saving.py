@@ -13,10 +13,10 @@ import torch
 import yaml
 
 from vlprompt import FrozenCLIP, VlpromptError, create_learner, list_methods, load_clip, load_learner, method_info
-from vlprompt.aggregation import aggregate
-from vlprompt.card import model_card
-from vlprompt.saved_description import read_description
+from vlprompt.learner.aggregation import aggregate
 from vlprompt.saving import find_saved
+from vlprompt.saving.card import model_card
+from vlprompt.saving.description import read_description
 from vlprompt.testing import fit, make
 
 NAMES = ("cat", "annual_crop land", "an owl")

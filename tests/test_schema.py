@@ -8,8 +8,8 @@ from typing import Any, Literal
 import pytest
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
+from vlprompt.base.schema import assign, kind, structured, to_object
 from vlprompt.learner import METHODS, make_config
-from vlprompt.schema import assign, kind, structured, to_object
 
 
 @dataclass

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from vlprompt import VlpromptError, load_learner
-from vlprompt.sealed import seal, write_tensors
+from vlprompt.base.sealed import seal, write_tensors
 from vlprompt.testing import NAMES, loss_of, make, small_clip
 
 MARKER = "something-ran"

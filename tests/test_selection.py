@@ -12,18 +12,18 @@ import torch
 from made_results import make_result
 
 from vlprompt import VlpromptError, load_learner, load_split, run
-from vlprompt import selection as selection_module
-from vlprompt.console import Reporter
+from vlprompt.base.layout import LEARNER, RESULT, SEARCH
+from vlprompt.base.reporter import Reporter
 from vlprompt.data import FeatureBank
 from vlprompt.data.sampling import few_shot_split
-from vlprompt.facts import Facts
-from vlprompt.layout import LEARNER, RESULT, SEARCH
-from vlprompt.protocols import PROTOCOLS
-from vlprompt.recipes import resolve
+from vlprompt.evaluation.protocols import PROTOCOLS
+from vlprompt.evaluation.results import read_result
+from vlprompt.learner import selection as selection_module
+from vlprompt.learner.facts import Facts
+from vlprompt.learner.selection import Selection, at_points, choose, grid_points, make_selection, refitted, say_seen
 from vlprompt.report import make_report
-from vlprompt.results import read_result
 from vlprompt.runs import make_feed
-from vlprompt.selection import Selection, at_points, choose, grid_points, make_selection, refitted, say_seen
+from vlprompt.runs.recipes import resolve
 from vlprompt.testing import make
 
 SMALL = {"method": "gda", "dataset": "digits", "protocol": "few_shot", "shots": 2, "quiet": True, "device": "cpu"}

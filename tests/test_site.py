@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import ast
+import configparser
 import importlib.util
 import logging
 import re
@@ -177,24 +177,6 @@ def room_of(path: Path) -> str:
     return rest[0] if len(rest) == 1 else f"{rest[0]}/"
 
 
-def imported(path: Path) -> Iterator[str]:
-    """The rooms that a file imports when it is loaded; what functions import and types name is left out."""
-
-    def statements(body: list[ast.stmt]) -> Iterator[ast.stmt]:
-        for node in body:
-            yield node
-            if isinstance(node, ast.Try) or (isinstance(node, ast.If) and "TYPE_CHECKING" not in ast.dump(node.test)):
-                yield from statements(node.body)
-
-    for node in statements(ast.parse(path.read_text(encoding="utf-8")).body):
-        package, *inner = (getattr(node, "module", None) or "").split(".")
-        if package == "datasets_registry":
-            yield "datasets_registry/"
-        elif package == "vlprompt" and isinstance(node, ast.ImportFrom):
-            for name in [inner[0]] if inner else [alias.name for alias in node.names]:
-                yield name if (ROOT / "vlprompt" / f"{name}.py").is_file() else f"{name}/"
-
-
 def sources() -> list[Path]:
     """Source files of the library, but for the package's own surface and data packages."""
     found = [*ROOT.glob("vlprompt/**/*.py"), *ROOT.glob("datasets_registry/**/*.py")]
@@ -205,8 +187,17 @@ def test_the_design_names_every_room_and_no_other() -> None:
     assert {room_of(path) for path in sources()} | {"published/"} == set(rooms())
 
 
-def test_an_import_never_points_up() -> None:
-    order = rooms()
-    pairs = {(room_of(path), name) for path in sources() for name in imported(path)}
-    assert ("runs", "training") in pairs
-    assert [pair for pair in sorted(pairs) if order[pair[0]] < order[pair[1]]] == [], "docs/design.md lists the order"
+def test_an_import_never_points_up_and_rooms_have_no_cycles(capsys: pytest.CaptureFixture[str]) -> None:
+    """Held by import-linter, lazy imports and siblings included; its layers are those of the design, upside down."""
+    importlinter = pytest.importorskip(
+        "importlinter.cli", reason='the order of rooms needs pip install "vlprompt[dev]"'
+    )
+    config = configparser.ConfigParser()
+    config.read(ROOT / ".importlinter")
+    layers = config["importlinter:contract:rooms"]["layers"].split()
+    named = [layer.removeprefix("vlprompt.") for layer in layers if layer != ":"]
+    order = {name.rstrip("/"): row for name, row in rooms().items()}
+    assert set(order) - set(named) == {"published", "moved"}
+    assert [order[name] for name in named] == sorted((order[name] for name in named), reverse=True)
+    status = importlinter.lint_imports(config_filename=str(ROOT / ".importlinter"), no_cache=True)
+    assert status == 0, capsys.readouterr().out

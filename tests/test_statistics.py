@@ -12,8 +12,8 @@ import torch
 from test_results import result
 
 from vlprompt import VlpromptError
-from vlprompt.results import Predictions, Result, write_predictions
-from vlprompt.statistics import Statistic, class_changes, compare
+from vlprompt.evaluation.results import Predictions, Result, write_predictions
+from vlprompt.evaluation.statistics import Statistic, class_changes, compare
 
 
 def test_the_interval_is_students_on_the_logit_scale() -> None:

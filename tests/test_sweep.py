@@ -14,17 +14,17 @@ import pytest
 from filelock import FileLock
 from made_results import find_cell, make_result
 
-import vlprompt.sweep
+import vlprompt.runs.sweep
 from vlprompt import VlpromptError, run
+from vlprompt.base.files import cache_dir
 from vlprompt.cli.__main__ import main
+from vlprompt.cli._closing import closing_table
 from vlprompt.data import load_split, register_dataset
-from vlprompt.executors import in_processes, on_ray
-from vlprompt.files import cache_dir
+from vlprompt.evaluation.results import find_results, harmonic_mean
+from vlprompt.evaluation.statistics import ONE_SEED, SPREAD
 from vlprompt.report import make_report
-from vlprompt.report.closing import closing_table
-from vlprompt.results import find_results, harmonic_mean
-from vlprompt.statistics import ONE_SEED, SPREAD
-from vlprompt.sweep import expand, perform, sweep
+from vlprompt.runs.executors import in_processes, on_ray
+from vlprompt.runs.sweep import expand, perform, sweep
 
 SMALL = {"dataset": "digits", "shots": 1, "epochs": 1, "views": 1, "limit": 10, "device": "cpu"}
 
@@ -94,14 +94,14 @@ def test_results_are_those_of_single_runs_and_are_kept(tmp_path: Path) -> None:
 def test_failures_are_kept_listed_and_tried_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    original = vlprompt.sweep.execute
+    original = vlprompt.runs.sweep.execute
 
     def broken(resolved: object, **options: object) -> object:
         if resolved.config.method == "coop":
             raise ValueError("out of luck")
         return original(resolved, **options)
 
-    monkeypatch.setattr(vlprompt.sweep, "execute", broken)
+    monkeypatch.setattr(vlprompt.runs.sweep, "execute", broken)
     argv = ["sweep", *(f"{key}={value}" for key, value in SMALL.items()), f"output={tmp_path}", "seed=1"]
     argv += ["methods=[coop,zero_shot]"]
     assert main(argv) == 1

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from vlprompt import FrozenCLIP, VlpromptError
-from vlprompt.prompts import TextPrompt
+from vlprompt.clip.text import encode_prompts, encode_prompts_plain
+from vlprompt.clip.towers import TextTower
+from vlprompt.learner.prompts import TextPrompt
 from vlprompt.testing import NAMES, close, small_clip, small_model
-from vlprompt.text import encode_prompts, encode_prompts_plain
-from vlprompt.towers import TextTower
 
 LAYOUTS = {
     "CLIP": {},

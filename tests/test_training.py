@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from vlprompt import FrozenCLIP, VlpromptError, create_learner, testing
-from vlprompt.layout import CHECKPOINT, LOG
+from vlprompt.base.layout import CHECKPOINT, LOG
 from vlprompt.learner import PromptLearner
 from vlprompt.training import BestEpoch, TrainOptions, learning_rate, train
 

@@ -7,7 +7,7 @@ import torch
 from open_clip.model import CLIP
 
 from vlprompt import FrozenCLIP
-from vlprompt.prompts import VisualPrompt
+from vlprompt.learner.prompts import VisualPrompt
 from vlprompt.testing import close, small_clip, toy_batch
 
 TEXT = {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 1, "layers": 1}

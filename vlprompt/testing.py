@@ -24,11 +24,13 @@ import torch
 from open_clip.model import CLIP, CustomTextCLIP, convert_to_custom_text_state_dict
 from torch import Tensor
 
-from vlprompt.clip import FrozenCLIP
+from vlprompt.base.layout import LEARNABLES
+from vlprompt.clip.frozen import FrozenCLIP
 from vlprompt.errors import VlpromptError
-from vlprompt.layout import LEARNABLES
-from vlprompt.learner import PromptLearner, create_learner, method_info
-from vlprompt.saving import load_learner
+from vlprompt.learner.contract import PromptLearner
+from vlprompt.learner.creation import create_learner
+from vlprompt.learner.registration import method_info
+from vlprompt.saving.folder import load_learner
 
 NAMES = ("tench", "highway or road", "lamb's ear", "annual_crop land", "Pilatus PC-12")
 NEW_NAMES = ("sea or lake", "okapi", "vending machine")

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from datasets_registry.card import Card
+from vlprompt.base.files import inside, text_lines
+from vlprompt.base.registry import Registry
 from vlprompt.data.images import open_inside
 from vlprompt.data.listing import folders, list_images
 from vlprompt.data.sampling import generated_split
 from vlprompt.data.splits import PARTS, DatasetSplits, Item
 from vlprompt.errors import VlpromptError
-from vlprompt.files import inside, text_lines
-from vlprompt.registry import Registry
 
 Reader = Callable[[Card, "Path | None", str], DatasetSplits]
 

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from datasets_registry.card import Card
-from datasets_registry.packaged import has_packaged, packaged_sha256, packaged_split
 from datasets_registry.readers.base import on_disk, readers, spaced_name
+from datasets_registry.readers.packaged import has_packaged, packaged_sha256, packaged_split
+from vlprompt.base.files import is_relative_inside, sha256_file
 from vlprompt.data.splits import PARTS, DatasetSplits, Item
 from vlprompt.errors import VlpromptError, warn
-from vlprompt.files import is_relative_inside, sha256_file
 
 Parts = Mapping[str, Sequence[Item]]
 

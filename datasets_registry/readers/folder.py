@@ -10,13 +10,13 @@ from pathlib import Path
 from datasets_registry.card import Card
 from datasets_registry.readers.base import PART_NAMES, generated_split, on_disk, read_lines, readers, spaced_name
 from datasets_registry.readers.layout import LAYOUT, find_parts, nesting_defects, nesting_notes
-from vlprompt.checks import checked
+from vlprompt.base.checks import checked
+from vlprompt.base.files import inside
 from vlprompt.data.formats import describe_left_out
 from vlprompt.data.listing import folders, list_images, loose_images
 from vlprompt.data.name_hints import hint_names
 from vlprompt.data.splits import PARTS, DatasetSplits, Item
 from vlprompt.errors import VlpromptError, nearest, warn
-from vlprompt.files import inside
 
 
 @dataclass

@@ -13,10 +13,10 @@ from pathlib import Path
 
 from datasets_registry.card import Card
 from datasets_registry.readers.base import folders, generated_split, images_below, on_disk, read_lines, spaced_name
+from vlprompt.base.files import is_relative_inside
+from vlprompt.base.registry import Registry
 from vlprompt.data.splits import PARTS, DatasetSplits, Item
 from vlprompt.errors import VlpromptError
-from vlprompt.files import is_relative_inside
-from vlprompt.registry import Registry
 
 
 @dataclass

@@ -11,9 +11,9 @@ from pathlib import Path
 
 from datasets_registry.card import Card
 from datasets_registry.readers.base import PART_NAMES, on_disk, readers, spaced_name, split_items
+from vlprompt.base.files import is_relative_inside, read_text
 from vlprompt.data.splits import PARTS, DatasetSplits, Item
 from vlprompt.errors import VlpromptError
-from vlprompt.files import is_relative_inside, read_text
 
 # What columns are called, in lower case and with underscores; the first name is ours, and wins over the others.
 HEADERS = {

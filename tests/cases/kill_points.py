@@ -16,10 +16,10 @@ from pathlib import Path
 
 import torch
 
-import vlprompt.files
-import vlprompt.training
+import vlprompt.base.files
+import vlprompt.training.trainer
 from vlprompt import run
-from vlprompt.results import read_result
+from vlprompt.evaluation.results import read_result
 
 SETTINGS = {"method": "coop", "dataset": "digits", "shots": 2, "epochs": 6, "limit": 12, "views": 1, "seed": 1}
 SETTINGS |= {"device": "cpu", "checkpoint_seconds": 0, "aggregator": "ema", "quiet": True, "name": "it"}
@@ -30,7 +30,11 @@ class Points:
 
     def __init__(self, deadly: int | None):
         self.passed, self.deadly = 0, deadly
-        make, replace, log = vlprompt.files.tempfile.mkstemp, vlprompt.files.os.replace, vlprompt.training.Log.write
+        make, replace, log = (
+            vlprompt.base.files.tempfile.mkstemp,
+            vlprompt.base.files.os.replace,
+            vlprompt.training.trainer.Log.write,
+        )
 
         def mkstemp(*args: object, **options: object) -> tuple[int, str]:
             self.reach()
@@ -49,8 +53,8 @@ class Points:
             self.reach()
             log(self_, record)
 
-        vlprompt.files.tempfile.mkstemp, vlprompt.files.os.replace = mkstemp, replacing
-        vlprompt.training.Log.write = write
+        vlprompt.base.files.tempfile.mkstemp, vlprompt.base.files.os.replace = mkstemp, replacing
+        vlprompt.training.trainer.Log.write = write
 
     def reach(self) -> None:
         """Pass a point, or end there."""

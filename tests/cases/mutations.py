@@ -22,9 +22,9 @@ import pytest
 from PIL import Image
 from safetensors.torch import load_file
 
-import vlprompt.loop
-import vlprompt.runs
-import vlprompt.saving
+import vlprompt.runs.one
+import vlprompt.saving.folder
+import vlprompt.training.loop
 from vlprompt.cli.__main__ import main
 
 COMMON = {"dataset": "digits", "shots": 2, "epochs": 2, "limit": 12, "views": 1, "device": "cpu", "aggregator": "ema"}
@@ -138,13 +138,13 @@ class Workshop:
         self.pristine = self.root.with_name("pristine")
         self.patch.setenv("VLPROMPT_CACHE", str(self.root / "cache"))
         self.runs = self.root / "runs"
-        for module in (vlprompt.runs, vlprompt.saving):  # the backbone is not what is changed
+        for module in (vlprompt.runs.one, vlprompt.saving.folder):  # the backbone is not what is changed
             self.patch.setattr(module, "load_clip", functools.lru_cache(module.load_clip))
         for method, seed, name in (("coop", 1, "one"), ("coop", 2, "two"), ("kgcoop", 1, "other")):
             assert say(["train", *self.settings(method, seed, name), "--quiet"])[0] == 0
             self.banks = self.banks or sorted(self.root.glob("cache/banks/*.safetensors"))  # of the first run
         with self.patch.context() as stop:
-            stop.setattr(vlprompt.loop.Loop, "_check_last_step", _interrupt)
+            stop.setattr(vlprompt.training.loop.Loop, "_check_last_step", _interrupt)
             for seed, name in ((3, "stopped"), (4, "halted")):
                 assert say(["train", *self.settings("coop", seed, name, **STOPPED), "--quiet"])[0] == 130
         Image.new("RGB", (32, 32), (200, 30, 90)).save(self.root / "image.png")

@@ -21,12 +21,12 @@ from typing import Any
 
 import pytest
 
-import vlprompt.archives
+import vlprompt.base.archives
 from datasets_registry.acquire import download_dataset, fetch, unpack
 from datasets_registry.card import Archive, Card, read_card
 from datasets_registry.readers.own import expand_shards
 from vlprompt import VlpromptError, load_split
-from vlprompt.archives import extract
+from vlprompt.base.archives import extract
 
 CARD = "name: toy\ntitle: Toy\nreader: folder\nfolder: toy\nimages: images\n"
 
@@ -105,7 +105,7 @@ def zeros(pack: Callable[[bytes], bytes]) -> bytes:
 
 @pytest.fixture
 def small_allowance(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(vlprompt.archives, "ALLOWANCE", 2**20)
+    monkeypatch.setattr(vlprompt.base.archives, "ALLOWANCE", 2**20)
 
 
 @pytest.mark.parametrize(

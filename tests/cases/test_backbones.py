@@ -16,9 +16,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 from vlprompt import FrozenCLIP, VlpromptError, create_learner, load_clip, load_learner
-from vlprompt.backbone_files import from_checkpoint
-from vlprompt.backbone_tags import PREPROCESSING, common_facts, tag_facts
-from vlprompt.sealed import seal
+from vlprompt.base.sealed import seal
+from vlprompt.clip.backbone_files import from_checkpoint
+from vlprompt.clip.backbone_tags import PREPROCESSING, common_facts, tag_facts
 from vlprompt.testing import NAMES, close, make, small_clip, small_model, toy_batch
 
 SIZES = {"image_size": 32, "layers": 2, "width": 64, "patch_size": 16, "head_width": 64}
@@ -92,7 +92,7 @@ def weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         open_clip.model.set_model_preprocess_cfg(made, {"size": 32, "mode": "RGB", **force_preprocess_cfg})
         return made
 
-    monkeypatch.setattr("vlprompt.weights.open_clip.create_model", create)
+    monkeypatch.setattr("vlprompt.clip.loading.open_clip.create_model", create)
     return tmp_path / "weights.safetensors"
 
 
@@ -187,7 +187,7 @@ def test_no_network_is_said_only_where_it_is_that(
         except Exception as inner:
             raise RuntimeError(f"Failed to download weights: {inner}") from inner
 
-    monkeypatch.setattr("vlprompt.weights.open_clip.create_model", create)
+    monkeypatch.setattr("vlprompt.clip.loading.open_clip.create_model", create)
     with pytest.raises(VlpromptError, match=message) as said:
         load_clip("RN50", "openai", device="cpu")
     assert ("network" in str(said.value)) == isinstance(error, ConnectionError)

@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 
 from vlprompt import FrozenCLIP, PromptClassifier, create_learner, load_clip, load_learner
-from vlprompt.class_names import find_alike
 from vlprompt.cli.__main__ import main
+from vlprompt.clip.class_names import find_alike
 from vlprompt.data import join_datasets, splits_from_pairs
 from vlprompt.errors import VlpromptError
 

@@ -22,9 +22,9 @@ from safetensors.torch import load_file, save_file
 
 import vlprompt
 from vlprompt import VlpromptError, load_clip
+from vlprompt.base.sealed import seal
 from vlprompt.cli.__main__ import main
-from vlprompt.model_folders import nothing_asked, refuse_code
-from vlprompt.sealed import seal
+from vlprompt.clip.model_folders import nothing_asked, refuse_code
 
 MARKER = "something-ran"
 SIZES = {
@@ -143,7 +143,7 @@ def test_with_transformers_installed_nothing_runs_even_where_the_files_are_not_l
     # case: local model folder whose JSON spells `"trust_remote\u005fcode": true` in `tokenizer_kwargs`
     pytest.importorskip("transformers")
     folder = model_folder(tmp_path / "a", weights, '"hf_tokenizer_name": "x"', tokenizer_config=AUTO_TOKENIZER)
-    monkeypatch.setattr(vlprompt.weights, "refuse_code", lambda name: None)
+    monkeypatch.setattr(vlprompt.clip.loading, "refuse_code", lambda name: None)
     monkeypatch.setattr(sys, "stdin", io.StringIO("y\n" * 9))
     assert "asks for code of its authors to be run" in refusal(load_clip, f"local-dir:{folder}", device="cpu")
 

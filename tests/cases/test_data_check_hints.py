@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from vlprompt.data.check import check_dataset
 
+from datasets_registry.check import check_dataset
 from vlprompt.cli.data import main
 from vlprompt.data import load_split
 from vlprompt.data.listing import similar_name
 from vlprompt.errors import VlpromptError
-from vlprompt.prediction import find_images
+from vlprompt.evaluation.prediction import find_images
 
 
 def fill(folder: Path, *names: str) -> Path:

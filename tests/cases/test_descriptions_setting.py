@@ -10,11 +10,11 @@ import torch
 import torch.nn.functional as F
 
 from vlprompt import PromptClassifier, VlpromptError, create_learner
+from vlprompt.base.parts import parse_part
 from vlprompt.cli.__main__ import main
 from vlprompt.data import load_split
-from vlprompt.objectives import OBJECTIVES
-from vlprompt.parts import parse_part
-from vlprompt.recipes import resolve
+from vlprompt.learner.objectives import OBJECTIVES
+from vlprompt.runs.recipes import resolve
 from vlprompt.testing import NAMES, make, small_clip, toy_batch
 
 

@@ -10,15 +10,15 @@ from PIL import Image
 from rich.table import Table as RichTable
 
 from vlprompt import create_learner, load_clip
+from vlprompt.base.reporter import Reporter, make_console
+from vlprompt.base.shown import csv_cell, figure_text, printable
 from vlprompt.cli.__main__ import main
-from vlprompt.console import Reporter, make_console
 from vlprompt.data import splits_from_pairs
 from vlprompt.evaluation import evaluate, save_predictions
-from vlprompt.prediction import Prediction, write_predictions
+from vlprompt.evaluation.prediction import Prediction, write_predictions
 from vlprompt.report.cells import Cell
 from vlprompt.report.render import as_csv, as_latex, as_markdown, print_terminal
 from vlprompt.report.tables import Column, Line, Section, Table
-from vlprompt.shown import csv_cell, figure_text, printable
 
 ESCAPES = ("\x1b[31mred", "a\x07b", "\x9b2J", "line\nbreak", "tab\there", "\u202eturned", "\ufeffmark", "\x00", "\x7f")
 MARKUP = ("[/b]", "[bold]cat[/bold]", "[link=file:///x]y[/link]", ":dog:", "[red", "\\[x]")

@@ -16,7 +16,7 @@ from vlprompt import PromptClassifier, create_learner, evaluate_learner, load_cl
 from vlprompt.data import as_rgb, as_splits, join_datasets, splits_from_hf, splits_from_pairs
 from vlprompt.data.loading import ImageItems
 from vlprompt.errors import VlpromptError
-from vlprompt.estimator_inputs import training_set
+from vlprompt.estimator.inputs import training_set
 
 NAMES = ["cat", "dog"]
 

@@ -13,12 +13,12 @@ from made_results import make_result, write_with_predictions
 from matplotlib.figure import Figure
 from matplotlib.font_manager import fontManager
 
-from vlprompt import lettering
-from vlprompt.lettering import make_legible, shorten
+from vlprompt.base import lettering
+from vlprompt.base.lettering import make_legible, shorten
+from vlprompt.evaluation.statistics import ClassChange
 from vlprompt.report import make_report
 from vlprompt.report.charts import gains_chart
 from vlprompt.report.figures import confusion
-from vlprompt.statistics import ClassChange
 
 SUNFLOWERS = ["向日葵", "ひまわり", "해바라기", "\U0001fabb hyacinth"]  # no font that matplotlib ships has one of these
 

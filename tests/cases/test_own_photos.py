@@ -13,7 +13,7 @@ from vlprompt.cli.evaluate import main as evaluate
 from vlprompt.data import load_split, splits_from_pairs
 from vlprompt.data.readable import find_unreadable, leave_out_unreadable
 from vlprompt.errors import VlpromptError
-from vlprompt.sweep import expand, sweep
+from vlprompt.runs.sweep import expand, sweep
 from vlprompt.train import main as train
 
 Make = Callable[..., Path]
@@ -103,7 +103,7 @@ def test_unreadable_test_image_of_another_dataset_is_found_before_training(photo
     root = photos(cat=4, dog=4)
     splits = load_split(f"folder:{root}")
     cut(root / splits.test[0].path)
-    monkeypatch.setattr("vlprompt.run_images.is_own", lambda name: False)  # as a published dataset is
+    monkeypatch.setattr("vlprompt.runs.images.is_own", lambda name: False)  # as a published dataset is
     with pytest.raises(VlpromptError, match="cannot read the image"):
         vlprompt.run(dataset=f"folder:{root}", shots=1, **QUICK)
     assert not list(Path("runs").rglob("train.jsonl"))

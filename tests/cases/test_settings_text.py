@@ -9,13 +9,13 @@ import pytest
 
 from datasets_registry.card import read_card
 from vlprompt import VlpromptError
+from vlprompt.base.settings_text import read_settings, read_value
 from vlprompt.cli.__main__ import main
 from vlprompt.cli._shared import parse
 from vlprompt.cli.sweep import read_spec
 from vlprompt.data.templates import resolve_templates
 from vlprompt.learner import make_config
-from vlprompt.recipes import resolve
-from vlprompt.settings_text import read_settings, read_value
+from vlprompt.runs.recipes import resolve
 
 SECRET = "the-home-of-a-user"
 

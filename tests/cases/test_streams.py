@@ -13,8 +13,8 @@ import vlprompt.cli.evaluate
 import vlprompt.cli.export
 import vlprompt.cli.predict
 from vlprompt import VlpromptError
+from vlprompt.base.files import atomic_write, read_text
 from vlprompt.cli.__main__ import main
-from vlprompt.files import atomic_write, read_text
 
 if not hasattr(os, "mkfifo"):
     pytest.skip("this system has no named pipes", allow_module_level=True)

@@ -24,9 +24,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 from vlprompt import VlpromptError, load_clip, load_learner
-from vlprompt.inert_pickle import Inert, read_pickle
-from vlprompt.published_checkpoints import import_checkpoint
-from vlprompt.tensor_files import read_tensor_file
+from vlprompt.clip.inert_pickle import Inert, read_pickle
+from vlprompt.clip.tensor_files import read_tensor_file
+from vlprompt.saving.published import import_checkpoint
 from vlprompt.testing import NAMES, make, small_clip
 
 STATE = {

@@ -10,11 +10,11 @@ import pytest
 from hub_server import Hub, serve, visit
 from PIL import Image
 
-import vlprompt.runs
+import vlprompt.runs.one
 from vlprompt import VlpromptError, create_learner, load_learner
 from vlprompt.cli.__main__ import main
 from vlprompt.runs import run
-from vlprompt.sweep import expand
+from vlprompt.runs.sweep import expand
 from vlprompt.testing import small_clip
 
 
@@ -31,7 +31,7 @@ def no_backbone(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("the backbone was loaded")
 
-    monkeypatch.setattr(vlprompt.runs, "load_clip", refuse)
+    monkeypatch.setattr(vlprompt.runs.one, "load_clip", refuse)
 
 
 def photos(folder: Path, classes: int) -> str:

@@ -18,20 +18,21 @@ import pytest
 import torch
 from PIL import Image
 
-import vlprompt.training
+import vlprompt.runs.one
+import vlprompt.training.trainer
 from vlprompt import PromptClassifier, VlpromptError, create_learner, load_learner, run
+from vlprompt.base.files import atomic_write, writing
+from vlprompt.base.layout import CHECKPOINT
+from vlprompt.base.sealed import seal, write_tensors
 from vlprompt.cli.__main__ import main
 from vlprompt.evaluation import evaluate_learner
-from vlprompt.export import export_learner
-from vlprompt.files import atomic_write, writing
-from vlprompt.layout import CHECKPOINT
+from vlprompt.evaluation.prediction import image_logits, predict_images
+from vlprompt.evaluation.results import Predictions, find_results, read_predictions, read_result, write_predictions
 from vlprompt.learner import PromptLearner
-from vlprompt.prediction import image_logits, predict_images
 from vlprompt.report import make_report
-from vlprompt.results import Predictions, find_results, read_predictions, read_result, write_predictions
-from vlprompt.run_folder import lock_run
-from vlprompt.sealed import seal, write_tensors
-from vlprompt.sweep import perform, sweep
+from vlprompt.runs.folder import lock_run
+from vlprompt.runs.sweep import perform, sweep
+from vlprompt.saving.export import export_learner
 from vlprompt.testing import make, small_clip
 from vlprompt.training import Log, TrainOptions, train
 
@@ -220,7 +221,7 @@ def stopped(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(vlprompt.training.Log, "write", after_first)
+        patch.setattr(vlprompt.training.trainer.Log, "write", after_first)
         with pytest.raises(KeyboardInterrupt):
             yield
 
@@ -254,14 +255,14 @@ def test_a_backbone_that_changed_meanwhile_is_told(tmp_path: Path, monkeypatch: 
     settings = small(tmp_path, name="it", checkpoint_seconds=0)
     with stopped(monkeypatch):
         run(**settings)
-    original = vlprompt.runs.load_clip
+    original = vlprompt.runs.one.load_clip
 
     def changed(*args: object, **options: object) -> object:
         clip = original(*args, **options)
         clip.preprocess_cfg["mean"] = (0.4, 0.4, 0.4)
         return clip
 
-    monkeypatch.setattr(vlprompt.runs, "load_clip", changed)
+    monkeypatch.setattr(vlprompt.runs.one, "load_clip", changed)
     with pytest.raises(VlpromptError, match="belongs to training on another backbone"):
         run(**settings, resume=True)
 
@@ -404,7 +405,7 @@ def test_every_reason_not_to_write_is_told(tmp_path: Path, code: int, monkeypatc
     def fail(*args: object, **options: object) -> None:
         raise OSError(code, os.strerror(code), str(tmp_path / "file"))
 
-    monkeypatch.setattr(vlprompt.files.os, "replace", fail)
+    monkeypatch.setattr(vlprompt.base.files.os, "replace", fail)
     told = f"cannot write {tmp_path}/file: {os.strerror(code).lower()}"
     with pytest.raises(VlpromptError, match=told), atomic_write(tmp_path / "file") as temporary:
         temporary.write_text("new")
@@ -422,7 +423,7 @@ def test_a_failure_that_cannot_be_written_down_is_told_all_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # case: disk full in any writer
-    [task] = vlprompt.sweep.expand(small(tmp_path)).tasks
+    [task] = vlprompt.runs.sweep.expand(small(tmp_path)).tasks
     with no_room(monkeypatch):
         outcome = perform(task)
     assert outcome.status == "failed"

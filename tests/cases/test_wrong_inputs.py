@@ -16,7 +16,7 @@ from sklearn.exceptions import NotFittedError
 
 import vlprompt
 from vlprompt import PromptClassifier, VlpromptError, analysis, testing
-from vlprompt.checks import checked
+from vlprompt.base.checks import checked
 
 CLIP = testing.small_clip()
 SIDE, WIDTH = CLIP.image_size, CLIP.embed_dim

@@ -16,7 +16,7 @@ from PIL import Image
 from datasets_registry import video
 from datasets_registry.acquire import download_dataset, fetch, prepare_dataset
 from datasets_registry.card import Archive, Card, card_names, load_card
-from vlprompt.archives import extract
+from vlprompt.base.archives import extract
 from vlprompt.cli.data import main
 from vlprompt.data import load_split
 from vlprompt.errors import VlpromptError

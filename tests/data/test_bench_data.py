@@ -7,7 +7,7 @@ import pytest
 from miniatures import make_miniature
 
 from datasets_registry.card import load_card
-from vlprompt.bench_data import bench_data
+from vlprompt.bench.data import bench_data
 from vlprompt.cli.__main__ import main
 from vlprompt.errors import VlpromptError
 

@@ -11,10 +11,10 @@ import pytest
 from miniatures import make_miniature
 from PIL import Image
 
+from datasets_registry.check import check_dataset, class_hash, datasets_below
 from vlprompt.cli.data import main
 from vlprompt.data import check as check_module
 from vlprompt.data import load_split
-from vlprompt.data.check import check_dataset, class_hash, datasets_below
 from vlprompt.errors import VlpromptError
 
 

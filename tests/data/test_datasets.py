@@ -8,11 +8,11 @@ import pytest
 from PIL import Image
 
 from datasets_registry.card import card_names, load_card, read_card
+from datasets_registry.check import check_dataset, datasets_below
 from datasets_registry.readers import readers
-from vlprompt.archives import extract
+from vlprompt.base.archives import extract
 from vlprompt.cli.__main__ import main
 from vlprompt.data import dataset_info, few_shot_split, leave_domain_out, list_collections, list_datasets, load_split
-from vlprompt.data.check import check_dataset, datasets_below
 from vlprompt.errors import VlpromptError
 
 # a made-up split is none that was published, which is said where the package knows the published one

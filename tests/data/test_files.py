@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from vlprompt.archives import extract
+from vlprompt.base.archives import extract
+from vlprompt.base.files import atomic_write, inside, is_relative_inside, sha256_file
 from vlprompt.errors import VlpromptError
-from vlprompt.files import atomic_write, inside, is_relative_inside, sha256_file
 
 
 def test_atomic_write_replaces_whole_files_or_nothing(tmp_path: Path):

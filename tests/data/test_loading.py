@@ -7,7 +7,7 @@ import pytest
 import torch
 from tiny_clip import TinyCLIP
 
-from vlprompt.bench_data import bench_data
+from vlprompt.bench.data import bench_data
 from vlprompt.data import ImageItems, epoch_batches, eval_batches, eval_transform, load_split, train_transform
 from vlprompt.data.loading import batch_order
 from vlprompt.errors import VlpromptError

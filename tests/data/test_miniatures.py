@@ -7,9 +7,9 @@ import pytest
 from miniatures import IDS, make_miniature
 
 from datasets_registry.card import card_names, load_card
-from datasets_registry.packaged import has_packaged
+from datasets_registry.check import check_dataset
+from datasets_registry.readers.packaged import has_packaged
 from vlprompt.data import check_items, few_shot_split, leave_domain_out, load_split
-from vlprompt.data.check import check_dataset
 from vlprompt.errors import VlpromptError
 
 ON_DISK = [name for name in card_names() if load_card(name).folder]

@@ -7,11 +7,18 @@ from pathlib import Path
 import pytest
 
 from datasets_registry.card import Card, load_card
-from datasets_registry.packaged import FOLDER, original_bytes, pack, packaged_content, packaged_names, packaged_sha256
+from datasets_registry.check import check_dataset
+from datasets_registry.readers.packaged import (
+    FOLDER,
+    original_bytes,
+    pack,
+    packaged_content,
+    packaged_names,
+    packaged_sha256,
+)
+from vlprompt.base.files import sha256_file
 from vlprompt.cli.data import main
 from vlprompt.data import few_shot_split, load_split
-from vlprompt.data.check import check_dataset
-from vlprompt.files import sha256_file
 
 # of the files that CoOp's DATASETS.md links
 SHA256 = {

@@ -7,7 +7,7 @@ import pytest
 from golden_files import CORE
 from PIL import Image
 
-from datasets_registry.packaged import packaged_split
+from datasets_registry.readers.packaged import packaged_split
 from vlprompt.data.sampling import few_shot_indices, few_shot_split
 from vlprompt.data.splits import DatasetSplits, Item
 from vlprompt.errors import VlpromptError

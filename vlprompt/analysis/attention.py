@@ -10,13 +10,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vlprompt.analysis.figures import FONT, GREY, displayable, new_figure, paper_figure
-from vlprompt.checks import checked, index_of
-from vlprompt.clip import FrozenCLIP
-from vlprompt.edits import Edit
+from vlprompt.base.checks import checked, index_of
+from vlprompt.clip.edits import Edit
+from vlprompt.clip.frozen import FrozenCLIP
+from vlprompt.clip.towers import VisionTower
 from vlprompt.errors import VlpromptError
-from vlprompt.learner import PromptLearner
-from vlprompt.recording import added
-from vlprompt.towers import VisionTower
+from vlprompt.learner.contract import PromptLearner
+from vlprompt.learner.recording import added
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

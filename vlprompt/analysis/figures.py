@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, ParamSpec
 import torch
 from torch import Tensor
 
-from vlprompt.clip import FrozenCLIP
-from vlprompt.lettering import make_legible
+from vlprompt.base.lettering import make_legible
+from vlprompt.clip.frozen import FrozenCLIP
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -11,13 +11,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vlprompt.analysis.figures import FONT, GREY, new_figure, paper_figure
-from vlprompt.checks import check_labels, checked
-from vlprompt.clip import natural_name
+from vlprompt.base.checks import check_labels, checked
+from vlprompt.base.lettering import shorten
+from vlprompt.base.shown import figure_text
+from vlprompt.clip.frozen import natural_name
 from vlprompt.data.splits import DEFAULT_TEMPLATE
 from vlprompt.errors import VlpromptError
-from vlprompt.learner import PromptLearner
-from vlprompt.lettering import shorten
-from vlprompt.shown import figure_text
+from vlprompt.learner.contract import PromptLearner
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from datasets_registry.catalog import load_split
-from vlprompt.checks import at_least, checked
-from vlprompt.clip import FrozenCLIP
+from vlprompt.base.checks import at_least, checked
+from vlprompt.clip.frozen import FrozenCLIP
 from vlprompt.data import ImageItems, check_items, eval_transform
 from vlprompt.data.splits import DatasetSplits
-from vlprompt.evaluation import limited
+from vlprompt.evaluation.score import limited
 
 
 @dataclass(frozen=True)

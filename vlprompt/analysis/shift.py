@@ -11,11 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vlprompt.analysis.figures import GREY, IMAGE, TEXT, new_figure, paper_figure
-from vlprompt.checks import check_images, checked
-from vlprompt.clip import natural_name
+from vlprompt.base.checks import check_images, checked
+from vlprompt.clip.frozen import natural_name
 from vlprompt.data.splits import DEFAULT_TEMPLATE
-from vlprompt.learner import PromptLearner
-from vlprompt.recording import ImageRecorder, TextRecorder, added
+from vlprompt.learner.contract import PromptLearner
+from vlprompt.learner.recording import ImageRecorder, TextRecorder, added
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -59,7 +59,7 @@ def feature_shift(learner: PromptLearner, images: Tensor, template: str = DEFAUL
     alike in both modalities: ``discrepancy`` is small then. The paper says no more of it that could be verified, so the
     relative Euclidean change is our reading, taken at the token that the tower reads: end-of-text, and CLS (the mean
     over CLS and patches in a tower that pools otherwise). What RESTORE trains with is another quantity, its prompts'
-    norms, see ``vlprompt.methods.restore``.
+    norms, see ``vlprompt.methods.prompts.restore``.
 
     Args:
         learner: any learner.

@@ -6,15 +6,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vlprompt.analysis.figures import GREY, IMAGE, TEXT, new_figure, paper_figure
-from vlprompt.checks import checked
+from vlprompt.base.checks import checked
+from vlprompt.base.lettering import shorten
+from vlprompt.base.shown import figure_text
 from vlprompt.data import resolve_templates
 from vlprompt.data.splits import DatasetSplits
 from vlprompt.errors import VlpromptError
-from vlprompt.evaluation import evaluate, format_spread
-from vlprompt.learner import PromptLearner
-from vlprompt.lettering import shorten
-from vlprompt.objectives import Templates
-from vlprompt.shown import figure_text
+from vlprompt.evaluation.score import evaluate, format_spread
+from vlprompt.learner.contract import PromptLearner
+from vlprompt.learner.objectives import Templates
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

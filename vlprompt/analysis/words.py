@@ -11,13 +11,13 @@ from open_clip import SimpleTokenizer
 from torch import Tensor
 
 from vlprompt.analysis.figures import FONT, GREY, new_figure, paper_figure
-from vlprompt.checks import checked
-from vlprompt.clip import FrozenCLIP
+from vlprompt.base.checks import checked
+from vlprompt.base.shown import figure_text
+from vlprompt.clip.frozen import FrozenCLIP
 from vlprompt.errors import VlpromptError
-from vlprompt.learner import PromptLearner
-from vlprompt.prompts import TextPrompt
-from vlprompt.recording import TextRecorder, added
-from vlprompt.shown import figure_text
+from vlprompt.learner.contract import PromptLearner
+from vlprompt.learner.prompts import TextPrompt
+from vlprompt.learner.recording import TextRecorder, added
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -5,11 +5,11 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping, Sequence
 
-from vlprompt.protocols import PROTOCOLS
+from vlprompt.evaluation.protocols import PROTOCOLS
+from vlprompt.evaluation.results import Result
 from vlprompt.report.cells import Cell, Rule, Tested, combine, h_of_averages
 from vlprompt.report.tables import Column, Line, Section, Table, incomplete, say_spread
-from vlprompt.results import Result
-from vlprompt.sweep import Matrix, Task, usable_result
+from vlprompt.runs.sweep import Matrix, Task, usable_result
 
 # how a protocol's tests become the one number, by what it says of its average
 RULES: dict[str | None, tuple[str, Rule]] = {

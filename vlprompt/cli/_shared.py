@@ -14,18 +14,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vlprompt.environment import enough_memory
+from vlprompt.base.environment import enough_memory
+from vlprompt.base.files import read_text, text_lines
+from vlprompt.base.layout import LEARNER
+from vlprompt.base.plugins import use
+from vlprompt.base.settings_text import read_texts, read_value, show
+from vlprompt.base.shown import printable
+from vlprompt.clip.loading import load_clip
 from vlprompt.errors import VlpromptError, nearest
-from vlprompt.files import read_text, text_lines
-from vlprompt.hub import PREFIX
-from vlprompt.layout import LEARNER
-from vlprompt.learner import PromptLearner
-from vlprompt.plugins import use
-from vlprompt.run_folder import load_own_learner
-from vlprompt.saving import find_saved, load_learner
-from vlprompt.settings_text import read_texts, read_value, show
-from vlprompt.shown import printable
-from vlprompt.weights import load_clip
+from vlprompt.learner.contract import PromptLearner
+from vlprompt.runs.folder import load_own_learner
+from vlprompt.saving.folder import find_saved, load_learner
+from vlprompt.saving.hub import PREFIX
 
 FLAGS = ("--help", "--quiet", "--version")
 INTERRUPTED = 130

@@ -10,14 +10,14 @@ from typing import Any
 
 from rich.table import Table
 
-from vlprompt.bench import bench
-from vlprompt.bench_data import bench_data
-from vlprompt.bench_predict import bench_predict
-from vlprompt.bench_sweep import bench_sweep
+from vlprompt.base.files import atomic_write
+from vlprompt.base.reporter import make_console
+from vlprompt.bench.data import bench_data
+from vlprompt.bench.predict import bench_predict
+from vlprompt.bench.steps import bench
+from vlprompt.bench.sweep import bench_sweep
 from vlprompt.cli._shared import check_keys, command, file_setting, number_setting, parse
-from vlprompt.console import make_console
 from vlprompt.errors import VlpromptError
-from vlprompt.files import atomic_write
 
 USAGE = """vlprompt bench [backbone=ViT-B-16] [classes=[10,100,1000]] [repeats=5] [output=bench.json]
                [methods=[images,coop,maple,cocoop,promptsrc,proda]]

@@ -11,14 +11,14 @@ from rich.table import Table
 from datasets_registry.acquire import download_dataset, prepare_dataset
 from datasets_registry.card import Card, load_card, locate_images
 from datasets_registry.catalog import find_card, list_collections, list_datasets
+from datasets_registry.check import Report, check_dataset, class_hash, datasets_below
 from datasets_registry.layout_hints import hint_folder
-from datasets_registry.packaged import has_packaged, split_words
+from datasets_registry.readers.packaged import has_packaged, split_words
+from vlprompt.base.reporter import Reporter, make_console
 from vlprompt.cli._shared import backbone_settings, check_keys, command, flag_setting, number_setting, parse
-from vlprompt.clip import FrozenCLIP
-from vlprompt.console import Reporter, make_console
-from vlprompt.data.check import Report, check_dataset, class_hash, datasets_below
+from vlprompt.clip.frozen import FrozenCLIP
+from vlprompt.clip.loading import TINY, load_clip
 from vlprompt.errors import VlpromptError, nearest
-from vlprompt.weights import TINY, load_clip
 
 USAGE = """vlprompt data list [PATTERN | COLLECTION]
 vlprompt data info NAME

@@ -9,6 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from datasets_registry.catalog import is_own, load_split
+from vlprompt.base.files import atomic_write
+from vlprompt.base.layout import RESULT
+from vlprompt.base.reporter import Reporter, make_console
 from vlprompt.cli._shared import (
     check_keys,
     command,
@@ -19,16 +22,13 @@ from vlprompt.cli._shared import (
     number_setting,
     parse,
 )
-from vlprompt.console import Reporter, make_console
 from vlprompt.data.readable import ACTIONS, leave_out_unreadable
 from vlprompt.errors import VlpromptError, nearest
-from vlprompt.evaluation import Evaluation, check_predictions_file, evaluate, save_predictions
-from vlprompt.files import atomic_write
-from vlprompt.hub import refuse_address
-from vlprompt.layout import RESULT
-from vlprompt.result_tables import comparison_table, metrics_table
-from vlprompt.results import read_result
-from vlprompt.runs import reevaluate
+from vlprompt.evaluation.results import read_result
+from vlprompt.evaluation.score import Evaluation, check_predictions_file, evaluate, save_predictions
+from vlprompt.evaluation.tables import comparison_table, metrics_table
+from vlprompt.runs.one import reevaluate
+from vlprompt.saving.hub import refuse_address
 
 USAGE = """vlprompt evaluate run=DIR [device=auto] [data_root=DIR] [tolerance=0] [save_predictions=FILE] [--quiet]
 vlprompt evaluate learner=DIR dataset=NAME [half=all|base|new] [class_names=FILE] [templates=SET] [format_spread=SET]

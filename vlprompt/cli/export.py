@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from vlprompt.base.reporter import make_console
 from vlprompt.cli._shared import check_keys, command, load_named_learner, names_setting, parse
-from vlprompt.console import make_console
 from vlprompt.errors import VlpromptError
-from vlprompt.export import FORMATS, SUFFIXES, check_form, export_learner
-from vlprompt.hub import PREFIX
-from vlprompt.saving import find_saved
+from vlprompt.saving.export import FORMATS, SUFFIXES, check_form, export_learner
+from vlprompt.saving.folder import find_saved
+from vlprompt.saving.hub import PREFIX
 
 USAGE = """vlprompt export learner=DIR to=matrix|torch|onnx|openclip [output=PATH] [classes=[cat,dog,…]|FILE]
          [backbone=NAME [pretrained=TAG] [checkpoint=FILE]] [--quiet]

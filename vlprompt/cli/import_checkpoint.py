@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from datasets_registry.catalog import load_split
+from vlprompt.base.reporter import make_console
 from vlprompt.cli._shared import backbone_settings, check_keys, command, names_setting, parse
-from vlprompt.console import make_console
+from vlprompt.clip.loading import load_clip
 from vlprompt.data.splits import DEFAULT_TEMPLATE
 from vlprompt.errors import VlpromptError
-from vlprompt.learner import method_info
-from vlprompt.published_checkpoints import import_checkpoint
-from vlprompt.weights import load_clip
+from vlprompt.learner.registration import method_info
+from vlprompt.saving.published import import_checkpoint
 
 USAGE = """vlprompt import-checkpoint FILE method=NAME backbone=NAME output=DIR
          (classes=[cat,dog,…]|FILE | dataset=NAME [data_root=DIR] [half=all|base|new])

@@ -9,13 +9,13 @@ import open_clip
 from rich.table import Table
 
 from datasets_registry.catalog import dataset_info, list_datasets
+from vlprompt.base.reporter import make_console
 from vlprompt.cli._shared import check_keys, command, parse
-from vlprompt.console import make_console
+from vlprompt.clip.loading import TINY
 from vlprompt.errors import VlpromptError, nearest
-from vlprompt.learner import METHODS
-from vlprompt.protocols import PROTOCOLS
-from vlprompt.recipes import list_recipes
-from vlprompt.weights import TINY
+from vlprompt.evaluation.protocols import PROTOCOLS
+from vlprompt.learner.registration import METHODS
+from vlprompt.runs.recipes import list_recipes
 
 USAGE = "vlprompt list methods|datasets|protocols|backbones|recipes [PATTERN]"
 Lines = list[tuple[str, str]]

@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
+from vlprompt.base.files import atomic_write
+from vlprompt.base.shown import printable
 from vlprompt.cli._shared import (
     check_keys,
     command,
@@ -22,9 +24,7 @@ from vlprompt.cli._shared import (
 )
 from vlprompt.data.streaming import BATCH
 from vlprompt.errors import VlpromptError, nearest
-from vlprompt.files import atomic_write
-from vlprompt.prediction import FORMATS, STDIN, find_images, predict_images, write_predictions
-from vlprompt.shown import printable
+from vlprompt.evaluation.prediction import FORMATS, STDIN, find_images, predict_images, write_predictions
 
 USAGE = """vlprompt predict learner=DIR IMAGE… [classes=[cat,dog,…]|FILE] [top=1] [format=table|jsonl|csv] [output=FILE]
                  [device=auto] [batch_size=64] [threads=N] [backbone=NAME [pretrained=TAG] [checkpoint=FILE]] [--quiet]

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from vlprompt.base.reporter import make_console
 from vlprompt.cli._shared import check_keys, command, flag_setting, parse
-from vlprompt.console import make_console
 from vlprompt.errors import VlpromptError
-from vlprompt.hub import FILES
-from vlprompt.sharing import push_folder
+from vlprompt.saving.hub import FILES
+from vlprompt.saving.push import push_folder
 
 USAGE = """vlprompt push learner=DIR repo=USER/NAME [license=mit] [private=true] [dry_run=true] [--quiet]
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from vlprompt.base.reporter import Reporter, make_console
 from vlprompt.cli._shared import check_keys, command, parse
-from vlprompt.console import Reporter, make_console
 from vlprompt.errors import VlpromptError, nearest
 from vlprompt.report import FORMATS, Report, make_report
 from vlprompt.report.render import print_terminal

@@ -9,14 +9,14 @@ from typing import Any
 
 from rich.table import Table
 
+from vlprompt.base.reporter import Reporter, make_console
+from vlprompt.base.settings_text import read_settings
+from vlprompt.cli._closing import closing_table
 from vlprompt.cli._shared import command, flag_setting, number_setting, parse
-from vlprompt.console import Reporter, make_console
 from vlprompt.errors import VlpromptError, nearest
-from vlprompt.executors import in_processes, on_ray
-from vlprompt.report.closing import closing_table
 from vlprompt.report.render import print_terminal
-from vlprompt.settings_text import read_settings
-from vlprompt.sweep import Executor, Matrix, Outcome, expand, run_here, sweep, told_already
+from vlprompt.runs.executors import in_processes, on_ray
+from vlprompt.runs.sweep import Executor, Matrix, Outcome, expand, run_here, sweep, told_already
 
 USAGE = """vlprompt sweep methods=[…] [datasets=[…]] [protocols=[…]] [held_outs=[…]] [shots=[…]] [seeds=[1,2,3]]
                [backbones=[…]] [KEY=VALUE …] [spec=FILE] [plan=true] [executor=local|processes|ray] [--quiet]

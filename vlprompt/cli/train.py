@@ -1,5 +1,64 @@
-"""Train a prompt learner and test it."""
+"""Train a learner and test it: ``python -m vlprompt.train key=value …``."""
 
-from vlprompt.train import main
+from __future__ import annotations
 
-__all__ = ["main"]
+import json
+import shlex
+from collections.abc import Sequence
+
+from rich.table import Table
+
+from vlprompt.base.layout import LEARNER, RESULT
+from vlprompt.base.reporter import make_console
+from vlprompt.cli._shared import command, parse
+from vlprompt.evaluation.tables import result_table
+from vlprompt.runs.one import execute
+from vlprompt.runs.recipes import Resolved, describe_keys, resolve
+from vlprompt.version import __version__
+
+COMMAND = "python -m vlprompt.train"
+
+
+@command()
+def main(argv: Sequence[str]) -> int:
+    """Train, test, print the table and say where things are."""
+    arguments = parse(argv)
+    if "--version" in arguments.flags:
+        print(f"vlprompt {__version__}")
+        return 0
+    if "--help" in arguments.flags:
+        show_help(resolve(arguments.settings))
+        return 0
+    quiet = {"quiet": True} if "--quiet" in arguments.flags else {}
+    resolved = resolve(arguments.settings | quiet)
+    try:
+        result = execute(resolved)
+    except KeyboardInterrupt:
+        again = shlex.join([a for a in argv if not a.startswith("resume=")] + ["resume=true"])
+        raise KeyboardInterrupt(f"interrupted; to go on: {COMMAND} {again}") from None
+    console = make_console()
+    console.print(result_table(result))
+    if not resolved.config.quiet:
+        for name, what in (("learner", resolved.folder / LEARNER), ("result", resolved.folder / RESULT)):
+            console.print(f"{name:<8} {what}", markup=False, soft_wrap=True)
+        console.print(
+            f"again    vlprompt evaluate run={shlex.quote(str(resolved.folder))}", markup=False, soft_wrap=True
+        )
+    return 0
+
+
+def show_help(resolved: Resolved) -> None:
+    """Print every key with its default and meaning, the method's own last."""
+    table = Table(title=f"{COMMAND} key=value … [--quiet] [--help] [--version]", show_lines=False)
+    for heading in ("key", "default", "meaning"):
+        table.add_column(heading)
+    for key, default, meaning in describe_keys(resolved):
+        table.add_row(key, str(default) if isinstance(default, str) else json.dumps(default), meaning)
+    console = make_console()
+    console.print(table)
+    recipe = f" of the recipe {resolved.recipe.name}" if resolved.recipe else ""
+    console.print(
+        f"The last keys are those of {resolved.config.method}; the defaults are those{recipe}. "
+        "`--help method=NAME protocol=NAME` shows others.",
+        markup=False,
+    )

@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING
 
+from vlprompt.base.wiring import face
 from vlprompt.data.bank import FeatureBank
 from vlprompt.data.fingerprint import backbone_fingerprint, images_fingerprint
 from vlprompt.data.images import as_rgb, check_items, open_rgb, to_rgb
@@ -13,7 +14,6 @@ from vlprompt.data.splits import DatasetSplits, Item
 from vlprompt.data.subsets import leave_domain_out, select_domains
 from vlprompt.data.templates import resolve_templates
 from vlprompt.data.transforms import eval_transform, train_transform, transform_fingerprint
-from vlprompt.wiring import face
 
 if TYPE_CHECKING:  # of rooms above this one, wired by the package's face
     from datasets_registry.catalog import (

@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from vlprompt.base.files import cache_dir, locked, remove_leftovers
+from vlprompt.base.sealed import TENSOR_SEAL, read_tensors, write_tensors
 from vlprompt.data.loading import Batch, ImageItems, batch_order, eval_batches
 from vlprompt.data.splits import DatasetSplits, Item
 from vlprompt.data.transforms import transform_fingerprint
 from vlprompt.errors import VlpromptError
-from vlprompt.files import cache_dir, locked, remove_leftovers
-from vlprompt.sealed import TENSOR_SEAL, read_tensors, write_tensors
 
 if TYPE_CHECKING:
-    from vlprompt.clip import FrozenCLIP
+    from vlprompt.clip.frozen import FrozenCLIP
 
 FORMAT = "vlprompt-bank/2"  # raised when the same file gives other pixels or another layout
 
@@ -68,7 +68,7 @@ class FeatureBank:
             transform: ``eval_transform(clip)`` for one view, ``train_transform(clip)`` for several.
             views: V, how many times each image is drawn and encoded.
             seed: of the views' random numbers. One view draws none, so its bank serves every seed.
-            cache: the folder that holds banks; by default ``banks`` in ``vlprompt.files.cache_dir()``.
+            cache: the folder that holds banks; by default ``banks`` in ``vlprompt.base.files.cache_dir()``.
             batch_size, workers: of the encoding pass.
             progress: called with the number of images encoded so far and in all.
 

@@ -13,7 +13,7 @@ from vlprompt.data.splits import DatasetSplits, Item
 from vlprompt.errors import VlpromptError
 
 if TYPE_CHECKING:
-    from vlprompt.clip import FrozenCLIP
+    from vlprompt.clip.frozen import FrozenCLIP
 
 BUDGET = 2**28  # bytes that are read for it: 256 MB take a fraction of a second
 MOST_IN_MEMORY = 256  # images that are opened for it where they are not files

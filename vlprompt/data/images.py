@@ -14,12 +14,12 @@ import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 
+from vlprompt.base.files import inside, is_relative_inside
 from vlprompt.data.formats import readable_formats
 from vlprompt.data.listing import similar_name
 from vlprompt.data.modes import MAX_PIXELS, check_size, to_rgb
 from vlprompt.data.splits import DatasetSplits, Item
 from vlprompt.errors import VlpromptError
-from vlprompt.files import inside, is_relative_inside
 
 # Our own bound is told in our own words; Pillow's warning would call a photo of 100 megapixels an attack.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)

@@ -12,9 +12,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
+from vlprompt.base.files import atomic_write, read_text
 from vlprompt.data.splits import DatasetSplits, Item
 from vlprompt.errors import VlpromptError, warn
-from vlprompt.files import atomic_write, read_text
 
 Shots = int | Literal["all"] | None
 VAL_SHOTS = 4

@@ -19,7 +19,7 @@ from vlprompt.data.transforms import TestViews, eval_transform, split_transform
 from vlprompt.errors import VlpromptError
 
 if TYPE_CHECKING:
-    from vlprompt.clip import FrozenCLIP
+    from vlprompt.clip.frozen import FrozenCLIP
 
 BATCH = 64
 AHEAD = 2  # batches that are decoded before they are asked for

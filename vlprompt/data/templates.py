@@ -8,9 +8,9 @@ from functools import cache
 from pathlib import Path
 from typing import Protocol
 
-from vlprompt.checks import check_templates
+from vlprompt.base.checks import check_templates
+from vlprompt.base.files import read_text, text_lines
 from vlprompt.errors import VlpromptError, nearest
-from vlprompt.files import read_text, text_lines
 
 # the seven that CLIP's authors kept of their eighty for ImageNet, in CoOp's order
 IMAGENET7 = (

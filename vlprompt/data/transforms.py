@@ -16,7 +16,7 @@ from vlprompt.data.modes import orientation, to_rgb
 from vlprompt.errors import VlpromptError, nearest
 
 if TYPE_CHECKING:
-    from vlprompt.clip import FrozenCLIP
+    from vlprompt.clip.frozen import FrozenCLIP
 
 CROP_SCALE = (0.08, 1.0)  # the published recipes' INPUT.RRCROP_SCALE
 HALF_SCALE = (0.5, 1.0)  # of GDA and Tip-Adapter

@@ -20,10 +20,10 @@ from PIL import Image, ImageDraw, ImageFont
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from vlprompt.base.files import atomic_write
 from vlprompt.demo.emoji import emoji_index
 from vlprompt.demo.glyphs import DIGITS, font_path, glyph_sets
 from vlprompt.errors import VlpromptError
-from vlprompt.files import atomic_write
 
 SIZE = 64
 MAX_NAMES, MAX_KINDS = 3, 3

@@ -32,11 +32,11 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torchvision.transforms import v2
 
+from vlprompt.base.files import atomic_write
+from vlprompt.clip.tiny import WEIGHTS, save_tiny, tiny_config
 from vlprompt.demo.corpus import load_corpus, prepare
 from vlprompt.demo.emoji import emoji_index, read_emoji
-from vlprompt.demo.tiny import WEIGHTS, save_tiny, tiny_config
 from vlprompt.errors import VlpromptError, nearest
-from vlprompt.files import atomic_write
 
 DEFAULTS = {
     "work": "runs/pretrain",  # corpus.safetensors and checkpoint.safetensors lie here

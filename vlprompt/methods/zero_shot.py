@@ -14,8 +14,8 @@ from torch import Tensor
 
 from vlprompt.errors import VlpromptError
 from vlprompt.learner import PromptLearner, register
-from vlprompt.learning import Feed, Train
-from vlprompt.objectives import Objective
+from vlprompt.learner.learning import Feed, Train
+from vlprompt.learner.objectives import Objective
 
 
 @register("zero_shot", paper="arXiv:2103.00020", labels="none")

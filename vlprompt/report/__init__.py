@@ -6,8 +6,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from vlprompt.base.files import atomic_write
 from vlprompt.errors import VlpromptError, nearest
-from vlprompt.files import atomic_write
+from vlprompt.evaluation.results import find_results
 from vlprompt.report.cells import check_metric
 from vlprompt.report.failures import Failure, failure_table, find_failures
 from vlprompt.report.groups import Group, collect
@@ -15,7 +16,6 @@ from vlprompt.report.pairs import pair_tables
 from vlprompt.report.published import published_tables
 from vlprompt.report.render import as_csv, as_latex, as_markdown
 from vlprompt.report.tables import Table, make_tables, say_conditions
-from vlprompt.results import find_results
 
 __all__ = ["FORMATS", "Report", "make_report"]
 

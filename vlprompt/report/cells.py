@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from vlprompt.errors import VlpromptError, nearest
+from vlprompt.evaluation.results import harmonic_mean
+from vlprompt.evaluation.statistics import Statistic
 from vlprompt.report.groups import ZERO_SHOT, Group, Key, Run
-from vlprompt.results import harmonic_mean
-from vlprompt.statistics import Statistic
 
 
 @dataclass(frozen=True)

@@ -7,14 +7,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
-from vlprompt.lettering import shorten
-from vlprompt.metrics import Reliability
+from vlprompt.base.lettering import shorten
+from vlprompt.base.shown import printable
+from vlprompt.evaluation.metrics import Reliability
+from vlprompt.evaluation.statistics import ClassChange
 from vlprompt.report.cells import Cell
 from vlprompt.report.groups import ZERO_SHOT
 from vlprompt.report.summaries import SHAPES, WIDEST, Style, within_percent
 from vlprompt.report.tables import Line, Section
-from vlprompt.shown import printable
-from vlprompt.statistics import ClassChange
 
 Styles = Mapping[str, Style]  # of a method's curve and dots
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from vlprompt.layout import FAILED, RESULT, SETTINGS
+from vlprompt.base.layout import FAILED, RESULT, SETTINGS
 from vlprompt.report.cells import Cell
 from vlprompt.report.tables import Column, Line, Section, Table
 

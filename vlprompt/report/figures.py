@@ -11,10 +11,12 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from vlprompt.base.files import atomic_write
+from vlprompt.base.lettering import legible, shorten
+from vlprompt.base.shown import figure_text
 from vlprompt.errors import VlpromptError, nearest
-from vlprompt.files import atomic_write
-from vlprompt.lettering import legible, shorten
-from vlprompt.protocols import PROTOCOLS
+from vlprompt.evaluation.protocols import PROTOCOLS
+from vlprompt.evaluation.results import harmonic_mean
 from vlprompt.report.cells import METRICS, Cell, check_metric
 from vlprompt.report.groups import STUDY, ZERO_SHOT, Group, Key, say_shots
 from vlprompt.report.summaries import (
@@ -27,8 +29,6 @@ from vlprompt.report.summaries import (
     within_percent,
 )
 from vlprompt.report.tables import Line, make_tables
-from vlprompt.results import harmonic_mean
-from vlprompt.shown import figure_text
 
 FORMATS = ("pdf", "png", "svg")
 GREY = "#767676"

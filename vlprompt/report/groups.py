@@ -9,11 +9,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from vlprompt.base.settings import INCIDENTAL, RunConfig
 from vlprompt.errors import VlpromptError, nearest
-from vlprompt.protocols import PROTOCOLS
-from vlprompt.results import Result, Row
-from vlprompt.selection import say_seen
-from vlprompt.settings import INCIDENTAL, RunConfig
+from vlprompt.evaluation.protocols import PROTOCOLS
+from vlprompt.evaluation.results import Result, Row
+from vlprompt.learner.selection import say_seen
 
 BY_SOURCE = ("cross_dataset", "domain_generalization", "multitask")  # their columns belong to one training set
 STUDY = "few_shot"  # its numbers of shots are columns of one table
@@ -113,7 +113,7 @@ def collect(
     """Put results into groups; what differs in backbone, split, shots, limit, selection or templates never mixes.
 
     Args:
-        found: as ``vlprompt.results.find_results`` gives them.
+        found: as ``vlprompt.evaluation.results.find_results`` gives them.
         methods: leave out all others; tables have them in this order.
         protocol: leave out all others.
 

@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any
 from jinja2 import Environment, Template
 from markupsafe import Markup
 
-from vlprompt.protocols import PROTOCOLS
+from vlprompt.base.shown import printable
+from vlprompt.evaluation.protocols import PROTOCOLS
+from vlprompt.evaluation.statistics import SPREAD
 from vlprompt.report.cells import METRICS
 from vlprompt.report.charts import (
     Styles,
@@ -29,8 +31,6 @@ from vlprompt.report.pairs import changes
 from vlprompt.report.render import heading, interval, number, seeds
 from vlprompt.report.summaries import pooled_reliability, shot_positions, style_index
 from vlprompt.report.tables import Table, labels
-from vlprompt.shown import printable
-from vlprompt.statistics import SPREAD
 from vlprompt.version import __version__
 
 if TYPE_CHECKING:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from vlprompt.errors import VlpromptError, nearest
+from vlprompt.evaluation.statistics import ClassChange, Comparison, class_changes, compare
 from vlprompt.report.cells import Cell
 from vlprompt.report.groups import Group, Key, Measured, say_shots
 from vlprompt.report.tables import Column, Line, Section, Table, say_conditions
-from vlprompt.statistics import ClassChange, Comparison, class_changes, compare
 
 MOST = 8  # classes shown at either end
 

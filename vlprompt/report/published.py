@@ -11,10 +11,10 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from vlprompt.evaluation.results import harmonic_mean
 from vlprompt.report.cells import METRICS, Cell, Rule, combine, first, h_of_averages, mean_of_h, tested
 from vlprompt.report.groups import STUDY, ZERO_SHOT, Group, Key, say_shots
 from vlprompt.report.tables import Column, Line, Section, Table, incomplete, labels, say_conditions, say_spread
-from vlprompt.results import harmonic_mean
 
 PROTOCOLS_WITH_FIGURES = ("base_to_new", "few_shot", "cross_dataset", "domain_generalization")
 ACCURACY = METRICS["accuracy"]

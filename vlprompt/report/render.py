@@ -11,9 +11,9 @@ from rich.table import Column as RichColumn
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from vlprompt.base.shown import csv_cell, printable
 from vlprompt.report.cells import Cell
 from vlprompt.report.tables import Column, Line, Table
-from vlprompt.shown import csv_cell, printable
 
 LABEL_WIDTH = 40  # of a terminal's first column, at most
 

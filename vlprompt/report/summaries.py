@@ -7,10 +7,10 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from vlprompt.errors import VlpromptError
-from vlprompt.metrics import Reliability, confusion_matrix
+from vlprompt.evaluation.metrics import Reliability, confusion_matrix
+from vlprompt.evaluation.results import read_predictions
 from vlprompt.report.groups import Group, Key
 from vlprompt.report.tables import Table
-from vlprompt.results import read_predictions
 
 # Okabe and Ito's colours, told apart by the colour-blind; zero-shot is grey
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c6d31", "#7f3c8d")

@@ -8,7 +8,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from datasets_registry.catalog import list_collections
-from vlprompt.protocols import PROTOCOLS
+from vlprompt.evaluation.protocols import PROTOCOLS
+from vlprompt.evaluation.statistics import ONE_SEED, SPREAD
+from vlprompt.learner.selection import FIXED
 from vlprompt.report.cells import (
     Cell,
     Metric,
@@ -22,8 +24,6 @@ from vlprompt.report.cells import (
     tested,
 )
 from vlprompt.report.groups import STUDY, ZERO_SHOT, Group, Key, say_shots
-from vlprompt.selection import FIXED
-from vlprompt.statistics import ONE_SEED, SPREAD
 
 
 @dataclass(frozen=True)

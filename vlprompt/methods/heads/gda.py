@@ -19,8 +19,8 @@ from torch import Tensor
 
 from vlprompt.errors import VlpromptError
 from vlprompt.learner import PromptLearner, register
-from vlprompt.learning import Feed, Train
-from vlprompt.selection import Values, at_points, choose, keep_settings
+from vlprompt.learner.learning import Feed, Train
+from vlprompt.learner.selection import Values, at_points, choose, keep_settings
 
 
 @dataclass(frozen=True)

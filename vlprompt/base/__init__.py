@@ -1,0 +1,1 @@
+"""What every room stands on: files, settings, names to things, checks. It knows nothing of CLIP."""

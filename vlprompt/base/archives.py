@@ -1,0 +1,179 @@
+"""Archives of anyone's: unpacked whole or not at all, in their folder, and no larger than such archives are."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import lzma
+import os
+import stat
+import tarfile
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from vlprompt.base.files import is_relative_inside
+from vlprompt.errors import VlpromptError
+
+ALLOWANCE = 256 * 2**20  # bytes that every archive may unpack to
+RATIO = 50  # times its own bytes beyond that: images hardly shrink in an archive, texts to a tenth
+MAX_BYTES, MAX_MEMBERS = 2**40, 10_000_000  # ImageNet has a sixth of each
+LEFTOVERS = ".unpack-"  # how folders begin that a killed process may leave
+OTHERS = {b"Rar!": "RAR", b"7z\xbc\xaf": "7z", b"<!do": "web page", b"<htm": "web page", b"<?xm": "web page"}
+OPENERS = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}
+DAMAGE = (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, lzma.LZMAError, NotImplementedError, ValueError)
+
+
+class Budget:
+    """What an archive may still unpack to."""
+
+    def __init__(self, archive: Path, limit: int = MAX_BYTES):
+        self.archive = archive
+        self.limit = min(limit, max(ALLOWANCE, RATIO * archive.stat().st_size))
+        self.bytes, self.members = self.limit, MAX_MEMBERS
+
+    def take(self, count: int) -> None:
+        """Count a member of so many bytes, or raise one sentence."""
+        self.bytes -= count
+        self.members -= 1
+        if self.bytes < 0 or self.members < 0:
+            raise self.refusal()
+
+    def refusal(self) -> VlpromptError:
+        """The sentence."""
+        return VlpromptError(
+            f"refused the archive {self.archive} of {self.archive.stat().st_size:,} bytes: it unpacks to more than "
+            f"{self.limit:,} ({RATIO} times its size, or {ALLOWANCE >> 20} MB) or to more than {MAX_MEMBERS:,} files; "
+            "unpack it by hand if you trust it"
+        )
+
+
+def extract(archive: str | Path, folder: str | Path, limit: int = MAX_BYTES) -> Budget:
+    """Unpack a zip or a tar archive, compressed or not, into ``folder``; its first bytes tell which it is.
+
+    Nothing is written into ``folder`` if a member is unsafe (a path out of it, a link or a device), if the archive is
+    damaged or encrypted, or if it unpacks to more than ``ALLOWANCE`` and ``RATIO`` allow, counted while it is unpacked.
+
+    Args:
+        archive: the file.
+        folder: made if need be; files in it are replaced by those of the same name.
+        limit: bytes that it may unpack to at most.
+
+    Returns:
+        What it might have unpacked to.
+
+    Raises:
+        VlpromptError: one of these.
+    """
+    archive, folder = Path(archive), Path(folder)
+    with open(archive, "rb") as file:
+        start = file.read(6)
+    other = OTHERS.get(start[:4].lower(), OTHERS.get(start[:4]))
+    if other:
+        cure = "delete it and get it again" if other == "web page" else "unpack it by hand"
+        raise VlpromptError(f"{archive} is a {other} and neither a zip nor a tar archive: {cure}")
+    budget = Budget(archive, limit)
+    is_tar = start.startswith(tuple(OPENERS)) or archive.suffix.lower() != ".zip" or tarfile.is_tarfile(archive)
+    is_zip = start.startswith(b"PK") or not is_tar
+    with _whole(archive, "zip" if is_zip else "tar"), _beside(folder) as temporary:
+        (_unpack_zip if is_zip else _unpack_tar)(archive, temporary, budget)
+        _move(temporary, folder)
+    return budget
+
+
+@contextmanager
+def _whole(archive: Path, kind: str) -> Iterator[None]:
+    """Turn what the libraries raise for a damaged archive into one sentence; of a full disk the system speaks."""
+    try:
+        yield
+    except VlpromptError:
+        raise
+    except (*DAMAGE, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise VlpromptError(f"{archive} cannot be unpacked: {error.strerror}") from error
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise VlpromptError(
+            f"{archive} is not a whole {kind} archive ({reason}): delete it and get it again"
+        ) from error
+
+
+@contextmanager
+def _beside(folder: Path) -> Iterator[Path]:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=LEFTOVERS, ignore_cleanup_errors=True) as temporary:
+        content = Path(temporary, "content")
+        content.mkdir()
+        yield content
+
+
+def _move(source: Path, target: Path) -> None:
+    """Move a folder's content into another, file by file where both have a folder."""
+    if not target.exists():
+        os.replace(source, target)
+        return
+    for entry in source.iterdir():
+        place = target / entry.name
+        if entry.is_dir() and place.is_dir():
+            _move(entry, place)
+        else:
+            os.replace(entry, place)
+
+
+def _check_name(archive: Path, name: str) -> None:
+    if not is_relative_inside(name) and name not in (".", "./"):
+        raise VlpromptError(f"refused the archive {archive}: its member {name!r:.100} is unsafe")
+
+
+def _unpack_zip(archive: Path, folder: Path, budget: Budget) -> None:
+    with zipfile.ZipFile(archive) as opened:
+        for member in opened.infolist():
+            _check_name(archive, member.filename)
+            if stat.S_IFMT(member.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR):
+                raise VlpromptError(f"refused the archive {archive}: its member '{member.filename}' is no plain file")
+            if member.flag_bits & 0x1:
+                raise VlpromptError(f"{archive} is encrypted: unpack it by hand, with its password")
+            budget.take(member.file_size)  # no more is read of a member than this says
+        opened.extractall(folder)
+
+
+def _unpack_tar(archive: Path, folder: Path, budget: Budget) -> None:
+    with open(archive, "rb") as file:
+        start = file.read(6)
+    opener = next((opener for magic, opener in OPENERS.items() if start.startswith(magic)), open)
+    # the filter came with security releases of Python; what it refuses is refused below
+    safe = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
+    with opener(archive, "rb") as raw, tarfile.open(fileobj=_Bounded(raw, budget), mode="r:") as opened:
+        for member in opened:
+            _check_name(archive, member.name)
+            if not (member.isreg() or member.isdir()) or member.issparse():
+                raise VlpromptError(f"refused the archive {archive}: its member '{member.name}' is no plain file")
+            budget.take(member.size)
+            opened.extract(member, folder, **safe)
+
+
+class _Bounded:
+    """A stream that is not read or skipped beyond a budget, whatever the headers in it say."""
+
+    def __init__(self, raw: BinaryIO, budget: Budget):
+        self.raw, self.budget = raw, budget
+        # headers and padding come to the members' bytes
+        self.end = budget.limit + ALLOWANCE + 2 * budget.archive.stat().st_size
+        self.tell = raw.tell
+
+    def read(self, count: int) -> bytes:
+        """Read as a file does."""
+        self._check(self.raw.tell() + count)
+        return self.raw.read(count)
+
+    def seek(self, position: int, whence: int = os.SEEK_SET) -> int:
+        """Go to a place from the start."""
+        self._check(position)
+        return self.raw.seek(position, whence)
+
+    def _check(self, end: int) -> None:
+        if end > self.end:
+            raise self.budget.refusal()

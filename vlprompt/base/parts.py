@@ -1,0 +1,79 @@
+"""Settings that name a part and its arguments: ``text_anchor(weight=8)``, ``gpa(mean=15, std=1)``."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import math
+import re
+from types import NoneType, UnionType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from vlprompt.base.registry import Registry
+from vlprompt.base.schema import fits, kind
+from vlprompt.errors import VlpromptError
+
+T = TypeVar("T")
+
+
+def parse_part(text: str, registry: Registry[type[T]]) -> T:
+    """Make a part from ``name`` or ``name(key=value, …)``; values are Python literals, or bare words for texts.
+
+    Raises:
+        VlpromptError: it cannot be read, the name is unknown, or an argument is.
+    """
+    of = registry.kind
+    try:
+        node = ast.parse(text.strip(), mode="eval").body
+        call = node if isinstance(node, ast.Call) else ast.Call(node, [], [])
+        if not isinstance(call.func, ast.Name) or call.args:
+            raise ValueError
+        arguments = {k.arg or "": _value(k.value) for k in call.keywords}
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        raise VlpromptError(f"cannot read {of} '{text}': {_advice(text)}") from None
+    make = registry.get(call.func.id)
+    for key, value in arguments.items():
+        hint = _declared(make).get(key)
+        endless = isinstance(value, float) and not math.isfinite(value)  # 1e999
+        if _is_plain(hint) and (endless or not fits(value, hint)):
+            raise VlpromptError(f"{of} '{text}': {key} must be {kind(hint)}, not {value!r:.60}")
+    try:
+        part = make(**arguments)
+    except TypeError as error:
+        raise VlpromptError(f"{of} '{text}': {str(error).split('() ')[-1]}") from None
+    part.name = call.func.id
+    return part
+
+
+@functools.lru_cache(maxsize=256)
+def _declared(make: type) -> dict[str, Any]:
+    """The types that a part's classes give to its arguments; a class hands those that it does not name to its base."""
+    found: dict[str, Any] = {}
+    for each in reversed(make.__mro__):
+        if "__init__" in vars(each):
+            try:
+                found |= get_type_hints(each.__init__)
+            except NameError:  # imported for type checkers alone
+                continue
+    return found
+
+
+def _is_plain(hint: Any) -> bool:
+    """Whether values can be held to a type: numbers, texts, choices, and tuples and unions of them."""
+    if get_origin(hint) in (tuple, Union, UnionType):
+        return all(map(_is_plain, get_args(hint)))
+    return get_origin(hint) is Literal or hint in (int, float, bool, str, NoneType)
+
+
+def _advice(text: str) -> str:
+    """Say how a part is written, after what seems to be wrong with this one."""
+    path = re.search(r"(\w+)\s*=\s*([^\s'\"(),=]*(?:[/\\~]|\.[A-Za-z])[^'\"(),=]*)", text)
+    if path:
+        return f"put quotes around the path, {path[1]}='{path[2].strip()}'"
+    if text.count("(") != text.count(")"):
+        return "put quotes around an entry of a list that holds commas"
+    return "write it as name or name(key=value, …)"
+
+
+def _value(node: ast.expr) -> Any:
+    return node.id if isinstance(node, ast.Name) else ast.literal_eval(node)

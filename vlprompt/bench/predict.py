@@ -1,0 +1,141 @@
+"""Predicting many images: memory as they pass, and throughput against a bare OpenCLIP loop in the same run."""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from datasets_registry.catalog import load_split
+from vlprompt.clip.loading import TINY, load_clip
+from vlprompt.data import DatasetSplits
+from vlprompt.errors import VlpromptError
+from vlprompt.evaluation.prediction import predict_images
+from vlprompt.learner.contract import PromptLearner
+from vlprompt.learner.creation import create_learner
+
+EARLY = 5  # memory is looked at after one part in so many, and at the end
+ON_DISK = 500  # files that an embedded dataset is written to
+
+
+def bench_predict(
+    dataset: str = "emoji",
+    data_root: str | Path | None = None,
+    *,
+    backbone: str = TINY,
+    pretrained: str | None = None,
+    images: int = 10_000,
+    turn: int = 500,
+    batch_size: int = 64,
+    threads: int | None = None,
+    say: Callable[[str], None] = lambda line: None,
+) -> dict[str, Any]:
+    """Measure ``predict_images`` on many image files.
+
+    The reference opens the same files with Pillow, applies OpenCLIP's own transform and encodes batches of the same
+    size with OpenCLIP's own model, one after the other. Both sides take turns; the ratio is the median of the turns'.
+
+    Args:
+        dataset: whose images are read, again and again until there are enough.
+        data_root: where it lies.
+        backbone, pretrained: the tower.
+        images: predicted to look at memory.
+        turn: images of a turn; there are as many turns as ``images`` allow.
+        batch_size: of both sides.
+        threads: that decode on our side.
+        say: told each result as a line.
+
+    Returns:
+        ``memory_mb`` by number of images, ``images_per_s`` and ``reference_images_per_s``, and their ``ratio``.
+
+    Raises:
+        VlpromptError: the dataset is not there, or the numbers are too small.
+    """
+    if turn < 1 or images < 2 * EARLY * batch_size or images < 4 * turn:
+        raise VlpromptError(f"images={images} is too few for batch_size={batch_size} and turn={turn}")
+    splits = load_split(dataset, data_root)
+    clip = load_clip(backbone, pretrained, device="cpu")
+    learner = create_learner("coop", clip, splits.class_names, templates=splits.templates)
+    options = {"batch_size": batch_size, "threads": threads}
+    with tempfile.TemporaryDirectory() as folder:
+        files = _files(splits, Path(folder))
+        paths = [files[i % len(files)] for i in range(images)]
+        predictions = predict_images(learner, iter(paths), **options)
+        memory, early = {}, images // EARLY
+        for done, more in ((0, early), (early, images - early)):
+            _exhaust(islice(predictions, more))
+            memory[done + more] = resident_memory()
+            say(f"{done + more:,} images: {memory[done + more]:.0f} MB")
+        seconds = []
+        for start in range(0, images // 2, turn):
+            part = paths[start : start + turn]
+            ours = _seconds(lambda part=part: _exhaust(predict_images(learner, part, **options)))
+            theirs = _seconds(lambda part=part: bare_loop(learner, part, batch_size))
+            seconds.append((ours, theirs))
+    result = {
+        "dataset": splits.name,
+        "backbone": backbone,
+        "images": images,
+        "memory_mb": memory,
+        "images_per_s": turn / statistics.median(ours for ours, _ in seconds),
+        "reference_images_per_s": turn / statistics.median(theirs for _, theirs in seconds),
+        "ratio": statistics.median(theirs / ours for ours, theirs in seconds),
+        "threads": torch.get_num_threads(),
+    }
+    say(
+        f"{result['images_per_s']:.0f} images/s, bare OpenCLIP {result['reference_images_per_s']:.0f}, "
+        f"ratio {result['ratio']:.2f}"
+    )
+    return result
+
+
+def bare_loop(learner: PromptLearner, paths: Sequence[str], batch_size: int) -> list[int]:
+    """Return the likeliest class of each image, as a user of OpenCLIP alone would write it."""
+    model, transform = learner.clip.model, learner.clip.preprocess
+    weight, scale, found = learner.classifier_matrix(), learner.clip.logit_scale, []
+    with torch.no_grad():
+        for start in range(0, len(paths), batch_size):
+            batch = torch.stack([transform(Image.open(path)) for path in paths[start : start + batch_size]])
+            features = F.normalize(model.encode_image(batch), dim=-1)
+            found += (scale * features @ weight.T).softmax(dim=-1).argmax(dim=-1).tolist()
+    return found
+
+
+def resident_memory() -> float:
+    """Memory that this process holds now, in MB; NaN where the system does not tell (other than Linux)."""
+    try:
+        line = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith("VmRSS"))
+        return int(line.split()[1]) / 1024
+    except OSError:
+        return float("nan")
+
+
+def _files(splits: DatasetSplits, folder: Path) -> list[str]:
+    """Paths of a dataset's images; those of an embedded one are written to files first."""
+    items = [*splits.train, *splits.val, *splits.test]
+    if splits.image_dir is not None:
+        return [str(splits.image_dir / item.path) for item in items]
+    paths = []
+    for i, item in enumerate(items[:: max(len(items) // ON_DISK, 1)]):
+        paths.append(str(folder / f"{i}.png"))
+        splits.open_image(item).save(paths[-1])
+    return paths
+
+
+def _exhaust(iterator: Iterator[Any]) -> None:
+    for _ in iterator:
+        pass
+
+
+def _seconds(work: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start

@@ -1,0 +1,305 @@
+"""What the fast paths are worth: ratios of time and memory, each pair measured in one run on one machine.
+
+Every measurement is a process of its own, so that its peak memory is its own. "Full length" is the plain counterpart of
+prefix sharing, the way of the published code; a measurement that would not fit in memory is skipped and says so.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from open_clip import IMAGENET_CLASSNAMES
+from torch.utils.flop_counter import FlopCounterMode
+
+from vlprompt.base.environment import process_peak
+from vlprompt.clip.edits import FullLength
+from vlprompt.clip.frozen import FrozenCLIP
+from vlprompt.clip.loading import TINY, load_clip
+from vlprompt.data.splits import DEFAULT_TEMPLATE
+from vlprompt.errors import VlpromptError
+from vlprompt.learner.contract import PromptLearner
+from vlprompt.learner.creation import create_learner
+
+MATMUL_SIZE = 2048  # of the matrices whose product gives the machine's peak
+BYTES_PER_FULL_TOKEN = 28 * 4  # per layer and unit of width, kept by autograd at full length
+
+
+@dataclass(frozen=True)
+class Case:
+    """One thing to measure.
+
+    Attributes:
+        method, settings: the learner.
+        classes, batch: C and B.
+        what: a training ``step``, the ``text`` side's forward and backward, or ``images``, a frozen forward pass.
+        text: ``shared`` or ``full``.
+        images: ``cached`` features, or ``fresh`` ones from the tower.
+        precision: of the towers.
+        groups: prompts of each class in a step, G: the batch where they are image-conditioned, several of a collection.
+        one_by_one: images of a batch in steps of their own, their gradients added, as memory demands at full length.
+    """
+
+    method: str = "coop"
+    settings: dict[str, Any] = field(default_factory=dict)
+    classes: int = 100
+    batch: int = 32
+    what: str = "step"
+    text: str = "shared"
+    images: str = "cached"
+    precision: str = "fp32"
+    groups: int = 1
+    one_by_one: bool = False
+
+
+def class_names(count: int) -> list[str]:
+    """ImageNet's first names, which seldom begin alike."""
+    if count > len(IMAGENET_CLASSNAMES):
+        raise VlpromptError(f"classes={count} is more than there are names to measure with: {len(IMAGENET_CLASSNAMES)}")
+    return list(IMAGENET_CLASSNAMES[:count])
+
+
+def work(case: Case, clip: FrozenCLIP) -> Callable[[], None]:
+    """Return the closure whose time is measured."""
+    images = torch.randn(case.batch, 3, clip.image_size, clip.image_size)
+    if case.what == "images":
+        return lambda: clip.encode_image(images)
+    learner = create_learner(case.method, clip, class_names(case.classes), **case.settings)
+    if case.text == "full":
+        learner.edits.append(FullLength())
+    if case.what == "text":
+        return lambda: learner.encode_text().square().sum().backward()
+    batch = {"label": torch.arange(case.batch) % case.classes, "index": torch.arange(case.batch)}
+    if case.images == "cached":
+        batch["image_features"] = torch.randn(case.batch, clip.embed_dim)
+    if case.images == "fresh" or not learner.facts.cacheable_images:
+        batch["image"] = images
+    parts = [{k: v[i : i + 1] for k, v in batch.items()} for i in range(case.batch)] if case.one_by_one else [batch]
+    return lambda: [step(learner, part) for part in parts]
+
+
+def step(learner: PromptLearner, batch: dict[str, torch.Tensor]) -> None:
+    """One training step without the optimiser's."""
+    learner.backward(learner.loss(batch))
+
+
+def own_weights(backbone: str) -> str | None:
+    """``random`` for an architecture, whose speed does not depend on weights; None for a model that has its own."""
+    return None if backbone == TINY or ":" in backbone else "random"
+
+
+def measure(case: Case, backbone: str, repeats: int) -> dict[str, float]:
+    """Median seconds, peak memory beside the model in MB, and GFLOP of a case, in this process."""
+    clip = load_clip(backbone, own_weights(backbone), precision=case.precision, device="cpu")
+    run = work(case, clip)
+    before = reset_peak_memory()
+    run()
+    memory = (process_peak() or 0.0) - before
+    seconds, start = [], time.perf_counter()
+    while len(seconds) < repeats and (len(seconds) < 1 or time.perf_counter() - start < 20):
+        at = time.perf_counter()
+        run()
+        seconds.append(time.perf_counter() - at)
+    with FlopCounterMode(display=False) as counter:
+        run()
+    return {"seconds": statistics.median(seconds), "memory_mb": memory, "gflop": counter.get_total_flops() / 1e9}
+
+
+def reset_peak_memory() -> float:
+    """Let the peak start again from the present memory, where the system can (Linux), and return it in MB."""
+    with contextlib.suppress(OSError):  # elsewhere the peak of loading the model hides what is smaller
+        Path("/proc/self/clear_refs").write_text("5")
+    return process_peak() or 0.0
+
+
+def matmul_peak(dtype: torch.dtype) -> float:
+    """Measured GFLOP/s of a large matrix product, best of a few."""
+    a, b = (torch.randn(MATMUL_SIZE, MATMUL_SIZE).to(dtype) for _ in range(2))
+    best = float("inf")
+    for _ in range(6):
+        start = time.perf_counter()
+        a @ b
+        best = min(best, time.perf_counter() - start)
+    return 2 * MATMUL_SIZE**3 / best / 1e9
+
+
+def full_length_bytes(case: Case, clip: FrozenCLIP) -> float:
+    """Rough memory that autograd keeps for the full-length text side of a case."""
+    tokens = clip.context_length * case.classes * (1 if case.one_by_one else case.groups)
+    return tokens * clip.text.layers * clip.text.width * BYTES_PER_FULL_TOKEN
+
+
+def in_process(case: Case, backbone: str, repeats: int) -> dict[str, float]:
+    """``measure`` in a fresh process."""
+    arguments = json.dumps({"case": asdict(case), "backbone": backbone, "repeats": repeats})
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-m", "vlprompt.bench.steps", arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["killed, probably for want of memory"])[-1]
+        return {"skipped": last}
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A comparison: how many times faster and smaller ``fast`` is than ``plain``."""
+
+    title: str
+    fast: Case
+    plain: Case
+
+
+SRC = {
+    "objective": [
+        "ce",
+        f"text_anchor(weight=25, distance='l1', templates=['{DEFAULT_TEMPLATE}'])",
+        "image_anchor(weight=10)",
+    ]
+}
+
+
+def pairs(classes: Sequence[int], methods: Sequence[str], layers: int) -> list[Pair]:
+    """All comparisons for class counts C, on a backbone whose shallower tower has so many layers."""
+    out: list[Pair] = []
+    depth = min(9, layers)
+
+    def add(title: str, fast: dict[str, Any], plain: dict[str, Any]) -> None:
+        out.append(Pair(title, Case(**fast), Case(**(fast | plain))))
+
+    for c in classes:
+        if "coop" in methods:
+            coop = {"method": "coop", "settings": {"n_ctx": 16}, "classes": c}
+            add(
+                f"coop C={c}: text forward+backward, prefix sharing / full length",
+                coop | {"what": "text"},
+                {"text": "full"},
+            )
+            add(
+                f"coop C={c}: step, prefix sharing + cached images / full length + fresh images",
+                coop,
+                {"text": "full", "images": "fresh"},
+            )
+            add(
+                f"coop C={c}: the same with bf16 towers",
+                coop | {"precision": "bf16"},
+                {"text": "full", "images": "fresh", "precision": "fp32"},
+            )
+            add(f"coop C={c}: step, cached / fresh images", coop, {"images": "fresh"})
+            add(f"coop C={c}: step, bf16 / fp32 towers", coop | {"precision": "bf16"}, {"precision": "fp32"})
+        if "maple" in methods:
+            maple = {"method": "maple", "classes": c, "batch": 4, "images": "fresh", "settings": {"depth": depth}}
+            add(f"maple C={c}: step, prefix sharing / full length", maple, {"text": "full"})
+            add(f"maple C={c}: step, bf16 / fp32 towers", maple | {"precision": "bf16"}, {"precision": "fp32"})
+    hundred = min(max(classes), 100)
+    if "cocoop" in methods:
+        for b in (1, 8):
+            cocoop = {"method": "cocoop", "classes": hundred, "batch": b, "groups": b, "settings": {"n_ctx": 4}}
+            add(
+                f"cocoop C={hundred} B={b}: step, prefix sharing / full length",
+                cocoop,
+                {"text": "full", "one_by_one": b > 1},
+            )
+    if "promptsrc" in methods:
+        promptsrc = {
+            "method": "promptsrc",
+            "classes": hundred,
+            "batch": 4,
+            "images": "fresh",
+            "settings": SRC | {"depth": depth, "vision_depth": depth},
+        }
+        add(
+            f"promptsrc C={hundred}: text forward+backward, prefix sharing / full length",
+            promptsrc | {"what": "text"},
+            {"text": "full"},
+        )
+        add(f"promptsrc C={hundred}: step, prefix sharing / full length", promptsrc, {"text": "full"})
+    if "proda" in methods:
+        proda = {"method": "proda", "classes": hundred, "batch": 4, "groups": 4}
+        add(f"proda C={hundred}: step, prefix sharing / full length", proda, {"text": "full"})
+    if "images" in methods:
+        images = {"what": "images", "batch": 8, "precision": "bf16"}
+        add("image encoding, bf16 / fp32 towers", images, {"precision": "fp32"})
+    return out
+
+
+def bench(
+    backbone: str = "ViT-B-16",
+    classes: Sequence[int] = (10, 100, 1000),
+    methods: Sequence[str] = ("images", "coop", "maple", "cocoop", "promptsrc", "proda"),
+    repeats: int = 5,
+    say: Callable[[str], None] = print,
+) -> dict[str, Any]:
+    """Measure all comparisons and return them with the machine's facts.
+
+    Args:
+        backbone: an architecture, with random weights.
+        classes: class counts C.
+        methods: what to measure: ``images``, ``coop``, ``maple``, ``cocoop``, ``promptsrc``, ``proda``.
+        repeats: timed runs of a measurement at most; slow ones stop after 20 s.
+        say: told of each comparison as it is measured.
+
+    Raises:
+        VlpromptError: a class count is larger than ImageNet's.
+    """
+    class_names(max(classes))  # too many are refused before anything is measured
+    torch.manual_seed(0)
+    clip = load_clip(backbone, own_weights(backbone), device="cpu")
+    room = 0.8 * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    peaks = {"fp32": matmul_peak(torch.float32), "bf16": matmul_peak(torch.bfloat16)}
+    known: dict[str, dict[str, Any]] = {}
+
+    def result_of(case: Case) -> dict[str, Any]:
+        key = json.dumps(asdict(case))
+        if key not in known:
+            too_large = case.text == "full" and full_length_bytes(case, clip) > room
+            known[key] = {"skipped": "would not fit in memory"} if too_large else in_process(case, backbone, repeats)
+        return known[key]
+
+    rows = []
+    layers = min(clip.text.layers, clip.visual.layers)
+    for pair in pairs(classes, methods, layers):
+        fast, plain = result_of(pair.fast), result_of(pair.plain)
+        row = {"title": pair.title, "fast": fast, "plain": plain, "cases": [asdict(pair.fast), asdict(pair.plain)]}
+        if "seconds" in fast:
+            row["share_of_peak"] = fast["gflop"] / fast["seconds"] / peaks[pair.fast.precision]
+            if "seconds" in plain:
+                row["times_faster"] = plain["seconds"] / fast["seconds"]
+                row["times_smaller"] = plain["memory_mb"] / max(fast["memory_mb"], 1.0)
+        rows.append(row)
+        say(summary(row))
+    flags = torch.backends.cpu.get_cpu_capability()
+    machine = {"threads": torch.get_num_threads(), "cpu_capability": flags, "gflops": peaks, "torch": torch.__version__}
+    return {"backbone": backbone, "machine": machine, "rows": rows}
+
+
+def summary(row: dict[str, Any]) -> str:
+    """A row as one line of text."""
+    fast, plain = row["fast"], row["plain"]
+    if "skipped" in fast:
+        return f"{row['title']}: skipped ({fast['skipped']})"
+    text = f"{row['title']}: {fast['seconds']:.3f} s, {fast['memory_mb']:.0f} MB, {row['share_of_peak']:.0%} of peak"
+    if "skipped" in plain:
+        return f"{text}; the other skipped ({plain['skipped']})"
+    return (
+        f"{text}; {row['times_faster']:.1f}x faster and {row['times_smaller']:.1f}x smaller than "
+        f"{plain['seconds']:.3f} s, {plain['memory_mb']:.0f} MB"
+    )
+
+
+if __name__ == "__main__":
+    asked = json.loads(sys.argv[1])
+    print(json.dumps(measure(Case(**asked["case"]), asked["backbone"], asked["repeats"])))

@@ -1,0 +1,348 @@
+"""FrozenCLIP: an OpenCLIP model that never changes, its tokenizer, transform and identity."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import hashlib
+import re
+import statistics
+import unicodedata
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from open_clip.transform import PreprocessCfg, image_transform_v2, merge_preprocess_dict
+from torch import Tensor, nn
+
+from vlprompt.base.checks import check_images, listed, told
+from vlprompt.base.devices import DTYPES, Precision, check_precision, resolve_device
+from vlprompt.base.shown import HIDDEN
+from vlprompt.clip.backbone_tags import PREPROCESSING
+from vlprompt.clip.edits import Edit, edits_of
+from vlprompt.clip.text import Prompts, encode_prompts, same_beginnings
+from vlprompt.clip.towers import TextTower, VisionTower, plain_model
+from vlprompt.clip.vision import Place, encode_images
+from vlprompt.errors import VlpromptError
+
+Tokenizer = Callable[..., Tensor]
+SHORTEST_TEXT = 3  # start of text, a word of one token, end of text
+
+
+@dataclass(frozen=True)
+class ClassTokens:
+    """Class prompts as token ids, cut after start-of-text.
+
+    Attributes:
+        ids: (C, S) ids of "words name.", end-of-text and padding; padded to what the tower needs.
+        lengths: (C,) tokens up to and including end-of-text.
+        name_lengths: (C,) tokens of the bare class name.
+        n_words: leading tokens that are the same fixed words for every class.
+        beginnings: (C, S) as ``vlprompt.clip.text.same_beginnings`` gives them.
+    """
+
+    ids: Tensor
+    lengths: Tensor
+    name_lengths: Tensor
+    n_words: int
+    beginnings: Tensor
+
+
+class FrozenCLIP:
+    """A frozen OpenCLIP model with all that prompt learners need to know of it.
+
+    Args:
+        model: any model that ``open_clip.create_model_and_transforms`` returns, compiled or wrapped by DataParallel or
+            not. It is put into evaluation mode, its parameters stop requiring gradients and become fp32, and it moves
+            to ``device``; for another ``precision`` than fp32, a model in hand is copied.
+        tokenizer: ``tokenizer(texts, context_length=…) -> (N, L)`` ids, as ``open_clip.get_tokenizer`` returns.
+        preprocess: the evaluation transform; by default it is built from the model's own ``preprocess_cfg``.
+        name, pretrained: how the model was asked for; part of ``identity()``.
+        precision: of the frozen towers. Learnables, norms, attention and losses stay fp32.
+        device: a torch device, or ``auto`` for CUDA, then MPS, then the CPU.
+        source: the arguments of ``load_clip`` that load this model again; None for a model object.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: Tokenizer,
+        preprocess: Callable[[Any], Tensor] | None = None,
+        *,
+        name: str = "custom",
+        pretrained: str | None = None,
+        precision: Precision = "fp32",
+        device: str | torch.device = "auto",
+        source: dict[str, Any] | None = None,
+    ):
+        self.source = source
+        self.device = resolve_device(device)
+        check_precision(precision, self.device)
+        model = plain_model(model)
+        if precision != "fp32" and source is None:
+            model = copy.deepcopy(model)  # its owner would find its weights rounded
+        self.text, self.visual = TextTower(model), VisionTower(model)
+        self.model = model.float().eval().requires_grad_(False)
+        self.tokenizer = tokenizer
+        self.name, self.pretrained, self.precision = name, pretrained, precision
+        self._weights_hash = self.weights_hash()
+        self._cast(DTYPES[precision])
+        self.model.to(self.device)
+        self._start, self._padding_id = self._probe_tokenizer()
+        self._start_ids = self.tokenizer(["a"])[0, : self._start].to(self.device)  # here, for traced graphs
+        self.text.shares_prefix &= self._start > 0
+
+        self.preprocess_cfg = merge_preprocess_dict(PreprocessCfg(), getattr(model.visual, "preprocess_cfg", {}))
+        self.preprocess_cfg["size"] = self.image_size
+        self.preprocess = preprocess or image_transform_v2(PreprocessCfg(**self.preprocess_cfg), is_train=False)
+        bias = getattr(model, "logit_bias", None)
+        self.logit_scale = float(cast(Tensor, model.logit_scale).detach().exp())
+        self.logit_bias = 0.0 if bias is None else float(bias.detach())
+
+    # Facts read from the model
+
+    @property
+    def image_size(self) -> int:
+        """Side of the square input image in pixels."""
+        return self.visual.image_size
+
+    @property
+    def image_mean(self) -> tuple[float, ...]:
+        """Channel means of the image normalisation."""
+        return tuple(self.preprocess_cfg["mean"])
+
+    @property
+    def image_std(self) -> tuple[float, ...]:
+        """Channel standard deviations of the image normalisation."""
+        return tuple(self.preprocess_cfg["std"])
+
+    @property
+    def interpolation(self) -> str:
+        """Interpolation of the evaluation transform: ``bicubic``, ``bilinear`` …"""
+        return cast(str, self.preprocess_cfg["interpolation"])
+
+    @property
+    def resize_mode(self) -> str:
+        """How the evaluation transform makes an image square: ``shortest`` (and crop), ``longest`` or ``squash``."""
+        return cast(str, self.preprocess_cfg["resize_mode"])
+
+    @property
+    def context_length(self) -> int:
+        """Tokens that the text tower takes, L."""
+        return self.text.context_length
+
+    @functools.cached_property
+    def embed_dim(self) -> int:
+        """Joint width D."""
+        return self.encode_text(["a"]).shape[-1]
+
+    def require(self, *, text: int = 0, vision: int = 0) -> None:
+        """Raise one clear sentence unless the towers take text and visual prompts in that many layers."""
+        for asked, able, layers, what, instead in (
+            (text, self.text.promptable, self.text.layers, "text", "use one with an OpenCLIP text tower"),
+            (
+                vision,
+                self.visual.promptable,
+                self.visual.layers,
+                "visual",
+                "use a ViT of OpenCLIP or a text-only method such as coop",
+            ),
+        ):
+            if asked and not able:
+                kind = self.visual.kind if what == "visual" else "Hugging Face"
+                raise VlpromptError(f"{self.name}: its {kind} tower takes no {what} prompts; {instead}")
+            if asked > layers:
+                raise VlpromptError(
+                    f"{self.name}: {what} prompts were asked for in {asked} layers, but its {what} tower has {layers}; "
+                    f"set the depth to {layers} or less"
+                )
+
+    def activation(self) -> str:
+        """Name of the activation in the towers' MLPs, such as ``QuickGELU``."""
+        block = next((b for b in (self.text.blocks or self.visual.blocks or [])), None)
+        return "unknown" if block is None else type(block.module.mlp.gelu).__name__
+
+    def weights_hash(self) -> str:
+        """SHA-256 over all parameters and buffers of the model as they are now."""
+        digest = hashlib.sha256()
+        for key, tensor in sorted(self.model.state_dict().items()):
+            digest.update(key.replace("_orig_mod.", "").encode())  # which torch.compile of a tower puts in
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        return digest.hexdigest()
+
+    def identity(self) -> dict[str, Any]:
+        """What makes two backbones the same: architecture, weights (hashed in fp32), activation, preprocessing."""
+        return {
+            "architecture": self.name,
+            "pretrained": self.pretrained,
+            "activation": self.activation(),
+            "image_size": self.image_size,
+            "preprocessing": {key: _plain(self.preprocess_cfg[key]) for key in PREPROCESSING},
+            "weights": self._weights_hash,
+        }
+
+    def _cast(self, dtype: torch.dtype) -> None:
+        """Hold the towers' large matrices in ``dtype``; towers of unknown make stay fp32 and run under autocast."""
+        self.dtype = dtype
+        for tower in (self.text, self.visual):
+            for parameter in tower.matrices():
+                parameter.data = parameter.data.to(dtype)
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32)
+
+    # Text
+
+    def _probe_tokenizer(self) -> tuple[int, int]:
+        """How many start tokens every text has, and the padding id."""
+        try:
+            ids = self.tokenizer(["a", "dog", ""], context_length=self.context_length)
+            highest = int(ids.max()) if ids.dim() == 2 else 0
+        except Exception as error:  # it is anyone's code
+            reason = " ".join(str(error).split())[:200]
+            raise VlpromptError(
+                f"the tokenizer does not give ids (N, L) for tokenizer(texts, context_length=L): {reason}"
+            ) from error
+        if self.text.promptable and highest >= (known := len(self.text.module.token_embedding.weight)):
+            raise VlpromptError(
+                f"the tokenizer gives ids up to {highest}, and the model knows {known}: give the tokenizer of the model"
+            )
+        same = (ids[0] == ids[1]).tolist()
+        return (same.index(False) if False in same else 0), statistics.mode(ids[2].tolist())
+
+    def _lengths(self, ids: Tensor) -> Tensor:
+        """Tokens of each row that are not padding, start and end included: (C, L) -> (C,)."""
+        if self.text.promptable and self.text.pool_type in ("argmax", "eos"):
+            return self.text.end_of_text(ids) + 1
+        return (ids != self._padding_id).sum(dim=-1)
+
+    def room_beside(self, inserted: int) -> int:
+        """Tokens that are left for words beside learnt vectors; too few are an error."""
+        room = self.context_length - inserted
+        if room < SHORTEST_TEXT:
+            raise VlpromptError(
+                f"{inserted} learnt vectors leave no room for class names: the text tower of {self.name} reads "
+                f"{self.context_length} tokens"
+            )
+        return room
+
+    def tokenize(self, texts: Sequence[str], inserted: int = 0) -> Tensor:
+        """Tokenize to (N, L - inserted) ids; a text that does not fit is an error that names it.
+
+        Args:
+            texts: the texts.
+            inserted: places to leave free for learnt vectors.
+        """
+        room = self.room_beside(inserted)
+        ids = self.tokenizer(list(texts), context_length=room)
+        lengths = self._lengths(self.tokenizer(list(texts), context_length=4 * self.context_length))
+        too_long = (lengths > room).nonzero().flatten().tolist()
+        if too_long:
+            text, length = texts[too_long[0]], int(lengths[too_long[0]]) + inserted
+            more = f" (and {len(too_long) - 1} more)" if len(too_long) > 1 else ""
+            raise VlpromptError(
+                f"'{text:.80}' takes {length} tokens with its context, but the text tower of {self.name} "
+                f"reads {self.context_length}: shorten the class name or the context{more}"
+            )
+        return ids.to(self.device)
+
+    def class_tokens(self, class_names: Sequence[str], words: str = "", inserted: int = 0) -> ClassTokens:
+        """Tokenize "words name." for each class, leaving room for ``inserted`` learnt vectors after start-of-text."""
+        names = [natural_name(name) for name in class_names]
+        ids = self.tokenize([f"{words} {name}.".strip() for name in names], inserted)
+        lengths = self._lengths(ids) - self._start
+        ids = ids[:, self._start :]
+        if self.text.shares_prefix:
+            ids = ids[:, : int(lengths.max())]  # nothing after end-of-text is ever read
+        n_words = int(self.count_tokens([words])) if words else 0
+        return ClassTokens(ids, lengths, self.count_tokens(names), n_words, same_beginnings(ids))
+
+    def count_tokens(self, texts: Sequence[str]) -> Tensor:
+        """Tokens of each bare text, without start and end: (N,)."""
+        ids = self.tokenizer([*texts, ""], context_length=4 * self.context_length)
+        lengths = self._lengths(ids)
+        return (lengths[:-1] - lengths[-1]).to(self.device)
+
+    def word_embeddings(self, words: str) -> Tensor:
+        """Token embeddings (n, d_t) of a phrase, without start and end of text."""
+        count = int(self.count_tokens([words])[0])
+        return self.text.embed(self.tokenize([words])[0, self._start : self._start + count])
+
+    def start_embedding(self) -> Tensor:
+        """Embedding of start-of-text (1, d_t); (0, d_t) for tokenizers that have none."""
+        return self.text.embed(self._start_ids)
+
+    def encode_prompts(self, prompts: Prompts, chunk: int | None = None, edits: Sequence[Edit] = ()) -> Tensor:
+        """Encode prompts given as embeddings (see ``vlprompt.clip.text``): features (G, C, D), fp32, not normalised."""
+        return encode_prompts(self.text, prompts, chunk, edits)
+
+    @torch.no_grad()
+    def encode_text(self, texts: Sequence[str], chunk: int = 256, edits: Sequence[Edit] = ()) -> Tensor:
+        """Encode whole texts with the frozen tower: features (N, D), fp32, not normalised, without gradients."""
+        texts = listed(texts, "texts")
+        if not texts or not all(isinstance(text, str) for text in texts):
+            raise VlpromptError(f"texts must be at least one text, not {told(next(iter(texts), texts))}")
+        ids = self.tokenize(texts)
+        if not self.text.promptable:
+            edits_of("text", edits, promptable=False)
+            # a method, which torch's types take for a tensor or a module
+            encode = cast(Callable[[Tensor], Tensor], self.model.encode_text)
+            with self._autocast():
+                return torch.cat([encode(part).float() for part in ids.split(chunk)])
+        lengths = self._lengths(ids) - self._start
+        ids = (
+            ids[:, self._start : self._start + int(lengths.max())] if self.text.shares_prefix else ids[:, self._start :]
+        )
+        start = self.start_embedding().unsqueeze(0)
+        prompts = Prompts(start, self.text.embed(ids), lengths, same_beginnings(ids))
+        return self.encode_prompts(prompts, chunk, edits)[0]
+
+    # Images
+
+    def prompted_image_features(
+        self, images: Tensor, prompts: dict[int, Tensor], place: Place = "pre_ln", edits: Sequence[Edit] = ()
+    ) -> Tensor:
+        """Encode images (B, 3, H, W) with visual prompts {layer: (n, d_v)}: (B, D), fp32, not normalised."""
+        images = check_images(images, self.image_size).to(self.device)
+        return encode_images(self.visual, images, prompts, place, edits)
+
+    @torch.no_grad()
+    def encode_image(self, images: Tensor) -> Tensor:
+        """Encode images (B, 3, H, W) with the frozen tower: features (B, D), fp32, not normalised."""
+        images = check_images(images, self.image_size).to(self.device)
+        if self.visual.promptable:
+            return encode_images(self.visual, images)
+        with self._autocast():
+            return self.visual.encode(images)
+
+    def similarity(self, image_features: Tensor, text_features: Tensor) -> Tensor:
+        """Logits exp(logit_scale)·v·tᵀ (+ bias) of normalised features: (B, D) with (C, D) or (B, C, D) -> (B, C)."""
+        if text_features.dim() == 3:
+            cosine = torch.einsum("bd,bcd->bc", image_features, text_features)
+        else:
+            cosine = image_features @ text_features.T
+        return self.logit_scale * cosine + self.logit_bias
+
+    # Copies: a frozen model is shared (and pickled as a name, see ``loading``)
+
+    def __sklearn_clone__(self) -> FrozenCLIP:
+        return self
+
+    def __repr__(self) -> str:
+        return f"FrozenCLIP({self.name}, pretrained={self.pretrained}, {self.precision}, {self.device})"
+
+
+def natural_name(class_name: str) -> str:
+    """A class name as prompts use it: without signs that nobody sees, accents composed, white space folded, no _."""
+    seen = "".join(sign for sign in class_name if sign not in HIDDEN)
+    return re.sub(r"\s+", " ", unicodedata.normalize("NFC", seen).replace("_", " ")).strip()
+
+
+def same_names(class_names: Iterable[str]) -> tuple[str, ...]:
+    """What two lists of class names have in common if prompts cannot tell them apart."""
+    return tuple(map(natural_name, class_names))
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value

@@ -1,0 +1,328 @@
+"""Views of OpenCLIP's text and image towers: the only file that knows their internals.
+
+OpenCLIP has two layouts (``CLIP`` with the text parts flattened onto the model, ``CustomTextCLIP`` and ``CoCa`` with a
+``.text`` module) and several image towers (``VisionTransformer``, ``ModifiedResNet``, timm). Everything above sees a
+``TextTower``, a ``VisionTower`` and what they can do.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from open_clip.modified_resnet import ModifiedResNet
+from open_clip.transformer import (
+    Attention,
+    CustomResidualAttentionBlock,
+    QuickGELU,
+    ResidualAttentionBlock,
+    TextTransformer,
+    VisionTransformer,
+)
+from torch import Tensor, nn
+
+from vlprompt.clip.edits import Edit
+from vlprompt.errors import VlpromptError
+
+
+class Block:
+    """A pre-norm residual attention block, opened up so that queries, keys and values can be chosen freely.
+
+    The residual stream stays in fp32; the linear layers run in the dtype of their (frozen) weights; attention itself
+    runs in fp32, since the backward pass of short bf16 attention is slow on CPUs (see docs/design.md). ``edits`` are
+    those of this tower.
+    """
+
+    def __init__(self, module: ResidualAttentionBlock | CustomResidualAttentionBlock, layer: int):
+        self.module, self.layer = module, layer
+        self.attn = module.attn
+        self.heads: int = module.attn.num_heads
+        self.custom = isinstance(module.attn, Attention)
+        self.fuse_quick_gelu = isinstance(module.mlp.gelu, QuickGELU)
+
+    def matrices(self) -> list[nn.Parameter]:
+        """The weights and biases of the linear layers."""
+        mlp, attn = self.module.mlp, self.attn
+        linear = [attn.in_proj_weight, attn.in_proj_bias]
+        linear += [p for layer in (attn.out_proj, mlp.c_fc, mlp.c_proj) for p in (layer.weight, layer.bias)]
+        return [p for p in linear if p is not None]
+
+    def normed(self, x: Tensor) -> Tensor:
+        """What attention receives of states x (…, d)."""
+        normed: Tensor = self.module.ln_1(x)
+        return normed
+
+    def project(self, x: Tensor, parts: str = "qkv", edits: Sequence[Edit] = ()) -> list[Tensor]:
+        """Return the asked queries, keys and values of ln_1(x): each (…, H, d_h) in fp32 for x (…, d)."""
+        weight, bias = self.attn.in_proj_weight, self.attn.in_proj_bias
+        width = weight.shape[1]
+        first, last = "qkv".index(parts[0]) * width, ("qkv".index(parts[-1]) + 1) * width
+        x = self.normed(x)
+        for edit in edits:
+            x = edit.normed(self.layer, "attention", x)
+        out = F.linear(x.to(weight.dtype), weight[first:last], None if bias is None else bias[first:last]).float()
+        if edits:
+            named = dict(zip(parts, out.unflatten(-1, (len(parts), width)).unbind(-2), strict=True))  # each (…, d)
+            for edit in edits:
+                named = edit.project(self.layer, x, named)
+            return [self.in_heads(part, named[part]) for part in parts]
+        cut = out.unflatten(-1, (len(parts), self.heads, -1)).unbind(-3)  # at once, which counts in small towers
+        return [self._head_norm(part, t) for part, t in zip(parts, cut, strict=True)]
+
+    def in_heads(self, part: str, x: Tensor) -> Tensor:
+        """Cut q, k or v (…, d) into heads (…, H, d_h), with the norms of OpenCLIP's custom attention."""
+        return self._head_norm(part, x.unflatten(-1, (self.heads, -1)))
+
+    def _head_norm(self, part: str, x: Tensor) -> Tensor:
+        return getattr(self.attn, f"ln_{part}")(x) if self.custom and part != "v" else x
+
+    def finish(self, x: Tensor, attended: Tensor, edits: Sequence[Edit] = ()) -> Tensor:
+        """Add the attention output (…, H, d_h) to the residual stream x (…, d), then the MLP."""
+        module, attn, entered = self.module, self.attn, x
+        if self.custom and attn.head_scale is not None:
+            attended = attended * attn.head_scale.view(-1, 1)
+        attended = attended.flatten(-2)  # (…, d)
+        if self.custom:
+            attended = attn.ln_inner(attended)
+        dtype = attn.out_proj.weight.dtype
+        out = attn.out_proj(attended.to(dtype))
+        for edit in edits:
+            out = edit.project(self.layer, attended, {"o": out.float()})["o"]
+        if self.custom:
+            out = module.ln_attn(out.to(dtype))
+        for edit in edits:
+            out = edit.attended(self.layer, entered, out.float())
+        x = x + module.ls_1(out)
+        hidden = module.ln_2(x)
+        for edit in edits:
+            hidden = edit.normed(self.layer, "mlp", hidden)
+        hidden = module.mlp.c_fc(hidden.to(module.mlp.c_fc.weight.dtype))
+        # x·σ(1.702x) = silu(1.702x)/1.702, of which autograd keeps one tensor and not three
+        hidden = F.silu(hidden * 1.702) / 1.702 if self.fuse_quick_gelu else module.mlp.gelu(hidden)
+        if self.custom:
+            hidden = module.mlp.ln(hidden)
+        x = x + module.ls_2(module.mlp.c_proj(hidden))
+        for edit in edits:
+            x = edit.finished(self.layer, entered, x)
+        return x
+
+
+def unwrapped(module: nn.Module) -> nn.Module:
+    """The module inside of what compiles it (torch.compile) or spreads it (DataParallel and its distributed kin)."""
+    spread = (nn.DataParallel, nn.parallel.DistributedDataParallel)
+    inner = module.module if isinstance(module, spread) else getattr(module, "_orig_mod", None)
+    return module if inner is None else unwrapped(inner)
+
+
+def plain_model(model: nn.Module) -> nn.Module:
+    """The OpenCLIP model itself, or one sentence on why this is none whose towers can be read."""
+    model = unwrapped(model)
+    if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
+        raise VlpromptError("a scripted model (torch.jit) hides its towers: give the model that was scripted")
+    if not all(isinstance(value, Tensor) and not value.is_meta for value in model.state_dict().values()):
+        raise VlpromptError(f"{type(model).__name__} has quantised weights or none (meta): give it as it was loaded")
+    try:
+        TextTower(model), VisionTower(model), model.logit_scale, model.encode_text
+    except AttributeError as error:
+        raise VlpromptError(
+            f"{type(model).__name__} is no OpenCLIP model ({error}): give one that open_clip.create_model returns, or "
+            "load_clip(NAME, checkpoint=FILE)"
+        ) from error
+    return model
+
+
+def _open(module: nn.Module) -> Any:
+    """A module for reading what it has, which torch's types take for tensors and modules alone."""
+    return module
+
+
+def _blocks(transformer: Any) -> list[Block]:
+    """Open the residual blocks of one of OpenCLIP's own transformers."""
+    return [Block(module, layer) for layer, module in enumerate(transformer.resblocks)]
+
+
+def _causal(mask: Tensor, length: int) -> Tensor:
+    """A causal additive mask (length, length) of the type and place of another."""
+    return torch.full_like(mask[:1, :1], float("-inf")).expand(length, length).triu(1)
+
+
+class TextTower:
+    """A view of OpenCLIP's text tower in either layout.
+
+    Attributes:
+        promptable: whether vectors may stand in for token embeddings (every tower but Hugging Face's).
+        shares_prefix: whether what stands before a class name can be computed once for all classes; true for causal
+            towers that read the feature at the end-of-text token.
+        width, layers, context_length: read from the model.
+    """
+
+    def __init__(self, model: nn.Module):
+        self.model = model
+        whole = _open(model)
+        flat = not hasattr(model, "text")
+        self.module = whole if flat else _open(unwrapped(whole.text))
+        self.promptable = flat or isinstance(self.module, TextTransformer)
+        self.context_length: int = whole.context_length
+        self.blocks = _blocks(self.module.transformer) if self.promptable else []
+        self.layers = len(self.blocks)
+        self.width, self.shares_prefix = 0, False
+        if not self.promptable:
+            return
+        self.width = self.module.token_embedding.embedding_dim
+        self.pool_type: str = self.module.text_pool_type if flat else self.module.pool_type
+        self.eos_id: int | None = getattr(self.module, "text_eos_id" if flat else "eos_id", None)
+        self.cls_emb: Tensor | None = getattr(self.module, "cls_emb", None)
+        self.causal: bool = self.module.attn_mask is not None
+        self.shares_prefix = self.causal and self.pool_type in ("argmax", "eos") and self.cls_emb is None
+
+    def matrices(self) -> list[nn.Parameter]:
+        """The large weights that may be held in low precision."""
+        if not self.promptable:
+            return []
+        projection = self.module.text_projection
+        own = (
+            [projection]
+            if isinstance(projection, nn.Parameter)
+            else list(projection.parameters() if projection else [])
+        )
+        return [p for block in self.blocks for p in block.matrices()] + own
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """Token embeddings in fp32: ids (…,) -> (…, d_t)."""
+        embedded: Tensor = self.module.token_embedding(ids)
+        return embedded.float()
+
+    @property
+    def positions(self) -> Tensor:
+        """Positional embedding (L, d_t) in fp32."""
+        positions: Tensor = self.module.positional_embedding
+        return positions.float()
+
+    def end_of_text(self, ids: Tensor) -> Tensor:
+        """Index of each row's last token that counts: ids (C, L) -> (C,)."""
+        if self.pool_type == "eos":
+            return (ids == cast(int, self.eos_id)).int().argmax(dim=-1)
+        if self.pool_type == "argmax":
+            return ids.argmax(dim=-1)
+        # towers that pool elsewhere pad with one id to the end of the row
+        return ids.shape[-1] - 1 - (ids != ids[:, -1:]).int().flip(-1).argmax(dim=-1)
+
+    def project(self, x: Tensor) -> Tensor:
+        """Final norm and projection of pooled states: (…, d_t) -> (…, D) in fp32."""
+        x = self.module.ln_final(x)
+        projection: nn.Linear | Tensor | None = self.module.text_projection
+        if projection is None:
+            return x.float()
+        if isinstance(projection, nn.Linear):
+            projected: Tensor = projection(x.to(projection.weight.dtype))
+            return projected.float()
+        return (x.to(projection.dtype) @ projection).float()
+
+    def full_mask(self, valid: Tensor) -> Tensor | None:
+        """Additive attention mask (T, T) or (C·H, T, T) of whole sequences, for content flags ``valid`` (C, T).
+
+        T is the context length, or what edits make of it.
+        """
+        mask: Tensor | None = self.module.attn_mask
+        length = valid.shape[1] + (self.cls_emb is not None)
+        if mask is not None:  # a sequence may have been lengthened inside the tower
+            mask = mask[:length, :length] if length <= len(mask) else _causal(mask, length)
+        if self.cls_emb is None and not getattr(self.module, "use_pad_mask", False):
+            return mask
+        pad = self.module.pad_id
+        ids = torch.where(valid, pad + 1, pad)  # OpenCLIP derives the mask from ids; only "is it padding" counts
+        padding: Tensor = self.module._build_additive_mask(ids, length, torch.float32)
+        return padding if mask is None else mask.unsqueeze(0) + padding
+
+    def pool_full(self, x: Tensor, end: Tensor) -> Tensor:
+        """Pick the pooled state of full-length states x (C, L, d_t), given end-of-text indices (C,)."""
+        if self.cls_emb is not None or self.pool_type == "last":
+            return x[:, -1]
+        if self.pool_type == "first":
+            return x[:, 0]
+        return x[torch.arange(len(x), device=x.device), end]
+
+
+class VisionTower:
+    """A view of OpenCLIP's image tower.
+
+    Attributes:
+        promptable: whether visual prompt tokens can be added (OpenCLIP's own ViT).
+        kind: "ViT", "ResNet" or the timm model's name, for messages.
+        cls_only: whether the last block is needed for the CLS query alone.
+    """
+
+    def __init__(self, model: nn.Module):
+        module = self.module = _open(unwrapped(_open(model).visual))
+        self.image_size: int = (
+            module.image_size[0] if isinstance(module.image_size, (tuple, list)) else module.image_size
+        )
+        is_vit = isinstance(module, VisionTransformer)
+        self.blocks = _blocks(module.transformer) if is_vit else []
+        self.promptable = is_vit
+        trunk = getattr(module, "trunk", None)
+        if is_vit or isinstance(module, ModifiedResNet):
+            self.kind = "ViT" if is_vit else "ResNet"
+        else:
+            self.kind = type(module if trunk is None else trunk).__name__
+        self.layers = len(self.blocks)
+        self.width: int = module.conv1.out_channels if is_vit else 0
+        self.cls_only: bool = self.promptable and module.pool_type == "tok" and module.attn_pool is None
+
+    def matrices(self) -> list[nn.Parameter]:
+        """The large weights that may be held in low precision."""
+        if not self.promptable:
+            return []
+        own = [self.module.conv1.weight] + ([self.module.proj] if self.module.proj is not None else [])
+        return [p for block in self.blocks for p in block.matrices()] + own
+
+    @functools.cached_property
+    def patch_size(self) -> tuple[int, int]:
+        """Patch height and width in pixels (ViT only)."""
+        size: tuple[int, int] = self.module.patch_size
+        return size
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Patches, CLS and positions, before ln_pre: images (B, 3, H, W) -> (B, 1+N, d_v) in fp32."""
+        module = self.module
+        x: Tensor = module.conv1(images.to(module.conv1.weight.dtype)).float()  # (B, d_v, grid, grid)
+        x = x.flatten(2).transpose(1, 2)  # (B, N, d_v)
+        cls: Tensor = module.class_embedding.float().expand(x.shape[0], 1, -1)  # len() would fix the batch in an export
+        return torch.cat([cls, x], dim=1) + self.positions
+
+    def ln_pre(self, x: Tensor) -> Tensor:
+        """The norm between embedding and blocks (identity where the model has none)."""
+        normed: Tensor = self.module.ln_pre(x)
+        return normed
+
+    @property
+    def positions(self) -> Tensor:
+        """Positional embedding (1+N, d_v) of CLS and patches in fp32 (ViT only)."""
+        positions: Tensor = self.module.positional_embedding
+        return positions.float()
+
+    def final_norm(self, x: Tensor) -> Tensor:
+        """The norm in front of the projection (ViT only), for states that an edit reads itself: (…, d_v)."""
+        normed: Tensor = self.module.ln_post(x)
+        return normed
+
+    @property
+    def projection(self) -> Tensor | None:
+        """The projection (d_v, D) of pooled states in fp32 (ViT only); None where the model has none."""
+        projection: Tensor | None = self.module.proj
+        return None if projection is None else projection.float()
+
+    def project(self, x: Tensor) -> Tensor:
+        """Pool and project states (B, 1+N, d_v), or (B, 1, d_v) where ``cls_only``, to (B, D) in fp32."""
+        module = self.module
+        pooled: Tensor = module.ln_post(x[:, 0]) if self.cls_only else module._pool(x)[0]
+        projection: Tensor | None = module.proj
+        return pooled.float() if projection is None else (pooled.to(projection.dtype) @ projection).float()
+
+    def encode(self, images: Tensor) -> Tensor:
+        """The tower's own un-prompted forward pass: (B, 3, H, W) -> (B, D) in fp32."""
+        out: Tensor | tuple[Tensor, ...] = self.module(images)
+        return (out[0] if isinstance(out, tuple) else out).float()

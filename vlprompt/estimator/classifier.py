@@ -1,0 +1,352 @@
+"""``PromptClassifier``: any method as a scikit-learn classifier of images."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
+from numbers import Integral, Number
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.utils import check_random_state
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import check_consistent_length, check_is_fitted, validate_data
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from vlprompt.base.checks import told
+from vlprompt.base.devices import resolve_device
+from vlprompt.base.reporter import Reporter
+from vlprompt.clip.frozen import FrozenCLIP
+from vlprompt.clip.loading import TINY, shared_clip
+from vlprompt.data import DatasetSplits, resolve_templates
+from vlprompt.data.in_hand import as_torch
+from vlprompt.data.pairs import labels_of
+from vlprompt.data.readable import leave_out_unreadable
+from vlprompt.data.splits import Item, without_labels
+from vlprompt.data.streaming import is_preprocessed
+from vlprompt.errors import VlpromptError, nearest
+from vlprompt.estimator.inputs import as_images, check_alike, holds_images, names_of, published_shots, training_set
+from vlprompt.evaluation.prediction import image_features, image_logits
+from vlprompt.evaluation.score import finite
+from vlprompt.learner.contract import PromptLearner
+from vlprompt.learner.creation import create_learner
+from vlprompt.learner.facts import Facts
+from vlprompt.learner.objectives import Templates
+from vlprompt.learner.registration import METHODS, method_facts
+from vlprompt.runs.one import adapt_depths, make_feed
+from vlprompt.runs.recipes import Resolved, resolve
+from vlprompt.training.feed import FeatureFeed, ImageFeed
+from vlprompt.training.trainer import Trainer, TrainOptions
+
+ROWS = 1000  # of features that are scored together
+SETTINGS = ("epochs", "lr", "batch_size", "views", "precision", "device", "workers")
+
+
+class PromptClassifier(ClassifierMixin, BaseEstimator):
+    """Prompt learning with scikit-learn's conventions: ``fit``, ``predict``, pipelines, cross-validation, grid search.
+
+    Training is that of ``vlprompt train``: the same loop, the method's few-shot recipe, and cached image features where
+    the method leaves the image tower alone. With the same images in the same order and the same seed it learns the
+    same weights.
+
+    X holds N images in any of these forms: paths, ``PIL.Image``s, byte arrays (H, W, 3), byte tensors (3, H, W), an
+    array of them, a ``torch.utils.data.Dataset``, or float tensors (3, S, S) that went through ``clip.preprocess``.
+    For methods that leave the image tower alone it may also be features (N, D) of the backbone, as
+    ``vlprompt.image_features`` returns them: cross-validation and grid search then encode nothing. y holds N labels,
+    names or integers.
+
+    Args:
+        method: one of ``vlprompt.list_methods()``.
+        backbone: a name as ``vlprompt.load_clip`` takes it, or a ``FrozenCLIP``, which clones share.
+        pretrained: tag of a named backbone's weights.
+        class_names: words for the prompts where labels are none: one for each class in the order of ``classes_``, or a
+            dictionary from labels to names, which may have classes without training images.
+        templates: hand-written ones, as ``templates=`` of ``vlprompt train``.
+        options: more settings of training or of the method, such as ``{"n_ctx": 4, "optimizer": "adam"}``.
+        epochs, lr, batch_size, views: in place of the recipe's, see ``vlprompt train --help``.
+        mirror: whether a mirrored image keeps its class (not so for digits).
+        precision, device: of the backbone.
+        workers: processes that decode training images, and threads that decode those to predict.
+        on_unreadable: ``skip``, with a warning, image files to fit on that cannot be read, or ``stop`` at them; those
+            to predict always stop.
+        warm_start: let ``fit`` go on from what the last one learnt.
+        random_state: seed of initial weights, batches and augmentation; None draws another each time.
+        verbose: tell how training gets on.
+
+    Attributes:
+        learner_: the trained ``PromptLearner``; ``learner_.save_pretrained(folder)`` keeps it.
+        classes_: (C,) labels, sorted.
+        history_: one record for each epoch of training.
+        n_features_in_: D, where X was features.
+
+    >>> paths, names = vlprompt.load_folder("photos")  # doctest: +SKIP
+    >>> PromptClassifier(epochs=50).fit(paths, names).predict(["another.jpg"])  # doctest: +SKIP
+    array(['red fox'], dtype='<U7')
+    """
+
+    learner_: PromptLearner
+    classes_: np.ndarray
+    history_: list[dict[str, Any]]
+
+    def __init__(
+        self,
+        method: str = "coop",
+        backbone: str | FrozenCLIP = TINY,
+        pretrained: str | None = None,
+        *,
+        class_names: Sequence[str] | Mapping[Any, str] | None = None,
+        templates: Templates = None,
+        options: Mapping[str, Any] | None = None,
+        epochs: int | None = None,
+        lr: float | None = None,
+        batch_size: int | None = None,
+        views: int | str | None = None,
+        mirror: bool = True,
+        precision: str = "fp32",
+        device: str = "auto",
+        workers: int = 0,
+        on_unreadable: str = "skip",
+        warm_start: bool = False,
+        random_state: int | np.random.RandomState | None = 1,
+        verbose: bool = False,
+    ):
+        self.method = method
+        self.backbone = backbone
+        self.pretrained = pretrained
+        self.class_names = class_names
+        self.templates = templates
+        self.options = options
+        self.epochs = epochs
+        self.lr = lr
+        self.batch_size = batch_size
+        self.views = views
+        self.mirror = mirror
+        self.precision = precision
+        self.device = device
+        self.workers = workers
+        self.on_unreadable = on_unreadable
+        self.warm_start = warm_start
+        self.random_state = random_state
+        self.verbose = verbose
+
+    # Learning
+
+    def fit(self, X: Any, y: ArrayLike | None = None) -> PromptClassifier:
+        """Learn prompts from images X and labels y; a ``Dataset`` of (image, label) pairs may come without y.
+
+        Raises:
+            VlpromptError: a setting, an image or a label is not right; told before training starts.
+        """
+        X, y = self._checked(X, y, reset=True)
+        if self.warm_start and self._is_of_this_method():
+            return self._learn(X, y)
+        labels = list(self.class_names) if isinstance(self.class_names, Mapping) else y
+        return self._learn(X, y, np.unique(labels))
+
+    def partial_fit(self, X: Any, y: ArrayLike | None = None, classes: ArrayLike | None = None) -> PromptClassifier:
+        """Go through X once, at the recipe's learning rate, from what was learnt so far.
+
+        Args:
+            X: as for ``fit``. Methods that leave the image tower alone see the centre of each image.
+            y: labels of X.
+            classes: all labels that will ever come; needed by the first call.
+        """
+        first = not hasattr(self, "learner_")
+        if first and classes is None:
+            raise VlpromptError("the first call of partial_fit needs classes, the list of all labels")
+        X, y = self._checked(X, y, reset=first)
+        return self._learn(X, y, np.unique(classes) if first else None, once=True)
+
+    def add_class(self, name: str, label: Any = None) -> PromptClassifier:
+        """Tell one more class apart from now on, of which no image was seen.
+
+        Args:
+            name: the class name, for the prompt.
+            label: what ``predict`` calls it; by default the name, or the next integer where labels are integers.
+
+        Raises:
+            VlpromptError: the method is bound to the classes it learnt, or the label is taken.
+        """
+        check_is_fitted(self, "learner_")
+        named = self.classes_.dtype.kind in "OUS"
+        if not isinstance(name, str) or not name.strip():
+            raise VlpromptError(f"a class name must be a text, not {told(name)}")
+        label = (name if named else int(self.classes_.max()) + 1) if label is None else label
+        if isinstance(label, str) != named or not isinstance(label, (str, Number)):
+            raise VlpromptError(f"a label must be a {'text' if named else 'number'} as the others, not {told(label)}")
+        if label in self.classes_.tolist():
+            raise VlpromptError(f"there is a class {label!r} already")
+        classes = np.unique([*self.classes_.tolist(), label])
+        known = dict(zip(self.classes_.tolist(), self.learner_.class_names, strict=True)) | {label: name}
+        self.learner_.set_class_names([known[each] for each in classes.tolist()])
+        self.classes_ = classes
+        return self
+
+    def _learn(self, X: Any, y: np.ndarray, classes: np.ndarray | None = None, once: bool = False) -> PromptClassifier:
+        """Train on checked data: anew if ``classes`` are given; ``once`` for a single pass."""
+        known = self.classes_ if classes is None else classes
+        if len(known) < 2:
+            raise VlpromptError(f"there is only 1 class, {known.tolist()[0]!r}, and a classifier needs at least two")
+        unknown = np.setdiff1d(y, known)
+        if len(unknown):
+            hint = "add it with add_class" if classes is None else "class_names or classes lack it"
+            raise VlpromptError(f"the label {unknown.tolist()[0]!r} is none of the classes: {hint}")
+        named = self.class_names if self.class_names is not None else _names_of_dataset(X, known)
+        names = names_of(known, named) if classes is not None else self.learner_.class_names
+        labels = np.searchsorted(known, y)
+        resolved = self._resolved(labels)
+        clip = self._clip()
+        _check_input(X, self.method, method_facts(self.method, resolved.method_settings), clip, training=True)
+        images = () if isinstance(X, np.ndarray) else X
+        data = training_set(images, labels.tolist() if len(images) else (), names, mirror=self.mirror)
+        if data.image_dir:
+            data = leave_out_unreadable(data, ["train"], self.on_unreadable)
+        if classes is not None:
+            templates = resolve_templates(self.templates, data)
+            settings = resolved.method_settings | adapt_depths(resolved, clip)
+            seed = resolved.config.seed
+            learner = create_learner(self.method, clip, names, templates=templates, seed=seed, **settings)
+            self.learner_, self.classes_, self.history_ = learner, classes, []
+        if once:
+            seed = resolved.config.seed + len(self.history_)  # a new draw for each pass
+            resolved = replace(resolved, config=replace(resolved.config, epochs=1, warmup_epochs=0, seed=seed))
+        self._train(X, labels, data, resolved)
+        return self
+
+    def _train(self, X: Any, labels: np.ndarray, data: DatasetSplits, resolved: Resolved) -> None:
+        config, reporter, before = resolved.config, Reporter(quiet=not self.verbose), len(self.history_)
+        with torch.enable_grad(), reporter.bar("epoch", lines=5) as update:  # whoever calls
+
+            def tell(stage: str, options: TrainOptions, record: dict[str, Any]) -> None:
+                update(record["epoch"] + 1, options.epochs, f"loss {record['loss']:.3f}")
+
+            trainer = Trainer(config, {"seed": config.seed}, tell)
+            trainer.fit(self.learner_, self._feed(X, labels, data, resolved, reporter))
+        self.history_ = self.history_ + [record | {"epoch": before + record["epoch"]} for record in trainer.history]
+
+    def _feed(
+        self, X: Any, labels: np.ndarray, data: DatasetSplits, resolved: Resolved, reporter: Reporter
+    ) -> ImageFeed:
+        """What is learnt from: features in hand, or images as in any run."""
+        features = not data.train
+        images = not features and not is_preprocessed(X[0])
+        items = data.train if images else [Item(str(i), y, data.class_names[y]) for i, y in enumerate(labels.tolist())]
+        if self.learner_.facts.labels == "none":  # what a method may not look at is not there
+            data = replace(data, train=(), val=(), pool=without_labels(items))
+        else:
+            data = replace(data, train=items)
+        feed = make_feed(self.learner_, data, resolved, reporter)
+        if images:
+            return feed
+        rows = X if features else image_features(X, self.learner_.clip, threads=self.workers)
+        return FeatureFeed(**vars(feed), rows=torch.from_numpy(rows))
+
+    def _resolved(self, labels: np.ndarray) -> Resolved:
+        """The method's few-shot recipe with the settings that were given."""
+        allowed = {f.name for f in (*fields(TrainOptions), *fields(METHODS.get(self.method).Config))} | {"transform"}
+        if not isinstance(self.options, (Mapping, type(None))):
+            raise VlpromptError(f"options must be a dictionary of settings, not {told(self.options)}")
+        options = {key: _plain(value) for key, value in (self.options or {}).items()}
+        for key in options:
+            if key not in allowed:
+                raise VlpromptError(f"unknown option '{key}' for method={self.method}: {nearest(key, allowed)}")
+        seed = self.random_state
+        if not isinstance(seed, Integral):
+            seed = check_random_state(seed).randint(2**31 - 1)
+        given = {key: _plain(getattr(self, key)) for key in SETTINGS if getattr(self, key) is not None}
+        run = {"method": self.method, "protocol": "few_shot", "shots": published_shots(labels), "seed": int(seed)}
+        return resolve(run | given | options)
+
+    def _clip(self) -> FrozenCLIP:
+        if isinstance(self.backbone, FrozenCLIP):
+            return self.backbone
+        if not isinstance(self.backbone, (str, nn.Module)):
+            raise VlpromptError(f"backbone must be a name or a model, not {told(self.backbone)}")
+        return shared_clip(self.backbone, self.pretrained, None, self.precision, str(resolve_device(self.device)))
+
+    def _is_of_this_method(self) -> bool:
+        return hasattr(self, "learner_") and self.learner_.method == self.method
+
+    # Predicting
+
+    def predict(self, X: Any) -> np.ndarray:
+        """Return the label (N,) of each image."""
+        best = self._logits(X).argmax(dim=1).numpy()
+        return self.classes_[best]
+
+    def predict_proba(self, X: Any) -> np.ndarray:
+        """Return the probability (N, C) of each class, in the order of ``classes_``."""
+        return self._logits(X).softmax(dim=1).numpy()
+
+    def decision_function(self, X: Any) -> np.ndarray:
+        """Return the logits (N, C); of two classes, the second's less the first's: (N,)."""
+        logits = self._logits(X)
+        return (logits[:, 1] - logits[:, 0] if logits.shape[1] == 2 else logits).numpy()
+
+    def _logits(self, X: Any) -> Tensor:
+        check_is_fitted(self, "learner_")
+        X = self._checked_images_or_features(X, reset=False)
+        _check_input(X, self.learner_.method, self.learner_.facts, self.learner_.clip)
+        if not isinstance(X, np.ndarray):
+            return image_logits(self.learner_, X, threads=self.workers)
+        learner = self.learner_
+        rows = torch.from_numpy(X).split(ROWS)
+        return finite(torch.cat([learner.predict({"image_features": part}).cpu() for part in rows]), learner)
+
+    # What comes in
+
+    def _checked(self, X: Any, y: Any, reset: bool) -> tuple[Any, np.ndarray]:
+        """Images as a sequence or features as fp32 rows, and labels; as scikit-learn checks them."""
+        X = as_torch(X)
+        if isinstance(X, Dataset) and y is None:
+            y = labels_of(X)
+        check_alike(y)
+        if holds_images(X):
+            X, y = self._checked_images_or_features(X, reset), validate_data(self, y=y, reset=reset)
+            check_consistent_length(X, y)
+        else:
+            X, y = validate_data(self, X, y, dtype=np.float32, reset=reset)
+            X = _writable(X)
+        check_classification_targets(y)
+        return X, y
+
+    def _checked_images_or_features(self, X: Any, reset: bool) -> Any:
+        X = as_torch(X)
+        if holds_images(X):
+            if reset:
+                vars(self).pop("n_features_in_", None)
+            return as_images(X)
+        return _writable(validate_data(self, X, dtype=np.float32, reset=reset))
+
+
+def _writable(rows: np.ndarray) -> np.ndarray:
+    """Rows that torch may share: a table's may be read-only."""
+    return rows if rows.flags.writeable else rows.copy()
+
+
+def _plain(value: Any) -> Any:
+    """A NumPy number, as grids of settings hold them, as Python's own."""
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _names_of_dataset(X: Any, labels: np.ndarray) -> Mapping[Any, str] | None:
+    """The class names that a dataset brings, if the labels are those that it names."""
+    names = getattr(X, "class_names", None)
+    return names if names and set(labels.tolist()) <= names.keys() else None
+
+
+def _check_input(X: Any, method: str, facts: Facts, clip: FrozenCLIP, training: bool = False) -> None:
+    """Refuse features of another width, and what a prompted image tower cannot use."""
+    features = isinstance(X, np.ndarray)
+    if features and X.shape[1] != clip.embed_dim:
+        raise VlpromptError(
+            f"X has {X.shape[1]} columns, and image features of {clip.name} have {clip.embed_dim}: "
+            "vlprompt.image_features makes them"
+        )
+    if not facts.cacheable_images and (features or (training and is_preprocessed(X[0]))):
+        given = "features of them" if features else "tensors that were cropped already"
+        raise VlpromptError(f"{method} prompts the image tower, so it needs images as they are and not {given}")

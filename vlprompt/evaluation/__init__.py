@@ -1,0 +1,22 @@
+"""What is measured of a learner, and what is written down of it."""
+
+from vlprompt.base.wiring import formerly
+from vlprompt.evaluation.protocols import PROTOCOLS, list_protocols
+from vlprompt.evaluation.results import Result, Row, read_result
+from vlprompt.evaluation.score import Evaluation, Scores, evaluate, evaluate_learner, save_predictions, score
+
+__all__ = [
+    "PROTOCOLS",
+    "Evaluation",
+    "Result",
+    "Row",
+    "Scores",
+    "evaluate",
+    "evaluate_learner",
+    "list_protocols",
+    "read_result",
+    "save_predictions",
+    "score",
+]
+
+__getattr__ = formerly("vlprompt.evaluation.score")

@@ -1,0 +1,257 @@
+"""A learner on images of any number: class names and probabilities, logits or features, a few batches in memory."""
+
+from __future__ import annotations
+
+import csv
+import glob
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from io import IOBase
+from itertools import chain
+from typing import Any, TextIO
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from vlprompt.base.checks import at_least, checked, told
+from vlprompt.base.shown import csv_cell, json_line, printable
+from vlprompt.clip.frozen import FrozenCLIP
+from vlprompt.data.formats import describe_left_out
+from vlprompt.data.in_hand import is_of_hub
+from vlprompt.data.listing import list_images
+from vlprompt.data.pairs import samples
+from vlprompt.data.streaming import BATCH, stream_images
+from vlprompt.errors import VlpromptError
+from vlprompt.evaluation.score import finite
+from vlprompt.learner.contract import PromptLearner
+
+STDIN = "-"
+Report = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a learner says of one image.
+
+    Attributes:
+        image: as it was given.
+        classes: names of the likeliest classes, the likeliest first.
+        probabilities: theirs, among all classes of the learner.
+    """
+
+    image: Any
+    classes: tuple[str, ...]
+    probabilities: tuple[float, ...]
+
+
+@checked
+def predict_images(
+    learner: PromptLearner,
+    images: Iterable[Any],
+    *,
+    top: int = 1,
+    batch_size: int = BATCH,
+    threads: int | None = None,
+    on_unreadable: Report | None = None,
+) -> Iterator[Prediction]:
+    """Yield what a learner says of images, in their order.
+
+    Args:
+        learner: any learner.
+        images: paths, PIL images, arrays or tensors (see ``vlprompt.data.as_rgb``), or a ``torch.utils.data.Dataset``.
+        top: likeliest classes to tell, at most.
+        batch_size: images that are scored together.
+        threads: that decode images; None takes one for each core.
+        on_unreadable: called with one sentence for each image that cannot be read and is left out; None raises it.
+
+    Raises:
+        VlpromptError: an image cannot be read.
+
+    >>> list(predict_images(learner, ["cat.jpg"]))  # doctest: +SKIP
+    [Prediction(image='cat.jpg', classes=('cat',), probabilities=(0.93,))]
+    """
+    top = at_least("top", top, 1)
+    if not (on_unreadable is None or callable(on_unreadable)):
+        raise VlpromptError(f"on_unreadable must be a function that takes a sentence, not {told(on_unreadable)}")
+    names = learner.class_names
+    how = {"on_unreadable": on_unreadable, "views": views_of(learner)}
+    for sources, logits in _encoded(_predicting(learner), learner.clip, images, batch_size, threads, **how):
+        best = logits.softmax(dim=1).topk(min(top, len(names)), dim=1)
+        for source, found, values in zip(sources, best.indices.tolist(), best.values.tolist(), strict=True):
+            yield Prediction(source, tuple(names[i] for i in found), tuple(values))
+
+
+@checked
+def image_logits(
+    learner: PromptLearner, images: Iterable[Any], *, batch_size: int = BATCH, threads: int | None = None
+) -> Tensor:
+    """Return a learner's logits (N, C) of images as ``predict_images`` takes them."""
+    found = _encoded(_predicting(learner), learner.clip, images, batch_size, threads, views=views_of(learner))
+    return torch.cat([torch.empty(0, len(learner.class_names)), *(logits for _, logits in found)])
+
+
+@checked
+def image_features(
+    images: Iterable[Any],
+    model: FrozenCLIP | PromptLearner,
+    *,
+    batch_size: int = BATCH,
+    threads: int | None = None,
+) -> np.ndarray:
+    """Return image features (N, D) as float32: rows for ``PromptClassifier`` or any other use in NumPy.
+
+    Args:
+        images: as ``predict_images`` takes them.
+        model: a frozen model, whose features are not normalised, or a learner, whose own they then are.
+        batch_size, threads: as in ``predict_images``.
+
+    Raises:
+        VlpromptError: an image cannot be read.
+    """
+    if isinstance(model, PromptLearner):
+        clip, features = model.clip, model.eval().image_features
+        encode = lambda images: finite(features(images), model)  # noqa: E731
+    else:
+        clip, encode = model, model.encode_image
+    rows = (rows.numpy() for _, rows in _encoded(encode, clip, images, batch_size, threads, None))
+    return np.concatenate([np.empty((0, clip.embed_dim), np.float32), *rows])
+
+
+def _predicting(learner: PromptLearner) -> Callable[[Tensor], Tensor]:
+    """Images (B, 3, H, W), or their views (B, V, 3, H, W), to logits (B, C)."""
+    key = "views" if "views" in learner.eval().facts.inputs else "image"
+    return lambda images: finite(learner.predict({key: images}), learner)
+
+
+def views_of(learner: PromptLearner) -> int | None:
+    """How many views of a test image a learner asks for; None for the evaluation crop alone."""
+    return learner.config.n_views if "views" in learner.facts.inputs else None
+
+
+def _encoded(
+    encode: Callable[[Tensor], Tensor],
+    clip: FrozenCLIP,
+    images: Iterable[Any],
+    batch_size: int,
+    threads: int | None,
+    on_unreadable: Report | None = None,
+    views: int | None = None,
+) -> Iterator[tuple[list[Any], Tensor]]:
+    """Yield the images of each batch that were read, and what ``encode`` makes of them, fp32 on the CPU."""
+    batch_size = at_least("batch_size", batch_size, 1)
+    threads = None if threads is None else at_least("threads", threads, 0)
+    for batch in stream_images(
+        samples(several_images(images)), clip, batch_size=batch_size, threads=threads, views=views
+    ):
+        for sentence in batch.unreadable:
+            if on_unreadable is None:
+                raise VlpromptError(sentence)
+            on_unreadable(sentence)
+        if batch.sources:
+            with torch.no_grad():
+                rows = encode(batch.images.to(clip.device))
+            yield batch.sources, rows.float().cpu()
+
+
+def several_images(images: Any) -> Iterable[Any]:
+    """Return what several images are asked of, or raise one sentence for a single one, features and the like."""
+    if is_of_hub(images):
+        return images
+    shape = getattr(images, "shape", None)
+    single = isinstance(images, (Image.Image, bytes))
+    if single or (shape is not None and len(shape) == 3 and 3 in (shape[0], shape[2]) and shape[1] != 3):
+        what = told(images) if shape is None else f"one of shape {tuple(shape)}"
+        raise VlpromptError(f"several images are expected, and a single one was given: write [image], not {what}")
+    if shape is not None and len(shape) == 2 and getattr(getattr(images, "dtype", None), "kind", "f") not in "OUS":
+        raise VlpromptError(f"images are expected, not rows of numbers {tuple(shape)}: learner.classify takes features")
+    if isinstance(images, (str, os.PathLike)):
+        return images  # which is told what to write
+    if isinstance(images, (Mapping, IOBase)) or not (hasattr(images, "__iter__") or hasattr(images, "__getitem__")):
+        raise VlpromptError(f"images must be a list of paths, PIL images or arrays, not {told(images)}")
+    return images
+
+
+# Where images come from
+
+
+def find_images(
+    arguments: Sequence[str], lines: Iterable[str] = (), on_left_out: Report | None = None
+) -> Iterator[str]:
+    """Return the paths that a command line names, in its order.
+
+    Args:
+        arguments: images, folders (all images below them, sorted), patterns such as ``photos/**/*.jpg``, or ``-``.
+        lines: what ``-`` stands for, one path a line, read as they are asked for.
+        on_left_out: called with one sentence for each folder in which files, or linked folders, are left out.
+
+    Raises:
+        VlpromptError: a folder or pattern has no images; a file is looked for only when its turn comes.
+    """
+    return chain.from_iterable([_lines(lines) if a == STDIN else _expand(a, on_left_out) for a in arguments])
+
+
+def _lines(lines: Iterable[str]) -> Iterator[str]:
+    return (path for line in lines if (path := line.rstrip("\r\n")))
+
+
+def _expand(argument: str, on_left_out: Report | None) -> list[str]:
+    path = os.path.expanduser(argument)
+    if os.path.isdir(path):
+        listing = list_images(path)
+        found = [os.path.join(path, name) for name in listing.images]
+        notes = [f"the linked folder {os.path.join(path, link)} is not gone into: name it" for link in listing.links]
+        for note in [describe_left_out(listing.left_out, argument), *notes]:
+            if note and on_left_out:
+                on_left_out(note)
+    elif glob.has_magic(path) and not os.path.exists(path):
+        matches = sorted(glob.glob(path, recursive=True))
+        found = [match for match in matches if os.path.isfile(match)]
+    else:
+        return [path]
+    if not found:
+        raise VlpromptError(f"no images in {argument}: give images, folders, patterns, or - to read paths from stdin")
+    return found
+
+
+# How predictions are written
+
+FORMATS = ("table", "jsonl", "csv")
+
+
+def write_predictions(predictions: Iterable[Prediction], file: TextIO, form: str = "table", width: int = 0) -> int:
+    """Write predictions as they come, and return how many there were.
+
+    Args:
+        predictions: of images that were given as paths.
+        file: open for writing text.
+        form: ``table``, a line an image to read; ``jsonl``, an object an image with ``image``, ``classes`` and
+            ``probabilities``; ``csv``, a row an image with ``image,class,probability,class_2,probability_2,…``, where
+            text that a spreadsheet would take for a formula has an apostrophe in front. All write control characters
+            out.
+        width: of a class name in a table.
+    """
+    count, rows = 0, csv.writer(file, lineterminator="\n")
+    for count, each in enumerate(predictions, start=1):
+        image, probabilities = _shown(each.image), [round(p, 6) for p in each.probabilities]
+        if form == "jsonl":
+            said = {"image": image, "classes": each.classes, "probabilities": probabilities}
+            file.write(json_line(json.dumps(said, ensure_ascii=False)) + "\n")
+        elif form == "csv":
+            if count == 1:
+                ranks = ["", *(f"_{rank}" for rank in range(2, len(each.classes) + 1))]
+                rows.writerow(["image", *(name + rank for rank in ranks for name in ("class", "probability"))])
+            cells = [image, *chain.from_iterable(zip(each.classes, probabilities, strict=True))]
+            rows.writerow(map(csv_cell, cells))
+        else:
+            said = [f"{printable(n):<{width}} {p:>6.1%}" for n, p in zip(each.classes, probabilities, strict=True)]
+            file.write("  ".join([*said, printable(image)]) + "\n")
+    return count
+
+
+def _shown(path: str) -> str:
+    """A path as text; a name that is not UTF-8 has its odd bytes replaced."""
+    return os.fsencode(path).decode("utf-8", "replace")

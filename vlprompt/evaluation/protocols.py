@@ -1,0 +1,275 @@
+"""Protocols as data: which classes a run trains on, what it is tested on, and how the tests are averaged."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from datasets_registry.catalog import dataset_info, list_collections, list_datasets, name_here
+from vlprompt.base.registry import Registry
+from vlprompt.clip.frozen import same_names
+from vlprompt.data import DatasetSplits
+from vlprompt.data.splits import Half
+from vlprompt.errors import VlpromptError, nearest
+from vlprompt.learner.facts import Facts
+from vlprompt.learner.selection import SEEN, Selection
+
+Labelled = Literal["shots", "none"]
+Pool = Literal["none", "rest", "all"]
+
+
+@dataclass(frozen=True)
+class Part:
+    """What is taken of a dataset.
+
+    Attributes:
+        dataset: its name.
+        half: the classes: ``base`` and ``new`` are halves, each with a label space of its own.
+        images: which classes' test images are scored, where ``half`` is all.
+        held_out: the domain that is tested on and left out of training.
+        joined: the datasets that ``dataset`` stands for, if several are learnt from at once.
+    """
+
+    dataset: str
+    half: Half = "all"
+    images: Half = "all"
+    held_out: str | None = None
+    joined: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What one run does.
+
+    Attributes:
+        train: what is learnt, from its few-shot draw.
+        tests: what the one learner is scored on, by the name of the result's row.
+        labelled, pool: what is labelled of the training images, and what is learnt from without labels.
+        selection: the held-out images of ``train`` that are handed out to choose on, see ``held_out``.
+    """
+
+    train: Part
+    tests: dict[str, Part]
+    labelled: Labelled = "shots"
+    pool: Pool = "none"
+    selection: Selection = field(default_factory=Selection)
+
+    def held_out(self, drawn: DatasetSplits, whole: DatasetSplits) -> DatasetSplits:
+        """A few-shot draw with the validation images that may be chosen on: its own, or the whole split's.
+
+        Where a dataset is tested on its validation images, as ImageNet is, the authors' whole validation split is the
+        test images; ``seen`` says so.
+        """
+        if "whole_val" in self.selection.sources:
+            return replace(drawn, val=whole.val or whole.test)
+        return drawn
+
+    def seen(self, data: Mapping[Part, DatasetSplits]) -> list[str]:
+        """What was looked at besides training images: sources that were read; ``test`` if they hold test images."""
+        saw, val = set(self.selection.saw), {item.path for item in data[self.train].val}
+        if saw & {"val", "whole_val"} and any(
+            item.path in val
+            for part in self.tests.values()
+            if part.dataset == self.train.dataset
+            for item in data[part].test
+        ):
+            saw.add("test")
+        return [source for source in SEEN if source in saw]
+
+
+Targets = Sequence[str] | str | None
+Planner = Callable[[str, Targets, str | None], Plan]
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """A protocol of the literature.
+
+    Attributes:
+        summary: what it measures, in a sentence.
+        planner: from dataset, targets and held-out domain to what a run does.
+        average: how a run's rows become one number: ``harmonic_mean`` of base and new, ``mean_of_targets`` without the
+            source, or None.
+        averaging: the rule over datasets and seeds, in words.
+        metric: of every row.
+        labelled: what is labelled of the training images, the few-shot draw or ``none``.
+        pool: what is learnt from without labels: ``none``, the ``rest`` of the training images, or ``all`` of them.
+    """
+
+    summary: str
+    planner: Planner
+    average: str | None
+    averaging: str
+    metric: str = "top-1 accuracy (%)"
+    labelled: Labelled = "shots"
+    pool: Pool = "none"
+
+    def plan(self, dataset: str, targets: Targets = None, held_out: str | None = None) -> Plan:
+        """Return what a run on ``dataset`` does."""
+        return replace(self.planner(dataset, targets, held_out), labelled=self.labelled, pool=self.pool)
+
+
+def halves(dataset: str, targets: Targets, held_out: str | None) -> Plan:
+    """Train on the base half; test on each half among its own classes."""
+    _none_of(targets=targets, held_out=held_out)
+    return Plan(Part(dataset, "base"), {half: Part(dataset, half) for half in ("base", "new")})
+
+
+def joint_halves(dataset: str, targets: Targets, held_out: str | None) -> Plan:
+    """Train on the base half; test on each half's images among all classes."""
+    _none_of(targets=targets, held_out=held_out)
+    return Plan(Part(dataset, "base"), {half: Part(dataset, images=half) for half in ("base", "new")})
+
+
+def whole(dataset: str, targets: Targets, held_out: str | None) -> Plan:
+    """Train and test on all classes."""
+    _none_of(targets=targets, held_out=held_out)
+    return Plan(Part(dataset), {"all": Part(dataset)})
+
+
+def together(dataset: str, targets: Targets, held_out: str | None) -> Plan:
+    """Train on all classes of several datasets at once; test on each among its own classes."""
+    _none_of(targets=targets, held_out=held_out)
+    names = tuple(name.strip() for name in dataset.split("+"))
+    if len(names) < 2 or len(set(names)) < len(names) or not all(names):
+        raise VlpromptError(f"protocol=multitask learns from several datasets: say dataset=A+B, not dataset={dataset}")
+    return Plan(Part(dataset, joined=names), {name: Part(name) for name in names})
+
+
+def to_others(dataset: str, targets: Targets, held_out: str | None) -> Plan:
+    """Train on all classes of a source; test on it and on each target."""
+    _none_of(held_out=held_out)
+    return _source_and_targets(dataset, targets, {"imagenet": "cross_dataset10", "glyphs/symbols": "mini11"})
+
+
+def to_domains(dataset: str, targets: Targets, held_out: str | None) -> Plan:
+    """Test on shifted versions of the source, or train on all domains but one and test on that one."""
+    domains = dataset_info(dataset).get("domains") if dataset in list_datasets() else None
+    if held_out is not None:
+        _none_of(targets=targets)
+        part = Part(dataset, held_out=held_out)
+        return Plan(part, {held_out: part})
+    if domains and targets is None:
+        raise VlpromptError(
+            f"protocol=domain_generalization on {dataset} leaves one domain out: say held_out=DOMAIN, "
+            f"of {', '.join(domains)}"
+        )
+    return _source_and_targets(dataset, targets, {"imagenet": "dg4", "glyphs/symbols": "mini_dg4"})
+
+
+def _source_and_targets(dataset: str, targets: Targets, usual: dict[str, str]) -> Plan:
+    """A plan that tests on the source and on targets: a list, a collection, or those usual for the source."""
+    targets = targets or usual.get(dataset)
+    if targets is None:
+        raise VlpromptError(
+            f"say what to test on after {dataset}: targets=[NAME,…] or a collection such as targets=mini11"
+        )
+    if isinstance(targets, str):
+        collections = list_collections()
+        # what has a colon is data of one's own
+        if targets not in collections and ":" not in targets and targets not in list_datasets():
+            here = name_here(targets)
+            hint = f"its name here is {here}" if here else nearest(targets, collections)
+            raise VlpromptError(f"targets={targets} is no dataset or collection: {hint}")
+        targets = collections.get(targets, (targets,))
+    names = [name for name in targets if name != dataset]
+    return Plan(Part(dataset), {"source": Part(dataset)} | {name: Part(name) for name in names})
+
+
+def _none_of(**given: Any) -> None:
+    """Refuse settings that a protocol has no use for."""
+    for key, value in given.items():
+        if value is not None:
+            raise VlpromptError(
+                f"{key}={value} has no meaning in this protocol: leave it out, or choose another protocol"
+            )
+
+
+PROTOCOLS: Registry[Protocol] = Registry("protocol")
+
+BASE_TO_NEW_RULE = (
+    "base and new averaged over seeds, then datasets; harmonic mean of the averages (as published), and mean of the "
+    "datasets' harmonic means"
+)
+MEAN_RULE = "accuracy averaged over seeds, then datasets"
+for name, protocol in {
+    "base_to_new": Protocol(
+        "train on the first half of the classes; test on them, and on the other half by name alone",
+        halves,
+        "harmonic_mean",
+        BASE_TO_NEW_RULE,
+    ),
+    "generalized": Protocol(
+        "train on the first half of the classes; test on both halves' images in one label space",
+        joint_halves,
+        "harmonic_mean",
+        BASE_TO_NEW_RULE,
+    ),
+    "multitask": Protocol(
+        "train on several datasets at once (dataset=A+B); test on each among its own classes",
+        together,
+        "mean_of_targets",
+        "each dataset averaged over seeds; mean over the datasets",
+    ),
+    "few_shot": Protocol("train and test on all classes", whole, None, MEAN_RULE),
+    "semi_supervised": Protocol(
+        "train on a few labelled images and, without labels, on the other training images; test on all classes",
+        whole,
+        None,
+        MEAN_RULE,
+        pool="rest",
+    ),
+    "unsupervised": Protocol(
+        "train on the training images without their labels; test on all classes",
+        whole,
+        None,
+        MEAN_RULE,
+        labelled="none",
+        pool="all",
+    ),
+    "test_time": Protocol(
+        "train on nothing; learn from each test image by itself", whole, None, MEAN_RULE, labelled="none"
+    ),
+    "cross_dataset": Protocol(
+        "train on all classes of a source; test on other datasets by the names of their classes",
+        to_others,
+        "mean_of_targets",
+        "each target averaged over seeds; mean over the targets, the source not included",
+    ),
+    "domain_generalization": Protocol(
+        "train on a source; test on the same classes in other domains",
+        to_domains,
+        "mean_of_targets",
+        "each target averaged over seeds; mean over the targets or held-out domains, the source not included",
+    ),
+}.items():
+    PROTOCOLS.register(name)(protocol)
+
+
+def list_protocols(pattern: str = "*") -> list[str]:
+    """Names of the protocols that match a shell-style pattern."""
+    return PROTOCOLS.names(pattern)
+
+
+def check_suits(protocol: str, plan: Plan, parts: Mapping[Part, DatasetSplits], method: str, facts: Facts) -> None:
+    """Refuse in one sentence a protocol that has not what a learner needs, or tests classes that it cannot score.
+
+    Args:
+        protocol: its name.
+        plan: what a run does.
+        parts: the data of each part of the plan, whose class names tell whether they are the same classes.
+        method: the learner's.
+        facts: what the learner is, or would be.
+    """
+    if plan.labelled == "none" and facts.labels != "none":
+        raise VlpromptError(f"{method} learns from labelled images, and protocol={protocol} has none: use few_shot")
+    if plan.pool == "none" and facts.labels == "some":
+        raise VlpromptError(f"{method} learns from images without labels too: use protocol=semi_supervised")
+    learnt = same_names(parts[plan.train].class_names)
+    if facts.new_classes or all(same_names(parts[part].class_names) == learnt for part in plan.tests.values()):
+        return
+    raise VlpromptError(
+        f"protocol={protocol} tests classes that were not trained on, and {method} with these settings is bound to its "
+        "training classes: use protocol=few_shot, or settings that share the context"
+    )

@@ -1,0 +1,374 @@
+"""The result of a run: one JSON file, and beside it the prediction for every test image."""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from functools import lru_cache
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from torch import Tensor
+from typing_extensions import TypedDict
+
+from vlprompt.base.files import atomic_write, sha256_file
+from vlprompt.base.layout import PREDICTIONS, RESULT, SETTINGS
+from vlprompt.base.sealed import SEAL, read_tensors, seal, unseal, write_tensors
+from vlprompt.base.settings import differing_setting
+from vlprompt.base.settings_text import read_settings
+from vlprompt.errors import VlpromptError
+
+SCHEMA = 3  # 2, of vlprompt 0.1.0, has no hashes
+
+# what is read from a file must be of these kinds, without conversion
+STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+Count = Annotated[int, Field(ge=0)]
+Percent = Annotated[float, Field(ge=0, le=100 + 1e-9)]
+KINDS = ("constrained-int", "int", "str")  # what stands in the place of an error for one side of "int | str"
+Share = Annotated[float, Field(ge=0, le=1 + 1e-9)]
+
+
+class Reliability(TypedDict):
+    """How often a learner is right by its confidence, one entry a bin."""
+
+    __pydantic_config__ = STRICT
+    images: list[Count]
+    confidence: list[Share]
+    accuracy: list[Share]
+
+
+PerClass = TypedDict(
+    "PerClass",
+    {"class": list[str], "images": list[Count], "correct": list[Count], "zero_shot_correct": list[Count]},
+)
+PerClass.__doc__ = "What was right of each class, one entry a class in label order."
+PerClass.__pydantic_config__ = STRICT
+
+
+@dataclass(frozen=True)
+class Row:
+    """One test of the learner; accuracies in percent.
+
+    Attributes:
+        target: name of the test in its protocol, such as ``base``.
+        dataset: whose test images they are.
+        n_classes: C, the classes that are told apart.
+        n_images: test images that were scored.
+        accuracy: top-1.
+        macro_accuracy: mean of the classes' own accuracies.
+        zero_shot, zero_shot_macro: the same of the frozen model with the dataset's hand-written templates.
+        split: SHA-256 of the tested classes and images.
+        top5, zero_shot_top5: share of images whose label is among the five likeliest; None below six classes.
+        ece, zero_shot_ece: expected calibration error in percentage points, 15 bins.
+        per_class: lists ``class``, ``images``, ``correct``, ``zero_shot_correct``, one entry a class in label order.
+        reliability: lists ``images``, ``confidence``, ``accuracy`` in [0, 1], one entry a bin of confidence.
+        format_spread: zero-shot accuracy by template, if it was asked for.
+
+    What stands after ``split`` is None in results of schema 1.
+    """
+
+    __pydantic_config__ = STRICT
+
+    target: str
+    dataset: str
+    n_classes: Annotated[int, Field(ge=1)]
+    n_images: Annotated[int, Field(ge=1)]
+    accuracy: Percent
+    macro_accuracy: Percent
+    zero_shot: Percent
+    zero_shot_macro: Percent
+    split: str
+    top5: Percent | None = None
+    zero_shot_top5: Percent | None = None
+    ece: Percent | None = None
+    zero_shot_ece: Percent | None = None
+    per_class: PerClass | None = None
+    reliability: Reliability | None = None
+    format_spread: dict[str, Percent] | None = None
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run did and what came out.
+
+    Attributes:
+        id: the settings' hash, see ``vlprompt.runs.recipes.Resolved.id``.
+        method, protocol, dataset, shots, seed: what was run.
+        views: of each training image: ``fresh``, a number of pre-drawn ones, 1 for the centre crop, or None if nothing
+            was trained.
+        rows: one a test.
+        averages: the protocol's average over the rows, for the learner and for zero-shot.
+        backbone: ``FrozenCLIP.identity()`` and its precision.
+        data: source, version and SHA-256 of the split, SHA-256 of the few-shot subset, and ``images``, what tells that
+            images have changed (see ``vlprompt.data.fingerprint``), of ``train`` and of each target.
+        config: all settings, with the method's own.
+        adapted: settings of the recipe that the backbone could not take, as they were used.
+        recipe: its name, source and published figure.
+        n_parameters: learnt numbers.
+        times: seconds of ``load``, ``encode``, ``train`` and ``test``.
+        peak_memory_mb: of the ``process``, and of the GPU as ``cuda`` where there is one.
+        versions: of python, vlprompt, torch, open_clip.
+        git_commit: of vlprompt's checkout, if it runs from one.
+        created: UTC, ISO 8601.
+        selection: what was chosen on: ``last``, nothing (settings as given, the last epoch's weights); ``fewshot_val``,
+            the few-shot validation draw; ``paper``, what the method's authors chose on.
+        saw: images besides those that were trained on which bore on the learner: ``val`` (the few-shot draw),
+            ``whole_val``, ``test``; None in results that do not tell.
+        searches: a record for each grid that was searched: ``on``, ``images``, ``points``, ``chosen``, ``accuracy`` and
+            ``ties``; ``search.jsonl`` beside it has every point.
+        limit: test images at most in each test; None if all.
+        seeded: whether another seed could have given other numbers, since something was trained or a few-shot draw was
+            learnt from; None in results that do not tell (read ``has_seeds``).
+        files: hashes of what else the run left: of ``config.yaml`` its bytes', of ``learner/config.json`` and
+            ``predictions.safetensors`` those of their content.
+        schema: version of this layout.
+
+    In its file a result has a hash of itself as well.
+    """
+
+    __pydantic_config__ = STRICT
+
+    id: str
+    method: str
+    protocol: str
+    dataset: str
+    shots: Annotated[int, Field(ge=1)] | str
+    seed: Count
+    views: Annotated[int, Field(ge=1)] | str | None
+    rows: Annotated[list[Row], Field(min_length=1)]
+    averages: dict[str, Percent]
+    backbone: dict[str, Any]
+    data: dict[str, Any]
+    config: dict[str, Any]
+    adapted: dict[str, Any]
+    recipe: dict[str, str] | None
+    n_parameters: Count
+    times: dict[str, float]
+    peak_memory_mb: dict[str, float]
+    versions: dict[str, str]
+    git_commit: str | None
+    created: str
+    selection: str = "last"
+    saw: list[Literal["val", "whole_val", "test"]] | None = None
+    searches: list[dict[str, Any]] = field(default_factory=list)
+    limit: Annotated[int, Field(ge=1)] | None = None
+    seeded: bool | None = None
+    files: dict[str, str] = field(default_factory=dict)
+    schema: int = field(default=SCHEMA)
+
+    @property
+    def has_seeds(self) -> bool:
+        """Whether the seed bears on the numbers; of older results, whether they learnt any parameters."""
+        return self.n_parameters > 0 if self.seeded is None else self.seeded
+
+    def write(self, path: str | Path) -> Path:
+        """Write the JSON file atomically."""
+        with atomic_write(path) as temporary:
+            temporary.write_text(json.dumps(seal(asdict(self)), indent=1) + "\n", encoding="utf-8")
+        return Path(path)
+
+
+def read_result(path: str | Path) -> Result:
+    """Read a result file and check every field.
+
+    Raises:
+        VlpromptError: there is none, a field is not of its kind or range, it was changed since it was written, or it is
+            of another run than ``config.yaml`` beside it.
+    """
+    path = Path(path)
+    try:
+        data = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise VlpromptError(f"no result at {path}: the run has not finished, or the path is wrong") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise VlpromptError(f"{path} is not a result file: {error}") from error
+    schema = data.get("schema") if isinstance(data, dict) else None
+    if not isinstance(schema, int) or isinstance(schema, bool):
+        raise VlpromptError(f"{path} is not a result file: it has no schema version")
+    if schema > SCHEMA:
+        raise VlpromptError(f"{path} has schema {schema}, and this vlprompt reads up to {SCHEMA}: upgrade it")
+    result = _parsed({key: value for key, value in data.items() if key != SEAL}, path)
+    unseal(data, path, required=schema >= 3)
+    _check_place(result, path)
+    return result
+
+
+def _parsed(data: dict[str, Any], path: Path) -> Result:
+    """The result that JSON values stand for; the first field that is wrong is one sentence."""
+    if not data.get("rows"):
+        raise VlpromptError(f"{path} is not a result file: it has no rows")
+    try:
+        result = _schema().validate_json(json.dumps(data))
+    except ValidationError as error:
+        raise VlpromptError(f"{path}{_first_wrong(error)}") from None
+    for row in result.rows:
+        _check_counts(row, path)
+    return result
+
+
+def _first_wrong(error: ValidationError) -> str:
+    """Where the first wrong field is and what is wrong with it, as the end of a sentence."""
+    first = error.errors(include_url=False)[0]
+    *above, name = [part for part in first["loc"] if part not in KINDS] or ["result"]
+    where = "".join(f"[{part}]" if isinstance(part, int) else f", {part}" for part in above)
+    if first["type"] == "missing":
+        return f"{where}: it lacks field '{name}'"
+    if first["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+        return f"{where}: it has the unknown field '{name}'"
+    shown = repr(first["input"])
+    shown = shown if len(shown) <= 60 else f"{shown[:60]}…"
+    return f"{where}: field '{name}' is not right: {first['msg'][0].lower()}{first['msg'][1:]}, not {shown}"
+
+
+@lru_cache
+def _schema() -> TypeAdapter[Result]:
+    """Made once, since a report reads thousands of results."""
+    return TypeAdapter(Result)
+
+
+def _check_counts(row: Row, path: Path) -> None:
+    """Refuse counts of classes and bins that do not go with each other."""
+    for name, entries, length in (("per_class", row.per_class, row.n_classes), ("reliability", row.reliability, None)):
+        if entries is not None and {len(values) for values in entries.values()} != {length or len(entries["images"])}:
+            raise VlpromptError(f"{path}, rows, {row.target}: the lists of field '{name}' differ in length")
+    counts = row.per_class or {"images": [], "correct": [], "zero_shot_correct": []}
+    for name in ("correct", "zero_shot_correct"):
+        if any(right > images for right, images in zip(counts[name], counts["images"], strict=True)):
+            raise VlpromptError(f"{path}, rows, {row.target}: field 'per_class' has more in '{name}' than images")
+
+
+def _check_place(result: Result, path: Path) -> None:
+    """Refuse a result that was put into another run's folder."""
+    settings = path.parent / SETTINGS
+    if path.name == RESULT and settings.is_file():
+        _check_settings(result, settings, path)
+
+
+def _check_settings(result: Result, settings: Path, path: Path) -> None:
+    """Raise one sentence unless ``config.yaml`` beside a result has the settings of its run.
+
+    Args:
+        result: what was read.
+        settings: the settings' file.
+        path: of the result.
+    """
+    if result.files.get(SETTINGS) == sha256_file(settings):
+        return
+    beside = read_settings(settings)
+    key = differing_setting(result.config, beside)
+    if key:
+        raise VlpromptError(
+            f"{path} is of another run than {settings.name} beside it ({key}={result.config.get(key)} in the result, "
+            f"{beside.get(key)} in the settings): one of the two was changed or belongs elsewhere"
+        )
+
+
+def harmonic_mean(base: float, new: float) -> float:
+    """Return 2·base·new / (base + new), 0 if both are 0.
+
+    >>> round(harmonic_mean(80.47, 71.69), 2)
+    75.83
+    """
+    return 2 * base * new / (base + new) if base + new else 0.0
+
+
+def headline(result: Result) -> str:
+    """Return the number that a run is known by: its average, or its only row, with what it is."""
+    for name, value in result.averages.items():
+        if not name.startswith("zero_shot_"):
+            return f"{name.replace('_', ' ')} {value:.2f}"
+    return ", ".join(f"{row.target} {row.accuracy:.2f}" for row in result.rows)
+
+
+def average_rows(rule: str | None, values: Mapping[str, float]) -> dict[str, float]:
+    """Apply a protocol's average to one value a row: ``harmonic_mean``, ``mean_of_targets``, or nothing."""
+    if rule == "harmonic_mean":
+        return {rule: harmonic_mean(values["base"], values["new"])}
+    targets = [value for name, value in values.items() if name != "source"]
+    return {rule: statistics.fmean(targets)} if rule == "mean_of_targets" and len(targets) > 1 else {}
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What was said of N test images, in the order of the test list.
+
+    Attributes:
+        label: true classes (N,).
+        predicted: the learner's (N,).
+        zero_shot: the frozen model's (N,).
+        confidence: of the learner, its largest softmax probability (N,).
+    """
+
+    label: Tensor
+    predicted: Tensor
+    zero_shot: Tensor
+    confidence: Tensor
+
+
+def write_predictions(folder: Path, predictions: Mapping[str, Predictions]) -> str:
+    """Write the predictions of each target beside a run's result, and return the file's hash."""
+    tensors = {
+        f"{target}/{f.name}": getattr(each, f.name) for target, each in predictions.items() for f in fields(each)
+    }
+    return write_tensors(folder / PREDICTIONS, tensors)
+
+
+def read_predictions(folder: str | Path) -> dict[str, Predictions]:
+    """Return the predictions that a run left in its folder, by target.
+
+    Raises:
+        VlpromptError: there are none, or they were changed or are another run's than ``result.json`` beside them.
+    """
+    path, beside = Path(folder) / PREDICTIONS, Path(folder) / RESULT
+    if not path.exists():
+        raise VlpromptError(f"no predictions at {path}: the run has not finished, or is of an older version")
+    result = read_result(beside) if beside.exists() else None
+    remedy = "restore it, or delete the run's folder and run it again"
+    tensors, _ = read_tensors(path, "the file", remedy, result and result.files.get(PREDICTIONS))
+    targets = dict.fromkeys(name.rpartition("/")[0] for name in tensors)
+    try:
+        found = {t: Predictions(*(tensors[f"{t}/{f.name}"] for f in fields(Predictions))) for t in targets}
+    except KeyError as error:
+        raise VlpromptError(f"{path} is not a run's predictions: {error} is missing") from error
+    for row in result.rows if result else ():
+        if row.target not in found or not _fit(found[row.target], row):
+            raise VlpromptError(
+                f"{path} is of another run than {RESULT} beside it: {row.target} does not fit; {remedy}"
+            )
+    return found
+
+
+def _fit(said: Predictions, row: Row) -> bool:
+    """Whether predictions have a row's images, classes and accuracy."""
+    classes = (said.label, said.predicted, said.zero_shot)
+    if any(t.shape != (row.n_images,) or t.is_floating_point() or t.is_complex() for t in classes):
+        return False
+    if said.confidence.shape != (row.n_images,) or any(t.min() < 0 or t.max() >= row.n_classes for t in classes):
+        return False
+    right = int((said.label == said.predicted).sum())
+    return abs(right - row.accuracy / 100 * row.n_images) < 0.51  # tests round to whole images
+
+
+def find_results(paths: Iterable[str | Path]) -> list[tuple[Path, Result]]:
+    """Return all results under folders, or of files, with their paths, in the order of the paths.
+
+    Links to folders are not followed. The first path that does not exist and the first file that is no result are
+    errors that name them.
+    """
+    found: dict[Path, Result] = {}
+    for start in map(Path, paths):
+        if not start.exists():
+            raise VlpromptError(f"{start} does not exist: give the folder of the runs, or result files")
+        for path in [start] if start.is_file() else sorted(_result_files(start)):
+            found.setdefault(path, read_result(path))
+    return list(found.items())
+
+
+def _result_files(folder: Path) -> Iterator[Path]:
+    for parent, _, files in os.walk(folder):
+        if RESULT in files:
+            yield Path(parent) / RESULT

@@ -1,0 +1,70 @@
+"""Results as tables for the screen."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.console import Group
+from rich.table import Table
+
+from vlprompt.evaluation.results import Result, Row
+
+
+def result_table(result: Result) -> Group:
+    """Return a result as a table: each test beside zero-shot, and the protocol's average."""
+    shots = {"all": "all training images", "none": "no labels", 1: "1 shot"}.get(result.shots, f"{result.shots} shots")
+    title = f"{result.method} on {result.dataset}: {result.protocol}, {shots}, seed {result.seed}"
+    backbone = " ".join(str(result.backbone[k]) for k in ("architecture", "pretrained") if result.backbone[k])
+    caption = f"{backbone}; top-1 accuracy in percent" + (f"; at most {result.limit} images" if result.limit else "")
+    caption += "; generated split" if result.config.get("split") == "generated" else ""
+    table = Table("tested on")
+    plain = result.method == "zero_shot" and not any(result.config.get(key) for key in ("template", "descriptions"))
+    learnt = not plain or any(row.accuracy != row.zero_shot for row in result.rows)
+    for heading in ["classes", "images", "zero-shot", *([result.method, "gain"] if learnt else [])]:
+        table.add_column(heading, justify="right")
+
+    def numbers(zero_shot: float, accuracy: float) -> list[str]:
+        return [f"{zero_shot:.2f}"] + ([f"{accuracy:.2f}", f"{accuracy - zero_shot:+.2f}"] if learnt else [])
+
+    for row in result.rows:
+        name = row.target if row.dataset == result.dataset else f"{row.target} ({row.dataset})"
+        table.add_row(name, str(row.n_classes), f"{row.n_images:,}", *numbers(row.zero_shot, row.accuracy))
+    if result.averages:
+        table.add_section()
+    for name, value in result.averages.items():
+        if not name.startswith("zero_shot_"):
+            table.add_row(name.replace("_", " "), "", "", *numbers(result.averages[f"zero_shot_{name}"], value))
+    return Group(title, table, caption)
+
+
+def metrics_table(method: str, row: Row) -> Group:
+    """Return all metrics of a learner beside zero-shot on one test."""
+    table = Table("metric (%)")
+    for heading in ("zero-shot", method, "gain"):
+        table.add_column(heading, justify="right")
+    for name, frozen, learnt in (
+        ("top-1 accuracy", row.zero_shot, row.accuracy),
+        ("top-5 accuracy", row.zero_shot_top5, row.top5),
+        ("macro accuracy", row.zero_shot_macro, row.macro_accuracy),
+        ("calibration error (ECE)", row.zero_shot_ece, row.ece),
+    ):
+        if frozen is not None and learnt is not None:
+            table.add_row(name, f"{frozen:.2f}", f"{learnt:.2f}", f"{learnt - frozen:+.2f}")
+    if row.format_spread:
+        best, worst = max(row.format_spread.values()), min(row.format_spread.values())
+        spread = f"{worst:.2f} to {best:.2f}"
+        table.add_row(f"format spread, {len(row.format_spread)} templates", f"{best - worst:.2f}", "", "")
+    caption = f"zero-shot with single templates: {spread}" if row.format_spread else ""
+    title = f"{method} on {row.dataset}: {row.target} classes ({row.n_classes}), {row.n_images:,} images"
+    return Group(title, table, *([caption] if caption else []))
+
+
+def comparison_table(stored: Result, rows: Sequence[Row]) -> Group:
+    """Return a table of a result's accuracies beside those measured again."""
+    table = Table("tested on")
+    for heading in ("images", "stored", "now", "difference"):
+        table.add_column(heading, justify="right")
+    for old, new in zip(stored.rows, rows, strict=True):
+        numbers = f"{old.accuracy:.2f}", f"{new.accuracy:.2f}", f"{new.accuracy - old.accuracy:+.2f}"
+        table.add_row(old.target, f"{new.n_images:,}", *numbers)
+    return Group(f"{stored.method} on {stored.dataset}, scored again; top-1 accuracy in percent", table)

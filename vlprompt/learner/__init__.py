@@ -1,0 +1,28 @@
+"""What a method is written with: the contract, its parts, and the registry that it enters."""
+
+from vlprompt.base.wiring import formerly
+from vlprompt.learner.contract import PromptLearner
+from vlprompt.learner.creation import check_descriptions, check_teacher, create_learner
+from vlprompt.learner.facts import Facts
+from vlprompt.learner.learning import Feed, History, ParameterGroup, Train
+from vlprompt.learner.registration import METHODS, list_methods, make_config, method_facts, method_info, register
+
+__all__ = [
+    "METHODS",
+    "Facts",
+    "Feed",
+    "History",
+    "ParameterGroup",
+    "PromptLearner",
+    "Train",
+    "check_descriptions",
+    "check_teacher",
+    "create_learner",
+    "list_methods",
+    "make_config",
+    "method_facts",
+    "method_info",
+    "register",
+]
+
+__getattr__ = formerly("vlprompt.learner.contract")

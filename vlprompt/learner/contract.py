@@ -1,0 +1,408 @@
+"""PromptLearner: the contract that a method fills in."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from vlprompt.base.checks import as_batch, check_batch, check_features, listed
+from vlprompt.base.parts import parse_part
+from vlprompt.base.wiring import wired
+from vlprompt.clip.class_names import check_names
+from vlprompt.clip.edits import Edit
+from vlprompt.clip.frozen import FrozenCLIP, natural_name, same_names
+from vlprompt.data.splits import DEFAULT_TEMPLATE
+from vlprompt.data.templates import resolve_templates
+from vlprompt.errors import VlpromptError
+from vlprompt.learner import publishing
+from vlprompt.learner.aggregation import AGGREGATORS
+from vlprompt.learner.facts import Facts
+from vlprompt.learner.gradients import GRADIENT_RULES
+from vlprompt.learner.learning import Feed, ParameterGroup, Train
+from vlprompt.learner.objectives import (
+    Batch,
+    DescriptionAnchor,
+    LogitObjective,
+    Objective,
+    Outputs,
+    Templates,
+    parse_objectives,
+)
+from vlprompt.learner.teacher import SavedTeacher, Teacher
+
+
+class PromptLearner(nn.Module):
+    """A small learnable part on a frozen CLIP.
+
+    A method fills in ``setup`` and ``encode_text``, and what else it does differently. Its parameters are fp32, and
+    its ``state_dict`` holds what was learnt or fitted and nothing that depends on the class list, unless the method is
+    bound to its classes (and then says so in its facts).
+
+    Args:
+        clip: the frozen model.
+        class_names: C natural-language names; underscores become spaces in prompts.
+        config: the method's settings.
+        templates: the dataset's hand-written templates, for teachers and zero-shot classifiers.
+        seed: of the initial weights.
+
+    Attributes:
+        facts: what this learner is; the one place that says so.
+        edits: what it does inside the towers (``vlprompt.clip.edits``), for a method to hand to all that encodes.
+    """
+
+    method: ClassVar[str] = ""
+    registered: ClassVar[Facts]
+    published: ClassVar[Mapping[str, str]] = {}  # the authors' names, see ``vlprompt.learner.publishing``
+
+    @dataclass
+    class Config:
+        """Settings of every method.
+
+        Attributes:
+            objective: the parts of the loss, see ``objectives`` beside this module.
+            gradient_rule: what is handed to the optimiser instead of the loss's gradient, see ``gradients``.
+            aggregator: how weights are aggregated over epochs, see ``aggregation``; None keeps the last.
+            init_from: a saved learner, a run's folder or a ``.safetensors`` file whose learnables to start from.
+            text_chunk: classes encoded at a time, with activation checkpointing; None takes all at once.
+            descriptions: a JSON file ``{class: [sentences]}``, for ``description_anchor`` and for methods that put such
+                sentences in place of templates; refused where nothing would read it.
+            teacher: a saved learner, a run's folder or ``hf://user/name`` whose logits ``logit_kl`` and
+                ``distillation`` take in place of the frozen model's; refused where nothing would ask it.
+        """
+
+        objective: list[str] = field(default_factory=lambda: ["ce"])
+        gradient_rule: str | None = None
+        aggregator: str | None = None
+        init_from: str | None = None
+        text_chunk: int | None = None
+        descriptions: str | None = None
+        teacher: str | None = None
+
+    def __init__(
+        self,
+        clip: FrozenCLIP,
+        class_names: Sequence[str],
+        config: Config | None = None,
+        templates: Sequence[str] = (DEFAULT_TEMPLATE,),
+        seed: int = 1,
+    ):
+        super().__init__()
+        self.clip = clip
+        self.config = config or self.Config()
+        self.facts = self.facts_of(self.config)
+        self.templates = tuple(templates)
+        self.teacher = Teacher(clip)
+        self.taught_by: SavedTeacher | None = None  # see ``vlprompt.saving.teacher``
+        self.taught_by_identity: dict[str, Any] | None = None  # of a loaded learner, whose teacher is not
+        self.objectives = parse_objectives(self.config.objective)
+        rule, aggregator = self.config.gradient_rule, self.config.aggregator
+        self.gradient_rule = parse_part(rule, GRADIENT_RULES) if rule else None
+        self.aggregator = parse_part(aggregator, AGGREGATORS) if aggregator else None
+        self.last_state: dict[str, Tensor] | None = None  # the last weights, where others took their place
+        self._cached: tuple[list[Tensor], Tensor] | None = None  # the state that gave these class features
+        self.class_names = checked_names(class_names)
+        if self.config.text_chunk is not None and self.config.text_chunk < 1:
+            raise VlpromptError(f"text_chunk must be at least 1 class, not {self.config.text_chunk}")
+        self.edits: list[Edit] = []
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.setup()
+        self.to(clip.device)
+        if self.config.init_from:
+            start = Path(self.config.init_from)
+            self.load_learnables(wired("read_learnables")(start), f"the tensors of {start}")
+        self._check_objectives()
+        self.prepare_classes()
+
+    # What a method fills in
+
+    def setup(self) -> None:
+        """Create the learnable tensors: fp32, sizes read from ``self.clip``."""
+        raise NotImplementedError
+
+    def prepare_classes(self) -> None:
+        """Compute what depends on ``self.class_names``: token ids, fixed features. Called when they change."""
+
+    def encode_text(self, v: Tensor | None = None) -> Tensor:
+        """Class features (C, D), not normalised; (B, C, D) given normalised image features v where each has its own."""
+        raise NotImplementedError
+
+    def encode_images(self, batch: Batch) -> Tensor:
+        """Features (B, D) of a batch's images, not normalised; by default the frozen tower's, or the edited one's."""
+        if any(edit.tower == "vision" for edit in self.edits):
+            return self.clip.prompted_image_features(batch["image"], {}, edits=self.edits)
+        return self.clip.encode_image(batch["image"])
+
+    def score(self, v: Tensor, t: Tensor) -> Tensor:
+        """Logits (B, C) of image features v (B, D) and class features t as ``text_features`` gives them."""
+        return self.clip.similarity(v, t)
+
+    def learn(self, feed: Feed, train: Train) -> None:
+        """Learn from a feed: by the loop, over its labelled images, unless a method fits itself otherwise.
+
+        Tensors that are fitted and not trained are buffers, so that they are saved, checked and loaded.
+        """
+        train(self, feed.batches())
+
+    def parameter_groups(self) -> list[ParameterGroup]:
+        """Learnables that are optimised alike; by default all of them."""
+        return [ParameterGroup(self.trainable_parameters())]
+
+    def reserve(self, shapes: Mapping[str, torch.Size]) -> None:
+        """Make the buffers whose sizes the data decided, so that saved tensors of these shapes can be loaded."""
+
+    def after_epoch(self, epoch: int, epochs: int) -> None:
+        """Called after each epoch (0-based) of ``epochs``: schedules of a method's own."""
+
+    @classmethod
+    def facts_of(cls, config: Config) -> Facts:
+        """What a learner with these settings is; a method narrows what it registered."""
+        return cls.registered
+
+    @classmethod
+    def reads_descriptions(cls, objectives: Sequence[Objective]) -> bool:
+        """Whether sentences about classes have a use: by default an objective's."""
+        return any(isinstance(o, DescriptionAnchor) and o.descriptions is None for o in objectives)
+
+    @classmethod
+    def asks_teacher(cls, objectives: Sequence[Objective]) -> bool:
+        """Whether a teacher of the user's has a use: by default an objective's."""
+        return any(isinstance(o, LogitObjective) for o in objectives)
+
+    # The one road from a batch to logits
+
+    def forward(self, batch: Batch | Tensor) -> Outputs | Tensor:
+        """Score a batch.
+
+        Args:
+            batch: ``image`` (B, 3, H, W) or, where images are cacheable, ``image_features`` (B, D); or, as a short form
+                that returns the logits (B, C) alone, images.
+        """
+        if isinstance(batch, Tensor):
+            return self.outputs(self.image_features(batch)).logits
+        return self.outputs(self.image_features(batch))
+
+    def image_features(self, batch: Batch | Tensor) -> Tensor:
+        """Normalised features (B, D) of a batch, or of images (B, 3, H, W)."""
+        seen = cast(Batch, as_batch(batch, self.facts, self.clip))
+        cached = seen.get("image_features") if self.facts.cacheable_images else None
+        return F.normalize(self.encode_images(seen) if cached is None else cached.to(self.clip.device), dim=-1)
+
+    def text_features(self, v: Tensor | None = None) -> Tensor:
+        """Normalised class features (C, D), or (B, C, D) for normalised image features v (B, D)."""
+        return F.normalize(self.encode_text(v), dim=-1)
+
+    def outputs(self, image_features: Tensor) -> Outputs:
+        """Score the learner's own image features (B, D), normalised or not."""
+        v = F.normalize(image_features.to(self.clip.device), dim=-1)
+        if self.facts.classifier == "per_image":
+            return self._outputs_per_image(v)
+        t = self._text_features()
+        return Outputs(v, t, self.score(v, t))
+
+    def classify(self, image_features: Tensor) -> Tensor:
+        """Logits (B, C) of the learner's own image features (B, D), normalised or not."""
+        return self.outputs(check_features(image_features, self.clip.embed_dim)).logits
+
+    @torch.no_grad()
+    def predict(self, batch: Batch) -> Tensor:
+        """Logits (B, C) of a test batch; a method that learns from the batch itself replaces it."""
+        outputs: Outputs = self(batch)
+        return outputs.logits
+
+    def _outputs_per_image(self, v: Tensor) -> Outputs:
+        """Score each image against class features of its own, ``image_chunk`` images at a time.
+
+        A training step recomputes each chunk for its gradient; evaluation keeps one chunk's class features at a time,
+        and returns none of them.
+        """
+        parts = v.split(getattr(self.config, "image_chunk", None) or len(v) or 1)
+        if len(parts) == 1 or torch.is_grad_enabled():
+            encode = self.text_features if len(parts) == 1 else _recomputed(self.text_features)
+            t = torch.cat([encode(part) for part in parts])  # (B, C, D)
+            return Outputs(v, t, self.score(v, t))
+        logits = torch.cat([self.score(part, self.text_features(part)) for part in parts])
+        return Outputs(v, torch.empty(0), logits)
+
+    def _text_features(self) -> Tensor:
+        """``text_features``, computed once while nothing is learnt and no gradient is asked for."""
+        if torch.is_grad_enabled() or self.training:
+            return self.text_features()
+        # compared by value: writes through .data leave no trace, and learnt numbers are few
+        state = [*self.parameters(), *self.buffers()]
+        if self._cached is None or not all(map(_equal, self._cached[0], state)):
+            self._cached = ([tensor.detach().clone() for tensor in state], self.text_features())
+        return self._cached[1]
+
+    # Learning
+
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        """Named losses of a batch: each objective's un-weighted part, and ``loss``, their weighted sum.
+
+        Args:
+            batch: as ``forward`` takes it, with ``label`` (B,). It may carry more keys, which objectives ask for.
+        """
+        checked_batch = cast(Batch, check_batch(batch, len(self.class_names), self.facts))
+        batch = _moved(checked_batch, self.clip.device)
+        outputs = self(batch)
+        parts = {o.name: o(self, outputs, batch) for o in self.objectives}
+        total = sum(o.weight * parts[o.name] for o in self.objectives if o.weight)
+        return {"loss": cast(Tensor, total), **parts}  # never a sum of nothing: one part has a weight
+
+    def backward(self, losses: Mapping[str, Tensor]) -> None:
+        """Fill the parameters' gradients from the losses of a batch, by the gradient rule if there is one."""
+        if self.gradient_rule is None:
+            losses["loss"].backward()
+        else:
+            self.gradient_rule(losses, self.trainable_parameters())
+
+    def trainable_parameters(self) -> list[nn.Parameter]:
+        """The learnable tensors; empty for training-free methods."""
+        return [p for p in self.parameters() if p.requires_grad]
+
+    @property
+    def image_keys(self) -> tuple[str, ...]:
+        """The images that a training batch must carry: ``image``, and ``image_strong`` if an objective asks for it."""
+        strong = any("image_strong" in o.needs for o in self.objectives)
+        return ("image", "image_strong") if strong else ("image",)
+
+    @property
+    def learns_from_images(self) -> bool:
+        """Whether a training batch must hold images, since features of the frozen tower are not all that is asked."""
+        return not self.facts.cacheable_images or (self.taught_by is not None and self.taught_by.needs_images)
+
+    def frozen_text(self, templates: Templates = None, normalise_first: bool = True) -> Tensor:
+        """The frozen model's normalised class features (C, D) over templates; None takes the dataset's own.
+
+        Args:
+            templates: one, a list, the name of a set or a file, as ``vlprompt.data.resolve_templates`` takes them.
+            normalise_first: whether each template's feature is normalised before the mean.
+        """
+        self.teacher.refuse_file(templates)
+        chosen = resolve_templates(templates, self)
+        return self.teacher.text_features(self.class_names, chosen, normalise_first)
+
+    def _check_objectives(self) -> None:
+        """Refuse what says nothing on this design, before any work starts."""
+        for objective in self.objectives:
+            reason = objective.refuses(self)
+            if reason:
+                raise VlpromptError(f"objective {objective.name} {reason}")
+        names = [o.name for o in self.objectives]
+        rule = self.gradient_rule
+        reference = getattr(rule, "reference", None)
+        if rule is not None and reference is not None and reference not in names:
+            raise VlpromptError(f"{rule.name} needs {reference} among the objectives: add {reference}(weight=0)")
+
+    # Classes
+
+    def set_class_names(self, class_names: Sequence[str]) -> None:
+        """Score other classes from now on; refused by learners that are bound to their classes."""
+        names = checked_names(class_names)
+        if same_names(names) == same_names(self.class_names):
+            self.class_names = names
+            return
+        if not self.facts.new_classes:
+            raise VlpromptError(
+                f"{self.method} with these settings is bound to the classes that it learnt and cannot score new class "
+                "names: train on all classes, or use settings that share the context (class_specific=false)"
+            )
+        check_names(self.clip, names)
+        previous, self.class_names = self.class_names, names
+        try:
+            self.prepare_classes()
+        except VlpromptError:
+            self.class_names = previous
+            self.prepare_classes()
+            raise
+        self._cached = None
+
+    def classifier_matrix(self) -> Tensor:
+        """The class features (C, D) that the learner scores with, as a plain tensor: a head for users of the backbone.
+
+        Rows have length 1 wherever the method's do; ProDA's, a mean over prompts, are shorter, and scaling them to
+        length 1 would change its predictions.
+        """
+        if self.facts.classifier == "per_image":
+            raise VlpromptError(
+                f"{self.method}'s class features depend on each image, so it has no (C, D) classifier matrix"
+            )
+        if self.facts.head:
+            raise VlpromptError(f"{self.method} scores with more than class features, so no (C, D) matrix holds it")
+        with torch.no_grad():
+            return self._text_features().clone()
+
+    # State
+
+    def load_learnables(self, state: Mapping[str, Tensor], source: str) -> None:
+        """Load a state dict of learnables; one sentence names the first tensor whose name or shape does not fit."""
+        self.check_shapes({key: tensor.shape for key, tensor in state.items()}, source)
+        self.load_state_dict(state)
+
+    def check_shapes(self, shapes: Mapping[str, torch.Size], source: str) -> None:
+        """Raise one sentence for the first tensor whose name or shape is not the learner's."""
+        own = self.state_dict()
+        odd = sorted(own.keys() ^ shapes.keys())
+        if odd:
+            raise VlpromptError(f"{source} do not fit {self.method} with these settings: see tensor {odd[0]}")
+        for key, shape in shapes.items():
+            if shape != own[key].shape:
+                raise VlpromptError(
+                    f"{source} do not fit {self.method} with these settings: {key} is {tuple(shape)}, "
+                    f"{tuple(own[key].shape)} is expected"
+                )
+
+    # Short forms of functions in rooms that build on this one
+
+    def published_state(self) -> dict[str, Tensor]:
+        """The learnables under the authors' names, see ``vlprompt.learner.publishing``."""
+        return publishing.published_state(self)
+
+    def load_published(self, tensors: Mapping[str, Tensor]) -> None:
+        """Load learnables that go by the authors' names, see ``vlprompt.learner.publishing``."""
+        publishing.load_published(self, tensors)
+
+    def save_pretrained(self, path: str | os.PathLike[str], extra: Mapping[str, Any] | None = None) -> Path:
+        """Keep the learner in a folder, see ``vlprompt.saving.save_learner``."""
+        saved: Path = wired("save_learner")(self, path, extra)
+        return saved
+
+    def push_to_hub(self, repo: str, **options: Any) -> str:
+        """Share the learner on the Hugging Face Hub, see ``vlprompt.saving.push.push_learner``."""
+        address: str = wired("push_learner")(self, repo, **options)
+        return address
+
+
+def _moved(batch: Batch, device: torch.device) -> Batch:
+    """A batch, and the one that it carries, on a device."""
+    own = cast("Mapping[str, Any]", batch)  # tensors and, under ``unlabeled``, a batch
+    moved = {key: _moved(cast(Batch, v), device) if isinstance(v, Mapping) else v.to(device) for key, v in own.items()}
+    return cast(Batch, moved)
+
+
+def _recomputed(encode: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """``encode`` with activation checkpointing."""
+    return lambda part: checkpoint(encode, part, use_reentrant=False)
+
+
+def checked_names(class_names: Sequence[str]) -> tuple[str, ...]:
+    """Class names as a tuple: at least two, none empty. ImageNet has two names twice, so that is allowed."""
+    names = listed(class_names, "class names")
+    if len(names) < 2:
+        raise VlpromptError(f"a classifier needs at least two class names, got {list(names)}")
+    if not all(isinstance(n, str) and natural_name(n) for n in names):
+        raise VlpromptError(f"class names must be non-empty strings, got {list(names)[:5]}")
+    return names
+
+
+def _equal(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors are the same numbers of one type on one device."""
+    return a.dtype == b.dtype and a.device == b.device and torch.equal(a, b)

@@ -1,0 +1,90 @@
+"""From a method's name and settings to a learner."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from datasets_registry.descriptions import names_file, read_descriptions
+from vlprompt.base.checks import check_seed, check_templates, checked
+from vlprompt.base.environment import enough_memory
+from vlprompt.base.wiring import wired
+from vlprompt.clip.class_names import check_names
+from vlprompt.clip.frozen import FrozenCLIP
+from vlprompt.data.splits import DEFAULT_TEMPLATE
+from vlprompt.errors import VlpromptError
+from vlprompt.learner.contract import PromptLearner, checked_names
+from vlprompt.learner.objectives import (
+    DescriptionAnchor,
+    parse_objectives,
+)
+from vlprompt.learner.registration import METHODS, make_config
+
+
+@checked
+def create_learner(
+    method: str,
+    clip: FrozenCLIP,
+    class_names: Sequence[str],
+    *,
+    templates: Sequence[str] = (DEFAULT_TEMPLATE,),
+    seed: int = 1,
+    shared_names: bool = False,
+    **settings: Any,
+) -> PromptLearner:
+    """Create a learner of a registered method.
+
+    Args:
+        method: one of ``list_methods()``.
+        clip: the frozen model.
+        class_names: C natural-language names.
+        templates: the dataset's hand-written templates.
+        seed: of the initial weights.
+        shared_names: whether classes may have one name, as those of several datasets may that were joined.
+        settings: the method's ``Config``, such as ``n_ctx=16``.
+
+    Raises:
+        VlpromptError: a setting is not right, or two names are the same to the model's tokenizer. Different names that
+            a small model does not tell apart are a warning.
+
+    >>> create_learner("coop", load_clip("vlprompt-tiny"), ["cat", "dog"], n_ctx=4)  # doctest: +SKIP
+    """
+    config = make_config(method, settings)
+    templates = (DEFAULT_TEMPLATE,) if templates is None else check_templates(templates)
+    check_descriptions(method, config)
+    check_teacher(method, config)
+    names = checked_names(class_names)
+    check_names(clip, names, shared_names)
+    seed = check_seed(seed)
+    with enough_memory(f"the learnt parts of {method} with these settings"):
+        learner = METHODS.get(method)(clip, names, config, templates, seed)
+    anchors = [o.descriptions for o in learner.objectives if isinstance(o, DescriptionAnchor)]
+    for file in filter(names_file, [config.descriptions, *anchors]):
+        read_descriptions(file, learner.class_names)  # says what is wrong with it now, and not at the first step
+    if config.teacher is not None:
+        wired("teach")(learner, config.teacher)
+    return learner
+
+
+def check_descriptions(method: str, config: Any) -> None:
+    """Raise one sentence if settings name descriptions that nothing would read.
+
+    Args:
+        method: one of ``list_methods()``.
+        config: has its ``objective`` and ``descriptions``.
+    """
+    if config.descriptions is None or METHODS.get(method).reads_descriptions(parse_objectives(config.objective)):
+        return
+    raise VlpromptError(
+        f"method={method} has no use for descriptions={config.descriptions}: give its objective a description_anchor "
+        "without descriptions of its own, or take coprompt or zero_shot"
+    )
+
+
+def check_teacher(method: str, config: Any) -> None:
+    """Raise one sentence if settings name a teacher that nothing would ask; arguments as ``check_descriptions``."""
+    if config.teacher is None or METHODS.get(method).asks_teacher(parse_objectives(config.objective)):
+        return
+    raise VlpromptError(
+        f"method={method} has no use for teacher={config.teacher}: give its objective a distillation or logit_kl part"
+    )

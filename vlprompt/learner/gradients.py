@@ -1,0 +1,70 @@
+"""Gradient rules: what is handed to the optimiser when it is not the plain gradient of the loss."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from vlprompt.base.registry import Registry
+from vlprompt.errors import VlpromptError
+
+
+class GradientRule:
+    """Fills the parameters' gradients from named losses."""
+
+    name = ""
+
+    def __call__(self, losses: Mapping[str, Tensor], parameters: Sequence[nn.Parameter]) -> None:
+        """Set ``grad`` of each parameter."""
+        raise NotImplementedError
+
+
+GRADIENT_RULES: Registry[type[GradientRule]] = Registry("gradient rule")
+
+
+@GRADIENT_RULES.register("prograd")
+class ProGradRule(GradientRule):
+    """Keep what does not conflict with general knowledge (ProGrad): project the loss's gradient where it does.
+
+    With g_d of the loss and g_k of the reference: g_d if <g_d, g_k> >= 0, else g_d - λ·<g_d, ĝ_k>·ĝ_k. A zero reference
+    gradient conflicts with nothing.
+
+    Args:
+        weight: λ; 1 leaves no part of g_d along g_k.
+        reference: the objective whose gradient is general knowledge; it must be among the learner's objectives.
+        scope: ``tensor`` projects each parameter by itself, as the authors' code does; ``all`` projects them as one.
+    """
+
+    def __init__(
+        self, weight: float = 1.0, reference: str = "distillation", scope: Literal["tensor", "all"] = "tensor"
+    ):
+        if scope not in ("tensor", "all"):
+            raise VlpromptError(f"unknown scope '{scope}' of prograd: use tensor or all")
+        self.weight, self.reference, self.scope = weight, reference, scope
+
+    def __call__(self, losses: Mapping[str, Tensor], parameters: Sequence[nn.Parameter]) -> None:
+        """Set ``grad`` of each parameter."""
+        if self.reference not in losses:
+            raise VlpromptError(
+                f"prograd needs the objective '{self.reference}': add {self.reference}(weight=0) to objective"
+            )
+        learnt = torch.autograd.grad(losses["loss"], parameters, retain_graph=True, materialize_grads=True)
+        general = torch.autograd.grad(losses[self.reference], parameters, materialize_grads=True)
+        if self.scope == "all":
+            sizes = [g.numel() for g in learnt]
+            flat = self.project(*(torch.cat([g.flatten() for g in gs]) for gs in (learnt, general)))
+            projected = [piece.view_as(g) for piece, g in zip(flat.split(sizes), learnt, strict=True)]
+        else:
+            projected = [self.project(d, k) for d, k in zip(learnt, general, strict=True)]
+        for parameter, gradient in zip(parameters, projected, strict=True):
+            parameter.grad = gradient
+
+    def project(self, learnt: Tensor, general: Tensor) -> Tensor:
+        """Apply the rule to two gradients of one shape."""
+        along, size = (learnt * general).sum(), general.pow(2).sum()
+        if along >= 0 or size == 0:
+            return learnt
+        return learnt - self.weight * along / size * general

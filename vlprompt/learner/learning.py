@@ -1,0 +1,133 @@
+"""What a method learns from and with: the two things that ``PromptLearner.learn`` is handed, and never imports."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from torch import Tensor, nn
+
+from vlprompt.data import FeatureBank
+from vlprompt.learner.objectives import Batch
+from vlprompt.learner.selection import Selection
+
+if TYPE_CHECKING:
+    from vlprompt.clip.frozen import FrozenCLIP
+
+Batches = Callable[[int], Iterable[Batch]]  # from an epoch's index to its batches; see also ``EpochBatches``
+History = list[dict[str, Any]]  # a record an epoch
+# val is the few-shot draw; whole_val and test are handed out where the authors chose on them and selection=paper
+Source = Literal["labelled", "pool", "val", "whole_val", "test"]
+
+
+@dataclass(frozen=True)
+class EpochBatches:
+    """Batches that know how many an epoch has.
+
+    Attributes:
+        draw: from an epoch's index and a batch size to the batches.
+        images: in an epoch.
+        batch_size: images a batch.
+    """
+
+    draw: Callable[[int, int], Iterable[Batch]]
+    images: int
+    batch_size: int
+
+    def __call__(self, epoch: int) -> Iterable[Batch]:
+        """The batches of an epoch."""
+        return self.draw(epoch, self.batch_size)
+
+    @property
+    def steps(self) -> int:
+        """Batches in an epoch; a short last one is dropped unless it is the only one."""
+        return max(1, self.images // self.batch_size)
+
+    def sized(self, batch_size: int) -> EpochBatches:
+        """The same images in batches of another size."""
+        return replace(self, batch_size=batch_size)
+
+
+@dataclass(frozen=True)
+class ParameterGroup:
+    """Learnables that are optimised alike.
+
+    Attributes:
+        parameters: the tensors.
+        lr_scale: factor of the learning rate.
+        weight_decay: in place of the recipe's; None keeps that.
+    """
+
+    parameters: Sequence[nn.Parameter]
+    lr_scale: float = 1.0
+    weight_decay: float | None = None
+
+
+class Feed(Protocol):
+    """What there is to learn from: labelled images, a pool of images without labels, validation images.
+
+    A pool's labels do not exist here, whatever the files are called.
+    """
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """C names, in label order."""
+
+    @property
+    def templates(self) -> tuple[str, ...]:
+        """The dataset's hand-written ones."""
+
+    @property
+    def domains(self) -> tuple[str, ...]:
+        """Names of the images' domains, which ``domain`` of a batch counts; empty if they have none."""
+
+    @property
+    def selection(self) -> Selection:
+        """What hyper-parameters may be chosen on, and the record of what was; see ``vlprompt.learner.selection``."""
+
+    def batches(self, source: Source = "labelled", *, views: int | str | None = None) -> EpochBatches:
+        """Shuffled training batches of a source, as the learner can use them: cached features, or images.
+
+        Args:
+            source: a pool's batches have no ``label``.
+            views: of each image, in place of the run's: a number, or ``fresh``.
+        """
+
+    def bank(self, source: Source = "labelled", *, views: int = 1, clip: FrozenCLIP | None = None) -> FeatureBank:
+        """Frozen features of a source, not normalised: (V, N, D), and labels (N,), absent for a pool.
+
+        Args:
+            source: whose images.
+            views: 1 is the evaluation crop; more are draws of the training transform.
+            clip: another frozen model than the learner's.
+        """
+
+    def labelled_as(self, labels: Tensor, weights: Tensor | None = None) -> Feed:
+        """A feed whose labelled images are the pool's, with these labels (N,); -1 leaves an image out.
+
+        Args:
+            labels: one for each image of the pool, in its order.
+            weights: of the pool's images in the loss (N,).
+        """
+
+    def where(self, *, domain: str) -> Feed:
+        """A feed of one domain's images."""
+
+    def beside(self, other: Feed) -> Feed:
+        """A feed whose batches carry a batch of another feed's pool, or of its labelled images, as ``unlabeled``."""
+
+
+class Train(Protocol):
+    """The training loop, with the run's recipe, checkpoints and progress behind it."""
+
+    def __call__(self, module: nn.Module, batches: Batches, *, stage: str = "", **options: Any) -> History:
+        """Train a module in place, and return a record for each epoch.
+
+        Args:
+            module: gives ``loss`` of a batch, as a learner does.
+            batches: of an epoch.
+            stage: names this training among several of one ``learn``. Each has a checkpoint of its own; a stage that
+                was finished before an interruption gives back its end state at once.
+            options: in place of the recipe's, such as ``epochs`` or ``lr``; see ``vlprompt.training.TrainOptions``.
+        """

@@ -1,0 +1,198 @@
+"""Learnable parts: context tokens, deep prompts, visual prompts and the coupling between them."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Sequence
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from vlprompt.clip.edits import Edit
+from vlprompt.clip.frozen import ClassTokens, FrozenCLIP
+from vlprompt.clip.text import Prompts
+from vlprompt.clip.vision import Place
+from vlprompt.errors import VlpromptError
+
+Position = Literal["end", "middle", "front"]
+DEFAULT_N_CTX = 16
+MOST_VISUAL = 10_000  # tokens beside the patches of one layer; published methods have 2 to 50
+INIT_STD = 0.02  # of random context and deep prompts, as in CoOp
+
+
+def random_tokens(*shape: int) -> nn.Parameter:
+    """Tokens drawn from N(0, 0.02²)."""
+    return nn.Parameter(torch.randn(*shape) * INIT_STD)
+
+
+def split_words(clip: FrozenCLIP, words: str, n: int) -> tuple[Tensor, str]:
+    """Embeddings (n, d_t) of a phrase's first n tokens, and the words that stay fixed behind them.
+
+    MaPLe learns two tokens in the place of "a photo" and keeps "of a" as it is.
+    """
+    embedded = clip.word_embeddings(words)
+    if n > len(embedded):
+        raise VlpromptError(
+            f"ctx_init '{words:.80}' has {len(embedded)} tokens, fewer than n_ctx={n}; use ctx_init=null"
+        )
+    parts = words.split()
+    for cut in range(len(parts) + 1):
+        if int(clip.count_tokens([" ".join(parts[:cut])])[0]) == n:
+            return embedded[:n], " ".join(parts[cut:])
+    raise VlpromptError(f"n_ctx={n} cuts a word of ctx_init '{words:.80}' in two; choose another n_ctx")
+
+
+class TextPrompt(nn.Module):
+    """Context vectors among the words of a class prompt, and deep prompts in later blocks.
+
+    Args:
+        clip: the frozen model; sizes are read from it.
+        n_ctx: learnt tokens n; None takes as many as ``ctx_init`` has, or 16.
+        ctx_init: a phrase such as "a photo of a" whose first n tokens are the start while the rest stays as fixed
+            words, or None for N(0, 0.02²).
+        position: where the class name stands: after the context (``end``), in its ``middle``, or in ``front``.
+        depth: blocks that receive learnt tokens, the first included.
+        n_classes: given for a context of each class's own.
+        n_prompts: given for a collection of K prompts, encoded side by side.
+
+    Attributes:
+        ctx: (n, d_t); (C, n, d_t) when class-specific; (K, n, d_t) for a collection.
+        deep: depth-1 tensors (n, d_t); the i-th replaces the context's states at the input of block i+1.
+        words: the fixed words behind the context.
+    """
+
+    def __init__(
+        self,
+        clip: FrozenCLIP,
+        n_ctx: int | None = None,
+        ctx_init: str | None = None,
+        position: Position = "end",
+        depth: int = 1,
+        n_classes: int | None = None,
+        n_prompts: int | None = None,
+    ):
+        super().__init__()
+        clip.require(text=depth)
+        if position not in get_args(Position):
+            raise VlpromptError(f"unknown class_token_position '{position}': use {', '.join(get_args(Position))}")
+        if n_ctx is None:
+            n_ctx = int(clip.count_tokens([ctx_init])[0]) if ctx_init else DEFAULT_N_CTX
+        if n_ctx < 1:
+            raise VlpromptError(f"n_ctx={n_ctx} leaves nothing to learn; use 1 or more")
+        clip.room_beside(n_ctx)  # before memory is asked for
+        start, self.words = split_words(clip, ctx_init, n_ctx) if ctx_init else (None, "")
+        if position != "end" and (depth > 1 or self.words):
+            raise VlpromptError("deep text prompts and fixed words behind the context need class_token_position=end")
+        if depth > 1 and n_classes is not None:
+            raise VlpromptError("deep text prompts need one context for all classes: set class_specific=false")
+        shape = (n_ctx, clip.text.width)
+        sets = [count for count in (n_classes, n_prompts) if count is not None]
+        ctx = random_tokens(*sets, *shape)
+        self.ctx = ctx if start is None else nn.Parameter(start.expand_as(ctx).clone())
+        self.deep = nn.ParameterList(random_tokens(*shape) for _ in range(depth - 1))
+        self.n_ctx, self.class_specific = n_ctx, n_classes is not None
+        self.before = {"end": n_ctx, "middle": n_ctx // 2, "front": 0}[position]  # learnt tokens before the name
+
+    def tokenize(self, clip: FrozenCLIP, class_names: Sequence[str]) -> ClassTokens:
+        """Token ids of the class prompts, with room for the context."""
+        return clip.class_tokens(class_names, self.words, self.n_ctx)
+
+    def encode(
+        self,
+        clip: FrozenCLIP,
+        tokens: ClassTokens,
+        ctx: Tensor | None = None,
+        chunk: int | None = None,
+        edits: Sequence[Edit] = (),
+    ) -> Tensor:
+        """Encode the class prompts.
+
+        Args:
+            clip: the frozen model.
+            tokens: what ``tokenize`` returned.
+            ctx: in the place of ``self.ctx``: (n, d_t), (C, n, d_t) if class-specific, or (G, n, d_t) for G prompts
+                side by side.
+            chunk: classes at a time.
+            edits: what the learner does inside the text tower, ``learner.edits``.
+
+        Returns:
+            Features (G, C, D), fp32, not normalised; G is 1 unless ``ctx`` holds several prompts.
+        """
+        return clip.encode_prompts(self.assemble(clip, tokens, self.ctx if ctx is None else ctx), chunk, edits)
+
+    def assemble(self, clip: FrozenCLIP, tokens: ClassTokens, ctx: Tensor) -> Prompts:
+        """Cut the prompts into what is the same for all classes and what follows for each; ``ctx`` as in ``encode``."""
+        start = clip.start_embedding()  # (1, d_t)
+        deep = {i + 1: prompt for i, prompt in enumerate(self.deep)}
+        body = clip.text.embed(tokens.ids)  # (C, S, d_t)
+        head, tail = ctx[..., : self.before, :], ctx[..., self.before :, :]
+        if self.class_specific:
+            suffix = torch.cat([head, _insert(body, tail, tokens.name_lengths)], dim=1)
+            return Prompts(start.unsqueeze(0), suffix, tokens.lengths + self.n_ctx, context=ctx)
+        head = head if head.dim() == 3 else head.unsqueeze(0)  # (G, h, d_t)
+        words = body[0, : tokens.n_words]
+        prefix = torch.cat([start.expand(len(head), -1, -1), head, words.expand(len(head), -1, -1)], dim=1)
+        if tail.dim() == 3:
+            tail = tail.unsqueeze(1)  # (G, 1, n-h, d_t)
+        suffix = _insert(body[:, tokens.n_words :], tail, tokens.name_lengths)
+        lengths = tokens.lengths - tokens.n_words + tail.shape[-2]
+        beginnings = tokens.beginnings[:, tokens.n_words :] if self.before == self.n_ctx else None
+        return Prompts(prefix, suffix, lengths, beginnings, deep, len(start), ctx)
+
+
+def _insert(body: Tensor, tail: Tensor, at: Tensor) -> Tensor:
+    """Insert m tokens into each row at its own place: body (C, S, d), tail (…, m, d), at (C,) -> ([G,] C, S+m, d)."""
+    size, extra = body.shape[1], tail.shape[-2]
+    if extra == 0:
+        return body
+    lead = torch.broadcast_shapes(tail.shape[:-2], body.shape[:1])  # (C,) or (G, C)
+    source = torch.cat([body.expand(*lead, -1, -1), tail.expand(*lead, -1, -1)], dim=-2)
+    place = torch.arange(size + extra, device=body.device).expand(len(body), -1)
+    at = at[:, None]
+    index = torch.where(place < at, place, torch.where(place < at + extra, size + place - at, place - extra))
+    return source.take_along_dim(index.expand(*lead, -1).unsqueeze(-1), dim=-2)
+
+
+class VisualPrompt(nn.Module):
+    """Learnt tokens beside the image patches.
+
+    Args:
+        clip: the frozen model; sizes are read from it.
+        n: tokens a layer.
+        depth: blocks that receive tokens of their own, the first included: 1 is shallow.
+        place: where the first layer's tokens enter, before or after ``ln_pre``.
+
+    Attributes:
+        tokens: depth tensors (n, d_v).
+    """
+
+    def __init__(self, clip: FrozenCLIP, n: int, depth: int, place: Place = "pre_ln"):
+        super().__init__()
+        clip.require(vision=depth)
+        if place not in get_args(Place):
+            raise VlpromptError(f"unknown place '{place}' of visual prompts: use {' or '.join(get_args(Place))}")
+        if n > MOST_VISUAL:
+            raise VlpromptError(f"{n} visual tokens a layer were asked for, and at most {MOST_VISUAL} are taken")
+        self.tokens = nn.ParameterList(random_tokens(n, clip.visual.width) for _ in range(depth))
+        self.place = place
+
+    def encode(self, clip: FrozenCLIP, images: Tensor, edits: Sequence[Edit] = ()) -> Tensor:
+        """Image features (B, D), not normalised, of images (B, 3, H, W) with the tokens and the edits in place."""
+        return clip.prompted_image_features(images, dict(enumerate(self.tokens)), self.place, edits)
+
+
+class Coupling(nn.Module):
+    """MaPLe's coupling functions: one linear map per layer from text to visual prompts."""
+
+    def __init__(self, clip: FrozenCLIP, depth: int):
+        super().__init__()
+        clip.require(vision=depth)
+        first = nn.Linear(clip.text.width, clip.visual.width)
+        deep = nn.Linear(clip.text.width, clip.visual.width)
+        # the deep maps start as copies of one initialised layer, as in the authors' code
+        self.maps = nn.ModuleList([first, *(copy.deepcopy(deep) for _ in range(depth - 1))])
+
+    def forward(self, text: Iterable[Tensor]) -> dict[int, Tensor]:
+        """Map the text prompts (n, d_t) of each layer to its visual prompts (n, d_v)."""
+        return {i: f(p) for i, (f, p) in enumerate(zip(self.maps, text, strict=True))}

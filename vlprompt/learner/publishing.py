@@ -1,0 +1,65 @@
+"""The authors' names of learnt tensors, from each method's table.
+
+A table maps names of ours to the authors'. A key that ends in a dot stands for every name below it, and ``{i}`` for a
+number, which the authors' name may shift: ``{"prompt.deep.{i}": "text_prompts.{i+1}"}``. Names outside the table are
+the same in both.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from vlprompt.errors import VlpromptError
+
+if TYPE_CHECKING:
+    from vlprompt.learner.contract import PromptLearner
+
+NUMBER = re.compile(r"\{i([+-]\d+)?\}")
+
+
+def published_names(learner: PromptLearner) -> dict[str, str]:
+    """The authors' name of each learnable tensor, by ours."""
+    return {name: published_name(name, learner.published) for name, _ in learner.named_parameters()}
+
+
+def published_name(name: str, table: Mapping[str, str]) -> str:
+    """One name in the authors' words.
+
+    >>> published_name("prompt.deep.2", {"prompt.deep.{i}": "text_prompts.{i+1}"})
+    'text_prompts.3'
+    """
+    for ours, theirs in table.items():
+        pattern = re.escape(ours).replace(r"\{i\}", r"(\d+)") + (r"(?P<rest>.+)" if ours.endswith(".") else "")
+        found = re.fullmatch(pattern, name)
+        if found:
+            return _shifted(theirs, found[1] if "{i}" in ours else "0") + (found.groupdict().get("rest") or "")
+    return name
+
+
+def _shifted(theirs: str, number: str) -> str:
+    """The authors' name with its ``{i}``, ``{i+1}`` or the like filled in."""
+    return NUMBER.sub(lambda shift: str(int(number) + int(shift[1] or 0)), theirs)
+
+
+def published_state(learner: PromptLearner) -> dict[str, Tensor]:
+    """A copy of the learnables under the authors' names."""
+    state = learner.state_dict()
+    return {theirs: state[ours].clone() for ours, theirs in published_names(learner).items()}
+
+
+def load_published(learner: PromptLearner, tensors: Mapping[str, Tensor]) -> None:
+    """Load learnables that go by the authors' names; other tensors (class buffers) are ignored.
+
+    Raises:
+        VlpromptError: one is missing or has another shape.
+    """
+    names = published_names(learner)
+    missing = [theirs for theirs in names.values() if theirs not in tensors]
+    if missing:
+        raise VlpromptError(f"{learner.method}: the tensors lack {', '.join(missing)}")
+    state = learner.state_dict() | {ours: tensors[theirs] for ours, theirs in names.items()}
+    learner.load_learnables(state, "the published tensors")

@@ -1,0 +1,96 @@
+"""The methods by name: their classes, their facts, their settings."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
+
+from vlprompt.base.registry import Registry
+from vlprompt.base.schema import assign, structured, to_object
+from vlprompt.base.settings import RunConfig
+from vlprompt.base.settings_text import check_plain
+from vlprompt.errors import VlpromptError, nearest
+from vlprompt.learner.contract import PromptLearner
+from vlprompt.learner.facts import Facts
+
+METHODS: Registry[type[PromptLearner]] = Registry("method")
+# hooks of version 0.1 that would be passed over in silence, and what took their place
+FORMER_HOOKS = {
+    "new_classes": "facts_of",
+    "cacheable_images": "facts_of",
+    "outputs": "encode_text(self, v) and score",
+    "published_names": "the table `published`",
+    "training_state": "buffers",
+}
+
+
+def register(
+    name: str, *, paper: str, trains: Sequence[str] = (), **facts: Any
+) -> Callable[[type[PromptLearner]], type[PromptLearner]]:
+    """Register a method.
+
+    Args:
+        name: as in ``create_learner(name, …)``.
+        paper: arXiv id or citation.
+        trains: of ``text``, ``vision`` and ``head``; empty for training-free methods.
+        facts: more of its ``Facts``, where they are not the usual ones.
+
+    Raises:
+        VlpromptError: the name is taken, a fact is none, a setting is one that every run has, or the class fills in
+            what is not asked any more.
+    """
+    known = [f.name for f in dataclasses.fields(Facts)]
+    for key in facts:
+        if key not in known:
+            raise VlpromptError(f"method '{name}' is registered with the unknown fact '{key}': {nearest(key, known)}")
+    registered = Facts(paper=paper, trains=frozenset(trains), **facts)
+    taken = {f.name for f in dataclasses.fields(RunConfig)}
+
+    def file(cls: type[PromptLearner]) -> type[PromptLearner]:
+        clash = next((f.name for f in dataclasses.fields(cls.Config) if f.name in taken), None)
+        if clash:
+            raise VlpromptError(f"method '{name}' has a setting '{clash}', which every run has: give it another name")
+        for hook, instead in FORMER_HOOKS.items():
+            if hook in vars(cls):
+                raise VlpromptError(f"method '{name}' fills in {hook}, which nothing asks for: use {instead}")
+        cls.method, cls.registered = name, registered
+        return METHODS.register(name)(cls)
+
+    return file
+
+
+def list_methods(pattern: str = "*") -> list[str]:
+    """Names of the registered methods that match a shell-style pattern."""
+    return METHODS.names(pattern)
+
+
+def method_info(name: str) -> dict[str, Any]:
+    """What is known of a method with its default settings: summary, facts, and the settings with their defaults."""
+    entry = METHODS.info(name)
+    defaults = entry.value.Config()
+    facts = dataclasses.asdict(entry.value.facts_of(defaults))
+    facts["trains"] = tuple(sorted(facts["trains"]))
+    return {"name": name, "summary": entry.summary, **facts, "config": dataclasses.asdict(defaults)}
+
+
+def method_facts(name: str, settings: Mapping[str, Any]) -> Facts:
+    """What a learner with these settings would be, before there is a backbone to make one on."""
+    return METHODS.get(name).facts_of(make_config(name, settings))
+
+
+def make_config(method: str, settings: Mapping[str, Any]) -> PromptLearner.Config:
+    """Check settings against a method's ``Config``; an unknown key or ill-typed value is one clear sentence."""
+    schema = structured(METHODS.get(method).Config)
+    for key, value in settings.items():
+        check_plain(key, value)
+        try:
+            assign(schema, key, value)
+        except ConfigKeyError:
+            raise VlpromptError(f"{method} has no setting '{key}': {nearest(key, schema)}") from None
+        except OmegaConfBaseException as error:
+            raise VlpromptError(f"{method}: {key}={value!r} is not right: {str(error).splitlines()[0]}") from None
+    config: PromptLearner.Config = to_object(schema)
+    return config

@@ -1,0 +1,160 @@
+"""What the frozen model itself says: text features, descriptions, image features, each computed once."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol, cast
+from weakref import WeakKeyDictionary
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from datasets_registry.descriptions import names_file, read_descriptions
+from vlprompt.base.checks import check_templates
+from vlprompt.clip.frozen import FrozenCLIP, natural_name
+from vlprompt.data.splits import DEFAULT_TEMPLATE
+from vlprompt.data.templates import TEMPLATE_SETS
+from vlprompt.errors import VlpromptError
+
+if TYPE_CHECKING:
+    from vlprompt.learner.objectives import Batch
+
+# Text features by model, for as long as it lives: the learners of a sweep share what it says of their classes.
+_KNOWN: WeakKeyDictionary[FrozenCLIP, dict[tuple[object, ...], Tensor]] = WeakKeyDictionary()
+
+
+class SavedTeacher(Protocol):
+    """A saved learner that teaches another, on a backbone of its own.
+
+    Attributes:
+        identity: what tells it from other teachers.
+        needs_images: whether features of the student's frozen tower do not serve it.
+    """
+
+    identity: dict[str, Any]
+    needs_images: bool
+
+    def text_features(self, class_names: Sequence[str], templates: Sequence[str] = ()) -> Tensor:
+        """Class features (C, D of its backbone)."""
+
+    def logits(self, batch: Batch, class_names: Sequence[str]) -> Tensor:
+        """Logits (B, C) of a student's batch."""
+
+
+class Teacher:
+    """A frozen model's features under a cache.
+
+    Text features are kept for all teachers of a model: keys are class names, templates and sentences; the weights never
+    change. Image features are remembered for the batch at hand, so that several objectives share one pass, and taken
+    from the batch where a feature bank has put them.
+
+    Args:
+        clip: the frozen model.
+
+    Attributes:
+        reads_files: whether templates and descriptions may be named by a file; not in a learner that was loaded, whose
+            settings are somebody else's.
+        own_file: the one that may be read all the same, since the settings of the user's own run name it too.
+    """
+
+    def __init__(self, clip: FrozenCLIP):
+        self.clip = clip
+        self.reads_files = True
+        self.own_file: str | None = None
+        self._cache = _KNOWN.setdefault(clip, {})
+        self._last: tuple[Tensor, int | None, Tensor] | None = None
+
+    def text_features(
+        self,
+        class_names: Sequence[str],
+        templates: Sequence[str] = (DEFAULT_TEMPLATE,),
+        normalise_first: bool = True,
+    ) -> Tensor:
+        """Mean text feature of each class over templates, normalised: (C, D).
+
+        Args:
+            class_names: underscores become spaces.
+            templates: each with one ``{}``.
+            normalise_first: whether each template's feature is normalised before the mean (CLIP's ensembles), or only
+                the mean is (PromptSRC's teacher).
+        """
+        key = ("text", tuple(class_names), tuple(templates), normalise_first)
+        if key not in self._cache:
+            texts = _fill(class_names, templates)
+            features = self.clip.encode_text(texts).unflatten(0, (len(templates), -1))  # (T, C, D)
+            features = F.normalize(features, dim=-1) if normalise_first else features
+            self._cache[key] = F.normalize(features.mean(dim=0), dim=-1)
+        return self._cache[key]
+
+    def description_table(self, class_names: Sequence[str], descriptions: Sequence[str] | str) -> Tensor:
+        """Normalised features of each class's descriptions (N, C, D); N is the shortest list's length.
+
+        Args:
+            class_names: underscores become spaces.
+            descriptions: a JSON file ``{class: [sentences]}``, or templates.
+        """
+        self.refuse_file(descriptions)
+        file = descriptions if names_file(descriptions) else None
+        templates = [descriptions] if isinstance(descriptions, str) else descriptions
+        key = ("descriptions", tuple(class_names), tuple(templates) if file is None else _stamp(file))
+        if key not in self._cache:
+            if file is not None:
+                sentences = read_descriptions(file, class_names)
+                count = min(map(len, sentences))
+                texts = [sentences[c][i] for i in range(count) for c in range(len(class_names))]
+            else:
+                count, texts = len(templates), _fill(class_names, templates)
+            self._cache[key] = F.normalize(self.clip.encode_text(texts).unflatten(0, (count, -1)), dim=-1)
+        return self._cache[key]
+
+    def described(self, class_names: Sequence[str], path: str) -> Tensor:
+        """Mean feature of each class's sentences, normalised before and after the mean (C, D)."""
+        self.refuse_file(path)
+        key = ("described", tuple(class_names), _stamp(path))
+        if key not in self._cache:
+            sentences = read_descriptions(path, class_names)
+            features = F.normalize(self.clip.encode_text([text for texts in sentences for text in texts]), dim=-1)
+            means = [part.mean(dim=0) for part in features.split([len(texts) for texts in sentences])]
+            self._cache[key] = F.normalize(torch.stack(means), dim=-1)
+        return self._cache[key]
+
+    def image_features(self, batch: Batch | Mapping[str, Tensor], view: str = "image") -> Tensor:
+        """Normalised features (B, D) of a batch's view by the frozen tower, under no gradient."""
+        tensors = cast("Mapping[str, Tensor]", batch)
+        known = tensors.get("image_features") if view == "image" else tensors.get(f"{view}_features")
+        if known is not None:
+            return F.normalize(known, dim=-1)
+        images = tensors[view]
+        version = None if images.is_inference() else images._version  # a buffer may be filled anew for each batch
+        if self._last is None or self._last[0] is not images or self._last[1] != version:
+            self._last = (images, version, F.normalize(self.clip.encode_image(images), dim=-1))
+        return self._last[2]
+
+    def refuse_file(self, spec: Any) -> None:
+        """Raise one sentence if a setting names a file and none may be read."""
+        if self.reads_files or (spec is not None and spec == self.own_file):
+            return
+        if isinstance(spec, str) and "{}" not in spec and spec not in TEMPLATE_SETS:
+            raise VlpromptError(
+                f"a loaded learner's settings may not name files, and they name '{spec}': make a learner with "
+                "create_learner, and init_from= the saved one"
+            )
+
+
+def _fill(class_names: Sequence[str], templates: Sequence[str]) -> list[str]:
+    """Every template with every class name, template by template."""
+    templates = check_templates(templates)
+    names = [natural_name(name) for name in class_names]
+    # replace and not format, which would follow "{x.attribute}" in somebody else's template
+    return [template.replace("{}", name) for template in templates for name in names]
+
+
+def _stamp(path: str) -> tuple[str, int, int]:
+    """What tells a file from a later one of the same name, without reading it."""
+    try:
+        facts = os.stat(os.path.expanduser(path))
+    except OSError:
+        return path, 0, 0  # reading it says what is wrong
+    return path, facts.st_mtime_ns, facts.st_size

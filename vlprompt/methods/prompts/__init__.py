@@ -1,0 +1,1 @@
+"""Learnt prompts, of text, images or both."""

@@ -1,0 +1,53 @@
+"""CoCoOp: conditional prompt learning (Zhou et al., CVPR 2022, arXiv:2203.05557).
+
+Trained: CoOp's context v_m and a meta-net h that adds an image-conditioned token to each of them, v_m(x) = v_m + h(x):
+B·C prompts a batch.
+Protocols: base-to-new, cross-dataset, domain generalization.
+Differs from the authors' code: fp32 throughout; the prompts of a batch share one pass, with each image's prefix
+computed once.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from vlprompt.errors import VlpromptError
+from vlprompt.learner import register
+from vlprompt.methods.prompts.coop import CoOp
+
+REDUCTION = 16  # of the meta-net's hidden layer, from the joint width
+
+
+@register("cocoop", paper="arXiv:2203.05557", trains=("text",), classifier="per_image")
+class CoCoOp(CoOp):
+    """CoOp with a context that is conditioned on the image."""
+
+    @dataclass
+    class Config(CoOp.Config):
+        """Settings, as CoOp's with the class name at the end.
+
+        Attributes:
+            image_chunk: images whose prompts are encoded at a time; None takes a whole batch.
+        """
+
+        ctx_init: str | None = "a photo of a"
+        image_chunk: int | None = 8
+
+    def setup(self) -> None:
+        """Create the context (n, d_t) and the meta-net D -> D/16 -> d_t."""
+        if self.config.class_specific or self.config.class_token_position != "end":
+            raise VlpromptError("cocoop has one context for all classes, with the class name at the end")
+        super().setup()
+        joint, hidden = self.clip.embed_dim, max(1, self.clip.embed_dim // REDUCTION)
+        layers = {"linear1": nn.Linear(joint, hidden), "relu": nn.ReLU()}
+        self.meta_net = nn.Sequential(OrderedDict(layers, linear2=nn.Linear(hidden, self.clip.text.width)))
+
+    def encode_text(self, v: Tensor | None = None) -> Tensor:
+        """Class features (B, C, D) for each normalised image feature v (B, D)."""
+        if v is None:
+            raise VlpromptError("cocoop's class features depend on each image, so there are none without one")
+        ctx = self.prompt.ctx + self.meta_net(v).unsqueeze(1)  # (B, n, d_t)
+        return self.prompt.encode(self.clip, self.tokens, ctx, self.config.text_chunk, edits=self.edits)

@@ -1,0 +1,44 @@
+"""ProGrad: prompt-aligned gradient for prompt tuning (Zhu et al., ICCV 2023, arXiv:2205.14865).
+
+Trained: CoOp's context. The gradient of the cross-entropy loses what conflicts with that of the distillation loss; the
+distillation loss itself is never added.
+Protocols: few-shot, base-to-new, domain generalization.
+Differs from the authors' code: fp32, image features computed once a step, no division by a zero gradient; with a phrase
+shorter than the context the leading positions are zeros, as theirs are.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+
+from vlprompt.learner import register
+from vlprompt.learner.prompts import TextPrompt
+from vlprompt.methods.prompts.coop import CoOp
+
+
+@register("prograd", paper="arXiv:2205.14865", trains=("text",))
+class ProGrad(CoOp):
+    """CoOp whose gradient does not go against the zero-shot model."""
+
+    @dataclass
+    class Config(CoOp.Config):
+        """Settings, as CoOp's with sixteen tokens; a shorter ``ctx_init`` fills the last of them."""
+
+        objective: list[str] = field(default_factory=lambda: ["ce", "distillation(weight=0.0)"])
+        gradient_rule: str | None = "prograd(weight=1.0)"
+        n_ctx: int | None = 16
+
+    def setup(self) -> None:
+        """Create the context (n, d_t), padded with zeros in front of a shorter phrase."""
+        config = self.config
+        words = self.clip.word_embeddings(config.ctx_init) if config.ctx_init else None
+        if words is None or config.n_ctx is None or config.n_ctx <= len(words):
+            super().setup()
+            return
+        classes = len(self.class_names) if config.class_specific else None
+        self.prompt = TextPrompt(self.clip, config.n_ctx, None, config.class_token_position, n_classes=classes)
+        with torch.no_grad():
+            self.prompt.ctx.zero_()
+            self.prompt.ctx[..., -len(words) :, :] = words.cpu()

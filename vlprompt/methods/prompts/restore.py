@@ -1,0 +1,116 @@
+"""RESTORE: towards feature shift for vision-language prompt learning (Yang et al., 2024, arXiv:2403.06136).
+
+Trained: MaPLe's prompts and maps, and a "surgery" block on each tower's final feature, f + r·FFN(LN(f)). The loss adds
+the squared difference between the modalities' prompt norms ‖P_iᵀP_i‖_F relative to their first values, layer by layer.
+Protocols: base-to-new, cross-dataset.
+The consistency term is the code's; the paper speaks of the shift of block features with against without prompts, which
+``vlprompt.analysis.feature_shift`` measures. Differs from the authors' code: the first norms are part of the
+checkpoint, so that a resumed run has the same loss.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from open_clip.transformer import QuickGELU
+from torch import Tensor, nn
+
+from vlprompt.clip import FrozenCLIP
+from vlprompt.learner import PromptLearner, register
+from vlprompt.learner.objectives import OBJECTIVES, Batch, Objective, Outputs
+from vlprompt.methods.prompts.maple import MaPLe
+
+TEXT_STEP, IMAGE_STEP = 0.02, 0.005  # growth of the ratios, once, per unit of mean prompt norm
+
+
+def gram_norm(prompt: Tensor) -> Tensor:
+    """‖PᵀP‖_F of a prompt (n, d), computed as ‖PPᵀ‖_F of (n, n)."""
+    return (prompt @ prompt.T).norm()
+
+
+@OBJECTIVES.register("prompt_shift")
+class PromptShift(Objective):
+    """Squared difference of the two modalities' relative prompt norms, summed over deep layers (RESTORE's code)."""
+
+    def refuses(self, learner: PromptLearner) -> str | None:
+        """Only RESTORE keeps the norms."""
+        return None if isinstance(learner, RESTORE) else "compares norms that restore alone keeps"
+
+    def __call__(self, learner: PromptLearner, outputs: Outputs, batch: Batch) -> Tensor:
+        """Sum over layers 1…J-1."""
+        text, image = learner.prompt_norms()
+        learner.remember_norms(text, image)
+        return (text / learner.first_text_norms - image / learner.first_image_norms).pow(2).sum()
+
+
+class Surgery(nn.Module):
+    """f + r·FFN(LN(f)) on a final feature."""
+
+    def __init__(self, clip: FrozenCLIP, ratio: float):
+        super().__init__()
+        width = clip.embed_dim
+        self.post_ln = nn.LayerNorm(width)
+        self.FFN = nn.Sequential(nn.Linear(width, 4 * width), QuickGELU(), nn.Linear(4 * width, width))
+        self.register_buffer("ratio", torch.tensor(ratio))
+
+    def forward(self, f: Tensor) -> Tensor:
+        """Repair features (…, D)."""
+        return f + self.ratio * self.FFN(self.post_ln(f))
+
+
+@register("restore", paper="arXiv:2403.06136", trains=("text", "vision"), cacheable_images=False)
+class RESTORE(MaPLe):
+    """Coupled deep prompts whose shift stays alike in both modalities."""
+
+    @dataclass
+    class Config(MaPLe.Config):
+        """Settings, as MaPLe's.
+
+        Attributes:
+            text_ratio, image_ratio: r of the surgery blocks at the start.
+            grow_ratios: whether r grows once, a third into training, with the prompts' norms.
+        """
+
+        objective: list[str] = field(default_factory=lambda: ["ce", "prompt_shift(weight=1.0)"])
+        text_ratio: float = 0.1
+        image_ratio: float = 0.01
+        grow_ratios: bool = True
+
+    def setup(self) -> None:
+        """Create MaPLe's learnables and the surgery blocks, D -> 4D -> D."""
+        super().setup()
+        self.text_adapter = Surgery(self.clip, self.config.text_ratio)
+        self.visual_adapter = Surgery(self.clip, self.config.image_ratio)
+        for name in ("first_text_norms", "first_image_norms"):  # zero until the first forward pass
+            self.register_buffer(name, torch.zeros(self.config.depth - 1))
+
+    def encode_text(self, v: Tensor | None = None) -> Tensor:
+        """Repaired class features (C, D)."""
+        return self.text_adapter(super().encode_text(v))
+
+    def encode_images(self, batch: Batch) -> Tensor:
+        """Repaired features (B, D) of images seen with the coupled tokens."""
+        return self.visual_adapter(super().encode_images(batch))
+
+    def prompt_norms(self) -> tuple[Tensor, Tensor]:
+        """‖PᵀP‖_F of the deep text prompts and of the visual prompts made from them: two tensors (J-1,)."""
+        visual = self.coupling([self.prompt.ctx, *self.prompt.deep])
+        if not self.prompt.deep:
+            return self.first_text_norms, self.first_image_norms
+        text = torch.stack([gram_norm(p) for p in self.prompt.deep])
+        return text, torch.stack([gram_norm(visual[i + 1]) for i in range(len(self.prompt.deep))])
+
+    def remember_norms(self, text: Tensor, image: Tensor) -> None:
+        """Keep the norms of the first forward pass."""
+        if not self.first_text_norms.any():
+            self.first_text_norms.copy_(text.detach())
+            self.first_image_norms.copy_(image.detach())
+
+    @torch.no_grad()
+    def after_epoch(self, epoch: int, epochs: int) -> None:
+        """A third into training let the ratios grow with the mean prompt norms, once."""
+        if self.config.grow_ratios and epoch == epochs // 3 and self.prompt.deep:
+            text, image = self.prompt_norms()
+            self.text_adapter.ratio += TEXT_STEP * text.mean()
+            self.visual_adapter.ratio += IMAGE_STEP * image.mean()

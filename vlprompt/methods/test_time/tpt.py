@@ -1,0 +1,96 @@
+"""TPT: test-time prompt tuning for zero-shot generalization (Shu et al., NeurIPS 2022, arXiv:2209.07511).
+
+Tuned, for each test image anew: the context, by a step that makes the mean prediction over the surest of its augmented
+views more certain. The prediction is that of the centre crop with the tuned context.
+Protocols: test-time; the start may be a CoOp learner (``init_from``).
+Differs from the authors' code: fp32, so that no step is skipped; views are crops and mirror images (theirs adds AugMix
+on the ten fine-grained sets); a view depends on the image alone, so that the order of test images changes nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vlprompt.errors import VlpromptError
+from vlprompt.learner import register
+from vlprompt.learner.learning import Feed, Train
+from vlprompt.learner.objectives import Batch
+from vlprompt.methods.prompts.coop import CoOp
+
+
+def surest_views(logits: Tensor, fraction: float) -> Tensor:
+    """Places of the views (V, C) of lowest entropy, int(V·fraction) of them and one at least, the surest first."""
+    log_p = logits.log_softmax(dim=1)
+    entropy = -(log_p.exp() * log_p).sum(dim=1)
+    return entropy.argsort()[: max(1, int(len(logits) * fraction))]
+
+
+def entropy_of_mean(logits: Tensor) -> Tensor:
+    """Entropy of the mean probability over views (V, C), §3.2, eq. 3: not the mean of entropies."""
+    log_p = logits.log_softmax(dim=1)
+    log_mean = log_p.logsumexp(dim=0) - torch.log(torch.tensor(float(len(logits))))
+    return -(log_mean.exp() * log_mean).sum()
+
+
+@register("tpt", paper="arXiv:2209.07511", trains=("text",), labels="none", inputs=("views",))
+class TPT(CoOp):
+    """A context that is tuned on each test image by itself."""
+
+    @dataclass
+    class Config(CoOp.Config):
+        """Settings, as CoOp's, started from "a photo of a".
+
+        Attributes:
+            n_views: views of a test image, the centre crop among them.
+            fraction: of the views, the surest, that are tuned on.
+            steps_per_image: of AdamW.
+            tuning_lr: its learning rate.
+            tuning_decay: its weight decay.
+        """
+
+        ctx_init: str | None = "a photo of a"
+        n_views: int = 64
+        fraction: float = 0.1
+        steps_per_image: int = 1
+        tuning_lr: float = 5e-3
+        tuning_decay: float = 0.01
+
+    def setup(self) -> None:
+        """Create the context (n, d_t) that each image starts from."""
+        if self.config.n_views < 1 or not 0 < self.config.fraction <= 1:
+            raise VlpromptError("tpt needs n_views of at least 1, and a fraction of them above 0 and up to 1")
+        super().setup()
+
+    def learn(self, feed: Feed, train: Train) -> None:
+        """Learn nothing before the test."""
+
+    def tune(self, views: Tensor) -> Tensor:
+        """The context (n, d_t) after tuning on normalised features (V, D) of one image's views."""
+        ctx = self.prompt.ctx.detach().clone().requires_grad_()
+        options = {"lr": self.config.tuning_lr, "weight_decay": self.config.tuning_decay}
+        optimizer, kept = torch.optim.AdamW([ctx], **options), None
+        for _ in range(self.config.steps_per_image):
+            with torch.enable_grad():
+                logits = self.clip.similarity(views, self._features(ctx))
+                kept = surest_views(logits.detach(), self.config.fraction) if kept is None else kept
+                (ctx.grad,) = torch.autograd.grad(entropy_of_mean(logits[kept]), [ctx])
+            optimizer.step()
+        return ctx.detach()
+
+    def _features(self, ctx: Tensor) -> Tensor:
+        return F.normalize(
+            self.prompt.encode(self.clip, self.tokens, ctx, self.config.text_chunk, edits=self.edits)[0], dim=-1
+        )
+
+    @torch.no_grad()
+    def predict(self, batch: Batch) -> Tensor:
+        """Logits (B, C) of images in views (B, V, 3, H, W), of which the first is the centre crop."""
+        logits = []
+        for views in batch["views"]:
+            v = self.image_features(views)
+            logits.append(self.clip.similarity(v[:1], self._features(self.tune(v))))
+        return torch.cat(logits)

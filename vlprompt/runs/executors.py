@@ -1,0 +1,145 @@
+"""Where the runs of a sweep are done beside this process: in several processes, or on a Ray cluster."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vlprompt.errors import VlpromptError
+from vlprompt.base.files import CACHE_VARIABLE
+from vlprompt.base.plugins import VARIABLE as PLUGINS
+from vlprompt.runs.recipes import resolve
+from vlprompt.runs.one import Shared
+from vlprompt.runs.sweep import Executor, Outcome, Task, perform
+
+RETRIES = 3  # of runs whose worker died
+_shared: Shared | None = None  # of a worker process
+_device: str | None = None
+
+
+def in_processes(processes: int, devices: Sequence[str] = ()) -> Executor:
+    """Return an executor over ``processes`` worker processes of this machine, the CPU's threads divided among them.
+
+    Args:
+        processes: how many.
+        devices: given to the workers in turn, such as ``["cuda:0", "cuda:1"]``; none leaves the runs' own setting.
+    """
+    if processes < 1:
+        raise VlpromptError(f"processes must be at least 1, not {processes}")
+
+    def run(tasks: Sequence[Task]) -> Iterator[Outcome]:
+        waiting, retries = {task.resolved.id: task for task in tasks}, RETRIES
+        while waiting:
+            before = len(waiting)
+            try:
+                yield from _pool(waiting, min(processes, len(waiting)), devices)
+            except BrokenProcessPool:  # a worker was killed: those without an outcome are done again
+                retries = RETRIES if len(waiting) < before else retries - 1
+                if retries < 0:
+                    for task in waiting.values():
+                        yield Outcome(task.label, str(task.resolved.folder), "failed", "its worker process died")
+                    return
+
+    return run
+
+
+def _pool(waiting: dict[str, Task], processes: int, devices: Sequence[str]) -> Iterator[Outcome]:
+    """Run the waiting tasks, taking each out as its outcome comes."""
+    context = multiprocessing.get_context("spawn")
+    slots = context.SimpleQueue()
+    for i in range(processes):
+        slots.put(devices[i % len(devices)] if devices else None)
+    threads = max(1, (os.cpu_count() or 1) // processes)
+    with ProcessPoolExecutor(processes, context, initializer=_start_worker, initargs=(threads, slots)) as pool:
+        futures = {pool.submit(_perform_there, task.settings): key for key, task in waiting.items()}
+        try:
+            for future in as_completed(futures):
+                outcome = future.result()
+                del waiting[futures[future]]
+                yield outcome
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _start_worker(threads: int, slots: Any) -> None:
+    global _shared, _device
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    torch.set_num_threads(threads)
+    _shared, _device = Shared(), slots.get()
+
+
+def _end_with_parent() -> None:
+    """Stop at once if the sweep is killed; a worker would go on by itself and keep its run from the next sweep."""
+    multiprocessing.parent_process().join()
+    os._exit(1)
+
+
+def _perform_there(settings: dict[str, Any]) -> Outcome:
+    """Do a run in a worker."""
+    settings = settings | ({"device": _device} if _device else {})
+    return perform(Task(settings, resolve(settings)), _shared)
+
+
+def on_ray(address: str = "auto", cpus: float = 1, gpus: float = 0) -> Executor:
+    """Return an executor on a Ray cluster, which schedules the runs and does those of a lost worker again.
+
+    The folder of the runs and the data must have the same path on all nodes.
+
+    Args:
+        address: of the cluster; ``auto`` takes the one that runs here, ``local`` starts one on this machine.
+        cpus, gpus: that a run takes; ``gpus=0.25`` puts four runs on a GPU.
+    """
+    try:
+        import ray
+    except ImportError:
+        raise VlpromptError('executor=ray needs Ray: pip install "vlprompt[ray]"') from None
+
+    def run(tasks: Sequence[Task]) -> Iterator[Outcome]:
+        if not ray.is_initialized():
+            try:
+                ray.init(address, log_to_driver=False, configure_logging=False)
+            except ConnectionError as error:
+                raise VlpromptError(
+                    f"no Ray cluster at address={address}: start one with `ray start --head`, or say address=local"
+                ) from error
+        variables = {key: os.environ[key] for key in (CACHE_VARIABLE, PLUGINS, "HF_HUB_OFFLINE") if key in os.environ}
+        variables |= {"OMP_NUM_THREADS": str(max(1, int(cpus))), "PYTHONPATH": _python_path()}
+        remote = ray.remote(_perform_on_ray).options(
+            num_cpus=cpus, num_gpus=gpus, max_retries=RETRIES, runtime_env={"env_vars": variables}
+        )
+        futures = {remote.remote(_absolute(task)): task for task in tasks}
+        while futures:
+            [ready], _ = ray.wait(list(futures), num_returns=1)
+            task = futures.pop(ready)
+            try:
+                yield Outcome(**ray.get(ready))
+            except ray.exceptions.RayError as error:
+                sentence = f"Ray lost it: {str(error).splitlines()[0]}"
+                yield Outcome(task.label, str(task.resolved.folder), "failed", sentence)
+
+    return run
+
+
+def _perform_on_ray(settings: dict[str, Any]) -> dict[str, Any]:
+    return vars(perform(Task(settings, resolve(settings))))
+
+
+def _absolute(task: Task) -> dict[str, Any]:
+    """The settings with paths that hold in a worker's folder too."""
+    config = task.resolved.config
+    places = {key: getattr(config, key) for key in ("output", "data_root") if getattr(config, key)}
+    return task.settings | {key: str(Path(place).expanduser().resolve()) for key, place in places.items()}
+
+
+def _python_path() -> str:
+    """This package's place first, so that workers import the same one."""
+    return os.pathsep.join(filter(None, [str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH", "")]))

@@ -1,0 +1,372 @@
+"""One run from settings to result: data, backbone, learner, training, tests."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from datasets_registry.catalog import load_split, register_dataset
+from vlprompt.training.checkpoint import checkpoints, threads_of
+from vlprompt.base.checks import checked
+from vlprompt.clip.frozen import FrozenCLIP
+from vlprompt.base.reporter import Reporter
+from vlprompt.data import (
+    DatasetSplits,
+    as_splits,
+    backbone_fingerprint,
+    few_shot_split,
+    join_datasets,
+    leave_domain_out,
+    resolve_templates,
+)
+from vlprompt.data.splits import without_labels
+from vlprompt.base.environment import Clock
+from vlprompt.errors import VlpromptError
+from vlprompt.evaluation.score import Evaluation, evaluate, score
+from vlprompt.training.feed import ImageFeed, Loading
+from vlprompt.base.layout import DESCRIBED, LEARNER, RESULT, SETTINGS
+from vlprompt.learner.contract import PromptLearner
+from vlprompt.learner.creation import create_learner
+from vlprompt.learner.registration import method_facts
+from vlprompt.runs.loggers import LoggedRun, Loggers, check_installed, open_loggers
+from vlprompt.runs.preflight import check_classes, check_run
+from vlprompt.evaluation.protocols import PROTOCOLS, Part, Plan, check_suits
+from vlprompt.runs.recipes import Resolved, RunConfig, resolve
+from vlprompt.evaluation.results import Result
+from vlprompt.runs.folder import claim_folder, find_finished, load_own_learner, lock_run, refuse_if_in_use
+from vlprompt.runs.images import check_present, encode_tests, image_facts, usable_parts
+from vlprompt.runs.result import data_facts, fingerprints, keep_result, write_searches
+from vlprompt.saving.description import description_hash
+from vlprompt.learner.selection import Selection, make_selection, say_selection
+from vlprompt.training.trainer import BestEpoch, Trainer, TrainOptions
+from vlprompt.clip.loading import load_clip
+
+
+@checked
+def run(*, clip: FrozenCLIP | None = None, **settings: Any) -> Result:
+    """Train a learner and test it as a protocol says; what ``python -m vlprompt.train`` does.
+
+    The run's folder then holds ``config.yaml``, ``train.jsonl``, ``learner/`` and ``result.json``.
+
+    Args:
+        clip: a frozen model in hand, instead of one loaded by ``backbone``.
+        settings: as on the command line; see ``python -m vlprompt.train --help``. ``dataset`` may also be splits in
+            hand, a torch ``Dataset`` of (image, label) pairs that has ``classes``, or one of Hugging Face's; see
+            ``vlprompt.data.as_splits``.
+
+    Raises:
+        VlpromptError: a setting, the data or the backbone is not right; told before training starts.
+
+    >>> run(method="coop", dataset="emoji", shots=16, seed=1).averages["harmonic_mean"]  # doctest: +SKIP
+    """
+    if clip is not None:
+        settings |= _settings_of(clip)
+    if not isinstance(settings.get("dataset", ""), str):
+        settings["dataset"] = register_dataset(as_splits(settings["dataset"]))
+    return execute(resolve(settings), clip)
+
+
+class Shared:
+    """What runs in one process load once: the last backbone and the datasets; banks and teachers keep themselves."""
+
+    def __init__(self, clip: FrozenCLIP | None = None):
+        self._given = clip
+        self._clip = lru_cache(maxsize=1)(load_clip)
+        self._splits = lru_cache(maxsize=32)(load_split)
+
+    def clip_for(self, config: RunConfig) -> FrozenCLIP:
+        """Return the frozen model that a run asks for."""
+        key = config.backbone, config.pretrained, config.checkpoint, config.precision, config.device
+        return self._given or self._clip(*key)
+
+    def splits_for(self, name: str, config: RunConfig) -> DatasetSplits:
+        """Return a dataset with the split and the templates that a run asks for."""
+        options = {key: getattr(config, key) for key in ("download", "split", "follow_links")}
+        splits = self._splits(name, config.data_root, **options)
+        return replace(splits, templates=resolve_templates(config.templates, splits))
+
+
+def execute(resolved: Resolved, clip: FrozenCLIP | None = None, shared: Shared | None = None) -> Result:
+    """Do a run whose settings are resolved; ``resume`` goes on with it, or returns the result that it left.
+
+    Args:
+        resolved: the settings.
+        clip: a frozen model in hand, instead of one loaded by ``backbone``.
+        shared: what earlier runs of this process have loaded.
+    """
+    shared = shared or Shared(clip)
+    config, folder = resolved.config, resolved.folder
+    reporter, clock = Reporter(config.quiet), Clock()
+    finished = find_finished(resolved)
+    if finished:
+        reporter.say(f"finished already, nothing to resume: {folder / RESULT}")
+        for left in checkpoints(folder):  # of a run that was killed when its result was there
+            left.unlink(missing_ok=True)
+        return finished
+    refuse_if_in_use(folder)
+    check_installed(config.logger)
+    protocol = PROTOCOLS.get(config.protocol)
+    plan = protocol.plan(config.dataset, config.targets, config.held_out)
+    with clock("load"):
+        facts = method_facts(config.method, resolved.method_settings)
+        plan = replace(plan, selection=make_selection(config.selection, config.method, facts))
+        data, split = load_parts(plan, config, shared)
+        check_run(config, folder, plan, data, facts)
+        check_suits(config.protocol, plan, data, config.method, facts)
+        clip = shared.clip_for(config)
+        data = usable_parts(data, plan, config, clip, reporter)
+        adapted = adapt_depths(resolved, clip)
+        learner = _make_learner(resolved, clip, data[plan.train], adapted)
+    _announce(resolved, adapted, clip, reporter)
+    with lock_run(folder):
+        finished = find_finished(resolved)  # another process may have been at it meanwhile
+        if finished:
+            return finished
+        claim_folder(resolved, reporter)
+        with (
+            threads_of(folder, reporter.say),
+            open_loggers(config.logger, LoggedRun(folder, asdict(config))) as loggers,
+        ):
+            images = fingerprints(plan, data, config)
+            if learner.facts.labels != "none":
+                with clock("encode"):
+                    encode_tests(data, plan, config, clip, reporter)
+            learnt = fit(learner, data[plan.train], resolved, reporter, clock, loggers, images["train"], plan.selection)
+            saw, searches = plan.seen(data), plan.selection.searches
+            write_searches(folder, searches)
+            known = {key: getattr(config, key) for key in ("dataset", "protocol", "shots", "seed")}
+            learner.save_pretrained(folder / LEARNER, extra=known | say_selection(saw, searches))
+            with clock("test"):
+                measured = {
+                    name: measure(learner, name, data[part], config, reporter) for name, part in plan.tests.items()
+                }
+            told = {
+                "data": data_facts(data[plan.train]) | {"split": split, "images": images} | image_facts(data, plan),
+                "adapted": adapted,
+                "views": effective_views(learner, config),
+                "seeded": is_seeded(learner, bool(learnt), config),
+                "saw": saw,
+                "searches": [search.summary() for search in searches],
+            }
+            result = keep_result(resolved, learner, measured, told, clock.seconds)
+            loggers.result(result)
+    return result
+
+
+def reevaluate(folder: Path, stored: Result, reporter: Reporter, **changes: Any) -> list[Evaluation]:
+    """Score the learner that a run saved on the run's tests again, from its folder alone.
+
+    Args:
+        folder: of the run.
+        stored: its result, read.
+        reporter: tells how it gets on.
+        changes: settings that may be others here, such as ``device`` and ``data_root``.
+
+    Raises:
+        VlpromptError: the learner is not the one of the result.
+    """
+    config = resolve({"config": folder / SETTINGS, **changes}).config
+    plan = PROTOCOLS.get(config.protocol).plan(config.dataset, config.targets, config.held_out)
+    if stored.files.get(DESCRIBED) not in (None, description_hash(folder / LEARNER)):
+        raise VlpromptError(f"{folder / DESCRIBED} is not what {RESULT} describes: it is another run's, or changed")
+    if list(plan.tests) != [row.target for row in stored.rows]:
+        raise VlpromptError(
+            f"{folder / RESULT} has other tests than {SETTINGS} beside it asks for: {', '.join(plan.tests)}"
+        )
+    shared = Shared()
+    data, _ = load_parts(plan, config, shared)
+    clip = shared.clip_for(config)
+    data = usable_parts(data, plan, config, clip, reporter)
+    for name, found in fingerprints(plan, data, config)["tests"].items():
+        if stored.data.get("images", {}).get("tests", {}).get(name, found) != found:
+            reporter.say(f"the test images of {name} are no longer those of the run")
+    learner = load_own_learner(folder, clip)
+    return [measure(learner, name, data[part], config, reporter) for name, part in plan.tests.items()]
+
+
+def _settings_of(clip: FrozenCLIP) -> dict[str, Any]:
+    """The settings that load a model in hand again; one without a name goes by its weights' hash."""
+    source = clip.source or {"name": f"{clip.name}@{clip.identity()['weights'][:8]}"}
+    loading = {
+        "backbone": source["name"],
+        "pretrained": source.get("pretrained"),
+        "checkpoint": source.get("checkpoint"),
+    }
+    return loading | {"precision": clip.precision, "device": str(clip.device)}
+
+
+def _make_learner(
+    resolved: Resolved, clip: FrozenCLIP, source: DatasetSplits, adapted: dict[str, int]
+) -> PromptLearner:
+    settings = resolved.method_settings | adapted
+    method, seed = resolved.config.method, resolved.config.seed
+    options = {"templates": source.templates, "seed": seed, "shared_names": bool(source.tasks)}
+    return create_learner(method, clip, source.class_names, **options, **settings)
+
+
+def _announce(resolved: Resolved, adapted: dict[str, int], clip: FrozenCLIP, reporter: Reporter) -> None:
+    """Say which recipe is used, and what of it the backbone cannot take."""
+    if resolved.recipe:
+        origin = f" ({resolved.recipe.source})" if resolved.recipe.source else ""
+        reporter.say(f"recipe {resolved.recipe.name}{origin}")
+    else:
+        reporter.say(f"no recipe for {resolved.config.method}: the general defaults are used")
+    for key, value in adapted.items():
+        asked = getattr(resolved.config, key)
+        reporter.say(f"{key}={value} and not {asked} as in the recipe, since {clip.name} has no more layers")
+
+
+def load_parts(plan: Plan, config: RunConfig, shared: Shared) -> tuple[dict[Part, DatasetSplits], str]:
+    """Return the data of each part of a plan, and the hash of the whole split that is trained on.
+
+    The part that is trained on has its few-shot draw for training images.
+    """
+    learnt, every, fewer = plan.train, (plan.train, *plan.tests.values()), {"allow_fewer": config.allow_fewer}
+    names = dict.fromkeys(name for part in every for name in part.joined or (part.dataset,))
+    whole = {name: shared.splits_for(name, config) for name in names}
+    for part in every:
+        if not part.joined:
+            check_classes(config.protocol, part, whole[part.dataset])
+    if learnt.joined:
+        split = join_datasets([whole[name] for name in learnt.joined]).fingerprint()
+        drawn = [
+            plan.held_out(few_shot_split(whole[name], config.shots, config.seed, **fewer), whole[name])
+            for name in learnt.joined
+        ]
+        whole[learnt.dataset] = join_datasets(drawn)
+    else:
+        source = whole[learnt.dataset]
+        split = source.fingerprint()
+        source = leave_domain_out(source, learnt.held_out) if learnt.held_out else source
+        whole[learnt.dataset] = _draw(source, plan, config)
+    parts = {part: _select(whole[part.dataset], part) for part in every}
+    check_present(parts, plan)
+    return parts, split
+
+
+def _draw(source: DatasetSplits, plan: Plan, config: RunConfig) -> DatasetSplits:
+    """Return a dataset with what a plan trains on: labelled images, and a pool whose labels are gone."""
+    if plan.labelled == "none":
+        pool = source.train if plan.pool == "all" else ()
+        return replace(source, train=(), val=(), pool=without_labels(pool))
+    drawn = plan.held_out(few_shot_split(source, config.shots, config.seed, allow_fewer=config.allow_fewer), source)
+    if plan.pool == "none":
+        return drawn
+    labelled = set(drawn.train)
+    return replace(drawn, pool=without_labels([item for item in source.train if item not in labelled]))
+
+
+def _select(whole: DatasetSplits, part: Part) -> DatasetSplits:
+    """Return a part's classes and test images."""
+    chosen = whole.select(part.half)
+    if part.images == "all":
+        return chosen
+    names = set(whole.select(part.images).class_names)
+    return replace(chosen, test=[item for item in chosen.test if chosen.class_names[item.label] in names])
+
+
+def adapt_depths(resolved: Resolved, clip: FrozenCLIP) -> dict[str, int]:
+    """Return the depths that a recipe for a deeper backbone sets, cut to this backbone's layers.
+
+    A depth that the user gave is left as it is, so that one too many is an error.
+    """
+    layers = {"text": clip.text.layers, "vision": clip.visual.layers}
+    settings, adapted = resolved.method_settings, {}
+    trains = method_facts(resolved.config.method, settings).trains
+    for key, towers in (
+        ("depth", ("text",) if "vision_depth" in settings else trains),
+        ("vision_depth", ("vision",)),
+    ):
+        most = min((layers[tower] for tower in towers), default=0)
+        # a tower without layers takes no prompts at all, which the learner says better
+        if key in settings and key not in resolved.given and 0 < most < settings[key]:
+            adapted[key] = most
+    return adapted
+
+
+def effective_views(learner: PromptLearner, config: RunConfig) -> int | str | None:
+    """Return how training images are seen: no more views than epochs, fresh ones where the image tower is prompted."""
+    if not learner.trainable_parameters():
+        return None
+    if config.views == "fresh" or learner.learns_from_images:
+        return "fresh"
+    return min(config.views, config.epochs)
+
+
+def is_seeded(learner: PromptLearner, trained: bool, config: RunConfig) -> bool:
+    """Whether another seed could give another learner: it is trained, or it reads the few-shot draw.
+
+    Zero-shot CLIP, which needs no labelled images, does not look at what was drawn.
+    """
+    return trained or (learner.facts.labels != "none" and config.shots != "all")
+
+
+def fit(
+    learner: PromptLearner,
+    source: DatasetSplits,
+    resolved: Resolved,
+    reporter: Reporter,
+    clock: Clock,
+    loggers: Loggers,
+    images: str = "",
+    selection: Selection | None = None,
+) -> list[dict[str, Any]]:
+    """Train a learner on the few-shot images of ``source``, and return the history.
+
+    ``images`` tells those from changed ones under the same names, and ``selection`` what may be chosen on.
+    """
+    config = resolved.config
+    backbone = backbone_fingerprint(learner.clip, source.class_names)
+    selection, best = selection or Selection(), None
+    if selection.epoch:
+        chosen_on = replace(source, test=source.test if selection.epoch == "test" else source.val)
+        best = BestEpoch(lambda: score(learner, chosen_on, workers=config.workers).accuracy)
+    with reporter.bar("epoch", lines=5) as update:
+
+        def tell(stage: str, options: TrainOptions, record: dict[str, Any]) -> None:
+            name = f"{stage}: " if stage else ""
+            update(record["epoch"] + 1, options.epochs, f"{name}loss {record['loss']:.3f}  lr {record['lr']:.2e}")
+            loggers.epoch(record)
+
+        taught = "" if learner.taught_by is None else f" taught by {learner.taught_by.identity['sha256']}"
+        identity = {"settings": resolved.id + taught, "backbone": backbone, "data": images}
+        keeping = {"seed": config.seed, "folder": resolved.folder, "resume": config.resume, "identity": identity}
+        trainer = Trainer(config, keeping | {"selection": best}, tell, clock)
+        history = trainer.fit(learner, make_feed(learner, source, resolved, reporter, clock, selection))
+    if history and selection.epoch:
+        selection.saw.add(selection.epoch)
+    return history
+
+
+def make_feed(
+    learner: PromptLearner,
+    source: DatasetSplits,
+    resolved: Resolved,
+    reporter: Reporter,
+    clock: Clock | None = None,
+    selection: Selection | None = None,
+) -> ImageFeed:
+    """Return what a learner learns from: the training images of ``source``, and what it may choose settings on.
+
+    Test images are not in it, unless the selection hands them out.
+    """
+    selection = selection or Selection()
+    source = source if "test" in selection.sources else replace(source, test=())
+    config, views = resolved.config, effective_views(learner, resolved.config)
+    if views == "fresh" and config.views != "fresh" and "views" in resolved.given:
+        why = "has a teacher that" if learner.facts.cacheable_images else "prompts the image tower and"
+        reporter.say(f"views={config.views} has no effect: {config.method} {why} needs images, so views are fresh")
+    loading = Loading(config.batch_size, views or 1, config.transform, config.seed, config.workers)
+    how = {"cacheable": not learner.learns_from_images, "names": learner.image_keys}
+    how |= {"reporter": reporter, "clock": clock or Clock(), "selection": selection}
+    return ImageFeed(source, learner.clip, loading, **how)
+
+
+def measure(
+    learner: PromptLearner, target: str, part: DatasetSplits, config: RunConfig, reporter: Reporter
+) -> Evaluation:
+    """Score the learner and the zero-shot classifier on a part's test images, among its own classes."""
+    options = {"spread": config.format_spread, "limit": config.limit, "workers": config.workers}
+    return evaluate(learner, part, target=target, reporter=reporter, **options)

@@ -1,0 +1,84 @@
+"""What makes a run impossible and can be told before a backbone is loaded."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from vlprompt.learner.aggregation import AGGREGATORS
+from vlprompt.data import DatasetSplits, resolve_templates
+from vlprompt.errors import VlpromptError
+from vlprompt.learner.facts import Facts
+from vlprompt.learner.gradients import GRADIENT_RULES
+from vlprompt.learner.objectives import parse_objectives
+from vlprompt.base.parts import parse_part
+from vlprompt.evaluation.protocols import Part, Plan
+from vlprompt.runs.recipes import RunConfig
+from vlprompt.base.settings import GRID
+
+
+def check_run(config: RunConfig, folder: Path, plan: Plan, parts: Mapping[Part, DatasetSplits], facts: Facts) -> None:
+    """Raise one sentence for the first thing that a run would meet after minutes of work.
+
+    Args:
+        config: the settings.
+        folder: of the run.
+        plan: what the run does.
+        parts: the data of each part of the plan.
+        facts: what the learner will be.
+
+    Raises:
+        VlpromptError: a part of the loss is unknown, the weights cannot be selected as asked, templates are missing,
+            or the folder cannot be made.
+    """
+    for key, registry in (("gradient_rule", GRADIENT_RULES), ("aggregator", AGGREGATORS)):
+        if getattr(config, key, None):
+            parse_part(getattr(config, key), registry)
+    if facts.trains:
+        parse_objectives(config.objective)
+    _check_selection(config, plan, parts[plan.train], facts)
+    if config.format_spread is not None:
+        for part in plan.tests.values():
+            resolve_templates(config.format_spread, parts[part])
+    check_place(folder)
+
+
+def check_classes(protocol: str, part: Part, whole: DatasetSplits) -> None:
+    """Refuse a half with one class of a whole dataset, where there is nothing to tell apart."""
+    splits = whole.select(part.half)
+    if len(splits.class_names) < 2:
+        raise VlpromptError(
+            f"protocol={protocol} divides the classes of {part.dataset} in halves, and its {part.half} half has only "
+            f"'{''.join(splits.class_names)}', with nothing to tell it from: use protocol=few_shot"
+        )
+
+
+def check_place(folder: Path) -> None:
+    """Refuse a run's folder that cannot be made: a file is in its way, or nothing may be written there."""
+    there = next(place for place in (folder, *folder.absolute().parents) if os.path.lexists(place))
+    if not there.is_dir():
+        raise VlpromptError(f"{folder} cannot be made: {there} is not a folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise VlpromptError(f"{folder} cannot be made: nothing may be written in {there}")
+
+
+def _check_selection(config: RunConfig, plan: Plan, source: DatasetSplits, facts: Facts) -> None:
+    """Refuse a selection that has nothing to choose among, or no images to choose on."""
+    grid: Any = getattr(config, GRID, None)
+    selection, aggregator = plan.selection, getattr(config, "aggregator", None)
+    if grid is not None and not grid and selection.settings and not facts.trains:
+        raise VlpromptError(
+            f"selection={config.selection} chooses among the points of a grid, and {config.method} has none here: "
+            "give it one, as in 'grid={alpha: [0.1, 1, 10]}', or use fixed"
+        )
+    if selection.epoch and aggregator:
+        raise VlpromptError(
+            f"selection={config.selection} chooses the weights of one epoch, and aggregator={aggregator} makes one set "
+            "of all epochs': set aggregator=null, or selection=last"
+        )
+    if not source.val and (selection.epoch or grid) and selection.settings != "test":
+        raise VlpromptError(
+            f"selection={config.selection} needs validation images, and {source.name} has none: use fixed"
+        )

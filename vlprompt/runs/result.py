@@ -1,0 +1,111 @@
+"""What a run leaves behind when it is done: predictions and result, with what shows later that they belong together."""
+
+from __future__ import annotations
+
+import datetime
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from vlprompt.training.checkpoint import checkpoints
+from vlprompt.data import DatasetSplits, images_fingerprint
+from vlprompt.base.environment import git_commit, peak_memory, versions
+from vlprompt.evaluation.score import Evaluation, limited
+from vlprompt.base.files import atomic_write, sha256_file
+from vlprompt.base.layout import DESCRIBED, LEARNER, PREDICTIONS, RESULT, SEARCH, SETTINGS
+from vlprompt.learner.contract import PromptLearner
+from vlprompt.evaluation.protocols import PROTOCOLS, Part, Plan
+from vlprompt.runs.recipes import Resolved, RunConfig
+from vlprompt.evaluation.results import Result, Row, average_rows, write_predictions
+from vlprompt.saving.description import description_hash
+from vlprompt.learner.selection import FIXED, Search
+
+
+def keep_result(
+    resolved: Resolved,
+    learner: PromptLearner,
+    measured: Mapping[str, Evaluation],
+    facts: dict[str, Any],
+    times: dict[str, float],
+) -> Result:
+    """Write the predictions and, when all is there, the result of a run whose learner is saved.
+
+    Args:
+        resolved: the settings.
+        learner: that was tested.
+        measured: its tests, by target.
+        facts: ``data``, ``adapted``, ``views``, ``seeded``, ``saw`` and ``searches`` of the result.
+        times: seconds by what they were spent on.
+    """
+    config, folder, clip = resolved.config, resolved.folder, learner.clip
+    rows = [each.row for each in measured.values()]
+    predictions = write_predictions(folder, {name: each.predictions for name, each in measured.items()})
+    result = Result(
+        id=resolved.id,
+        **{
+            key: getattr(config, key)
+            for key in ("method", "dataset", "protocol", "shots", "seed", "selection", "limit")
+        },
+        rows=rows,
+        averages=_averages(PROTOCOLS.get(config.protocol).average, rows),
+        backbone=clip.identity() | {"precision": clip.precision},
+        config=asdict(config),
+        recipe=_provenance(resolved),
+        n_parameters=sum(p.numel() for p in learner.trainable_parameters()),
+        times=times,
+        peak_memory_mb=peak_memory(clip.device),
+        versions=versions(),
+        git_commit=git_commit(),
+        created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        files={
+            SETTINGS: sha256_file(folder / SETTINGS),
+            DESCRIBED: description_hash(folder / LEARNER),
+            PREDICTIONS: predictions,
+        },
+        **facts,
+    )
+    result.write(folder / RESULT)
+    for checkpoint in checkpoints(folder):
+        checkpoint.unlink()  # the learner is kept, and a finished run has nothing to resume
+    return result
+
+
+def write_searches(folder: Path, searches: Sequence[Search]) -> None:
+    """Keep every point that was tried as JSON lines; without a search, drop what an earlier run left."""
+    if not searches:
+        (folder / SEARCH).unlink(missing_ok=True)
+        return
+    lines = [json.dumps({"on": each.on, **point}) for each in searches for point in each.points]
+    with atomic_write(folder / SEARCH) as temporary:
+        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def fingerprints(plan: Plan, data: Mapping[Part, DatasetSplits], config: RunConfig) -> dict[str, Any]:
+    """What tells whether images have changed: those that are learnt from, and each test's."""
+    source = data[plan.train]
+    learnt = [*source.train, *source.pool, *(source.val if config.selection != FIXED else ())]
+    tests = {name: (data[part], limited(data[part].test, config.limit)) for name, part in plan.tests.items()}
+    return {
+        "train": images_fingerprint(source, learnt),
+        "tests": {name: images_fingerprint(*images) for name, images in tests.items()},
+    }
+
+
+def _averages(rule: str | None, rows: list[Row]) -> dict[str, float]:
+    """The protocol's average over the rows, for the learner and, with a prefix, for zero-shot."""
+    learnt = average_rows(rule, {row.target: row.accuracy for row in rows})
+    frozen = average_rows(rule, {row.target: row.zero_shot for row in rows})
+    return learnt | {f"zero_shot_{name}": value for name, value in frozen.items()}
+
+
+def data_facts(source: DatasetSplits) -> dict[str, Any]:
+    """Where the split comes from, and a hash of the few-shot subset that was trained on."""
+    subset = replace(source, test=()).fingerprint()
+    return {"source": source.source, "version": source.version, "few_shot": subset}
+
+
+def _provenance(resolved: Resolved) -> dict[str, str] | None:
+    recipe = resolved.recipe
+    return {"name": recipe.name, "source": recipe.source, "published": recipe.published} if recipe else None

@@ -1,0 +1,261 @@
+"""A matrix of runs: which there are, which are done already, and the running of the others."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from datasets_registry.catalog import dataset_info, list_collections, list_datasets
+from vlprompt.errors import VlpromptError
+from vlprompt.base.files import atomic_write
+from vlprompt.base.layout import FAILED, RESULT, TRACEBACK
+from vlprompt.learner.registration import METHODS
+from vlprompt.evaluation.protocols import PROTOCOLS
+from vlprompt.runs.recipes import Resolved, resolve
+from vlprompt.base.registry import Registry
+from vlprompt.evaluation.results import Result, headline
+from vlprompt.runs.folder import RunInUse, changed_names, read_result_of
+from vlprompt.runs.one import Shared, execute
+
+# an axis of the matrix and the run's setting that it varies; the first varies slowest, so that neighbours share most
+AXES = {
+    "backbones": "backbone",
+    "datasets": "dataset",
+    "protocols": "protocol",
+    "held_outs": "held_out",
+    "shots": "shots",
+    "seeds": "seed",
+    "methods": "method",
+}
+SEEDS = (1, 2, 3)
+
+
+@dataclass(frozen=True)
+class Task:
+    """One run of a sweep.
+
+    Attributes:
+        settings: as ``resolve`` takes them; plain values, so that another process or machine can be told.
+        resolved: what they resolve to here.
+    """
+
+    settings: dict[str, Any]
+    resolved: Resolved = field(compare=False)
+
+    @property
+    def label(self) -> str:
+        """The run in a few words."""
+        c = self.resolved.config
+        shots = {"all": "all images", "none": "no labels"}.get(str(c.shots), f"{c.shots} shots")
+        parts = [c.method, c.dataset, c.protocol, *([c.held_out] if c.held_out else []), shots, f"seed {c.seed}"]
+        return " · ".join(parts)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a run.
+
+    Attributes:
+        label: the run in a few words.
+        folder: of the run.
+        status: ``done``, ``kept`` (its result was there), ``failed``, or ``elsewhere`` (another process is at it).
+        message: the headline of a result, or the sentence that says why it failed.
+        seconds: that it took here.
+    """
+
+    label: str
+    folder: str
+    status: str
+    message: str
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """The runs of a sweep.
+
+    Attributes:
+        tasks: each once, neighbours sharing backbone and data.
+        refused: label and sentence of the combinations that make no sense, known before anything runs.
+    """
+
+    tasks: list[Task]
+    refused: list[tuple[str, str]]
+
+
+def expand(settings: Mapping[str, Any]) -> Matrix:
+    """Return the runs of a sweep: every combination of its axes, with all other settings the same.
+
+    Args:
+        settings: lists under the names of ``AXES`` (one value counts as a list of one; a dataset may be the name of a
+            collection), and any setting of a run. Seeds are 1, 2, 3 unless given.
+
+    Raises:
+        VlpromptError: a setting is unknown or wrong for all runs.
+    """
+    fixed = {key: value for key, value in settings.items() if key not in AXES} | {"resume": True, "quiet": True}
+    axes = {key: _values(key, settings[key]) for key in AXES if key in settings}
+    if "seed" not in fixed:
+        axes.setdefault("seeds", list(SEEDS))
+    for plural in axes:
+        if AXES[plural] in fixed and AXES[plural] != plural:
+            raise VlpromptError(f"say {plural}=[…] or {AXES[plural]}=…, not both")
+    if "name" in fixed:
+        raise VlpromptError("the runs of a sweep name their folders themselves: leave name out")
+    order = [key for key in AXES if key in axes]
+    tasks: dict[str, Task] = {}
+    refused: list[tuple[str, str]] = []
+    for values in itertools.product(*(axes[key] for key in order)):
+        chosen = {AXES[key]: value for key, value in zip(order, values, strict=True)}
+        try:
+            resolved = resolve(fixed | chosen)
+            config = resolved.config
+            PROTOCOLS.get(config.protocol).plan(config.dataset, config.targets, config.held_out)
+        except VlpromptError as error:
+            refused.append((" · ".join(str(value) for value in chosen.values()), str(error)))
+        else:
+            tasks.setdefault(resolved.id, Task(fixed | chosen, resolved))
+    if not tasks and refused:
+        raise VlpromptError(refused[0][1])
+    return Matrix(list(tasks.values()), refused)
+
+
+def _values(axis: str, given: Any) -> list[Any]:
+    """The values of an axis; collections of datasets become their members."""
+    values = list(given) if isinstance(given, (list, tuple)) else [given]
+    if not values:
+        raise VlpromptError(f"{axis} is empty: give at least one value")
+    odd = next((value for value in values if isinstance(value, (list, tuple, dict))), None)
+    if odd is not None:
+        raise VlpromptError(f"{axis} must be a list of plain values, not of {odd!r:.60}")
+    registries: dict[str, Registry[Any]] = {"methods": METHODS, "protocols": PROTOCOLS}
+    known = registries.get(axis)
+    if known is not None:
+        for value in values:
+            known.info(str(value))  # a misspelt name is an error, not a combination to refuse
+    if axis == "datasets":
+        collections = list_collections()
+        values = [name for value in map(str, values) for name in collections.get(value, (value,))]
+        parts = {part.strip() for value in values if ":" not in value for part in value.split("+")}
+        for name in sorted(parts - set(list_datasets())):
+            dataset_info(name)  # says what is unknown
+    return list(dict.fromkeys(values))
+
+
+def finished(task: Task) -> Result | None:
+    """Return the result that an earlier run left, or None.
+
+    Raises:
+        VlpromptError: what lies there is no result, or another run's.
+    """
+    path = task.resolved.folder / RESULT
+    return read_result_of(task.resolved, path) if path.exists() else None
+
+
+def usable_result(task: Task) -> Result | None:
+    """Return the result that a run left, or None where there is none that may be trusted."""
+    try:
+        return finished(task)
+    except VlpromptError:
+        return None
+
+
+def perform(task: Task, shared: Shared | None = None) -> Outcome:
+    """Do a run, unless its result is there or another process is at it; what goes wrong is kept in its folder.
+
+    Args:
+        task: the run.
+        shared: what this process has loaded for earlier runs.
+    """
+    folder = task.resolved.folder
+    started = time.monotonic()
+    try:
+        result = finished(task)
+        if result:
+            return _kept(task, result)
+        result = execute(task.resolved, shared=shared)
+        for name in (FAILED, TRACEBACK):
+            (folder / name).unlink(missing_ok=True)
+    except RunInUse:
+        return Outcome(task.label, str(folder), "elsewhere", "another process is at it")
+    except VlpromptError as error:
+        return _failed(task, str(error), "", time.monotonic() - started)
+    except Exception as error:
+        return _failed(task, f"{type(error).__name__}: {error}", traceback.format_exc(), time.monotonic() - started)
+    return Outcome(task.label, str(folder), "done", headline(result), time.monotonic() - started)
+
+
+def _failed(task: Task, sentence: str, trace: str, seconds: float) -> Outcome:
+    folder = task.resolved.folder
+    told = json.dumps({"run": task.label, "error": sentence}, indent=1) + "\n"
+    try:
+        for name, text in ((FAILED, told), (TRACEBACK, trace)):
+            if text:
+                with atomic_write(folder / name) as temporary:
+                    temporary.write_text(text, encoding="utf-8")
+        sentence += f" (see {folder / TRACEBACK})" if trace else ""
+    except VlpromptError as error:  # the disk is full: the other runs are told of all the same
+        sentence += f" ({error})"
+    return Outcome(task.label, str(folder), "failed", sentence, seconds)
+
+
+Executor = Callable[[Sequence[Task]], Iterator[Outcome]]
+
+
+def run_here(tasks: Sequence[Task]) -> Iterator[Outcome]:
+    """Do the runs one after the other in this process."""
+    shared = Shared()
+    for task in tasks:
+        yield perform(task, shared)
+
+
+def sweep(
+    settings: Mapping[str, Any],
+    executor: Executor = run_here,
+    on_outcome: Callable[[Outcome], None] | None = None,
+) -> list[Outcome]:
+    """Do all runs of a matrix that have no result yet, and return what became of each, kept ones first.
+
+    It may be stopped at any moment and called again: finished runs are kept, one in progress goes on from its
+    checkpoint, and failed ones are tried anew.
+
+    Args:
+        settings: as ``expand`` takes them.
+        executor: ``run_here``, or one of ``vlprompt.runs.executors``.
+        on_outcome: called with each outcome as it comes.
+
+    Warns if results, an earlier call's among them, are of different weights or images under the same names.
+
+    >>> sweep({"methods": ["coop", "maple"], "datasets": ["emoji"], "seeds": [1, 2, 3]})  # doctest: +SKIP
+    """
+    tasks = expand(settings).tasks
+    told = [outcome for task in tasks if (outcome := told_already(task))]
+    known = {outcome.folder for outcome in told}
+    waiting = [task for task in tasks if str(task.resolved.folder) not in known]
+    outcomes = []
+    for outcome in itertools.chain(told, executor(waiting) if waiting else ()):
+        outcomes.append(outcome)
+        if on_outcome:
+            on_outcome(outcome)
+    for sentence in changed_names((task.resolved.folder, result) for task in tasks if (result := usable_result(task))):
+        warnings.warn(sentence, stacklevel=2)
+    return outcomes
+
+
+def told_already(task: Task) -> Outcome | None:
+    """The outcome of a run whose result is there, or is not to be trusted; None if it is still to be done."""
+    try:
+        result = finished(task)
+    except VlpromptError as error:
+        return Outcome(task.label, str(task.resolved.folder), "failed", str(error))
+    return _kept(task, result) if result else None
+
+
+def _kept(task: Task, result: Result) -> Outcome:
+    return Outcome(task.label, str(task.resolved.folder), "kept", headline(result))

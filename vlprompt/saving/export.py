@@ -1,0 +1,221 @@
+"""A learner for users without vlprompt: a classifier matrix, a ``torch.export`` program, ONNX, an OpenCLIP folder.
+
+Each export is run and compared with the learner before it is handed over.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import io
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from vlprompt.base.files import atomic_write, temporary_folder, writing
+from vlprompt.clip.edits import FullLength
+from vlprompt.errors import VlpromptError, nearest
+from vlprompt.evaluation.score import finite
+from vlprompt.learner.contract import PromptLearner
+from vlprompt.learner.recording import added
+from vlprompt.saving.export_openclip import export_openclip
+
+ONNX_TORCH = "2.7"  # the exporters before take no batch of any size
+MOST_IMAGES = 2**31 - 1  # of a batch: torch 2.5 finds its own default bound to be out of range
+TOLERANCE = 1e-4  # of logits, absolute and relative
+
+
+def export_learner(learner: PromptLearner, to: str, path: str | os.PathLike) -> Path:
+    """Write a learner in a form that others can use; see docs/howto/share_and_export.md.
+
+    Args:
+        learner: in fp32 on the CPU.
+        to: ``matrix``, ``torch``, ``onnx`` or ``openclip``.
+        path: the file (for ``openclip``, the folder) to write. Facts such as class names lie beside it as JSON.
+
+    Raises:
+        VlpromptError: the form is unknown or the learner has none, a package is missing, or the export computes
+            something else than the learner.
+    """
+    check_form(to)
+    if learner.clip.precision != "fp32" or learner.clip.device.type != "cpu":
+        raise VlpromptError("a learner is exported in fp32 from the CPU: load it with precision=fp32 and device=cpu")
+    if learner.facts.inputs != ("image",):
+        needs = " and ".join(learner.facts.inputs)
+        raise VlpromptError(f"{learner.method} with these settings predicts from {needs}: no exported file can")
+    return FORMATS[to](learner.eval(), Path(path))
+
+
+def check_form(to: str) -> None:
+    """Raise one sentence for an unknown form."""
+    if to not in FORMATS:
+        raise VlpromptError(f"unknown form '{to}': {nearest(to, FORMATS)}")
+
+
+def export_matrix(learner: PromptLearner, path: Path) -> Path:
+    """Write the zero-shot head as safetensors: ``weight`` (C, D), ``logit_scale`` (), ``logit_bias`` ().
+
+    ``logit_scale * normalise(image_features) @ weight.T + logit_bias`` are the logits, with the backbone's own image
+    features where the learner leaves the image tower alone, as the JSON file beside says.
+    """
+    tensors = {
+        "weight": finite(learner.classifier_matrix(), learner).contiguous(),
+        "logit_scale": torch.tensor(learner.clip.logit_scale),
+        "logit_bias": torch.tensor(learner.clip.logit_bias),
+    }
+    facts = describe(learner)
+    with atomic_write(path) as temporary:
+        save_file(tensors, temporary, metadata={key: json.dumps(value) for key, value in facts.items()})
+    return _write_facts(facts, path)
+
+
+def export_torch(learner: PromptLearner, path: Path) -> Path:
+    """Write a ``torch.export`` program from images (B, 3, H, W) to logits (B, C): ``torch.export.load(path).module()``.
+
+    The visual prompts, or whatever else the learner does to image features, are part of it; so is the classifier.
+    """
+    with _exportable(learner) as (graph, example, dynamic):
+        # strict tracing, the default before torch 2.7, refuses much of plain Python
+        program = torch.export.export(graph, (example,), dynamic_shapes=dynamic, strict=False)
+    made = io.BytesIO()  # torch's own writer ends the process where the disk is full
+    torch.export.save(program, made)
+    _compare(torch.export.load(io.BytesIO(made.getvalue())).module(), learner, path)
+    with atomic_write(path) as temporary:
+        temporary.write_bytes(made.getbuffer())
+    return _write_facts(describe(learner), path)
+
+
+def export_onnx(learner: PromptLearner, path: Path) -> Path:
+    """Write an ONNX model from ``images`` (batch, 3, H, W) to ``logits`` (batch, C), compared in onnxruntime.
+
+    Weights of more than 2 GB lie in a second file beside it, as ONNX asks.
+    """
+    runtime = _needed("onnxruntime")
+    for package in ("onnx", "onnxscript"):
+        _needed(package)
+    facts = describe(learner)
+    with _exportable(learner) as (graph, example, dynamic):
+        program = _to_onnx(graph, example, dynamic)
+    program.model.metadata_props.update({key: json.dumps(value) for key, value in facts.items()})
+    with writing(path), temporary_folder(path) as folder:  # the second file goes by the first one's name
+        program.save(Path(folder, path.name))
+        session = runtime.InferenceSession(Path(folder, path.name), providers=["CPUExecutionProvider"])
+        _compare(lambda x: torch.from_numpy(session.run(["logits"], {"images": x.numpy()})[0]), learner, path)
+        for file in sorted(Path(folder).iterdir(), reverse=True):  # the weights before the model that points to them
+            file.replace(path.with_name(file.name))
+    return _write_facts(facts, path)
+
+
+FORMATS: dict[str, Callable[[PromptLearner, Path], Path]] = {
+    "matrix": export_matrix,
+    "torch": export_torch,
+    "onnx": export_onnx,
+    "openclip": export_openclip,
+}
+SUFFIXES = {"matrix": ".safetensors", "torch": ".pt2", "onnx": ".onnx", "openclip": ""}
+
+
+def describe(learner: PromptLearner) -> dict[str, Any]:
+    """What a user of an export must know: classes in order, how images are made ready, whose features are scored."""
+    clip = learner.clip
+    return {
+        "class_names": list(learner.class_names),
+        "image_size": clip.image_size,
+        "mean": list(clip.image_mean),
+        "std": list(clip.image_std),
+        "interpolation": clip.interpolation,
+        "resize_mode": clip.resize_mode,
+        "image_tower": "frozen" if learner.facts.cacheable_images else "prompted",
+        "batch": 1 if _per_image(learner) else "any",
+        "backbone": clip.identity(),
+        "method": learner.method,
+    }
+
+
+def _write_facts(facts: Mapping[str, Any], path: Path) -> Path:
+    with atomic_write(path.with_suffix(".json")) as temporary:
+        temporary.write_text(json.dumps(facts, indent=1, ensure_ascii=False), encoding="utf-8")
+    return path
+
+
+class _Graph(nn.Module):
+    """Images to logits, with the class features as a constant unless they depend on the image."""
+
+    def __init__(self, learner: PromptLearner):
+        super().__init__()
+        self.learner = learner
+        # the frozen parts that the computation goes through, so that their weights are found
+        self.frozen = learner.clip.model if _per_image(learner) else learner.clip.visual.module
+        if not _per_image(learner):
+            self.register_buffer("weight", learner.text_features().detach())
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (B, C) of images (B, 3, H, W)."""
+        features = self.learner.image_features(images)
+        if _per_image(self.learner):
+            return self.learner.classify(features)
+        return self.learner.score(features, self.weight)
+
+
+def _per_image(learner: PromptLearner) -> bool:
+    """Whether each image has class features of its own."""
+    return learner.facts.classifier == "per_image"
+
+
+@contextlib.contextmanager
+def _exportable(learner: PromptLearner) -> Iterator[tuple[nn.Module, Tensor, dict | None]]:
+    """Yield what can be traced, an example, and which of its axes may change.
+
+    A classifier of each image's own is traced for one image, over full-length prompts: how the shared-prefix encoding
+    packs tokens depends on numbers in tensors, which a graph cannot hold.
+    """
+    per_image, size = _per_image(learner), learner.clip.image_size
+    dynamic = None if per_image else {"images": {0: torch.export.Dim("batch", max=MOST_IMAGES)}}
+    with torch.no_grad(), added(learner, *([FullLength()] if per_image else [])):
+        yield _Graph(learner).eval(), torch.zeros(1 if per_image else 2, 3, size, size), dynamic
+
+
+def _to_onnx(graph: nn.Module, example: Tensor, dynamic: dict | None) -> Any:
+    """Return torch's ONNX program; of an exporter that is too old, or does not go with these packages, one sentence."""
+    versions = f"torch {torch.__version__} with onnx {version('onnx')} and onnxscript {version('onnxscript')}"
+    advice = f"upgrade them (torch to {ONNX_TORCH} or later), or export to=torch"
+    if torch.__version__ < ONNX_TORCH:
+        raise VlpromptError(f"{versions} cannot write this ONNX: {advice}")
+    try:
+        return torch.onnx.export(
+            graph,
+            (example,),
+            dynamo=True,
+            verbose=False,
+            input_names=["images"],
+            output_names=["logits"],
+            dynamic_shapes=dynamic and {"images": {0: "batch"}},
+        )
+    except Exception as error:  # of any of the three packages
+        raise VlpromptError(f"{versions} failed to write this ONNX ({str(error).splitlines()[0]}): {advice}") from error
+
+
+def _compare(run: Callable[[Tensor], Tensor], learner: PromptLearner, path: Path) -> None:
+    """Raise one sentence unless an export gives the learner's logits, at batch sizes other than the traced one."""
+    size, generator = learner.clip.image_size, torch.Generator().manual_seed(0)
+    for count in (1,) if _per_image(learner) else (1, 3):
+        images = torch.randn(count, 3, size, size, generator=generator)
+        with torch.no_grad():
+            expected, got = learner(images), run(images)
+        if not torch.allclose(got, expected, rtol=TOLERANCE, atol=TOLERANCE):
+            off = float((got - expected).abs().max())
+            raise VlpromptError(f"{path} was not written: its logits are off the learner's by {off:.2g}")
+
+
+def _needed(package: str) -> Any:
+    try:
+        return importlib.import_module(package)
+    except ImportError as error:
+        raise VlpromptError(f'this export needs {package}: pip install "vlprompt[export]"') from error

@@ -1,0 +1,146 @@
+"""A learnt context as a plain OpenCLIP model: the vectors take the places of a few emoji in the token embedding.
+
+A context in front of the class name is nothing but vectors where the embeddings of words would stand. So a copy of the
+model in which some signs that no class name holds have those vectors as their embeddings is, with these signs as the
+template, exactly the learner, for any class names and in any program that loads OpenCLIP models.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from vlprompt.base.files import atomic_write
+from vlprompt.clip.frozen import FrozenCLIP, natural_name
+from vlprompt.clip.loading import load_clip
+from vlprompt.clip.tiny import TINY_NAME, tiny_config
+from vlprompt.errors import VlpromptError
+from vlprompt.learner.contract import PromptLearner
+from vlprompt.learner.recording import TextRecorder, added
+
+CONFIG, WEIGHTS, USE = "open_clip_config.json", "open_clip_model.safetensors", "classifier.json"
+TOLERANCE = 1e-4
+FIRST_SIGN = 0x2190  # arrows, symbols, emoji
+
+
+def export_openclip(learner: PromptLearner, folder: Path) -> Path:
+    """Write a folder for ``open_clip.create_model_and_transforms("local-dir:FOLDER")`` and its template.
+
+    ``classifier.json`` holds the template to fill with class names, and the signs whose embeddings were replaced.
+
+    Raises:
+        VlpromptError: what the learner learnt is no context of words in front of the class name.
+    """
+    context = _context(learner)  # (P, d_t)
+    signs = _spare_signs(learner.clip, len(context), learner.class_names)
+    tokenizer = learner.clip.tokenizer
+    state = {key: value.detach().clone().contiguous() for key, value in learner.clip.model.state_dict().items()}
+    (embedding,) = (value for key, value in state.items() if key.endswith("token_embedding.weight"))
+    embedding[[tokenizer.encode(sign)[0] for sign in signs]] = context
+    template = " ".join([*signs, "{}."])
+    use = {
+        "template": template,
+        "class_names": [natural_name(name) for name in learner.class_names],
+        "replaced": signs,
+        "backbone": learner.clip.identity(),
+        "method": learner.method,
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in ((CONFIG, _model_config(learner.clip)), (USE, use)):
+        with atomic_write(folder / name) as temporary:
+            temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
+    with atomic_write(folder / WEIGHTS) as temporary:
+        save_file(state, temporary)
+    _compare(learner, folder, template)
+    return folder
+
+
+def _context(learner: PromptLearner) -> Tensor:
+    """The vectors between start-of-text and the class name (P, d_t), or one sentence on why words cannot hold them."""
+    who, other = f"{learner.method} with these settings", "use to=torch or to=onnx"
+    if learner.facts.classifier == "per_image":
+        raise VlpromptError(f"{who} has another context for each image, which no words can stand for: {other}")
+    if learner.facts.head:
+        raise VlpromptError(f"{who} scores with more than class features: {other}")
+    if not learner.facts.cacheable_images:
+        raise VlpromptError(f"{who} prompts the image tower, and OpenCLIP's has no place for learnt tokens: {other}")
+    if not learner.trainable_parameters():
+        raise VlpromptError(f"{who} learns nothing: the original weights with its templates are the same classifier")
+    recorder = TextRecorder()
+    with torch.no_grad(), added(learner, recorder):
+        features = learner.text_features()
+    calls = recorder.calls
+    if len(calls) != 1 or len(calls[0].prefix) != 1:
+        raise VlpromptError(f"{who} has a classifier that is a mean over prompts: use to=matrix, or {other}")
+    prompts = calls[0]
+    if prompts.deep:
+        raise VlpromptError(f"{who} learns vectors for deeper blocks, where no words enter: {other}, or to=matrix")
+    tokens = learner.clip.class_tokens(learner.class_names)
+    plain = learner.clip.text.embed(tokens.ids)
+    if not torch.equal(prompts.lengths, tokens.lengths) or not _same(prompts.suffix, plain, tokens.lengths):
+        raise VlpromptError(f"{who} has its context not only in front of the class name: {other}, or to=matrix")
+    text = torch.nn.functional.normalize(learner.clip.encode_prompts(prompts)[0], dim=-1)
+    if not torch.allclose(text, features, atol=TOLERANCE):
+        raise VlpromptError(f"{who} changes text features in the tower or behind it: {other}, or to=matrix")
+    return prompts.prefix[0, 1:]
+
+
+def _same(a: Tensor, b: Tensor, lengths: Tensor) -> bool:
+    """Whether two padded (C, S, d) hold the same tokens up to each row's length."""
+    size = int(lengths.max())
+    inside = torch.arange(size) < lengths[:, None]
+    return a.dim() == 3 and torch.equal(a[:, :size][inside], b[:, :size][inside])
+
+
+def _spare_signs(clip: FrozenCLIP, count: int, class_names: Sequence[str]) -> list[str]:
+    """Signs such as emoji that are one token each in CLIP's vocabulary and stand in no class name, rarest first."""
+    tokenizer = clip.tokenizer
+    if not isinstance(tokenizer, open_clip.SimpleTokenizer):
+        raise VlpromptError(f"{clip.name} has a tokenizer other than CLIP's own: use to=matrix, torch or onnx")
+    used, end, found = "".join(class_names), tokenizer.eot_token_id, []
+    for token in sorted(tokenizer.decoder, reverse=True):  # merges come by frequency
+        sign = tokenizer.decode([token]).strip()
+        if len(sign) != 1 or sign.isalnum() or ord(sign) < FIRST_SIGN or sign in used:
+            continue
+        if tokenizer([sign])[0, 1:3].tolist() == [token, end]:
+            found.append(sign)
+        if len(found) == count:
+            return found
+    raise VlpromptError(f"{clip.name}'s vocabulary has no {count} signs to spare")
+
+
+def _model_config(clip: FrozenCLIP) -> dict[str, Any]:
+    """OpenCLIP's configuration of the backbone, with its activation and transform as they are."""
+    name = (clip.source or {}).get("name", "")
+    if name == TINY_NAME:
+        model = tiny_config()["model_cfg"]
+    elif name.startswith("local-dir:"):
+        model = json.loads(Path(name.removeprefix("local-dir:"), CONFIG).read_text(encoding="utf-8"))["model_cfg"]
+    elif name in open_clip.list_models():
+        model = open_clip.get_model_config(name)
+    else:
+        raise VlpromptError(f"OpenCLIP's configuration of {clip.name} is not known here: use to=matrix, torch or onnx")
+    preprocess = {
+        "mean": list(clip.image_mean),
+        "std": list(clip.image_std),
+        "interpolation": clip.interpolation,
+        "resize_mode": clip.resize_mode,
+    }
+    return {"model_cfg": model | {"quick_gelu": clip.activation() == "QuickGELU"}, "preprocess_cfg": preprocess}
+
+
+def _compare(learner: PromptLearner, folder: Path, template: str) -> None:
+    """Raise one sentence unless the folder, loaded as others would, gives the learner's class features."""
+    clip = load_clip(f"local-dir:{folder}", device="cpu")
+    texts = [template.replace("{}", natural_name(name)) for name in learner.class_names]
+    got = torch.nn.functional.normalize(clip.encode_text(texts), dim=-1)
+    off = float((got - learner.classifier_matrix()).abs().max())
+    if off > TOLERANCE:
+        raise VlpromptError(f"the model in {folder} is not the learner: its class features are off by {off:.2g}")

@@ -1,0 +1,228 @@
+"""Keeping a learner: a folder with its learnables, its configuration and a card, and how it is read back.
+
+A saved learner may come from anyone, so nothing in it is trusted: tensors are read as safetensors, the configuration is
+checked field by field, sizes are compared with what the tensors hold before anything is made, and no text in it is
+taken for the name of a file.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf.errors import OmegaConfBaseException
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from vlprompt.base.checks import checked
+from vlprompt.base.files import atomic_write
+from vlprompt.base.layout import CARD, CONFIG, LAST, LEARNABLES, LEARNER
+from vlprompt.base.sealed import read_tensors, write_tensors
+from vlprompt.clip.class_names import check_names
+from vlprompt.clip.frozen import FrozenCLIP
+from vlprompt.clip.loading import load_clip
+from vlprompt.errors import VlpromptError
+from vlprompt.learner.contract import PromptLearner
+from vlprompt.learner.registration import METHODS, make_config
+from vlprompt.saving.card import model_card
+from vlprompt.saving.description import first_line, read_description, safe_member, write_description
+from vlprompt.saving.hub import PREFIX, fetch, refuse_address
+from vlprompt.version import __version__
+
+SPARE_NUMBERS = 2**22  # that a method may make beside its learnables while it is set up
+
+
+def save_learner(learner: PromptLearner, path: str | os.PathLike, extra: Mapping[str, Any] | None = None) -> Path:
+    """Write ``learner.safetensors`` (learnables only), ``config.json`` and a model card into a folder.
+
+    Args:
+        learner: any learner.
+        path: the folder; made if need be.
+        extra: JSON-able facts to keep beside the configuration: dataset, shots, seed, ``license`` of the weights.
+    """
+    folder = Path(path)
+    description = {
+        "vlprompt": __version__,
+        "method": learner.method,
+        "config": dataclasses.asdict(learner.config),
+        "backbone": learner.clip.identity(),
+        "source": learner.clip.source,
+        "class_names": list(learner.class_names),
+        "templates": list(learner.templates),
+        "extra": dict(extra or {}) | ({"teacher": learner.taught_by_identity} if learner.taught_by_identity else {}),
+    }
+    state = learner.state_dict()
+    files = {LEARNABLES: write_tensors(folder / LEARNABLES, state)}
+    if learner.last_state is None:
+        (folder / LAST).unlink(missing_ok=True)
+    else:  # of the last epoch, beside the aggregated ones
+        files[LAST] = write_tensors(folder / LAST, learner.last_state)
+    write_description(folder, description | {"files": files})
+    with atomic_write(folder / CARD) as temporary:
+        count = sum(t.numel() for t in state.values())
+        temporary.write_text(model_card(description, learner.facts, count), encoding="utf-8")
+    return folder
+
+
+@checked
+def load_learner(path: str | os.PathLike, clip: FrozenCLIP | None = None, device: str = "auto") -> PromptLearner:
+    """Rebuild a saved learner.
+
+    Args:
+        path: a folder that ``save_pretrained`` wrote, or ``hf://user/name[@revision]`` on the Hugging Face Hub.
+        clip: the frozen model; by default it is loaded as it was when the learner was saved. Another backbone than
+            the one trained on is an error that names both.
+        device: for a backbone that is loaded here.
+
+    Raises:
+        VlpromptError: there is no learner, it was tampered with or does not fit, or the backbone is another.
+    """
+    remote = str(path).startswith(PREFIX)
+    folder = fetch(str(path)) if remote else Path(path)
+    saved = read_description(folder)
+    file = folder / CONFIG
+    declared = tensor_shapes(safe_member(folder, LEARNABLES))
+    cls = METHODS.get(saved["method"])
+    try:
+        config = make_config(saved["method"], saved["config"] | {"init_from": None})  # the start is in the tensors
+    except OmegaConfBaseException as error:
+        raise VlpromptError(f"{file}: its settings are not right: {str(error).splitlines()[0]}") from error
+    if clip is None:
+        clip = load_clip(**_trusted_source(saved["source"], folder, remote), device=device)
+    _check_backbone(saved["backbone"], clip.identity(), str(path))
+    allowed = 4 * sum(map(math.prod, declared.values())) + SPARE_NUMBERS
+    try:
+        with _AllocationLimit(allowed):
+            learner = cls(clip, saved["class_names"], config, saved["templates"])
+    except VlpromptError as error:
+        raise VlpromptError(f"{file}: {first_line(error)}") from error
+    except Exception as error:  # settings that were tampered with may fail anywhere in a method's setup
+        raise VlpromptError(
+            f"{file}: no learner can be made of it ({type(error).__name__}: {first_line(error)})"
+        ) from error
+    learner.teacher.reads_files = False
+    learner.taught_by_identity = _identity_of_teacher(saved)
+    learner.reserve(declared)
+    learner.check_shapes(declared, f"the tensors of {path}")
+    learnables = read_learnables(folder, saved["files"].get(LEARNABLES))
+    learner.load_learnables(learnables, f"the tensors of {path}")
+    check_names(clip, learner.class_names, shared_names=True)
+    return learner.eval()
+
+
+def _identity_of_teacher(saved: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What a saved learner says of its teacher, which is asked for only if it is trained on."""
+    told = saved["extra"].get("teacher")
+    return dict(told) if isinstance(told, dict) else None
+
+
+def read_learnables(path: Path, sha256: str | None = None) -> dict[str, Tensor]:
+    """Read learnables from a ``.safetensors`` file, a saved learner's folder or a run's folder.
+
+    Args:
+        path: the file or folder.
+        sha256: the hash that the learner's configuration has of them.
+
+    Raises:
+        VlpromptError: there are none, they were changed or are another learner's, or they are no finite numbers.
+    """
+    refuse_address(path, "load_learner fetches a whole learner")
+    places = [path, path / LEARNABLES, path / LEARNER / LEARNABLES]
+    file = next((place for place in places if place.is_file()), None)
+    checkpoint = path if path.is_file() else next((p for p in sorted(path.glob("**/*.pth*")) if p.is_file()), None)
+    if file in (None, path) and checkpoint and _is_of_torch(checkpoint):
+        raise VlpromptError(
+            f"{checkpoint} is a checkpoint of torch's and no saved learner: vlprompt import-checkpoint makes one"
+        )
+    if file is None:
+        raise VlpromptError(f"no learnables at {path}: give a saved learner's folder or its {LEARNABLES}")
+    tensors, _ = read_tensors(file, "the learner", "save it or fetch it again", sha256)
+    _check_numbers(tensors, f"the tensors of {path}")
+    return tensors
+
+
+def _is_of_torch(file: Path) -> bool:
+    """Whether a file begins as what ``torch.save`` writes: an archive, or a pickle."""
+    with open(file, "rb") as opened:
+        return opened.read(4).startswith((b"PK\x03\x04", b"\x80"))
+
+
+def _check_numbers(tensors: Mapping[str, Tensor], source: str) -> None:
+    """Raise one sentence for the first tensor with which every prediction would be NaN or by chance."""
+    for name, tensor in tensors.items():
+        if not tensor.is_floating_point():
+            raise VlpromptError(f"{source} cannot be used: {name} is {tensor.dtype}, which no learnt numbers are")
+        if not tensor.isfinite().all():
+            raise VlpromptError(f"{source} cannot be used: {name} holds NaN or infinity")
+
+
+def find_saved(path: str | os.PathLike) -> Path:
+    """Return the folder of a saved learner: ``path`` itself, or ``learner`` in a run's folder."""
+    folder = Path(path).expanduser()
+    found = next((f for f in (folder, folder / LEARNER) if (f / CONFIG).exists()), None)
+    if found is None:
+        raise VlpromptError(f"no saved learner in {folder}: {CONFIG} is missing")
+    return found
+
+
+def tensor_shapes(file: Path) -> dict[str, torch.Size]:
+    """Names and shapes of a safetensors file's tensors, from its header alone."""
+    try:
+        with safe_open(file, framework="pt") as opened:
+            return {key: torch.Size(opened.get_slice(key).get_shape()) for key in opened.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError) as error:
+        raise VlpromptError(f"{file} cannot be read: {first_line(error)}") from error
+
+
+class _AllocationLimit(TorchDispatchMode):
+    """Refuses to make more numbers than a learner of the declared tensors needs, before memory is asked for them."""
+
+    def __init__(self, numbers: int):
+        super().__init__()
+        self.left = numbers
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        size = args[0] if args else (kwargs or {}).get("size")
+        is_floating = (kwargs or {}).get("dtype") in (None, torch.float32, torch.float64)
+        if is_floating and isinstance(size, (list, tuple)) and all(isinstance(s, int) for s in size):
+            self.left -= math.prod(size)
+            if self.left < 0:
+                raise VlpromptError(f"it asks for far larger tensors than {LEARNABLES} beside it holds")
+        return func(*args, **(kwargs or {}))
+
+
+def _trusted_source(source: Mapping[str, Any] | None, folder: Path, remote: bool) -> dict[str, Any]:
+    """Return what loads the backbone, or refuse to follow a saved learner to where code or files of others may be."""
+    if source is None:
+        raise VlpromptError(f"{folder} was trained on a model object: give it as clip=, it cannot be loaded by name")
+    name, checkpoint = source["name"], source["checkpoint"]
+    elsewhere = name.startswith("hf-hub:") or (remote and (checkpoint or name.startswith("local-dir:")))
+    if elsewhere:
+        asked = f'"{name}"' + (f', checkpoint="{checkpoint}"' if checkpoint else "")
+        raise VlpromptError(
+            f"{folder} asks for a backbone from elsewhere, which a saved learner may not fetch: if you trust it, give "
+            f"clip=vlprompt.load_clip({asked})"
+        )
+    return dict(source)
+
+
+def _check_backbone(trained: Mapping[str, Any], here: Mapping[str, Any], path: str) -> None:
+    """Raise one sentence that names both backbones unless they are the same."""
+    for key in ("weights", "activation", "image_size", "preprocessing"):
+        if here[key] != trained.get(key, here[key]):  # earlier versions kept no preprocessing
+            raise VlpromptError(
+                f"{path} was trained on {_describe(trained)}, and this backbone is {_describe(here)}: {key} differs"
+            )
+
+
+def _describe(identity: Mapping[str, Any]) -> str:
+    return (
+        f"{identity['architecture']} ({identity['pretrained']}, {identity['activation']}, "
+        f"{identity['image_size']} px, weights {identity['weights'][:8]})"
+    )

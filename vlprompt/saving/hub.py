@@ -1,0 +1,81 @@
+"""A learner's files to and from the Hugging Face Hub: ``hf://user/name[@revision]``."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from vlprompt.base.layout import CARD, CONFIG, LEARNABLES
+from vlprompt.errors import VlpromptError
+
+PREFIX = "hf://"
+FILES = (LEARNABLES, CONFIG, CARD)
+REPO = re.compile(r"[\w-]+(?:\.[\w-]+)*/[\w-]+(?:\.[\w-]+)*")
+REVISION = re.compile(r"[\w-][\w./-]*")
+
+
+def fetch(address: str) -> Path:
+    """Download a learner's tensors and configuration, or take them from the Hub's cache, and return their folder.
+
+    Raises:
+        VlpromptError: the address is not right, there is no such learner, or the Hub cannot be reached.
+    """
+    from huggingface_hub import snapshot_download
+
+    repo, _, revision = address.removeprefix(PREFIX).partition("@")
+    check_repo(repo)
+    if revision and (not REVISION.fullmatch(revision) or ".." in revision):
+        raise VlpromptError(f"'{revision}' is no revision: write {PREFIX}user/name@revision, a branch, tag or commit")
+    try:
+        folder = snapshot_download(
+            repo, revision=revision or None, allow_patterns=list(FILES[:2]), endpoint=os.environ.get("HF_ENDPOINT")
+        )
+    except Exception as error:  # the Hub client raises kinds of its own, and those of its HTTP library
+        raise VlpromptError(f"could not fetch {address}: {_reason(error)}") from error
+    if not Path(folder, CONFIG).exists():
+        raise VlpromptError(f"{address} holds no learner: it has no config.json")
+    return Path(folder)
+
+
+def upload(folder: Path, repo: str, private: bool = False) -> None:
+    """Send a learner's files to a repository, which is made if need be.
+
+    Raises:
+        VlpromptError: nobody is logged in, or the Hub says no or cannot be reached.
+    """
+    from huggingface_hub import HfApi
+
+    api = HfApi(endpoint=os.environ.get("HF_ENDPOINT"), library_name="vlprompt")
+    try:
+        api.create_repo(repo, private=private, exist_ok=True)
+        api.upload_folder(repo_id=repo, folder_path=folder, allow_patterns=list(FILES), commit_message="Add learner")
+    except Exception as error:  # as in fetch
+        raise VlpromptError(f"could not push to {PREFIX}{repo}: {_reason(error)}") from error
+
+
+def refuse_address(path: object, instead: str) -> None:
+    """Raise one sentence where a folder is asked for and an address on the Hub was given."""
+    if str(path).startswith(PREFIX.rstrip("/")):  # a Path has lost one of the slashes
+        raise VlpromptError(f"{path} is an address on the Hub, and a folder of yours is needed here: {instead}")
+
+
+def check_repo(repo: str) -> None:
+    """Raise one sentence unless a name has the form ``user/name``."""
+    if not REPO.fullmatch(repo):
+        raise VlpromptError(f"'{repo}' is no repository of the Hub: write it as user/name")
+
+
+def _reason(error: Exception) -> str:
+    """What went wrong with the Hub, and what to do about it."""
+    kind = type(error).__name__
+    if kind in ("RepositoryNotFoundError", "GatedRepoError"):
+        return "there is no such repository, or it is private and you are not logged in (run: hf auth login)"
+    if kind == "RevisionNotFoundError":
+        return "the repository has no such revision"
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if status in (401, 403) or kind == "LocalTokenNotFoundError":
+        return "you are not logged in, or may not write there (run: hf auth login)"
+    if status:
+        return f"the Hub answered {status}"
+    return "the Hub cannot be reached (no network?); folders and what was fetched before work offline"

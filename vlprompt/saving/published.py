@@ -1,0 +1,177 @@
+"""Prompts that people have already: checkpoints of the published repositories as learners.
+
+Those repositories share a trainer (Dassl), which saves ``{"state_dict": …, "epoch": …, "optimizer": …}`` of the prompt
+learner alone (CoOp's family) or of the whole model (MaPLe's). The tensors' names follow from where each repository
+keeps its prompts; they are brought to the names of ``vlprompt.learner.publishing``, sizes are read from the shapes,
+and what belongs to the classes or to the frozen model is used to check both and then dropped.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from vlprompt.clip.frozen import FrozenCLIP
+from vlprompt.clip.tensor_files import read_tensor_file
+from vlprompt.data.splits import DEFAULT_TEMPLATE
+from vlprompt.errors import VlpromptError
+from vlprompt.learner import publishing
+from vlprompt.learner.contract import PromptLearner
+from vlprompt.learner.creation import create_learner
+from vlprompt.learner.registration import METHODS
+
+# where a repository keeps a prompt -> the name it goes by there
+PLACES = (
+    (r"(?:module\.|model\.|_orig_mod\.)*(?:prompt_learner\.)?(.*)", r"\1"),
+    (r"text_encoder\.transformer\.resblocks\.(\d+)\.VPT_shallow", r"text_prompts.\1"),
+    (r"image_encoder\.transformer\.resblocks\.(\d+)\.VPT_shallow", r"visual_prompts.\1"),
+    (r"image_encoder\.VPT", "visual_prompts.0"),
+)
+# what is saved beside prompts: buffers of the classes, the frozen model, a frozen teacher, settings
+NOT_LEARNT = re.compile(
+    r"token_(prefix|suffix)|text_encoder\.|image_encoder\.|logit_scale|ZS_image_encoder\.|model_distill|.*_cali_ratio"
+)
+SAME = 1e-2  # relative difference of two tensors that differ by half precision alone
+
+
+def import_checkpoint(
+    file: str | os.PathLike,
+    method: str,
+    clip: FrozenCLIP,
+    class_names: Sequence[str],
+    *,
+    templates: Sequence[str] = (DEFAULT_TEMPLATE,),
+    **settings: Any,
+) -> PromptLearner:
+    """Make a learner of a published repository's checkpoint.
+
+    Args:
+        file: such as ``prompt_learner/model.pth.tar-50``. Its tensors are read; nothing of it is executed or imported,
+            whatever it holds beside them.
+        method: the learner that it belongs to.
+        clip: the backbone that it was trained on; checked where the file allows.
+        class_names: to score; those trained on, or others where the method carries to others.
+        templates: of the dataset.
+        settings: of the method that shapes do not show, such as ``class_token_position``. Numbers of tokens and layers
+            are read from the shapes unless they are given.
+
+    Raises:
+        VlpromptError: the file is no checkpoint, lacks the method's, holds NaN, or is of another backbone.
+    """
+    path = Path(file)
+    tensors = published_names(_numbers(path))
+    _check_backbone(tensors, clip, path)
+    fields = {f.name for f in dataclasses.fields(METHODS.get(method).Config)}
+    found = {key: value for key, value in sizes(tensors).items() if key in fields}
+    if "ctx_init" in fields and "ctx_init" not in settings:
+        found["ctx_init"] = _phrase(method, tensors, clip, found | settings)
+    learner = create_learner(method, clip, class_names, templates=templates, **(found | settings))
+    try:
+        learner.load_published(tensors)
+    except VlpromptError as error:
+        raise VlpromptError(f"{path}: {error}") from error
+    for name, tensor in learner.state_dict().items():
+        if not tensor.isfinite().all():
+            raise VlpromptError(f"{path} holds what is no finite number in {name}: it is of a run that diverged")
+    unused = sorted(tensors.keys() - set(publishing.published_names(learner).values()) - {"ctx", "text_prompts.0"})
+    unused = [name for name in unused if not NOT_LEARNT.match(name)]
+    if unused:
+        more = f" and {len(unused) - 1} more" if len(unused) > 1 else ""
+        warnings.warn(
+            f"{path}: {method} has no use for {unused[0]}{more}; wrong if the file is another method's, right if its "
+            "repository keeps parts that it does not train",
+            stacklevel=2,
+        )
+    return learner.eval()
+
+
+def _numbers(path: Path) -> dict[str, Tensor]:
+    """Read a checkpoint's state dict, fp32; nothing in it runs (see ``vlprompt.clip.tensor_files``)."""
+    tensors, _ = read_tensor_file(path)
+    return {key: value.float() if value.is_floating_point() else value for key, value in tensors.items()}
+
+
+def published_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Bring the repositories' names to those of ``vlprompt.learner.publishing``."""
+    out = {}
+    for name, tensor in tensors.items():
+        for place, ours in PLACES:
+            match = re.fullmatch(place, name)
+            name = match.expand(ours) if match else name
+        out[name] = tensor
+    if "ctx" in out:  # the first layer of independent deep prompts is kept as a context
+        out.setdefault("text_prompts.0", out["ctx"])
+    return out
+
+
+def sizes(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Read settings from the shapes of tensors under their published names."""
+    context, visual = tensors.get("ctx", tensors.get("text_prompts.0")), tensors.get("visual_prompts.0")
+    generated = tensors.get("vpt_embeddings")
+    first = next((t for t in (context, visual, generated) if t is not None), None)
+    if first is None:
+        return {}
+    text_depth = max(_layers(tensors, "text_prompts"), 1 + _layers(tensors, "compound_prompts_text"))
+    vision_depth = _layers(tensors, "visual_prompts")
+    variant = "upt" if context is not None else "mvpt"
+    out = {
+        "n_ctx": first.shape[-2],
+        "class_specific": context is not None and context.dim() == 3,
+        "depth": vision_depth if context is None else text_depth,
+        "vision_depth": vision_depth,
+        "variant": "mcoop" if generated is None else variant,
+    }
+    if visual is not None:
+        out["vision_n_ctx"] = visual.shape[-2]
+    if "mvlpt_proj_ctx_coop_pre.weight" in tensors:
+        out["coupling_width"] = len(tensors["mvlpt_proj_ctx_coop_pre.weight"])
+    for setting, theirs in (("text_ratio", "text_cali_ratio"), ("image_ratio", "vis_cali_ratio")):
+        if theirs in tensors:
+            out[setting] = float(tensors[theirs])
+    return out
+
+
+def _layers(tensors: Mapping[str, Tensor], kind: str) -> int:
+    return sum(re.fullmatch(rf"{kind}\.\d+", name) is not None for name in tensors)
+
+
+def _phrase(method: str, tensors: Mapping[str, Tensor], clip: FrozenCLIP, settings: Mapping[str, Any]) -> str | None:
+    """The method's phrase if words of it stand behind the learnt tokens, or else None: the values come from the file.
+
+    The saved embeddings behind the context tell; without them, deep prompts keep the rest of the phrase and shallow
+    ones do not, as the repositories do.
+    """
+    phrase, n = METHODS.get(method).Config().ctx_init, settings.get("n_ctx")
+    words = clip.word_embeddings(phrase) if phrase else ()
+    if n is None or n >= len(words):
+        return None
+    behind = tensors.get("token_suffix")
+    if behind is None:
+        return phrase if settings.get("depth") else None
+    return phrase if _alike(behind[:, 0], words[n].expand_as(behind[:, 0])) else None
+
+
+def _check_backbone(tensors: Mapping[str, Tensor], clip: FrozenCLIP, path: Path) -> None:
+    """Raise one sentence if what was saved of the frozen model is not this backbone's."""
+    start, patches = tensors.get("token_prefix"), tensors.get("image_encoder.conv1.weight")
+    ours = getattr(clip.visual.module, "conv1", None)
+    pairs = [
+        (None if start is None else start[0], clip.start_embedding(), "start-of-text embedding"),
+        (patches, None if ours is None else ours.weight, "patch embedding"),
+    ]
+    for theirs, mine, what in pairs:
+        if theirs is not None and mine is not None and not _alike(theirs, mine):
+            tag = f" ({clip.pretrained})" if clip.pretrained else ""
+            raise VlpromptError(f"{path} was trained on another backbone than {clip.name}{tag}: its {what} differs")
+
+
+def _alike(a: Tensor, b: Tensor) -> bool:
+    a, b = a.float().cpu(), b.detach().float().cpu()
+    return a.shape == b.shape and bool((a - b).norm() <= SAME * b.norm())

@@ -1,0 +1,173 @@
+"""The state of a training run in one safetensors file, written atomically and checked when read."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from vlprompt.base.layout import CHECKPOINT
+from vlprompt.base.sealed import TENSOR_SEAL, read_tensors, write_tensors
+from vlprompt.errors import VlpromptError
+from vlprompt.learner.aggregation import aggregation_state, load_aggregation_state
+from vlprompt.learner.contract import PromptLearner
+
+FORMAT = "vlprompt-checkpoint/2"  # 1, of vlprompt 0.1.0, knows neither backbone nor data
+WHAT, REMEDY = "the checkpoint", "delete it and start again"
+OTHERS = {
+    "settings": "a run with other settings",
+    "backbone": "training on another backbone: what stands under its name has changed since",
+    "stage": "another stage of the training",
+    "data": "training on other images: those of the dataset have changed since",
+}
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """All that training needs to go on, in one safetensors file.
+
+    Attributes:
+        tensors: ``learner.NAME``, ``training.NAME`` (of its aggregator), ``selection.NAME`` (the best
+            epoch's learnables), ``optimizer.INDEX.BUFFER``.
+        history: the records of the finished epochs.
+        identity: of the run: ``settings``, ``backbone`` and ``data``, as far as they are known.
+    """
+
+    tensors: dict[str, Tensor]
+    history: list[dict[str, Any]]
+    identity: dict[str, str]
+
+    @classmethod
+    def of(
+        cls,
+        learner: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        history: list[dict[str, Any]],
+        identity: str | Mapping[str, str],
+        selected: Mapping[str, Tensor] | None = None,
+    ) -> Checkpoint:
+        """Return a copy of the present state."""
+        tensors = {f"learner.{name}": tensor for name, tensor in learner.state_dict().items()}
+        tensors |= {f"training.{name}": tensor for name, tensor in aggregation_state(learner).items()}
+        tensors |= {f"selection.{name}": tensor for name, tensor in (selected or {}).items()}
+        for index, buffers in optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{index}.{key}": b for key, b in buffers.items() if isinstance(b, Tensor)}
+        copies = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
+        return cls(copies, list(history), as_mapping(identity))
+
+    def restore(self, learner: nn.Module, optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
+        """Put the state back and return the history."""
+        state = self.part("learner")
+        if isinstance(learner, PromptLearner):
+            learner.load_learnables(state, "the checkpoint's tensors")
+        else:
+            learner.load_state_dict(state)
+        load_aggregation_state(learner, self.part("training"))
+        buffers: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in self.part("optimizer").items():
+            index, key = name.split(".", 1)
+            buffers.setdefault(int(index), {})[key] = tensor
+        optimizer.load_state_dict({"state": buffers, "param_groups": optimizer.state_dict()["param_groups"]})
+        return list(self.history)
+
+    def part(self, prefix: str) -> dict[str, Tensor]:
+        """The tensors under a prefix, which is taken off."""
+        return {n.removeprefix(f"{prefix}."): t for n, t in self.tensors.items() if n.startswith(f"{prefix}.")}
+
+    def save(self, path: Path) -> None:
+        """Write the file atomically, with the number of threads that this process computes with."""
+        facts = {"history": self.history, "identity": self.identity, "threads": torch.get_num_threads()}
+        write_tensors(path, self.tensors, {"format": FORMAT} | {key: json.dumps(value) for key, value in facts.items()})
+
+    @classmethod
+    def load(cls, path: Path, identity: str | Mapping[str, str]) -> Checkpoint | None:
+        """Read and check the file; None if there is none.
+
+        Args:
+            path: the file.
+            identity: of the run that wants to go on: ``settings`` (or a text, which is those alone), ``backbone``,
+                ``data``; what the file knows of must be the same.
+
+        Raises:
+            VlpromptError: it is damaged, or of other settings, another backbone or other images.
+        """
+        if not path.exists():
+            return None
+        tensors, facts = read_tensors(path, WHAT, REMEDY)
+        if TENSOR_SEAL not in facts:
+            found = cls._of_0_1(tensors, facts, path)
+        elif facts.get("format") == FORMAT:
+            found = cls(tensors, json.loads(facts["history"]), json.loads(facts["identity"]))
+        else:
+            raise VlpromptError(f"{WHAT} {path} is damaged (it is another kind of file): {REMEDY}")
+        for key, value in as_mapping(identity).items():
+            if found.identity.get(key, value) != value:
+                raise VlpromptError(f"{WHAT} {path} belongs to {OTHERS[key]}: {REMEDY}")
+        return found
+
+    @classmethod
+    def _of_0_1(cls, tensors: dict[str, Tensor], facts: Mapping[str, str], path: Path) -> Checkpoint:
+        """What vlprompt 0.1.0 wrote, which had a checksum of its own."""
+        try:
+            found = cls(tensors, json.loads(facts["history"]), as_mapping(facts["identity"]))
+            digest = hashlib.sha256(json.dumps([found.history, facts["identity"]]).encode())
+        except (KeyError, ValueError) as error:
+            raise VlpromptError(f"{WHAT} {path} is damaged (its header has no {error}): {REMEDY}") from error
+        for name, tensor in sorted(tensors.items()):
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.flatten().view(torch.uint8).numpy().data)
+        if facts.get("sha256") != digest.hexdigest():
+            raise VlpromptError(f"{WHAT} {path} is damaged (checksum): {REMEDY}")
+        warnings.warn(
+            f"{path} is of vlprompt 0.1.0: it does not tell whether backbone and images are the same", stacklevel=3
+        )
+        return found
+
+
+def as_mapping(identity: str | Mapping[str, str]) -> dict[str, str]:
+    """An identity as its parts; a plain one is that of the settings."""
+    return {"settings": identity} if isinstance(identity, str) else dict(identity)
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints in a run's folder: one, or one a stage."""
+    stem, _, suffix = CHECKPOINT.partition(".")
+    return sorted(path for path in folder.glob(f"{stem}*.{suffix}") if path.name.startswith((f"{stem}.", f"{stem}-")))
+
+
+@contextmanager
+def threads_of(folder: Path, say: Callable[[str], None]) -> Iterator[None]:
+    """Compute with as many threads as the run that left a checkpoint, if there is one: others round differently.
+
+    Args:
+        folder: of the run.
+        say: told if that is another number than this process's.
+    """
+    here = torch.get_num_threads()
+    before = next(filter(None, map(_threads, checkpoints(folder))), here)
+    if before != here:
+        say(f"going on with {before} threads as before, not {here}, so that the bits are the same")
+        torch.set_num_threads(before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(here)
+
+
+def _threads(path: Path) -> int | None:
+    """The number in a checkpoint's header; None where there is none to go on from, which ``load`` tells."""
+    try:
+        with safe_open(path, "pt") as file:
+            threads = json.loads((file.metadata() or {})["threads"])
+    except (SafetensorError, OSError, KeyError, ValueError):
+        return None
+    return threads if isinstance(threads, int) and 0 < threads <= 4096 else None

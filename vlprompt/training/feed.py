@@ -1,0 +1,235 @@
+"""Feeds over a dataset's images and over features in hand; see ``vlprompt.learner.learning.Feed``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import chain, count
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from vlprompt.base.environment import Clock
+from vlprompt.base.reporter import Reporter
+from vlprompt.clip.frozen import FrozenCLIP
+from vlprompt.data import (
+    DatasetSplits,
+    FeatureBank,
+    ImageItems,
+    epoch_batches,
+    eval_transform,
+    mask_other_tasks,
+    train_transform,
+)
+from vlprompt.data.splits import Item
+from vlprompt.data.transforms import Views
+from vlprompt.errors import VlpromptError
+from vlprompt.learner.learning import EpochBatches, Feed, Source
+from vlprompt.learner.objectives import Batch
+from vlprompt.learner.selection import SEEN, Selection
+
+Draw = Callable[[int, int], Iterable[Batch]]  # from an epoch's index and a batch size to its batches
+PASSES = 10_000  # over another feed in one epoch, at most, so that no two epochs draw alike
+
+
+@dataclass(frozen=True)
+class Loading:
+    """How training images become batches.
+
+    Attributes:
+        batch_size: images a batch.
+        views: of each image where features are cached, or ``fresh``.
+        transform: a kind of ``train_transform``.
+        seed: of the order and the augmentation.
+        workers: processes that load images.
+    """
+
+    batch_size: int = 32
+    views: int | str = "fresh"
+    transform: str = "rrc"
+    seed: int = 1
+    workers: int = 0
+
+
+@dataclass(frozen=True)
+class ImageFeed:
+    """A feed over a dataset's images.
+
+    Args:
+        splits: its training images are the labelled ones, beside its pool.
+        clip: the learner's frozen model.
+        loading: how images become batches.
+        cacheable: whether the learner takes the frozen tower's features for images.
+        names: tensors of augmented images that the learner's batches must carry; each is a draw of its own.
+        weights: of the labelled images in the loss (N,).
+        chosen: places in the pool that the labelled images were taken from (N,), so that nothing is encoded twice.
+        other: whose batches go along as ``unlabeled``.
+        selection: which held-out images are handed out, noting those that are read.
+        reporter, clock: tell and time the encoding of images.
+    """
+
+    splits: DatasetSplits
+    clip: FrozenCLIP
+    loading: Loading
+    cacheable: bool = True
+    names: tuple[str, ...] = ("image",)
+    weights: Tensor | None = None
+    chosen: Tensor | None = None
+    other: Feed | None = None
+    selection: Selection = field(default_factory=Selection)
+    reporter: Reporter = field(default_factory=lambda: Reporter(quiet=True))
+    clock: Clock = field(default_factory=Clock)
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """C names, in label order."""
+        return self.splits.class_names
+
+    @property
+    def templates(self) -> tuple[str, ...]:
+        """The dataset's hand-written templates."""
+        return self.splits.templates
+
+    @property
+    def domains(self) -> tuple[str, ...]:
+        """Names of the domains of labelled and pool images, in order of first appearance."""
+        return tuple(dict.fromkeys(item.domain for item in (*self.splits.train, *self.splits.pool) if item.domain))
+
+    def batches(self, source: Source = "labelled", *, views: int | str | None = None) -> EpochBatches:
+        """Shuffled training batches of a source."""
+        items, views = self._items(source), self.loading.views if views is None else views
+        draw = self._cached(items, views) if self.cacheable and views != "fresh" else self._fresh(items)
+        extra, beside = self._extra(source, items), self._beside()
+
+        def batches(epoch: int, batch_size: int) -> Iterator[Batch]:
+            others = beside(epoch) if beside else None
+            for batch in draw(epoch, batch_size):
+                places = batch["index"].cpu()
+                batch |= cast(Batch, {key: value[places].to(self.clip.device) for key, value in extra.items()})
+                if source == "pool":
+                    del batch["label"]
+                yield batch | {"unlabeled": next(others)} if others else batch
+
+        def masked(epoch: int, batch_size: int) -> Iterator[Batch]:
+            return mask_other_tasks(batches(epoch, batch_size), self.splits.tasks)
+
+        tasks = self.splits.tasks and source == "labelled"
+        return EpochBatches(masked if tasks else batches, len(items), self.loading.batch_size)
+
+    def bank(self, source: Source = "labelled", *, views: int = 1, clip: FrozenCLIP | None = None) -> FeatureBank:
+        """Frozen features of a source (V, N, D), and labels, absent for a pool."""
+        model = clip or self.clip
+        with self.clock("encode"), self.reporter.bar("encoding training images", lines=1) as update:
+            bank = self._encoded(model, self._items(source), views, update).to(model.device)
+        return replace(bank, labels=None) if source == "pool" else bank
+
+    def labelled_as(self, labels: Tensor, weights: Tensor | None = None) -> ImageFeed:
+        """A feed whose labelled images are the pool's, with these labels; -1 leaves an image out."""
+        size = len(self.splits.pool)
+        if labels.shape != (size,):
+            raise VlpromptError(f"the pool has {size} images, and {len(labels)} labels were given for it")
+        chosen = [i for i, label in enumerate(labels.tolist()) if label >= 0]
+        if not chosen:
+            raise VlpromptError("no image of the pool has a label, so there is nothing to learn from")
+        names = self.splits.class_names
+        train = [replace(self.splits.pool[i], label=int(labels[i]), class_name=names[int(labels[i])]) for i in chosen]
+        places = torch.tensor(chosen)
+        kept = None if weights is None else weights.cpu()[places]
+        return replace(self, splits=replace(self.splits, train=train), weights=kept, chosen=places)
+
+    def where(self, *, domain: str) -> ImageFeed:
+        """A feed of one domain's images."""
+        if domain not in self.domains:
+            raise VlpromptError(f"there are no images of the domain '{domain}': {', '.join(self.domains) or 'none'}")
+        own = [item.domain == domain for item in self.splits.train]
+        train, val = ([i for i in part if i.domain == domain] for part in (self.splits.train, self.splits.val))
+        pool = tuple(item for item in self.splits.pool if item.domain == domain)
+        weights = None if self.weights is None else self.weights[torch.tensor(own)]
+        return replace(self, splits=replace(self.splits, train=train, val=val, pool=pool), weights=weights, chosen=None)
+
+    def beside(self, other: Feed) -> ImageFeed:
+        """A feed whose batches carry a batch of another feed's pool, or of its labelled images, as ``unlabeled``."""
+        return replace(self, other=other)
+
+    def _items(self, source: Source) -> Sequence[Item]:
+        splits, handed = self.splits, self.selection.sources
+        few = source == "val" and "whole_val" not in handed  # which stands in the place of the few-shot draw
+        if source in SEEN and source not in handed and not few:
+            raise VlpromptError(f"images of source={source} are handed out only where selection=paper asks for them")
+        parts = {"labelled": splits.train, "pool": splits.pool, "val": splits.val, "whole_val": splits.val}
+        found = (parts | {"test": splits.test})[source]
+        if not found:
+            what = {"labelled": "labelled training images", "pool": "pool of images without labels"}
+            hint = ": use protocol=unsupervised or semi_supervised" if source == "pool" else ""
+            raise VlpromptError(f"{self.splits.name} has no {what.get(source, 'validation images')} here{hint}")
+        if source in SEEN:
+            self.selection.saw.add(source)
+        return found
+
+    def _encoded(self, clip: FrozenCLIP, items: Sequence[Item], views: int, progress: Any) -> FeatureBank:
+        if self.chosen is not None and items is self.splits.train:
+            pool = self._encoded(clip, self.splits.pool, views, progress)
+            return FeatureBank(pool.features[:, self.chosen], torch.tensor([item.label for item in items]))
+        transform = eval_transform(clip) if views == 1 else self._transform(clip)
+        how = {"seed": self.loading.seed, "workers": self.loading.workers, "progress": progress}
+        return FeatureBank.open_or_build(clip, self.splits, items, transform=transform, views=views, **how)
+
+    def _transform(self, clip: FrozenCLIP) -> Any:
+        return train_transform(clip, self.loading.transform, mirror=self.splits.mirror)
+
+    def _extra(self, source: Source, items: Sequence[Item]) -> dict[str, Tensor]:
+        """What is known of each image besides its label: ``domain``, and ``weight`` in the loss."""
+        numbers = {name: i for i, name in enumerate(self.domains)}
+        extra = {"domain": torch.tensor([numbers.get(item.domain, -1) for item in items])} if numbers else {}
+        if self.weights is not None and source == "labelled":
+            extra["weight"] = self.weights
+        return extra
+
+    def _cached(self, items: Sequence[Item], views: int | str) -> Draw:
+        with self.clock("encode"), self.reporter.bar("encoding training images", lines=1) as update:
+            bank = self._encoded(self.clip, items, int(views), update).to(self.clip.device)
+        return lambda epoch, size: bank.epoch_batches(size, seed=self.loading.seed, epoch=epoch)
+
+    def _fresh(self, items: Sequence[Item]) -> Draw:
+        augment, names, how = self._transform(self.clip), self.names, self.loading
+        images = ImageItems(self.splits, items, augment if len(names) == 1 else Views(augment, len(names)))
+
+        def fresh(epoch: int, batch_size: int) -> Iterator[Batch]:
+            for batch in epoch_batches(
+                images, batch_size, epoch=epoch, seed=how.seed, workers=how.workers, device=self.clip.device
+            ):
+                if len(names) == 1:
+                    yield batch
+                else:
+                    yield batch | cast(Batch, dict(zip(names, batch["image"].unbind(1), strict=True)))
+
+        return fresh
+
+    def _beside(self) -> Callable[[int], Iterator[Batch]] | None:
+        """Batches of the other feed, over and over: it may hold fewer or more images than this one."""
+        if self.other is None:
+            return None
+        other = cast(ImageFeed, self.other)  # as all that a method is handed, or makes of it
+        batches = other.batches("pool" if other.splits.pool else "labelled")
+        return lambda epoch: chain.from_iterable(map(batches, count(epoch * PASSES)))
+
+
+@dataclass(frozen=True)
+class FeatureFeed(ImageFeed):
+    """A feed over image features in hand; an item's path is its row.
+
+    Args:
+        rows: features (N, D) of the learner's frozen model.
+    """
+
+    rows: Tensor = field(default_factory=lambda: torch.empty(0, 0))
+
+    def _encoded(self, clip: FrozenCLIP, items: Sequence[Item], views: int, progress: Any) -> FeatureBank:
+        if clip is not self.clip:
+            raise VlpromptError("these are features of one model, and another one's are asked for: give images")
+        rows = self.rows[[int(item.path) for item in items]]
+        return FeatureBank(rows[None], torch.tensor([item.label for item in items]))
+
+    def _fresh(self, items: Sequence[Item]) -> Draw:
+        return self._cached(items, 1)

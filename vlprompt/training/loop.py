@@ -1,0 +1,178 @@
+"""The epochs of one training and the steps of an epoch: nothing but forward, backward, step, and guards."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from collections.abc import Mapping
+from itertools import islice
+from typing import Any, Protocol, cast
+
+import torch
+from torch import Tensor, nn
+
+from vlprompt.base.settings import TrainOptions
+from vlprompt.errors import VlpromptError
+from vlprompt.learner.aggregation import aggregate
+from vlprompt.learner.learning import Batches, History
+from vlprompt.learner.objectives import Batch
+from vlprompt.training.options import make_schedule
+from vlprompt.training.schedules import Moment
+
+LOOK = 20  # steps between two looks at losses on a device that would have to wait for them
+
+
+class _Trained(Protocol):
+    """What a module that is trained has beside what every module has."""
+
+    def loss(self, batch: Batch) -> Mapping[str, Tensor]: ...
+
+
+class Loop:
+    """The epochs of one training, and the steps of an epoch.
+
+    Args:
+        learner: what is trained.
+        optimizer: over its groups.
+        batches: of an epoch.
+        options: the recipe.
+        seed: of random numbers while training.
+    """
+
+    def __init__(
+        self,
+        learner: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        batches: Batches,
+        options: TrainOptions,
+        seed: int | str,
+    ):
+        self.learner, self.optimizer, self.batches, self.options, self.seed = learner, optimizer, batches, options, seed
+        self.schedule = make_schedule(options)
+        self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        self.device = self.parameters[0].device
+        self.per_epoch = getattr(batches, "steps", None)  # steps of an epoch, where they are known
+        if self.per_epoch is None and (self.schedule.per == "step" or options.steps):
+            raise VlpromptError(
+                f"schedule={options.schedule} and steps={options.steps} need to know how many batches an epoch has"
+            )
+        per_epoch = self.per_epoch or 0
+        self.epochs = -(-options.steps // per_epoch) if options.steps else options.epochs
+        self.steps = options.steps or self.epochs * per_epoch
+
+    def epochs_after(self, history: History) -> range:
+        """Indices of the epochs that are still to be done."""
+        return range(len(history), self.epochs)
+
+    def is_last(self, epoch: int) -> bool:
+        """Whether nothing follows an epoch."""
+        return epoch + 1 == self.epochs
+
+    def run(self, epoch: int, tested: bool = True) -> dict[str, Any]:
+        """Run one epoch and return its record; ``tested`` says whether the weights that it leaves will be."""
+        start, step, lr = time.perf_counter(), 0, 0.0
+        means = Means(self.learner, epoch, every=1 if self.device.type == "cpu" else LOOK)
+        before = epoch * (self.per_epoch or 0)
+        batches = self.batches(epoch)
+        if self.options.steps:
+            batches = islice(batches, self.options.steps - before)
+        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+            torch.manual_seed(_mixed(self.seed, epoch))
+            for step, batch in enumerate(batches, start=1):
+                if step == 1 or self.schedule.per == "step":
+                    lr = self._set_rate(Moment(epoch, self.epochs, before + step - 1, self.steps))
+                self.optimizer.zero_grad()
+                losses = _losses(self.learner, batch)
+                means.add(losses)
+                _backward(self.learner, losses)
+                if self.options.clip_grad is not None:
+                    nn.utils.clip_grad_norm_(self.parameters, self.options.clip_grad)
+                self.optimizer.step()
+            if not step:
+                raise VlpromptError(f"epoch {epoch + 1} has no batches: there are no training images")
+            after_epoch = getattr(self.learner, "after_epoch", None)
+            if after_epoch is not None:
+                after_epoch(epoch, self.epochs)
+            aggregate(self.learner, epoch, self.epochs)
+        found = means.found()
+        if any(not p.isfinite().all() for p in self.parameters):
+            raise VlpromptError(_not_finite(self.learner, "a learnable is not finite", epoch, step))
+        if tested:
+            self._check_last_step(batch, epoch)
+        return {"epoch": epoch, "lr": lr, "seconds": round(time.perf_counter() - start, 4), **found}
+
+    def _check_last_step(self, batch: Batch, epoch: int) -> None:
+        """Raise one sentence if the last step, which no loss of the epoch has seen, left weights that are of no use."""
+        devices = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices), torch.no_grad():
+            for name, loss in _losses(self.learner, batch).items():
+                if not loss.isfinite().all():
+                    what = f"after the last step the loss part '{name}' is {float(loss)}"
+                    raise VlpromptError(_not_finite(self.learner, what, epoch))
+
+    def _set_rate(self, moment: Moment) -> float:
+        lr = self.schedule(self.options.lr, moment)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr * group["lr_scale"]
+        return lr
+
+
+class Means:
+    """Means of the loss parts over the steps of an epoch, looked at every so many steps.
+
+    Args:
+        learner: whose losses they are.
+        epoch: for the sentence that says what is not finite.
+        every: steps between two looks; a look waits for the device.
+    """
+
+    def __init__(self, learner: nn.Module, epoch: int, every: int):
+        self.learner, self.epoch, self.every = learner, epoch, every
+        self.totals: dict[str, Tensor] = {}
+        self.steps = 0
+
+    def add(self, losses: Mapping[str, Tensor]) -> None:
+        """Add the losses of a step; raise one sentence when a look finds one that is not finite."""
+        for name, loss in losses.items():
+            value = loss.detach().double()
+            self.totals[name] = self.totals[name] + value if name in self.totals else value
+        self.steps += 1
+        if self.steps % self.every == 0:
+            self.found()
+
+    def found(self) -> dict[str, float]:
+        """The means so far."""
+        means = {name: float(total) / self.steps for name, total in self.totals.items()}
+        for name, value in means.items():
+            if not math.isfinite(value):
+                raise VlpromptError(
+                    _not_finite(self.learner, f"the loss part '{name}' is {value}", self.epoch, self.steps)
+                )
+        return means
+
+
+def _losses(learner: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
+    return cast(_Trained, learner).loss(batch)  # to torch's types, whatever a module has is a tensor or a module
+
+
+def _backward(learner: nn.Module, losses: Mapping[str, Tensor]) -> None:
+    backward = getattr(learner, "backward", None)
+    if backward is not None:
+        backward(losses)
+    else:
+        losses["loss"].backward()
+
+
+def _mixed(seed: int | str, epoch: int) -> int:
+    """The seed of an epoch; a stage's is as far from every other as a hash takes it."""
+    if isinstance(seed, int):
+        return seed * 1_000_003 + epoch
+    return int.from_bytes(hashlib.sha256(f"{seed}/{epoch}".encode()).digest()[:7], "big")
+
+
+def _not_finite(learner: nn.Module, what: str, epoch: int, step: int | None = None) -> str:
+    bad = [name for name, p in learner.named_parameters() if not p.isfinite().all()]
+    tensors = f" (tensor {', '.join(bad)})" if bad else ""
+    place = f"epoch {epoch + 1}" + (f", step {step}" if step else "")
+    return f"{what}{tensors} in {place}: try a smaller lr, or precision=fp32"

@@ -1,0 +1,234 @@
+"""The loop: any learner, any source of batches, the published schedule, and checkpoints that resume bit for bit."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from vlprompt.base.environment import Clock
+from vlprompt.base.files import atomic_write, writing
+from vlprompt.base.layout import CHECKPOINT, LOG
+from vlprompt.base.settings import TrainOptions as TrainOptions
+from vlprompt.errors import VlpromptError, nearest
+from vlprompt.learner.aggregation import load_aggregation_state
+from vlprompt.learner.contract import PromptLearner
+from vlprompt.learner.learning import Batches, EpochBatches, Feed, History, ParameterGroup
+from vlprompt.training.checkpoint import Checkpoint, as_mapping
+from vlprompt.training.loop import Loop
+from vlprompt.training.options import learning_rate as learning_rate
+from vlprompt.training.options import make_optimizer
+
+
+@dataclass
+class BestEpoch:
+    """Keeps the learnables of the epoch that scores best, the latest of equal ones.
+
+    Attributes:
+        score: of the learner as it is, never on test data.
+        best: highest score so far.
+        state: the learnables that got it.
+    """
+
+    score: Callable[[], float]
+    best: float = -math.inf
+    state: dict[str, Tensor] = field(default_factory=dict)
+
+    def update(self, learner: PromptLearner) -> float:
+        """Score the learner after an epoch, keep its learnables if none was better, and return the score."""
+        learner.eval()
+        score = self.score()
+        learner.train()
+        if score >= self.best:
+            self.best, self.state = score, {name: t.detach().clone() for name, t in learner.state_dict().items()}
+        return score
+
+    def restore(self, state: dict[str, Tensor], history: list[dict[str, Any]]) -> None:
+        """Go on from a checkpoint."""
+        self.state, self.best = state, max((record["selection"] for record in history), default=-math.inf)
+
+    def choose(self, learner: PromptLearner) -> None:
+        """Put the best learnables in the place of the last, which stay beside them."""
+        learner.last_state = {name: t.detach().clone() for name, t in learner.state_dict().items()}
+        learner.load_learnables(self.state, "the best epoch's tensors")
+
+
+def train(
+    learner: nn.Module,
+    batches: Batches,
+    options: TrainOptions,
+    *,
+    seed: int = 1,
+    folder: Path | None = None,
+    resume: bool = False,
+    identity: str | Mapping[str, str] = "",
+    stage: str = "",
+    selection: BestEpoch | None = None,
+    on_epoch: Callable[[dict[str, Any]], None] | None = None,
+) -> History:
+    """Train a learner in place and leave it in evaluation mode; one without learnables returns at once.
+
+    A run that was stopped at any moment, ``kill -9`` included, and resumed ends with the weights of an uninterrupted
+    one, bit for bit on a CPU: whatever is random follows from ``seed``, the stage and the epoch alone.
+
+    Args:
+        learner: gives ``loss``; a ``PromptLearner``, or any module with that.
+        batches: from an epoch's index to its batches, as ``learner.loss`` takes them.
+        options: the recipe.
+        seed: of random numbers that the learner may draw while training.
+        folder: where to keep the checkpoint and ``train.jsonl``; None keeps nothing.
+        resume: go on from the folder's checkpoint, if there is one.
+        identity: names the run that a checkpoint belongs to, by its settings, or by ``settings``, ``backbone`` and
+            ``data``; another run's checkpoint is refused.
+        stage: names this training among several of one run.
+        selection: chooses among the epochs' learnables; None keeps the last.
+        on_epoch: called with each epoch's record, restored ones included.
+
+    Returns:
+        One record an epoch: ``epoch`` (0-based), ``lr``, ``seconds``, the mean of each part of the loss and, if it
+        selects, ``selection``, the epoch's score.
+
+    Raises:
+        VlpromptError: a loss or parameter is not finite, or the checkpoint is damaged or another run's.
+    """
+    groups = parameter_groups(learner)
+    if not groups:
+        learner.eval()
+        return []
+    optimizer = make_optimizer(groups, options)
+    load_aggregation_state(learner, {})
+    path = folder / stage_file(CHECKPOINT, stage) if folder else None
+    identity = as_mapping(identity) | ({"stage": stage} if stage else {})
+    checkpoint = Checkpoint.load(path, identity) if path and resume else None
+    history = checkpoint.restore(learner, optimizer) if checkpoint else []
+    if selection and checkpoint:
+        selection.restore(checkpoint.part("selection"), history)
+    log = Log(folder / stage_file(LOG, stage) if folder else None, history)
+    for record in history:
+        if on_epoch:
+            on_epoch(record)
+    loop = Loop(learner, optimizer, batches, options, f"{seed}/{stage}" if stage else seed)
+    unsaved, saved_at = None, time.monotonic()
+    learner.train()
+    try:
+        for epoch in loop.epochs_after(history):
+            record = loop.run(epoch, tested=selection is not None or loop.is_last(epoch))
+            history.append(record | ({"selection": selection.update(_selectable(learner))} if selection else {}))
+            log.write(history[-1])
+            if path:
+                unsaved = Checkpoint.of(learner, optimizer, history, identity, selection.state if selection else {})
+                if loop.is_last(epoch) or time.monotonic() - saved_at >= options.checkpoint_seconds:
+                    unsaved.save(path)
+                    unsaved, saved_at = None, time.monotonic()
+            if on_epoch:
+                on_epoch(history[-1])
+    except KeyboardInterrupt:
+        if unsaved and path:
+            unsaved.save(path)
+        raise
+    if selection:
+        selection.choose(_selectable(learner))
+    learner.eval()
+    return history
+
+
+def _selectable(learner: nn.Module) -> PromptLearner:
+    return cast(PromptLearner, learner)  # no other module is given a ``BestEpoch``, which scores a learner
+
+
+def parameter_groups(module: nn.Module) -> list[ParameterGroup]:
+    """A module's groups of learnables, by its own word or all alike; empty if it has none."""
+    given = getattr(module, "parameter_groups", None)
+    groups = given() if given else [ParameterGroup([p for p in module.parameters() if p.requires_grad])]
+    return [group for group in groups if len(group.parameters)]
+
+
+def stage_file(name: str, stage: str) -> str:
+    """A file's name for a stage: ``train.jsonl`` of "round 3" is ``train-round-3.jsonl``.
+
+    >>> stage_file("train.jsonl", "round 3")
+    'train-round-3.jsonl'
+    """
+    stem, dot, suffix = name.partition(".")
+    return f"{stem}-{re.sub(r'[^a-z0-9]+', '-', stage.lower())}{dot}{suffix}" if stage else name
+
+
+@dataclass(frozen=True)
+class Trainer:
+    """The loop as ``PromptLearner.learn`` is handed it, with a run's recipe, folder and progress behind it.
+
+    Attributes:
+        options: the recipe.
+        keeping: more arguments of ``train``: seed, folder, resume, identity, selection.
+        on_epoch: called with a stage's name, its options and each epoch's record.
+        clock: times the training.
+        history: what was recorded, stage by stage.
+        stages: names that were taken.
+    """
+
+    options: TrainOptions
+    keeping: Mapping[str, Any] = field(default_factory=dict)
+    on_epoch: Callable[[str, TrainOptions, dict[str, Any]], None] | None = None
+    clock: Clock = field(default_factory=Clock)
+    history: History = field(default_factory=list)
+    stages: set[str] = field(default_factory=set)
+
+    def fit(self, learner: PromptLearner, feed: Feed) -> History:
+        """Let a learner learn from a feed; what it draws between its stages follows from the seed too."""
+        device = learner.clip.device
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            torch.manual_seed(self.keeping.get("seed", 1))
+            learner.learn(feed, self)
+        learner.eval()
+        return self.history
+
+    def __call__(self, module: nn.Module, batches: Batches, *, stage: str = "", **changes: Any) -> History:
+        """Train a module in place; see ``vlprompt.learner.learning.Train``."""
+        known = [f.name for f in fields(TrainOptions)]
+        for key in changes:
+            if key not in known:
+                raise VlpromptError(f"unknown training option '{key}': {nearest(key, known)}")
+        if stage in self.stages:
+            raise VlpromptError(f"two trainings of one run are called '{stage}': give each a stage of its own")
+        self.stages.add(stage)
+        options = replace(self.options, **changes)
+        if "batch_size" in changes and isinstance(batches, EpochBatches):
+            batches = batches.sized(options.batch_size)
+        tell = partial(self.on_epoch, stage, options) if self.on_epoch else None
+        with self.clock("train"):
+            records = train(
+                module, batches, options, stage=stage, on_epoch=tell, **{**self.keeping, **self._selection()}
+            )
+        self.history.extend({"stage": stage} | record if stage else record for record in records)
+        return records
+
+    def _selection(self) -> dict[str, BestEpoch]:
+        """What chooses among a stage's epochs, which knows nothing of an earlier stage's."""
+        selection = self.keeping.get("selection")
+        return {"selection": replace(selection, best=-math.inf, state={})} if selection else {}
+
+
+class Log:
+    """JSON lines, one an epoch, in a file that always begins at the first epoch."""
+
+    def __init__(self, path: Path | None, history: list[dict[str, Any]]):
+        self.path = path
+        if path:
+            # a killed run may have logged epochs that its checkpoint does not hold
+            with atomic_write(path) as temporary:
+                temporary.write_text("".join(json.dumps(record) + "\n" for record in history), encoding="utf-8")
+
+    def write(self, record: dict[str, Any]) -> None:
+        """Append a record."""
+        if self.path:
+            with writing(self.path), open(self.path, "a", encoding="utf-8") as file:
+                file.write(json.dumps(record) + "\n")
