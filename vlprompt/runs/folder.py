@@ -8,18 +8,18 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from vlprompt.training.checkpoint import checkpoints
-from vlprompt.clip.frozen import FrozenCLIP
-from vlprompt.base.reporter import Reporter
-from vlprompt.errors import VlpromptError
 from vlprompt.base.files import atomic_write, locked, remove_leftovers
 from vlprompt.base.layout import LEARNER, RESULT, SETTINGS
-from vlprompt.learner.contract import PromptLearner
-from vlprompt.runs.recipes import Resolved, resolve
-from vlprompt.evaluation.results import Result, read_result
-from vlprompt.saving.folder import load_learner
+from vlprompt.base.reporter import Reporter
 from vlprompt.base.settings import differing_setting
 from vlprompt.base.settings_text import read_settings
+from vlprompt.clip.frozen import FrozenCLIP
+from vlprompt.errors import VlpromptError
+from vlprompt.evaluation.results import Result, read_result
+from vlprompt.learner.contract import PromptLearner
+from vlprompt.runs.recipes import Resolved, resolve
+from vlprompt.saving.folder import load_learner
+from vlprompt.training.checkpoint import checkpoints
 
 
 class RunInUse(VlpromptError):

@@ -7,14 +7,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from datasets_registry.catalog import is_own
-from vlprompt.clip.frozen import FrozenCLIP
 from vlprompt.base.reporter import Reporter
+from vlprompt.base.settings import RunConfig
+from vlprompt.clip.frozen import FrozenCLIP
 from vlprompt.data import DatasetSplits, FeatureBank, check_items, eval_transform
 from vlprompt.data.readable import leave_out_unreadable
-from vlprompt.evaluation.score import limited
 from vlprompt.evaluation.protocols import Part, Plan
+from vlprompt.evaluation.score import limited
 from vlprompt.learner.selection import FIXED
-from vlprompt.base.settings import RunConfig
 
 
 def check_present(data: Mapping[Part, DatasetSplits], plan: Plan) -> None:

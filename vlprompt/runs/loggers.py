@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from vlprompt.errors import VlpromptError
 from vlprompt.base.registry import Entry, Registry
+from vlprompt.errors import VlpromptError
 from vlprompt.evaluation.results import Result
 
 NONE = "none"

@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from datasets_registry.catalog import load_split, register_dataset
-from vlprompt.training.checkpoint import checkpoints, threads_of
 from vlprompt.base.checks import checked
-from vlprompt.clip.frozen import FrozenCLIP
+from vlprompt.base.environment import Clock
+from vlprompt.base.layout import DESCRIBED, LEARNER, RESULT, SETTINGS
 from vlprompt.base.reporter import Reporter
+from vlprompt.clip.frozen import FrozenCLIP
+from vlprompt.clip.loading import load_clip
 from vlprompt.data import (
     DatasetSplits,
     as_splits,
@@ -22,26 +24,24 @@ from vlprompt.data import (
     resolve_templates,
 )
 from vlprompt.data.splits import without_labels
-from vlprompt.base.environment import Clock
 from vlprompt.errors import VlpromptError
+from vlprompt.evaluation.protocols import PROTOCOLS, Part, Plan, check_suits
+from vlprompt.evaluation.results import Result
 from vlprompt.evaluation.score import Evaluation, evaluate, score
-from vlprompt.training.feed import ImageFeed, Loading
-from vlprompt.base.layout import DESCRIBED, LEARNER, RESULT, SETTINGS
 from vlprompt.learner.contract import PromptLearner
 from vlprompt.learner.creation import create_learner
 from vlprompt.learner.registration import method_facts
-from vlprompt.runs.loggers import LoggedRun, Loggers, check_installed, open_loggers
-from vlprompt.runs.preflight import check_classes, check_run
-from vlprompt.evaluation.protocols import PROTOCOLS, Part, Plan, check_suits
-from vlprompt.runs.recipes import Resolved, RunConfig, resolve
-from vlprompt.evaluation.results import Result
+from vlprompt.learner.selection import Selection, make_selection, say_selection
 from vlprompt.runs.folder import claim_folder, find_finished, load_own_learner, lock_run, refuse_if_in_use
 from vlprompt.runs.images import check_present, encode_tests, image_facts, usable_parts
+from vlprompt.runs.loggers import LoggedRun, Loggers, check_installed, open_loggers
+from vlprompt.runs.preflight import check_classes, check_run
+from vlprompt.runs.recipes import Resolved, RunConfig, resolve
 from vlprompt.runs.result import data_facts, fingerprints, keep_result, write_searches
 from vlprompt.saving.description import description_hash
-from vlprompt.learner.selection import Selection, make_selection, say_selection
+from vlprompt.training.checkpoint import checkpoints, threads_of
+from vlprompt.training.feed import ImageFeed, Loading
 from vlprompt.training.trainer import BestEpoch, Trainer, TrainOptions
-from vlprompt.clip.loading import load_clip
 
 
 @checked

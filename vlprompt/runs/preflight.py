@@ -7,16 +7,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vlprompt.learner.aggregation import AGGREGATORS
+from vlprompt.base.parts import parse_part
+from vlprompt.base.settings import GRID
 from vlprompt.data import DatasetSplits, resolve_templates
 from vlprompt.errors import VlpromptError
+from vlprompt.evaluation.protocols import Part, Plan
+from vlprompt.learner.aggregation import AGGREGATORS
 from vlprompt.learner.facts import Facts
 from vlprompt.learner.gradients import GRADIENT_RULES
 from vlprompt.learner.objectives import parse_objectives
-from vlprompt.base.parts import parse_part
-from vlprompt.evaluation.protocols import Part, Plan
 from vlprompt.runs.recipes import RunConfig
-from vlprompt.base.settings import GRID
 
 
 def check_run(config: RunConfig, folder: Path, plan: Plan, parts: Mapping[Part, DatasetSplits], facts: Facts) -> None:

@@ -16,22 +16,22 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from vlprompt.base.devices import DTYPES
+from vlprompt.base.files import is_relative_inside
+from vlprompt.base.parts import parse_part
+from vlprompt.base.schema import assign, hint_of, kind, structured, to_object
+from vlprompt.base.settings import GRID, INCIDENTAL, LATER, RunConfig, TrainOptions
+from vlprompt.base.settings_text import check_plain, read_settings, show
 from vlprompt.data.readable import ACTIONS
 from vlprompt.data.transforms import TRAIN_KINDS
-from vlprompt.base.devices import DTYPES
 from vlprompt.errors import VlpromptError, nearest
-from vlprompt.base.files import is_relative_inside
-from vlprompt.learner.registration import METHODS
+from vlprompt.evaluation.protocols import PROTOCOLS
 from vlprompt.learner.creation import check_descriptions, check_teacher
+from vlprompt.learner.registration import METHODS
+from vlprompt.learner.selection import FIXED, OTHER_NAMES, SELECTIONS
 from vlprompt.runs.loggers import parse_loggers
 from vlprompt.training.optimizers import OPTIMIZERS
 from vlprompt.training.options import make_schedule
-from vlprompt.base.parts import parse_part
-from vlprompt.evaluation.protocols import PROTOCOLS
-from vlprompt.base.schema import assign, hint_of, kind, structured, to_object
-from vlprompt.learner.selection import FIXED, OTHER_NAMES, SELECTIONS
-from vlprompt.base.settings import GRID, INCIDENTAL, LATER, RunConfig, TrainOptions
-from vlprompt.base.settings_text import check_plain, read_settings, show
 
 PACKAGE = Path(__file__).resolve().parents[1]
 # inside the package when installed from a wheel, beside it in a checkout

@@ -9,18 +9,18 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from vlprompt.training.checkpoint import checkpoints
-from vlprompt.data import DatasetSplits, images_fingerprint
 from vlprompt.base.environment import git_commit, peak_memory, versions
-from vlprompt.evaluation.score import Evaluation, limited
 from vlprompt.base.files import atomic_write, sha256_file
 from vlprompt.base.layout import DESCRIBED, LEARNER, PREDICTIONS, RESULT, SEARCH, SETTINGS
-from vlprompt.learner.contract import PromptLearner
+from vlprompt.data import DatasetSplits, images_fingerprint
 from vlprompt.evaluation.protocols import PROTOCOLS, Part, Plan
-from vlprompt.runs.recipes import Resolved, RunConfig
 from vlprompt.evaluation.results import Result, Row, average_rows, write_predictions
-from vlprompt.saving.description import description_hash
+from vlprompt.evaluation.score import Evaluation, limited
+from vlprompt.learner.contract import PromptLearner
 from vlprompt.learner.selection import FIXED, Search
+from vlprompt.runs.recipes import Resolved, RunConfig
+from vlprompt.saving.description import description_hash
+from vlprompt.training.checkpoint import checkpoints
 
 
 def keep_result(

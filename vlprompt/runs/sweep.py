@@ -12,16 +12,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from datasets_registry.catalog import dataset_info, list_collections, list_datasets
-from vlprompt.errors import VlpromptError
 from vlprompt.base.files import atomic_write
 from vlprompt.base.layout import FAILED, RESULT, TRACEBACK
-from vlprompt.learner.registration import METHODS
-from vlprompt.evaluation.protocols import PROTOCOLS
-from vlprompt.runs.recipes import Resolved, resolve
 from vlprompt.base.registry import Registry
+from vlprompt.errors import VlpromptError
+from vlprompt.evaluation.protocols import PROTOCOLS
 from vlprompt.evaluation.results import Result, headline
+from vlprompt.learner.registration import METHODS
 from vlprompt.runs.folder import RunInUse, changed_names, read_result_of
 from vlprompt.runs.one import Shared, execute
+from vlprompt.runs.recipes import Resolved, resolve
 
 # an axis of the matrix and the run's setting that it varies; the first varies slowest, so that neighbours share most
 AXES = {
