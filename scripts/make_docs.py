@@ -13,6 +13,7 @@ import warnings
 from pathlib import Path
 
 from omegaconf import OmegaConf
+from vlprompt.learner.facts import NOTES, Predicts, marked
 
 import vlprompt
 from vlprompt import create_learner, list_methods, load_clip, method_info
@@ -101,6 +102,11 @@ def recipe_table(method: str) -> list[str]:
     return ["| recipe | settings | source |", "| --- | --- | --- |", *lines]
 
 
+def predicted(predicts: Predicts) -> str:
+    """A sentence on predictions that depend on other test images; nothing on others."""
+    return f" Results are marked {NOTES[predicts]}." if NOTES[predicts] else ""
+
+
 def page(method: str, count: str) -> str:
     """A method's page."""
     cls, info = METHODS.get(method), method_info(method)
@@ -115,7 +121,8 @@ def page(method: str, count: str) -> str:
             about,
             "",
             f"Paper: {info['paper']}. Learnt on ViT-B/16 with the default settings: {count} numbers. New class names: "
-            f"{able[info['new_classes']]}. Image features can be computed once: {able[info['cacheable_images']]}.",
+            f"{able[info['new_classes']]}. Image features can be computed once: {able[info['cacheable_images']]}."
+            f"{predicted(info['predicts'])}",
             "",
             "```bash",
             f"python -m vlprompt.train method={method}",
@@ -148,7 +155,8 @@ def overview(counts: dict[str, str]) -> str:
         row = best.get(method)
         figure = f"{row['base']:.2f} / {row['new']:.2f} / {row['harmonic_mean']:.2f}" if row else ""
         trains = " + ".join(info["trains"]) or "nothing"
-        lines.append(f"| [{method}]({method}.md) | {info['summary']} | {trains} | {count} | {figure} |")
+        link = marked(f"[{method}]({method}.md)", info["predicts"])
+        lines.append(f"| {link} | {info['summary']} | {trains} | {count} | {figure} |")
     head = "| method | | trains | learnt numbers | published base / new / H (%) |"
     note = "Learnt numbers on ViT-B/16 with the default settings; the figures' conditions are on each page."
     return "\n".join([MADE, "# Methods", "", head, "| --- | --- | --- | ---: | --- |", *lines, "", note, ""])

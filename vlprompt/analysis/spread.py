@@ -14,6 +14,7 @@ from vlprompt.data.splits import DatasetSplits
 from vlprompt.errors import VlpromptError
 from vlprompt.evaluation.score import evaluate, format_spread
 from vlprompt.learner.contract import PromptLearner
+from vlprompt.learner.facts import marked
 from vlprompt.learner.objectives import Templates
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ class TemplateSpread:
         by_template: accuracy of each template.
         ensemble: accuracy of the mean feature over all of them.
         learner: accuracy of the learner.
-        method: the learner's.
+        method: the learner's, with its mark if it does not predict each image alone.
         n_images: test images.
     """
 
@@ -69,7 +70,7 @@ def template_spread(
     row = evaluate(learner, splits, templates=list(chosen), limit=limit).row
     singly = format_spread(learner.clip, splits, list(chosen), limit=limit)
     by_template = {template: 100 * accuracy for template, accuracy in singly.items()}
-    return TemplateSpread(by_template, row.zero_shot, row.accuracy, learner.method, row.n_images)
+    return TemplateSpread(by_template, row.zero_shot, row.accuracy, marked(learner.method, row.predicts), row.n_images)
 
 
 @checked

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 
 from vlprompt.evaluation.protocols import PROTOCOLS
 from vlprompt.evaluation.results import Result
+from vlprompt.learner.facts import NOTES, Predicts, marked
+from vlprompt.learner.registration import method_facts
 from vlprompt.report.cells import Cell, Rule, Tested, combine, h_of_averages
 from vlprompt.report.tables import Column, Line, Section, Table, incomplete, say_spread
 from vlprompt.runs.sweep import Matrix, Task, usable_result
@@ -29,10 +31,13 @@ def closing_table(matrix: Matrix) -> Table:
     """
     cells: dict[str, dict[str, Results]] = {}
     protocols: dict[str, str] = {}  # of each column
+    kinds: dict[Predicts, None] = {}
     for task in matrix.tasks:
         config, column = task.resolved.config, _column(task)
         protocols[column] = config.protocol
-        row = cells.setdefault(f"{config.method}, {config.backbone}", {})
+        kind = method_facts(config.method, task.resolved.method_settings).predicts
+        kinds[kind] = None
+        row = cells.setdefault(f"{marked(config.method, kind)}, {config.backbone}", {})
         row.setdefault(column, {})[config.seed] = usable_result(task)
     lines = tuple(
         Line(name, tuple(_cell(column, protocol, row.get(column, {})) for column, protocol in protocols.items()))
@@ -40,7 +45,7 @@ def closing_table(matrix: Matrix) -> Table:
     )
     columns = tuple(Column(column, ranked=False) for column in protocols)
     table = Table("mean over seeds", "sweep", _caption(protocols), columns, (Section("", lines),))
-    table.notes = incomplete(table)
+    table.notes = [*(NOTES[kind] for kind in kinds if NOTES[kind]), *incomplete(table)]
     table.caption += say_spread(table)
     return table
 

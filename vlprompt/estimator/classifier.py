@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from numbers import Integral, Number
 from typing import Any
@@ -35,7 +35,7 @@ from vlprompt.evaluation.score import finite
 from vlprompt.learner.contract import PromptLearner
 from vlprompt.learner.creation import create_learner
 from vlprompt.learner.facts import Facts
-from vlprompt.learner.objectives import Templates
+from vlprompt.learner.objectives import Batch, Templates
 from vlprompt.learner.registration import METHODS, method_facts
 from vlprompt.runs.one import adapt_depths, make_feed
 from vlprompt.runs.recipes import Resolved, resolve
@@ -57,7 +57,8 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):
     array of them, a ``torch.utils.data.Dataset``, or float tensors (3, S, S) that went through ``clip.preprocess``.
     For methods that leave the image tower alone it may also be features (N, D) of the backbone, as
     ``vlprompt.image_features`` returns them: cross-validation and grid search then encode nothing. y holds N labels,
-    names or integers.
+    names or integers. A transductive method (``method_info(name)["predicts"]``) predicts all of the X that it is given
+    jointly, so that other images beside one may change its prediction.
 
     Args:
         method: one of ``vlprompt.list_methods()``.
@@ -294,8 +295,8 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):
         if not isinstance(X, np.ndarray):
             return image_logits(self.learner_, X, threads=self.workers)
         learner = self.learner_
-        rows = torch.from_numpy(X).split(ROWS)
-        return finite(torch.cat([learner.predict({"image_features": part}).cpu() for part in rows]), learner)
+        rows: Iterator[Batch] = ({"image_features": part} for part in torch.from_numpy(X).split(ROWS))
+        return finite(torch.cat([logits.cpu() for logits in learner.predict_all(rows)]), learner)
 
     # What comes in
 

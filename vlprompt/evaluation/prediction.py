@@ -28,6 +28,8 @@ from vlprompt.data.streaming import BATCH, stream_images
 from vlprompt.errors import VlpromptError
 from vlprompt.evaluation.score import finite
 from vlprompt.learner.contract import PromptLearner
+from vlprompt.learner.facts import NOTES, Predicts
+from vlprompt.learner.objectives import Batch
 
 STDIN = "-"
 Report = Callable[[str], None]
@@ -41,11 +43,13 @@ class Prediction:
         image: as it was given.
         classes: names of the likeliest classes, the likeliest first.
         probabilities: theirs, among all classes of the learner.
+        predicts: whether it was predicted ``alone``, ``online``, or ``jointly`` with all images that were given.
     """
 
     image: Any
     classes: tuple[str, ...]
     probabilities: tuple[float, ...]
+    predicts: Predicts = "alone"
 
 
 @checked
@@ -58,7 +62,7 @@ def predict_images(
     threads: int | None = None,
     on_unreadable: Report | None = None,
 ) -> Iterator[Prediction]:
-    """Yield what a learner says of images, in their order.
+    """Yield what a learner says of images, in their order; jointly, after the last was read, where it predicts so.
 
     Args:
         learner: any learner.
@@ -78,11 +82,10 @@ def predict_images(
     if not (on_unreadable is None or callable(on_unreadable)):
         raise VlpromptError(f"on_unreadable must be a function that takes a sentence, not {told(on_unreadable)}")
     names = learner.class_names
-    how = {"on_unreadable": on_unreadable, "views": views_of(learner)}
-    for sources, logits in _encoded(_predicting(learner), learner.clip, images, batch_size, threads, **how):
+    for sources, logits in _predicted(learner, images, batch_size, threads, on_unreadable):
         best = logits.softmax(dim=1).topk(min(top, len(names)), dim=1)
         for source, found, values in zip(sources, best.indices.tolist(), best.values.tolist(), strict=True):
-            yield Prediction(source, tuple(names[i] for i in found), tuple(values))
+            yield Prediction(source, tuple(names[i] for i in found), tuple(values), learner.facts.predicts)
 
 
 @checked
@@ -90,7 +93,7 @@ def image_logits(
     learner: PromptLearner, images: Iterable[Any], *, batch_size: int = BATCH, threads: int | None = None
 ) -> Tensor:
     """Return a learner's logits (N, C) of images as ``predict_images`` takes them."""
-    found = _encoded(_predicting(learner), learner.clip, images, batch_size, threads, views=views_of(learner))
+    found = _predicted(learner, images, batch_size, threads)
     return torch.cat([torch.empty(0, len(learner.class_names)), *(logits for _, logits in found)])
 
 
@@ -117,14 +120,30 @@ def image_features(
         encode = lambda images: finite(features(images), model)  # noqa: E731
     else:
         clip, encode = model, model.encode_image
-    rows = (rows.numpy() for _, rows in _encoded(encode, clip, images, batch_size, threads, None))
+    with torch.no_grad():
+        rows = [encode(read).float().cpu().numpy() for _, read in _read(images, clip, batch_size, threads)]
     return np.concatenate([np.empty((0, clip.embed_dim), np.float32), *rows])
 
 
-def _predicting(learner: PromptLearner) -> Callable[[Tensor], Tensor]:
-    """Images (B, 3, H, W), or their views (B, V, 3, H, W), to logits (B, C)."""
+def _predicted(
+    learner: PromptLearner,
+    images: Iterable[Any],
+    batch_size: int,
+    threads: int | None,
+    on_unreadable: Report | None = None,
+) -> Iterator[tuple[list[Any], Tensor]]:
+    """Yield images that were read and their logits (B, C), fp32 on the CPU: a batch, or all that were read at once."""
     key = "views" if "views" in learner.eval().facts.inputs else "image"
-    return lambda images: finite(learner.predict({key: images}), learner)
+    waiting: list[Any] = []  # read, and not predicted yet
+
+    def batches() -> Iterator[Batch]:
+        for sources, read in _read(images, learner.clip, batch_size, threads, on_unreadable, views_of(learner)):
+            waiting.extend(sources)
+            yield {key: read}
+
+    for logits in learner.predict_all(batches()):
+        sources, waiting[:] = waiting[: len(logits)], waiting[len(logits) :]
+        yield sources, finite(logits, learner).float().cpu()
 
 
 def views_of(learner: PromptLearner) -> int | None:
@@ -132,16 +151,15 @@ def views_of(learner: PromptLearner) -> int | None:
     return learner.config.n_views if "views" in learner.facts.inputs else None
 
 
-def _encoded(
-    encode: Callable[[Tensor], Tensor],
-    clip: FrozenCLIP,
+def _read(
     images: Iterable[Any],
+    clip: FrozenCLIP,
     batch_size: int,
     threads: int | None,
     on_unreadable: Report | None = None,
     views: int | None = None,
 ) -> Iterator[tuple[list[Any], Tensor]]:
-    """Yield the images of each batch that were read, and what ``encode`` makes of them, fp32 on the CPU."""
+    """Yield the images of each batch that were read, as they were given and as a tensor on the backbone's device."""
     batch_size = at_least("batch_size", batch_size, 1)
     threads = None if threads is None else at_least("threads", threads, 0)
     for batch in stream_images(
@@ -152,9 +170,7 @@ def _encoded(
                 raise VlpromptError(sentence)
             on_unreadable(sentence)
         if batch.sources:
-            with torch.no_grad():
-                rows = encode(batch.images.to(clip.device))
-            yield batch.sources, rows.float().cpu()
+            yield batch.sources, batch.images.to(clip.device)
 
 
 def several_images(images: Any) -> Iterable[Any]:
@@ -231,22 +247,26 @@ def write_predictions(predictions: Iterable[Prediction], file: TextIO, form: str
         form: ``table``, a line an image to read; ``jsonl``, an object an image with ``image``, ``classes`` and
             ``probabilities``; ``csv``, a row an image with ``image,class,probability,class_2,probability_2,…``, where
             text that a spreadsheet would take for a formula has an apostrophe in front. All write control characters
-            out.
+            out. What was not predicted alone is told: in a line above a table, and as ``predicts`` of each image.
         width: of a class name in a table.
     """
     count, rows = 0, csv.writer(file, lineterminator="\n")
     for count, each in enumerate(predictions, start=1):
         image, probabilities = _shown(each.image), [round(p, 6) for p in each.probabilities]
+        mark = {} if each.predicts == "alone" else {"predicts": each.predicts}
         if form == "jsonl":
-            said = {"image": image, "classes": each.classes, "probabilities": probabilities}
+            said = {"image": image, "classes": each.classes, "probabilities": probabilities, **mark}
             file.write(json_line(json.dumps(said, ensure_ascii=False)) + "\n")
         elif form == "csv":
             if count == 1:
                 ranks = ["", *(f"_{rank}" for rank in range(2, len(each.classes) + 1))]
-                rows.writerow(["image", *(name + rank for rank in ranks for name in ("class", "probability"))])
-            cells = [image, *chain.from_iterable(zip(each.classes, probabilities, strict=True))]
+                heads = (name + rank for rank in ranks for name in ("class", "probability"))
+                rows.writerow(["image", *heads, *mark])
+            cells = [image, *chain.from_iterable(zip(each.classes, probabilities, strict=True)), *mark.values()]
             rows.writerow(map(csv_cell, cells))
         else:
+            if count == 1 and mark:
+                file.write(f"{NOTES[each.predicts]}\n")
             said = [f"{printable(n):<{width}} {p:>6.1%}" for n, p in zip(each.classes, probabilities, strict=True)]
             file.write("  ".join([*said, printable(image)]) + "\n")
     return count

@@ -21,6 +21,7 @@ from vlprompt.base.sealed import SEAL, read_tensors, seal, unseal, write_tensors
 from vlprompt.base.settings import differing_setting
 from vlprompt.base.settings_text import read_settings
 from vlprompt.errors import VlpromptError
+from vlprompt.learner.facts import MARKS, Predicts, marked
 
 SCHEMA = 3  # 2, of vlprompt 0.1.0, has no hashes
 
@@ -67,8 +68,10 @@ class Row:
         per_class: lists ``class``, ``images``, ``correct``, ``zero_shot_correct``, one entry a class in label order.
         reliability: lists ``images``, ``confidence``, ``accuracy`` in [0, 1], one entry a bin of confidence.
         format_spread: zero-shot accuracy by template, if it was asked for.
+        predicts: whether the learner predicted each image ``alone``, as in all results that do not tell; ``online``; or
+            ``jointly`` with the others of the test (see ``vlprompt.learner.facts``).
 
-    What stands after ``split`` is None in results of schema 1.
+    What stands after ``split``, but for ``predicts``, is None in results of schema 1.
     """
 
     __pydantic_config__ = STRICT
@@ -89,6 +92,7 @@ class Row:
     per_class: PerClass | None = None
     reliability: Reliability | None = None
     format_spread: dict[str, Percent] | None = None
+    predicts: Predicts = "alone"
 
 
 @dataclass(frozen=True)
@@ -164,6 +168,16 @@ class Result:
     def has_seeds(self) -> bool:
         """Whether the seed bears on the numbers; of older results, whether they learnt any parameters."""
         return self.n_parameters > 0 if self.seeded is None else self.seeded
+
+    @property
+    def predicts(self) -> Predicts:
+        """What the learner's predictions depend on, the same in all rows: see ``Row``."""
+        return self.rows[0].predicts
+
+    @property
+    def marked_method(self) -> str:
+        """The method's name as it stands beside its numbers, with the mark of what was not predicted alone."""
+        return marked(self.method, self.predicts)
 
     def write(self, path: str | Path) -> Path:
         """Write the JSON file atomically."""
@@ -278,10 +292,11 @@ def harmonic_mean(base: float, new: float) -> float:
 
 def headline(result: Result) -> str:
     """Return the number that a run is known by: its average, or its only row, with what it is."""
+    mark = f", {MARKS[result.predicts]}" if MARKS[result.predicts] else ""
     for name, value in result.averages.items():
         if not name.startswith("zero_shot_"):
-            return f"{name.replace('_', ' ')} {value:.2f}"
-    return ", ".join(f"{row.target} {row.accuracy:.2f}" for row in result.rows)
+            return f"{name.replace('_', ' ')} {value:.2f}{mark}"
+    return ", ".join(f"{row.target} {row.accuracy:.2f}" for row in result.rows) + mark
 
 
 def average_rows(rule: str | None, values: Mapping[str, float]) -> dict[str, float]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor
@@ -38,7 +38,8 @@ from vlprompt.evaluation.metrics import Reliability, count_per_class, macro_accu
 from vlprompt.evaluation.results import Predictions, Row
 from vlprompt.learner.contract import PromptLearner
 from vlprompt.learner.creation import create_learner
-from vlprompt.learner.objectives import Templates
+from vlprompt.learner.facts import Predicts
+from vlprompt.learner.objectives import Batch, Templates
 
 VIEWS_AT_ONCE = 64  # of test images that are seen in several
 Progress = Callable[[int, int], None]
@@ -111,7 +112,7 @@ class Evaluation:
         return Predictions(*integers, self.learnt.confidence)
 
 
-def _make_row(target: str, part: DatasetSplits, learnt: Scores, frozen: Scores) -> Row:
+def _make_row(target: str, part: DatasetSplits, learnt: Scores, frozen: Scores, predicts: Predicts) -> Row:
     n_classes = len(part.class_names)
     images, correct = count_per_class(learnt.labels, learnt.predicted, n_classes)
     _, frozen_correct = count_per_class(frozen.labels, frozen.predicted, n_classes)
@@ -136,6 +137,7 @@ def _make_row(target: str, part: DatasetSplits, learnt: Scores, frozen: Scores) 
             "zero_shot_correct": frozen_correct.tolist(),
         },
         reliability=learnt.reliability.as_dict(),
+        predicts=predicts,
     )
 
 
@@ -167,7 +169,7 @@ def score(
     workers: int = 0,
     progress: Progress | None = None,
 ) -> Scores:
-    """Score a learner on the test images of ``splits``, among its current class names.
+    """Score a learner on the test images of ``splits``, among its current class names, without their labels.
 
     Image features come from the bank where the learner leaves the image tower alone.
 
@@ -180,13 +182,18 @@ def score(
     """
     learner.eval()
     items = limited(splits.test, limit)
-    logits, labels, done = [], [], 0
-    for batch in _batches(learner, splits, items, workers, progress):
-        logits.append(finite(learner.predict(batch).float().cpu(), learner))
-        if progress and "image_features" not in batch:  # which the bank has counted while it was built
+    labels: list[Tensor] = []
+
+    def unlabelled() -> Iterator[Batch]:
+        done = 0
+        for batch in _batches(learner, splits, items, workers, progress):
+            labels.append(batch["label"].cpu())
+            yield cast(Batch, {key: value for key, value in batch.items() if key != "label"})
             done += len(batch["label"])
-            progress(done, len(items))
-        labels.append(batch["label"].cpu())
+            if progress and "image_features" not in batch:  # which the bank has counted while it was built
+                progress(done, len(items))
+
+    logits = [finite(part.float().cpu(), learner) for part in learner.predict_all(unlabelled())]
     return Scores(torch.cat(labels), torch.cat(logits))
 
 
@@ -281,7 +288,7 @@ def evaluate(
         frozen, learnt = scored(zero_shot), scored(learner)
     finally:
         learner.set_class_names(own_names)
-    row = _make_row(target, splits, learnt, frozen)
+    row = _make_row(target, splits, learnt, frozen, learner.facts.predicts)
     if spread is not None:
         by_template = format_spread(learner.clip, splits, spread, limit=limit, workers=workers)
         row = replace(row, format_spread={template: 100 * value for template, value in by_template.items()})
@@ -302,7 +309,7 @@ def save_predictions(evaluations: Iterable[Evaluation], path: Path) -> None:
     columns: dict[str, list] = {
         name: []
         for name in ("target", "path", "label", "class", "predicted", "predicted_class", "confidence", "correct",
-                     "zero_shot", "zero_shot_class")
+                     "zero_shot", "zero_shot_class", "predicts")
     }  # fmt: skip
     for each in evaluations:
         names, said = each.class_names, each.predictions
@@ -318,6 +325,7 @@ def save_predictions(evaluations: Iterable[Evaluation], path: Path) -> None:
             "correct": [a == b for a, b in zip(label, predicted, strict=True)],
             "zero_shot": zero_shot,
             "zero_shot_class": [names[i] for i in zero_shot],
+            "predicts": [each.row.predicts] * len(label),
         }.items():
             columns[name] += values
     if path.suffix == ".parquet":

@@ -136,7 +136,7 @@ def _check_comparable(results: Sequence[Result]) -> None:
     first, seen = results[0], set()
     splits: dict[tuple[str, str], str] = {}
     for result in results:
-        for key in ("method", "protocol", "shots", "backbone", "limit", "selection"):
+        for key in ("method", "predicts", "protocol", "shots", "backbone", "limit", "selection"):
             ours, theirs = getattr(first, key), getattr(result, key)
             if ours != theirs:
                 raise VlpromptError(f"results with different {key} cannot be averaged: {ours} and {theirs}")

@@ -8,19 +8,21 @@ from rich.console import Group
 from rich.table import Table
 
 from vlprompt.evaluation.results import Result, Row
+from vlprompt.learner.facts import NOTES, marked
 
 
 def result_table(result: Result) -> Group:
     """Return a result as a table: each test beside zero-shot, and the protocol's average."""
     shots = {"all": "all training images", "none": "no labels", 1: "1 shot"}.get(result.shots, f"{result.shots} shots")
-    title = f"{result.method} on {result.dataset}: {result.protocol}, {shots}, seed {result.seed}"
+    title = f"{result.marked_method} on {result.dataset}: {result.protocol}, {shots}, seed {result.seed}"
     backbone = " ".join(str(result.backbone[k]) for k in ("architecture", "pretrained") if result.backbone[k])
     caption = f"{backbone}; top-1 accuracy in percent" + (f"; at most {result.limit} images" if result.limit else "")
     caption += "; generated split" if result.config.get("split") == "generated" else ""
+    caption += f"; {NOTES[result.predicts]}" if NOTES[result.predicts] else ""
     table = Table("tested on")
     plain = result.method == "zero_shot" and not any(result.config.get(key) for key in ("template", "descriptions"))
     learnt = not plain or any(row.accuracy != row.zero_shot for row in result.rows)
-    for heading in ["classes", "images", "zero-shot", *([result.method, "gain"] if learnt else [])]:
+    for heading in ["classes", "images", "zero-shot", *([result.marked_method, "gain"] if learnt else [])]:
         table.add_column(heading, justify="right")
 
     def numbers(zero_shot: float, accuracy: float) -> list[str]:
@@ -40,6 +42,7 @@ def result_table(result: Result) -> Group:
 def metrics_table(method: str, row: Row) -> Group:
     """Return all metrics of a learner beside zero-shot on one test."""
     table = Table("metric (%)")
+    method = marked(method, row.predicts)
     for heading in ("zero-shot", method, "gain"):
         table.add_column(heading, justify="right")
     for name, frozen, learnt in (
@@ -67,4 +70,4 @@ def comparison_table(stored: Result, rows: Sequence[Row]) -> Group:
     for old, new in zip(stored.rows, rows, strict=True):
         numbers = f"{old.accuracy:.2f}", f"{new.accuracy:.2f}", f"{new.accuracy - old.accuracy:+.2f}"
         table.add_row(old.target, f"{new.n_images:,}", *numbers)
-    return Group(f"{stored.method} on {stored.dataset}, scored again; top-1 accuracy in percent", table)
+    return Group(f"{stored.marked_method} on {stored.dataset}, scored again; top-1 accuracy in percent", table)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, cast
@@ -217,6 +217,19 @@ class PromptLearner(nn.Module):
         """Logits (B, C) of a test batch; a method that learns from the batch itself replaces it."""
         outputs: Outputs = self(batch)
         return outputs.logits
+
+    @torch.no_grad()
+    def predict_all(self, batches: Iterable[Batch]) -> Iterator[Tensor]:
+        """Logits of a whole test set, in parts (B, C) in the order of its images; batches carry no labels.
+
+        Batch by batch as they come, so that any number passes; or, of a learner that predicts ``jointly``, all in one
+        part (N, C), for which the features of all are held. A method that predicts ``online`` replaces this, and
+        begins anew with each call.
+        """
+        if self.facts.predicts != "jointly":
+            yield from map(self.predict, batches)
+        elif seen := [self.image_features(batch) for batch in batches]:
+            yield self.outputs(torch.cat(seen)).logits
 
     def _outputs_per_image(self, v: Tensor) -> Outputs:
         """Score each image against class features of its own, ``image_chunk`` images at a time.

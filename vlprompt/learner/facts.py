@@ -5,6 +5,25 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+Predicts = Literal["alone", "online", "jointly"]
+# what stands behind a method's name wherever its numbers do, if they depend on other test images
+MARKS: dict[Predicts, str] = {"alone": "", "online": "online", "jointly": "transductive"}
+NOTES: dict[Predicts, str] = {
+    "alone": "",
+    "online": "online: a prediction depends on the test images before it",
+    "jointly": "transductive: the predictions for all images of a test were made jointly, and others would change them",
+}
+
+
+def marked(name: str, predicts: Predicts, settings: str = "") -> str:
+    """A method's name with the mark of predictions that depend on other test images, and with what else tells it apart.
+
+    >>> marked("coop", "alone"), marked("zlap", "jointly"), marked("zlap", "jointly", "k=5")
+    ('coop', 'zlap (transductive)', 'zlap (transductive, k=5)')
+    """
+    told = ", ".join(filter(None, [MARKS[predicts], settings]))
+    return f"{name} ({told})" if told else name
+
 
 @dataclass(frozen=True)
 class Facts:
@@ -20,6 +39,8 @@ class Facts:
         head: whether logits are more than similarities of image and class features.
         inputs: what a test batch must carry: ``image``, ``views``, ``mask``.
         labels: whether labelled images are ``needed``, ``some`` of them beside a pool, or ``none``.
+        predicts: whether a test image is predicted ``alone``; ``online``, with what was learnt from the images before
+            it; or ``jointly`` with all others of its test. Results of the latter two are marked wherever they stand.
         paper_settings: what images the authors chose hyper-parameters on, for ``selection=paper``: ``none``, ``val``
             (a few a class), ``whole_val`` or ``test``; None if that is not recorded.
         paper_epoch: what images they chose the epoch on: ``last`` if on none.
@@ -33,5 +54,6 @@ class Facts:
     head: bool = False
     inputs: tuple[str, ...] = ("image",)
     labels: Literal["needed", "some", "none"] = "needed"
+    predicts: Predicts = "alone"
     paper_settings: Literal["none", "val", "whole_val", "test"] | None = None
     paper_epoch: Literal["last", "val", "whole_val", "test"] = "last"

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from vlprompt.errors import VlpromptError, nearest
 from vlprompt.evaluation.results import harmonic_mean
 from vlprompt.evaluation.statistics import Statistic
+from vlprompt.learner.facts import Predicts
 from vlprompt.report.groups import ZERO_SHOT, Group, Key, Run
 
 
@@ -44,7 +45,7 @@ class Cell:
         n_images: test images in all.
         missing: what the number lacks, in words; empty if it is complete.
         signed: show a plus sign.
-        best: of its column and section.
+        best: of its column and section, among those predicted alike.
         runs: that the number comes from.
     """
 
@@ -58,6 +59,11 @@ class Cell:
     signed: bool = False
     best: bool = False
     runs: tuple[Run, ...] = ()
+
+    @property
+    def predicts(self) -> Predicts:
+        """What the predictions behind the number depend on."""
+        return self.runs[0].result.predicts if self.runs else "alone"
 
 
 @dataclass(frozen=True)

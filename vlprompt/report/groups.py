@@ -13,6 +13,7 @@ from vlprompt.base.settings import INCIDENTAL, RunConfig
 from vlprompt.errors import VlpromptError, nearest
 from vlprompt.evaluation.protocols import PROTOCOLS
 from vlprompt.evaluation.results import Result, Row
+from vlprompt.learner.facts import MARKS, NOTES, Predicts
 from vlprompt.learner.selection import say_seen
 
 BY_SOURCE = ("cross_dataset", "domain_generalization", "multitask")  # their columns belong to one training set
@@ -57,7 +58,8 @@ class Group:
     Attributes:
         protocol: of all.
         conditions: what all have in common, by name, for the caption.
-        values: by method (with what tells its variants apart), then by dataset, target and shots, the tests by seed.
+        values: by method (with what tells its variants apart, and marks what was not predicted alone), then by
+            dataset, target and shots, the tests by seed.
         notes: what was done with the results, such as copies that were left out.
     """
 
@@ -85,6 +87,11 @@ class Group:
         """All seeds that something was learnt with."""
         tests = (test for cells in self.values.values() for seeds in cells.values() for test in seeds)
         return tuple(sorted({test.seed for test in tests if test.run.result.has_seeds}))
+
+    def predicts(self, label: str) -> Predicts:
+        """What the predictions of a method of this group, or of zero-shot, depend on."""
+        tests = next(iter(self.values.get(label, {}).values()), [])
+        return tests[0].run.result.predicts if tests else "alone"
 
     @property
     def title(self) -> str:
@@ -188,14 +195,15 @@ def _by_split(runs: Sequence[Run]) -> list[list[Run]]:
 def _group(runs: Sequence[Run], order: Sequence[str]) -> Group:
     conditions = {key: value for key, value in _conditions(runs[0].result).items() if value is not None}
     group = Group(conditions.pop("protocol"), conditions)
-    by_method: dict[str, list[Run]] = {}
+    by_method: dict[tuple[str, Predicts], list[Run]] = {}
     for run in runs:
-        by_method.setdefault(run.result.method, []).append(run)
+        by_method.setdefault((run.result.method, run.result.predicts), []).append(run)
     ranks = {method: rank for rank, method in enumerate(order)}
-    for method in sorted(by_method, key=lambda m: (m != ZERO_SHOT, ranks.get(m, 0), m)):
-        for label, members in _variants(method, by_method[method]):
+    for method, predicts in sorted(by_method, key=lambda m: (m[0] != ZERO_SHOT, ranks.get(m[0], 0), m)):
+        for label, members in _variants(method, by_method[method, predicts]):
             label = _marked(label, members)
             group.values[label] = _cells(label, members, group)
+    group.notes += [note for predicts, note in NOTES.items() if note and predicts in {each for _, each in by_method}]
     versions = sorted({run.result.versions.get("vlprompt", "?") for run in runs})
     if len(versions) > 1:
         group.notes.append(f"results of vlprompt {' and '.join(versions)} stand together here")
@@ -203,8 +211,11 @@ def _group(runs: Sequence[Run], order: Sequence[str]) -> Group:
 
 
 def _marked(label: str, runs: Sequence[Run]) -> str:
-    """A row's label with what its numbers owe to more than training images: ``gda (saw whole val and test)``."""
-    marks = [say_seen([source for run in runs for source in run.result.saw or ()])]
+    """A row's label with what its numbers owe to more than training images: ``gda (saw whole val and test)``.
+
+    Or to more than the one test image: ``zlap (transductive)``.
+    """
+    marks = [MARKS[runs[0].result.predicts], say_seen([source for run in runs for source in run.result.saw or ()])]
     told = ", ".join(filter(None, marks))
     if not told:
         return label

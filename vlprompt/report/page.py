@@ -192,7 +192,7 @@ def _told(run: Run, config: int, backbone: int) -> dict[str, Any]:
     tests = [{name: getattr(row, name) for name in TOLD_OF_ROWS} for row in r.rows]
     return {
         "file": str(run.path),
-        "method": r.method,
+        "method": r.marked_method,
         "dataset": r.dataset if not r.config.get("held_out") else f"{r.dataset}, {r.config['held_out']} held out",
         "seed": r.seed,
         "shots": r.shots,

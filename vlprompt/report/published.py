@@ -12,6 +12,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from vlprompt.evaluation.results import harmonic_mean
+from vlprompt.learner.facts import Predicts, marked
 from vlprompt.report.cells import METRICS, Cell, Rule, combine, first, h_of_averages, mean_of_h, tested
 from vlprompt.report.groups import STUDY, ZERO_SHOT, Group, Key, say_shots
 from vlprompt.report.tables import Column, Line, Section, Table, incomplete, labels, say_conditions, say_spread
@@ -36,6 +37,7 @@ class Published:
         figures: by test, as ``Group.keys`` names it: ``("eurosat", "base", None)``.
         n_datasets: that the averages are over.
         mean_of_h: whether ``harmonic_mean`` is the mean of the datasets' own.
+        predicts: what the predictions depended on, which only results of that kind stand beside.
     """
 
     protocol: str
@@ -47,6 +49,12 @@ class Published:
     figures: Mapping[Key, float] = field(default_factory=dict)
     n_datasets: int = 0
     mean_of_h: bool = False
+    predicts: Predicts = "alone"
+
+    @property
+    def name(self) -> str:
+        """The method, with the mark of what was not predicted alone."""
+        return marked(self.method, self.predicts)
 
     @property
     def origin(self) -> str:
@@ -97,14 +105,14 @@ def _base_new_row(row: Mapping[str, Any], conditions: Mapping[str, Any]) -> Publ
         {name: row[name] for name in (*SIDES, *(["harmonic_mean"] if rule != NOT_STATED else []))},
         n_datasets=row.get("datasets", conditions["datasets"]),
         mean_of_h=rule == MEAN_OF_H,
+        predicts=row.get("predicts", "alone"),
     )
 
 
 def _shots_row(row: Mapping[str, Any], n_datasets: int, shots: Sequence[int]) -> Published:
     values = {say_shots(k): value for k, value in zip(shots, row["accuracy"], strict=True) if value is not None}
-    return Published(
-        STUDY, row["method"], row.get("variant", ""), row["source"], row["evidence"], values, n_datasets=n_datasets
-    )
+    told = (row["method"], row.get("variant", ""), row["source"], row["evidence"])
+    return Published(STUDY, *told, values, n_datasets=n_datasets, predicts=row.get("predicts", "alone"))
 
 
 def _by_dataset(protocol: str, rows: Sequence[Mapping[str, Any]], tests: Sequence[tuple]) -> Iterator[Published]:
@@ -277,11 +285,12 @@ def _rows(
 
 def _ours(row: Published, groups: Sequence[Group], keys: Sequence[Key], rule: Rule) -> list[tuple[str, Cell]]:
     if row.n_datasets and row.n_datasets * 2 != len(keys) and row.n_datasets != len(keys):
-        return [(row.method, Cell(text="not run", missing=f"over {row.n_datasets} datasets that are not all named"))]
+        return [(row.name, Cell(text="not run", missing=f"over {row.n_datasets} datasets that are not all named"))]
     found = [
         (label, combine([tested(group, label, key, ACCURACY) for key in keys], rule, group.seeds))
         for group in groups
         for label in labels(group)
-        if label == row.method or (row.method != ZERO_SHOT and label.startswith(f"{row.method} ("))
+        if group.predicts(label) == row.predicts
+        and (label == row.method or (row.method != ZERO_SHOT and label.startswith(f"{row.method} (")))
     ]
-    return found or [(row.method, Cell(text="not run"))]
+    return found or [(row.name, Cell(text="not run"))]

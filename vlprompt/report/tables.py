@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from datasets_registry.catalog import list_collections
 from vlprompt.evaluation.protocols import PROTOCOLS
 from vlprompt.evaluation.statistics import ONE_SEED, SPREAD
+from vlprompt.learner.facts import Predicts
 from vlprompt.learner.selection import FIXED
 from vlprompt.report.cells import (
     Cell,
@@ -242,18 +243,17 @@ def _of_tests(what: str, tests: Iterable[str]) -> str:
 
 
 def mark_best(section: Section, columns: Sequence[Column], higher: bool = True) -> Section:
-    """Mark the best complete number of each ranked column, ties included, where there are at least two."""
-    best: list[float | None] = []
+    """Mark the best complete numbers of each ranked column, of two or more, apart by what predictions depend on."""
+    best: list[dict[Predicts, float]] = []
     for i, column in enumerate(columns):
-        values = [
-            round(line.cells[i].value, 2)
-            for line in section.lines
-            if line.cells[i].value is not None and not line.cells[i].missing
-        ]
-        best.append((max if higher else min)(values) if column.ranked and len(values) > 1 else None)
+        values: dict[Predicts, list[float]] = {}  # what was predicted jointly is no rival of what was predicted alone
+        for cell in (line.cells[i] for line in section.lines):
+            if column.ranked and cell.value is not None and not cell.missing:
+                values.setdefault(cell.predicts, []).append(round(cell.value, 2))
+        best.append({kind: (max if higher else min)(each) for kind, each in values.items() if len(each) > 1})
 
-    def marked(cell: Cell, top: float | None) -> Cell:
-        wins = top is not None and cell.value is not None and not cell.missing and round(cell.value, 2) == top
+    def marked(cell: Cell, top: Mapping[Predicts, float]) -> Cell:
+        wins = cell.value is not None and not cell.missing and round(cell.value, 2) == top.get(cell.predicts)
         return replace(cell, best=True) if wins else cell
 
     lines = (Line(line.label, tuple(map(marked, line.cells, best))) for line in section.lines)

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 from vlprompt.base.registry import Entry, Registry
 from vlprompt.errors import VlpromptError
 from vlprompt.evaluation.results import Result
+from vlprompt.learner.facts import marked
 
 NONE = "none"
 TABLE = ("tested on", "classes", "images", "zero-shot", "accuracy")
@@ -124,7 +125,10 @@ def tested_values(result: Result) -> dict[str, float]:
 
 def table_rows(result: Result) -> list[list[Any]]:
     """The final table below the headings ``TABLE``: a row a test, then the averages."""
-    rows = [[row.target, row.n_classes, row.n_images, row.zero_shot, row.accuracy] for row in result.rows]
+    rows: list[list[Any]] = [
+        [marked(row.target, row.predicts), row.n_classes, row.n_images, row.zero_shot, row.accuracy]
+        for row in result.rows
+    ]
     for name, value in result.averages.items():
         if not name.startswith("zero_shot_"):
             rows.append([name.replace("_", " "), None, None, result.averages[f"zero_shot_{name}"], value])

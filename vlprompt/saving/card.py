@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from vlprompt.base.shown import printable
 from vlprompt.errors import VlpromptError
-from vlprompt.learner.facts import Facts
+from vlprompt.learner.facts import NOTES, Facts, marked
 
 if TYPE_CHECKING:
     from vlprompt.evaluation.results import Result
@@ -43,6 +43,7 @@ def model_card(
         "backbone": f"{weights}, {backbone['image_size']} px, {backbone['activation']}",
         "backbone's weights": f"`{backbone['weights'][:16]}…` (SHA-256, checked when the learner is loaded)",
         "classes": shown,
+        **({"predictions": NOTES[facts.predicts]} if NOTES[facts.predicts] else {}),
         "templates": ", ".join(f"`{t}`" for t in description["templates"][:3]),
         **({"data": data} if (data := _data(extra)) else {}),
         **{key: value for key, value in extra.items() if key != "dataset"},
@@ -113,7 +114,7 @@ def _evaluation(description: Mapping[str, Any], result: Result) -> dict[str, Any
             dataset_type=row.dataset,
             dataset_name=f"{row.dataset}, {row.target}",
             metric_type="accuracy",
-            metric_name=f"top-1 accuracy ({row.n_classes} classes, {row.n_images} images)",
+            metric_name=marked("top-1 accuracy", row.predicts, f"{row.n_classes} classes, {row.n_images} images"),
             metric_value=round(row.accuracy, 2),
         )
         for row in result.rows
@@ -159,7 +160,7 @@ def _results(result: Result) -> list[str]:
         "",
         f"Top-1 accuracy in percent: {result.protocol}, {shots}, seed {result.seed}; one run.",
         "",
-        "| tested on | classes | images | zero-shot | this learner |",
+        f"| tested on | classes | images | zero-shot | {marked('this learner', result.predicts)} |",
         "| --- | ---: | ---: | ---: | ---: |",
     ]
     for row in result.rows:

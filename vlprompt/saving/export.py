@@ -50,6 +50,8 @@ def export_learner(learner: PromptLearner, to: str, path: str | os.PathLike) -> 
     if learner.facts.inputs != ("image",):
         needs = " and ".join(learner.facts.inputs)
         raise VlpromptError(f"{learner.method} with these settings predicts from {needs}: no exported file can")
+    if learner.facts.predicts != "alone":
+        raise VlpromptError(f"{learner.method} with these settings needs other test images to predict one: no file can")
     return FORMATS[to](learner.eval(), Path(path))
 
 

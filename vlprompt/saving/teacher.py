@@ -33,7 +33,7 @@ class LearnerTeacher:
         name: what sentences call it.
 
     Raises:
-        VlpromptError: it asks for more of a test image than the image.
+        VlpromptError: it asks for more of a test image than the image, or for other images.
     """
 
     def __init__(self, learner: PromptLearner, student: FrozenCLIP, identity: Mapping[str, Any], name: str = "teacher"):
@@ -41,6 +41,11 @@ class LearnerTeacher:
             raise VlpromptError(
                 f"the teacher {name} is of {learner.method}, which needs {' and '.join(learner.facts.inputs)} of an "
                 "image, and a training batch has none of the kind: take a teacher that needs the image alone"
+            )
+        if learner.facts.predicts != "alone":
+            raise VlpromptError(
+                f"the teacher {name} is of {learner.method}, whose predictions depend on other test images: take a "
+                "teacher that predicts each image alone"
             )
         self.learner, self.student, self.identity, self.name = learner.eval(), student, dict(identity), name
         same = learner.clip is student or learner.clip.identity() == student.identity()
