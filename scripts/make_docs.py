@@ -13,7 +13,6 @@ import warnings
 from pathlib import Path
 
 from omegaconf import OmegaConf
-from vlprompt.learner.facts import NOTES, Predicts, marked
 
 import vlprompt
 from vlprompt import create_learner, list_methods, load_clip, method_info
@@ -21,6 +20,7 @@ from vlprompt.cli.__main__ import commands, module, usage
 from vlprompt.clip import FrozenCLIP
 from vlprompt.errors import VlpromptError
 from vlprompt.learner import METHODS
+from vlprompt.learner.facts import NOTES, Predicts, marked
 from vlprompt.runs.recipes import describe_keys, list_recipes, load_recipe, resolve
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from vlprompt import FrozenCLIP
 
 FOLDER = Path(__file__).with_name("golden")
-CORE, MORE = FOLDER / "core", FOLDER / "more"
+CORE, MORE, NEW = FOLDER / "core", FOLDER / "more", FOLDER / "new"
 EMBEDDING = "token_embedding.weight"
 KEPT_IDS, KEPT_ROWS = "token_embedding.ids", "token_embedding.rows"
 

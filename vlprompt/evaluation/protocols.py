@@ -229,7 +229,7 @@ for name, protocol in {
         pool="all",
     ),
     "test_time": Protocol(
-        "train on nothing; learn from each test image by itself", whole, None, MEAN_RULE, labelled="none"
+        "train on nothing; learn from the test images alone, without labels", whole, None, MEAN_RULE, labelled="none"
     ),
     "cross_dataset": Protocol(
         "train on all classes of a source; test on other datasets by the names of their classes",

@@ -1,0 +1,130 @@
+"""Fidelity of heads that need no gradient to their authors' own code, on the fixtures of ``golden/new``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import SimpleNamespace
+
+import pytest
+from golden_files import NEW, Case, case_names, read_case
+from test_golden_more import clip_of, close
+from torch import Tensor
+
+from vlprompt import FrozenCLIP, create_learner
+from vlprompt.data import FeatureBank
+from vlprompt.learner import PromptLearner
+from vlprompt.learner.selection import Selection
+
+
+@dataclass
+class Given:
+    """What a check works with: the case, the golden CLIP, and pytest's patches."""
+
+    case: Case
+    clip: FrozenCLIP
+    patch: pytest.MonkeyPatch
+
+    def learner(self, method: str, text: str = "text_weights", **settings) -> PromptLearner:
+        """A learner on features of the case's width, with the text features of the case in place of a CLIP's."""
+        facts = self.case.facts
+        clip = clip_of(facts["width"], facts.get("logit_scale", 100.0))
+        learner = create_learner(method, clip, [f"class {i}" for i in range(facts["n_classes"])], **settings).eval()
+        self.patch.setattr(learner, "encode_text", lambda v=None: self.case.tensors[text])
+        return learner
+
+
+Check = Callable[[Given], None]
+CHECKS: dict[str, Check] = {}  # by the beginning of a case's name
+
+
+def check(function: Check) -> Check:
+    CHECKS[function.__name__] = function
+    return function
+
+
+def transclip_settings(case: Case, **settings) -> dict:
+    facts = case.facts
+    assert facts["init_variance"] == pytest.approx(1 / facts["width"])
+    return {
+        "rounds": facts["outer_iterations"],
+        "sweeps": facts["inner_iterations"],
+        "neighbours": facts["neighbours"],
+        "confident": facts["confident_per_class"],
+        "temperature": facts["temperature_inside_z"],
+        "text_weight": facts["lambda"],
+        **settings,
+    }
+
+
+def z_of(log_z: Tensor) -> Tensor:
+    return log_z.softmax(dim=1)
+
+
+@check
+def transclip_zs(given: Given) -> None:
+    t = given.case.tensors
+    settings, x = transclip_settings(given.case), t["query_features"]
+    close(z_of(given.learner("transclip", **settings).classify(x)), t["z"], "z", atol=1e-4)
+    once = given.learner("transclip", **settings | {"rounds": 1})
+    close(z_of(once.classify(x)), t["z_after_first_update"], "z after the first round", atol=1e-4)
+
+
+@check
+def transclip_on_top_prototypes(given: Given) -> None:
+    t = given.case.tensors
+    settings, x = transclip_settings(given.case), t["query_features"]
+    learner = given.learner("transclip", "initial_prototypes", **settings)
+    close(z_of(learner.classify(x)), t["z"], "z", atol=1e-4)
+    once = given.learner("transclip", "initial_prototypes", **settings | {"rounds": 1})
+    close(z_of(once.classify(x)), t["z_after_first_update"], "z after the first round", atol=1e-4)
+
+
+@check
+def transclip_on_top_probabilities(given: Given) -> None:
+    t = given.case.tensors
+    x, log_y = t["query_features"], t["initial_predictions"].log()
+    for rounds, expected in ((given.case.facts["outer_iterations"], "z"), (1, "z_after_first_update")):
+        settings = transclip_settings(given.case, rounds=rounds, as_published=True)
+        learner = given.learner("transclip", **settings)
+        close(z_of(learner.assign(x, log_y, of_a_learner=True)), t[expected], expected, atol=1e-4)
+    kept = given.learner("transclip", **transclip_settings(given.case)).assign(x, log_y, of_a_learner=True)
+    assert (z_of(kept) - t["z"]).abs().max() > 0.1, "the text's anchor is kept by default"
+
+
+@check
+def transclip_fs(given: Given) -> None:
+    t, facts = given.case.tensors, given.case.facts
+    x, gammas = t["query_features"], facts["gammas"]
+    banks = {
+        "labelled": FeatureBank(t["support_features"][None], t["support_labels"]),
+        "val": FeatureBank(t["val_features"][None], t["val_labels"]),
+    }
+    feed = SimpleNamespace(bank=lambda source="labelled", **_: banks[source], selection=Selection("val"))
+    settings = transclip_settings(given.case, support=True, grid={"gamma": gammas}, as_published=True)
+    learner = given.learner("transclip", **settings)
+    learner.learn(feed, None)
+    log_y = learner.by_text(x)
+    found = dict(zip(gammas, learner.solve(x, log_y, gammas), strict=True))
+    for gamma, log_z in found.items():
+        close(z_of(log_z), t[f"z_gamma_{gamma:g}"], f"z with gamma={gamma:g}", atol=1e-4)
+    close(z_of(found[gammas[-1]]), t["z"], "z", atol=1e-4)
+    right = (learner.classify(x).argmax(dim=1) == t["query_labels"]).double().mean()
+    assert 100 * right == pytest.approx(facts["accuracy_at_best_val"])
+    once = given.learner("transclip", **settings | {"rounds": 1})
+    once.learn(feed, None)
+    close(z_of(once.solve(x, log_y, gammas)[0]), t["z_after_first_update"], "z after the first round", atol=1e-4)
+    ours = given.learner("transclip", **settings | {"as_published": False})
+    ours.learn(feed, None)
+    assert (z_of(ours.solve(x, log_y, gammas[:1])[0]) - t[f"z_gamma_{gammas[0]:g}"]).abs().max() > 0.05, "right rows"
+    assert len(feed.selection.searches[0].points) == len(gammas)
+
+
+@pytest.mark.parametrize("name", case_names(NEW))
+def test_what_a_head_computes_equals_its_authors_code(
+    name: str, golden_clip: FrozenCLIP, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = [prefix for prefix in CHECKS if name.startswith(prefix)]
+    if not known:
+        pytest.skip(f"no method here is compared with {name}")
+    CHECKS[max(known, key=len)](Given(read_case(NEW, name), golden_clip, monkeypatch))

@@ -1,0 +1,51 @@
+"""Most similar images and classes as sparse matrices, for methods that let assignments flow over a graph."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+BUDGET = 2**24  # similarities that are held at once, 64 MB
+
+
+class Similar(NamedTuple):
+    """For each of N rows its K most similar columns: places and cosines, both (N, K), the most similar first."""
+
+    index: Tensor
+    cosine: Tensor
+
+
+def most_similar(rows: Tensor, columns: Tensor, k: int, own: int | None = None, skip: int = 0) -> Similar:
+    """The k columns, or as many as there are, that are most similar to each row.
+
+    Args:
+        rows: normalised features (N, D).
+        columns: normalised features (M, D).
+        k: of them.
+        own: the row whose own features the first column is, and so on from there; these are left out.
+        skip: the most similar ones that are left out.
+    """
+    places, cosines, start = [], [], 0
+    there = len(columns) - skip - (own is not None)
+    for part in rows.split(max(1, BUDGET // len(columns))):
+        similarity = part @ columns.T
+        if own is not None:
+            column = torch.arange(start, start + len(part), device=rows.device) - own
+            row = ((column >= 0) & (column < len(columns))).nonzero()[:, 0]
+            similarity[row, column[row]] = -torch.inf
+        found = similarity.topk(skip + max(0, min(k, there)), dim=1)
+        places.append(found.indices[:, skip:])
+        cosines.append(found.values[:, skip:])
+        start += len(part)
+    return Similar(torch.cat(places), torch.cat(cosines))
+
+
+def as_sparse(similar: Similar, n_columns: int) -> Tensor:
+    """The sparse matrix (N, M) of the cosines at their places."""
+    n, k = similar.index.shape
+    row = torch.arange(n, device=similar.index.device).repeat_interleave(k)
+    places = torch.stack([row, similar.index.flatten()])
+    size = (n, n_columns)
+    return torch.sparse_coo_tensor(places, similar.cosine.flatten(), size, check_invariants=False).coalesce()

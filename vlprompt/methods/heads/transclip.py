@@ -1,0 +1,214 @@
+"""TransCLIP: boosting vision-language models with transduction (Zanella et al., NeurIPS 2024, arXiv:2406.01837).
+
+Fitted, for all test images jointly: their assignments z to classes, which agree with the text classifier, with
+Gaussians of one diagonal variance over image features, and with the assignments of the most similar images. With
+``support=true`` labelled images take part, whose assignments are known.
+Protocols: test-time (nothing labelled), few-shot.
+Differs from the authors' code: theirs gives labelled images' votes to other images than their neighbours, and passes
+over the nearest of them; tries each γ from where the last one ended; overwrites a learner's probabilities that it
+starts from as it goes; and has the first template alone. as_published=true does all that. Of several γ theirs takes the
+one by which validation images are right with the assignment of their nearest test image; ours assigns the validation
+images jointly, so that the choice is made before the test.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vlprompt.errors import VlpromptError
+from vlprompt.learner import PromptLearner, register
+from vlprompt.learner.facts import Facts
+from vlprompt.learner.learning import Feed, Train
+from vlprompt.learner.selection import choose, grid_points, keep_settings, refitted
+from vlprompt.methods.heads.neighbours import Similar, as_sparse, most_similar
+
+KEPT = ("support", "support_labels", "val", "val_labels")  # what labelled images leave with the learner
+LEAST_VARIANCE = 1e-8  # of images that are all alike
+
+
+class State(NamedTuple):
+    """What is iterated over: log z (Q, C), the Gaussians' means μ (C, D) and their variance σ² (D,)."""
+
+    log_z: Tensor
+    means: Tensor
+    variance: Tensor
+
+
+class Graph(NamedTuple):
+    """Who votes for whom: each image's neighbours (Q, Q), and those of labelled and test images in a row (S+Q, Q)."""
+
+    own: Tensor
+    all: Tensor
+
+
+@register("transclip", paper="arXiv:2406.01837", labels="none", head=True, predicts="jointly", paper_settings="val")
+class TransCLIP(PromptLearner):
+    """Test images assigned to classes jointly: by text, by Gaussians and by their neighbours."""
+
+    @dataclass
+    class Config(PromptLearner.Config):
+        """Settings.
+
+        Attributes:
+            support: whether labelled images take part.
+            text_weight: λ, of the text classifier; published are 1, and 0.5 where labelled images take part.
+            gamma: γ, what labelled images count in the Gaussians.
+            neighbours: most similar test images whose assignments count.
+            temperature: τ, of the Gaussians in the assignments.
+            confident: surest images of a class that its mean starts from, where none is labelled.
+            rounds: of assignments; between two the Gaussians are fitted anew.
+            sweeps: of the assignments over the neighbours, in a round.
+            grid: values of gamma that a selection on held-out images chooses among.
+            as_published: whether to do as the authors' code does, see above.
+        """
+
+        support: bool = False
+        text_weight: float = 1.0
+        gamma: float = 0.02
+        neighbours: int = 3
+        temperature: float = 50.0
+        confident: int = 8
+        rounds: int = 11
+        sweeps: int = 5
+        grid: dict[str, Any] = field(default_factory=dict)
+        as_published: bool = False
+
+    @classmethod
+    def facts_of(cls, config: Config) -> Facts:
+        """Labelled images bind it to their classes."""
+        return replace(cls.registered, labels="needed", new_classes=False) if config.support else cls.registered
+
+    def setup(self) -> None:
+        """Make room for labelled images, whose number the data decides."""
+        c = self.config
+        for name in ("neighbours", "confident", "rounds", "sweeps"):
+            if getattr(c, name) < 1:
+                raise VlpromptError(f"transclip needs {name} of at least 1, not {getattr(c, name)}")
+        if not (c.temperature > 0 and c.gamma > 0):
+            raise VlpromptError("transclip needs a temperature and a gamma above 0")
+        keep_settings(self, "gamma")
+        self.reserve({})
+
+    def reserve(self, shapes: Mapping[str, torch.Size]) -> None:
+        """Make the buffers of normalised features (S, D) and labels (S,) of labelled and of validation images."""
+        for name in KEPT if self.config.support else ():
+            empty = (0,) if name.endswith("labels") else (0, self.clip.embed_dim)
+            self.register_buffer(name, torch.zeros(shapes.get(name, empty), device=self.clip.device))
+
+    def learn(self, feed: Feed, train: Train) -> None:
+        """Keep the labelled images, and choose γ if it is to be chosen."""
+        if not self.config.support:
+            return
+        bank, source = feed.bank(), feed.selection.settings
+        if len(bank.labels.unique()) < len(self.class_names):
+            raise VlpromptError("transclip with support=true needs a labelled image of each class")
+        self.support, self.support_labels = F.normalize(bank.features[0], dim=-1), bank.labels.float()
+        if not self.config.as_published:
+            choose(self, feed, refitted(lambda point: lambda v: self.solve(v, self.by_text(v), [point["gamma"]])[0]))
+        elif self.config.grid and source is not None:
+            val = feed.bank(source)
+            self.val, self.val_labels = F.normalize(val.features[0], dim=-1), val.labels.float()
+
+    def encode_text(self, v: Tensor | None = None) -> Tensor:
+        """Zero-shot class features (C, D)."""
+        return self.frozen_text(self.templates[:1] if self.config.as_published else None)
+
+    def by_text(self, v: Tensor) -> Tensor:
+        """Log ŷ (Q, C) of the text classifier for normalised image features v (Q, D)."""
+        return super().score(v, self.text_features()).log_softmax(dim=1)
+
+    @torch.no_grad()
+    def score(self, v: Tensor, t: Tensor) -> Tensor:
+        """Log z (Q, C), whose softmax is z, of all images v (Q, D) of a test."""
+        return self.assign(v, super().score(v, t).log_softmax(dim=1))
+
+    def assign(self, v: Tensor, log_y: Tensor, of_a_learner: bool = False) -> Tensor:
+        """Log z (Q, C) of images.
+
+        Args:
+            v: normalised features (Q, D) of all images of a test.
+            log_y: log ŷ (Q, C), of the text classifier or any other.
+            of_a_learner: whether ŷ was handed in as probabilities, which the authors' code then overwrites.
+        """
+        if not self.config.support or not len(self.val):
+            return self.solve(v, log_y, [float(self.gamma)], of_a_learner)[0]
+        found = self.solve(v, log_y, [point["gamma"] for point in grid_points(self.config.grid)], of_a_learner)
+        nearest = most_similar(self.val, v, 1).index[:, 0]
+        right = [int((log_z[nearest].argmax(dim=1) == self.val_labels).sum()) for log_z in found]
+        return found[right.index(max(right))]
+
+    def solve(self, v: Tensor, log_y: Tensor, gammas: Sequence[float], of_a_learner: bool = False) -> list[Tensor]:
+        """Log z (Q, C) for each γ, of which there is one that nothing asks for without labelled images."""
+        c, graph, found = self.config, self.graph(v), []
+        state = start = State(log_y, self.first_means(v, log_y.exp()), torch.full_like(v[0], 1 / v.shape[1]))
+        for gamma in gammas:
+            state = state if c.as_published else start
+            for i in range(c.rounds):
+                log_z = state.log_z
+                # a Gaussian's log-likelihood but for |v|²/σ², which all classes share
+                likelihood = (v / state.variance) @ state.means.T - state.means.square() @ (0.5 / state.variance)
+                for _ in range(c.sweeps):
+                    text = log_z if of_a_learner and c.as_published else log_y
+                    votes = self.votes(graph, log_z.exp()) / (2 * c.neighbours)
+                    log_z = (c.text_weight * text + likelihood / c.temperature + votes).log_softmax(dim=1)
+                last = i == c.rounds - 1
+                state = State(log_z, *(state[1:] if last else self.gaussians(v, log_z.exp(), gamma)))
+            found.append(state.log_z)
+        return found
+
+    def graph(self, v: Tensor) -> Graph:
+        """The neighbours among test images v (Q, D) of each of them, and of the labelled ones."""
+        k, published = self.config.neighbours, self.config.as_published
+        own = most_similar(v, v, k, own=0)
+        if not self.config.support:
+            graph = as_sparse(own, len(v))
+            return Graph(graph, graph)
+        labelled = most_similar(self.support, v, k, skip=int(published))
+        both = Similar(*(_stacked(a, b) for a, b in zip(labelled, own, strict=True)))
+        # theirs takes the first rows for the test images', which are the labelled ones'
+        first = slice(len(v)) if published else slice(len(self.support), None)
+        return Graph(as_sparse(Similar(both.index[first], both.cosine[first]), len(v)), as_sparse(both, len(v)))
+
+    def votes(self, graph: Graph, z: Tensor) -> Tensor:
+        """(Wᵀz + Wz) (Q, C): of those that have an image for a neighbour, and of its own neighbours."""
+        voters = z
+        if self.config.support:
+            known = F.one_hot(self.support_labels.long(), z.shape[1]).to(z)
+            voters = torch.cat([z, known] if self.config.as_published else [known, z])
+        return torch.sparse.mm(graph.all.t(), voters) + torch.sparse.mm(graph.own, z)
+
+    def first_means(self, v: Tensor, z: Tensor) -> Tensor:
+        """Means (C, D) of labelled images, or of those that the start takes for a class most surely."""
+        if self.config.support:
+            return F.normalize(self.support_sums(), dim=-1)
+        surest = z.topk(min(self.config.confident, len(z)), dim=0)  # (8, C)
+        return F.normalize(torch.einsum("kc,kcd->cd", surest.values, v[surest.indices]), dim=-1)
+
+    def support_sums(self) -> Tensor:
+        """Sums (C, D) of the labelled images of each class."""
+        zeros = self.support.new_zeros(len(self.class_names), self.support.shape[1])
+        return zeros.index_add_(0, self.support_labels.long(), self.support)
+
+    def gaussians(self, v: Tensor, z: Tensor, gamma: float) -> tuple[Tensor, Tensor]:
+        """Means (C, D) of length 1 and the variance (D,) that all classes share, by assignments z (Q, C)."""
+        sums, total, square = z.T @ v / len(v), z.sum(dim=0) / len(v), v.square().mean(dim=0)
+        if self.config.support:
+            weight = self.config.temperature * gamma / len(self.support)
+            counts = torch.bincount(self.support_labels.long(), minlength=len(total))
+            sums, total = sums + weight * self.support_sums(), total + weight * counts
+            square = square + weight * self.support.square().sum(dim=0)
+        means = F.normalize(sums, dim=-1)
+        spread = square - 2 * (means * sums).sum(dim=0) + total @ means.square()
+        return means, (spread / total.sum()).clamp_min(LEAST_VARIANCE)
+
+
+def _stacked(labelled: Tensor, own: Tensor) -> Tensor:
+    """Rows of neighbours below each other; one image alone has no other to be a neighbour."""
+    k = max(labelled.shape[1], own.shape[1])
+    return torch.cat([F.pad(part, (0, k - part.shape[1])) for part in (labelled, own)])
