@@ -11,10 +11,10 @@ import tarfile
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Protocol
 
 from vlprompt.base.files import is_relative_inside
 from vlprompt.errors import VlpromptError
@@ -24,7 +24,11 @@ RATIO = 50  # times its own bytes beyond that: images hardly shrink in an archiv
 MAX_BYTES, MAX_MEMBERS = 2**40, 10_000_000  # ImageNet has a sixth of each
 LEFTOVERS = ".unpack-"  # how folders begin that a killed process may leave
 OTHERS = {b"Rar!": "RAR", b"7z\xbc\xaf": "7z", b"<!do": "web page", b"<htm": "web page", b"<?xm": "web page"}
-OPENERS = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}
+OPENERS: dict[bytes, Callable[[Path], _Raw]] = {
+    b"\x1f\x8b": gzip.GzipFile,
+    b"BZh": bz2.BZ2File,
+    b"\xfd7zXZ": lzma.LZMAFile,
+}
 DAMAGE = (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, lzma.LZMAError, NotImplementedError, ValueError)
 
 
@@ -143,22 +147,43 @@ def _unpack_zip(archive: Path, folder: Path, budget: Budget) -> None:
 def _unpack_tar(archive: Path, folder: Path, budget: Budget) -> None:
     with open(archive, "rb") as file:
         start = file.read(6)
-    opener = next((opener for magic, opener in OPENERS.items() if start.startswith(magic)), open)
-    # the filter came with security releases of Python; what it refuses is refused below
-    safe = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
-    with opener(archive, "rb") as raw, tarfile.open(fileobj=_Bounded(raw, budget), mode="r:") as opened:
+    opener = next((opener for magic, opener in OPENERS.items() if start.startswith(magic)), _plain)
+    with closing(opener(archive)) as raw, _open_tar(_Bounded(raw, budget)) as opened:
         for member in opened:
             _check_name(archive, member.name)
             if not (member.isreg() or member.isdir()) or member.issparse():
                 raise VlpromptError(f"refused the archive {archive}: its member '{member.name}' is no plain file")
             budget.take(member.size)
-            opened.extract(member, folder, **safe)
+            opened.extract(member, folder)
+
+
+def _plain(archive: Path) -> _Raw:
+    return open(archive, "rb")
+
+
+def _open_tar(stream: _Bounded) -> tarfile.TarFile:
+    opened = tarfile.TarFile(fileobj=stream)  # type: ignore[arg-type]  # which reads, tells and seeks, and no more
+    if hasattr(tarfile, "data_filter"):  # of security releases of Python; what it refuses is refused here too
+        opened.extraction_filter = tarfile.data_filter
+    return opened
+
+
+class _Raw(Protocol):
+    """What a tar archive is read from, decompressed on the way."""
+
+    def read(self, count: int, /) -> bytes: ...
+
+    def seek(self, position: int, whence: int, /) -> int: ...
+
+    def tell(self) -> int: ...
+
+    def close(self) -> None: ...
 
 
 class _Bounded:
     """A stream that is not read or skipped beyond a budget, whatever the headers in it say."""
 
-    def __init__(self, raw: BinaryIO, budget: Budget):
+    def __init__(self, raw: _Raw, budget: Budget):
         self.raw, self.budget = raw, budget
         # headers and padding come to the members' bytes
         self.end = budget.limit + ALLOWANCE + 2 * budget.archive.stat().st_size

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import os
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
@@ -70,7 +71,7 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
     return call
 
 
-def _classes(annotation: Any, function: Callable) -> tuple[type, ...]:
+def _classes(annotation: Any, function: Callable[..., Any]) -> tuple[type, ...]:
     """The classes that an annotation allows; none if it is of a kind that is not checked."""
     if isinstance(annotation, str):
         try:
@@ -79,6 +80,7 @@ def _classes(annotation: Any, function: Callable) -> tuple[type, ...]:
             return ()
     union = typing.get_origin(annotation) in (typing.Union, types.UnionType)
     classes = typing.get_args(annotation) if union else (annotation,)
+    classes = tuple(os.PathLike if typing.get_origin(each) is os.PathLike else each for each in classes)
     plain = all(isinstance(each, type) and typing.get_origin(each) is None for each in classes)
     left = {bool, float, types.NoneType, *([] if union else [str])}
     duck_typed = {Any, object, Dataset, nn.Module, inspect.Parameter.empty}.intersection(classes) if plain else True
@@ -116,7 +118,7 @@ def at_least(name: str, value: Any, least: int) -> int:
 
 def index_of(name: str, value: Any, length: int) -> int:
     """Return a place in a list of ``length``, which may count from its end, or raise one sentence."""
-    if isinstance(value, bool) or not isinstance(value, Integral) or not -length <= value < length:
+    if isinstance(value, bool) or not isinstance(value, Integral) or not -length <= int(value) < length:
         raise VlpromptError(f"{name} must be a place from 0 to {length - 1}, not {told(value)}")
     return int(value)
 
@@ -190,7 +192,8 @@ def _check_numbers(values: Tensor, what: str, hint: str) -> Tensor:
     """Refuse what is no dense float tensor, and outside of training and tracing what is not finite."""
     if not values.is_floating_point() or values.layout != torch.strided:
         raise VlpromptError(f"{what} must be dense float numbers, not {values.dtype} of {values.layout}: {hint}")
-    traced = torch.compiler.is_compiling() or torch.jit.is_tracing() or type(values) is not Tensor
+    tracing = torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call]  # its own annotations forget it
+    traced = torch.compiler.is_compiling() or tracing or type(values) is not Tensor
     if not (torch.is_grad_enabled() or traced) and not bool(torch.isfinite(values).all()):
         raise VlpromptError(f"{what} hold numbers that are not finite")
     return values

@@ -111,11 +111,14 @@ def locked(path: Path, busy: VlpromptError | None = None) -> Iterator[None]:
     """
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(path, timeout=-1 if busy is None else 0)
-        try:
+        lock = FileLock(path)
+        if busy is None:
             lock.acquire()
-        except Timeout:
-            raise busy from None
+        else:
+            try:
+                lock.acquire(timeout=0)
+            except Timeout:
+                raise busy from None
     try:
         yield
     finally:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import functools
 import math
 import re
 from types import NoneType, UnionType
@@ -13,7 +12,14 @@ from vlprompt.base.registry import Registry
 from vlprompt.base.schema import fits, kind
 from vlprompt.errors import VlpromptError
 
-T = TypeVar("T")
+
+class Part:
+    """What a setting names."""
+
+    name = ""  # by which it was asked for
+
+
+T = TypeVar("T", bound=Part)
 
 
 def parse_part(text: str, registry: Registry[type[T]]) -> T:
@@ -32,8 +38,9 @@ def parse_part(text: str, registry: Registry[type[T]]) -> T:
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         raise VlpromptError(f"cannot read {of} '{text}': {_advice(text)}") from None
     make = registry.get(call.func.id)
+    declared = _declared(make)
     for key, value in arguments.items():
-        hint = _declared(make).get(key)
+        hint = declared.get(key)
         endless = isinstance(value, float) and not math.isfinite(value)  # 1e999
         if _is_plain(hint) and (endless or not fits(value, hint)):
             raise VlpromptError(f"{of} '{text}': {key} must be {kind(hint)}, not {value!r:.60}")
@@ -45,14 +52,13 @@ def parse_part(text: str, registry: Registry[type[T]]) -> T:
     return part
 
 
-@functools.lru_cache(maxsize=256)
 def _declared(make: type) -> dict[str, Any]:
     """The types that a part's classes give to its arguments; a class hands those that it does not name to its base."""
     found: dict[str, Any] = {}
     for each in reversed(make.__mro__):
         if "__init__" in vars(each):
             try:
-                found |= get_type_hints(each.__init__)
+                found |= get_type_hints(vars(each)["__init__"])
             except NameError:  # imported for type checkers alone
                 continue
     return found

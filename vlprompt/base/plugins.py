@@ -62,6 +62,8 @@ def load(name: str) -> None:
         if path.stem in sys.modules:
             return
         spec = importlib.util.spec_from_file_location(path.stem, path)
+        assert spec is not None  # every .py file has one, and its loader
+        assert spec.loader is not None
         module = importlib.util.module_from_spec(spec)
         sys.modules[path.stem] = module  # dataclasses look their module up
         spec.loader.exec_module(module)

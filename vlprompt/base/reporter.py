@@ -25,9 +25,10 @@ class _PlainConsole(Console):
 
 def make_console() -> Console:
     """Return a console on standard output: as wide as the terminal, or of a fixed width in a pipe or file."""
-    plain = {"highlight": False, "markup": False, "emoji": False}
-    console = _PlainConsole(**plain)
-    return console if console.is_terminal else _PlainConsole(**plain, width=WIDTH)
+    console = _PlainConsole(highlight=False, markup=False, emoji=False)
+    if not console.is_terminal:
+        console.width = WIDTH
+    return console
 
 
 class Reporter:

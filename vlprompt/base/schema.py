@@ -19,7 +19,8 @@ def structured(config: type) -> DictConfig:
     OmegaConf 2.3, the last that Hydra's users can have, refuses such a class. So OmegaConf takes anything for these
     fields, and ``assign`` compares with the hint.
     """
-    return OmegaConf.structured(_without_literals(config))
+    schema: DictConfig = OmegaConf.structured(_without_literals(config))
+    return schema
 
 
 def hint_of(schema: DictConfig, key: str) -> Any:
@@ -43,7 +44,7 @@ def assign(schema: DictConfig, key: str, value: Any) -> None:
 
 def to_object(schema: DictConfig) -> Any:
     """Return the dataclass's instance."""
-    loose = OmegaConf.to_object(schema)
+    loose: Any = OmegaConf.to_object(schema)
     return _dataclass(schema)(**{field.name: getattr(loose, field.name) for field in fields(loose)})
 
 
@@ -66,7 +67,10 @@ def _without_literals(config: type) -> type:
 
 
 def _dataclass(schema: DictConfig) -> type:
-    return OmegaConf.get_type(schema).__base__
+    """The class that ``_without_literals`` was given."""
+    loose = OmegaConf.get_type(schema)
+    assert loose is not None
+    return loose.__mro__[1]
 
 
 @functools.lru_cache(maxsize=64)

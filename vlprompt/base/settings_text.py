@@ -27,7 +27,7 @@ COMMENT = re.compile(r"(^|\s)#")
 CONTROLS = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")
 
 
-class _Loader(yaml.SafeLoader):
+class _Loader(yaml.SafeLoader):  # type: ignore[misc]  # PyYAML brings no types
     """Safe YAML whose size is what is written down."""
 
     def compose_node(self, parent: Any, index: Any) -> yaml.Node:
@@ -51,7 +51,8 @@ class _Loader(yaml.SafeLoader):
             if key.value in seen:
                 raise _Refused(f"it has the key '{key.value[:SHOWN]}' twice")
             seen.add(key.value)
-        return super().construct_mapping(node, deep)
+        mapping: dict[Any, Any] = super().construct_mapping(node, deep)
+        return mapping
 
     def construct_number(self, node: yaml.ScalarNode) -> int:
         if len(node.value) > MAX_DIGITS:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 import open_clip
 import torch
@@ -118,7 +119,7 @@ def _openai_model(name: str, path: Path, state: dict[str, Tensor], facts: TagFac
             "those of the file are taken: name the architecture that it is of",
             stacklevel=6,
         )
-    return model
+    return cast(nn.Module, model)
 
 
 def _fill(model: nn.Module, state: dict[str, Tensor], name: str, path: Path) -> None:
@@ -130,7 +131,7 @@ def _fill(model: nn.Module, state: dict[str, Tensor], name: str, path: Path) -> 
         if key in state and getattr(model, key, None) is not None:
             state[key] = state[key].reshape(getattr(model, key).shape)
     if getattr(model, "logit_bias", None) is not None:
-        state.setdefault("logit_bias", torch.zeros_like(model.logit_bias))
+        state.setdefault("logit_bias", torch.zeros_like(model.state_dict()["logit_bias"]))
     own = model.state_dict().keys()
     made = {key for key, _ in model.named_buffers()} - own  # such as masks, which tracing keeps
     made |= {"text.transformer.embeddings.position_ids"} - own  # which transformers no longer has

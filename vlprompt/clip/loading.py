@@ -42,7 +42,7 @@ OFFLINE_WAYS = (
 def load_clip(
     name: str | nn.Module,
     pretrained: str | None = None,
-    checkpoint: str | os.PathLike | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
     precision: Precision = "fp32",
     device: str | torch.device = "auto",
     tokenizer: Tokenizer | None = None,
@@ -104,12 +104,12 @@ def shared_clip(
 _loaded_once = lru_cache(maxsize=1)(load_clip)
 
 
-def _refuse_weights(what: str, pretrained: str | None, checkpoint: str | os.PathLike | None) -> None:
+def _refuse_weights(what: str, pretrained: str | None, checkpoint: str | os.PathLike[str] | None) -> None:
     if pretrained is not None or checkpoint is not None:
         raise VlpromptError(f"{what} has its own weights: leave pretrained and checkpoint out")
 
 
-def _check_request(name: str, pretrained: str | None, checkpoint: str | os.PathLike | None) -> None:
+def _check_request(name: str, pretrained: str | None, checkpoint: str | os.PathLike[str] | None) -> None:
     """Raise one sentence for what can be told before anything is read: an unknown name or tag, or no weights."""
     known = open_clip.list_models()
     if name not in known:
@@ -135,6 +135,7 @@ def _create(name: str, pretrained: str | None, checkpoint: Path | None) -> nn.Mo
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)  # the same "random" model every time, so that a saved learner finds its backbone again
             return _quiet_create(name)
+    assert pretrained is not None  # _check_request has refused that
     return _quiet_create(name, pretrained=pretrained, force_quick_gelu=tag_facts(name, pretrained).quick_gelu)
 
 
@@ -142,7 +143,8 @@ def _quiet_create(name: str, **kwargs: Any) -> nn.Module:
     """``open_clip.create_model`` without its log lines about the weights, which are our business."""
     try:
         with nothing_asked(name), _quiet():
-            return open_clip.create_model(name, pretrained_text=False, **kwargs)
+            model: nn.Module = open_clip.create_model(name, pretrained_text=False, **kwargs)
+            return model
     except VlpromptError:
         raise
     except (RuntimeError, OSError, ImportError, ValueError) as error:
@@ -188,7 +190,8 @@ def _tokenizer(name: str) -> Tokenizer:
     try:
         with nothing_asked(what), _quiet():
             refuse_code(name)
-            return open_clip.get_tokenizer(name)
+            tokenizer: Tokenizer = open_clip.get_tokenizer(name)
+            return tokenizer
     except VlpromptError:
         raise
     except Exception as error:  # the Hub client, fsspec and transformers each raise their own kinds

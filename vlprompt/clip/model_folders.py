@@ -90,7 +90,9 @@ def refuse_code(name: str) -> None:
 @contextmanager
 def nothing_asked(what: str) -> Iterator[None]:
     """Have ``transformers`` refuse code of others where it would ask on the terminal, and say so in one sentence."""
-    module = importlib.import_module("transformers.dynamic_module_utils") if "transformers" in sys.modules else None
+    module: Any = (
+        importlib.import_module("transformers.dynamic_module_utils") if "transformers" in sys.modules else None
+    )
     before = getattr(module, "TIME_OUT_REMOTE_CODE", None)
     try:
         if before is not None:

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from functools import cache
 from io import BytesIO
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, TypeGuard, cast
 
 import torch
 from safetensors import SafetensorError
@@ -123,9 +123,9 @@ class _Archive:
         if self.left < 0:
             raise ValueError(f"its member {name[:100]} unpacks to more than the file may hold")
         if info.CRC == 0:
-            info.CRC = None  # torch was told to leave checksums out
+            info.CRC = None  # type: ignore[assignment]  # compares none: torch was told to leave checksums out
         content = bytearray(info.file_size)
-        with self.archive.open(info) as opened:
+        with cast(zipfile.ZipExtFile, self.archive.open(info)) as opened:  # what it returns where it reads
             if opened.readinto(content) != len(content) or opened.read(1):
                 raise ValueError(f"its member {name[:100]} has another length than it says")
         return content
@@ -209,7 +209,7 @@ class _Layout(NamedTuple):
 
     key: str
     dtype: torch.dtype
-    count: int  # of numbers in the storage
+    length: int  # of the storage, in numbers
     offset: int
     size: tuple[int, ...]
     stride: tuple[int, ...]
@@ -235,7 +235,7 @@ def _are_counts(values: Any) -> bool:
     return isinstance(values, tuple) and all(isinstance(v, int) and v >= 0 for v in values)
 
 
-def _is_tensor(value: Any) -> bool:
+def _is_tensor(value: Any) -> TypeGuard[Inert]:
     known = ("torch._utils._rebuild_", "torch._tensor._rebuild_")
     return isinstance(value, Inert) and value.name.startswith(known) and isinstance(value.arguments, tuple)
 

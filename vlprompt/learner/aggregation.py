@@ -9,20 +9,19 @@ from typing import Protocol, cast
 import torch
 from torch import Tensor, nn
 
+from vlprompt.base.parts import Part
 from vlprompt.base.registry import Registry
 from vlprompt.errors import VlpromptError
 
 State = dict[str, Tensor]
 
 
-class Aggregator:
+class Aggregator(Part):
     """A weighted sum of the learnables, in fp32, one term an epoch.
 
     Attributes:
         total: the sum so far; part of a checkpoint, so that a resumed run aggregates the same.
     """
-
-    name = ""
 
     def __init__(self) -> None:
         self.total: State = {}

@@ -8,14 +8,13 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from vlprompt.base.parts import Part
 from vlprompt.base.registry import Registry
 from vlprompt.errors import VlpromptError
 
 
-class GradientRule:
+class GradientRule(Part):
     """Fills the parameters' gradients from named losses."""
-
-    name = ""
 
     def __call__(self, losses: Mapping[str, Tensor], parameters: Sequence[nn.Parameter]) -> None:
         """Set ``grad`` of each parameter."""

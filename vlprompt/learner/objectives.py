@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from typing_extensions import Unpack
 
-from vlprompt.base.parts import parse_part
+from vlprompt.base.parts import Part, parse_part
 from vlprompt.base.registry import Registry
 from vlprompt.data.batch import Batch as Batch
 from vlprompt.errors import VlpromptError
@@ -35,7 +35,7 @@ class Outputs:
     logits: Tensor
 
 
-class Objective:
+class Objective(Part):
     """A weighted part of the loss.
 
     Args:
@@ -45,7 +45,6 @@ class Objective:
         needs: ``image_strong`` if batches must carry a second view.
     """
 
-    name = ""
     needs: frozenset[str] = frozenset()
 
     def __init__(self, weight: float = 1.0):

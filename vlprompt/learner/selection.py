@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vlprompt.base.parts import parse_part
+from vlprompt.base.parts import Part, parse_part
 from vlprompt.base.registry import Registry
 from vlprompt.errors import VlpromptError, nearest
 from vlprompt.learner.facts import Facts
@@ -130,10 +130,8 @@ SPANS: Registry[type[Even]] = Registry("span of values")
 
 
 @SPANS.register("even")
-class Even:
+class Even(Part):
     """n values from ``start``, evenly spaced, up to ``stop``, which is left out."""
-
-    name = ""
 
     def __init__(self, start: float, stop: float, n: int):
         if n < 1 or n > 100_000:

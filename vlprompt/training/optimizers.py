@@ -7,13 +7,14 @@ from typing import Any
 
 import torch
 
+from vlprompt.base.parts import Part
 from vlprompt.base.registry import Registry
 from vlprompt.learner.learning import ParameterGroup
 
 Make = Callable[..., torch.optim.Optimizer]  # a class of torch's, whose arguments differ
 
 
-class Optimizer:
+class Optimizer(Part):
     """Makes a torch optimiser of groups of learnables."""
 
     make: Make

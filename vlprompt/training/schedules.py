@@ -8,6 +8,7 @@ from typing import Literal
 
 from typing_extensions import TypedDict, Unpack
 
+from vlprompt.base.parts import Part
 from vlprompt.base.registry import Registry
 from vlprompt.errors import VlpromptError
 
@@ -42,7 +43,7 @@ class Moment:
     steps: int
 
 
-class Schedule:
+class Schedule(Part):
     """A learning rate over time.
 
     Args:
