@@ -163,8 +163,8 @@ class PromptLearner(nn.Module):
         """Called after each epoch (0-based) of ``epochs``: schedules of a method's own."""
 
     @classmethod
-    def facts_of(cls, config: Config) -> Facts:
-        """What a learner with these settings is; a method narrows what it registered."""
+    def facts_of(cls, config: Any) -> Facts:
+        """What a learner with these settings, a ``Config`` of its class, is; a method narrows what it registered."""
         return cls.registered
 
     @classmethod

@@ -33,6 +33,8 @@ class ZeroShot(PromptLearner):
 
         template: list[str] | None = None
 
+    config: Config
+
     def setup(self) -> None:
         """Learn nothing."""
         if self.config.template is not None and self.config.descriptions is not None:

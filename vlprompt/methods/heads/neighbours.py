@@ -13,7 +13,7 @@ BUDGET = 2**24  # similarities that are held at once, 64 MB
 class Similar(NamedTuple):
     """For each of N rows its K most similar columns: places and cosines, both (N, K), the most similar first."""
 
-    index: Tensor
+    index: Tensor  # type: ignore[assignment]  # in the place of a tuple's method, which nobody asks of this one
     cosine: Tensor
 
 

@@ -79,6 +79,9 @@ class TransCLIP(PromptLearner):
         grid: dict[str, Any] = field(default_factory=dict)
         as_published: bool = False
 
+    config: Config
+    gamma: Tensor
+
     @classmethod
     def facts_of(cls, config: Config) -> Facts:
         """Labelled images bind it to their classes."""
@@ -106,6 +109,7 @@ class TransCLIP(PromptLearner):
         if not self.config.support:
             return
         bank, source = feed.bank(), feed.selection.settings
+        assert bank.labels is not None  # of labelled images
         if len(bank.labels.unique()) < len(self.class_names):
             raise VlpromptError("transclip with support=true needs a labelled image of each class")
         self.support, self.support_labels = F.normalize(bank.features[0], dim=-1), bank.labels.float()
@@ -113,6 +117,7 @@ class TransCLIP(PromptLearner):
             choose(self, feed, refitted(lambda point: lambda v: self.solve(v, self.by_text(v), [point["gamma"]])[0]))
         elif self.config.grid and source is not None:
             val = feed.bank(source)
+            assert val.labels is not None
             self.val, self.val_labels = F.normalize(val.features[0], dim=-1), val.labels.float()
 
     def encode_text(self, v: Tensor | None = None) -> Tensor:
@@ -181,7 +186,8 @@ class TransCLIP(PromptLearner):
         if self.config.support:
             known = F.one_hot(self.support_labels.long(), z.shape[1]).to(z)
             voters = torch.cat([z, known] if self.config.as_published else [known, z])
-        return torch.sparse.mm(graph.all.t(), voters) + torch.sparse.mm(graph.own, z)
+        votes: Tensor = torch.sparse.mm(graph.all.t(), voters) + torch.sparse.mm(graph.own, z)
+        return votes
 
     def first_means(self, v: Tensor, z: Tensor) -> Tensor:
         """Means (C, D) of labelled images, or of those that the start takes for a class most surely."""

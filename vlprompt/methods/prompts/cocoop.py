@@ -36,6 +36,8 @@ class CoCoOp(CoOp):
         ctx_init: str | None = "a photo of a"
         image_chunk: int | None = 8
 
+    config: Config
+
     def setup(self) -> None:
         """Create the context (n, d_t) and the meta-net D -> D/16 -> d_t."""
         if self.config.class_specific or self.config.class_token_position != "end":

@@ -40,6 +40,8 @@ class CoOp(PromptLearner):
         class_token_position: Literal["end", "middle", "front"] = "end"
         class_specific: bool = False
 
+    config: Config
+
     def setup(self) -> None:
         """Create the context: (n, d_t), or (C, n, d_t) when class-specific."""
         config = self.config

@@ -34,7 +34,8 @@ class Adapter(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Adapt features (…, D)."""
-        return self.ratio * self.fc(x) + (1 - self.ratio) * x
+        adapted: Tensor = self.ratio * self.fc(x) + (1 - self.ratio) * x
+        return adapted
 
 
 @register("coprompt", paper="arXiv:2306.01195", trains=("text", "vision"), cacheable_images=False)
@@ -61,6 +62,8 @@ class CoPrompt(MaPLe):
         image_ratio: float = 0.1
         reduction: int = 4
 
+    config: Config
+
     def setup(self) -> None:
         """Create MaPLe's learnables and the two adapters, D -> D/4 -> D."""
         super().setup()
@@ -69,8 +72,10 @@ class CoPrompt(MaPLe):
 
     def encode_text(self, v: Tensor | None = None) -> Tensor:
         """Adapted class features (C, D)."""
-        return self.adapter_text(super().encode_text(v))
+        adapted: Tensor = self.adapter_text(super().encode_text(v))
+        return adapted
 
     def encode_images(self, batch: Batch) -> Tensor:
         """Adapted features (B, D) of images seen with the coupled tokens."""
-        return self.adapter_image(super().encode_images(batch))
+        adapted: Tensor = self.adapter_image(super().encode_images(batch))
+        return adapted

@@ -47,6 +47,8 @@ class IVLP(PromptLearner):
         vision_n_ctx: int = 2
         vision_depth: int = 12
 
+    config: Config
+
     def setup(self) -> None:
         """Create the prompts: J_t times (n_t, d_t), J_v times (n_v, d_v)."""
         config = self.config

@@ -24,3 +24,5 @@ class KgCoOp(CoOp):
 
         objective: list[str] = field(default_factory=lambda: ["ce", "text_anchor(weight=8.0)"])
         ctx_init: str | None = "a photo of a"
+
+    config: Config

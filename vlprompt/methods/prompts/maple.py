@@ -43,6 +43,8 @@ class MaPLe(PromptLearner):
         ctx_init: str | None = "a photo of a"
         depth: int = 9
 
+    config: Config
+
     def setup(self) -> None:
         """Create the text prompts, J times (n, d_t), and the coupling functions, J times d_t -> d_v."""
         config = self.config

@@ -73,6 +73,8 @@ class MVLPT(PromptLearner):
         coupling_width: int = 128
         mixing: bool = False
 
+    config: Config
+
     def setup(self) -> None:
         """Create the context (n, d_t), the visual tokens (1, n, d_v) and (L-1, n, d_v), and their generator."""
         config, visual = self.config, self.clip.visual

@@ -32,7 +32,7 @@ class LSTMEncoder(nn.Module):
 
     def forward(self, ctx: Tensor) -> Tensor:
         """Encode (n, d_t), or (C, n, d_t) set by set."""
-        out = self.lstm_head(ctx if ctx.dim() == 3 else ctx.unsqueeze(0))[0]
+        out: Tensor = self.lstm_head(ctx if ctx.dim() == 3 else ctx.unsqueeze(0))[0]
         return out if ctx.dim() == 3 else out[0]
 
 
@@ -48,7 +48,8 @@ class MLPEncoder(nn.Module):
 
     def forward(self, ctx: Tensor) -> Tensor:
         """Encode (…, n, d_t)."""
-        return self.mlp(ctx)
+        out: Tensor = self.mlp(ctx)
+        return out
 
 
 class PerToken(nn.Module):
@@ -83,6 +84,8 @@ class PRE(CoOp):
         encoder: Literal["lstm", "mlp"] = "lstm"
         shared: bool = True
 
+    config: Config
+
     def setup(self) -> None:
         """Create the context (n, d_t) and its encoder d_t -> d_t."""
         super().setup()
@@ -94,7 +97,8 @@ class PRE(CoOp):
 
     def encoded_ctx(self) -> Tensor:
         """ctx' = ctx + E(ctx), as ctx."""
-        return self.prompt.ctx + self.encoder(self.prompt.ctx)
+        encoded: Tensor = self.prompt.ctx + self.encoder(self.prompt.ctx)
+        return encoded
 
     def encode_text(self, v: Tensor | None = None) -> Tensor:
         """Class features (C, D)."""
@@ -110,5 +114,6 @@ class PRE(CoOp):
         plain = create_learner(
             "coop", self.clip, self.class_names, templates=self.templates, n_ctx=self.prompt.n_ctx, **settings
         )
+        assert isinstance(plain, CoOp)
         plain.prompt.ctx.copy_(self.encoded_ctx())
         return plain.eval()

@@ -10,7 +10,6 @@ exact identity Σ_d v_d²(Σ_yy + Σ_cc - 2Σ_yc)_d = 1/(m+1) Σ_k ‖v⊙(δ_yk
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -20,7 +19,7 @@ from torch import Tensor, nn
 from vlprompt.errors import VlpromptError
 from vlprompt.learner import PromptLearner, register
 from vlprompt.learner.objectives import OBJECTIVES, Batch, Objective, Outputs, competing
-from vlprompt.learner.prompts import TextPrompt
+from vlprompt.learner.prompts import Position, TextPrompt
 
 
 def covariance_margin(v: Tensor, features: Tensor, labels: Tensor) -> Tensor:
@@ -66,8 +65,9 @@ class PromptOrthogonality(_OverPrompts):
 
     def __call__(self, learner: PromptLearner, outputs: Outputs, batch: Batch) -> Tensor:
         """Mean over ordered pairs of prompts."""
+        assert isinstance(learner, ProDA)  # or it was refused
         g = learner.class_free_features()  # (K, D)
-        cosine = (g @ g.T).abs()
+        cosine: Tensor = (g @ g.T).abs()
         return (cosine.sum() - cosine.diagonal().sum()) / (len(g) * (len(g) - 1))
 
 
@@ -90,6 +90,8 @@ class ProDA(PromptLearner):
         n_ctx: int = 16
         prompts_per_step: int = 4
 
+    config: Config
+
     def setup(self) -> None:
         """Create the contexts: K/4, K/4 and K/2 of (n, d_t)."""
         count, step = self.config.n_prompts, self.config.prompts_per_step
@@ -97,24 +99,29 @@ class ProDA(PromptLearner):
             raise VlpromptError(
                 f"n_prompts={count} must be a multiple of 4, with 2 <= prompts_per_step={step} <= n_prompts"
             )
-        places = {"front": count // 4, "middle": count // 4, "end": count // 2}
+        places: dict[Position, int] = {"front": count // 4, "middle": count // 4, "end": count // 2}
         self.prompts = nn.ModuleList(
             TextPrompt(self.clip, self.config.n_ctx, position=place, n_prompts=k) for place, k in places.items()
         )
         self._queue: list[int] = []
         self._chosen: Tensor | None = None  # the prompts of the training step at hand
 
+    def _by_place(self) -> list[TextPrompt]:
+        """The contexts with the class name behind, among and before them: ``prompts``, by its type."""
+        return [prompt for prompt in self.prompts if isinstance(prompt, TextPrompt)]
+
     def prepare_classes(self) -> None:
         """Tokenize the class prompts, and the prompt without a class."""
-        self.tokens = self.prompts[0].tokenize(self.clip, self.class_names)
-        self.no_class = self.prompts[0].tokenize(self.clip, [""])
+        prompt = self._by_place()[0]
+        self.tokens = prompt.tokenize(self.clip, self.class_names)
+        self.no_class = prompt.tokenize(self.clip, [""])
 
     def prompt_features(self, chosen: Tensor | None = None) -> Tensor:
         """Normalised class features (M, C, D) of the chosen prompts, or of all K."""
         out, start = [], 0
-        for prompt in self.prompts:
+        for prompt in self._by_place():
             count = len(prompt.ctx)
-            ctx = prompt.ctx
+            ctx: Tensor = prompt.ctx
             if chosen is not None:
                 ctx = ctx[chosen[(chosen >= start) & (chosen < start + count)] - start]
             start += count
@@ -124,10 +131,11 @@ class ProDA(PromptLearner):
 
     def class_free_features(self) -> Tensor:
         """Normalised features (K, D) of the contexts with no class name."""
-        ctx = torch.cat([prompt.ctx for prompt in self.prompts])
-        return F.normalize(self.prompts[-1].encode(self.clip, self.no_class, ctx, edits=self.edits)[:, 0], dim=-1)
+        prompts = self._by_place()
+        ctx = torch.cat([prompt.ctx for prompt in prompts])
+        return F.normalize(prompts[-1].encode(self.clip, self.no_class, ctx, edits=self.edits)[:, 0], dim=-1)
 
-    def loss(self, batch: Batch) -> Mapping[str, Tensor]:
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
         """Losses of a batch over the next mini-batch of prompts."""
         self._chosen = torch.tensor(self._next_prompts(), device=self.clip.device)
         try:

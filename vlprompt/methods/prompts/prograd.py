@@ -30,6 +30,8 @@ class ProGrad(CoOp):
         gradient_rule: str | None = "prograd(weight=1.0)"
         n_ctx: int | None = 16
 
+    config: Config
+
     def setup(self) -> None:
         """Create the context (n, d_t), padded with zeros in front of a shorter phrase."""
         config = self.config

@@ -39,3 +39,5 @@ class PromptSRC(IVLP):
         depth: int = 9
         vision_n_ctx: int = 4
         vision_depth: int = 9
+
+    config: Config

@@ -26,7 +26,8 @@ TEXT_STEP, IMAGE_STEP = 0.02, 0.005  # growth of the ratios, once, per unit of m
 
 def gram_norm(prompt: Tensor) -> Tensor:
     """‖PᵀP‖_F of a prompt (n, d), computed as ‖PPᵀ‖_F of (n, n)."""
-    return (prompt @ prompt.T).norm()
+    norm: Tensor = (prompt @ prompt.T).norm()
+    return norm
 
 
 @OBJECTIVES.register("prompt_shift")
@@ -39,6 +40,7 @@ class PromptShift(Objective):
 
     def __call__(self, learner: PromptLearner, outputs: Outputs, batch: Batch) -> Tensor:
         """Sum over layers 1…J-1."""
+        assert isinstance(learner, RESTORE)  # or it was refused
         text, image = learner.prompt_norms()
         learner.remember_norms(text, image)
         return (text / learner.first_text_norms - image / learner.first_image_norms).pow(2).sum()
@@ -46,6 +48,8 @@ class PromptShift(Objective):
 
 class Surgery(nn.Module):
     """f + r·FFN(LN(f)) on a final feature."""
+
+    ratio: Tensor
 
     def __init__(self, clip: FrozenCLIP, ratio: float):
         super().__init__()
@@ -56,7 +60,8 @@ class Surgery(nn.Module):
 
     def forward(self, f: Tensor) -> Tensor:
         """Repair features (…, D)."""
-        return f + self.ratio * self.FFN(self.post_ln(f))
+        repaired: Tensor = f + self.ratio * self.FFN(self.post_ln(f))
+        return repaired
 
 
 @register("restore", paper="arXiv:2403.06136", trains=("text", "vision"), cacheable_images=False)
@@ -77,6 +82,10 @@ class RESTORE(MaPLe):
         image_ratio: float = 0.01
         grow_ratios: bool = True
 
+    config: Config
+    first_text_norms: Tensor
+    first_image_norms: Tensor
+
     def setup(self) -> None:
         """Create MaPLe's learnables and the surgery blocks, D -> 4D -> D."""
         super().setup()
@@ -87,11 +96,13 @@ class RESTORE(MaPLe):
 
     def encode_text(self, v: Tensor | None = None) -> Tensor:
         """Repaired class features (C, D)."""
-        return self.text_adapter(super().encode_text(v))
+        repaired: Tensor = self.text_adapter(super().encode_text(v))
+        return repaired
 
     def encode_images(self, batch: Batch) -> Tensor:
         """Repaired features (B, D) of images seen with the coupled tokens."""
-        return self.visual_adapter(super().encode_images(batch))
+        repaired: Tensor = self.visual_adapter(super().encode_images(batch))
+        return repaired
 
     def prompt_norms(self) -> tuple[Tensor, Tensor]:
         """‖PᵀP‖_F of the deep text prompts and of the visual prompts made from them: two tensors (J-1,)."""

@@ -41,6 +41,8 @@ class VPT(PromptLearner):
         place: Literal["pre_ln", "post_ln"] = "pre_ln"
         template: str = DEFAULT_TEMPLATE
 
+    config: Config
+
     def setup(self) -> None:
         """Create the tokens: J times (n, d_v)."""
         self.prompt = VisualPrompt(self.clip, self.config.n_ctx, self.config.depth, self.config.place)

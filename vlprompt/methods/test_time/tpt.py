@@ -59,6 +59,8 @@ class TPT(CoOp):
         tuning_lr: float = 5e-3
         tuning_decay: float = 0.01
 
+    config: Config
+
     def setup(self) -> None:
         """Create the context (n, d_t) that each image starts from."""
         if self.config.n_views < 1 or not 0 < self.config.fraction <= 1:
@@ -71,8 +73,8 @@ class TPT(CoOp):
     def tune(self, views: Tensor) -> Tensor:
         """The context (n, d_t) after tuning on normalised features (V, D) of one image's views."""
         ctx = self.prompt.ctx.detach().clone().requires_grad_()
-        options = {"lr": self.config.tuning_lr, "weight_decay": self.config.tuning_decay}
-        optimizer, kept = torch.optim.AdamW([ctx], **options), None
+        c, kept = self.config, None
+        optimizer = torch.optim.AdamW([ctx], lr=c.tuning_lr, weight_decay=c.tuning_decay)
         for _ in range(self.config.steps_per_image):
             with torch.enable_grad():
                 logits = self.clip.similarity(views, self._features(ctx))

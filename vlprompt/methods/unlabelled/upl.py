@@ -57,6 +57,8 @@ class UPL(CoOp):
         pseudo_shots: int = 16
         template: list[str] | None = None
 
+    config: Config
+
     def setup(self) -> None:
         """Create the context (n, d_t)."""
         if self.config.pseudo_shots < 1:
