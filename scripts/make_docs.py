@@ -21,7 +21,8 @@ from vlprompt.clip import FrozenCLIP
 from vlprompt.errors import VlpromptError
 from vlprompt.learner import METHODS
 from vlprompt.learner.facts import NOTES, Predicts, marked
-from vlprompt.runs.recipes import describe_keys, list_recipes, load_recipe, resolve
+from vlprompt.runs.settings import describe_keys, resolve
+from vlprompt.training.recipes import list_recipes, load_recipe
 
 ROOT = Path(__file__).resolve().parents[1]
 MADE = "<!-- made by scripts/make_docs.py: do not edit -->"

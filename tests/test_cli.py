@@ -18,7 +18,7 @@ from vlprompt.base.sealed import seal
 from vlprompt.cli.__main__ import main
 from vlprompt.evaluation.results import Result, read_result
 from vlprompt.runs import run
-from vlprompt.runs.recipes import resolve
+from vlprompt.runs.settings import resolve
 from vlprompt.version import __version__
 
 QUICK = ["dataset=digits", "shots=2", "epochs=3", "limit=20"]

@@ -25,7 +25,7 @@ from vlprompt.base.plugins import VARIABLE as PLUGINS
 from vlprompt.cli.__main__ import commands, main
 from vlprompt.cli._shared import parse
 from vlprompt.learner import METHODS
-from vlprompt.runs.recipes import resolve
+from vlprompt.runs.settings import resolve
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"

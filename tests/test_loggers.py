@@ -18,7 +18,7 @@ from vlprompt import VlpromptError, run
 from vlprompt.cli.__main__ import main
 from vlprompt.evaluation.results import Result
 from vlprompt.runs.loggers import LOGGERS, LoggedRun
-from vlprompt.runs.recipes import resolve
+from vlprompt.runs.settings import resolve
 
 SMALL = {"dataset": "digits", "shots": 2, "epochs": 3, "quiet": True, "device": "cpu", "limit": 20, "views": 1}
 SETTINGS = SMALL | {"method": "kgcoop", "protocol": "base_to_new"}

@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 
 from vlprompt import VlpromptError, list_methods
+from vlprompt.base.settings import RunConfig
 from vlprompt.learner import METHODS
-from vlprompt.runs.recipes import CONFIGS, Recipe, RunConfig, describe_keys, list_recipes, load_recipe, resolve
+from vlprompt.runs.settings import describe_keys, resolve
+from vlprompt.training.recipes import CONFIGS, Recipe, list_recipes, load_recipe
 
 # spec: lr, batch size and epochs of the released base-to-new code
 PUBLISHED = {
@@ -200,6 +202,6 @@ def test_a_recipe_extends_another_and_never_itself(tmp_path: Path, monkeypatch: 
     (tmp_path / "m").mkdir()
     (tmp_path / "m/a.yaml").write_text("extends: m/b\n")
     (tmp_path / "m/b.yaml").write_text("extends: m/a\n")
-    monkeypatch.setattr("vlprompt.runs.recipes.CONFIGS", tmp_path)
+    monkeypatch.setattr("vlprompt.training.recipes.CONFIGS", tmp_path)
     with pytest.raises(VlpromptError, match="extends itself: m/a extends m/b extends m/a"):
         load_recipe("m", "a")

@@ -12,7 +12,7 @@ from vlprompt import list_methods, run
 from vlprompt.evaluation.protocols import PROTOCOLS
 from vlprompt.evaluation.results import find_results, read_predictions
 from vlprompt.learner import PromptLearner
-from vlprompt.runs.recipes import usual_protocol
+from vlprompt.runs.settings import usual_protocol
 
 SMALL = {"dataset": "digits", "shots": 2, "epochs": 1, "quiet": True, "device": "cpu", "limit": 20, "views": 1}
 

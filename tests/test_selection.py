@@ -23,7 +23,7 @@ from vlprompt.learner.facts import Facts
 from vlprompt.learner.selection import Selection, at_points, choose, grid_points, make_selection, refitted, say_seen
 from vlprompt.report import make_report
 from vlprompt.runs import make_feed
-from vlprompt.runs.recipes import resolve
+from vlprompt.runs.settings import resolve
 from vlprompt.testing import make
 
 SMALL = {"method": "gda", "dataset": "digits", "protocol": "few_shot", "shots": 2, "quiet": True, "device": "cpu"}

@@ -74,7 +74,7 @@ MOVED = {
     "protocols": "evaluation.protocols",
     "published_checkpoints": "saving.published",
     "publishing": "learner.publishing",
-    "recipes": "runs.recipes",
+    "recipes": "runs.settings",
     "recording": "learner.recording",
     "registry": "base.registry",
     "report.closing": "cli._closing",

@@ -14,7 +14,7 @@ from vlprompt.base.parts import parse_part
 from vlprompt.cli.__main__ import main
 from vlprompt.data import load_split
 from vlprompt.learner.objectives import OBJECTIVES
-from vlprompt.runs.recipes import resolve
+from vlprompt.runs.settings import resolve
 from vlprompt.testing import NAMES, make, small_clip, toy_batch
 
 

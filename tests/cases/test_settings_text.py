@@ -15,7 +15,7 @@ from vlprompt.cli._shared import parse
 from vlprompt.cli.sweep import read_spec
 from vlprompt.data.templates import resolve_templates
 from vlprompt.learner import make_config
-from vlprompt.runs.recipes import resolve
+from vlprompt.runs.settings import resolve
 
 SECRET = "the-home-of-a-user"
 

@@ -45,29 +45,44 @@ class TrainOptions:
 
 
 @dataclass
-class RunConfig(TrainOptions):
-    """Everything that a run can be told, besides the settings of its method.
+class LearnOptions(TrainOptions):
+    """How a method learns from images, whoever brings them.
 
     Attributes:
         method: one of `vlprompt list methods`.
+        shots: training images a class, or all; none where a protocol takes no labels.
+        seed: of the few-shot draw, the initial weights, the batches and the augmentation.
+        views: of each training image, for methods that leave the image tower alone: fresh augments and encodes anew
+            each epoch, as published; a number pre-draws so many views and cycles through them; 1 is the centre crop.
+        transform: of training images, rrc (random crop, as published) or another kind of `train_transform`.
+        workers: processes that load images; the result does not depend on it.
+    """
+
+    method: str = MISSING
+    shots: int | str = MISSING
+    seed: int = MISSING
+    views: int | str = MISSING
+    transform: str = "rrc"
+    workers: int = 0
+
+
+@dataclass
+class RunConfig(LearnOptions):
+    """Everything that a run can be told, besides the settings of its method.
+
+    Attributes:
         dataset: one of `vlprompt list datasets`, or folder:PATH with one sub-folder a class.
         data_root: folder that holds the datasets' folders; embedded datasets need none.
         download: fetch a dataset's missing images, where its card names a downloader.
         split: published, or generated for who lacks a dataset's published split file; results say which.
         templates: in place of the dataset's own, a template with {}, a list, imagenet7, imagenet80 or a file.
         protocol: one of `vlprompt list protocols`.
-        shots: training images a class, or all; none where a protocol takes no labels.
         allow_fewer: of a class that has fewer than shots take all, and say how many in all; else that is an error.
-        seed: of the few-shot draw, the initial weights, the batches and the augmentation.
         backbone: vlprompt-tiny, an OpenCLIP architecture, hf-hub:ORG/REPO or local-dir:FOLDER.
         pretrained: the weights' tag (openai, laion2b_s34b_b88k, ...), or random.
         checkpoint: weights from a file, .safetensors or .pt; pretrained then says whose preprocessing they have.
         precision: of the frozen towers, fp32, bf16 or (CUDA) fp16; learnables are always fp32.
         device: auto, cpu, cuda, cuda:1, mps.
-        views: of each training image, for methods that leave the image tower alone: fresh augments and encodes anew
-            each epoch, as published; a number pre-draws so many views and cycles through them; 1 is the centre crop.
-        transform: of training images, rrc (random crop, as published) or another kind of `train_transform`.
-        workers: processes that load images; the result does not depend on it.
         on_unreadable: skip images of your own that cannot be read, and say which and how many, or stop at them before
             any work; published datasets always stop.
         follow_links: read linked files and folders that lead out of a folder of your own.
@@ -87,24 +102,18 @@ class RunConfig(TrainOptions):
         quiet: print the result only.
     """
 
-    method: str = MISSING
     dataset: str = MISSING
     data_root: str | None = None
     download: bool = False
     split: str = "published"
     templates: Any = None
     protocol: str = MISSING
-    shots: int | str = MISSING
     allow_fewer: bool = False
-    seed: int = MISSING
     backbone: str = MISSING
     pretrained: str | None = None
     checkpoint: str | None = None
     precision: str = "fp32"
     device: str = "auto"
-    views: int | str = MISSING
-    transform: str = "rrc"
-    workers: int = 0
     on_unreadable: str = "skip"
     follow_links: bool = False
     targets: Any = None

@@ -15,7 +15,7 @@ from vlprompt.clip.loading import TINY
 from vlprompt.errors import VlpromptError, nearest
 from vlprompt.evaluation.protocols import PROTOCOLS
 from vlprompt.learner.registration import METHODS
-from vlprompt.runs.recipes import list_recipes
+from vlprompt.training.recipes import list_recipes
 
 USAGE = "vlprompt list methods|datasets|protocols|backbones|recipes [PATTERN]"
 Lines = list[tuple[str, str]]

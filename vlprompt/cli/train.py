@@ -13,7 +13,7 @@ from vlprompt.base.reporter import make_console
 from vlprompt.cli._shared import command, parse
 from vlprompt.evaluation.tables import result_table
 from vlprompt.runs.one import execute
-from vlprompt.runs.recipes import Resolved, describe_keys, resolve
+from vlprompt.runs.settings import Resolved, describe_keys, resolve
 from vlprompt.version import __version__
 
 COMMAND = "python -m vlprompt.train"

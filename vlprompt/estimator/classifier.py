@@ -37,13 +37,12 @@ from vlprompt.learner.creation import create_learner
 from vlprompt.learner.facts import Facts
 from vlprompt.learner.objectives import Batch, Templates
 from vlprompt.learner.registration import METHODS, method_facts
-from vlprompt.runs.one import adapt_depths, make_feed
-from vlprompt.runs.recipes import Resolved, resolve
-from vlprompt.training.feed import FeatureFeed, ImageFeed
+from vlprompt.training.feed import FeatureFeed, ImageFeed, make_feed
+from vlprompt.training.recipes import Learning, adapt_depths, resolve_learning
 from vlprompt.training.trainer import Trainer, TrainOptions
 
 ROWS = 1000  # of features that are scored together
-SETTINGS = ("epochs", "lr", "batch_size", "views", "precision", "device", "workers")
+SETTINGS = ("epochs", "lr", "batch_size", "views", "workers")
 
 
 class PromptClassifier(ClassifierMixin, BaseEstimator):
@@ -199,38 +198,38 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):
         named = self.class_names if self.class_names is not None else _names_of_dataset(X, known)
         names = names_of(known, named) if classes is not None else self.learner_.class_names
         labels = np.searchsorted(known, y)
-        resolved = self._resolved(labels)
+        learning = self._learning(labels)
         clip = self._clip()
-        _check_input(X, self.method, method_facts(self.method, resolved.method_settings), clip, training=True)
+        _check_input(X, self.method, method_facts(self.method, learning.method_settings), clip, training=True)
         images = () if isinstance(X, np.ndarray) else X
         data = training_set(images, labels.tolist() if len(images) else (), names, mirror=self.mirror)
         if data.image_dir:
             data = leave_out_unreadable(data, ["train"], self.on_unreadable)
         if classes is not None:
             templates = resolve_templates(self.templates, data)
-            settings = resolved.method_settings | adapt_depths(resolved, clip)
-            seed = resolved.config.seed
+            settings = learning.method_settings | adapt_depths(learning, clip)
+            seed = learning.config.seed
             learner = create_learner(self.method, clip, names, templates=templates, seed=seed, **settings)
             self.learner_, self.classes_, self.history_ = learner, classes, []
         if once:
-            seed = resolved.config.seed + len(self.history_)  # a new draw for each pass
-            resolved = replace(resolved, config=replace(resolved.config, epochs=1, warmup_epochs=0, seed=seed))
-        self._train(X, labels, data, resolved)
+            seed = learning.config.seed + len(self.history_)  # a new draw for each pass
+            learning = replace(learning, config=replace(learning.config, epochs=1, warmup_epochs=0, seed=seed))
+        self._train(X, labels, data, learning)
         return self
 
-    def _train(self, X: Any, labels: np.ndarray, data: DatasetSplits, resolved: Resolved) -> None:
-        config, reporter, before = resolved.config, Reporter(quiet=not self.verbose), len(self.history_)
+    def _train(self, X: Any, labels: np.ndarray, data: DatasetSplits, learning: Learning) -> None:
+        config, reporter, before = learning.config, Reporter(quiet=not self.verbose), len(self.history_)
         with torch.enable_grad(), reporter.bar("epoch", lines=5) as update:  # whoever calls
 
             def tell(stage: str, options: TrainOptions, record: dict[str, Any]) -> None:
                 update(record["epoch"] + 1, options.epochs, f"loss {record['loss']:.3f}")
 
             trainer = Trainer(config, {"seed": config.seed}, tell)
-            trainer.fit(self.learner_, self._feed(X, labels, data, resolved, reporter))
+            trainer.fit(self.learner_, self._feed(X, labels, data, learning, reporter))
         self.history_ = self.history_ + [record | {"epoch": before + record["epoch"]} for record in trainer.history]
 
     def _feed(
-        self, X: Any, labels: np.ndarray, data: DatasetSplits, resolved: Resolved, reporter: Reporter
+        self, X: Any, labels: np.ndarray, data: DatasetSplits, learning: Learning, reporter: Reporter
     ) -> ImageFeed:
         """What is learnt from: features in hand, or images as in any run."""
         features = not data.train
@@ -240,13 +239,13 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):
             data = replace(data, train=(), val=(), pool=without_labels(items))
         else:
             data = replace(data, train=items)
-        feed = make_feed(self.learner_, data, resolved, reporter)
+        feed = make_feed(self.learner_, data, learning, reporter)
         if images:
             return feed
         rows = X if features else image_features(X, self.learner_.clip, threads=self.workers)
         return FeatureFeed(**vars(feed), rows=torch.from_numpy(rows))
 
-    def _resolved(self, labels: np.ndarray) -> Resolved:
+    def _learning(self, labels: np.ndarray) -> Learning:
         """The method's few-shot recipe with the settings that were given."""
         allowed = {f.name for f in (*fields(TrainOptions), *fields(METHODS.get(self.method).Config))} | {"transform"}
         if not isinstance(self.options, (Mapping, type(None))):
@@ -259,8 +258,8 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):
         if not isinstance(seed, Integral):
             seed = check_random_state(seed).randint(2**31 - 1)
         given = {key: _plain(getattr(self, key)) for key in SETTINGS if getattr(self, key) is not None}
-        run = {"method": self.method, "protocol": "few_shot", "shots": published_shots(labels), "seed": int(seed)}
-        return resolve(run | given | options)
+        settings = {"shots": published_shots(labels), "seed": int(seed)} | given | options
+        return resolve_learning(self.method, settings, backbone=self._backbone_name())
 
     def _clip(self) -> FrozenCLIP:
         if isinstance(self.backbone, FrozenCLIP):
@@ -268,6 +267,12 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):
         if not isinstance(self.backbone, (str, nn.Module)):
             raise VlpromptError(f"backbone must be a name or a model, not {told(self.backbone)}")
         return shared_clip(self.backbone, self.pretrained, None, self.precision, str(resolve_device(self.device)))
+
+    def _backbone_name(self) -> str | None:
+        """The name that recipes may have cases for."""
+        if isinstance(self.backbone, FrozenCLIP):
+            return self.backbone.source["name"] if self.backbone.source else None
+        return self.backbone if isinstance(self.backbone, str) else None
 
     def _is_of_this_method(self) -> bool:
         return hasattr(self, "learner_") and self.learner_.method == self.method

@@ -100,7 +100,7 @@ class Result:
     """What a run did and what came out.
 
     Attributes:
-        id: the settings' hash, see ``vlprompt.runs.recipes.Resolved.id``.
+        id: the settings' hash, see ``vlprompt.runs.settings.Resolved.id``.
         method, protocol, dataset, shots, seed: what was run.
         views: of each training image: ``fresh``, a number of pre-drawn ones, 1 for the centre crop, or None if nothing
             was trained.

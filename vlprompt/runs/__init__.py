@@ -2,7 +2,7 @@
 
 from vlprompt.base.wiring import formerly
 from vlprompt.runs.one import execute, is_seeded, reevaluate, run
-from vlprompt.runs.recipes import describe_keys, resolve
+from vlprompt.runs.settings import describe_keys, resolve
 
 __all__ = ["describe_keys", "execute", "is_seeded", "reevaluate", "resolve", "run"]
 

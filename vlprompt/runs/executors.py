@@ -17,7 +17,7 @@ from vlprompt.base.files import CACHE_VARIABLE
 from vlprompt.base.plugins import VARIABLE as PLUGINS
 from vlprompt.errors import VlpromptError
 from vlprompt.runs.one import Shared
-from vlprompt.runs.recipes import resolve
+from vlprompt.runs.settings import resolve
 from vlprompt.runs.sweep import Executor, Outcome, Task, perform
 
 RETRIES = 3  # of runs whose worker died

@@ -17,7 +17,7 @@ from vlprompt.clip.frozen import FrozenCLIP
 from vlprompt.errors import VlpromptError
 from vlprompt.evaluation.results import Result, read_result
 from vlprompt.learner.contract import PromptLearner
-from vlprompt.runs.recipes import Resolved, resolve
+from vlprompt.runs.settings import Resolved, resolve
 from vlprompt.saving.folder import load_learner
 from vlprompt.training.checkpoint import checkpoints
 

@@ -12,6 +12,7 @@ from vlprompt.base.checks import checked
 from vlprompt.base.environment import Clock
 from vlprompt.base.layout import DESCRIBED, LEARNER, RESULT, SETTINGS
 from vlprompt.base.reporter import Reporter
+from vlprompt.base.settings import RunConfig
 from vlprompt.clip.frozen import FrozenCLIP
 from vlprompt.clip.loading import load_clip
 from vlprompt.data import (
@@ -36,11 +37,12 @@ from vlprompt.runs.folder import claim_folder, find_finished, load_own_learner, 
 from vlprompt.runs.images import check_present, encode_tests, image_facts, usable_parts
 from vlprompt.runs.loggers import LoggedRun, Loggers, check_installed, open_loggers
 from vlprompt.runs.preflight import check_classes, check_run
-from vlprompt.runs.recipes import Resolved, RunConfig, resolve
 from vlprompt.runs.result import data_facts, fingerprints, keep_result, write_searches
+from vlprompt.runs.settings import Resolved, resolve
 from vlprompt.saving.description import description_hash
 from vlprompt.training.checkpoint import checkpoints, threads_of
-from vlprompt.training.feed import ImageFeed, Loading
+from vlprompt.training.feed import effective_views, make_feed
+from vlprompt.training.recipes import adapt_depths
 from vlprompt.training.trainer import BestEpoch, Trainer, TrainOptions
 
 
@@ -267,34 +269,6 @@ def _select(whole: DatasetSplits, part: Part) -> DatasetSplits:
     return replace(chosen, test=[item for item in chosen.test if chosen.class_names[item.label] in names])
 
 
-def adapt_depths(resolved: Resolved, clip: FrozenCLIP) -> dict[str, int]:
-    """Return the depths that a recipe for a deeper backbone sets, cut to this backbone's layers.
-
-    A depth that the user gave is left as it is, so that one too many is an error.
-    """
-    layers = {"text": clip.text.layers, "vision": clip.visual.layers}
-    settings, adapted = resolved.method_settings, {}
-    trains = method_facts(resolved.config.method, settings).trains
-    for key, towers in (
-        ("depth", ("text",) if "vision_depth" in settings else trains),
-        ("vision_depth", ("vision",)),
-    ):
-        most = min((layers[tower] for tower in towers), default=0)
-        # a tower without layers takes no prompts at all, which the learner says better
-        if key in settings and key not in resolved.given and 0 < most < settings[key]:
-            adapted[key] = most
-    return adapted
-
-
-def effective_views(learner: PromptLearner, config: RunConfig) -> int | str | None:
-    """Return how training images are seen: no more views than epochs, fresh ones where the image tower is prompted."""
-    if not learner.trainable_parameters():
-        return None
-    if config.views == "fresh" or learner.learns_from_images:
-        return "fresh"
-    return min(config.views, config.epochs)
-
-
 def is_seeded(learner: PromptLearner, trained: bool, config: RunConfig) -> bool:
     """Whether another seed could give another learner: it is trained, or it reads the few-shot draw.
 
@@ -338,30 +312,6 @@ def fit(
     if history and selection.epoch:
         selection.saw.add(selection.epoch)
     return history
-
-
-def make_feed(
-    learner: PromptLearner,
-    source: DatasetSplits,
-    resolved: Resolved,
-    reporter: Reporter,
-    clock: Clock | None = None,
-    selection: Selection | None = None,
-) -> ImageFeed:
-    """Return what a learner learns from: the training images of ``source``, and what it may choose settings on.
-
-    Test images are not in it, unless the selection hands them out.
-    """
-    selection = selection or Selection()
-    source = source if "test" in selection.sources else replace(source, test=())
-    config, views = resolved.config, effective_views(learner, resolved.config)
-    if views == "fresh" and config.views != "fresh" and "views" in resolved.given:
-        why = "has a teacher that" if learner.facts.cacheable_images else "prompts the image tower and"
-        reporter.say(f"views={config.views} has no effect: {config.method} {why} needs images, so views are fresh")
-    loading = Loading(config.batch_size, views or 1, config.transform, config.seed, config.workers)
-    how = {"cacheable": not learner.learns_from_images, "names": learner.image_keys}
-    how |= {"reporter": reporter, "clock": clock or Clock(), "selection": selection}
-    return ImageFeed(source, learner.clip, loading, **how)
 
 
 def measure(

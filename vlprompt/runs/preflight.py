@@ -16,7 +16,7 @@ from vlprompt.learner.aggregation import AGGREGATORS
 from vlprompt.learner.facts import Facts
 from vlprompt.learner.gradients import GRADIENT_RULES
 from vlprompt.learner.objectives import parse_objectives
-from vlprompt.runs.recipes import RunConfig
+from vlprompt.runs.settings import RunConfig
 
 
 def check_run(config: RunConfig, folder: Path, plan: Plan, parts: Mapping[Part, DatasetSplits], facts: Facts) -> None:

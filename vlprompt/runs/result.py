@@ -18,7 +18,7 @@ from vlprompt.evaluation.results import Result, Row, average_rows, write_predict
 from vlprompt.evaluation.score import Evaluation, limited
 from vlprompt.learner.contract import PromptLearner
 from vlprompt.learner.selection import FIXED, Search
-from vlprompt.runs.recipes import Resolved, RunConfig
+from vlprompt.runs.settings import Resolved, RunConfig
 from vlprompt.saving.description import description_hash
 from vlprompt.training.checkpoint import checkpoints
 

@@ -21,7 +21,7 @@ from vlprompt.evaluation.results import Result, headline
 from vlprompt.learner.registration import METHODS
 from vlprompt.runs.folder import RunInUse, changed_names, read_result_of
 from vlprompt.runs.one import Shared, execute
-from vlprompt.runs.recipes import Resolved, resolve
+from vlprompt.runs.settings import Resolved, resolve
 
 # an axis of the matrix and the run's setting that it varies; the first varies slowest, so that neighbours share most
 AXES = {

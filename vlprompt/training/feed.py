@@ -12,6 +12,7 @@ from torch import Tensor
 
 from vlprompt.base.environment import Clock
 from vlprompt.base.reporter import Reporter
+from vlprompt.base.settings import LearnOptions
 from vlprompt.clip.frozen import FrozenCLIP
 from vlprompt.data import (
     DatasetSplits,
@@ -25,9 +26,11 @@ from vlprompt.data import (
 from vlprompt.data.splits import Item
 from vlprompt.data.transforms import Views
 from vlprompt.errors import VlpromptError
+from vlprompt.learner.contract import PromptLearner
 from vlprompt.learner.learning import EpochBatches, Feed, Source
 from vlprompt.learner.objectives import Batch
 from vlprompt.learner.selection import SEEN, Selection
+from vlprompt.training.recipes import Learning
 
 Draw = Callable[[int, int], Iterable[Batch]]  # from an epoch's index and a batch size to its batches
 PASSES = 10_000  # over another feed in one epoch, at most, so that no two epochs draw alike
@@ -233,3 +236,43 @@ class FeatureFeed(ImageFeed):
 
     def _fresh(self, items: Sequence[Item]) -> Draw:
         return self._cached(items, 1)
+
+
+def effective_views(learner: PromptLearner, options: LearnOptions) -> int | str | None:
+    """Return how training images are seen: no more views than epochs, fresh ones where the image tower is prompted."""
+    if not learner.trainable_parameters():
+        return None
+    if options.views == "fresh" or learner.learns_from_images:
+        return "fresh"
+    return min(int(options.views), options.epochs)
+
+
+def make_feed(
+    learner: PromptLearner,
+    source: DatasetSplits,
+    learning: Learning,
+    reporter: Reporter,
+    clock: Clock | None = None,
+    selection: Selection | None = None,
+) -> ImageFeed:
+    """Return what a learner learns from: the training images of ``source``, and what it may choose settings on.
+
+    Test images are not in it, unless the selection hands them out.
+    """
+    selection = selection or Selection()
+    source = source if "test" in selection.sources else replace(source, test=())
+    config, views = learning.config, effective_views(learner, learning.config)
+    if views == "fresh" and config.views != "fresh" and "views" in learning.given:
+        why = "has a teacher that" if learner.facts.cacheable_images else "prompts the image tower and"
+        reporter.say(f"views={config.views} has no effect: {config.method} {why} needs images, so views are fresh")
+    loading = Loading(config.batch_size, views or 1, config.transform, config.seed, config.workers)
+    return ImageFeed(
+        source,
+        learner.clip,
+        loading,
+        cacheable=not learner.learns_from_images,
+        names=learner.image_keys,
+        selection=selection,
+        reporter=reporter,
+        clock=clock or Clock(),
+    )

@@ -1,0 +1,150 @@
+"""What can be set, and from where: ``configs/defaults.yaml``, then a recipe, then what the user says."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from vlprompt.base.devices import DTYPES
+from vlprompt.base.files import is_relative_inside
+from vlprompt.base.settings import GRID, INCIDENTAL, LATER, RunConfig, TrainOptions
+from vlprompt.base.settings_text import check_plain, show
+from vlprompt.data.readable import ACTIONS
+from vlprompt.errors import VlpromptError, nearest
+from vlprompt.evaluation.protocols import PROTOCOLS
+from vlprompt.learner.registration import METHODS
+from vlprompt.learner.selection import FIXED, OTHER_NAMES, SELECTIONS
+from vlprompt.runs.loggers import parse_loggers
+from vlprompt.training.recipes import CONFIGS, Learning, Recipe, check_learning, fill, load_recipe, read_defaults
+from vlprompt.training.recipes import list_recipes as list_recipes  # a name of version 0.1's vlprompt.recipes
+
+NO_SHOTS = "none"  # of a protocol that takes no labels
+MANY = ("templates", "targets", "format_spread")  # a text or a list of texts
+PLACES = (
+    *("dataset", "data_root", "held_out", "backbone", "pretrained", "checkpoint", "teacher"),
+    *("output", "name", "config"),
+)
+MAX_NAME = 200  # characters of a folder's name; file systems take 255 bytes
+
+
+@dataclass(frozen=True)
+class Resolved(Learning):
+    """A run's complete settings: how its method learns, and everything else."""
+
+    config: RunConfig
+
+    @property
+    def id(self) -> str:
+        """Twelve hexadecimal digits that name all settings which bear on the result."""
+        settings = asdict(self.config).items()
+        unused = (GRID,) if self.config.selection == FIXED else ()
+        telling = {k: v for k, v in settings if k not in (*INCIDENTAL, *unused) and not (k in LATER and v == LATER[k])}
+        return hashlib.sha256(json.dumps(telling, sort_keys=True).encode()).hexdigest()[:12]
+
+    @property
+    def folder(self) -> Path:
+        """The run's folder."""
+        c = self.config
+        if c.name:
+            return Path(c.output).expanduser() / c.name
+        dataset = re.sub(r"[^\w.-]+", "-", c.dataset).strip("-.")[-MAX_NAME // 3 :].strip("-.")  # bytes of UTF-8
+        shots = {"all": "all-images", NO_SHOTS: "no-labels"}.get(str(c.shots), f"{c.shots}shot")
+        return Path(c.output).expanduser() / dataset / c.method / f"{c.protocol}-{shots}-seed{c.seed}-{self.id[:8]}"
+
+    def to_yaml(self) -> str:
+        """The settings as YAML that ``config=FILE`` takes."""
+        return OmegaConf.to_yaml(OmegaConf.create(asdict(self.config)))
+
+
+def usual_protocol(method: str, default: str) -> str:
+    """The protocol of a method where nothing is said: the default, or the first that it has a recipe for instead."""
+    own = [path.stem for path in (CONFIGS / method).glob("*.yaml")]
+    return default if default in own or not own else next(name for name in PROTOCOLS.order() if name in own)
+
+
+def resolve(settings: Mapping[str, Any] | None = None) -> Resolved:
+    """Merge defaults, recipe and ``settings``, and check every key and value.
+
+    Raises:
+        VlpromptError: an unknown key, method or protocol, with the nearest names; a value of the wrong kind or range.
+    """
+    given = {key: _plain(value) for key, value in (settings or {}).items()}
+    for key, value in given.items():
+        check_plain(key, value)
+        if key in PLACES and isinstance(value, str) and not value.strip():
+            raise VlpromptError(f"{key} is empty: say which, or leave it out")
+    defaults = read_defaults()
+    file = given.get("config")
+    recipe = None if file is None else Recipe.read(Path(str(file)).expanduser(), str(file))
+    chosen = {**defaults, **(recipe.values if recipe else {}), **given}
+    method, protocol = str(chosen["method"]), str(chosen["protocol"])
+    METHODS.info(method)
+    if "protocol" not in {**(recipe.values if recipe else {}), **given}:
+        protocol = usual_protocol(method, protocol)
+    PROTOCOLS.info(protocol)
+    recipe = recipe or load_recipe(method, protocol)
+    config = fill(RunConfig, {**defaults, "method": method, "protocol": protocol}, recipe, given)
+    if PROTOCOLS.get(protocol).labelled == "none" and "shots" not in given:
+        config.shots = NO_SHOTS
+    config.selection = OTHER_NAMES.get(config.selection, config.selection)
+    check_values(config)
+    return Resolved(config, recipe, frozenset(given))
+
+
+def check_values(config: RunConfig) -> None:
+    """Raise one sentence for the first value that is out of its range."""
+    parse_loggers(config.logger)
+    labelled = PROTOCOLS.get(config.protocol).labelled
+    if labelled == "none" and config.shots != NO_SHOTS:
+        raise VlpromptError(f"shots={config.shots} has no meaning in protocol={config.protocol}, which takes no labels")
+    check_learning(config, "all" if labelled == "shots" else NO_SHOTS)
+    if config.limit is not None and config.limit < 1:
+        raise VlpromptError(f"limit must be at least 1, not {config.limit}")
+    for key in MANY:
+        _check_texts(key, getattr(config, key))
+    if config.name is not None and (not is_relative_inside(config.name) or len(config.name) > MAX_NAME):
+        raise VlpromptError(
+            f"name must be a folder in {config.output}, of at most {MAX_NAME} characters, not {show(config.name)}"
+        )
+    for key, known in (("precision", DTYPES), ("selection", SELECTIONS), ("on_unreadable", ACTIONS)):
+        if getattr(config, key) not in known:
+            raise VlpromptError(f"unknown {key} '{getattr(config, key)}': {nearest(getattr(config, key), known)}")
+
+
+def describe_keys(resolved: Resolved) -> list[tuple[str, Any, str]]:
+    """Return key, value and meaning of all that can be set, the method's own keys last."""
+    meanings: dict[str, str] = {}
+    for cls in reversed(type(resolved.config).__mro__):
+        meanings |= _documented(cls)
+    training = [f.name for f in fields(TrainOptions)]
+    running = [f.name for f in fields(RunConfig) if f.name not in training]
+    keys = [*running, *training, *sorted(resolved.method_settings)]
+    return [(key, getattr(resolved.config, key), meanings.get(key, "")) for key in keys]
+
+
+def _documented(cls: type) -> dict[str, str]:
+    """Read the ``Attributes:`` section of a class's docstring."""
+    doc = inspect.cleandoc(cls.__dict__.get("__doc__") or "")
+    _, _, section = doc.partition("Attributes:\n")
+    entries = re.findall(r"^ {4}(\w+(?:, \w+)*): (.*(?:\n {8}.*)*)", section, re.MULTILINE)
+    return {key: re.sub(r"\s+", " ", text).replace("``", "`") for keys, text in entries for key in keys.split(", ")}
+
+
+def _plain(value: Any) -> Any:
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
+
+
+def _check_texts(key: str, value: Any) -> None:
+    """Raise one sentence unless a value is None, a text or a list of texts."""
+    texts = value if isinstance(value, (list, tuple)) else [value]
+    if value is not None and not all(isinstance(text, str) for text in texts):
+        raise VlpromptError(f"{key} must be a text or a list of texts, not {show(value)}")

@@ -1,0 +1,283 @@
+"""A method's settings and training options: its recipe, and what the user says in place of that."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Mapping
+from dataclasses import asdict, dataclass, field, fields, make_dataclass
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from vlprompt.base.parts import parse_part
+from vlprompt.base.schema import assign, hint_of, kind, structured, to_object
+from vlprompt.base.settings import LearnOptions
+from vlprompt.base.settings_text import check_plain, read_settings, show
+from vlprompt.clip.frozen import FrozenCLIP
+from vlprompt.data.transforms import TRAIN_KINDS
+from vlprompt.errors import VlpromptError, nearest
+from vlprompt.learner.creation import check_descriptions, check_teacher
+from vlprompt.learner.registration import METHODS, method_facts
+from vlprompt.training.optimizers import OPTIMIZERS
+from vlprompt.training.options import make_schedule
+
+PACKAGE = Path(__file__).resolve().parents[1]
+# inside the package when installed from a wheel, beside it in a checkout
+CONFIGS = next((p for p in (PACKAGE / "configs", PACKAGE.parent / "configs") if p.is_dir()), PACKAGE / "configs")
+PROVENANCE = ("source", "published")
+Cases = dict[str, dict[Any, dict[str, Any]]]
+LEAST = {
+    "seed": 0,
+    "epochs": 1,
+    "steps": 1,
+    "batch_size": 1,
+    "weight_decay": 0,
+    "warmup_epochs": 0,
+    "warmup_lr": 0,
+    "checkpoint_seconds": 0,
+    "workers": 0,
+}
+MOST = {
+    "seed": 2**32 - 1,  # what NumPy and scikit-learn take
+    "epochs": 10**6,
+    "warmup_epochs": 10**6,
+    "batch_size": 10**6,
+    "workers": 1024,
+}
+Options = TypeVar("Options", bound=LearnOptions)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Published hyper-parameters, and who published them.
+
+    A file may say ``extends: method/protocol``: it then has that shipped recipe's values, cases and source, with its
+    own in their place.
+
+    Attributes:
+        name: ``method/protocol``, or the path of a user's file.
+        source: released code, paper, third party or ours, with the place; empty in a user's own file.
+        published: the figure that the recipe belongs to, with its conditions.
+        values: settings.
+        by: settings for certain values of others, ``{"shots": {1: {"epochs": 50}}}``; a case may have its own ``by``.
+    """
+
+    name: str
+    source: str = ""
+    published: str = ""
+    values: dict[str, Any] = field(default_factory=dict)
+    by: Cases = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, path: Path, name: str, extending: tuple[str, ...] = ()) -> Recipe:
+        """Read a YAML file, and what it extends; ``extending`` names the recipes that extend this one."""
+        values = read_settings(path)
+        if "extends" in values:
+            base = _extended(values.pop("extends"), path, (*extending, name))
+            values = _merged({"source": base.source, **base.values, "by": base.by}, values)
+        provenance = {key: str(values.pop(key, "")) for key in PROVENANCE}
+        by = values.pop("by", {})
+        _check_cases(by, f"{path}: by")
+        return cls(name, **provenance, by=by, values=values)
+
+
+def list_recipes() -> list[str]:
+    """Names ``method/protocol`` of the shipped recipes."""
+    return sorted(f"{path.parent.name}/{path.stem}" for path in CONFIGS.glob("*/*.yaml"))
+
+
+def load_recipe(method: str, protocol: str) -> Recipe | None:
+    """Return the shipped recipe of a method, its base-to-new one where the protocol has none of its own, or None."""
+    for stem in (protocol, "base_to_new"):
+        path = CONFIGS / method / f"{stem}.yaml"
+        if path.is_file():
+            return Recipe.read(path, f"{method}/{stem}")
+    return None
+
+
+@dataclass(frozen=True)
+class Learning:
+    """How a method learns: complete settings, and where they are from.
+
+    Attributes:
+        config: has the method's settings too.
+        recipe: where the values came from that the user did not give; None if the method has no recipe.
+        given: keys that the user gave.
+    """
+
+    config: LearnOptions
+    recipe: Recipe | None
+    given: frozenset[str]
+
+    @property
+    def method_settings(self) -> dict[str, Any]:
+        """The settings of the method alone, as ``create_learner`` takes them."""
+        names = [f.name for f in fields(METHODS.get(self.config.method).Config)]
+        return {key: value for key, value in asdict(self.config).items() if key in names}
+
+
+def resolve_learning(
+    method: str, settings: Mapping[str, Any], *, protocol: str = "few_shot", **around: Any
+) -> Learning:
+    """Return how a method learns from images in hand, without a dataset, a backbone's name or a place for a run.
+
+    Args:
+        method: one of ``list_methods()``.
+        settings: of training, of the method, ``shots``, ``seed``, ``views``, ``transform`` and ``workers``, in place of
+            the recipe's.
+        protocol: whose recipe is taken.
+        around: what a recipe may have cases for besides, ``backbone`` and ``dataset``.
+
+    Raises:
+        VlpromptError: an unknown key or method, with the nearest names; a value of the wrong kind or range.
+    """
+    METHODS.info(method)
+    for key, value in settings.items():
+        check_plain(key, value)
+    recipe = load_recipe(method, protocol)
+    known = {f.name for f in fields(LearnOptions)}
+    defaults = {key: value for key, value in read_defaults().items() if key in known} | {"method": method}
+    around = {"backbone": None, "dataset": None} | around
+    config = fill(LearnOptions, defaults, recipe, settings, around)
+    check_learning(config)
+    return Learning(config, recipe, frozenset(settings))
+
+
+def read_defaults() -> dict[str, Any]:
+    """What ``configs/defaults.yaml`` says."""
+    return read_settings(CONFIGS / "defaults.yaml")
+
+
+def fill(
+    options: type[Options],
+    defaults: Mapping[str, Any],
+    recipe: Recipe | None,
+    given: Mapping[str, Any],
+    around: Mapping[str, Any] | None = None,
+) -> Options:
+    """Return options with the method's settings: defaults, a recipe in their place, and what is given before all.
+
+    Args:
+        options: the class of options, which the method's ``Config`` is added to.
+        defaults: with the ``method``.
+        recipe: its values, and its cases for the settings that then hold.
+        given: what the user says.
+        around: what else a recipe may have cases for.
+    """
+    method = METHODS.get(str(defaults["method"])).Config
+    schema = structured(make_dataclass(f"{defaults['method']}_config", [], bases=(options, method)))
+    _assign(schema, defaults, "defaults.yaml: ")
+    if recipe:
+        _assign(schema, recipe.values, f"{recipe.name}: ")
+    _assign(schema, given)
+    if recipe:
+        _assign_cases(schema, recipe.by, given, around or {}, f"{recipe.name}: ")
+    return cast(Options, to_object(schema))
+
+
+def check_learning(config: LearnOptions, unnumbered: str = "all") -> None:
+    """Raise one sentence for the first value that is out of its range.
+
+    Args:
+        config: with the method's settings.
+        unnumbered: what ``shots`` may be besides a number.
+    """
+    check_descriptions(config.method, config)
+    check_teacher(config.method, config)
+    for key, least in LEAST.items():
+        value = getattr(config, key)
+        if value is not None and not (math.isfinite(value) and value >= least):
+            raise VlpromptError(f"{key} must be at least {least}, not {value}")
+    for key, most in MOST.items():
+        if getattr(config, key) > most:
+            raise VlpromptError(f"{key} must be at most {most:,}, not {getattr(config, key):,}")
+    if not (math.isfinite(config.lr) and config.lr > 0):
+        raise VlpromptError(f"lr must be above 0, not {config.lr}")
+    if not 0 <= config.momentum < 1:
+        raise VlpromptError(f"momentum must be at least 0 and below 1, not {config.momentum}")
+    for key, word in (("shots", unnumbered), ("views", "fresh")):
+        value = getattr(config, key)
+        if value != word and (isinstance(value, str) or value < 1):
+            raise VlpromptError(f"{key} must be a number of at least 1, or {word}, not {value!r}")
+    if config.clip_grad is not None and not config.clip_grad > 0:
+        raise VlpromptError(f"clip_grad must be above 0, not {config.clip_grad}")
+    make_schedule(config)
+    parse_part(config.optimizer, OPTIMIZERS)
+    if config.transform not in TRAIN_KINDS:
+        raise VlpromptError(f"unknown transform '{config.transform}': {nearest(config.transform, TRAIN_KINDS)}")
+
+
+def adapt_depths(learning: Learning, clip: FrozenCLIP) -> dict[str, int]:
+    """Return the depths that a recipe for a deeper backbone sets, cut to this backbone's layers.
+
+    A depth that the user gave is left as it is, so that one too many is an error.
+    """
+    layers = {"text": clip.text.layers, "vision": clip.visual.layers}
+    settings, adapted = learning.method_settings, {}
+    trains = method_facts(learning.config.method, settings).trains
+    for key, towers in (
+        ("depth", ("text",) if "vision_depth" in settings else trains),
+        ("vision_depth", ("vision",)),
+    ):
+        most = min((layers[tower] for tower in towers), default=0)
+        # a tower without layers takes no prompts at all, which the learner says better
+        if key in settings and key not in learning.given and 0 < most < settings[key]:
+            adapted[key] = most
+    return adapted
+
+
+def _extended(name: Any, path: Path, extending: tuple[str, ...]) -> Recipe:
+    """Read the shipped recipe that a file extends."""
+    if name not in list_recipes():
+        raise VlpromptError(f"{path} extends the unknown recipe {show(name)}: {nearest(str(name), list_recipes())}")
+    if name in extending:
+        raise VlpromptError(f"{path} extends itself: {' extends '.join((*extending, name))}")
+    return Recipe.read(CONFIGS / f"{name}.yaml", name, extending)
+
+
+def _merged(base: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """One recipe's values with another's in their place, cases of ``by`` key by key."""
+    both = {key: _merged(base[key], own[key]) for key in base.keys() & own.keys() if _are_groups(base[key], own[key])}
+    return {**base, **own, **both}
+
+
+def _are_groups(*values: Any) -> bool:
+    return all(isinstance(value, Mapping) for value in values)
+
+
+def _assign(schema: DictConfig, values: Mapping[str, Any], where: str = "") -> None:
+    """Set values on a typed configuration; a key or value that does not fit is one sentence."""
+    known = list(schema)  # `key in schema` says no to keys that have no value yet
+    for key, value in values.items():
+        if key not in known:
+            raise VlpromptError(f"{where}unknown key '{key}' for method={schema.method}: {nearest(key, known)}")
+        try:
+            assign(schema, key, value)
+        except OmegaConfBaseException:
+            raise VlpromptError(f"{where}{key} must be {kind(hint_of(schema, key))}, not {show(value)}") from None
+
+
+def _assign_cases(
+    schema: DictConfig, cases: Cases, given: Mapping[str, Any], around: Mapping[str, Any], where: str
+) -> None:
+    """Set what a recipe has for the present values of other settings, but for keys that the user gave."""
+    for key, by_value in cases.items():
+        if key not in (*schema, *around):
+            raise VlpromptError(f"{where}unknown key '{key}' below by: {nearest(key, (*schema, *around))}")
+        present = around[key] if key in around else schema[key]
+        matching = dict(by_value.get(present, {})) if isinstance(present, Hashable) else {}
+        inner = matching.pop("by", {})
+        _assign(schema, {k: v for k, v in matching.items() if k not in given}, where)
+        _assign_cases(schema, inner, given, around, where)
+
+
+def _check_cases(cases: Any, where: str) -> None:
+    """Raise one sentence unless ``by`` has the form ``{setting: {value: {setting: value}}}``, at any depth."""
+    by_values = list(cases.values()) if isinstance(cases, dict) else [cases]
+    for by_value in by_values:
+        for settings in by_value.values() if isinstance(by_value, dict) else [by_value]:
+            if not (isinstance(cases, dict) and isinstance(by_value, dict) and isinstance(settings, dict)):
+                raise VlpromptError(f"{where} must have the form {{shots: {{1: {{epochs: 50}}}}}}, not {show(cases)}")
+            _check_cases(settings.get("by", {}), where)
