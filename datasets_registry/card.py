@@ -124,11 +124,12 @@ def read_card(path: str | Path) -> Card:
     try:
         card = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Card), OmegaConf.create(values)))
     except ConfigKeyError as error:
-        known = [f.name for f in fields(error.object_type)]
+        known = [f.name for f in fields(error.object_type or Card)]
         reason = f"unknown key '{error.key}': {nearest(error.key, known)}"
         raise VlpromptError(f"the dataset card {path} is not valid: {reason}") from error
     except OmegaConfBaseException as error:
         raise VlpromptError(f"the dataset card {path} is not valid: {str(error).splitlines()[0]}") from error
+    assert isinstance(card, Card)
     if card.name != path.stem:
         raise VlpromptError(f"the dataset card {path} is named '{card.name}': name and file name must be the same")
     if card.split not in SPLITS:
@@ -188,4 +189,4 @@ def load_card(name: str) -> Card:
 @cache
 def collections() -> dict[str, tuple[str, ...]]:
     """Return the named lists of datasets that papers report on together."""
-    return {name: tuple(members) for name, members in OmegaConf.to_container(OmegaConf.load(COLLECTIONS)).items()}
+    return {name: tuple(members) for name, members in read_settings(COLLECTIONS).items()}

@@ -127,7 +127,7 @@ def rename_classes(splits: DatasetSplits, names: Mapping[str, str] | Sequence[st
     if isinstance(names, str) or len(names) != len(splits.class_names):
         raise VlpromptError(f"{splits.name} has {len(splits.class_names)} classes, and {len(names)} names were given")
     parts = {p: [replace(i, class_name=names[i.label]) for i in getattr(splits, p)] for p in PARTS}
-    return replace(splits, class_names=tuple(names), **parts)
+    return replace(splits.with_parts(parts), class_names=tuple(names))
 
 
 def find_card(name: str) -> tuple[Card, str]:
@@ -158,7 +158,7 @@ def name_here(name: str) -> str:
 @cache
 def _other_names() -> dict[str, str]:
     """Return what else people call the datasets: titles, folders (CoOp's, torchvision's) and the cards' aliases."""
-    names = {}
+    names: dict[str, str] = {}
     for card in map(load_card, card_names()):
         theirs = [path.split("/")[0] for path in card.torchvision if "/" in path]
         for name in (card.name, *re.split(r"[()]", card.title), card.folder, *theirs, *card.aliases):
@@ -217,6 +217,7 @@ def _load_registered(
                 f"{where_or_how(card, folder)}"
             )
     if split == "generated" and card.split == "published":
+        assert folder is not None  # a published split is of files
         splits = read_generated(card, folder)
     else:
         splits = readers.get(card.reader)(card, folder, variant)

@@ -99,31 +99,16 @@ def check_dataset(
     """
     registered = ":" not in name
     card, _ = find_card(name) if registered else (Card(name=name, title=name, reader=""), "")
-    defects: list[str] = []
-    if registered:
-        folder = find_folder(card, root)
-        card = locate_images(card, folder) if folder else card
+    folder = find_folder(card, root) if registered else None
+    if folder is not None:
+        card = locate_images(card, folder)
         missing = _missing_folder(card, folder)
         if missing:
             return Report(name, found=folder.is_dir(), defects=(missing,))
-        if split == "published" and card.split == "published":
-            splits, defects = _audit(card, folder)
-            if splits is None:
-                return Report(name, defects=tuple(defects))
-    own = name.startswith(FOLDER) and Path(name.removeprefix(FOLDER)).expanduser().is_dir()
-    if own:
-        splits, defects = _audit_own(name, follow_links)
-        if splits is None:
-            return Report(name, defects=tuple(defects))
-    elif not defects:
-        try:
-            with warnings.catch_warnings(record=True) as told:
-                warnings.simplefilter("always")
-                splits = load_split(name, root, split=split, follow_links=follow_links)
-        except VlpromptError as error:
-            there = ":" not in name or _exists(name.split(":", 1)[1])
-            return Report(name, found=there, defects=(str(error),))
-        defects += [said for said in (str(w.message) for w in told) if said not in splits.notes]
+    splits, defects = _read(name, root, card, folder, split, follow_links)
+    if splits is None:
+        there = registered or _exists(name.split(":", 1)[1])
+        return Report(name, found=there, defects=tuple(defects))
     if registered and splits.source != "generated" and "/" not in name:
         defects += _against_card(card, splits)
     safe, wrong = _check_files(splits, follow_links)
@@ -144,6 +129,25 @@ def check_dataset(
         return Report(name, True, counts, *facts, (*splits.notes, *alike))
     uneven = filter(None, [describe_imbalance(splits)])
     return Report(name, True, counts, *facts, (*splits.notes, *uneven, *alike), _images_of_classes(splits))
+
+
+def _read(
+    name: str, root: str | Path | None, card: Card, folder: Path | None, split: SplitChoice, follow_links: bool
+) -> tuple[DatasetSplits | None, list[str]]:
+    """Read a dataset for all its defects; with any, it is what is sound in it, or None."""
+    if name.startswith(FOLDER) and Path(name.removeprefix(FOLDER)).expanduser().is_dir():
+        return _audit_own(name, follow_links)
+    if folder is not None and split == "published" and card.split == "published":
+        splits, defects = _audit(card, folder)
+        if defects:
+            return splits, defects
+    try:
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            splits = load_split(name, root, split=split, follow_links=follow_links)
+    except VlpromptError as error:
+        return None, [str(error)]
+    return splits, [said for said in (str(w.message) for w in told) if said not in splits.notes]
 
 
 def _exists(place: str) -> bool:
@@ -175,9 +179,7 @@ def _audit_own(name: str, follow_links: bool) -> tuple[DatasetSplits | None, lis
     return replace(splits, notes=tuple(notes)), defects
 
 
-def _missing_folder(card: Card, folder: Path | None) -> str:
-    if folder is None:
-        return ""
+def _missing_folder(card: Card, folder: Path) -> str:
     if not folder.is_dir():
         return f"the folder {folder} is missing: {where_or_how(card, folder)}"
     if not (folder / card.images).is_dir():
@@ -193,9 +195,10 @@ def _audit(card: Card, folder: Path) -> tuple[DatasetSplits | None, list[str]]:
         return None, [str(error)]
     if not any(parts.values()):
         return None, defects
-    opener = partial(open_inside, folder / card.images)
     image_dir = folder / card.images
-    return DatasetSplits(card.name, names, **parts, open_image=opener, source="published", image_dir=image_dir), defects
+    train, val, test = (parts.get(part, ()) for part in PARTS)
+    opener = partial(open_inside, image_dir)
+    return DatasetSplits(card.name, names, train, val, test, opener, source="published", image_dir=image_dir), defects
 
 
 def _against_card(card: Card, splits: DatasetSplits) -> list[str]:
@@ -295,7 +298,7 @@ def _though(other: str | None) -> str:
 
 
 def _check_entries(
-    image_dir: Path, group: Iterable[Item], entries: dict[str, os.DirEntry], follow_links: bool
+    image_dir: Path, group: Iterable[Item], entries: dict[str, os.DirEntry[str]], follow_links: bool
 ) -> tuple[list[str], list[Item]]:
     defects, safe = [], []
     for item in group:

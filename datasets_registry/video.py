@@ -59,7 +59,8 @@ def middle_frame(path: Path) -> Image.Image:
         with av.open(str(path)) as video:
             for number, frame in enumerate(video.decode(video=0)):
                 if number == count // 2:
-                    return frame.to_image()
+                    image: Image.Image = frame.to_image()
+                    return image
     except (av.error.FFmpegError, OSError, IndexError) as error:
         raise VlpromptError(f"the video {path} cannot be read ({error}): get it again") from error
     raise VlpromptError(f"the video {path} has no frames: get it again")

@@ -16,7 +16,7 @@ from vlprompt.data.sampling import generated_split
 from vlprompt.data.splits import PARTS, DatasetSplits, Item
 from vlprompt.errors import VlpromptError
 
-Reader = Callable[[Card, "Path | None", str], DatasetSplits]
+Reader = Callable[..., DatasetSplits]  # of a card, its folder (None if it is embedded), and what follows its name
 
 readers: Registry[Reader] = Registry("dataset reader")
 
@@ -35,13 +35,13 @@ def spaced_name(name: str) -> str:
 
 
 def on_disk(
-    card: Card, folder: Path, names: Iterable[str], parts: Mapping[str, list[Item]], **facts: Any
+    card: Card, folder: Path, names: Iterable[str], parts: Mapping[str, Sequence[Item]], **facts: Any
 ) -> DatasetSplits:
     """Return the dataset of items whose images lie below the card's image folder."""
     image_dir = folder / card.images
-    whole = {part: parts.get(part, []) for part in PARTS}
+    train, val, test = (parts.get(part, ()) for part in PARTS)
     opener = partial(open_inside, image_dir)
-    return DatasetSplits(card.name, tuple(names), **whole, open_image=opener, image_dir=image_dir, **facts)
+    return DatasetSplits(card.name, tuple(names), train, val, test, opener, image_dir=image_dir, **facts)
 
 
 def split_items(items: Sequence[Item]) -> dict[str, list[Item]]:

@@ -35,17 +35,15 @@ def read_glyphs(card: Card, folder: Path | None, variant: str) -> DatasetSplits:
 def read_digits(card: Card, folder: Path | None, variant: str) -> DatasetSplits:
     """1,797 handwritten digits scanned at 8 x 8 pixels (the UCI set's test part), split 50/20/30 a class."""
     _, targets = _scans()
-    parts: dict[str, list[Item]] = {"train": [], "val": [], "test": []}
+    train: list[Item] = []
+    val: list[Item] = []
+    test: list[Item] = []
     for label, (digit, name) in enumerate(card.class_names.items()):
         paths = [f"{digit}/{i:04d}" for i in np.flatnonzero(targets == label)]
-        for part, drawn in zip(parts.values(), generated_split(paths), strict=True):
+        for part, drawn in zip((train, val, test), generated_split(paths), strict=True):
             part += [Item(path, label, name) for path in drawn]
     return DatasetSplits(
-        name=card.name,
-        class_names=tuple(card.class_names.values()),
-        **parts,
-        open_image=open_digit,
-        source="embedded",
+        card.name, tuple(card.class_names.values()), train, val, test, open_image=open_digit, source="embedded"
     )
 
 

@@ -10,6 +10,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from datasets_registry.card import Card
 from datasets_registry.readers.base import folders, generated_split, images_below, on_disk, read_lines, spaced_name
@@ -136,6 +137,7 @@ def list_flowers(card: Card, folder: Path) -> list[ClassImages]:
     names, path = dict(card.class_names), folder / "cat_to_name.json"
     if path.is_file():
         names |= json.loads(path.read_text("utf-8"))
+    assert card.classes is not None
     classes = [ClassImages(spaced_name(names[str(k + 1)])) for k in range(card.classes)]
     for number, label in enumerate(_mat(folder / "imagelabels.mat")["labels"], start=1):
         classes[int(label) - 1].images.append(f"image_{number:05d}.jpg")
@@ -176,11 +178,12 @@ def list_ucf101(card: Card, folder: Path) -> list[ClassImages]:
     return list(classes.values())
 
 
-def _mat(path: Path) -> dict:
+def _mat(path: Path) -> dict[str, Any]:
     from scipy.io import loadmat  # here, since it takes a while to import; scikit-learn needs SciPy
 
     try:
-        return loadmat(path, squeeze_me=True)
+        content: dict[str, Any] = loadmat(path, squeeze_me=True)
+        return content
     except FileNotFoundError:
         raise VlpromptError(f"the annotations are expected at {path}, which does not exist") from None
     except Exception as error:  # SciPy raises whatever a damaged file makes it meet

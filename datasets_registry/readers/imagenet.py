@@ -56,9 +56,10 @@ def read_imagenet_subset(card: Card, folder: Path, variant: str) -> DatasetSplit
 def imagenet_names() -> dict[str, str]:
     """Return id to class name of ImageNet's 1,000 classes in label order: OpenCLIP's names, which are CoOp's."""
     import open_clip
-    from timm.data import ImageNetInfo
+    from timm.data import ImageNetInfo  # type: ignore[attr-defined]  # which does not say what it exports
 
-    return dict(zip(ImageNetInfo().label_names(), open_clip.IMAGENET_CLASSNAMES, strict=True))
+    ids = ImageNetInfo().label_names()  # type: ignore[no-untyped-call]  # nor which types it has
+    return dict(zip(ids, open_clip.IMAGENET_CLASSNAMES, strict=True))
 
 
 def _class_names(card: Card, folder: Path) -> dict[str, str]:

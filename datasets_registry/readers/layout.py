@@ -62,10 +62,10 @@ def nesting_defects(image_dir: Path, classes: list[str]) -> list[str]:
         inner = image_dir / classes[0]
         return [f"{image_dir} holds one folder, {classes[0]}, with folders in it: give {inner}"]
     if split:
-        inner = next(n for n in folders(image_dir / split[0]) if n.lower() in PART_NAMES)
+        inside = next(n for n in folders(image_dir / split[0]) if n.lower() in PART_NAMES)
         return [
-            f"{len(split)} folders in {image_dir} hold splits, such as {split[0]}/{inner}: put the splits above the "
-            f"classes ({inner}/{split[0]}), or give one of the folders"
+            f"{len(split)} folders in {image_dir} hold splits, such as {split[0]}/{inside}: put the splits above the "
+            f"classes ({inside}/{split[0]}), or give one of the folders"
         ]
     return []
 

@@ -49,16 +49,15 @@ def read_cifar(card: Card, folder: Path, variant: str) -> DatasetSplits:
         return read_folder(card, folder, variant)
     below, train, test, header = CIFAR[card.name]
     names = tuple(card.class_names.values())
-    parts: dict[str, list[Item]] = {"train": [], "val": [], "test": []}
+    parts: dict[str, list[Item]] = {"train": [], "test": []}
     for part, files in (("train", train), ("test", [test])):
         for file in files:
             labels = _records(folder / below / file, header)[:, header - 1]
             if labels.max(initial=0) >= len(names):
                 raise VlpromptError(f"{folder / below / file} has the label {labels.max()}: it is not of {card.title}")
             parts[part] += [Item(f"{file}/{i:05d}", int(k), names[k]) for i, k in enumerate(labels)]
-    return DatasetSplits(
-        card.name, names, **parts, open_image=partial(open_cifar, folder / below, header), source="official"
-    )
+    opener = partial(open_cifar, folder / below, header)
+    return DatasetSplits(card.name, names, parts["train"], (), parts["test"], opener, source="official")
 
 
 def open_cifar(folder: Path, header: int, item: Item) -> Image.Image:

@@ -56,10 +56,13 @@ def read_wds(card: Card, folder: Path, variant: str) -> DatasetSplits:
     if unsplit and any(items.values()):
         raise VlpromptError(f"some shards of {variant} are called train, val or test and others are not")
     sizes = json.dumps([[shard.name, shard.stat().st_size] for shard in shards]).encode()
+    parts = split_items(unsplit) if unsplit else items
     return DatasetSplits(
         card.name,
         tuple(names.values()),
-        **(split_items(unsplit) if unsplit else items),
+        train=parts["train"],
+        val=parts["val"],
+        test=parts["test"],
         open_image=partial(_open_member, index),
         source="generated" if unsplit else "official",
         version=int.from_bytes(hashlib.sha256(sizes).digest()[:4], "little"),  # other shards, other feature banks
@@ -107,7 +110,9 @@ def _samples(shard: Path) -> Iterator[tuple[str, tuple[int, int], str]]:
                         raise VlpromptError(
                             f"{member.name} in {shard} has {member.size:,} bytes, and no class needs them"
                         )
-                    label = _label(tar.extractfile(member).read(), extension, f"{key}.{extension} in {shard}") or label
+                    content = tar.extractfile(member)
+                    assert content is not None  # of a file
+                    label = _label(content.read(), extension, f"{key}.{extension} in {shard}") or label
             yield from _complete(shard, current, image, label)
     except (tarfile.TarError, OSError) as error:
         raise VlpromptError(f"the shard {shard} cannot be read as an uncompressed tar file ({error})") from error
@@ -157,4 +162,5 @@ def _open_member(index: dict[str, tuple[Path, int, int]], item: Item) -> Image.I
     shard, offset, size = index[item.path]
     with open(shard, "rb") as file:
         file.seek(offset)
-        return open_rgb(io.BytesIO(file.read(size)), name=f"{item.path} of {shard}")
+        image: Image.Image = open_rgb(io.BytesIO(file.read(size)), name=f"{item.path} of {shard}")
+        return image

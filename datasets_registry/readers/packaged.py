@@ -12,6 +12,7 @@ import json
 from functools import cache
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 from datasets_registry.card import Card
 from datasets_registry.readers.base import spaced_name
@@ -19,7 +20,7 @@ from vlprompt.data.splits import PARTS, Item
 
 FOLDER = Path(__file__).parents[1] / "splits"
 LISTED, SORTED = "listed", "sorted"
-Content = dict[str, list[list]]  # part to [path, label, class name]
+Content = dict[str, list[list[Any]]]  # part to [path, label, class name]
 
 
 def packaged_names() -> list[str]:
@@ -41,7 +42,7 @@ def packaged_content(name: str) -> Content:
     """Return what the published split file of a card holds: ``{"train": [[path, label, class name], ...], ...}``."""
     content: Content = {}
     order = LISTED
-    entries: list[list] = []
+    entries: list[list[Any]] = []
     for line in _lines(name)[2:]:
         first, *rest = line.split("\t")
         if len(rest) == 1:

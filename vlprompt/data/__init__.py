@@ -5,9 +5,10 @@ from typing import TYPE_CHECKING
 from vlprompt.base.wiring import face
 from vlprompt.data.bank import FeatureBank
 from vlprompt.data.fingerprint import backbone_fingerprint, images_fingerprint
-from vlprompt.data.images import as_rgb, check_items, open_rgb, to_rgb
+from vlprompt.data.images import as_rgb, check_items, open_rgb
 from vlprompt.data.joined import join_datasets, mask_other_tasks
 from vlprompt.data.loading import ImageItems, epoch_batches, eval_batches
+from vlprompt.data.modes import to_rgb
 from vlprompt.data.pairs import as_splits, splits_from_hf, splits_from_pairs
 from vlprompt.data.sampling import few_shot_indices, few_shot_split, read_subset, write_subset
 from vlprompt.data.splits import DatasetSplits, Item

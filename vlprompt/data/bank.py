@@ -14,7 +14,8 @@ import torch
 
 from vlprompt.base.files import cache_dir, locked, remove_leftovers
 from vlprompt.base.sealed import TENSOR_SEAL, read_tensors, write_tensors
-from vlprompt.data.loading import Batch, ImageItems, batch_order, eval_batches
+from vlprompt.data.batch import Batch
+from vlprompt.data.loading import ImageItems, batch_order, eval_batches
 from vlprompt.data.splits import DatasetSplits, Item
 from vlprompt.data.transforms import transform_fingerprint
 from vlprompt.errors import VlpromptError
@@ -134,8 +135,10 @@ class FeatureBank:
             yield self._batch(self.features[0], index)
 
     def _batch(self, view: torch.Tensor, index: torch.Tensor) -> Batch:
-        labels = {} if self.labels is None else {"label": self.labels[index]}
-        return {"image_features": view[index], "index": index, **labels}
+        batch = Batch(image_features=view[index], index=index)
+        if self.labels is not None:
+            batch["label"] = self.labels[index]
+        return batch
 
 
 def _key(clip: FrozenCLIP, splits: DatasetSplits, items: Sequence[Item], transform: Any, views: int, seed: int) -> str:
@@ -198,13 +201,13 @@ def _encode(
 def _read(path: Path, key: str, shape: tuple[int, int]) -> torch.Tensor:
     what, remedy = "the feature bank", "delete it and run again to rebuild it"
     tensors, facts = read_tensors(path, what, remedy)
-    features, reason = tensors.get("features"), None
+    features = tensors.get("features")
     if facts.get("key") != key:
         reason = "its key belongs to other features"
     elif features is None or features.dtype != torch.float32 or features.shape[:2] != shape:
         reason = "it holds other tensors"
-    elif TENSOR_SEAL not in facts and facts.get("sha256") != hashlib.sha256(features.numpy()).hexdigest():
+    elif TENSOR_SEAL not in facts and facts.get("sha256") != hashlib.sha256(features.numpy().data).hexdigest():
         reason = "its checksum does not match"  # the one that vlprompt 0.1.0 wrote, of the features alone
-    if reason:
-        raise VlpromptError(f"{what} {path} is damaged ({reason}): {remedy}")
-    return features
+    else:
+        return features
+    raise VlpromptError(f"{what} {path} is damaged ({reason}): {remedy}")

@@ -5,15 +5,17 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from vlprompt.data.splits import DatasetSplits, Item
 from vlprompt.errors import VlpromptError
 
 if TYPE_CHECKING:
     from vlprompt.clip.frozen import FrozenCLIP
+
+T = TypeVar("T")
 
 BUDGET = 2**28  # bytes that are read for it: 256 MB take a fraction of a second
 MOST_IN_MEMORY = 256  # images that are opened for it where they are not files
@@ -34,7 +36,7 @@ def images_fingerprint(splits: DatasetSplits, items: Sequence[Item]) -> str:
     """
     digest = hashlib.sha256(str(len(items)).encode())
     if splits.image_dir is not None:
-        parts = _of_files(splits.image_dir, items)
+        parts: Iterable[bytes] = _of_files(splits.image_dir, items)
     elif set(splits.source.split("+")) == {"embedded"}:
         parts = [f"{splits.name} {splits.version}".encode()]
     else:
@@ -73,7 +75,7 @@ def _of_files(folder: Path, items: Sequence[Item]) -> Iterator[bytes]:
         raise VlpromptError(f"the image {error.filename} cannot be read ({error.strerror})") from error
 
 
-def _spaced(values: Sequence, share: float) -> Sequence:
+def _spaced(values: Sequence[T], share: float) -> Sequence[T]:
     """Every value, or where that is ``share`` times too many, evenly spaced ones."""
     count = max(1, int(len(values) / max(share, 1.0))) if len(values) else 0
     return [values[i * len(values) // count] for i in range(count)]

@@ -26,7 +26,7 @@ warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
 def open_rgb(
-    path: str | Path | BinaryIO, decode: Callable[[Image.Image], Any] = to_rgb, *, name: str | None = None
+    path: str | os.PathLike[str] | BinaryIO, decode: Callable[[Image.Image], Any] = to_rgb, *, name: str | None = None
 ) -> Any:
     """Read a whole image file as RGB, or as what ``decode`` makes of the opened file before its pixels are read.
 
@@ -53,7 +53,7 @@ def open_rgb(
         raise VlpromptError(f"cannot read the image {name} ({_reason(error, path)}): replace or remove it") from error
 
 
-def _check_regular(path: str | Path) -> None:
+def _check_regular(path: str | os.PathLike[str]) -> None:
     """Refuse what is no file before it is opened: reading a pipe, device or socket may never end."""
     mode = os.stat(path).st_mode
     if not stat.S_ISREG(mode):
@@ -85,7 +85,8 @@ def as_rgb(image: Any, place: str = "the image") -> Image.Image:
     if isinstance(image, Image.Image):
         return _in_hand(image, place)
     if isinstance(image, (str, os.PathLike)):
-        return open_rgb(image)
+        read: Image.Image = open_rgb(image)
+        return read
     try:
         pixels = image.detach().cpu().numpy() if isinstance(image, torch.Tensor) else image
         if (
@@ -109,7 +110,8 @@ def _as_bytes(pixels: np.ndarray) -> np.ndarray:
         return pixels
     low, high = float(pixels.min()), float(pixels.max())
     if pixels.dtype.kind == "f" and low >= 0 and high <= 1:
-        return (pixels * 255).round().astype(np.uint8)
+        scaled: np.ndarray = (pixels * 255).round().astype(np.uint8)
+        return scaled
     if low >= 0 and high <= 255 and (pixels == np.round(pixels)).all():
         return pixels.astype(np.uint8)
     raise ValueError(
@@ -139,7 +141,7 @@ def open_inside(image_dir: Path, item: Item, decode: Callable[[Image.Image], Any
     A folder is resolved once a process: for every image that would take a third of the time of opening a small one.
     """
     folder, _, name = item.path.rpartition("/")
-    path = os.path.join(_folder_inside(image_dir, folder), name)
+    path: str | Path = os.path.join(_folder_inside(image_dir, folder), name)
     if not is_relative_inside(item.path) or os.path.islink(path):
         path = inside(image_dir, item.path)
     return open_rgb(path, decode)

@@ -13,7 +13,7 @@ from vlprompt.errors import VlpromptError
 IMAGE_COLUMNS, LABEL_COLUMNS = ("image", "img", "pixel_values"), ("label", "labels", "fine_label", "class")
 
 
-class HubRows(Dataset):
+class HubRows(Dataset[Any]):
     """Rows of a Hugging Face ``Dataset`` as a torch one: (image, label) pairs, or images where there is no label.
 
     Labels are read as one column, without decoding an image.
@@ -126,7 +126,7 @@ def class_names_of(dataset: Any) -> list[str]:
     places = getattr(dataset, "class_to_idx", None)
     classes = getattr(dataset, "classes", None) or getattr(dataset, "categories", None)
     if not classes and isinstance(places, Mapping) and sorted(places.values()) == list(range(len(places))):
-        classes = sorted(places, key=places.get)
+        classes = sorted(places, key=lambda name: places[name])
     if not isinstance(classes, (list, tuple)) or not classes:
         inner = getattr(dataset, "dataset", None)  # of Subset, and of wrappers of a user's own
         return [] if inner is None else class_names_of(inner)
@@ -139,8 +139,8 @@ def known_labels(dataset: Any) -> Sequence[Any] | None:
         labels = known_labels(dataset.dataset)
         return None if labels is None else [labels[i] for i in dataset.indices]
     if isinstance(dataset, ConcatDataset):
-        lists = [known_labels(part) for part in dataset.datasets]
-        return None if any(labels is None for labels in lists) else [label for labels in lists for label in labels]
+        lists = [labels for labels in map(known_labels, dataset.datasets) if labels is not None]
+        return [label for labels in lists for label in labels] if len(lists) == len(dataset.datasets) else None
     labels = getattr(dataset, "labels", getattr(dataset, "targets", None))
     if labels is None or callable(labels) or not hasattr(labels, "__len__") or len(labels) != len(dataset):
         return None

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from vlprompt.data.batch import Batch
-from vlprompt.data.splits import PARTS, DatasetSplits, Item
+from vlprompt.data.splits import DatasetSplits, Item
 from vlprompt.errors import VlpromptError
 
 
@@ -28,9 +28,9 @@ def join_datasets(parts: Sequence[DatasetSplits]) -> DatasetSplits:
     if len(parts) < 2 or len({part.name for part in parts}) < len(parts):
         raise VlpromptError(f"joining takes at least two different datasets, not {', '.join(p.name for p in parts)}")
     starts = [0, *accumulate(len(part.class_names) for part in parts)][:-1]
-    on_disk = all(part.image_dir for part in parts)
-    common = Path(os.path.commonpath([part.image_dir.resolve() for part in parts])) if on_disk else None
-    prefixes = [f"{part.image_dir.resolve().relative_to(common).as_posix()}/" if common else "" for part in parts]
+    folders = [part.image_dir.resolve() for part in parts if part.image_dir]
+    common = Path(os.path.commonpath(folders)) if len(folders) == len(parts) else None
+    prefixes = [f"{folder.relative_to(common).as_posix()}/" for folder in folders] if common else [""] * len(parts)
 
     def shifted(split: str) -> list[Item]:
         return [
@@ -42,7 +42,9 @@ def join_datasets(parts: Sequence[DatasetSplits]) -> DatasetSplits:
     return DatasetSplits(
         name="+".join(part.name for part in parts),
         class_names=tuple(name for part in parts for name in part.class_names),
-        **{split: shifted(split) for split in PARTS},
+        train=shifted("train"),
+        val=shifted("val"),
+        test=shifted("test"),
         open_image=partial(_open_part, tuple(parts), starts, prefixes),
         image_dir=common,
         source="+".join(dict.fromkeys(part.source for part in parts)),

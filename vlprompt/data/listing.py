@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NoReturn
 
 from vlprompt.data.formats import count_suffix, is_image_name
 from vlprompt.errors import VlpromptError
@@ -80,7 +81,7 @@ def loose_images(folder: str | Path) -> list[str]:
     return _entries(folder, lambda entry: is_image_name(entry.name) and not entry.is_dir())
 
 
-def _entries(folder: str | Path, wanted: Callable[[os.DirEntry], bool]) -> list[str]:
+def _entries(folder: str | Path, wanted: Callable[[os.DirEntry[str]], bool]) -> list[str]:
     try:
         with os.scandir(folder) as entries:
             return sorted(entry.name for entry in entries if not is_ignored(entry.name) and wanted(entry))
@@ -88,7 +89,7 @@ def _entries(folder: str | Path, wanted: Callable[[os.DirEntry], bool]) -> list[
         _refuse(error)
 
 
-def _refuse(error: OSError) -> None:
+def _refuse(error: OSError) -> NoReturn:
     raise VlpromptError(f"the folder {error.filename} cannot be read ({error.strerror})") from error
 
 

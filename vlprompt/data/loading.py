@@ -7,7 +7,7 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from PIL import Image
@@ -20,7 +20,7 @@ from vlprompt.data.transforms import split_transform
 from vlprompt.errors import VlpromptError
 
 
-class ImageItems(Dataset):
+class ImageItems(Dataset[dict[str, Any]]):
     """Items with their images: ``dataset[i]`` is ``{"image": (3, H, W) float32, "label": int, "index": i}``.
 
     Args:
@@ -120,7 +120,7 @@ def eval_batches(
     return _batches(_Drawn(dataset, seed, epoch), order, workers, torch.device(device))
 
 
-class _Drawn(Dataset):
+class _Drawn(Dataset[Any]):
     """A dataset under its own random numbers, which hands errors on as values.
 
     A DataLoader would bury the sentence of an error raised in a worker under a traceback.
@@ -160,8 +160,8 @@ def _batches(dataset: _Drawn, order: list[list[int]], workers: int, device: torc
     for batch, bad in loader:
         if bad:
             raise VlpromptError(bad[0])
-        batch = {key: value.to(device, non_blocking=True) for key, value in batch.items()}
-        yield {**batch, "image": images.finish(batch["image"])}
+        moved = {key: value.to(device, non_blocking=True) for key, value in batch.items()}
+        yield cast(Batch, moved | {"image": images.finish(moved["image"])})
 
 
 def _mix(*numbers: int) -> int:

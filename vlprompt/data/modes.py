@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import numpy as np
 from PIL import ExifTags, Image
 
@@ -81,25 +83,29 @@ def _bytes_of_integers(values: np.ndarray) -> np.ndarray:
     if least < 0:
         raise VlpromptError(f"its numbers go from {least} to {most}, so that black is unknown: scale them to 0 to 255")
     bits = next((bits for bits in DEPTHS if most < 1 << bits), DEPTHS[-1])
-    return (values >> (bits - DEPTHS[0])).astype(np.uint8)
+    scaled: np.ndarray = (values >> (bits - DEPTHS[0])).astype(np.uint8)
+    return scaled
 
 
 def _bytes_of_floats(values: np.ndarray) -> np.ndarray:
     """Scale (H, W) floating-point numbers to bytes, where they go from 0 to 1 or from 0 to 255."""
     least, most = float(values.min(initial=0)), float(values.max(initial=0))
     if least >= -ROUND_OFF and most <= 1 + ROUND_OFF:
-        return (values.clip(0, 1) * 255).round().astype(np.uint8)
-    if least >= -ROUND_OFF and DARK <= most <= 255 + ROUND_OFF:
-        return values.clip(0, 255).round().astype(np.uint8)
-    raise VlpromptError(
-        f"its numbers go from {least:g} to {most:g}, and neither from 0 to 1 nor from 0 to 255: scale them"
-    )
+        scaled: np.ndarray = values.clip(0, 1) * 255
+    elif least >= -ROUND_OFF and DARK <= most <= 255 + ROUND_OFF:
+        scaled = values.clip(0, 255)
+    else:
+        raise VlpromptError(
+            f"its numbers go from {least:g} to {most:g}, and neither from 0 to 1 nor from 0 to 255: scale them"
+        )
+    scaled = scaled.round()
+    return scaled.astype(np.uint8)
 
 
 def _check_brightness(image: Image.Image) -> None:
     """Refuse colours of 16 bits that hold fewer: Pillow keeps the upper byte alone, so what they show is gone."""
     bands = [band for band in image.getbands() if band not in "Aa"]
-    most = max(image.getchannel(band).getextrema()[1] for band in bands)
+    most = max(cast("tuple[int, int]", image.getchannel(band).getextrema())[1] for band in bands)  # a pair for one band
     if 0 < most < DARK:
         raise VlpromptError(
             f"its 16-bit colours reach {most + 1}/256 of their range, so it would be nearly black: save it with 8 bits"

@@ -28,10 +28,10 @@ from vlprompt.errors import VlpromptError
 
 
 def splits_from_pairs(
-    train: Iterable[Any],
+    train: Iterable[Any] | Dataset[Any],
     class_names: Sequence[str],
-    val: Iterable[Any] = (),
-    test: Iterable[Any] = (),
+    val: Iterable[Any] | Dataset[Any] = (),
+    test: Iterable[Any] | Dataset[Any] = (),
     *,
     name: str | None = None,
     **facts: Any,
@@ -55,14 +55,16 @@ def splits_from_pairs(
     """
     name, names = name or f"pairs-{uuid.uuid4().hex[:8]}", tuple(class_names)
     sources = {part: _source(given) for part, given in zip(PARTS, (train, val, test), strict=True)}
-    parts = {part: _items(source, names, part) for part, source in sources.items()}
+    parts: dict[str, list[Item]] = {part: _items(source, names, part) for part, source in sources.items()}
     if not parts["test"]:
         if parts["val"]:
             raise VlpromptError(f"{name} has val pairs but no test pairs: give both, or neither")
         parts = _split(parts["train"], len(names))
 
     facts = {"source": "generated" if not len(sources["test"]) else "official", **facts}
-    return DatasetSplits(name=name, class_names=names, **parts, open_image=partial(_open_pair, sources), **facts)
+    train, val, test = (parts[part] for part in PARTS)
+    opener = partial(_open_pair, sources)
+    return DatasetSplits(name, names, train, val, test, opener, **facts)
 
 
 def splits_from_hf(
@@ -98,7 +100,8 @@ def samples(images: Iterable[Any]) -> Iterable[Any]:
     if isinstance(images, DataLoader) or (is_of_hub(images) and hasattr(images, "__len__")):
         images = as_torch(images)  # or say that a loader gives batches
     if isinstance(images, Dataset) and not isinstance(images, IterableDataset):
-        return (images[position] for position in range(len(images)))  # which need not know its own end
+        several: Any = images
+        return (several[position] for position in range(len(several)))  # which need not know its own end
     return images
 
 
@@ -142,7 +145,7 @@ def labels_of(source: Any) -> Sequence[Any]:
     return [plain_label(label) for label in labels]
 
 
-def _source(given: Iterable[Any]) -> Any:
+def _source(given: Any) -> Any:
     """What a part's samples are asked of: a sequence, or an iterable's list."""
     if is_of_hub(given):
         given = as_torch(given)

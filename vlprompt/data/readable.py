@@ -89,4 +89,4 @@ def leave_out_unreadable(
     note = f"{count} and are left out: {'; '.join(list(found.values())[:SHOWN])}"
     note += f"; and {len(found) - SHOWN:,} more" if len(found) > SHOWN else ""
     warn(note)
-    return replace(splits, **kept, notes=(*splits.notes, note), unreadable=tuple(found))
+    return replace(splits.with_parts(kept), notes=(*splits.notes, note), unreadable=tuple(found))

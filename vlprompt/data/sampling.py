@@ -140,7 +140,7 @@ def read_subset(splits: DatasetSplits, path: str | Path) -> DatasetSplits:
         if strange:
             raise VlpromptError(f"{path} has {list(strange[0])} in '{part}', which is no {part} item of {splits.name}")
         chosen[part] = [known[entry] for entry in entries]
-    return replace(splits, **chosen)
+    return splits.with_parts(chosen)
 
 
 def generated_split(

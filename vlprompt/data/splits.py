@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -43,7 +43,8 @@ class DatasetSplits:
         name: registry name, or ``folder:PATH`` as the user typed it.
         class_names: one natural-language name a label, in label order.
         train, val, test: items; their order matters, since it fixes the few-shot draw.
-        open_image: opens an item's image as an RGB ``PIL.Image``.
+        open_image: opens an item's image as an RGB ``PIL.Image``; that of images on disk may be told what to make of
+            the opened file instead, see ``vlprompt.data.images.reads_from_disk``.
         templates: the dataset's hand-written prompt templates, each with one ``{}``.
         source: where the split comes from: ``published``, ``official``, ``generated``, ``embedded``, or ``own file``
             where a file in the published one's place says something else.
@@ -63,7 +64,7 @@ class DatasetSplits:
     train: Sequence[Item]
     val: Sequence[Item]
     test: Sequence[Item]
-    open_image: Callable[[Item], Image.Image] = field(repr=False, compare=False)
+    open_image: Callable[..., Image.Image] = field(repr=False, compare=False)
     templates: tuple[str, ...] = (DEFAULT_TEMPLATE,)
     source: str = "generated"
     root: Path | None = None
@@ -81,6 +82,11 @@ class DatasetSplits:
         """The domains of the items, in order of first appearance; empty if they have none."""
         seen = dict.fromkeys(item.domain for part in (self.train, self.val, self.test) for item in part)
         return tuple(domain for domain in seen if domain)
+
+    def with_parts(self, parts: Mapping[str, Sequence[Item]]) -> DatasetSplits:
+        """Return the dataset with other items in the splits that ``parts`` names."""
+        train, val, test = (parts.get(part, getattr(self, part)) for part in PARTS)
+        return replace(self, train=train, val=val, test=test)
 
     def keep_classes(self, labels: Sequence[int]) -> DatasetSplits:
         """Return the classes with these labels alone, relabelled from 0 in their order, in every split."""

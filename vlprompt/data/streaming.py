@@ -67,7 +67,7 @@ def stream_images(
         yield from (load.batch(chunk, map(load, chunk)) for chunk in chunks)
         return
     pool = ThreadPoolExecutor(threads, "decode")
-    waiting: deque[tuple[list[Any], list[Future]]] = deque()
+    waiting: deque[tuple[list[Any], list[Future[Any]]]] = deque()
     try:
         for chunk in chunks:
             waiting.append((chunk, [pool.submit(load, source) for source in chunk]))
@@ -90,7 +90,7 @@ def default_threads() -> int:
     return cores if cores > 1 else 0
 
 
-def _result(load: _Loader, chunk: list[Any], futures: list[Future]) -> ImageBatch:
+def _result(load: _Loader, chunk: list[Any], futures: list[Future[Any]]) -> ImageBatch:
     return load.batch(chunk, (future.result() for future in futures))
 
 

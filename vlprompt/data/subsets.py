@@ -15,11 +15,13 @@ UNLABELED = -1
 def select_domains(splits: DatasetSplits, domains: Collection[str]) -> DatasetSplits:
     """Return the items of some domains, in every split; an unknown domain is an error."""
     _check_domains(splits, domains)
-    return replace(splits, **{p: [i for i in getattr(splits, p) if i.domain in domains] for p in PARTS})
+    return splits.with_parts({p: [i for i in getattr(splits, p) if i.domain in domains] for p in PARTS})
 
 
 def leave_domain_out(
-    splits: DatasetSplits, held_out: str, test_parts: Sequence[Literal["train", "val", "test"]] = PARTS
+    splits: DatasetSplits,
+    held_out: str,
+    test_parts: Sequence[Literal["train", "val", "test"]] = ("train", "val", "test"),
 ) -> DatasetSplits:
     """Return the multi-source split of domain generalisation: learn on all domains but one, test on that one.
 

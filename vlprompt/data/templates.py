@@ -36,7 +36,9 @@ def imagenet80() -> tuple[str, ...]:
 class HasTemplates(Protocol):
     """A dataset, or a learner that was given a dataset's templates."""
 
-    templates: tuple[str, ...]
+    @property
+    def templates(self) -> tuple[str, ...]:
+        """With one ``{}`` each."""
 
 
 def resolve_templates(spec: str | Sequence[str] | None, splits: HasTemplates) -> tuple[str, ...]:

@@ -26,7 +26,7 @@ REDUCE_FROM = 1.5
 LONGEST = 32  # squares of an image's shorter side that are looked at, at most, where it is cropped to its middle
 
 
-class DecodedCrop(v2.RandomResizedCrop):
+class DecodedCrop(v2.RandomResizedCrop):  # type: ignore[misc]  # torchvision brings no types
     """The published random crop, faster: on bytes, and from a JPEG that is decoded no larger than the crop needs.
 
     Draws the same crops as ``v2.RandomResizedCrop`` and resizes them with torch's antialiased kernel on bytes, which
@@ -67,7 +67,8 @@ class DecodedCrop(v2.RandomResizedCrop):
         top, left, height, width = (round(side / shrink) for side in crop)
         right, bottom = min(left + width, image.width), min(top + height, image.height)
         pixels = F.pil_to_tensor(image.crop((left, top, right, bottom)))
-        return F.resize(pixels, self.size, self.interpolation, antialias=True)
+        resized: torch.Tensor = F.resize(pixels, self.size, self.interpolation, antialias=True)
+        return resized
 
     def extra_repr(self) -> str:
         """Name what the pixels depend on."""
