@@ -1,5 +1,5 @@
-"""Write docs/methods/ from the registry, the methods' own docstrings, the recipes and the published figures, and the
-commands and the public surface in docs/reference/ from the package itself.
+"""Write docs/methods/ from the registry, the methods' own docstrings, the recipes and the published figures, the
+commands and the public surface in docs/reference/ from the package itself, and vlprompt/typed.pyi from all settings.
 
 python scripts/make_docs.py [--check]
 """
@@ -12,6 +12,7 @@ import sys
 import warnings
 from pathlib import Path
 
+import typed_settings
 from omegaconf import OmegaConf
 
 import vlprompt
@@ -203,7 +204,7 @@ def surface_page() -> str:
 
 
 def pages() -> dict[Path, str]:
-    """Every page and its text."""
+    """Every page and the stub, and their texts."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         clip = load_clip("ViT-B-16", pretrained="random", device="cpu")
@@ -215,7 +216,8 @@ def pages() -> dict[Path, str]:
             counts[method] = str(error)
     folder = ROOT / "docs" / "methods"
     methods = {folder / "README.md": overview(counts)} | {folder / f"{m}.md": page(m, c) for m, c in counts.items()}
-    return methods | {REFERENCE / "commands.md": command_page(), REFERENCE / "start.md": surface_page()}
+    made = {REFERENCE / "commands.md": command_page(), REFERENCE / "start.md": surface_page()}
+    return methods | made | {ROOT / "vlprompt" / "typed.pyi": typed_settings.stub()}
 
 
 def main() -> int:

@@ -19,7 +19,8 @@ from vlprompt.testing import CHECKS
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def test_method_pages_are_up_to_date() -> None:
+def test_generated_pages_and_the_stub_are_up_to_date(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "scripts")
     spec = importlib.util.spec_from_file_location("make_docs", ROOT / "scripts" / "make_docs.py")
     make_docs = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(make_docs)

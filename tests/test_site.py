@@ -104,7 +104,8 @@ def test_every_public_name_is_in_the_reference(site: Path) -> None:
         assert [n for n in exported if not {f"vlprompt.{n}", f"vlprompt.{name}.{n}"} & documented] == []
 
 
-def test_the_pages_of_commands_and_public_names_are_up_to_date() -> None:
+def test_the_pages_of_commands_and_public_names_are_up_to_date(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "scripts")
     make_docs = load(ROOT / "scripts" / "make_docs.py")
     for page, text in (("commands", make_docs.command_page()), ("start", make_docs.surface_page())):
         assert (DOCS / f"reference/{page}.md").read_text(encoding="utf-8") == text, "run python scripts/make_docs.py"

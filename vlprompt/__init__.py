@@ -20,10 +20,8 @@ from vlprompt.evaluation.prediction import image_features, predict_images
 from vlprompt.evaluation.protocols import list_protocols
 from vlprompt.evaluation.score import evaluate_learner
 from vlprompt.learner.contract import PromptLearner
-from vlprompt.learner.creation import create_learner
 from vlprompt.learner.registration import list_methods, method_info, register
 from vlprompt.moved import install
-from vlprompt.runs.one import run
 from vlprompt.saving.export import export_learner
 from vlprompt.saving.folder import load_learner
 from vlprompt.saving.published import import_checkpoint
@@ -31,6 +29,10 @@ from vlprompt.version import __version__
 
 if TYPE_CHECKING:
     from vlprompt.estimator.classifier import PromptClassifier
+    from vlprompt.typed import create_learner, run  # with the settings of each method
+else:
+    from vlprompt.learner.creation import create_learner
+    from vlprompt.runs.one import run
 
 __all__ = [
     "FrozenCLIP",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
@@ -16,6 +16,7 @@ from vlprompt.errors import VlpromptError, nearest
 from vlprompt.learner.contract import PromptLearner
 from vlprompt.learner.facts import Facts
 
+L = TypeVar("L", bound=PromptLearner)
 METHODS: Registry[type[PromptLearner]] = Registry("method")
 # hooks of version 0.1 that would be passed over in silence, and what took their place
 FORMER_HOOKS = {
@@ -27,9 +28,7 @@ FORMER_HOOKS = {
 }
 
 
-def register(
-    name: str, *, paper: str, trains: Sequence[str] = (), **facts: Any
-) -> Callable[[type[PromptLearner]], type[PromptLearner]]:
+def register(name: str, *, paper: str, trains: Sequence[str] = (), **facts: Any) -> Callable[[type[L]], type[L]]:
     """Register a method.
 
     Args:
@@ -49,7 +48,7 @@ def register(
     registered = Facts(paper=paper, trains=frozenset(trains), **facts)
     taken = {f.name for f in dataclasses.fields(RunConfig)}
 
-    def file(cls: type[PromptLearner]) -> type[PromptLearner]:
+    def file(cls: type[L]) -> type[L]:
         clash = next((f.name for f in dataclasses.fields(cls.Config) if f.name in taken), None)
         if clash:
             raise VlpromptError(f"method '{name}' has a setting '{clash}', which every run has: give it another name")
@@ -57,7 +56,8 @@ def register(
             if hook in vars(cls):
                 raise VlpromptError(f"method '{name}' fills in {hook}, which nothing asks for: use {instead}")
         cls.method, cls.registered = name, registered
-        return METHODS.register(name)(cls)
+        METHODS.register(name)(cls)
+        return cls
 
     return file
 

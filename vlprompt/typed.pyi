@@ -1,0 +1,421 @@
+# made by scripts/make_docs.py: do not edit
+# fmt: off
+# ruff: noqa
+"""``create_learner`` and ``run`` with the settings of each method, for editors and type checkers; nothing imports it.
+
+A call of a known method that its own overload does not fit gives ``SettingsDoNotFit``, which is an error to a type
+checker as soon as it is used. Other names, those of plugins and those that only a run of the program knows, take any
+setting.
+"""
+
+# mypy: disable-error-code="overload-overlap"
+from collections.abc import Sequence
+from os import PathLike
+from typing import Any, Literal, TypedDict, overload
+
+from typing_extensions import Unpack
+
+from vlprompt.clip.frozen import FrozenCLIP
+from vlprompt.evaluation.results import Result
+from vlprompt.learner.contract import PromptLearner
+from vlprompt.methods.prompts.cocoop import CoCoOp
+from vlprompt.methods.prompts.coop import CoOp
+from vlprompt.methods.prompts.coprompt import CoPrompt
+from vlprompt.methods.heads.gda import GDA
+from vlprompt.methods.prompts.ivlp import IVLP
+from vlprompt.methods.prompts.kgcoop import KgCoOp
+from vlprompt.methods.prompts.maple import MaPLe
+from vlprompt.methods.prompts.mvlpt import MVLPT
+from vlprompt.methods.prompts.pre import PRE
+from vlprompt.methods.prompts.proda import ProDA
+from vlprompt.methods.prompts.prograd import ProGrad
+from vlprompt.methods.prompts.promptsrc import PromptSRC
+from vlprompt.methods.prompts.restore import RESTORE
+from vlprompt.methods.test_time.tpt import TPT
+from vlprompt.methods.heads.transclip import TransCLIP
+from vlprompt.methods.unlabelled.upl import UPL
+from vlprompt.methods.prompts.vpt import VPT
+from vlprompt.methods.zero_shot import ZeroShot
+
+StrPath = str | PathLike[str]
+Known = Literal['cocoop', 'coop', 'coprompt', 'gda', 'ivlp', 'kgcoop', 'maple', 'mvlpt', 'pre', 'proda', 'prograd', 'promptsrc', 'restore', 'tpt', 'transclip', 'upl', 'vpt', 'zero_shot']
+
+class MethodSettings(TypedDict, total=False):
+    objective: list[str]
+    gradient_rule: str | None
+    aggregator: str | None
+    init_from: StrPath | None
+    text_chunk: int | None
+    descriptions: StrPath | None
+    teacher: StrPath | None
+
+class RunSettings(TypedDict, total=False):
+    epochs: int
+    steps: int | None
+    lr: float
+    batch_size: int
+    optimizer: str
+    momentum: float
+    weight_decay: float
+    schedule: str
+    warmup_epochs: int
+    warmup_lr: float
+    clip_grad: float | None
+    checkpoint_seconds: float
+    shots: int | str
+    seed: int
+    views: int | str
+    transform: str
+    workers: int
+    dataset: Any
+    data_root: StrPath | None
+    download: bool
+    split: str
+    templates: Any
+    protocol: str
+    allow_fewer: bool
+    backbone: str
+    pretrained: str | None
+    checkpoint: StrPath | None
+    precision: str
+    device: str
+    on_unreadable: str
+    follow_links: bool
+    targets: Any
+    held_out: str | None
+    selection: str
+    format_spread: Any
+    limit: int | None
+    logger: Any
+    output: StrPath
+    name: str | None
+    config: StrPath | None
+    resume: bool
+    quiet: bool
+
+class CocoopSettings(MethodSettings, total=False):
+    n_ctx: int | None
+    ctx_init: str | None
+    class_token_position: Literal['end', 'middle', 'front']
+    class_specific: bool
+    image_chunk: int | None
+
+class CocoopRun(RunSettings, CocoopSettings, total=False): ...
+
+class CoopSettings(MethodSettings, total=False):
+    n_ctx: int | None
+    ctx_init: str | None
+    class_token_position: Literal['end', 'middle', 'front']
+    class_specific: bool
+
+class CoopRun(RunSettings, CoopSettings, total=False): ...
+
+class CopromptSettings(MethodSettings, total=False):
+    n_ctx: int
+    ctx_init: str | None
+    depth: int
+    text_ratio: float
+    image_ratio: float
+    reduction: int
+
+class CopromptRun(RunSettings, CopromptSettings, total=False): ...
+
+class GdaSettings(MethodSettings, total=False):
+    alpha: float
+    fit_views: int
+    grid: dict[str, Any]
+
+class GdaRun(RunSettings, GdaSettings, total=False): ...
+
+class IvlpSettings(MethodSettings, total=False):
+    n_ctx: int
+    ctx_init: str | None
+    depth: int
+    vision_n_ctx: int
+    vision_depth: int
+
+class IvlpRun(RunSettings, IvlpSettings, total=False): ...
+
+class KgcoopSettings(MethodSettings, total=False):
+    n_ctx: int | None
+    ctx_init: str | None
+    class_token_position: Literal['end', 'middle', 'front']
+    class_specific: bool
+
+class KgcoopRun(RunSettings, KgcoopSettings, total=False): ...
+
+class MapleSettings(MethodSettings, total=False):
+    n_ctx: int
+    ctx_init: str | None
+    depth: int
+
+class MapleRun(RunSettings, MapleSettings, total=False): ...
+
+class MvlptSettings(MethodSettings, total=False):
+    variant: Literal['mcoop', 'mvpt', 'upt']
+    n_ctx: int
+    class_token_position: Literal['end', 'middle', 'front']
+    coupling_width: int
+    mixing: bool
+
+class MvlptRun(RunSettings, MvlptSettings, total=False): ...
+
+class PreSettings(MethodSettings, total=False):
+    n_ctx: int | None
+    ctx_init: str | None
+    class_token_position: Literal['end', 'middle', 'front']
+    class_specific: bool
+    encoder: Literal['lstm', 'mlp']
+    shared: bool
+
+class PreRun(RunSettings, PreSettings, total=False): ...
+
+class ProdaSettings(MethodSettings, total=False):
+    n_prompts: int
+    n_ctx: int
+    prompts_per_step: int
+
+class ProdaRun(RunSettings, ProdaSettings, total=False): ...
+
+class ProgradSettings(MethodSettings, total=False):
+    n_ctx: int | None
+    ctx_init: str | None
+    class_token_position: Literal['end', 'middle', 'front']
+    class_specific: bool
+
+class ProgradRun(RunSettings, ProgradSettings, total=False): ...
+
+class PromptsrcSettings(MethodSettings, total=False):
+    n_ctx: int
+    ctx_init: str | None
+    depth: int
+    vision_n_ctx: int
+    vision_depth: int
+
+class PromptsrcRun(RunSettings, PromptsrcSettings, total=False): ...
+
+class RestoreSettings(MethodSettings, total=False):
+    n_ctx: int
+    ctx_init: str | None
+    depth: int
+    text_ratio: float
+    image_ratio: float
+    grow_ratios: bool
+
+class RestoreRun(RunSettings, RestoreSettings, total=False): ...
+
+class TptSettings(MethodSettings, total=False):
+    n_ctx: int | None
+    ctx_init: str | None
+    class_token_position: Literal['end', 'middle', 'front']
+    class_specific: bool
+    n_views: int
+    fraction: float
+    steps_per_image: int
+    tuning_lr: float
+    tuning_decay: float
+
+class TptRun(RunSettings, TptSettings, total=False): ...
+
+class TransclipSettings(MethodSettings, total=False):
+    support: bool
+    text_weight: float
+    gamma: float
+    neighbours: int
+    temperature: float
+    confident: int
+    rounds: int
+    sweeps: int
+    grid: dict[str, Any]
+    as_published: bool
+
+class TransclipRun(RunSettings, TransclipSettings, total=False): ...
+
+class UplSettings(MethodSettings, total=False):
+    n_ctx: int | None
+    ctx_init: str | None
+    class_token_position: Literal['end', 'middle', 'front']
+    class_specific: bool
+    pseudo_shots: int
+    template: list[str] | None
+
+class UplRun(RunSettings, UplSettings, total=False): ...
+
+class VptSettings(MethodSettings, total=False):
+    n_ctx: int
+    depth: int
+    place: Literal['pre_ln', 'post_ln']
+    template: str
+
+class VptRun(RunSettings, VptSettings, total=False): ...
+
+class ZeroShotSettings(MethodSettings, total=False):
+    template: list[str] | None
+
+class ZeroShotRun(RunSettings, ZeroShotSettings, total=False): ...
+
+class SettingsDoNotFit:
+    """Nothing: the call raises, since a setting is not the method's or is of another type.
+
+    A dictionary that is handed in with ``**`` may be right all the same: annotate it as one of these classes, or as
+    ``dict[str, Any]``.
+    """
+
+@overload
+def create_learner(method: Literal['cocoop'], clip: FrozenCLIP, class_names: Sequence[str], *, templates: Sequence[str] = ..., seed: int = ..., shared_names: bool = ..., **settings: Unpack[CocoopSettings]) -> CoCoOp:
+    """CoOp with a context that is conditioned on the image."""
+
+@overload
+def create_learner(method: Literal['coop'], clip: FrozenCLIP, class_names: Sequence[str], *, templates: Sequence[str] = ..., seed: int = ..., shared_names: bool = ..., **settings: Unpack[CoopSettings]) -> CoOp:
+    """Context optimization: learnt words around the class name."""
+
+@overload
+def create_learner(method: Literal['coprompt'], clip: FrozenCLIP, class_names: Sequence[str], *, templates: Sequence[str] = ..., seed: int = ..., shared_names: bool = ..., **settings: Unpack[CopromptSettings]) -> CoPrompt:
+    """Coupled deep prompts and adapters, consistent with the frozen model on other inputs."""
+
+@overload
+def create_learner(method: Literal['gda'], clip: FrozenCLIP, class_names: Sequence[str], *, templates: Sequence[str] = ..., seed: int = ..., shared_names: bool = ..., **settings: Unpack[GdaSettings]) -> GDA:
+    """Gaussian discriminant analysis on image features, beside zero-shot CLIP."""
+
+@overload
+def create_learner(method: Literal['ivlp'], clip: FrozenCLIP, class_names: Sequence[str], *, templates: Sequence[str] = ..., seed: int = ..., shared_names: bool = ..., **settings: Unpack[IvlpSettings]) -> IVLP:
+    """Deep prompts in both towers, learnt independently."""
+
+@overload
+def create_learner(method: Literal['kgcoop'], clip: FrozenCLIP, class_names: Sequence[str], *, templates: Sequence[str] = ..., seed: int = ..., shared_names: bool = ..., **settings: Unpack[KgcoopSettings]) -> KgCoOp:
+    """CoOp held near the hand-written prompts."""
+
+@overload
+def create_learner(method: Literal['maple'], clip: FrozenCLIP, class_names: Sequence[str], *, templates: Sequence[str] = ..., seed: int = ..., shared_names: bool = ..., **settings: Unpack[MapleSettings]) -> MaPLe:
+    """Deep text prompts, and visual prompts coupled to them by linear maps."""
+
+@overload
+def create_learner(method: Literal['mvlpt'], clip: FrozenCLIP, class_names: Sequence[str], *, templates: Sequence[str] = ..., seed: int = ..., shared_names: bool = ..., **settings: Unpack[MvlptSettings]) -> MVLPT:
+    """Prompts for several tasks at once, to start other tasks from."""
+
+@overload
+def create_learner(method: Literal['pre'], clip: FrozenCLIP, class_names: Sequence[str], *, templates: Sequence[str] = ..., seed: int = ..., shared_names: bool = ..., **settings: Unpack[PreSettings]) -> PRE:
+    """CoOp with a context that an encoder reparameterizes while training."""
+
+@overload
+def create_learner(method: Literal['proda'], clip: FrozenCLIP, class_names: Sequence[str], *, templates: Sequence[str] = ..., seed: int = ..., shared_names: bool = ..., **settings: Unpack[ProdaSettings]) -> ProDA:
+    """A distribution of prompts."""
+
+@overload
+def create_learner(method: Literal['prograd'], clip: FrozenCLIP, class_names: Sequence[str], *, templates: Sequence[str] = ..., seed: int = ..., shared_names: bool = ..., **settings: Unpack[ProgradSettings]) -> ProGrad:
+    """CoOp whose gradient does not go against the zero-shot model."""
+
+@overload
+def create_learner(method: Literal['promptsrc'], clip: FrozenCLIP, class_names: Sequence[str], *, templates: Sequence[str] = ..., seed: int = ..., shared_names: bool = ..., **settings: Unpack[PromptsrcSettings]) -> PromptSRC:
+    """Independent deep prompts, held near the frozen model in features, logits and over time."""
+
+@overload
+def create_learner(method: Literal['restore'], clip: FrozenCLIP, class_names: Sequence[str], *, templates: Sequence[str] = ..., seed: int = ..., shared_names: bool = ..., **settings: Unpack[RestoreSettings]) -> RESTORE:
+    """Coupled deep prompts whose shift stays alike in both modalities."""
+
+@overload
+def create_learner(method: Literal['tpt'], clip: FrozenCLIP, class_names: Sequence[str], *, templates: Sequence[str] = ..., seed: int = ..., shared_names: bool = ..., **settings: Unpack[TptSettings]) -> TPT:
+    """A context that is tuned on each test image by itself."""
+
+@overload
+def create_learner(method: Literal['transclip'], clip: FrozenCLIP, class_names: Sequence[str], *, templates: Sequence[str] = ..., seed: int = ..., shared_names: bool = ..., **settings: Unpack[TransclipSettings]) -> TransCLIP:
+    """Test images assigned to classes jointly: by text, by Gaussians and by their neighbours."""
+
+@overload
+def create_learner(method: Literal['upl'], clip: FrozenCLIP, class_names: Sequence[str], *, templates: Sequence[str] = ..., seed: int = ..., shared_names: bool = ..., **settings: Unpack[UplSettings]) -> UPL:
+    """CoOp on pseudo-labels of the images that zero-shot CLIP is surest of."""
+
+@overload
+def create_learner(method: Literal['vpt'], clip: FrozenCLIP, class_names: Sequence[str], *, templates: Sequence[str] = ..., seed: int = ..., shared_names: bool = ..., **settings: Unpack[VptSettings]) -> VPT:
+    """Visual prompt tuning: learnt tokens beside the image patches."""
+
+@overload
+def create_learner(method: Literal['zero_shot'], clip: FrozenCLIP, class_names: Sequence[str], *, templates: Sequence[str] = ..., seed: int = ..., shared_names: bool = ..., **settings: Unpack[ZeroShotSettings]) -> ZeroShot:
+    """CLIP's zero-shot classifier, with one template or an ensemble of them."""
+
+@overload
+def create_learner(method: Known, clip: FrozenCLIP, class_names: Sequence[str], *, templates: Sequence[str] = ..., seed: int = ..., shared_names: bool = ..., **settings: Any) -> SettingsDoNotFit: ...
+
+@overload
+def create_learner(method: str, clip: FrozenCLIP, class_names: Sequence[str], *, templates: Sequence[str] = ..., seed: int = ..., shared_names: bool = ..., **settings: Any) -> PromptLearner: ...
+
+@overload
+def run(*, method: Literal['cocoop'], clip: FrozenCLIP | None = ..., **settings: Unpack[CocoopRun]) -> Result:
+    """CoOp with a context that is conditioned on the image."""
+
+@overload
+def run(*, method: Literal['coop'] = ..., clip: FrozenCLIP | None = ..., **settings: Unpack[CoopRun]) -> Result:
+    """Context optimization: learnt words around the class name."""
+
+@overload
+def run(*, method: Literal['coprompt'], clip: FrozenCLIP | None = ..., **settings: Unpack[CopromptRun]) -> Result:
+    """Coupled deep prompts and adapters, consistent with the frozen model on other inputs."""
+
+@overload
+def run(*, method: Literal['gda'], clip: FrozenCLIP | None = ..., **settings: Unpack[GdaRun]) -> Result:
+    """Gaussian discriminant analysis on image features, beside zero-shot CLIP."""
+
+@overload
+def run(*, method: Literal['ivlp'], clip: FrozenCLIP | None = ..., **settings: Unpack[IvlpRun]) -> Result:
+    """Deep prompts in both towers, learnt independently."""
+
+@overload
+def run(*, method: Literal['kgcoop'], clip: FrozenCLIP | None = ..., **settings: Unpack[KgcoopRun]) -> Result:
+    """CoOp held near the hand-written prompts."""
+
+@overload
+def run(*, method: Literal['maple'], clip: FrozenCLIP | None = ..., **settings: Unpack[MapleRun]) -> Result:
+    """Deep text prompts, and visual prompts coupled to them by linear maps."""
+
+@overload
+def run(*, method: Literal['mvlpt'], clip: FrozenCLIP | None = ..., **settings: Unpack[MvlptRun]) -> Result:
+    """Prompts for several tasks at once, to start other tasks from."""
+
+@overload
+def run(*, method: Literal['pre'], clip: FrozenCLIP | None = ..., **settings: Unpack[PreRun]) -> Result:
+    """CoOp with a context that an encoder reparameterizes while training."""
+
+@overload
+def run(*, method: Literal['proda'], clip: FrozenCLIP | None = ..., **settings: Unpack[ProdaRun]) -> Result:
+    """A distribution of prompts."""
+
+@overload
+def run(*, method: Literal['prograd'], clip: FrozenCLIP | None = ..., **settings: Unpack[ProgradRun]) -> Result:
+    """CoOp whose gradient does not go against the zero-shot model."""
+
+@overload
+def run(*, method: Literal['promptsrc'], clip: FrozenCLIP | None = ..., **settings: Unpack[PromptsrcRun]) -> Result:
+    """Independent deep prompts, held near the frozen model in features, logits and over time."""
+
+@overload
+def run(*, method: Literal['restore'], clip: FrozenCLIP | None = ..., **settings: Unpack[RestoreRun]) -> Result:
+    """Coupled deep prompts whose shift stays alike in both modalities."""
+
+@overload
+def run(*, method: Literal['tpt'], clip: FrozenCLIP | None = ..., **settings: Unpack[TptRun]) -> Result:
+    """A context that is tuned on each test image by itself."""
+
+@overload
+def run(*, method: Literal['transclip'], clip: FrozenCLIP | None = ..., **settings: Unpack[TransclipRun]) -> Result:
+    """Test images assigned to classes jointly: by text, by Gaussians and by their neighbours."""
+
+@overload
+def run(*, method: Literal['upl'], clip: FrozenCLIP | None = ..., **settings: Unpack[UplRun]) -> Result:
+    """CoOp on pseudo-labels of the images that zero-shot CLIP is surest of."""
+
+@overload
+def run(*, method: Literal['vpt'], clip: FrozenCLIP | None = ..., **settings: Unpack[VptRun]) -> Result:
+    """Visual prompt tuning: learnt tokens beside the image patches."""
+
+@overload
+def run(*, method: Literal['zero_shot'], clip: FrozenCLIP | None = ..., **settings: Unpack[ZeroShotRun]) -> Result:
+    """CLIP's zero-shot classifier, with one template or an ensemble of them."""
+
+@overload
+def run(*, method: Known, clip: FrozenCLIP | None = ..., **settings: Any) -> SettingsDoNotFit: ...
+
+@overload
+def run(*, method: str, clip: FrozenCLIP | None = ..., **settings: Any) -> Result: ...
+
+@overload
+def run(*, config: StrPath, clip: FrozenCLIP | None = ..., **settings: Any) -> Result: ...
