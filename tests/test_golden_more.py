@@ -15,8 +15,11 @@ from torch import Tensor
 
 from vlprompt import FrozenCLIP, create_learner
 from vlprompt.data import FeatureBank
-from vlprompt.methods import tpt as tpt_module
-from vlprompt.methods.heads.gda import fit_gaussians
+from vlprompt.learner.selection import Selection
+from vlprompt.methods.heads import gda as gda_module
+from vlprompt.methods.heads.gaussians import fit_gaussians, nearest_samples, synthesise
+from vlprompt.methods.heads.lp_plus_plus import StepSizes
+from vlprompt.methods.test_time import tpt as tpt_module
 from vlprompt.methods.test_time.tpt import entropy_of_mean, surest_views
 from vlprompt.methods.unlabelled.upl import surest_of_each_class
 from vlprompt.testing import small_clip
@@ -49,6 +52,15 @@ def clip_of(width: int, logit_scale: float) -> FrozenCLIP:
     return FrozenCLIP(model, small_clip().tokenizer, device="cpu")
 
 
+def given(features: Tensor, labels: Tensor) -> SimpleNamespace:
+    """A feed of features in hand (V, N, D), which are asked for in as many views, and that chooses nothing."""
+
+    def bank(source: str = "labelled", *, views: int = 1, clip: FrozenCLIP | None = None) -> FeatureBank | None:
+        return FeatureBank(features, labels) if views == len(features) else None
+
+    return SimpleNamespace(bank=bank, selection=Selection())
+
+
 def entropies(logits: Tensor) -> Tensor:
     """Entropy of each row."""
     return torch.stack([entropy_of_mean(row[None]) for row in logits])
@@ -63,18 +75,69 @@ def gda_fewshot(case: Case, clip: FrozenCLIP, monkeypatch: pytest.MonkeyPatch) -
     for ours, theirs in (("means", "class_means"), ("precision", "precision"), ("w", "w"), ("b", "b")):
         close(getattr(found, ours), t[theirs], theirs)
 
-    bank = FeatureBank(features, labels)
-    feed = SimpleNamespace(
-        bank=lambda source="labelled", *, views=1, clip=None: bank if views == len(features) else None
-    )
     clip = clip_of(facts["width"], facts["logit_scale"])
     names = [f"class {i}" for i in range(facts["n_classes"])]
     for alpha in facts["alphas"]:
         learner = create_learner("gda", clip, names, alpha=alpha, fit_views=len(features)).eval()
-        learner.learn(feed, None)
+        learner.learn(given(features, labels), None)
         # with the text features of the case in place of this CLIP's own
         monkeypatch.setattr(learner, "encode_text", lambda v=None: t["text_weights"])
         close(learner.classify(t["test_features"]), t[f"logits_alpha_{alpha:g}"], f"alpha={alpha}", atol=1e-4)
+
+
+@check
+def gda_base_to_new(case: Case, clip: FrozenCLIP, monkeypatch: pytest.MonkeyPatch) -> None:
+    facts, t = case.facts["parameters"], case.tensors
+    features, labels = t["train_features_raw"], t["train_labels"]
+    base = fit_gaussians(features, labels, facts["n_base"], shrinkage=False)
+    close(base.means, t["base_means"], "base_means")
+    alike(base.precision.float(), t["base_precision"], "base_precision")
+    samples = F.normalize(features.flatten(0, 1), dim=-1)
+    assert torch.equal(nearest_samples(samples, t["text_weights_new"], facts["neighbours"]), t["neighbour_index"])
+    new = synthesise(samples, t["text_weights_new"], facts["neighbours"], facts["text_copies"])
+    for ours, theirs in (("means", "new_means"), ("precision", "new_precision"), ("w", "w_new"), ("b", "b_new")):
+        close(getattr(new, ours), t[theirs], theirs)
+
+    monkeypatch.setattr(gda_module, "PUBLISHED_WIDTH", facts["width"])  # as in the fixture
+    clip = clip_of(facts["width"], facts["logit_scale"])
+    halves = {half: [f"{half} {i}" for i in range(facts[f"n_{half}"])] for half in ("base", "new")}
+    settings = {"synthesise": True, "as_published": True, "fit_views": len(features)}
+    settings |= {key: facts[key] for key in ("neighbours", "text_copies")}
+    for alpha in facts["alphas"]:
+        learner = create_learner("gda", clip, halves["base"], alpha=alpha, **settings).eval()
+        texts = {"base": t["text_weights_base"], "new": t["text_weights_new"]}
+        monkeypatch.setattr(
+            learner, "encode_text", lambda v=None, x=learner, by=texts: by[x.class_names[0].partition(" ")[0]]
+        )
+        learner.learn(given(features, labels), None)
+        for half, names in halves.items():
+            learner.set_class_names(names)
+            ours, theirs = learner.classify(t[f"test_features_{half}"]), t[f"{half}_logits_alpha_{alpha:g}"]
+            close(ours, theirs, f"{half}, alpha={alpha}", atol=1e-4)
+
+
+@check
+def lp_plus_plus(case: Case, clip: FrozenCLIP, monkeypatch: pytest.MonkeyPatch) -> None:
+    facts, t = case.facts["parameters"], case.tensors
+    v, labels = F.normalize(t["train_features_raw"], dim=-1), t["train_labels"]
+    sizes = StepSizes.of(v, labels, t["text_weights"])
+    found = torch.tensor([sizes.w, sizes.alpha, sizes.start])
+    close(found, torch.tensor([facts[key] for key in ("lr_w", "lr_alpha", "alpha_init")]), "step sizes")
+    names = [f"class {i}" for i in range(facts["n_classes"])]
+    settings = {"full_steps": facts["steps"], "heavy_ball": facts["momentum"], "alpha_every": facts["alpha_every"]}
+    clip = clip_of(facts["width"], 100.0)
+    learner = create_learner("lp_plus_plus", clip, names, as_published=True, **settings).eval()
+    monkeypatch.setattr(learner, "encode_text", lambda v=None: t["text_weights"])
+    learner.b.copy_(t["b_init"])
+    states, losses = zip(*learner.steps(v, labels, t["text_weights"]), strict=True)
+    close(torch.tensor(losses), torch.tensor(facts["losses"]), "losses")
+    for name, tensor in t.items():
+        if name.startswith("alpha_after_"):
+            close(states[int(name.rpartition("_")[2]) - 1][2], tensor, name)
+    learner.learn(given(t["train_features_raw"][None], labels), None)
+    close(learner.w, t["w_final"], "w_final")
+    close(learner.b, t["b_final"], "b_final")
+    close(learner.classify(t["test_features"]), t["test_logits"], "test_logits", atol=1e-4)
 
 
 @check

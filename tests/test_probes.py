@@ -1,4 +1,4 @@
-"""What GDA, UPL and TPT promise beyond their authors' numbers: a head, a pool, and a test image at a time."""
+"""What UPL and TPT promise beyond their authors' numbers: a pool, and a test image at a time."""
 
 from __future__ import annotations
 
@@ -8,19 +8,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
-from vlprompt import PromptClassifier, VlpromptError, load_learner, load_split, run
+from vlprompt import PromptClassifier, load_learner, load_split, run
 from vlprompt.cli.predict import main as predict
 from vlprompt.clip.edits import FullLength
 from vlprompt.data.splits import DatasetSplits
 from vlprompt.evaluation import score
 from vlprompt.evaluation.prediction import image_logits
-from vlprompt.methods.heads.gda import fit_gaussians
 from vlprompt.methods.test_time.tpt import entropy_of_mean, surest_views
 from vlprompt.methods.unlabelled.upl import surest_of_each_class
-from vlprompt.testing import NAMES, logits_of, make, small_clip, toy_batch
+from vlprompt.testing import NAMES, make, small_clip, toy_batch
 
 
 def few(train: int = 20, test: int = 12, name: str = "digits") -> DatasetSplits:
@@ -29,81 +28,6 @@ def few(train: int = 20, test: int = 12, name: str = "digits") -> DatasetSplits:
     parts = {"train": train, "test": test}
     kept = {part: getattr(whole, part)[:: len(getattr(whole, part)) // n][:n] for part, n in parts.items()}
     return replace(whole, name=name, val=(), **kept)
-
-
-# GDA
-
-
-def samples(views: int = 3, images: int = 15, classes: int = 5, width: int = 64) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    labels = torch.arange(images) % classes
-    return torch.randn(views, images, width, generator=generator) + torch.eye(classes, width)[labels] * 3, labels
-
-
-class Bank:
-    """A feed that has features in hand."""
-
-    def __init__(self, features: Tensor, labels: Tensor):
-        self.features, self.labels = features, labels
-
-    def bank(self, views: int) -> Bank:
-        return self
-
-
-def fitted(features: Tensor, labels: Tensor, **settings):
-    learner = make("gda", **settings)
-    learner.learn(Bank(features, labels), None)
-    return learner.eval()
-
-
-def test_gda_without_its_gaussians_is_zero_shot() -> None:
-    assert torch.equal(logits_of(fitted(*samples(), alpha=0.0)), logits_of(make("zero_shot")))
-    assert not torch.allclose(logits_of(fitted(*samples())), logits_of(make("zero_shot")), atol=1e-2)
-
-
-def test_gda_does_not_look_at_the_order_of_classes_or_images() -> None:
-    features, labels = samples()
-    found, order = fit_gaussians(features, labels, 5), torch.tensor([3, 0, 4, 1, 2])
-    moved = fit_gaussians(features, order.argsort()[labels], 5)  # class order[i] is now class i
-    for ours, theirs in ((moved.means, found.means), (moved.w, found.w), (moved.b, found.b)):
-        torch.testing.assert_close(ours, theirs[order])
-    torch.testing.assert_close(moved.precision, found.precision)
-    shuffled = torch.randperm(15, generator=torch.Generator().manual_seed(1))
-    torch.testing.assert_close(fit_gaussians(features[:, shuffled], labels[shuffled], 5).w, found.w)
-
-
-def test_gda_learns_from_one_image_a_class() -> None:
-    features, labels = samples(views=4, images=5)
-    learner = fitted(features, labels)
-    assert torch.equal(learner.classify(features[0]).argmax(dim=1), labels)
-    alone = fit_gaussians(features[:1], labels, 5)  # which have no spread at all
-    assert all(part.isfinite().all() for part in (alone.means, alone.w, alone.b))
-
-
-def test_images_that_come_twice_leave_gdas_means() -> None:
-    features, labels = samples()
-    once, twice = fit_gaussians(features, labels, 5), fit_gaussians(features.repeat(1, 2, 1), labels.repeat(2), 5)
-    torch.testing.assert_close(twice.means, once.means)
-
-
-def test_gda_needs_an_image_of_each_class() -> None:
-    features, labels = samples()
-    with pytest.raises(VlpromptError, match="gda needs an image of each class, and label 2 has none"):
-        fit_gaussians(features[:, labels != 2], labels[labels != 2], 5)
-
-
-def test_a_fitted_gda_is_saved_with_all_that_it_scores_with(tmp_path: Path) -> None:
-    learner = fitted(*samples())
-    folder = learner.save_pretrained(tmp_path / "learner")
-    again = load_learner(folder, clip=small_clip())
-    assert torch.equal(logits_of(again), logits_of(learner))
-    with pytest.raises(VlpromptError, match="bound to the classes"):
-        again.set_class_names(["okapi", "tapir"])
-    odd = tmp_path / "odd.safetensors"
-    save_file(learner.state_dict() | {"w": torch.zeros(4, 64)}, odd)
-    with pytest.raises(VlpromptError, match=r"w is \(4, 64\), \(5, 64\) is expected") as error:
-        make("gda", init_from=str(odd))
-    assert "\n" not in str(error.value)
 
 
 # UPL

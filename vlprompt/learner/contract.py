@@ -145,6 +145,16 @@ class PromptLearner(nn.Module):
         """Logits (B, C) of image features v (B, D) and class features t as ``text_features`` gives them."""
         return self.clip.similarity(v, t)
 
+    def linear_head(self, t: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Weights (C, D) and biases (C,) with which v·weightsᵀ + biases are the logits, for exports; None if none are.
+
+        Args:
+            t: class features as ``text_features`` gives them.
+        """
+        if self.facts.head or self.facts.classifier == "per_image":
+            return None
+        return self.clip.logit_scale * t, t.new_full((len(t),), self.clip.logit_bias)
+
     def learn(self, feed: Feed, train: Train) -> None:
         """Learn from a feed: by the loop, over its labelled images, unless a method fits itself otherwise.
 

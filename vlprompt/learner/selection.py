@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -31,8 +32,10 @@ SELECTIONS = (FIXED, FEWSHOT_VAL, PAPER)
 OTHER_NAMES = {"fixed": FIXED}  # what a head calls it, which has no epochs of which one is the last
 SEEN = {"val": "few-shot val", "whole_val": "whole val", "test": "test"}  # how a source is named for readers
 TIES = "of points that are right equally often the first in the grid's order, its last setting varying fastest"
+LATER_STEP = "of steps that are right equally often the last"
 BUDGET = 2**24  # logits that are held at once, 64 MB
 
+State = TypeVar("State")
 Point = dict[str, float]
 Values = Mapping[str, Tensor]  # a column (P, 1, 1) for each setting of P points
 Scorer = Callable[[Sequence[Point], Tensor, Tensor], Sequence[int]]  # points, v (N, D), y (N,) -> images right of each
@@ -47,17 +50,19 @@ class Search:
         n_images: of it.
         points: every point in the grid's order, with its ``accuracy`` in percent.
         chosen: the settings that were taken.
+        ties: the rule among equals.
     """
 
     on: str
     n_images: int
     points: list[dict[str, float]]
     chosen: Point
+    ties: str = TIES
 
     def summary(self) -> dict[str, Any]:
         """The choice in a few fields, for a result."""
         found = {"points": len(self.points), "chosen": self.chosen, "accuracy": max(p["accuracy"] for p in self.points)}
-        return {"on": self.on, "images": self.n_images, **found, "ties": TIES}
+        return {"on": self.on, "images": self.n_images, **found, "ties": self.ties}
 
 
 @dataclass(frozen=True)
@@ -206,10 +211,7 @@ def choose(learner: PromptLearner, feed: Feed, score: Scorer) -> Point:
     source = feed.selection.settings if grid else None
     if source is None:
         return {}
-    points, bank = grid_points(grid), feed.bank(source)
-    v, y = F.normalize(bank.features[0], dim=-1), bank.labels
-    if y is None:
-        raise VlpromptError("settings are chosen on labelled images, and these have no labels")
+    points, (v, y) = grid_points(grid), _held_out(feed, source)
     with torch.no_grad():
         right = list(score(points, v, y))
     chosen = points[right.index(max(right))]  # the first of equals, see TIES
@@ -254,3 +256,35 @@ def refitted(fit: Callable[[Point], Callable[[Tensor], Tensor]]) -> Scorer:
         return [int((fit(point)(v).argmax(dim=-1) == y).sum()) for point in points]
 
     return score
+
+
+def best_step(feed: Feed, states: Iterable[State], logits: Callable[[Tensor, State], Tensor]) -> State:
+    """The last of a head's states while it is fitted, or the one that is right most often where epochs are chosen.
+
+    The later of equals is taken, as among the epochs of a training loop.
+
+    Args:
+        feed: says what is chosen on, and keeps the record of all steps.
+        states: one a step, one at least.
+        logits: (N, C) of normalised image features v (N, D) with a state.
+    """
+    source = feed.selection.epoch
+    if source is None:
+        return deque(states, maxlen=1)[0]
+    v, y = _held_out(feed, source)
+    right, best = [], None
+    for state in states:
+        right.append(int((logits(v, state).argmax(dim=-1) == y).sum()))
+        best = state if best is None or right[-1] >= max(right) else best
+    tried = [{"step": step, "accuracy": 100 * n / len(y)} for step, n in enumerate(right, start=1)]
+    chosen = len(right) - right[::-1].index(max(right))
+    feed.selection.searches.append(Search(source, len(y), tried, {"step": chosen}, LATER_STEP))
+    return cast(State, best)
+
+
+def _held_out(feed: Feed, source: Source) -> tuple[Tensor, Tensor]:
+    """Normalised features (N, D) and labels (N,) of what is chosen on."""
+    bank = feed.bank(source)
+    if bank.labels is None:
+        raise VlpromptError("settings are chosen on labelled images, and these have no labels")
+    return F.normalize(bank.features[0], dim=-1), bank.labels

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -62,15 +63,17 @@ def check_form(to: str) -> None:
 
 
 def export_matrix(learner: PromptLearner, path: Path) -> Path:
-    """Write the zero-shot head as safetensors: ``weight`` (C, D), ``logit_scale`` (), ``logit_bias`` ().
+    """Write a linear head as safetensors: ``weight`` (C, D), ``logit_scale`` (), ``logit_bias`` () or, of a head, (C,).
 
     ``logit_scale * normalise(image_features) @ weight.T + logit_bias`` are the logits, with the backbone's own image
     features where the learner leaves the image tower alone, as the JSON file beside says.
     """
+    scale, linear = learner.clip.logit_scale, _linear_head(learner)
+    weight, bias = (linear[0] / scale, linear[1]) if linear else (learner.classifier_matrix(), learner.clip.logit_bias)
     tensors = {
-        "weight": finite(learner.classifier_matrix(), learner).contiguous(),
-        "logit_scale": torch.tensor(learner.clip.logit_scale),
-        "logit_bias": torch.tensor(learner.clip.logit_bias),
+        "weight": finite(weight, learner).contiguous(),
+        "logit_scale": torch.tensor(scale),
+        "logit_bias": torch.as_tensor(bias),
     }
     facts = describe(learner)
     with atomic_write(path) as temporary:
@@ -124,6 +127,12 @@ FORMATS: dict[str, Callable[[PromptLearner, Path], Path]] = {
 SUFFIXES = {"matrix": ".safetensors", "torch": ".pt2", "onnx": ".onnx", "openclip": ""}
 
 
+def _linear_head(learner: PromptLearner) -> tuple[Tensor, Tensor] | None:
+    """Weights and biases of a head that is linear in the image features; None of all others."""
+    with torch.no_grad():
+        return learner.linear_head(learner.text_features()) if learner.facts.head else None
+
+
 def describe(learner: PromptLearner) -> dict[str, Any]:
     """What a user of an export must know: classes in order, how images are made ready, whose features are scored."""
     clip = learner.clip
@@ -155,12 +164,18 @@ class _Graph(nn.Module):
         self.learner = learner
         # the frozen parts that the computation goes through, so that their weights are found
         self.frozen = learner.clip.model if _per_image(learner) else learner.clip.visual.module
-        if not _per_image(learner):
+        linear = _linear_head(learner)
+        if linear:
+            self.register_buffer("weight", linear[0].detach())
+            self.register_buffer("bias", linear[1].detach())
+        elif not _per_image(learner):
             self.register_buffer("weight", learner.text_features().detach())
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (B, C) of images (B, 3, H, W)."""
         features = self.learner.image_features(images)
+        if hasattr(self, "bias"):
+            return F.linear(features, self.weight, self.bias)
         if _per_image(self.learner):
             return self.learner.classify(features)
         return self.learner.score(features, self.weight)

@@ -221,7 +221,7 @@ def adapt_depths(learning: Learning, clip: FrozenCLIP) -> dict[str, int]:
         ("depth", ("text",) if "vision_depth" in settings else trains),
         ("vision_depth", ("vision",)),
     ):
-        most = min((layers[tower] for tower in towers), default=0)
+        most = min((layers[tower] for tower in towers if tower in layers), default=0)
         # a tower without layers takes no prompts at all, which the learner says better
         if key in settings and key not in learning.given and 0 < most < settings[key]:
             adapted[key] = most

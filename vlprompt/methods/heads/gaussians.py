@@ -1,0 +1,142 @@
+"""Gaussians of one covariance over classes of features: fitted to labels or to probabilities, or made of neighbours.
+
+In float64 throughout, since a precision is an inverse; what is handed out is fp32. Samples are read a view at a time.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vlprompt.errors import VlpromptError
+
+
+@dataclass(frozen=True)
+class Gaussians:
+    """Gaussians of one covariance, and their discriminant f·w_c + b_c with equal priors.
+
+    Attributes:
+        means: μ_c (C, D), not normalised, in float64.
+        precision: P (D, D), in float64.
+    """
+
+    means: Tensor
+    precision: Tensor
+
+    @property
+    def w(self) -> Tensor:
+        """P μ_c (C, D)."""
+        return (self.means @ self.precision).float()
+
+    @property
+    def b(self) -> Tensor:
+        """log(1/C) - ½ μ_cᵀ P μ_c (C,)."""
+        return (-math.log(len(self.means)) - 0.5 * (self.means @ self.precision * self.means).sum(dim=1)).float()
+
+
+def fit_gaussians(features: Tensor, labels: Tensor, n_classes: int, shrinkage: bool = True) -> Gaussians:
+    """Fit a Gaussian to each class, §3 of the paper; classes may have any numbers of samples.
+
+    Args:
+        features: (V, N, D) views of N images; each view is normalised and is a sample. A single sample a class has no
+            spread: P is then 0, and zero-shot's classifier stands alone.
+        labels: (N,), one at least of each class.
+        n_classes: C.
+        shrinkage: take the precision of Kubokawa and Srivastava, ``shrunk``, of the covariance of all samples around
+            their class means; otherwise the plain inverse of the mean of the classes' own covariances.
+
+    Raises:
+        VlpromptError: a class has no sample, or the matrix cannot be inverted.
+    """
+    counts = len(features) * torch.bincount(labels, minlength=n_classes).double()
+    if not counts.all():
+        raise VlpromptError(f"gda needs an image of each class, and label {int((counts == 0).nonzero()[0])} has none")
+    width = features.shape[2]
+    means = counts.new_zeros(n_classes, width)
+    for x in _views(features):
+        means.index_add_(0, labels, x)
+    means /= counts.unsqueeze(1)
+    # each sample's share of the covariance: 1 in a scatter matrix, or 1/(n_c - 1) of its class's
+    shares = torch.ones_like(counts) if shrinkage else 1 / (n_classes * (counts - 1).clamp_min(1))
+    scatter = counts.new_zeros(width, width)
+    for x in _views(features):
+        centred = x - means[labels]  # (N, D)
+        scatter += centred.T @ (shares[labels].unsqueeze(1) * centred)
+    return Gaussians(means, shrunk(scatter, int(counts.sum())) if shrinkage else _inverse(scatter))
+
+
+def fit_soft_gaussians(x: Tensor, weights: Tensor) -> Gaussians:
+    """Fit Gaussians to samples that belong to each class in part: the M-step, with a shrunk precision.
+
+    The covariance is the mean of the classes' own, Σ = 1/C Σ_c Σ_i γ_ic (x_i - μ_c)(x_i - μ_c)ᵀ / Σ_i γ_ic.
+
+    Args:
+        x: normalised features (N, D).
+        weights: γ (N, C), how much of each sample is of each class.
+    """
+    x, gamma = x.double(), weights.double()
+    gamma = gamma / gamma.sum(dim=0).clamp_min(torch.finfo(gamma.dtype).tiny)  # of each class sums to 1
+    means = gamma.T @ x
+    covariance = (x.T @ (gamma.sum(dim=1, keepdim=True) * x) - means.T @ means) / gamma.shape[1]
+    return Gaussians(means, shrunk((len(x) - 1) * covariance, len(x)))
+
+
+def shrunk(scatter: Tensor, n: int) -> Tensor:
+    """The precision of Kubokawa and Srivastava (D, D): D·pinv((n-1)·Σ + tr(Σ)·I), of the scatter matrix (n-1)·Σ."""
+    eye = torch.eye(len(scatter), dtype=scatter.dtype, device=scatter.device)
+    return len(scatter) * _inverse(scatter + scatter.trace() / max(1, n - 1) * eye)
+
+
+def nearest_samples(samples: Tensor, text: Tensor, neighbours: int) -> Tensor:
+    """Rows (C, k) of the samples (M, D) nearest to each class's text feature (C, D) by inner product, best first."""
+    k = min(neighbours, len(samples))
+    some = text.split(max(1, 2**24 // len(samples)))
+    return torch.cat([(part @ samples.T).topk(k, dim=1).indices for part in some])
+
+
+def synthesise(samples: Tensor, text: Tensor, neighbours: int, text_copies: int, width: int | None = None) -> Gaussians:
+    """Gaussians of classes without images, of the training samples nearest to their text features, §3.3.
+
+    The mean is over the neighbours and copies of the text feature. The spread is taken around the text feature; each
+    class's precision is a shrunk one, of a matrix of rank k beside a multiple of the identity, so that it costs the
+    inverse of a (k, k) matrix; P is their mean.
+
+    Args:
+        samples: normalised training features of other classes (M, D).
+        text: normalised text features of the new classes (C, D).
+        neighbours: k.
+        text_copies: how often the text feature counts in the mean.
+        width: the number that stands for D in the precision; by default D.
+    """
+    index, d = nearest_samples(samples, text, neighbours), samples.shape[1]
+    k, text = index.shape[1], text.double()
+    means, precision = [], text.new_zeros(d, d)
+    eye, small = (torch.eye(size, dtype=text.dtype, device=text.device) for size in (d, k))
+    for rows, t in zip(index, text, strict=True):
+        near = samples[rows].double()  # (k, D)
+        means.append((near.sum(dim=0) + text_copies * t) / (k + text_copies))
+        u = near - t
+        ridge = u.square().sum() / max(1, k - 1)  # tr(Σ)
+        if ridge == 0:
+            raise VlpromptError("gda finds no spread of training features around a new class's text feature")
+        # Woodbury: (λI + uᵀu)⁻¹ = (I - uᵀ(λI + uuᵀ)⁻¹u) / λ
+        precision += (eye - u.T @ torch.linalg.solve(ridge * small + u @ u.T, u)) / ridge
+    return Gaussians(torch.stack(means), (width or d) * precision / len(text))
+
+
+def _views(features: Tensor) -> Iterator[Tensor]:
+    """Each view's normalised features (N, D), in float64."""
+    return (F.normalize(view.double(), dim=-1) for view in features)
+
+
+def _inverse(matrix: Tensor) -> Tensor:
+    try:
+        inverse: Tensor = torch.linalg.pinv(matrix, hermitian=True)
+    except RuntimeError as error:  # torch's LinAlgError among them
+        raise VlpromptError(f"gda cannot invert the covariance of these features (pinv): {error}") from error
+    return inverse

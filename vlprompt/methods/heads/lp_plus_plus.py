@@ -1,0 +1,153 @@
+"""LP++: a surprisingly strong linear probe for few-shot CLIP (Huang et al., CVPR 2024, arXiv:2404.02285).
+
+Trained, on all features in each step: class weights W from the sum of a class's features on, biases b, and what each
+class's text counts, α; the logits are f·Wᵀ + b + α_c(f·t_c), without CLIP's scale. Step sizes follow from the features
+(the curvature of the cross-entropy is bounded), so that no learning rate is to be chosen.
+Protocols: few-shot, domain generalization. The last step is taken unless a selection chooses it (selection=fewshot_val;
+the authors choose it on as many validation images a class as there are shots, here at most four).
+Differs from the authors' code: fp32. In theirs α's gradient is never reset, so that each of its steps, one in ten, is
+along the sum of all gradients so far, and b starts at random (as_published=true); here α follows its present gradient,
+of which its step size is the bound, and b starts at zero. On the golden case logits differ by 0.4 and by 0.25 at most.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vlprompt.errors import VlpromptError
+from vlprompt.learner import PromptLearner, register
+from vlprompt.learner.learning import Feed, Train
+from vlprompt.learner.selection import best_step
+
+ALPHA_SCALE = 250.0
+State = tuple[Tensor, Tensor, Tensor]  # W (C, D), b (C,), α (C,)
+
+
+@dataclass(frozen=True)
+class StepSizes:
+    """Step sizes of W with b, and of α, and α's start, §4: of features v (N, D), labels (N,), text (C, D)."""
+
+    w: float
+    alpha: float
+    start: float
+
+    @classmethod
+    def of(cls, v: Tensor, labels: Tensor, text: Tensor) -> StepSizes:
+        """4N/λ_max(FᵀF), N/(4 max_c Σ_i (f_i·t_c)²), and 250 times the mean over classes of the mean of f_i·t_y."""
+        try:
+            largest = torch.linalg.eigvalsh((v.T @ v).double())[-1]
+        except RuntimeError as error:
+            raise VlpromptError(f"lp_plus_plus finds no eigenvalues of these features (eigvalsh): {error}") from error
+        own = (v * text[labels]).sum(dim=1)
+        count = torch.bincount(labels, minlength=len(text))
+        means = own.new_zeros(len(text)).index_add_(0, labels, own)[count > 0] / count[count > 0]
+        along = (v @ text.T).square().sum(dim=0).max()
+        return cls(float(4 * len(v) / largest), float(len(v) / (4 * along)), float(ALPHA_SCALE * means.mean()))
+
+
+@register(
+    "lp_plus_plus",
+    paper="arXiv:2404.02285",
+    trains=("head",),
+    new_classes=False,
+    head=True,
+    paper_settings="none",
+    paper_epoch="val",
+)
+class LPPlusPlus(PromptLearner):
+    """A linear probe on image features beside what each class's text counts."""
+
+    @dataclass
+    class Config(PromptLearner.Config):
+        """Settings.
+
+        Attributes:
+            full_steps: steps over all features.
+            heavy_ball: momentum of W and b.
+            alpha_every: steps from one of α to the next.
+            fit_views: views of each training image; 1 is the evaluation crop.
+            as_published: start b at random, and never reset α's gradient.
+        """
+
+        full_steps: int = 300
+        heavy_ball: float = 0.9
+        alpha_every: int = 10
+        fit_views: int = 1
+        as_published: bool = False
+
+    config: Config
+    w: Tensor
+    b: Tensor
+    alpha: Tensor
+
+    def setup(self) -> None:
+        """Make room for W (C, D), b (C,) and α (C,)."""
+        classes, width = len(self.class_names), self.clip.embed_dim
+        for name in ("full_steps", "alpha_every", "fit_views"):
+            if getattr(self.config, name) < 1:
+                raise VlpromptError(f"{name} must be at least 1, not {getattr(self.config, name)}")
+        drawn = nn.Linear(width, classes).bias.detach()
+        self.register_buffer("w", torch.zeros(classes, width))
+        self.register_buffer("b", drawn if self.config.as_published else torch.zeros(classes))
+        self.register_buffer("alpha", torch.full((classes,), self.clip.logit_scale))  # zero-shot, until it is fitted
+
+    @torch.no_grad()
+    def learn(self, feed: Feed, train: Train) -> None:
+        """Step over all features at once, and keep the last state or the one that a selection chooses."""
+        bank = feed.bank(views=self.config.fit_views)
+        assert bank.labels is not None
+        v, labels = F.normalize(bank.features.flatten(0, 1), dim=-1), bank.labels.repeat(bank.views)
+        t = self.text_features()
+        states: Iterator[State] = (state for state, _ in self.steps(v, labels, t))
+
+        def logits(held_out: Tensor, state: State) -> Tensor:
+            return _score(held_out, t, *state)
+
+        chosen: State = best_step(feed, states, logits)
+        for name, tensor in zip(("w", "b", "alpha"), chosen, strict=True):
+            self.get_buffer(name).copy_(tensor)
+
+    def steps(self, v: Tensor, labels: Tensor, t: Tensor) -> Iterator[tuple[State, float]]:
+        """The state after each step, with the loss before it; of features v (N, D) and text t (C, D), normalised."""
+        sizes, n, config = StepSizes.of(v, labels, t), len(v), self.config
+        s = v @ t.T  # (N, C)
+        w = v.new_zeros(self.w.shape).index_add_(0, labels, v)
+        b, alpha = self.b.clone(), torch.full_like(self.alpha, sizes.start)
+        of_w, of_b, of_alpha = torch.zeros_like(w), torch.zeros_like(b), torch.zeros_like(alpha)
+        rows = torch.arange(n, device=v.device)
+        for step in range(1, config.full_steps + 1):
+            log_p = torch.addmm(b, v, w.T).addcmul_(alpha, s).log_softmax(dim=1)
+            loss = -log_p[rows, labels].mean()
+            gradient = log_p.exp_()  # of the logits, p - y
+            gradient[rows, labels] -= 1
+            gradient /= n
+            of_w = config.heavy_ball * of_w + gradient.T @ v
+            of_b = config.heavy_ball * of_b + gradient.sum(dim=0)
+            w, b, turn = w - sizes.w * of_w, b - sizes.w * of_b, step % config.alpha_every == 0
+            if turn or config.as_published:
+                present = (gradient * s).sum(dim=0)
+                of_alpha = of_alpha + present if config.as_published else present
+            if turn:
+                alpha = alpha - sizes.alpha * of_alpha
+            yield (w, b, alpha), float(loss)
+
+    def encode_text(self, v: Tensor | None = None) -> Tensor:
+        """Zero-shot class features (C, D) over the dataset's templates."""
+        return self.frozen_text()
+
+    def linear_head(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Weights (C, D) and biases (C,) of f·(W + α t)ᵀ + b."""
+        return self.w + self.alpha.unsqueeze(1) * t, self.b
+
+    def score(self, v: Tensor, t: Tensor) -> Tensor:
+        """Logits (B, C): f·Wᵀ + b + α_c(f·t_c)."""
+        return _score(v, t, self.w, self.b, self.alpha)
+
+
+def _score(v: Tensor, t: Tensor, w: Tensor, b: Tensor, alpha: Tensor) -> Tensor:
+    return v @ w.T + b + alpha * (v @ t.T)
