@@ -11,6 +11,7 @@ from pathlib import Path
 
 from datasets_registry.card import Card
 from datasets_registry.readers.base import folders, images_below, on_disk, read_lines, readers, spaced_name
+from vlprompt.clip.openclip import IMAGENET_CLASSNAMES
 from vlprompt.data.splits import DatasetSplits, Item
 from vlprompt.errors import VlpromptError
 
@@ -55,11 +56,10 @@ def read_imagenet_subset(card: Card, folder: Path, variant: str) -> DatasetSplit
 @cache
 def imagenet_names() -> dict[str, str]:
     """Return id to class name of ImageNet's 1,000 classes in label order: OpenCLIP's names, which are CoOp's."""
-    import open_clip
     from timm.data import ImageNetInfo  # type: ignore[attr-defined]  # which does not say what it exports
 
     ids = ImageNetInfo().label_names()  # type: ignore[no-untyped-call]  # nor which types it has
-    return dict(zip(ids, open_clip.IMAGENET_CLASSNAMES, strict=True))
+    return dict(zip(ids, IMAGENET_CLASSNAMES, strict=True))
 
 
 def _class_names(card: Card, folder: Path) -> dict[str, str]:

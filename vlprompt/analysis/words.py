@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from open_clip import SimpleTokenizer
 from torch import Tensor
 
 from vlprompt.analysis.figures import FONT, GREY, new_figure, paper_figure
 from vlprompt.base.checks import checked
 from vlprompt.base.shown import figure_text
 from vlprompt.clip.frozen import FrozenCLIP
+from vlprompt.clip.openclip import SimpleTokenizer
 from vlprompt.errors import VlpromptError
 from vlprompt.learner.contract import PromptLearner
 from vlprompt.learner.prompts import TextPrompt

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import open_clip
 import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
@@ -19,6 +18,7 @@ from torchvision.datasets.folder import pil_loader
 from torchvision.transforms import InterpolationMode, v2
 
 from datasets_registry.catalog import load_split
+from vlprompt.clip.openclip import IMAGE_MEAN, IMAGE_STD
 from vlprompt.data import DatasetSplits, ImageItems, Item, check_items
 from vlprompt.data.loading import epoch_batches, eval_batches
 from vlprompt.data.splits import PARTS
@@ -34,8 +34,8 @@ class _Sizes:
     """What transforms read of a FrozenCLIP."""
 
     image_size: int
-    image_mean: tuple[float, ...] = open_clip.OPENAI_DATASET_MEAN
-    image_std: tuple[float, ...] = open_clip.OPENAI_DATASET_STD
+    image_mean: tuple[float, ...] = IMAGE_MEAN
+    image_std: tuple[float, ...] = IMAGE_STD
     interpolation: str = "bicubic"
     resize_mode: str = "shortest"
 

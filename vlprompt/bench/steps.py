@@ -19,13 +19,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from open_clip import IMAGENET_CLASSNAMES
 from torch.utils.flop_counter import FlopCounterMode
 
 from vlprompt.base.environment import process_peak
 from vlprompt.clip.edits import FullLength
 from vlprompt.clip.frozen import FrozenCLIP
 from vlprompt.clip.loading import TINY, load_clip
+from vlprompt.clip.openclip import IMAGENET_CLASSNAMES
 from vlprompt.data.splits import DEFAULT_TEMPLATE
 from vlprompt.errors import VlpromptError
 from vlprompt.learner.contract import PromptLearner

@@ -5,13 +5,13 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Callable, Sequence
 
-import open_clip
 from rich.table import Table
 
 from datasets_registry.catalog import dataset_info, list_datasets
 from vlprompt.base.reporter import make_console
 from vlprompt.cli._shared import check_keys, command, parse
 from vlprompt.clip.loading import TINY
+from vlprompt.clip.openclip import list_models, pretrained_tags
 from vlprompt.errors import VlpromptError, nearest
 from vlprompt.evaluation.protocols import PROTOCOLS
 from vlprompt.learner.registration import METHODS
@@ -38,7 +38,7 @@ def protocols(pattern: str) -> Lines:
 
 def backbones(pattern: str) -> Lines:
     """Name and pretrained tags of each backbone."""
-    tags = {name: ", ".join(open_clip.list_pretrained_tags_by_model(name)) for name in open_clip.list_models()}
+    tags = {name: ", ".join(pretrained_tags(name)) for name in list_models()}
     every = {TINY: "embedded", **tags}
     return [(name, every[name] or "no published weights") for name in fnmatch.filter(every, pattern)]
 

@@ -10,6 +10,7 @@ from typing import Protocol
 
 from vlprompt.base.checks import check_templates
 from vlprompt.base.files import read_text, text_lines
+from vlprompt.clip.openclip import OPENAI_IMAGENET_TEMPLATES
 from vlprompt.errors import VlpromptError, nearest
 
 # the seven that CLIP's authors kept of their eighty for ImageNet, in CoOp's order
@@ -28,9 +29,7 @@ TEMPLATE_SETS = ("hand", "imagenet7", "imagenet80")
 @cache
 def imagenet80() -> tuple[str, ...]:
     """CLIP's eighty templates for ImageNet, as OpenCLIP has them."""
-    import open_clip
-
-    return tuple(template("{}") for template in open_clip.OPENAI_IMAGENET_TEMPLATES)
+    return tuple(template("{}") for template in OPENAI_IMAGENET_TEMPLATES)
 
 
 class HasTemplates(Protocol):

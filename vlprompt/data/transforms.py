@@ -7,11 +7,11 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 import torch
-from open_clip.transform import CenterCropOrPad, ResizeKeepRatio
 from PIL import Image
 from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as F
 
+from vlprompt.clip.openclip import CenterCropOrPad, ResizeKeepRatio
 from vlprompt.data.modes import orientation, to_rgb
 from vlprompt.errors import VlpromptError, nearest
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from vlprompt.base.shown import printable
+from vlprompt.clip.openclip import on_the_hub
 from vlprompt.errors import VlpromptError
 from vlprompt.learner.facts import NOTES, Facts, marked
 
@@ -129,12 +130,7 @@ def _base_model(description: Mapping[str, Any]) -> str | None:
     name, tag = source.get("name") or "", source.get("pretrained")
     if name.startswith("hf-hub:"):
         return name.removeprefix("hf-hub:")
-    if not tag:
-        return None
-    from open_clip.pretrained import get_pretrained_cfg
-
-    hub = (get_pretrained_cfg(name, tag) or {}).get("hf_hub")
-    return hub.strip("/") if hub else None
+    return on_the_hub(name, tag) if tag else None
 
 
 def _data(extra: Mapping[str, Any]) -> str | None:

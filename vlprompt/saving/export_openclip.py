@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import open_clip
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
@@ -20,6 +19,7 @@ from torch import Tensor
 from vlprompt.base.files import atomic_write
 from vlprompt.clip.frozen import FrozenCLIP, natural_name
 from vlprompt.clip.loading import load_clip
+from vlprompt.clip.openclip import SimpleTokenizer, get_model_config, list_models
 from vlprompt.clip.tiny import TINY_NAME, tiny_config
 from vlprompt.errors import VlpromptError
 from vlprompt.learner.contract import PromptLearner
@@ -102,7 +102,7 @@ def _same(a: Tensor, b: Tensor, lengths: Tensor) -> bool:
 def _spare_signs(clip: FrozenCLIP, count: int, class_names: Sequence[str]) -> list[str]:
     """Signs such as emoji that are one token each in CLIP's vocabulary and stand in no class name, rarest first."""
     tokenizer = clip.tokenizer
-    if not isinstance(tokenizer, open_clip.SimpleTokenizer):
+    if not isinstance(tokenizer, SimpleTokenizer):
         raise VlpromptError(f"{clip.name} has a tokenizer other than CLIP's own: use to=matrix, torch or onnx")
     used, end, found = "".join(class_names), tokenizer.eot_token_id, []
     for token in sorted(tokenizer.decoder, reverse=True):  # merges come by frequency
@@ -123,8 +123,8 @@ def _model_config(clip: FrozenCLIP) -> dict[str, Any]:
         model = tiny_config()["model_cfg"]
     elif name.startswith("local-dir:"):
         model = json.loads(Path(name.removeprefix("local-dir:"), CONFIG).read_text(encoding="utf-8"))["model_cfg"]
-    elif name in open_clip.list_models():
-        model = open_clip.get_model_config(name)
+    elif name in list_models():
+        model = get_model_config(name)
     else:
         raise VlpromptError(f"OpenCLIP's configuration of {clip.name} is not known here: use to=matrix, torch or onnx")
     preprocess = {

@@ -16,10 +16,10 @@ from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import torch
-from open_clip.transformer import QuickGELU, Transformer
 from torch import Tensor, nn
 
 from vlprompt.clip import FrozenCLIP
+from vlprompt.clip.openclip import QuickGELU, Transformer
 from vlprompt.learner import PromptLearner, register
 from vlprompt.learner.facts import Facts
 from vlprompt.learner.objectives import Batch

@@ -13,10 +13,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import torch
-from open_clip.transformer import QuickGELU
 from torch import Tensor, nn
 
 from vlprompt.clip import FrozenCLIP
+from vlprompt.clip.openclip import QuickGELU
 from vlprompt.learner import PromptLearner, register
 from vlprompt.learner.objectives import OBJECTIVES, Batch, Objective, Outputs
 from vlprompt.methods.prompts.maple import MaPLe
