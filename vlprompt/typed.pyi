@@ -24,6 +24,8 @@ from vlprompt.methods.prompts.coprompt import CoPrompt
 from vlprompt.methods.heads.gda import GDA
 from vlprompt.methods.prompts.ivlp import IVLP
 from vlprompt.methods.prompts.kgcoop import KgCoOp
+from vlprompt.methods.heads.linear_probe import LinearProbe
+from vlprompt.methods.heads.lp_plus_plus import LPPlusPlus
 from vlprompt.methods.prompts.maple import MaPLe
 from vlprompt.methods.prompts.mvlpt import MVLPT
 from vlprompt.methods.prompts.pre import PRE
@@ -38,7 +40,7 @@ from vlprompt.methods.prompts.vpt import VPT
 from vlprompt.methods.zero_shot import ZeroShot
 
 StrPath = str | PathLike[str]
-Known = Literal['cocoop', 'coop', 'coprompt', 'gda', 'ivlp', 'kgcoop', 'maple', 'mvlpt', 'pre', 'proda', 'prograd', 'promptsrc', 'restore', 'tpt', 'transclip', 'upl', 'vpt', 'zero_shot']
+Known = Literal['cocoop', 'coop', 'coprompt', 'gda', 'ivlp', 'kgcoop', 'linear_probe', 'lp_plus_plus', 'maple', 'mvlpt', 'pre', 'proda', 'prograd', 'promptsrc', 'restore', 'tpt', 'transclip', 'upl', 'vpt', 'zero_shot']
 
 class MethodSettings(TypedDict, total=False):
     objective: list[str]
@@ -123,6 +125,12 @@ class CopromptRun(RunSettings, CopromptSettings, total=False): ...
 class GdaSettings(MethodSettings, total=False):
     alpha: float
     fit_views: int
+    unsupervised: bool
+    max_iter: int
+    synthesise: bool
+    neighbours: int
+    text_copies: int
+    as_published: bool
     grid: dict[str, Any]
 
 class GdaRun(RunSettings, GdaSettings, total=False): ...
@@ -143,6 +151,23 @@ class KgcoopSettings(MethodSettings, total=False):
     class_specific: bool
 
 class KgcoopRun(RunSettings, KgcoopSettings, total=False): ...
+
+class LinearProbeSettings(MethodSettings, total=False):
+    inverse_strength: float
+    fit_views: int
+    max_iter: int
+    grid: dict[str, Any]
+
+class LinearProbeRun(RunSettings, LinearProbeSettings, total=False): ...
+
+class LpPlusPlusSettings(MethodSettings, total=False):
+    full_steps: int
+    heavy_ball: float
+    alpha_every: int
+    fit_views: int
+    as_published: bool
+
+class LpPlusPlusRun(RunSettings, LpPlusPlusSettings, total=False): ...
 
 class MapleSettings(MethodSettings, total=False):
     n_ctx: int
@@ -286,6 +311,14 @@ def create_learner(method: Literal['kgcoop'], clip: FrozenCLIP, class_names: Seq
     """CoOp held near the hand-written prompts."""
 
 @overload
+def create_learner(method: Literal['linear_probe'], clip: FrozenCLIP, class_names: Sequence[str], *, templates: Sequence[str] = ..., seed: int = ..., shared_names: bool = ..., **settings: Unpack[LinearProbeSettings]) -> LinearProbe:
+    """Logistic regression on image features."""
+
+@overload
+def create_learner(method: Literal['lp_plus_plus'], clip: FrozenCLIP, class_names: Sequence[str], *, templates: Sequence[str] = ..., seed: int = ..., shared_names: bool = ..., **settings: Unpack[LpPlusPlusSettings]) -> LPPlusPlus:
+    """A linear probe on image features beside what each class's text counts."""
+
+@overload
 def create_learner(method: Literal['maple'], clip: FrozenCLIP, class_names: Sequence[str], *, templates: Sequence[str] = ..., seed: int = ..., shared_names: bool = ..., **settings: Unpack[MapleSettings]) -> MaPLe:
     """Deep text prompts, and visual prompts coupled to them by linear maps."""
 
@@ -362,6 +395,14 @@ def run(*, method: Literal['ivlp'], clip: FrozenCLIP | None = ..., **settings: U
 @overload
 def run(*, method: Literal['kgcoop'], clip: FrozenCLIP | None = ..., **settings: Unpack[KgcoopRun]) -> Result:
     """CoOp held near the hand-written prompts."""
+
+@overload
+def run(*, method: Literal['linear_probe'], clip: FrozenCLIP | None = ..., **settings: Unpack[LinearProbeRun]) -> Result:
+    """Logistic regression on image features."""
+
+@overload
+def run(*, method: Literal['lp_plus_plus'], clip: FrozenCLIP | None = ..., **settings: Unpack[LpPlusPlusRun]) -> Result:
+    """A linear probe on image features beside what each class's text counts."""
 
 @overload
 def run(*, method: Literal['maple'], clip: FrozenCLIP | None = ..., **settings: Unpack[MapleRun]) -> Result:
