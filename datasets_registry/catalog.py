@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import os
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -64,7 +65,7 @@ def register_dataset(splits: DatasetSplits) -> str:
 
 def load_split(
     name: str,
-    root: str | Path | None = None,
+    root: str | os.PathLike[str] | None = None,
     *,
     download: bool = False,
     split: SplitChoice = "published",
@@ -171,7 +172,7 @@ def _bare(name: str) -> str:
     return re.sub(r"[^a-z0-9]", "", name.lower())
 
 
-def find_folder(card: Card, root: str | Path | None) -> Path | None:
+def find_folder(card: Card, root: str | os.PathLike[str] | None) -> Path | None:
     """Return the dataset's folder, which may not exist; None if it needs none."""
     if not card.folder:
         return None
@@ -185,7 +186,7 @@ def _scheme(name: str) -> str:
     return scheme if colon and scheme in readers and readers.info(scheme).facts.get("takes_path") else ""
 
 
-def _load_own(name: str, root: str | Path | None, follow_links: bool = False) -> DatasetSplits:
+def _load_own(name: str, root: str | os.PathLike[str] | None, follow_links: bool = False) -> DatasetSplits:
     scheme = _scheme(name)
     path = Path(name.partition(":")[2]).expanduser()
     if scheme == "folder" and not path.is_dir():
@@ -203,7 +204,7 @@ def _load_own(name: str, root: str | Path | None, follow_links: bool = False) ->
 
 
 def _load_registered(
-    card: Card, variant: str, root: str | Path | None, download: bool, split: SplitChoice
+    card: Card, variant: str, root: str | os.PathLike[str] | None, download: bool, split: SplitChoice
 ) -> DatasetSplits:
     folder = find_folder(card, root)
     if folder is not None:

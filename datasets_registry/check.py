@@ -75,7 +75,7 @@ def datasets_below(root: str | Path) -> list[str]:
 
 def check_dataset(
     name: str,
-    root: str | Path | None = None,
+    root: str | os.PathLike[str] | None = None,
     *,
     deep: bool = False,
     split: SplitChoice = "published",
@@ -132,7 +132,12 @@ def check_dataset(
 
 
 def _read(
-    name: str, root: str | Path | None, card: Card, folder: Path | None, split: SplitChoice, follow_links: bool
+    name: str,
+    root: str | os.PathLike[str] | None,
+    card: Card,
+    folder: Path | None,
+    split: SplitChoice,
+    follow_links: bool,
 ) -> tuple[DatasetSplits | None, list[str]]:
     """Read a dataset for all its defects; with any, it is what is sound in it, or None."""
     if name.startswith(FOLDER) and Path(name.removeprefix(FOLDER)).expanduser().is_dir():

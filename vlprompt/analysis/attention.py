@@ -19,6 +19,7 @@ from vlprompt.learner.contract import PromptLearner
 from vlprompt.learner.recording import added
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 
@@ -57,8 +58,7 @@ def attention_maps(model: PromptLearner | FrozenCLIP, images: Tensor) -> Attenti
     Raises:
         VlpromptError: the image tower is no ViT of OpenCLIP.
     """
-    learnt = isinstance(model, PromptLearner)
-    clip = model.clip if learnt else model
+    clip = model.clip if isinstance(model, PromptLearner) else model
     tower = clip.visual
     if not tower.promptable:
         raise VlpromptError(f"{clip.name}: attention maps need a ViT of OpenCLIP, and its image tower is {tower.kind}")
@@ -66,13 +66,14 @@ def attention_maps(model: PromptLearner | FrozenCLIP, images: Tensor) -> Attenti
     grid = clip.image_size // patch_height, clip.image_size // patch_width  # (h, w)
     own = 1 + grid[0] * grid[1]  # CLS and patches stand in front of the learnt tokens
     recorder = _WeightRecorder(tower, own)
-    if learnt:
+    if isinstance(model, PromptLearner):
         with added(model, recorder):
             model.image_features(images.to(clip.device))
     else:
         clip.prompted_image_features(images, {}, edits=[recorder])
     if len({block.shape for block in recorder.weights}) > 1:
-        raise VlpromptError(f"{model.method} has blocks with different numbers of learnt tokens, which share no map")
+        who = model.method if isinstance(model, PromptLearner) else clip.name
+        raise VlpromptError(f"{who} has blocks with different numbers of learnt tokens, which share no map")
     weights = torch.stack(recorder.weights, dim=1)  # (B, L, H, 1+n, T)
     on_cls, on_patches, on_prompts = weights.split([1, own - 1, weights.shape[-1] - own], dim=-1)
     maps = on_patches.unflatten(-1, grid)  # (B, L, H, 1+n, h, w)
@@ -101,7 +102,8 @@ class _WeightRecorder(Edit):
 def attention_weights(q: Tensor, k: Tensor) -> Tensor:
     """Softmax attention of queries (B, Q, H, d_h) over keys (B, T, H, d_h): (B, H, Q, T)."""
     q, k = q.transpose(1, 2), k.transpose(1, 2)
-    return (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).softmax(dim=-1)
+    scores: Tensor = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
+    return scores.softmax(dim=-1)
 
 
 @checked
@@ -121,28 +123,21 @@ def plot_attention(
         frozen: maps of the frozen model on the same images, shown in front.
     """
     layer = index_of("layer", layer, maps.cls.shape[1])
-    columns = [("image", None, None)]
+    columns = [("CLS", maps.cls[:, layer], maps.shares[:, layer, :, 0, 1])]
     if frozen is not None:
-        columns.append(("CLS, frozen", _over_heads(frozen.cls[:, layer], head), frozen.shares[:, layer, :, 0, 1]))
-    columns.append(("CLS", _over_heads(maps.cls[:, layer], head), maps.shares[:, layer, :, 0, 1]))
+        columns.insert(0, ("CLS, frozen", frozen.cls[:, layer], frozen.shares[:, layer, :, 0, 1]))
     for i in range(maps.prompts.shape[3]):
-        columns.append(
-            (
-                f"token {i + 1}",
-                _over_heads(maps.prompts[:, layer, :, i], head),
-                maps.shares[:, layer, :, i + 1, 1],
-            )
-        )
-    count = len(maps.images)
-    figure, axes = new_figure(0.95 * len(columns), 1.1 * count, nrows=count, ncols=len(columns), squeeze=False)
+        columns.append((f"token {i + 1}", maps.prompts[:, layer, :, i], maps.shares[:, layer, :, i + 1, 1]))
+    count, across = len(maps.images), 1 + len(columns)
+    figure, axes = new_figure(0.95 * across, 1.1 * count, nrows=count, ncols=across, squeeze=False)
     for row, image in zip(range(count), maps.images, strict=True):
-        for ax, (title, weights, share) in zip(axes[row], columns, strict=True):
+        for ax in axes[row]:
             ax.axis("off")
             ax.imshow(image.permute(1, 2, 0).numpy(), interpolation="bilinear")
-            heading = title if row == 0 else ""
-            if weights is not None:
-                _draw_over(ax, weights[row], image.shape[-2:])
-                heading += f"\n{float(_over_heads(share, head)[row]):.0%}"
+        axes[row, 0].set_title("image" if row == 0 else "", pad=2)
+        for ax, (title, weights, share) in zip(axes[row, 1:], columns, strict=True):
+            _draw_over(ax, _over_heads(weights, head)[row], image.shape[-2:])
+            heading = f"{title if row == 0 else ''}\n{float(_over_heads(share, head)[row]):.0%}"
             ax.set_title(heading.strip(), pad=2)
     figure.supxlabel("above each map: the share of attention on patches", fontsize=FONT, color=GREY)
     return figure
@@ -179,7 +174,7 @@ def _over_heads(values: Tensor, head: int | None) -> Tensor:
     return values.mean(dim=1) if head is None else values[:, head]
 
 
-def _draw_over(ax, weights: Tensor, size: tuple[int, int]) -> None:
+def _draw_over(ax: Axes, weights: Tensor, size: tuple[int, int]) -> None:
     """Lay a map (h, w), enlarged smoothly, over the image that the axes show."""
     smooth = F.interpolate(weights[None, None], size=tuple(size), mode="bicubic")[0, 0].clamp_min(0)
     ax.imshow((smooth / smooth.max().clamp_min(1e-12)).numpy(), cmap="inferno", alpha=0.65, vmin=0, vmax=1)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 TEXT, IMAGE, GREY = "#0072B2", "#D55E00", "#767676"  # of Okabe and Ito's palette
 FONT = 8  # points, as in the captions of a two-column paper
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.size": FONT,
     "axes.titlesize": FONT,
     "axes.spines.top": False,

@@ -92,8 +92,8 @@ def project_features(
         pairs = [(before - before.mean(dim=0), after - before.mean(dim=0)) for before, after in pairs]
     parts = [part for pair in pairs for part in pair]
     points, explained = _project(torch.cat(parts).cpu().numpy(), by, seed)
-    planes = np.split(points, np.cumsum([len(part) for part in parts])[:-1])
-    return FeatureProjection(*planes, labels.cpu().numpy(), learner.class_names, by, explained)
+    i0, i1, t0, t1 = np.split(points, np.cumsum([len(part) for part in parts])[:-1])
+    return FeatureProjection(i0, i1, t0, t1, labels.cpu().numpy(), learner.class_names, by, explained)
 
 
 def _text_after(learner: PromptLearner, image_features: Tensor) -> Tensor:
@@ -111,7 +111,8 @@ def _project(features: np.ndarray, by: str, seed: int) -> tuple[np.ndarray, tupl
 
         pca = PCA(2, svd_solver="full")
         points = pca.fit_transform(features)
-        return points, tuple(float(x) for x in pca.explained_variance_ratio_)
+        x, y = map(float, pca.explained_variance_ratio_)
+        return points, (x, y)
     from sklearn.manifold import TSNE
 
     perplexity = min(30.0, (len(features) - 1) / 3)

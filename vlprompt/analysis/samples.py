@@ -34,7 +34,7 @@ class Samples:
 
 @checked
 def sample_images(
-    clip: FrozenCLIP, dataset: str | DatasetSplits, per_class: int = 1, root: str | os.PathLike | None = None
+    clip: FrozenCLIP, dataset: str | DatasetSplits, per_class: int = 1, root: str | os.PathLike[str] | None = None
 ) -> Samples:
     """Return test images of each class of a dataset, evenly spaced in its test list, by the evaluation transform.
 

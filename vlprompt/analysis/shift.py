@@ -109,7 +109,8 @@ def _by_block(prompted: States, frozen: States, read: Callable[[Tensor], Tensor]
 
 def _relative(changed: Tensor, original: Tensor) -> Tensor:
     """‖f - f⁰‖ / ‖f⁰‖ over the last axis."""
-    return (changed - original).norm(dim=-1) / original.norm(dim=-1)
+    relative: Tensor = (changed - original).norm(dim=-1) / original.norm(dim=-1)
+    return relative
 
 
 @checked

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -114,12 +114,12 @@ def _candidates(clip: FrozenCLIP, vocabulary: Sequence[str] | None) -> tuple[Ten
 
 def _word(clip: FrozenCLIP, token: int) -> str:
     """A token as text; one that only begins a word ends in a hyphen."""
-    tokenizer = clip.tokenizer
+    tokenizer: Any = clip.tokenizer
     if isinstance(tokenizer, SimpleTokenizer):
         text = tokenizer.decode([token])
         return text.strip() if text.endswith(" ") else f"{text}-"
     try:
-        return tokenizer.tokenizer.decode([token])  # OpenCLIP's wrapper around one of Hugging Face's
+        return str(tokenizer.tokenizer.decode([token]))  # OpenCLIP's wrapper around one of Hugging Face's
     except AttributeError:
         raise VlpromptError(f"the tokenizer of {clip.name} cannot turn tokens into words") from None
 

@@ -10,7 +10,7 @@ from vlprompt.errors import VlpromptError, nearest
 from vlprompt.evaluation.results import harmonic_mean
 from vlprompt.evaluation.statistics import Statistic
 from vlprompt.learner.facts import Predicts
-from vlprompt.report.groups import ZERO_SHOT, Group, Key, Run
+from vlprompt.report.groups import ZERO_SHOT, Group, Key, Measured, Run
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,12 @@ class Cell:
     signed: bool = False
     best: bool = False
     runs: tuple[Run, ...] = ()
+
+    @property
+    def number(self) -> float:
+        """The value, of a cell that is known to have one."""
+        assert self.value is not None
+        return self.value
 
     @property
     def predicts(self) -> Predicts:
@@ -129,7 +135,7 @@ def tested(group: Group, label: str, key: Key, metric: Metric) -> Tested | None:
     return Tested(f"{key[0]}, {key[1]}", values, tests[0].row.n_images, tuple(runs), fixed)
 
 
-def any_tests(group: Group, key: Key) -> list:
+def any_tests(group: Group, key: Key) -> list[Measured]:
     """Tests of any method: zero-shot was scored in each."""
     return [test for cells in group.values.values() for test in cells.get(key, ())]
 

@@ -13,7 +13,7 @@ from vlprompt.evaluation.metrics import Reliability
 from vlprompt.evaluation.statistics import ClassChange
 from vlprompt.report.cells import Cell
 from vlprompt.report.groups import ZERO_SHOT
-from vlprompt.report.summaries import SHAPES, WIDEST, Style, within_percent
+from vlprompt.report.summaries import SHAPES, WIDEST, Style, reach, within_percent
 from vlprompt.report.tables import Line, Section
 
 Styles = Mapping[str, Style]  # of a method's curve and dots
@@ -92,7 +92,7 @@ def few_shot_chart(section: Section, shots: Mapping[str, float], styles: Styles)
         return ""
     positions = {name: math.log2(value) for name, value in shots.items()}
     x = Axis(*_around(positions.values(), 0.05), 34, 312)
-    ends = _around([cell.value for cell in cells] + [e for cell in cells for e in cell.interval or ()])
+    ends = _around([cell.number for cell in cells] + [e for cell in cells for e in cell.interval or ()])
     y = Axis(*within_percent(*ends), 196, 8)
     parts = _grid(x, y, positions)
     for line in section.lines:
@@ -109,8 +109,8 @@ def _curve(line: Line, points: Sequence[tuple[float, Cell]], y: Axis, classes: s
     if len(banded) > 1:
         corners = [f"{px} {y(high)}" for px, _, high in banded] + [f"{px} {y(low)}" for px, low, _ in banded[::-1]]
         band = f'<path class="band {classes}" d="M{"L".join(corners)}Z"/>'
-    path = "L".join(f"{px} {y(cell.value)}" for px, cell in points)
-    dots = "".join(_dot(px, y(cell.value), f"{line.label}: {_told(cell)}", classes) for px, cell in points)
+    path = "L".join(f"{px} {y(cell.number)}" for px, cell in points)
+    dots = "".join(_dot(px, y(cell.number), f"{line.label}: {_told(cell)}", classes) for px, cell in points)
     return f'{band}<path class="line {classes}" d="M{path}"/>{dots if classes != "zs" else ""}'
 
 
@@ -132,17 +132,18 @@ def _dot(x: float, y: float, title: str, classes: str, radius: float = 3) -> str
 
 def base_new_chart(section: Section, styles: Styles) -> str:
     """Draw a section of a base-to-new table: new against base, deviations over seeds, lines of equal harmonic mean."""
-    points = [(line.label, *line.cells[:2]) for line in section.lines if None not in (c.value for c in line.cells[:2])]
+    sides = [(line.label, line.cells[0], line.cells[1]) for line in section.lines]
+    points = [side for side in sides if side[1].value is not None and side[2].value is not None]
     if not points:
         return ""
-    x = Axis(*_around([end for _, base, _ in points for end in _reach(base)], 0.12), 34, 312)
-    y = Axis(*_around([end for _, _, new in points for end in _reach(new)], 0.12), 220, 8)
+    x = Axis(*_around([end for _, base, _ in points for end in reach(base)], 0.12), 34, 312)
+    y = Axis(*_around([end for _, _, new in points for end in reach(new)], 0.12), 220, 8)
     parts = _grid(x, y, {f"{tick:g}": tick for tick in x.ticks})
     parts += _equal_harmonic_means(x, y)
     for label, base, new in points:
-        classes, px, py = style_classes(label, styles), x(base.value), y(new.value)
+        classes, px, py = style_classes(label, styles), x(base.number), y(new.number)
         if base.std or new.std:
-            (left, right), (low, high) = _reach(base), _reach(new)
+            (left, right), (low, high) = reach(base), reach(new)
             whiskers = f"M{x(left)} {py}H{x(right)}M{px} {y(low)}V{y(high)}"
             parts.append(f'<path class="whisker {classes}" d="{whiskers}"/>')
         parts.append(_dot(px, py, f"{label}: base {_told(base)}, new {_told(new)}", classes, 5))
@@ -151,14 +152,10 @@ def base_new_chart(section: Section, styles: Styles) -> str:
     return _svg(320, 252, f"New against base accuracy, {section.heading}", parts)
 
 
-def _reach(cell: Cell) -> tuple[float, float]:
-    """A number less and plus its deviation, as far as that is in [0, 100]."""
-    return within_percent(cell.value - (cell.std or 0), cell.value + (cell.std or 0))
-
-
 def _equal_harmonic_means(x: Axis, y: Axis) -> list[str]:
     """Curves y = Hx / (2x - H) inside the axes, named where they leave on the right or below."""
-    span = Axis(*sorted(2 * b * n / max(b + n, 1e-9) for b, n in ((x.low, y.low), (x.high, y.high))), 0, 1)
+    low, high = sorted(2 * b * n / max(b + n, 1e-9) for b, n in ((x.low, y.low), (x.high, y.high)))
+    span = Axis(low, high, 0, 1)
     parts = []
     for mean in span.ticks if span.low > 0 and span.high > span.low else []:
         steps = [x.low + (x.high - x.low) * i / 40 for i in range(41)]

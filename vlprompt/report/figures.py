@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -24,6 +25,7 @@ from vlprompt.report.summaries import (
     WIDEST,
     confusion_counts,
     pooled_reliability,
+    reach,
     shot_positions,
     style_index,
     within_percent,
@@ -69,9 +71,9 @@ def few_shot_curves(group: Group, metric: str = "accuracy") -> Figure:
     return _with_legend(figure, panels[0])
 
 
-def _curve(axes: Axes, shots: Sequence[float], line: Line, style: dict) -> None:
+def _curve(axes: Axes, shots: Sequence[float], line: Line, style: dict[str, Any]) -> None:
     there = [(x, cell) for x, cell in zip(shots, line.cells, strict=True) if cell.value is not None]
-    xs, ys = [x for x, _ in there], [cell.value for _, cell in there]
+    xs, ys = [x for x, _ in there], [cell.number for _, cell in there]
     if line.label == ZERO_SHOT:
         axes.plot(xs, ys, color=GREY, linestyle="--", label="zero-shot")
         return
@@ -120,8 +122,8 @@ def base_new(group: Group, metric: str = "accuracy") -> Figure:
 
 def _arms(cell: Cell) -> list[list[float]]:
     """How far a number's deviation reaches down and up, as far as that is in [0, 100]."""
-    low, high = within_percent(cell.value - (cell.std or 0), cell.value + (cell.std or 0))
-    return [[cell.value - low], [high - cell.value]]
+    low, high = reach(cell)
+    return [[cell.number - low], [high - cell.number]]
 
 
 def _equal_harmonic_means(axes: Axes) -> None:
@@ -144,8 +146,8 @@ def reliability(group: Group, keys: Sequence[Key] | None = None) -> Figure:
     Raises:
         VlpromptError: no result of the group holds its calibration.
     """
-    found = {label: pooled_reliability(group, label, keys) for label in group.values}
-    found = {label: each for label, each in found.items() if each is not None}
+    pooled = {label: pooled_reliability(group, label, keys) for label in group.values}
+    found = {label: each for label, each in pooled.items() if each is not None}
     if not found:
         raise VlpromptError(f"the results of {group.title} hold no calibration: run them again")
     figure, panels = _panels(len(found), square=True)
@@ -270,7 +272,7 @@ def _with_legend(figure: Figure, axes: Axes) -> Figure:
     return figure
 
 
-def _styles(group: Group) -> dict[str, dict]:
+def _styles(group: Group) -> dict[str, dict[str, Any]]:
     """Colour, marker and line of each method, as matplotlib takes them."""
     styles = style_index(label for label in group.values if label != ZERO_SHOT)
     return {ZERO_SHOT: {"color": GREY, "marker": "*", "markersize": 9}} | {

@@ -104,7 +104,7 @@ class Group:
 
 def say_shots(shots: int | str) -> str:
     """Name a number of shots."""
-    named = {"all": "all images", "none": "no labels"}
+    named: dict[int | str, str] = {"all": "all images", "none": "no labels"}
     return named.get(shots) or f"{shots} shot{'s' if shots != 1 else ''}"
 
 
@@ -154,7 +154,7 @@ def collect(
     return sorted(groups, key=lambda group: (order.index(group.protocol), *_natural(group.conditions)))
 
 
-def _natural(conditions: dict[str, Any]) -> tuple:
+def _natural(conditions: dict[str, Any]) -> tuple[Any, ...]:
     shots = conditions.get("shots")
     return conditions["backbone"], conditions.get("source") or "", isinstance(shots, str), shots or 0, str(conditions)
 
@@ -250,7 +250,7 @@ def _variants(method: str, runs: Sequence[Run]) -> list[tuple[str, list[Run]]]:
     shared = set(SHARED)
     if not any(run.result.has_seeds for run in runs):  # nothing was learnt, so that training settings mean nothing
         shared |= {f.name for f in fields(RunConfig)}
-    cells: dict[tuple, list[Run]] = {}
+    cells: dict[tuple[Any, ...], list[Run]] = {}
     for run in runs:
         r = run.result
         cells.setdefault((r.dataset, r.config.get("held_out"), r.shots), []).append(run)

@@ -26,7 +26,7 @@ from vlprompt.report.charts import (
     style_classes,
 )
 from vlprompt.report.failures import failure_table
-from vlprompt.report.groups import STUDY, ZERO_SHOT, Group, Key, Run, say_shots
+from vlprompt.report.groups import STUDY, ZERO_SHOT, Group, Key, Measured, Run, say_shots
 from vlprompt.report.pairs import changes
 from vlprompt.report.render import heading, interval, number, seeds
 from vlprompt.report.summaries import pooled_reliability, shot_positions, style_index
@@ -99,7 +99,7 @@ def make_page(report: Report) -> str:
     )
 
 
-def _tests(group: Group) -> list:
+def _tests(group: Group) -> list[Measured]:
     return [test for cells in group.values.values() for tests in cells.values() for test in tests]
 
 
@@ -158,7 +158,7 @@ def _panel(group: Group, key: Key, styles: Styles) -> Panel:
 class Runs:
     """What the page tells of the runs behind its cells, each once."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._runs: dict[str, tuple[int, Run]] = {}
 
     def numbers(self, runs: Iterable[Run]) -> str:

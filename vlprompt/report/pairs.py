@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from vlprompt.errors import VlpromptError, nearest
 from vlprompt.evaluation.statistics import ClassChange, Comparison, class_changes, compare
@@ -42,7 +43,8 @@ def _of_group(group: Group, pair: Sequence[str]) -> list[Table]:
     for k in shots:
         sides = [_shared_tests(group, a, b, k) for a, b in (pair, pair[::-1])]
         if sides[0]:
-            found = compare(*({test.run.path: test.run.result for test in side} for side in sides))
+            ours, theirs = ({test.run.path: test.run.result for test in side} for side in sides)
+            found = compare(ours, theirs)
             seeds = tuple(sorted({test.seed for test in sides[0]}))
             lines += [_line(one, "" if k is None else say_shots(k), seeds) for one in found]
     if not lines:
@@ -64,7 +66,7 @@ def _of_group(group: Group, pair: Sequence[str]) -> list[Table]:
     return [table, *(t for label in pair if (t := _changes(group, label)))]
 
 
-def _plain(group: Group) -> dict:
+def _plain(group: Group) -> dict[str, Any]:
     return {key: value for key, value in group.conditions.items() if key != "identity"}
 
 

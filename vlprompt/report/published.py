@@ -90,7 +90,8 @@ def load_published(protocol: str) -> Figures:
 
 def _read(name: str) -> dict[str, Any]:
     text = resources.files("vlprompt.published").joinpath(f"{name}.yaml").read_text(encoding="utf-8")
-    return OmegaConf.to_container(OmegaConf.create(text))
+    tables: Any = OmegaConf.to_container(OmegaConf.create(text))
+    return dict(tables)
 
 
 def _base_new_row(row: Mapping[str, Any], conditions: Mapping[str, Any]) -> Published:
@@ -115,7 +116,9 @@ def _shots_row(row: Mapping[str, Any], n_datasets: int, shots: Sequence[int]) ->
     return Published(STUDY, *told, values, n_datasets=n_datasets, predicts=row.get("predicts", "alone"))
 
 
-def _by_dataset(protocol: str, rows: Sequence[Mapping[str, Any]], tests: Sequence[tuple]) -> Iterator[Published]:
+def _by_dataset(
+    protocol: str, rows: Sequence[Mapping[str, Any]], tests: Sequence[tuple[str, Any]]
+) -> Iterator[Published]:
     """Rows with figures of single datasets, each a list with one value a test."""
     for row in rows:
         figures = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from rich.console import Console, Group, RenderableType
 from rich.table import Column as RichColumn
@@ -186,7 +187,7 @@ def _latex(table: Table) -> Iterator[str]:
     yield rf"\begin{{tabular}}{{l{''.join(kinds)}}}"
     yield r"\toprule"
     head = ["", *(["seeds"] if table.seeds else []), *map(heading, table.columns)]
-    yield _tex_row(map(_tex, head))
+    yield _tex_row([*map(_tex, head)])
     for section in table.sections:
         yield r"\midrule"
         if section.heading:
@@ -235,7 +236,7 @@ def as_csv(tables: Sequence[Table]) -> str:
     return out.getvalue()
 
 
-def _csv_cell(cell: Cell) -> list:
+def _csv_cell(cell: Cell) -> list[Any]:
     low, high = cell.interval or ("", "")
     numbers = ["" if value is None else value for value in (cell.value, cell.std)]
     told = " ".join(map(str, cell.seeds))

@@ -9,6 +9,7 @@ import numpy as np
 from vlprompt.errors import VlpromptError
 from vlprompt.evaluation.metrics import Reliability, confusion_matrix
 from vlprompt.evaluation.results import read_predictions
+from vlprompt.report.cells import Cell
 from vlprompt.report.groups import Group, Key
 from vlprompt.report.tables import Table
 
@@ -32,6 +33,11 @@ def within_percent(low: float, high: float) -> tuple[float, float]:
     return max(low, 0.0), min(high, 100.0)
 
 
+def reach(cell: Cell) -> tuple[float, float]:
+    """A number less and plus its deviation, as far as that is in [0, 100]."""
+    return within_percent(cell.number - (cell.std or 0), cell.number + (cell.std or 0))
+
+
 def pooled_reliability(group: Group, label: str, keys: Sequence[Key] | None = None) -> Reliability | None:
     """Pool a method's calibration over tests and seeds, each image counting once a seed; None for results of schema 1.
 
@@ -47,11 +53,12 @@ def pooled_reliability(group: Group, label: str, keys: Sequence[Key] | None = No
     images = np.array([each["images"] for each in found])  # (tests, bins)
     total = images.sum(axis=0)
 
-    def mean(name: str) -> list[float]:
-        values = np.array([each[name] for each in found])
-        return ((images * values).sum(axis=0) / np.maximum(total, 1)).tolist()
+    def mean(values: Iterable[list[float]]) -> list[float]:
+        means: list[float] = ((images * np.array([*values])).sum(axis=0) / np.maximum(total, 1)).tolist()
+        return means
 
-    return Reliability(total.tolist(), mean("confidence"), mean("accuracy"))
+    confidence, accuracy = mean(each["confidence"] for each in found), mean(each["accuracy"] for each in found)
+    return Reliability(total.tolist(), confidence, accuracy)
 
 
 def confusion_counts(group: Group, label: str, key: Key) -> tuple[list[str], np.ndarray]:

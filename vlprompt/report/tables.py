@@ -142,7 +142,7 @@ def _base_new(group: Group, measure: Metric) -> list[Table]:
             (pairs, mean_of_h),
         )
         n = [sum(_images(group, key) for key in side) for side in sides]
-        columns = (
+        columns: tuple[Column, ...] = (
             Column("base", n[0]),
             Column("new", n[1]),
             Column("H of averages", sum(n)),
