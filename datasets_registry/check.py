@@ -43,7 +43,7 @@ class Report:
         counts: images in each part.
         classes: number of classes.
         class_hash: SHA-256 of the class names in label order, the first 12 digits.
-        source: where the split comes from.
+        source: where the split comes from, see ``DatasetSplits``; ``own`` of data of one's own that bring it.
         opened: number of images read whole.
         defects: a line for each.
         notes: what is no defect and a user should know, a line each.
@@ -124,7 +124,8 @@ def check_dataset(
             if progress:
                 progress(opened, len(safe))
     counts = {part: len(getattr(splits, part)) for part in PARTS}
-    facts = (len(splits.class_names), class_hash(splits.class_names), splits.source, opened, tuple(defects))
+    source = "own" if not registered and splits.source == "official" else splits.source
+    facts = (len(splits.class_names), class_hash(splits.class_names), source, opened, tuple(defects))
     if registered:
         return Report(name, True, counts, *facts, (*splits.notes, *alike))
     uneven = filter(None, [describe_imbalance(splits)])

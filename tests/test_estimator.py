@@ -162,6 +162,23 @@ def test_settings_come_from_the_recipe_for_so_many_images_a_class() -> None:
     assert (given.epochs, given.n_ctx, given.momentum) == (7, 3, 0.5)
 
 
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"templates": "nowhere.txt"}, "'nowhere.txt' is no template"),
+        ({"options": {"objective": ["ce", "nope"]}}, "unknown objective 'nope'"),
+        ({"options": {"aggregator": "nope"}}, "unknown aggregator 'nope'"),
+        ({"method": "cop"}, "unknown method 'cop'"),
+    ],
+)
+def test_what_no_backbone_is_needed_for_is_told_before_it_is_loaded(
+    settings: dict[str, Any], sentence: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(PromptClassifier, "_clip", lambda self: pytest.fail("the backbone was loaded"))
+    with pytest.raises(VlpromptError, match=sentence):
+        PromptClassifier(**settings).fit(*coloured(1))
+
+
 def test_cases_of_a_recipe_for_a_backbone_hold_for_the_one_at_hand() -> None:
     parts = {name: PromptClassifier("promptsrc", name)._learning(np.arange(2)).config.objective for name in NAMED}
     assert "hand" in str(parts["vlprompt-tiny"])

@@ -71,6 +71,14 @@ def test_all_defects_of_a_folder_are_told_at_once(tmp_path: Path, capsys: pytest
     assert out.endswith("  and 5 more (lines=N shows N)\n")
 
 
+def test_a_split_of_ones_own_is_not_called_official(tmp_path: Path, capsys: pytest.CaptureFixture):
+    for part in ("train", "test"):
+        for name in ("cat", "dog"):
+            fill(tmp_path / part / name, f"{part}0.png", f"{part}1.png")
+    main(["check", f"folder:{tmp_path}", "--quiet"])
+    assert "train 4, val 0, test 4, own split\n" in capsys.readouterr().out
+
+
 def test_a_damaged_list_of_names_is_the_only_defect_that_is_told(tmp_path: Path):
     for name in ("cat", "dog"):
         fill(tmp_path / name, "0.png", "1.png")

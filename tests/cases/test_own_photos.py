@@ -58,6 +58,8 @@ def test_classes_with_fewer_photos_than_shots_are_taken_whole_if_asked(photos: M
     assert train([f"dataset=folder:{root}", "shots=4", "allow_fewer=true", *ARGUMENTS]) == 0
     assert "training images; 'dog' has 2, and 6 are taken in all" in capsys.readouterr().err
     result = next(Path("runs").rglob("result.json"))
+    assert evaluate([f"run={result.parent}", "--quiet"]) == 0
+    assert "training images" not in capsys.readouterr().err, "the run told it"
     data = json.loads(result.read_text())["data"]
     assert (data["train_images"], data["fewest_a_class"], data["most_a_class"]) == (6, 2, 4)
     with pytest.warns(UserWarning, match="1 of 2 classes of .* fewer than 8 training images"):
@@ -152,10 +154,10 @@ def test_the_classifier_leaves_out_unreadable_files(photos: Make):
     paths, names = vlprompt.load_folder(root)
     cut(Path(paths[0]))
     quick = {"method": "coop", "epochs": 1, "views": 1, "options": {"n_ctx": 1}}
-    with pytest.warns(UserWarning, match=r"1 of 8 images of paths cannot be read .*00\.jpg"):
+    with pytest.warns(UserWarning, match=r"1 of 8 images of X cannot be read .*00\.jpg"):
         classifier = vlprompt.PromptClassifier(**quick).fit(paths, names)
     assert len(classifier.predict(paths[1:])) == 7
-    with pytest.raises(VlpromptError, match=r"00\.jpg .*1 of 8 images of paths cannot be read"):
+    with pytest.raises(VlpromptError, match=r"00\.jpg .*1 of 8 images of X cannot be read"):
         vlprompt.PromptClassifier(**quick, on_unreadable="stop").fit(paths, names)
     with pytest.raises(VlpromptError, match=r"cannot read the image .*00\.jpg"):
         classifier.predict(paths)

@@ -199,14 +199,14 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):
         names = names_of(known, named) if classes is not None else self.learner_.class_names
         labels = np.searchsorted(known, y)
         learning = self._learning(labels)
-        clip = self._clip()
-        _check_input(X, self.method, method_facts(self.method, learning.method_settings), clip, training=True)
         images = () if isinstance(X, np.ndarray) else X
         data = training_set(images, labels.tolist() if len(images) else (), names, mirror=self.mirror)
+        templates = resolve_templates(self.templates, data)
+        clip = self._clip()
+        _check_input(X, self.method, method_facts(self.method, learning.method_settings), clip, training=True)
         if data.image_dir:
             data = leave_out_unreadable(data, ["train"], self.on_unreadable)
         if classes is not None:
-            templates = resolve_templates(self.templates, data)
             settings = learning.method_settings | adapt_depths(learning, clip)
             seed = learning.config.seed
             learner = create_learner(self.method, clip, names, templates=templates, seed=seed, **settings)

@@ -119,7 +119,7 @@ def training_set(
     if all(isinstance(image, PATHS) for image in images):
         items = [Item(os.path.abspath(p), y, class_names[y]) for p, y in zip(images, labels, strict=True)]
         root = Path(os.sep)
-        return DatasetSplits("paths", train=items, open_image=partial(open_listed, root), image_dir=root, **facts)
+        return DatasetSplits("X", train=items, open_image=partial(open_listed, root), image_dir=root, **facts)
     items = [Item(str(i), y, class_names[y]) for i, y in enumerate(labels)]
     name = f"images-{uuid.uuid4().hex if isinstance(images, _Images) else _content_hash(images)}"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import asdict, replace
 from functools import lru_cache
 from pathlib import Path
@@ -178,7 +179,9 @@ def reevaluate(folder: Path, stored: Result, reporter: Reporter, **changes: Any)
             f"{folder / RESULT} has other tests than {SETTINGS} beside it asks for: {', '.join(plan.tests)}"
         )
     shared = Shared()
-    data, _ = load_parts(plan, config, shared)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".* training images")  # of uneven classes, which the run itself told
+        data, _ = load_parts(plan, config, shared)
     clip = shared.clip_for(config)
     data = usable_parts(data, plan, config, clip, reporter)
     for name, found in fingerprints(plan, data, config)["tests"].items():

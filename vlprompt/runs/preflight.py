@@ -7,15 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vlprompt.base.parts import parse_part
 from vlprompt.base.settings import GRID
 from vlprompt.data import DatasetSplits, resolve_templates
 from vlprompt.errors import VlpromptError
 from vlprompt.evaluation.protocols import Part, Plan
-from vlprompt.learner.aggregation import AGGREGATORS
 from vlprompt.learner.facts import Facts
-from vlprompt.learner.gradients import GRADIENT_RULES
-from vlprompt.learner.objectives import parse_objectives
 from vlprompt.runs.settings import RunConfig
 
 
@@ -30,14 +26,8 @@ def check_run(config: RunConfig, folder: Path, plan: Plan, parts: Mapping[Part, 
         facts: what the learner will be.
 
     Raises:
-        VlpromptError: a part of the loss is unknown, the weights cannot be selected as asked, templates are missing,
-            or the folder cannot be made.
+        VlpromptError: the weights cannot be selected as asked, templates are missing, or the folder cannot be made.
     """
-    for key, registry in (("gradient_rule", GRADIENT_RULES), ("aggregator", AGGREGATORS)):
-        if getattr(config, key, None):
-            parse_part(getattr(config, key), registry)
-    if facts.trains:
-        parse_objectives(config.objective)
     _check_selection(config, plan, parts[plan.train], facts)
     if config.format_spread is not None:
         for part in plan.tests.values():

@@ -18,7 +18,10 @@ from vlprompt.base.settings_text import check_plain, read_settings, show
 from vlprompt.clip.frozen import FrozenCLIP
 from vlprompt.data.transforms import TRAIN_KINDS
 from vlprompt.errors import VlpromptError, nearest
+from vlprompt.learner.aggregation import AGGREGATORS
 from vlprompt.learner.creation import check_descriptions, check_teacher
+from vlprompt.learner.gradients import GRADIENT_RULES
+from vlprompt.learner.objectives import parse_objectives
 from vlprompt.learner.registration import METHODS, method_facts
 from vlprompt.training.optimizers import OPTIMIZERS
 from vlprompt.training.options import make_schedule
@@ -184,6 +187,11 @@ def check_learning(config: LearnOptions, unnumbered: str = "all") -> None:
         config: with the method's settings.
         unnumbered: what ``shots`` may be besides a number.
     """
+    settings: Any = config  # those of the method, which no type here knows
+    parse_objectives(settings.objective)
+    for key, registry in (("gradient_rule", GRADIENT_RULES), ("aggregator", AGGREGATORS)):
+        if getattr(config, key, None):
+            parse_part(getattr(config, key), registry)
     check_descriptions(config.method, config)
     check_teacher(config.method, config)
     for key, least in LEAST.items():
