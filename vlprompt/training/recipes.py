@@ -189,9 +189,10 @@ def check_learning(config: LearnOptions, unnumbered: str = "all") -> None:
     """
     settings: Any = config  # those of the method, which no type here knows
     parse_objectives(settings.objective)
-    for key, registry in (("gradient_rule", GRADIENT_RULES), ("aggregator", AGGREGATORS)):
-        if getattr(config, key, None):
-            parse_part(getattr(config, key), registry)
+    if settings.gradient_rule:
+        parse_part(settings.gradient_rule, GRADIENT_RULES)
+    if settings.aggregator:
+        parse_part(settings.aggregator, AGGREGATORS)
     check_descriptions(config.method, config)
     check_teacher(config.method, config)
     for key, least in LEAST.items():
