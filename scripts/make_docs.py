@@ -87,6 +87,13 @@ def figures(method: str) -> list[str]:
                 average = row.get("average") or statistics.fmean(row["targets"])
                 source = row.get("source", "authors' README")
                 lines.append(f"| {title} | average {average:.2f} | {source} ({row['evidence']}) | {each} |")
+    table = published("few_shot")
+    for row in table["rows"]:
+        if row["method"] == method:
+            each = " / ".join("–" if figure is None else f"{figure:.2f}" for figure in row["accuracy"])
+            shots, variant = ", ".join(map(str, table["shots"])), row.get("variant")
+            notes = "; ".join(filter(None, [f"{shots} shots", table["conditions"]["backbone"], variant]))
+            lines.append(f"| few-shot | {each} | {row['source']} ({row['evidence']}) | {notes} |")
     if not lines:
         return ["None that could be verified."]
     return ["| protocol | figure (%) | source | conditions |", "| --- | --- | --- | --- |", *lines]

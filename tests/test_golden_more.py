@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import inspect
-import math
-from collections.abc import Callable
 from types import SimpleNamespace
 
+import golden_heads
 import pytest
 import torch
 import torch.nn.functional as F
-from golden_files import MORE, Case, case_names, make_model, read_case, read_config
+from golden_files import MORE, Case, case_names, read_case
+from golden_numbers import Check, alike, clip_of, close
 from torch import Tensor
 
 from vlprompt import FrozenCLIP, create_learner
@@ -22,34 +22,13 @@ from vlprompt.methods.heads.lp_plus_plus import StepSizes
 from vlprompt.methods.test_time import tpt as tpt_module
 from vlprompt.methods.test_time.tpt import entropy_of_mean, surest_views
 from vlprompt.methods.unlabelled.upl import surest_of_each_class
-from vlprompt.testing import small_clip
 
-Check = Callable[[Case, FrozenCLIP, pytest.MonkeyPatch], None]
-CHECKS: dict[str, Check] = {}  # by the beginning of a file's name
+CHECKS: dict[str, Check] = dict(golden_heads.CHECKS)  # by the beginning of a file's name
 
 
 def check(function: Check) -> Check:
     CHECKS[function.__name__] = function
     return function
-
-
-def close(ours: Tensor, theirs: Tensor, what: str = "", rtol: float = 1e-4, atol: float = 1e-5) -> None:
-    """Within what the fixtures allow: for logits 1e-4 absolute, for the rest 1e-5."""
-    ours = ours.detach().float()
-    torch.testing.assert_close(ours, theirs, rtol=rtol, atol=atol, msg=lambda text: f"{what}: {text}")
-
-
-def alike(ours: Tensor, theirs: Tensor, what: str) -> None:
-    """Gradients: also relative to their norm, which may be small."""
-    close(ours, theirs, what)
-    assert (ours - theirs).norm() < 1e-3 * theirs.norm(), what
-
-
-def clip_of(width: int, logit_scale: float) -> FrozenCLIP:
-    """A small CLIP with embeddings of some width, and a logit scale s."""
-    model = make_model(read_config()["clip"] | {"embed_dim": width}, quick_gelu=True)
-    model.logit_scale.data.fill_(math.log(logit_scale))
-    return FrozenCLIP(model, small_clip().tokenizer, device="cpu")
 
 
 def given(features: Tensor, labels: Tensor) -> SimpleNamespace:

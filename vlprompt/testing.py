@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +27,11 @@ from torch import Tensor
 
 from vlprompt.base.layout import LEARNABLES
 from vlprompt.clip.frozen import FrozenCLIP
+from vlprompt.data.splits import Item
 from vlprompt.errors import VlpromptError
 from vlprompt.learner.contract import PromptLearner
 from vlprompt.learner.creation import create_learner
+from vlprompt.learner.learning import Feed
 from vlprompt.learner.registration import method_info
 from vlprompt.saving.folder import load_learner
 
@@ -67,7 +70,24 @@ def small_clip(precision: str = "fp32", **options: Any) -> FrozenCLIP:
 def make(method: str, clip: FrozenCLIP | None = None, names: tuple[str, ...] = NAMES, **settings: Any) -> PromptLearner:
     """A learner on the small model, with depths that fit it unless ``settings`` say otherwise."""
     fitting = {key: 2 for key in ("depth", "vision_depth") if key in method_info(method)["config"]}
-    return create_learner(method, clip or small_clip(), names, **(fitting | settings))
+    learner = create_learner(method, clip or small_clip(), names, **(fitting | settings))
+    if learner.facts.head and learner.facts.labels == "needed" and not settings.get("init_from"):
+        learner.learn(toy_feed(learner), lambda *_, **__: [])  # which makes what the data decide the size of
+    return learner
+
+
+def toy_feed(learner: PromptLearner, per_class: int = 2) -> Feed:
+    """Random features in hand of a learner's classes, images of one class near one another."""
+    from vlprompt.estimator.inputs import training_set
+    from vlprompt.training.feed import FeatureFeed, Loading
+
+    classes, width = len(learner.class_names), learner.clip.embed_dim
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(per_class * classes) % classes
+    rows = torch.randn(len(labels), width, generator=generator) + 2 * torch.eye(classes, width)[labels]
+    data = training_set((), (), learner.class_names)
+    items = [Item(str(i), y, data.class_names[y]) for i, y in enumerate(labels.tolist())]
+    return FeatureFeed(replace(data, train=items), learner.clip, Loading(views=1), rows=rows)
 
 
 def toy_batch(count: int = 10) -> dict[str, Tensor]:

@@ -119,23 +119,32 @@ class FeatureBank:
         labels = None if self.labels is None else self.labels.to(device)
         return replace(self, features=self.features.to(device), labels=labels)
 
-    def epoch_batches(self, batch_size: int, *, seed: int, epoch: int, drop_last: bool = True) -> Iterator[Batch]:
+    def epoch_batches(
+        self, batch_size: int, *, seed: int, epoch: int, drop_last: bool = True, every_view: bool = False
+    ) -> Iterator[Batch]:
         """Yield one epoch in the order of ``loading.epoch_batches``, from view ``epoch % V``.
 
         Keys: ``image_features`` (B, D), ``index`` (B,) and, where there are labels, ``label`` (B,).
+
+        Args:
+            batch_size: B.
+            seed, epoch: what the order follows from.
+            drop_last: leave out a short last batch, unless it is the only one.
+            every_view: let each view be a sample of its own, so that an epoch has V·N of them.
         """
-        view = self.features[epoch % self.views]
-        for positions in batch_order(len(self), batch_size, seed, epoch, drop_last):
-            index = torch.tensor(positions, device=view.device)
-            yield self._batch(view, index)
+        views = self.features if every_view else self.features[epoch % self.views][None]
+        samples = views.flatten(0, 1)
+        for positions in batch_order(len(samples), batch_size, seed, epoch, drop_last):
+            place = torch.tensor(positions, device=samples.device)
+            yield self._batch(samples[place], place % len(self))
 
     def eval_batches(self, batch_size: int = 1000) -> Iterator[Batch]:
         """Yield the first view in order, none left out; keys as in ``epoch_batches``."""
         for index in torch.arange(len(self), device=self.features.device).split(batch_size):
-            yield self._batch(self.features[0], index)
+            yield self._batch(self.features[0][index], index)
 
-    def _batch(self, view: torch.Tensor, index: torch.Tensor) -> Batch:
-        batch = Batch(image_features=view[index], index=index)
+    def _batch(self, features: torch.Tensor, index: torch.Tensor) -> Batch:
+        batch = Batch(image_features=features, index=index)
         if self.labels is not None:
             batch["label"] = self.labels[index]
         return batch

@@ -118,7 +118,9 @@ class PromptLearner(nn.Module):
         self.to(clip.device)
         if self.config.init_from:
             start = Path(self.config.init_from)
-            self.load_learnables(wired("read_learnables")(start), f"the tensors of {start}")
+            tensors = wired("read_learnables")(start)
+            self.reserve({name: tensor.shape for name, tensor in tensors.items()})
+            self.load_learnables(tensors, f"the tensors of {start}")
         self._check_objectives()
         self.prepare_classes()
 
@@ -302,16 +304,19 @@ class PromptLearner(nn.Module):
         """Whether a training batch must hold images, since features of the frozen tower are not all that is asked."""
         return not self.facts.cacheable_images or (self.taught_by is not None and self.taught_by.needs_images)
 
-    def frozen_text(self, templates: Templates = None, normalise_first: bool = True) -> Tensor:
+    def frozen_text(
+        self, templates: Templates = None, normalise_first: bool = True, normalise_last: bool = True
+    ) -> Tensor:
         """The frozen model's normalised class features (C, D) over templates; None takes the dataset's own.
 
         Args:
             templates: one, a list, the name of a set or a file, as ``vlprompt.data.resolve_templates`` takes them.
             normalise_first: whether each template's feature is normalised before the mean.
+            normalise_last: whether the mean is normalised.
         """
         self.teacher.refuse_file(templates)
         chosen = resolve_templates(templates, self)
-        return self.teacher.text_features(self.class_names, chosen, normalise_first)
+        return self.teacher.text_features(self.class_names, chosen, normalise_first, normalise_last)
 
     def _check_objectives(self) -> None:
         """Refuse what says nothing on this design, before any work starts."""

@@ -86,12 +86,16 @@ class Feed(Protocol):
     def selection(self) -> Selection:
         """What hyper-parameters may be chosen on, and the record of what was; see ``vlprompt.learner.selection``."""
 
-    def batches(self, source: Source = "labelled", *, views: int | str | None = None) -> EpochBatches:
+    def batches(
+        self, source: Source = "labelled", *, views: int | str | None = None, every_view: bool = False
+    ) -> EpochBatches:
         """Shuffled training batches of a source, as the learner can use them: cached features, or images.
 
         Args:
             source: a pool's batches have no ``label``.
             views: of each image, in place of the run's: a number, or ``fresh``.
+            every_view: go through all views of an image in each epoch, and not one after another in epochs; fresh ones
+                are one an epoch.
         """
 
     def bank(self, source: Source = "labelled", *, views: int = 1, clip: FrozenCLIP | None = None) -> FeatureBank:

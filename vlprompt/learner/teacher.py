@@ -71,6 +71,7 @@ class Teacher:
         class_names: Sequence[str],
         templates: Sequence[str] = (DEFAULT_TEMPLATE,),
         normalise_first: bool = True,
+        normalise_last: bool = True,
     ) -> Tensor:
         """Mean text feature of each class over templates, normalised: (C, D).
 
@@ -79,13 +80,15 @@ class Teacher:
             templates: each with one ``{}``.
             normalise_first: whether each template's feature is normalised before the mean (CLIP's ensembles), or only
                 the mean is (PromptSRC's teacher).
+            normalise_last: whether the mean is normalised.
         """
-        key = ("text", tuple(class_names), tuple(templates), normalise_first)
+        key = ("text", tuple(class_names), tuple(templates), normalise_first, normalise_last)
         if key not in self._cache:
             texts = _fill(class_names, templates)
             features = self.clip.encode_text(texts).unflatten(0, (len(templates), -1))  # (T, C, D)
             features = F.normalize(features, dim=-1) if normalise_first else features
-            self._cache[key] = F.normalize(features.mean(dim=0), dim=-1)
+            mean = features.mean(dim=0)
+            self._cache[key] = F.normalize(mean, dim=-1) if normalise_last else mean
         return self._cache[key]
 
     def description_table(self, class_names: Sequence[str], descriptions: Sequence[str] | str) -> Tensor:

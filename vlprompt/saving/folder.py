@@ -150,7 +150,9 @@ def read_learnables(path: Path, sha256: str | None = None) -> dict[str, Tensor]:
 def _is_of_torch(file: Path) -> bool:
     """Whether a file begins as what ``torch.save`` writes: an archive, or a pickle."""
     with open(file, "rb") as opened:
-        return opened.read(4).startswith((b"PK\x03\x04", b"\x80"))
+        start = opened.read(9)
+    is_safetensors = start[8:] == b"{"  # behind eight bytes of a length, of which the first may be a pickle's
+    return start.startswith((b"PK\x03\x04", b"\x80")) and not is_safetensors
 
 
 def _check_numbers(tensors: Mapping[str, Tensor], source: str) -> None:

@@ -99,10 +99,13 @@ class ImageFeed:
         """Names of the domains of labelled and pool images, in order of first appearance."""
         return tuple(dict.fromkeys(item.domain for item in (*self.splits.train, *self.splits.pool) if item.domain))
 
-    def batches(self, source: Source = "labelled", *, views: int | str | None = None) -> EpochBatches:
+    def batches(
+        self, source: Source = "labelled", *, views: int | str | None = None, every_view: bool = False
+    ) -> EpochBatches:
         """Shuffled training batches of a source."""
         items, views = self._items(source), self.loading.views if views is None else views
-        draw = self._cached(items, views) if self.cacheable and views != "fresh" else self._fresh(items)
+        cached = self.cacheable and views != "fresh"
+        draw, samples = self._cached(items, views, every_view) if cached else (self._fresh(items), len(items))
         extra, beside = self._extra(source, items), self._beside()
 
         def batches(epoch: int, batch_size: int) -> Iterator[Batch]:
@@ -118,7 +121,7 @@ class ImageFeed:
             return mask_other_tasks(batches(epoch, batch_size), self.splits.tasks)
 
         tasks = self.splits.tasks and source == "labelled"
-        return EpochBatches(masked if tasks else batches, len(items), self.loading.batch_size)
+        return EpochBatches(masked if tasks else batches, samples, self.loading.batch_size)
 
     def bank(self, source: Source = "labelled", *, views: int = 1, clip: FrozenCLIP | None = None) -> FeatureBank:
         """Frozen features of a source (V, N, D), and labels, absent for a pool."""
@@ -189,10 +192,15 @@ class ImageFeed:
             extra["weight"] = self.weights
         return extra
 
-    def _cached(self, items: Sequence[Item], views: int | str) -> Draw:
+    def _cached(self, items: Sequence[Item], views: int | str, every_view: bool = False) -> tuple[Draw, int]:
+        """Batches of features, and how many of them an epoch has."""
         with self.clock("encode"), self.reporter.bar("encoding training images", lines=1) as update:
             bank = self._encoded(self.clip, items, int(views), update).to(self.clip.device)
-        return lambda epoch, size: bank.epoch_batches(size, seed=self.loading.seed, epoch=epoch)
+
+        def cached(epoch: int, batch_size: int) -> Iterator[Batch]:
+            return bank.epoch_batches(batch_size, seed=self.loading.seed, epoch=epoch, every_view=every_view)
+
+        return cached, len(bank) * (bank.views if every_view else 1)
 
     def _fresh(self, items: Sequence[Item]) -> Draw:
         augment, names, how = self._transform(self.clip), self.names, self.loading
@@ -235,12 +243,12 @@ class FeatureFeed(ImageFeed):
         return FeatureBank(rows[None], torch.tensor([item.label for item in items]))
 
     def _fresh(self, items: Sequence[Item]) -> Draw:
-        return self._cached(items, 1)
+        return self._cached(items, 1)[0]
 
 
 def effective_views(learner: PromptLearner, options: LearnOptions) -> int | str | None:
     """Return how training images are seen: no more views than epochs, fresh ones where the image tower is prompted."""
-    if not learner.trainable_parameters():
+    if not learner.facts.trains:  # and not its tensors, which a head may first make of the images
         return None
     if options.views == "fresh" or learner.learns_from_images:
         return "fresh"

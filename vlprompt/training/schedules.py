@@ -18,6 +18,7 @@ class Warmup(TypedDict, total=False):
 
     warmup: int
     warmup_lr: float | None
+    warmup_from: float | None
 
 
 class Pace(Warmup, total=False):
@@ -48,18 +49,27 @@ class Schedule(Part):
 
     Args:
         warmup: epochs, or steps where ``per`` is ``step``, before the schedule starts counting.
-        warmup_lr: constant rate of the warm-up; None rises linearly from zero.
+        warmup_lr: constant rate of the warm-up; None rises linearly, lr/warmup at its first epoch or step.
+        warmup_from: what it rises from instead, a step later: this rate at first, then lr/warmup.
         per: what it moves on with, ``epoch`` or ``step``.
     """
 
-    def __init__(self, warmup: int = 0, warmup_lr: float | None = None, per: Literal["epoch", "step"] = "epoch"):
+    def __init__(
+        self,
+        warmup: int = 0,
+        warmup_lr: float | None = None,
+        warmup_from: float | None = None,
+        per: Literal["epoch", "step"] = "epoch",
+    ):
         if per not in ("epoch", "step"):
             raise VlpromptError(f"a schedule moves on per epoch or per step, not per '{per}'")
-        self.warmup, self.warmup_lr, self.per = warmup, warmup_lr, per
+        self.warmup, self.warmup_lr, self.warmup_from, self.per = warmup, warmup_lr, warmup_from, per
 
     def __call__(self, lr: float, moment: Moment) -> float:
         """The learning rate at a moment, of ``lr`` at the start."""
         at, of = (moment.epoch, moment.epochs) if self.per == "epoch" else (moment.step, moment.steps)
+        if at < self.warmup and self.warmup_from is not None:
+            return max(self.warmup_from, lr * at / self.warmup)
         if at < self.warmup:
             return lr * (at + 1) / self.warmup if self.warmup_lr is None else self.warmup_lr
         return self.rate(lr, at - self.warmup, of)
@@ -91,7 +101,7 @@ class Cosine(Schedule):
 
     Args:
         floor: learning rate that it ends at.
-        warmup, warmup_lr, per: as in ``Schedule``.
+        warmup, warmup_lr, warmup_from, per: as in ``Schedule``.
     """
 
     def __init__(self, floor: float = 0.0, **options: Unpack[Pace]):
@@ -119,7 +129,7 @@ class Inverse(Schedule):
     Args:
         gamma: γ.
         power: of the decay.
-        warmup, warmup_lr, per: as in ``Schedule``.
+        warmup, warmup_lr, warmup_from, per: as in ``Schedule``.
     """
 
     def __init__(

@@ -1,0 +1,125 @@
+"""ZS-LP and CLAP: a closer look at few-shot adaptation of large VLMs (Silva-Rodríguez et al., CVPR 2024).
+
+Trained: a prototype w_c for each class, from zero-shot's class feature t_c on; both are normalised where they score.
+ZS-LP is that alone; CLAP adds the constraint mean_c λ_c‖w_c - t_c‖², whose λ_c is the mean zero-shot probability of the
+class over its own training images: what the text knows already stays near it. Nothing is chosen on validation images.
+Protocols: few-shot, domain generalization. An epoch goes through all views of each image.
+Differs from the authors' code: fp32; a class without images has λ_c = 1, where theirs is undefined.
+Prototypes and anchor are text features as the tower gives them, not normalised (their length, about 10 for OpenAI's
+models, sets what lr=0.1 means and how strong the constraint is): on another backbone try other rates.
+zs_lp with variant=cones starts from normalised class features: the classification analogue of ConES (concept embedding
+search), which learns the text tower's output itself; of it the abstract alone was read, and there is no public code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vlprompt.errors import VlpromptError, nearest
+from vlprompt.learner import PromptLearner, register
+from vlprompt.learner.learning import Feed, Train
+from vlprompt.learner.objectives import Batch
+
+VARIANTS = ("zs_lp", "cones")
+CONSTRAINTS = ("l2", "l2_constant", "l2_corrected", "l2_balanced")
+
+
+def multipliers(logits: Tensor, labels: Tensor, constraint: str) -> Tensor:
+    """λ (C,) of CLAP's constraint, §4.2: how far zero-shot CLIP is right about each class.
+
+    Args:
+        logits: of zero-shot CLIP (N, C).
+        labels: (N,).
+        constraint: ``l2``, the mean probability of class c over the samples of class c; ``l2_constant``, the mean of
+            these for all classes; ``l2_corrected``, these scaled to a mean of one; ``l2_balanced``, ones.
+    """
+    n_classes = logits.shape[1]
+    ones = logits.new_ones(n_classes)
+    if constraint == "l2_balanced":
+        return ones
+    own = logits.softmax(dim=1).gather(1, labels.unsqueeze(1)).squeeze(1)  # (N,)
+    counts = torch.bincount(labels, minlength=n_classes)
+    found = torch.where(counts > 0, torch.zeros_like(ones).index_add(0, labels, own) / counts, ones)
+    if constraint == "l2_constant":
+        return ones * found.mean()
+    return found / found.mean() if constraint == "l2_corrected" else found
+
+
+@register("zs_lp", paper="arXiv:2312.12730", trains=("head",), new_classes=False)
+class ZSLP(PromptLearner):
+    """A linear probe that starts as the zero-shot classifier."""
+
+    @dataclass
+    class Config(PromptLearner.Config):
+        """Settings.
+
+        Attributes:
+            variant: zs_lp, or cones, which starts from normalised class features.
+        """
+
+        variant: str = "zs_lp"
+
+    anchor: Tensor
+
+    def setup(self) -> None:
+        """Create the prototypes (C, D)."""
+        if self.config.variant not in VARIANTS:
+            raise VlpromptError(f"unknown variant '{self.config.variant}': {nearest(self.config.variant, VARIANTS)}")
+        text = self.frozen_text(normalise_first=False, normalise_last=self.config.variant == "cones")
+        self.register_buffer("anchor", text.float(), persistent=False)
+        self.prototypes = nn.Parameter(self.anchor.clone())
+
+    def encode_text(self, v: Tensor | None = None) -> Tensor:
+        """The prototypes (C, D)."""
+        return self.prototypes
+
+    def learn(self, feed: Feed, train: Train) -> None:
+        """Train on every view of the labelled images."""
+        train(self, feed.batches(every_view=True))
+
+
+@register("clap", paper="arXiv:2312.12730", trains=("head",), new_classes=False)
+class CLAP(ZSLP):
+    """A linear probe that stays near the zero-shot classifier where that is right."""
+
+    @dataclass
+    class Config(ZSLP.Config):
+        """Settings, as ZS-LP's.
+
+        Attributes:
+            constraint: l2 as in the paper, or l2_constant, l2_corrected or l2_balanced, see ``multipliers``.
+            fit_views: views of each training image that λ is a mean over.
+        """
+
+        constraint: str = "l2"
+        fit_views: int = 20
+
+    strength: Tensor
+
+    def setup(self) -> None:
+        """Create the prototypes (C, D), and λ (C,), which only training needs."""
+        if self.config.constraint not in CONSTRAINTS:
+            advice = nearest(self.config.constraint, CONSTRAINTS)
+            raise VlpromptError(f"unknown constraint '{self.config.constraint}': {advice}, or method=zs_lp without one")
+        super().setup()
+        self.register_buffer("strength", torch.ones(len(self.class_names)), persistent=False)
+
+    def learn(self, feed: Feed, train: Train) -> None:
+        """Ask zero-shot CLIP what it knows of each class, and train."""
+        bank = feed.bank(views=self.config.fit_views)
+        assert bank.labels is not None  # of labelled images
+        v = F.normalize(bank.features.flatten(0, 1), dim=-1)
+        zero_shot = self.clip.similarity(v, F.normalize(self.anchor, dim=-1))  # (V·N, C)
+        self.strength.copy_(multipliers(zero_shot, bank.labels.repeat(bank.views), self.config.constraint))
+        super().learn(feed, train)
+
+    def loss(self, batch: Batch) -> Mapping[str, Tensor]:
+        """Named losses of a batch, with the constraint mean_c λ_c‖w_c - t_c‖² (eq. 7)."""
+        losses = super().loss(batch)
+        constraint = (self.strength * (self.prototypes - self.anchor).square().sum(dim=1)).mean()
+        return {**losses, "loss": losses["loss"] + constraint, "constraint": constraint}

@@ -1,0 +1,62 @@
+"""CLIP-Adapter: better vision-language models with feature adapters (Gao et al., IJCV 2024, arXiv:2110.04544).
+
+Trained: two linear layers without bias, each with a ReLU behind it, on the image feature, of which they become a part:
+f' = 0.2·A(f) + 0.8·f. Text is zero-shot CLIP's, so new class names work.
+Protocols: few-shot.
+Differs from the authors' code: the hidden and outer widths are read from the backbone (theirs are for 1,024, RN50); no
+optimiser is told there, so the recipe is that of CoOp's code, which it is a part of; fp32 where theirs is fp16.
+A scales with f, so raw and normalised features give the same f'. It is no linear classifier of the frozen features, so
+no (C, D) matrix holds it: export to=torch or to=onnx.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vlprompt.errors import VlpromptError
+from vlprompt.learner import PromptLearner, register
+
+
+@register("clip_adapter", paper="arXiv:2110.04544", trains=("head",), head=True)
+class CLIPAdapter(PromptLearner):
+    """A bottleneck on the image feature, mixed into it."""
+
+    published: ClassVar[Mapping[str, str]] = {"down.weight": "fc.0.weight", "up.weight": "fc.2.weight"}
+
+    @dataclass
+    class Config(PromptLearner.Config):
+        """Settings.
+
+        Attributes:
+            ratio: share of the adapted feature.
+            reduction: width of the features over that of the bottleneck.
+        """
+
+        ratio: float = 0.2
+        reduction: int = 4
+
+    def setup(self) -> None:
+        """Create the bottleneck: W₁ (D/reduction, D) and W₂ (D, D/reduction)."""
+        width, reduction = self.clip.embed_dim, self.config.reduction
+        if not 1 <= reduction <= width:
+            raise VlpromptError(f"reduction={reduction} must be from 1 to {width}, the width of the features")
+        self.down = nn.Linear(width, width // reduction, bias=False)
+        self.up = nn.Linear(width // reduction, width, bias=False)
+
+    def adapt(self, v: Tensor) -> Tensor:
+        """f' (B, D) of image features (B, D), normalised: §3.2, eqs. 3 and 5."""
+        adapted = self.up(self.down(v).relu()).relu()
+        return F.normalize(self.config.ratio * adapted + (1 - self.config.ratio) * v, dim=-1)
+
+    def encode_text(self, v: Tensor | None = None) -> Tensor:
+        """Zero-shot class features (C, D) over the dataset's templates."""
+        return self.frozen_text()
+
+    def score(self, v: Tensor, t: Tensor) -> Tensor:
+        """Logits (B, C): s·f'·tᵀ."""
+        return super().score(self.adapt(v), t)

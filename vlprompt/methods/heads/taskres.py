@@ -1,0 +1,44 @@
+"""TaskRes: task residual for tuning vision-language models (Yu et al., CVPR 2023, arXiv:2211.10277).
+
+Trained: a residual x_c for each class, from zero on, added to zero-shot's class feature: t_c + α·x_c.
+Protocols: few-shot, domain generalization.
+Differs from the authors' code: fp32; the last epoch is tested, as theirs is; the enhanced base (a text projection that
+they tuned on each dataset) is not carried.
+The residual is added to text features as the tower gives them, not normalised, and the sum is normalised.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from vlprompt.learner import PromptLearner, register
+
+
+@register("taskres", paper="arXiv:2211.10277", trains=("head",), new_classes=False)
+class TaskRes(PromptLearner):
+    """A residual on each class feature."""
+
+    published: ClassVar[Mapping[str, str]] = {"residual": "text_feature_residuals"}
+
+    @dataclass
+    class Config(PromptLearner.Config):
+        """Settings.
+
+        Attributes:
+            alpha: α, the scale of the residual.
+        """
+
+        alpha: float = 0.5
+
+    def setup(self) -> None:
+        """Create the residual (C, D)."""
+        self.residual = nn.Parameter(torch.zeros(len(self.class_names), self.clip.embed_dim))
+
+    def encode_text(self, v: Tensor | None = None) -> Tensor:
+        """Class features (C, D): t + α·x, eq. 6."""
+        return self.frozen_text(normalise_first=False, normalise_last=False) + self.config.alpha * self.residual

@@ -1,0 +1,107 @@
+"""Tip-Adapter: training-free adaption of CLIP for few-shot classification (Zhang et al., ECCV 2022, arXiv:2207.09519).
+
+Fitted, without training: a cache of the labelled images, whose keys F are image features and whose values L are one-hot
+labels; it is added to zero-shot CLIP, 100·f·W + α·exp(-β(1 - f·F))·L. A key is the mean of an image's views *before*
+they are normalised, and is normalised then.
+Protocols: few-shot, domain generalization.
+Differs from the authors' code: α and β are fixed at the values that their search starts from (theirs then takes the
+best of 4,000 pairs on the whole validation split, on ImageNet on the test images); fp32 where theirs is fp16; views are
+drawn ten times each, as theirs are, from a generator of the run's own.
+The cache is no linear classifier, so no (C, D) matrix holds it: export to=torch or to=onnx. It grows with the images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vlprompt.data import FeatureBank
+from vlprompt.errors import VlpromptError
+from vlprompt.learner import PromptLearner, register
+from vlprompt.learner.learning import Feed, Train
+
+
+def cache_keys(features: Tensor) -> Tensor:
+    """Keys (N, D) of the views (V, N, D) of N images, §3.1: views are averaged as they are, and then normalised."""
+    return F.normalize(features.mean(dim=0), dim=-1)
+
+
+def cache_logits(affinity: Tensor, labels: Tensor, n_classes: int) -> Tensor:
+    """Sum affinities (B, N) over the keys of each class, φ(fF)·L of eq. 5 (B, C); L is never made, being mostly zeros.
+
+    Args:
+        affinity: of B images to N keys.
+        labels: class of each key (N,).
+        n_classes: C.
+    """
+    return affinity.new_zeros(affinity.shape[0], n_classes).index_add(1, labels.long(), affinity)
+
+
+@register("tip_adapter", paper="arXiv:2207.09519", new_classes=False, head=True)
+class TipAdapter(PromptLearner):
+    """A cache of the labelled images beside zero-shot CLIP."""
+
+    @dataclass
+    class Config(PromptLearner.Config):
+        """Settings.
+
+        Attributes:
+            alpha: α, what the cache counts beside zero-shot's logits.
+            beta: β, how fast a key's say falls with its distance.
+            fit_views: views of each training image that its key is the mean of; 1 is the evaluation crop.
+        """
+
+        alpha: float = 1.17
+        beta: float = 1.0
+        fit_views: int = 10
+
+    keys: Tensor
+    labels: Tensor
+
+    def setup(self) -> None:
+        """Make an empty cache: without keys the learner is zero-shot CLIP."""
+        self._reserve(0)
+
+    def _reserve(self, count: int) -> None:
+        """Make room for so many keys (N, D) and their classes (N,), as floats since only such are saved."""
+        self._hold(torch.zeros(count, self.clip.embed_dim, device=self.clip.device))
+        self.register_buffer("labels", torch.zeros(count, device=self.clip.device))
+
+    def _hold(self, keys: Tensor) -> None:
+        """Have keys (N, D), which are not learnt."""
+        self.register_buffer("keys", keys)
+
+    def reserve(self, shapes: Mapping[str, torch.Size]) -> None:
+        """Make room for as many keys as were saved."""
+        self._reserve(next(iter(shapes.get("labels", ())), 0))  # one that does not fit is refused by its shape
+
+    def load_learnables(self, state: Mapping[str, Tensor], source: str) -> None:
+        """Load a cache, whose labels must be those of the classes at hand."""
+        super().load_learnables(state, source)
+        odd = self.labels[(self.labels < 0) | (self.labels >= len(self.class_names)) | (self.labels % 1 != 0)]
+        if len(odd):
+            raise VlpromptError(f"{source} do not fit {self.method}: label {float(odd[0]):g} in them is no class")
+
+    @torch.no_grad()
+    def fit(self, bank: FeatureBank) -> None:
+        """Fill the cache with the labelled images of a bank."""
+        self._reserve(len(bank))
+        self.keys.copy_(cache_keys(bank.features))
+        self.labels.copy_(bank.labels)
+
+    def learn(self, feed: Feed, train: Train) -> None:
+        """Cache the labelled images."""
+        self.fit(feed.bank(views=self.config.fit_views))
+
+    def encode_text(self, v: Tensor | None = None) -> Tensor:
+        """Zero-shot class features (C, D) over the dataset's templates."""
+        return self.frozen_text()
+
+    def score(self, v: Tensor, t: Tensor) -> Tensor:
+        """Logits (B, C): s·v·tᵀ + α·exp(-β(1 - v·F))·L, eq. 5."""
+        affinity = (-self.config.beta * (1 - v @ self.keys.T)).exp()  # (B, N)
+        return super().score(v, t) + self.config.alpha * cache_logits(affinity, self.labels, len(self.class_names))

@@ -1,0 +1,37 @@
+"""Tip-Adapter-F: Tip-Adapter with trained keys (Zhang et al., ECCV 2022, arXiv:2207.09519, §3.2).
+
+Trained: the keys F of Tip-Adapter's cache, from where it fills them, by cross-entropy; the values L stay one-hot.
+Protocols: few-shot, domain generalization.
+Differs from the authors' code: the last epoch is tested (theirs takes the epoch that is best on the test images, and
+then the larger of two test accuracies); α and β are fixed; training images are seen in the ten views that the keys are
+made of, cycled through (theirs draws new ones each epoch: views=fresh); fp32 where theirs is fp16.
+An image that is trained on meets its own key, so that the training loss is small from the start.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from vlprompt.learner import register
+from vlprompt.learner.learning import Feed, Train
+from vlprompt.methods.heads.tip_adapter import TipAdapter
+
+
+@register("tip_adapter_f", paper="arXiv:2207.09519", trains=("head",), new_classes=False, head=True)
+class TipAdapterF(TipAdapter):
+    """A cache of the labelled images whose keys are trained."""
+
+    @dataclass
+    class Config(TipAdapter.Config):
+        """Settings, as Tip-Adapter's."""
+
+    def _hold(self, keys: Tensor) -> None:
+        """Have keys (N, D), which are learnt."""
+        self.keys = nn.Parameter(keys)
+
+    def learn(self, feed: Feed, train: Train) -> None:
+        """Cache the labelled images, and train the keys on them."""
+        super().learn(feed, train)
+        train(self, feed.batches())
