@@ -13,14 +13,14 @@ from golden_numbers import Check, alike, clip_of, close
 from torch import Tensor
 
 from vlprompt import FrozenCLIP, PromptLearner, create_learner
+from vlprompt.base.settings import TrainOptions
 from vlprompt.data import FeatureBank
 from vlprompt.learner.learning import EpochBatches
 from vlprompt.methods.heads.clap import multipliers
 from vlprompt.methods.heads.tip_adapter import cache_keys
+from vlprompt.training import train
 from vlprompt.training.options import make_optimizer, make_schedule
 from vlprompt.training.schedules import Moment
-from vlprompt.base.settings import TrainOptions
-from vlprompt.training import train
 
 CHECKS: dict[str, Check] = {}
 

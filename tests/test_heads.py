@@ -11,13 +11,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from vlprompt import PromptClassifier, PromptLearner, VlpromptError, export_learner, load_learner, load_split, run
+from vlprompt.base.settings import TrainOptions
 from vlprompt.data import FeatureBank
 from vlprompt.estimator.inputs import training_set
-from vlprompt.training.feed import FeatureFeed, Loading
 from vlprompt.methods.heads.clap import multipliers
-from vlprompt.base.settings import TrainOptions
 from vlprompt.testing import NAMES, Item, logits_of, make, small_clip, toy_feed
 from vlprompt.training import Trainer
+from vlprompt.training.feed import FeatureFeed, Loading
 
 CACHES = ("tip_adapter", "tip_adapter_f")
 PROBES = ("zs_lp", "clap", "taskres", "cross_modal_lp")

@@ -29,11 +29,13 @@ from vlprompt.base.layout import LEARNABLES
 from vlprompt.clip.frozen import FrozenCLIP
 from vlprompt.data.splits import Item
 from vlprompt.errors import VlpromptError
+from vlprompt.estimator.inputs import training_set
 from vlprompt.learner.contract import PromptLearner
 from vlprompt.learner.creation import create_learner
 from vlprompt.learner.learning import Feed
 from vlprompt.learner.registration import method_info
 from vlprompt.saving.folder import load_learner
+from vlprompt.training.feed import FeatureFeed, Loading
 
 NAMES = ("tench", "highway or road", "lamb's ear", "annual_crop land", "Pilatus PC-12")
 NEW_NAMES = ("sea or lake", "okapi", "vending machine")
@@ -78,9 +80,6 @@ def make(method: str, clip: FrozenCLIP | None = None, names: tuple[str, ...] = N
 
 def toy_feed(learner: PromptLearner, per_class: int = 2) -> Feed:
     """Random features in hand of a learner's classes, images of one class near one another."""
-    from vlprompt.estimator.inputs import training_set
-    from vlprompt.training.feed import FeatureFeed, Loading
-
     classes, width = len(learner.class_names), learner.clip.embed_dim
     generator = torch.Generator().manual_seed(0)
     labels = torch.arange(per_class * classes) % classes
