@@ -210,8 +210,8 @@ def test_claps_constraint_holds_prototypes_back() -> None:
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: make("clap", constraint="none"), "or method=zs_lp without one"),
-        (lambda: make("zs_lp", variant="cone"), "did you mean cones"),
+        (lambda: make("clap", constraint="none"), "must be one of l2, l2_constant"),
+        (lambda: make("zs_lp", variant="cone"), "must be one of zs_lp, cones"),
         (lambda: make("clip_adapter", reduction=0), "must be from 1 to 64"),
         (lambda: make("clip_adapter", reduction=65), "must be from 1 to 64"),
     ],

@@ -18,9 +18,12 @@ from typing_extensions import Unpack
 from vlprompt.clip.frozen import FrozenCLIP
 from vlprompt.evaluation.results import Result
 from vlprompt.learner.contract import PromptLearner
+from vlprompt.methods.heads.clap import CLAP
+from vlprompt.methods.heads.clip_adapter import CLIPAdapter
 from vlprompt.methods.prompts.cocoop import CoCoOp
 from vlprompt.methods.prompts.coop import CoOp
 from vlprompt.methods.prompts.coprompt import CoPrompt
+from vlprompt.methods.heads.cross_modal_lp import CrossModalLP
 from vlprompt.methods.heads.gda import GDA
 from vlprompt.methods.prompts.ivlp import IVLP
 from vlprompt.methods.prompts.kgcoop import KgCoOp
@@ -33,14 +36,18 @@ from vlprompt.methods.prompts.proda import ProDA
 from vlprompt.methods.prompts.prograd import ProGrad
 from vlprompt.methods.prompts.promptsrc import PromptSRC
 from vlprompt.methods.prompts.restore import RESTORE
+from vlprompt.methods.heads.taskres import TaskRes
+from vlprompt.methods.heads.tip_adapter import TipAdapter
+from vlprompt.methods.heads.tip_adapter_f import TipAdapterF
 from vlprompt.methods.test_time.tpt import TPT
 from vlprompt.methods.heads.transclip import TransCLIP
 from vlprompt.methods.unlabelled.upl import UPL
 from vlprompt.methods.prompts.vpt import VPT
 from vlprompt.methods.zero_shot import ZeroShot
+from vlprompt.methods.heads.clap import ZSLP
 
 StrPath = str | PathLike[str]
-Known = Literal['cocoop', 'coop', 'coprompt', 'gda', 'ivlp', 'kgcoop', 'linear_probe', 'lp_plus_plus', 'maple', 'mvlpt', 'pre', 'proda', 'prograd', 'promptsrc', 'restore', 'tpt', 'transclip', 'upl', 'vpt', 'zero_shot']
+Known = Literal['clap', 'clip_adapter', 'cocoop', 'coop', 'coprompt', 'cross_modal_lp', 'gda', 'ivlp', 'kgcoop', 'linear_probe', 'lp_plus_plus', 'maple', 'mvlpt', 'pre', 'proda', 'prograd', 'promptsrc', 'restore', 'taskres', 'tip_adapter', 'tip_adapter_f', 'tpt', 'transclip', 'upl', 'vpt', 'zero_shot', 'zs_lp']
 
 class MethodSettings(TypedDict, total=False):
     objective: list[str]
@@ -95,6 +102,19 @@ class RunSettings(TypedDict, total=False):
     resume: bool
     quiet: bool
 
+class ClapSettings(MethodSettings, total=False):
+    variant: Literal['zs_lp', 'cones']
+    constraint: Literal['l2', 'l2_constant', 'l2_corrected', 'l2_balanced']
+    fit_views: int
+
+class ClapRun(RunSettings, ClapSettings, total=False): ...
+
+class ClipAdapterSettings(MethodSettings, total=False):
+    ratio: float
+    reduction: int
+
+class ClipAdapterRun(RunSettings, ClipAdapterSettings, total=False): ...
+
 class CocoopSettings(MethodSettings, total=False):
     n_ctx: int | None
     ctx_init: str | None
@@ -121,6 +141,10 @@ class CopromptSettings(MethodSettings, total=False):
     reduction: int
 
 class CopromptRun(RunSettings, CopromptSettings, total=False): ...
+
+class CrossModalLpSettings(MethodSettings, total=False): ...
+
+class CrossModalLpRun(RunSettings, CrossModalLpSettings, total=False): ...
 
 class GdaSettings(MethodSettings, total=False):
     alpha: float
@@ -229,6 +253,25 @@ class RestoreSettings(MethodSettings, total=False):
 
 class RestoreRun(RunSettings, RestoreSettings, total=False): ...
 
+class TaskresSettings(MethodSettings, total=False):
+    alpha: float
+
+class TaskresRun(RunSettings, TaskresSettings, total=False): ...
+
+class TipAdapterSettings(MethodSettings, total=False):
+    alpha: float
+    beta: float
+    fit_views: int
+
+class TipAdapterRun(RunSettings, TipAdapterSettings, total=False): ...
+
+class TipAdapterFSettings(MethodSettings, total=False):
+    alpha: float
+    beta: float
+    fit_views: int
+
+class TipAdapterFRun(RunSettings, TipAdapterFSettings, total=False): ...
+
 class TptSettings(MethodSettings, total=False):
     n_ctx: int | None
     ctx_init: str | None
@@ -279,12 +322,25 @@ class ZeroShotSettings(MethodSettings, total=False):
 
 class ZeroShotRun(RunSettings, ZeroShotSettings, total=False): ...
 
+class ZsLpSettings(MethodSettings, total=False):
+    variant: Literal['zs_lp', 'cones']
+
+class ZsLpRun(RunSettings, ZsLpSettings, total=False): ...
+
 class SettingsDoNotFit:
     """Nothing: the call raises, since a setting is not the method's or is of another type.
 
     A dictionary that is handed in with ``**`` may be right all the same: annotate it as one of these classes, or as
     ``dict[str, Any]``.
     """
+
+@overload
+def create_learner(method: Literal['clap'], clip: FrozenCLIP, class_names: Sequence[str], *, templates: Sequence[str] = ..., seed: int = ..., shared_names: bool = ..., **settings: Unpack[ClapSettings]) -> CLAP:
+    """A linear probe that stays near the zero-shot classifier where that is right."""
+
+@overload
+def create_learner(method: Literal['clip_adapter'], clip: FrozenCLIP, class_names: Sequence[str], *, templates: Sequence[str] = ..., seed: int = ..., shared_names: bool = ..., **settings: Unpack[ClipAdapterSettings]) -> CLIPAdapter:
+    """A bottleneck on the image feature, mixed into it."""
 
 @overload
 def create_learner(method: Literal['cocoop'], clip: FrozenCLIP, class_names: Sequence[str], *, templates: Sequence[str] = ..., seed: int = ..., shared_names: bool = ..., **settings: Unpack[CocoopSettings]) -> CoCoOp:
@@ -297,6 +353,10 @@ def create_learner(method: Literal['coop'], clip: FrozenCLIP, class_names: Seque
 @overload
 def create_learner(method: Literal['coprompt'], clip: FrozenCLIP, class_names: Sequence[str], *, templates: Sequence[str] = ..., seed: int = ..., shared_names: bool = ..., **settings: Unpack[CopromptSettings]) -> CoPrompt:
     """Coupled deep prompts and adapters, consistent with the frozen model on other inputs."""
+
+@overload
+def create_learner(method: Literal['cross_modal_lp'], clip: FrozenCLIP, class_names: Sequence[str], *, templates: Sequence[str] = ..., seed: int = ..., shared_names: bool = ..., **settings: Unpack[CrossModalLpSettings]) -> CrossModalLP:
+    """A linear probe on image and text features alike."""
 
 @overload
 def create_learner(method: Literal['gda'], clip: FrozenCLIP, class_names: Sequence[str], *, templates: Sequence[str] = ..., seed: int = ..., shared_names: bool = ..., **settings: Unpack[GdaSettings]) -> GDA:
@@ -347,6 +407,18 @@ def create_learner(method: Literal['restore'], clip: FrozenCLIP, class_names: Se
     """Coupled deep prompts whose shift stays alike in both modalities."""
 
 @overload
+def create_learner(method: Literal['taskres'], clip: FrozenCLIP, class_names: Sequence[str], *, templates: Sequence[str] = ..., seed: int = ..., shared_names: bool = ..., **settings: Unpack[TaskresSettings]) -> TaskRes:
+    """A residual on each class feature."""
+
+@overload
+def create_learner(method: Literal['tip_adapter'], clip: FrozenCLIP, class_names: Sequence[str], *, templates: Sequence[str] = ..., seed: int = ..., shared_names: bool = ..., **settings: Unpack[TipAdapterSettings]) -> TipAdapter:
+    """A cache of the labelled images beside zero-shot CLIP."""
+
+@overload
+def create_learner(method: Literal['tip_adapter_f'], clip: FrozenCLIP, class_names: Sequence[str], *, templates: Sequence[str] = ..., seed: int = ..., shared_names: bool = ..., **settings: Unpack[TipAdapterFSettings]) -> TipAdapterF:
+    """A cache of the labelled images whose keys are trained."""
+
+@overload
 def create_learner(method: Literal['tpt'], clip: FrozenCLIP, class_names: Sequence[str], *, templates: Sequence[str] = ..., seed: int = ..., shared_names: bool = ..., **settings: Unpack[TptSettings]) -> TPT:
     """A context that is tuned on each test image by itself."""
 
@@ -367,10 +439,22 @@ def create_learner(method: Literal['zero_shot'], clip: FrozenCLIP, class_names: 
     """CLIP's zero-shot classifier, with one template or an ensemble of them."""
 
 @overload
+def create_learner(method: Literal['zs_lp'], clip: FrozenCLIP, class_names: Sequence[str], *, templates: Sequence[str] = ..., seed: int = ..., shared_names: bool = ..., **settings: Unpack[ZsLpSettings]) -> ZSLP:
+    """A linear probe that starts as the zero-shot classifier."""
+
+@overload
 def create_learner(method: Known, clip: FrozenCLIP, class_names: Sequence[str], *, templates: Sequence[str] = ..., seed: int = ..., shared_names: bool = ..., **settings: Any) -> SettingsDoNotFit: ...
 
 @overload
 def create_learner(method: str, clip: FrozenCLIP, class_names: Sequence[str], *, templates: Sequence[str] = ..., seed: int = ..., shared_names: bool = ..., **settings: Any) -> PromptLearner: ...
+
+@overload
+def run(*, method: Literal['clap'], clip: FrozenCLIP | None = ..., **settings: Unpack[ClapRun]) -> Result:
+    """A linear probe that stays near the zero-shot classifier where that is right."""
+
+@overload
+def run(*, method: Literal['clip_adapter'], clip: FrozenCLIP | None = ..., **settings: Unpack[ClipAdapterRun]) -> Result:
+    """A bottleneck on the image feature, mixed into it."""
 
 @overload
 def run(*, method: Literal['cocoop'], clip: FrozenCLIP | None = ..., **settings: Unpack[CocoopRun]) -> Result:
@@ -383,6 +467,10 @@ def run(*, method: Literal['coop'] = ..., clip: FrozenCLIP | None = ..., **setti
 @overload
 def run(*, method: Literal['coprompt'], clip: FrozenCLIP | None = ..., **settings: Unpack[CopromptRun]) -> Result:
     """Coupled deep prompts and adapters, consistent with the frozen model on other inputs."""
+
+@overload
+def run(*, method: Literal['cross_modal_lp'], clip: FrozenCLIP | None = ..., **settings: Unpack[CrossModalLpRun]) -> Result:
+    """A linear probe on image and text features alike."""
 
 @overload
 def run(*, method: Literal['gda'], clip: FrozenCLIP | None = ..., **settings: Unpack[GdaRun]) -> Result:
@@ -433,6 +521,18 @@ def run(*, method: Literal['restore'], clip: FrozenCLIP | None = ..., **settings
     """Coupled deep prompts whose shift stays alike in both modalities."""
 
 @overload
+def run(*, method: Literal['taskres'], clip: FrozenCLIP | None = ..., **settings: Unpack[TaskresRun]) -> Result:
+    """A residual on each class feature."""
+
+@overload
+def run(*, method: Literal['tip_adapter'], clip: FrozenCLIP | None = ..., **settings: Unpack[TipAdapterRun]) -> Result:
+    """A cache of the labelled images beside zero-shot CLIP."""
+
+@overload
+def run(*, method: Literal['tip_adapter_f'], clip: FrozenCLIP | None = ..., **settings: Unpack[TipAdapterFRun]) -> Result:
+    """A cache of the labelled images whose keys are trained."""
+
+@overload
 def run(*, method: Literal['tpt'], clip: FrozenCLIP | None = ..., **settings: Unpack[TptRun]) -> Result:
     """A context that is tuned on each test image by itself."""
 
@@ -451,6 +551,10 @@ def run(*, method: Literal['vpt'], clip: FrozenCLIP | None = ..., **settings: Un
 @overload
 def run(*, method: Literal['zero_shot'], clip: FrozenCLIP | None = ..., **settings: Unpack[ZeroShotRun]) -> Result:
     """CLIP's zero-shot classifier, with one template or an ensemble of them."""
+
+@overload
+def run(*, method: Literal['zs_lp'], clip: FrozenCLIP | None = ..., **settings: Unpack[ZsLpRun]) -> Result:
+    """A linear probe that starts as the zero-shot classifier."""
 
 @overload
 def run(*, method: Known, clip: FrozenCLIP | None = ..., **settings: Any) -> SettingsDoNotFit: ...

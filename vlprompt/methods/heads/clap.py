@@ -13,23 +13,21 @@ search), which learns the text tower's output itself; of it the abstract alone w
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlprompt.errors import VlpromptError, nearest
 from vlprompt.learner import PromptLearner, register
 from vlprompt.learner.learning import Feed, Train
 from vlprompt.learner.objectives import Batch
 
-VARIANTS = ("zs_lp", "cones")
-CONSTRAINTS = ("l2", "l2_constant", "l2_corrected", "l2_balanced")
+Constraint = Literal["l2", "l2_constant", "l2_corrected", "l2_balanced"]
 
 
-def multipliers(logits: Tensor, labels: Tensor, constraint: str) -> Tensor:
+def multipliers(logits: Tensor, labels: Tensor, constraint: Constraint) -> Tensor:
     """λ (C,) of CLAP's constraint, §4.2: how far zero-shot CLIP is right about each class.
 
     Args:
@@ -62,14 +60,13 @@ class ZSLP(PromptLearner):
             variant: zs_lp, or cones, which starts from normalised class features.
         """
 
-        variant: str = "zs_lp"
+        variant: Literal["zs_lp", "cones"] = "zs_lp"
 
+    config: Config
     anchor: Tensor
 
     def setup(self) -> None:
         """Create the prototypes (C, D)."""
-        if self.config.variant not in VARIANTS:
-            raise VlpromptError(f"unknown variant '{self.config.variant}': {nearest(self.config.variant, VARIANTS)}")
         text = self.frozen_text(normalise_first=False, normalise_last=self.config.variant == "cones")
         self.register_buffer("anchor", text.float(), persistent=False)
         self.prototypes = nn.Parameter(self.anchor.clone())
@@ -96,16 +93,14 @@ class CLAP(ZSLP):
             fit_views: views of each training image that λ is a mean over.
         """
 
-        constraint: str = "l2"
+        constraint: Constraint = "l2"
         fit_views: int = 20
 
+    config: Config
     strength: Tensor
 
     def setup(self) -> None:
         """Create the prototypes (C, D), and λ (C,), which only training needs."""
-        if self.config.constraint not in CONSTRAINTS:
-            advice = nearest(self.config.constraint, CONSTRAINTS)
-            raise VlpromptError(f"unknown constraint '{self.config.constraint}': {advice}, or method=zs_lp without one")
         super().setup()
         self.register_buffer("strength", torch.ones(len(self.class_names)), persistent=False)
 
@@ -118,7 +113,7 @@ class CLAP(ZSLP):
         self.strength.copy_(multipliers(zero_shot, bank.labels.repeat(bank.views), self.config.constraint))
         super().learn(feed, train)
 
-    def loss(self, batch: Batch) -> Mapping[str, Tensor]:
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
         """Named losses of a batch, with the constraint mean_c λ_c‖w_c - t_c‖² (eq. 7)."""
         losses = super().loss(batch)
         constraint = (self.strength * (self.prototypes - self.anchor).square().sum(dim=1)).mean()

@@ -40,6 +40,8 @@ class CLIPAdapter(PromptLearner):
         ratio: float = 0.2
         reduction: int = 4
 
+    config: Config
+
     def setup(self) -> None:
         """Create the bottleneck: W₁ (D/reduction, D) and W₂ (D, D/reduction)."""
         width, reduction = self.clip.embed_dim, self.config.reduction

@@ -12,8 +12,6 @@ Text samples are drawn anew at each step, without one twice in it; where there a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -54,7 +52,7 @@ class CrossModalLP(PromptLearner):
         """Train on every view of the labelled images, beside text."""
         train(self, feed.batches(every_view=True))
 
-    def loss(self, batch: Batch) -> Mapping[str, Tensor]:
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
         """Named losses of a batch, ``loss`` being the mean over its images and as many texts, §3."""
         images = super().loss(batch)
         count = len(batch["label"])

@@ -35,6 +35,8 @@ class TaskRes(PromptLearner):
 
         alpha: float = 0.5
 
+    config: Config
+
     def setup(self) -> None:
         """Create the residual (C, D)."""
         self.residual = nn.Parameter(torch.zeros(len(self.class_names), self.clip.embed_dim))

@@ -59,6 +59,7 @@ class TipAdapter(PromptLearner):
         beta: float = 1.0
         fit_views: int = 10
 
+    config: Config
     keys: Tensor
     labels: Tensor
 
@@ -89,6 +90,7 @@ class TipAdapter(PromptLearner):
     @torch.no_grad()
     def fit(self, bank: FeatureBank) -> None:
         """Fill the cache with the labelled images of a bank."""
+        assert bank.labels is not None  # of labelled images
         self._reserve(len(bank))
         self.keys.copy_(cache_keys(bank.features))
         self.labels.copy_(bank.labels)

@@ -27,6 +27,8 @@ class TipAdapterF(TipAdapter):
     class Config(TipAdapter.Config):
         """Settings, as Tip-Adapter's."""
 
+    config: Config
+
     def _hold(self, keys: Tensor) -> None:
         """Have keys (N, D), which are learnt."""
         self.keys = nn.Parameter(keys)
