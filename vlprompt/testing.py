@@ -72,9 +72,14 @@ def small_clip(precision: str = "fp32", **options: Any) -> FrozenCLIP:
 def make(method: str, clip: FrozenCLIP | None = None, names: tuple[str, ...] = NAMES, **settings: Any) -> PromptLearner:
     """A learner on the small model, with depths that fit it unless ``settings`` say otherwise."""
     fitting = {key: 2 for key in ("depth", "vision_depth") if key in method_info(method)["config"]}
-    learner = create_learner(method, clip or small_clip(), names, **(fitting | settings))
-    if learner.facts.head and learner.facts.labels == "needed" and not settings.get("init_from"):
-        learner.learn(toy_feed(learner), lambda *_, **__: [])  # which makes what the data decide the size of
+    return create_learner(method, clip or small_clip(), names, **(fitting | settings))
+
+
+def make_ready(method: str, clip: FrozenCLIP | None = None, **options: Any) -> PromptLearner:
+    """``make``, and let a head look at toy images: the data decide what it holds, of which nothing is trained yet."""
+    learner = make(method, clip, **options)
+    if learner.facts.head and learner.facts.labels == "needed":
+        learner.learn(toy_feed(learner), lambda *_, **__: [])
     return learner
 
 
@@ -141,7 +146,7 @@ def _trains(learner: PromptLearner) -> bool:
 @check
 def check_backbone_is_untouched(method: str, folder: Path, **settings: Any) -> None:
     """Training changes no weight of the frozen model and leaves no gradient on it."""
-    learner = make(method, **settings)
+    learner = make_ready(method, **settings)
     before = learner.clip.weights_hash()
     if _trains(learner):
         fit(learner, 2)
@@ -152,7 +157,7 @@ def check_backbone_is_untouched(method: str, folder: Path, **settings: Any) -> N
 @check
 def check_loss_falls(method: str, folder: Path, **settings: Any) -> None:
     """The loss is finite, names its parts, reaches every learnable tensor and falls on a toy set."""
-    learner = make(method, **settings)
+    learner = make_ready(method, **settings)
     losses = learner.loss(toy_batch())
     assert all(torch.isfinite(value) for value in losses.values())
     if not _trains(learner):
@@ -169,14 +174,14 @@ def check_loss_falls(method: str, folder: Path, **settings: Any) -> None:
 @check
 def check_new_class_names(method: str, folder: Path, **settings: Any) -> None:
     """New class names work at once and equal a learner made for them, or are refused in one sentence."""
-    learner = make(method, **settings)
+    learner = make_ready(method, **settings)
     if not learner.facts.new_classes:
         with _raises(method):
             learner.set_class_names(NEW_NAMES)
         return
     old = logits_of(learner)
     learner.set_class_names(NEW_NAMES)
-    fresh = make(method, names=NEW_NAMES, **settings)
+    fresh = make_ready(method, names=NEW_NAMES, **settings)
     fresh.load_state_dict(learner.state_dict())
     assert close(logits_of(learner), logits_of(fresh))
     learner.set_class_names(NAMES)
@@ -186,7 +191,7 @@ def check_new_class_names(method: str, folder: Path, **settings: Any) -> None:
 @check
 def check_save_and_load(method: str, folder: Path, **settings: Any) -> None:
     """A saved learner gives the same logits, holds its learnables only, and refuses another backbone."""
-    learner = make(method, **settings)
+    learner = make_ready(method, **settings)
     if _trains(learner):
         fit(learner, 1)
     learner.save_pretrained(folder)
@@ -201,7 +206,7 @@ def check_save_and_load(method: str, folder: Path, **settings: Any) -> None:
 @check
 def check_published_names(method: str, folder: Path, **settings: Any) -> None:
     """The learnables go out and come in under the authors' names."""
-    learner, other = make(method, **settings), make(method, **settings)
+    learner, other = make_ready(method, **settings), make_ready(method, **settings)
     if not _trains(learner):
         return
     fit(learner, 1)
@@ -213,7 +218,7 @@ def check_published_names(method: str, folder: Path, **settings: Any) -> None:
 def check_chunking_changes_nothing(method: str, folder: Path, **settings: Any) -> None:
     """Encoding classes in checkpointed chunks gives the same loss and gradients."""
     clip = small_clip()
-    whole, chunked = make(method, clip, **settings), make(method, clip, text_chunk=2, **settings)
+    whole, chunked = make_ready(method, clip, **settings), make_ready(method, clip, text_chunk=2, **settings)
     chunked.load_state_dict(whole.state_dict())
     a, b = loss_of(whole), loss_of(chunked)
     assert close(a["loss"], b["loss"])
@@ -229,13 +234,13 @@ def check_chunking_changes_nothing(method: str, folder: Path, **settings: Any) -
 @check
 def check_cached_features_change_nothing(method: str, folder: Path, **settings: Any) -> None:
     """Where images are cacheable, cached features give the loss that images give."""
-    learner = make(method, **settings)
+    learner = make_ready(method, **settings)
     if not learner.facts.cacheable_images:
         return
     batch = toy_batch()
     cached = {key: value for key, value in batch.items() if key != "image"}
     cached["image_features"] = learner.clip.encode_image(batch["image"])
-    assert close(loss_of(learner, cached)["loss"], loss_of(make(method, **settings))["loss"])
+    assert close(loss_of(learner, cached)["loss"], loss_of(make_ready(method, **settings))["loss"])
 
 
 @check
@@ -244,7 +249,7 @@ def check_same_seed_same_weights(method: str, folder: Path, **settings: Any) -> 
     torch.manual_seed(5)
     expected = torch.rand(1)
     torch.manual_seed(5)
-    learners = [make(method, **settings) for _ in range(2)]
+    learners = [make_ready(method, **settings) for _ in range(2)]
     assert torch.equal(torch.rand(1), expected)
     for learner in learners:
         if _trains(learner):
@@ -257,7 +262,7 @@ def check_same_seed_same_weights(method: str, folder: Path, **settings: Any) -> 
 @check
 def check_bf16_towers(method: str, folder: Path, **settings: Any) -> None:
     """On bf16 towers losses and gradients are finite, learnables stay fp32, and logits are near the fp32 ones."""
-    learner, exact = make(method, small_clip("bf16"), **settings), make(method, **settings)
+    learner, exact = make_ready(method, small_clip("bf16"), **settings), make_ready(method, **settings)
     exact.load_state_dict(learner.state_dict())
     assert close(logits_of(learner), logits_of(exact), 0.05)
     if _trains(learner):
@@ -268,7 +273,7 @@ def check_bf16_towers(method: str, folder: Path, **settings: Any) -> None:
 @check
 def check_both_text_layouts(method: str, folder: Path, **settings: Any) -> None:
     """``CLIP`` and ``CustomTextCLIP`` of the same weights give the same logits."""
-    flat, custom = make(method, **settings), make(method, small_clip(custom_text=True), **settings)
+    flat, custom = make_ready(method, **settings), make_ready(method, small_clip(custom_text=True), **settings)
     custom.load_state_dict(flat.state_dict())
     assert close(logits_of(custom), logits_of(flat))
 
@@ -277,11 +282,11 @@ def check_both_text_layouts(method: str, folder: Path, **settings: Any) -> None:
 def check_resnet(method: str, folder: Path, **settings: Any) -> None:
     """On a ResNet text-only methods work, and visual prompts are refused in one sentence."""
     clip = small_clip(resnet=True)
-    if make(method, **settings).facts.cacheable_images:
-        assert torch.isfinite(logits_of(make(method, clip, **settings))).all()
+    if make_ready(method, **settings).facts.cacheable_images:
+        assert torch.isfinite(logits_of(make_ready(method, clip, **settings))).all()
         return
     with _raises(method):
-        make(method, clip, **settings)
+        make_ready(method, clip, **settings)
 
 
 @contextlib.contextmanager
