@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from vlprompt import FrozenCLIP, PromptLearner, create_learner
 from vlprompt.base.settings import TrainOptions
 from vlprompt.data import FeatureBank
 from vlprompt.learner.learning import EpochBatches
+from vlprompt.learner.selection import Selection
 from vlprompt.methods.heads.clap import multipliers
 from vlprompt.methods.heads.tip_adapter import cache_keys
 from vlprompt.training import train
@@ -56,6 +58,17 @@ def tip_adapter(case: Case, clip: FrozenCLIP, monkeypatch: pytest.MonkeyPatch) -
         close(F.one_hot(head.labels.long(), facts["n_classes"]), t["cache_values"], "cache_values")
         name = f"logits_alpha_{alpha:g}_beta_{beta:g}"
         close(head.classify(t["test_features"]), t[name], name, atol=1e-4)
+
+    search = facts["search"]
+    ends = dict(zip(("beta", "alpha"), zip(search["scale"], search["step"], strict=True), strict=True))
+    grid = {key: f"even(start=0.1, stop={stop}, n={n})" for key, (stop, n) in ends.items()}
+    head = make_head("tip_adapter", case, monkeypatch, t["text_weights"], facts["logit_scale"], grid=grid)
+    held_out = {"val": FeatureBank(t["val_features"][None], t["val_labels"])}
+    selection = Selection("val")
+    feed = SimpleNamespace(bank=lambda source="labelled", **_: held_out.get(source, bank), selection=selection)
+    head.learn(feed, lambda *_, **__: [])
+    assert (float(head.alpha), float(head.beta)) == pytest.approx((search["found_alpha"], search["found_beta"]))
+    assert len(selection.searches[0].points) == math.prod(search["step"])
 
 
 @check

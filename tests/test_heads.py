@@ -103,6 +103,34 @@ def test_views_are_averaged_before_they_are_normalised() -> None:
 
 
 @pytest.mark.parametrize("method", CACHES)
+def test_many_settings_at_once_score_as_each_by_itself(method: str) -> None:
+    rows, labels = samples()
+    points = [{"alpha": alpha, "beta": beta} for beta in (0.5, 5.5) for alpha in (0.0, 1.0, 2.5)]
+    heads = [fitted(method, rows, labels, **point) for point in points]
+    v = torch.nn.functional.normalize(rows, dim=-1)
+    columns = {key: torch.tensor([point[key] for point in points]).view(-1, 1, 1) for key in points[0]}
+    for head, point in zip(heads, points, strict=True):
+        head.keys.data.copy_(heads[0].keys)  # which were trained with other settings
+        torch.testing.assert_close(heads[0].logits_at(v, columns)[points.index(point)], head.classify(rows))
+    only_alpha = heads[0].logits_at(v, {"alpha": columns["alpha"][:3]})
+    torch.testing.assert_close(only_alpha, heads[0].logits_at(v, columns)[:3])
+
+
+@pytest.mark.parametrize("method", CACHES)
+def test_settings_are_chosen_on_held_out_images_and_saved(method: str, tmp_path: Path) -> None:
+    digits, grid = load_split("digits"), {"beta": [1.0, 5.5], "alpha": [0.5, 20.0]}
+    few = replace(digits, name=f"chosen digits for {method}", val=digits.train[-40:], test=digits.test[:12])
+    result = run(
+        method=method, protocol="few_shot", dataset=few, clip=small_clip(), shots=2, views=1, epochs=1, fit_views=1,
+        selection="fewshot_val", grid=grid, quiet=True, output=str(tmp_path),
+    )  # fmt: skip
+    (search,) = result.searches
+    saved = load_learner(next(tmp_path.rglob("learner")), clip=small_clip())
+    assert search["points"] == 4
+    assert {"alpha": float(saved.alpha), "beta": float(saved.beta)} == search["chosen"]
+
+
+@pytest.mark.parametrize("method", CACHES)
 def test_a_cache_of_any_size_is_saved_with_all_that_it_scores_with(method: str, tmp_path: Path) -> None:
     rows, labels = samples(per_class=7)
     head = fitted(method, rows, labels)

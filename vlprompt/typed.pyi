@@ -262,6 +262,7 @@ class TipAdapterSettings(MethodSettings, total=False):
     alpha: float
     beta: float
     fit_views: int
+    grid: dict[str, Any]
 
 class TipAdapterRun(RunSettings, TipAdapterSettings, total=False): ...
 
@@ -269,6 +270,7 @@ class TipAdapterFSettings(MethodSettings, total=False):
     alpha: float
     beta: float
     fit_views: int
+    grid: dict[str, Any]
 
 class TipAdapterFRun(RunSettings, TipAdapterFSettings, total=False): ...
 

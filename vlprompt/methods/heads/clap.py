@@ -48,7 +48,7 @@ def multipliers(logits: Tensor, labels: Tensor, constraint: Constraint) -> Tenso
     return found / found.mean() if constraint == "l2_corrected" else found
 
 
-@register("zs_lp", paper="arXiv:2312.12730", trains=("head",), new_classes=False)
+@register("zs_lp", paper="arXiv:2312.12730", trains=("head",), new_classes=False, paper_settings="none")
 class ZSLP(PromptLearner):
     """A linear probe that starts as the zero-shot classifier."""
 
@@ -80,7 +80,7 @@ class ZSLP(PromptLearner):
         train(self, feed.batches(every_view=True))
 
 
-@register("clap", paper="arXiv:2312.12730", trains=("head",), new_classes=False)
+@register("clap", paper="arXiv:2312.12730", trains=("head",), new_classes=False, paper_settings="none")
 class CLAP(ZSLP):
     """A linear probe that stays near the zero-shot classifier where that is right."""
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from vlprompt.learner import PromptLearner, register
 
 
-@register("taskres", paper="arXiv:2211.10277", trains=("head",), new_classes=False)
+@register("taskres", paper="arXiv:2211.10277", trains=("head",), new_classes=False, paper_settings="none")
 class TaskRes(PromptLearner):
     """A residual on each class feature."""
 

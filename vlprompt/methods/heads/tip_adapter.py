@@ -5,15 +5,16 @@ labels; it is added to zero-shot CLIP, 100·f·W + α·exp(-β(1 - f·F))·L. A 
 they are normalised, and is normalised then.
 Protocols: few-shot, domain generalization.
 Differs from the authors' code: α and β are fixed at the values that their search starts from (theirs then takes the
-best of 4,000 pairs on the whole validation split, on ImageNet on the test images); fp32 where theirs is fp16; views are
-drawn ten times each, as theirs are, from a generator of the run's own.
+best of 4,000 pairs on the whole validation split, on ImageNet on the test images; selection=paper does so too, and
+fewshot_val on a few images of each class); fp32 where theirs is fp16.
 The cache is no linear classifier, so no (C, D) matrix holds it: export to=torch or to=onnx. It grows with the images.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +24,7 @@ from vlprompt.data import FeatureBank
 from vlprompt.errors import VlpromptError
 from vlprompt.learner import PromptLearner, register
 from vlprompt.learner.learning import Feed, Train
+from vlprompt.learner.selection import Values, at_points, choose, keep_settings
 
 
 def cache_keys(features: Tensor) -> Tensor:
@@ -41,7 +43,7 @@ def cache_logits(affinity: Tensor, labels: Tensor, n_classes: int) -> Tensor:
     return affinity.new_zeros(affinity.shape[0], n_classes).index_add(1, labels.long(), affinity)
 
 
-@register("tip_adapter", paper="arXiv:2207.09519", new_classes=False, head=True)
+@register("tip_adapter", paper="arXiv:2207.09519", new_classes=False, head=True, paper_settings="whole_val")
 class TipAdapter(PromptLearner):
     """A cache of the labelled images beside zero-shot CLIP."""
 
@@ -53,19 +55,24 @@ class TipAdapter(PromptLearner):
             alpha: α, what the cache counts beside zero-shot's logits.
             beta: β, how fast a key's say falls with its distance.
             fit_views: views of each training image that its key is the mean of; 1 is the evaluation crop.
+            grid: values of alpha and beta that a selection on held-out images chooses among.
         """
 
         alpha: float = 1.17
         beta: float = 1.0
         fit_views: int = 10
+        grid: dict[str, Any] = field(default_factory=dict)
 
     config: Config
     keys: Tensor
     labels: Tensor
+    alpha: Tensor
+    beta: Tensor
 
     def setup(self) -> None:
         """Make an empty cache: without keys the learner is zero-shot CLIP."""
         self._reserve(0)
+        keep_settings(self, "alpha", "beta")
 
     def _reserve(self, count: int) -> None:
         """Make room for so many keys (N, D) and their classes (N,), as floats since only such are saved."""
@@ -98,6 +105,15 @@ class TipAdapter(PromptLearner):
     def learn(self, feed: Feed, train: Train) -> None:
         """Cache the labelled images."""
         self.fit(feed.bank(views=self.config.fit_views))
+        choose(self, feed, at_points(self.logits_at))
+
+    def logits_at(self, v: Tensor, values: Values) -> Tensor:
+        """Logits (P, N, C) of normalised image features v (N, D) with P values of α and β, (P, 1, 1) each."""
+        distances, count = 1 - v @ self.keys.T, len(self.class_names)
+        betas, place = values.get("beta", self.beta.view(1, 1, 1)).flatten().unique(return_inverse=True)
+        cache = torch.stack([cache_logits((-beta * distances).exp(), self.labels, count) for beta in betas])
+        zero_shot = self.clip.similarity(v, self.text_features())
+        return zero_shot + values.get("alpha", self.alpha) * cache[place]
 
     def encode_text(self, v: Tensor | None = None) -> Tensor:
         """Zero-shot class features (C, D) over the dataset's templates."""
@@ -105,5 +121,5 @@ class TipAdapter(PromptLearner):
 
     def score(self, v: Tensor, t: Tensor) -> Tensor:
         """Logits (B, C): s·v·tᵀ + α·exp(-β(1 - v·F))·L, eq. 5."""
-        affinity = (-self.config.beta * (1 - v @ self.keys.T)).exp()  # (B, N)
-        return super().score(v, t) + self.config.alpha * cache_logits(affinity, self.labels, len(self.class_names))
+        affinity = (-self.beta * (1 - v @ self.keys.T)).exp()  # (B, N)
+        return super().score(v, t) + self.alpha * cache_logits(affinity, self.labels, len(self.class_names))

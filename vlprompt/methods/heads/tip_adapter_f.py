@@ -3,8 +3,10 @@
 Trained: the keys F of Tip-Adapter's cache, from where it fills them, by cross-entropy; the values L stay one-hot.
 Protocols: few-shot, domain generalization.
 Differs from the authors' code: the last epoch is tested (theirs takes the epoch that is best on the test images, and
-then the larger of two test accuracies); α and β are fixed; training images are seen in the ten views that the keys are
-made of, cycled through (theirs draws new ones each epoch: views=fresh); fp32 where theirs is fp16.
+then the larger of two test accuracies); α and β are those it is trained with (theirs are searched afterwards, on the
+whole validation split; selection=paper looks at both, fewshot_val at a few images of each class); training images are
+seen in the ten views that the keys are made of, cycled through (theirs draws new ones each epoch: views=fresh); fp32
+where theirs is fp16.
 An image that is trained on meets its own key, so that the training loss is small from the start.
 """
 
@@ -16,10 +18,19 @@ from torch import Tensor, nn
 
 from vlprompt.learner import register
 from vlprompt.learner.learning import Feed, Train
+from vlprompt.learner.selection import at_points, choose
 from vlprompt.methods.heads.tip_adapter import TipAdapter
 
 
-@register("tip_adapter_f", paper="arXiv:2207.09519", trains=("head",), new_classes=False, head=True)
+@register(
+    "tip_adapter_f",
+    paper="arXiv:2207.09519",
+    trains=("head",),
+    new_classes=False,
+    head=True,
+    paper_settings="whole_val",
+    paper_epoch="test",
+)
 class TipAdapterF(TipAdapter):
     """A cache of the labelled images whose keys are trained."""
 
@@ -35,5 +46,6 @@ class TipAdapterF(TipAdapter):
 
     def learn(self, feed: Feed, train: Train) -> None:
         """Cache the labelled images, and train the keys on them."""
-        super().learn(feed, train)
+        self.fit(feed.bank(views=self.config.fit_views))
         train(self, feed.batches())
+        choose(self, feed, at_points(self.logits_at))
