@@ -13,11 +13,15 @@ from typing import Any, TypeGuard
 
 from datasets_registry.card import card_names, load_card
 from vlprompt.base.files import read_text
+from vlprompt.demo.emoji import emoji_sentences
 from vlprompt.errors import VlpromptError, nearest
+
+# sentences that come with the package, by the name that descriptions= takes in place of a file
+DESCRIPTION_SETS: dict[str, Callable[[], dict[str, list[str]]]] = {"emoji": emoji_sentences}
 
 
 def names_file(descriptions: object) -> TypeGuard[str]:
-    """Tell a file of descriptions from a template, a list of templates and nothing."""
+    """Tell a file or a set of descriptions from a template, a list of templates and nothing."""
     return isinstance(descriptions, str) and "{}" not in descriptions
 
 
@@ -80,7 +84,7 @@ def read_descriptions(
     card says that published files call the class so.
 
     Args:
-        path: a JSON file.
+        path: a JSON file, or the name of a set that comes with the package.
         class_names: of the dataset. Names that two labels share get the same sentences.
         aliases: class name to the file's key, before all else.
 
@@ -151,6 +155,8 @@ def _refuse_shared(found: Mapping[str, str], where: str) -> None:
 
 
 def _read(path: str | Path) -> dict[str, Any]:
+    if str(path) in DESCRIPTION_SETS:
+        return DESCRIPTION_SETS[str(path)]()
     try:
         content = json.loads(read_text(Path(path).expanduser()), object_pairs_hook=partial(_once, path))
     except OSError as error:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from golden_files import NEW, Case, case_names, read_case
+import torch.nn.functional as F
+from golden_files import NEW, Case, case_names, read_case, read_config
 from test_golden_more import clip_of, close
 from torch import Tensor
 
@@ -19,11 +22,12 @@ from vlprompt.learner.selection import Selection
 
 @dataclass
 class Given:
-    """What a check works with: the case, the golden CLIP, and pytest's patches."""
+    """What a check works with: the case, the golden CLIP, pytest's patches and a folder to write to."""
 
     case: Case
     clip: FrozenCLIP
     patch: pytest.MonkeyPatch
+    folder: Path
 
     def learner(self, method: str, text: str = "text_weights", **settings) -> PromptLearner:
         """A learner on features of the case's width, with the text features of the case in place of a CLIP's."""
@@ -104,7 +108,7 @@ def transclip_fs(given: Given) -> None:
     settings = transclip_settings(given.case, support=True, grid={"gamma": gammas}, as_published=True)
     learner = given.learner("transclip", **settings)
     learner.learn(feed, None)
-    log_y = learner.by_text(x)
+    log_y = learner.log_y({"image_features": x})
     found = dict(zip(gammas, learner.solve(x, log_y, gammas), strict=True))
     for gamma, log_z in found.items():
         close(z_of(log_z), t[f"z_gamma_{gamma:g}"], f"z with gamma={gamma:g}", atol=1e-4)
@@ -120,11 +124,42 @@ def transclip_fs(given: Given) -> None:
     assert len(feed.selection.searches[0].points) == len(gammas)
 
 
+@check
+def zlap(given: Given) -> None:
+    t, facts = given.case.tensors, given.case.facts
+    settings = {"k": facts["k"], "gamma": facts["gamma"], "alpha": facts["alpha"], "iterations": facts["cg_maxiter"]}
+    pool = FeatureBank(t["unlabeled_features"][None], None)
+    modes = {"transductive": {}, "transductive_scaled": {"scaled": True}, "inductive": {}, "sparse_inductive": {}}
+    for name, more in modes.items():
+        mode = name.removesuffix("_scaled").removesuffix("_inductive")
+        learner = given.learner("zlap", mode=mode, tolerance=facts["cg_tol"], **settings | more)
+        learner.learn(SimpleNamespace(bank=lambda source: {"pool": pool}[source]), None)
+        close(learner.scores(t["test_features"], learner.text_features()), t[name], name, rtol=0, atol=1e-5)
+        right = (learner.classify(t["test_features"]).argmax(dim=1) == t["labels"]).double().mean()
+        assert 100 * right == pytest.approx(facts["accuracy"][name])
+
+
+@check
+def cupl(given: Given) -> None:
+    t, facts = given.case.tensors, given.case.facts
+    names = read_config()["class_names"]
+    file = given.folder / "sentences.json"
+    file.write_text(json.dumps(dict(zip(names, facts["descriptions"], strict=True))))
+    texts = {"descriptions": {"descriptions": str(file)}, "both": {"descriptions": str(file), "texts": "both"}}
+    for variant, settings in (texts | {"templates": {}}).items():
+        method = "cupl" if settings else "zero_shot"
+        learner = create_learner(method, given.clip, names, templates=facts["templates"], **settings).eval()
+        close(learner.classifier_matrix(), t[f"text_weights/{variant}"], variant)
+        v = F.normalize(t["image_features"], dim=1)
+        close(v @ learner.classifier_matrix().T, t[f"cosine/{variant}"], f"cosine/{variant}")
+        close(learner.classify(v), given.clip.similarity(v, t[f"text_weights/{variant}"]), variant, atol=1e-4)
+
+
 @pytest.mark.parametrize("name", case_names(NEW))
 def test_what_a_head_computes_equals_its_authors_code(
-    name: str, golden_clip: FrozenCLIP, monkeypatch: pytest.MonkeyPatch
+    name: str, golden_clip: FrozenCLIP, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     known = [prefix for prefix in CHECKS if name.startswith(prefix)]
     if not known:
         pytest.skip(f"no method here is compared with {name}")
-    CHECKS[max(known, key=len)](Given(read_case(NEW, name), golden_clip, monkeypatch))
+    CHECKS[max(known, key=len)](Given(read_case(NEW, name), golden_clip, monkeypatch, tmp_path))

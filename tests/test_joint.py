@@ -32,7 +32,7 @@ from vlprompt.saving.export import export_learner
 from vlprompt.saving.teacher import LearnerTeacher
 from vlprompt.testing import NAMES, make, small_clip
 
-JOINT = [("transclip", {})]
+JOINT = [("transclip", {}), ("zlap", {})]
 CLASSES, WIDTH = len(NAMES), 64
 
 

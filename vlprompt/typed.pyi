@@ -24,6 +24,7 @@ from vlprompt.methods.prompts.cocoop import CoCoOp
 from vlprompt.methods.prompts.coop import CoOp
 from vlprompt.methods.prompts.coprompt import CoPrompt
 from vlprompt.methods.heads.cross_modal_lp import CrossModalLP
+from vlprompt.methods.heads.cupl import CuPL
 from vlprompt.methods.heads.gda import GDA
 from vlprompt.methods.prompts.ivlp import IVLP
 from vlprompt.methods.prompts.kgcoop import KgCoOp
@@ -44,10 +45,11 @@ from vlprompt.methods.heads.transclip import TransCLIP
 from vlprompt.methods.unlabelled.upl import UPL
 from vlprompt.methods.prompts.vpt import VPT
 from vlprompt.methods.zero_shot import ZeroShot
+from vlprompt.methods.heads.zlap import ZLaP
 from vlprompt.methods.heads.clap import ZSLP
 
 StrPath = str | PathLike[str]
-Known = Literal['clap', 'clip_adapter', 'cocoop', 'coop', 'coprompt', 'cross_modal_lp', 'gda', 'ivlp', 'kgcoop', 'linear_probe', 'lp_plus_plus', 'maple', 'mvlpt', 'pre', 'proda', 'prograd', 'promptsrc', 'restore', 'taskres', 'tip_adapter', 'tip_adapter_f', 'tpt', 'transclip', 'upl', 'vpt', 'zero_shot', 'zs_lp']
+Known = Literal['clap', 'clip_adapter', 'cocoop', 'coop', 'coprompt', 'cross_modal_lp', 'cupl', 'gda', 'ivlp', 'kgcoop', 'linear_probe', 'lp_plus_plus', 'maple', 'mvlpt', 'pre', 'proda', 'prograd', 'promptsrc', 'restore', 'taskres', 'tip_adapter', 'tip_adapter_f', 'tpt', 'transclip', 'upl', 'vpt', 'zero_shot', 'zlap', 'zs_lp']
 
 class MethodSettings(TypedDict, total=False):
     objective: list[str]
@@ -145,6 +147,12 @@ class CopromptRun(RunSettings, CopromptSettings, total=False): ...
 class CrossModalLpSettings(MethodSettings, total=False): ...
 
 class CrossModalLpRun(RunSettings, CrossModalLpSettings, total=False): ...
+
+class CuplSettings(MethodSettings, total=False):
+    template: list[str] | None
+    texts: Literal['sentences', 'both']
+
+class CuplRun(RunSettings, CuplSettings, total=False): ...
 
 class GdaSettings(MethodSettings, total=False):
     alpha: float
@@ -288,6 +296,7 @@ class TptSettings(MethodSettings, total=False):
 class TptRun(RunSettings, TptSettings, total=False): ...
 
 class TransclipSettings(MethodSettings, total=False):
+    template: list[str] | None
     support: bool
     text_weight: float
     gamma: float
@@ -324,6 +333,18 @@ class ZeroShotSettings(MethodSettings, total=False):
 
 class ZeroShotRun(RunSettings, ZeroShotSettings, total=False): ...
 
+class ZlapSettings(MethodSettings, total=False):
+    template: list[str] | None
+    mode: Literal['transductive', 'inductive', 'sparse']
+    k: int
+    gamma: float
+    alpha: float
+    scaled: bool
+    tolerance: float
+    iterations: int
+
+class ZlapRun(RunSettings, ZlapSettings, total=False): ...
+
 class ZsLpSettings(MethodSettings, total=False):
     variant: Literal['zs_lp', 'cones']
 
@@ -359,6 +380,10 @@ def create_learner(method: Literal['coprompt'], clip: FrozenCLIP, class_names: S
 @overload
 def create_learner(method: Literal['cross_modal_lp'], clip: FrozenCLIP, class_names: Sequence[str], *, templates: Sequence[str] = ..., seed: int = ..., shared_names: bool = ..., **settings: Unpack[CrossModalLpSettings]) -> CrossModalLP:
     """A linear probe on image and text features alike."""
+
+@overload
+def create_learner(method: Literal['cupl'], clip: FrozenCLIP, class_names: Sequence[str], *, templates: Sequence[str] = ..., seed: int = ..., shared_names: bool = ..., **settings: Unpack[CuplSettings]) -> CuPL:
+    """Zero-shot by sentences about each class."""
 
 @overload
 def create_learner(method: Literal['gda'], clip: FrozenCLIP, class_names: Sequence[str], *, templates: Sequence[str] = ..., seed: int = ..., shared_names: bool = ..., **settings: Unpack[GdaSettings]) -> GDA:
@@ -441,6 +466,10 @@ def create_learner(method: Literal['zero_shot'], clip: FrozenCLIP, class_names: 
     """CLIP's zero-shot classifier, with one template or an ensemble of them."""
 
 @overload
+def create_learner(method: Literal['zlap'], clip: FrozenCLIP, class_names: Sequence[str], *, templates: Sequence[str] = ..., seed: int = ..., shared_names: bool = ..., **settings: Unpack[ZlapSettings]) -> ZLaP:
+    """Labels that flow from class texts over a graph of images."""
+
+@overload
 def create_learner(method: Literal['zs_lp'], clip: FrozenCLIP, class_names: Sequence[str], *, templates: Sequence[str] = ..., seed: int = ..., shared_names: bool = ..., **settings: Unpack[ZsLpSettings]) -> ZSLP:
     """A linear probe that starts as the zero-shot classifier."""
 
@@ -473,6 +502,10 @@ def run(*, method: Literal['coprompt'], clip: FrozenCLIP | None = ..., **setting
 @overload
 def run(*, method: Literal['cross_modal_lp'], clip: FrozenCLIP | None = ..., **settings: Unpack[CrossModalLpRun]) -> Result:
     """A linear probe on image and text features alike."""
+
+@overload
+def run(*, method: Literal['cupl'], clip: FrozenCLIP | None = ..., **settings: Unpack[CuplRun]) -> Result:
+    """Zero-shot by sentences about each class."""
 
 @overload
 def run(*, method: Literal['gda'], clip: FrozenCLIP | None = ..., **settings: Unpack[GdaRun]) -> Result:
@@ -553,6 +586,10 @@ def run(*, method: Literal['vpt'], clip: FrozenCLIP | None = ..., **settings: Un
 @overload
 def run(*, method: Literal['zero_shot'], clip: FrozenCLIP | None = ..., **settings: Unpack[ZeroShotRun]) -> Result:
     """CLIP's zero-shot classifier, with one template or an ensemble of them."""
+
+@overload
+def run(*, method: Literal['zlap'], clip: FrozenCLIP | None = ..., **settings: Unpack[ZlapRun]) -> Result:
+    """Labels that flow from class texts over a graph of images."""
 
 @overload
 def run(*, method: Literal['zs_lp'], clip: FrozenCLIP | None = ..., **settings: Unpack[ZsLpRun]) -> Result:

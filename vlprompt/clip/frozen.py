@@ -227,18 +227,19 @@ class FrozenCLIP:
             )
         return room
 
-    def tokenize(self, texts: Sequence[str], inserted: int = 0) -> Tensor:
+    def tokenize(self, texts: Sequence[str], inserted: int = 0, cut: bool = False) -> Tensor:
         """Tokenize to (N, L - inserted) ids; a text that does not fit is an error that names it.
 
         Args:
             texts: the texts.
             inserted: places to leave free for learnt vectors.
+            cut: whether a text that does not fit loses its end instead, and keeps the token that ends a text.
         """
         room = self.room_beside(inserted)
         ids = self.tokenizer(list(texts), context_length=room)
         lengths = self._lengths(self.tokenizer(list(texts), context_length=4 * self.context_length))
         too_long = (lengths > room).nonzero().flatten().tolist()
-        if too_long:
+        if too_long and not cut:
             text, length = texts[too_long[0]], int(lengths[too_long[0]]) + inserted
             more = f" (and {len(too_long) - 1} more)" if len(too_long) > 1 else ""
             raise VlpromptError(
@@ -278,12 +279,21 @@ class FrozenCLIP:
         return encode_prompts(self.text, prompts, chunk, edits)
 
     @torch.no_grad()
-    def encode_text(self, texts: Sequence[str], chunk: int = 256, edits: Sequence[Edit] = ()) -> Tensor:
-        """Encode whole texts with the frozen tower: features (N, D), fp32, not normalised, without gradients."""
+    def encode_text(
+        self, texts: Sequence[str], chunk: int = 256, edits: Sequence[Edit] = (), cut: bool = False
+    ) -> Tensor:
+        """Encode whole texts with the frozen tower: features (N, D), fp32, not normalised, without gradients.
+
+        Args:
+            texts: the texts.
+            chunk: encoded at a time.
+            edits: of the text tower.
+            cut: as in ``tokenize``.
+        """
         texts = listed(texts, "texts")
         if not texts or not all(isinstance(text, str) for text in texts):
             raise VlpromptError(f"texts must be at least one text, not {told(next(iter(texts), texts))}")
-        ids = self.tokenize(texts)
+        ids = self.tokenize(texts, cut=cut)
         if not self.text.promptable:
             edits_of("text", edits, promptable=False)
             # a method, which torch's types take for a tensor or a module

@@ -32,6 +32,16 @@ def emoji_index() -> dict[str, Any]:
         return json.loads(archive.read("index.json"))
 
 
+def emoji_sentences() -> dict[str, list[str]]:
+    """Return sentences about each class: what the emoji of the training split are called, one of each.
+
+    A class is a group, such as mammals, which its members' names describe; test emoji are others.
+    """
+    index = emoji_index()
+    known = [emoji for emoji in index["emoji"] if emoji["split"] == "train"]
+    return {c: [f"an emoji of a {e['name']}." for e in known if e["class"] == c] for c in index["classes"]}
+
+
 def _archive() -> zipfile.ZipFile:
     # A ZipFile shares one file position: a thread, or a forked worker, needs its own.
     if getattr(_opened, "pid", None) != os.getpid():

@@ -207,7 +207,7 @@ def _batches(
         images = ImageItems(splits, items, TestViews(clip, count))
         batches = eval_batches(images, max(1, VIEWS_AT_ONCE // count), workers=workers, device=clip.device)
         return ({**batch, "views": batch["image"]} for batch in batches)
-    if not learner.facts.cacheable_images:
+    if learner.predicts_from_images:
         return eval_batches(ImageItems(splits, items, transform), workers=workers, device=clip.device)
     bank = FeatureBank.open_or_build(clip, splits, items, transform=transform, workers=workers, progress=progress)
     return bank.eval_batches()

@@ -75,7 +75,7 @@ def _logistic(x: float) -> float:
 @lru_cache
 def _students_t(degrees: int) -> float:
     """The quantile of Student's t that leaves 2.5% above it."""
-    from scipy.stats import t  # comes with scikit-learn
+    from scipy.stats import t
 
     return float(t.ppf(0.975, degrees))
 

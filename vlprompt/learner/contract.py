@@ -180,6 +180,11 @@ class PromptLearner(nn.Module):
         return cls.registered
 
     @classmethod
+    def lacks(cls, config: Any) -> str:
+        """What a run with these settings is short of, as the end of a sentence; empty if nothing."""
+        return ""
+
+    @classmethod
     def reads_descriptions(cls, objectives: Sequence[Objective]) -> bool:
         """Whether sentences about classes have a use: by default an objective's."""
         return any(isinstance(o, DescriptionAnchor) and o.descriptions is None for o in objectives)
@@ -298,6 +303,16 @@ class PromptLearner(nn.Module):
         """The images that a training batch must carry: ``image``, and ``image_strong`` if an objective asks for it."""
         strong = any("image_strong" in o.needs for o in self.objectives)
         return ("image", "image_strong") if strong else ("image",)
+
+    @property
+    def predicts_from_images(self) -> bool:
+        """Whether a test batch must hold images, since features of the frozen tower are not all that is asked."""
+        return not self.facts.cacheable_images
+
+    @property
+    def predicts_with_teacher(self) -> bool:
+        """Whether its teacher is asked in a test too, and not in training alone."""
+        return False
 
     @property
     def learns_from_images(self) -> bool:

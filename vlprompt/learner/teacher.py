@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from datasets_registry.descriptions import names_file, read_descriptions
+from datasets_registry.descriptions import DESCRIPTION_SETS, names_file, read_descriptions
 from vlprompt.base.checks import check_templates
 from vlprompt.clip.frozen import FrozenCLIP, natural_name
 from vlprompt.data.splits import DEFAULT_TEMPLATE
@@ -30,11 +30,15 @@ class SavedTeacher(Protocol):
 
     Attributes:
         identity: what tells it from other teachers.
+        name: what sentences call it.
         needs_images: whether features of the student's frozen tower do not serve it.
+        has_class_features: whether it scores by class features beside those, and by nothing else.
     """
 
     identity: dict[str, Any]
+    name: str
     needs_images: bool
+    has_class_features: bool
 
     def text_features(self, class_names: Sequence[str], templates: Sequence[str] = ()) -> Tensor:
         """Class features (C, D of its backbone)."""
@@ -112,13 +116,25 @@ class Teacher:
             self._cache[key] = F.normalize(self.clip.encode_text(texts).unflatten(0, (count, -1)), dim=-1)
         return self._cache[key]
 
-    def described(self, class_names: Sequence[str], path: str) -> Tensor:
-        """Mean feature of each class's sentences, normalised before and after the mean (C, D)."""
+    def described(
+        self, class_names: Sequence[str], path: str, templates: Sequence[str] = (), cut: bool = False
+    ) -> Tensor:
+        """Mean feature of each class's sentences, normalised before and after the mean (C, D).
+
+        Args:
+            class_names: underscores become spaces.
+            path: a JSON file ``{class: [sentences]}``, or a set that comes with the package.
+            templates: filled with the class name, they are sentences like the others.
+            cut: whether sentences that are longer than the context lose their end; else they are an error.
+        """
         self.refuse_file(path)
-        key = ("described", tuple(class_names), _stamp(path))
+        key = ("described", tuple(class_names), _stamp(path), tuple(templates), cut)
         if key not in self._cache:
-            sentences = read_descriptions(path, class_names)
-            features = F.normalize(self.clip.encode_text([text for texts in sentences for text in texts]), dim=-1)
+            written = read_descriptions(path, class_names)
+            filled = [_fill([name], templates) if templates else [] for name in class_names]
+            sentences = [[*both, *texts] for both, texts in zip(filled, written, strict=True)]
+            every = [text for texts in sentences for text in texts]
+            features = F.normalize(self.clip.encode_text(every, cut=cut), dim=-1)
             means = [part.mean(dim=0) for part in features.split([len(texts) for texts in sentences])]
             self._cache[key] = F.normalize(torch.stack(means), dim=-1)
         return self._cache[key]
@@ -139,7 +155,7 @@ class Teacher:
         """Raise one sentence if a setting names a file and none may be read."""
         if self.reads_files or (spec is not None and spec == self.own_file):
             return
-        if isinstance(spec, str) and "{}" not in spec and spec not in TEMPLATE_SETS:
+        if isinstance(spec, str) and "{}" not in spec and spec not in (*TEMPLATE_SETS, *DESCRIPTION_SETS):
             raise VlpromptError(
                 f"a loaded learner's settings may not name files, and they name '{spec}': make a learner with "
                 "create_learner, and init_from= the saved one"

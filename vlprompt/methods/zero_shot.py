@@ -38,7 +38,7 @@ class ZeroShot(PromptLearner):
     def setup(self) -> None:
         """Learn nothing."""
         if self.config.template is not None and self.config.descriptions is not None:
-            raise VlpromptError("zero_shot takes its texts from template or from descriptions: give one of them")
+            raise VlpromptError(f"{self.method} takes its texts from template or from descriptions: give one of them")
 
     @classmethod
     def reads_descriptions(cls, objectives: Sequence[Objective]) -> bool:

@@ -19,6 +19,7 @@ from vlprompt.evaluation.results import Result, read_result
 from vlprompt.learner.contract import PromptLearner
 from vlprompt.runs.settings import Resolved, resolve
 from vlprompt.saving.folder import load_learner
+from vlprompt.saving.teacher import teach
 from vlprompt.training.checkpoint import checkpoints
 
 
@@ -71,16 +72,21 @@ def read_result_of(resolved: Resolved, path: Path) -> Result:
 
 
 def load_own_learner(run: Path, clip: FrozenCLIP | None = None, device: str = "auto") -> PromptLearner:
-    """Load the learner of the user's own run, which may read the descriptions that the run's settings name as well.
+    """Load the learner of the user's own run, which may read what the run's settings name as well.
+
+    That is, its descriptions, and the saved learner that it stands on.
 
     Args:
         run: its folder, with ``config.yaml`` and ``learner/``.
         clip, device: as in ``load_learner``.
     """
     learner = load_learner(run / LEARNER, clip=clip, device=device)
-    named = read_settings(run / SETTINGS).get("descriptions") if (run / SETTINGS).exists() else None
+    settings = read_settings(run / SETTINGS) if (run / SETTINGS).exists() else {}
+    named, teacher = settings.get("descriptions"), settings.get("teacher")
     if named is not None and named == learner.config.descriptions:
         learner.teacher.own_file = named
+    if teacher is not None and learner.predicts_with_teacher and teacher == learner.config.teacher:
+        teach(learner, teacher)
     return learner
 
 

@@ -50,6 +50,8 @@ class LearnerTeacher:
         self.learner, self.student, self.identity, self.name = learner.eval(), student, dict(identity), name
         same = learner.clip is student or learner.clip.identity() == student.identity()
         self.needs_images = not (same and learner.facts.cacheable_images)  # the student's features do not serve it
+        by_class = learner.facts.classifier == "shared" and not learner.facts.head
+        self.has_class_features = by_class and not self.needs_images
 
     def text_features(self, class_names: Sequence[str], templates: Sequence[str] = ()) -> Tensor:
         """Its class features (C, D of its backbone); templates are its own, so those given are left unused."""

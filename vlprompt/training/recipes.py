@@ -195,6 +195,9 @@ def check_learning(config: LearnOptions, unnumbered: str = "all") -> None:
         parse_part(settings.aggregator, AGGREGATORS)
     check_descriptions(config.method, config)
     check_teacher(config.method, config)
+    lack = METHODS.get(config.method).lacks(config)
+    if lack:
+        raise VlpromptError(f"method={config.method} {lack}")
     for key, least in LEAST.items():
         value = getattr(config, key)
         if value is not None and not (math.isfinite(value) and value >= least):

@@ -3,7 +3,7 @@
 Fitted, for all test images jointly: their assignments z to classes, which agree with the text classifier, with
 Gaussians of one diagonal variance over image features, and with the assignments of the most similar images. With
 ``support=true`` labelled images take part, whose assignments are known.
-Protocols: test-time (nothing labelled), few-shot.
+Protocols: test-time (nothing labelled), few-shot; each also on top of a saved learner (``teacher=``).
 Differs from the authors' code: theirs gives labelled images' votes to other images than their neighbours, and passes
 over the nearest of them; tries each γ from where the last one ended; overwrites a learner's probabilities that it
 starts from as it goes; and has the first template alone. as_published=true does all that. Of several γ theirs takes the
@@ -13,8 +13,9 @@ images jointly, so that the choice is made before the test.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -22,11 +23,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vlprompt.errors import VlpromptError
-from vlprompt.learner import PromptLearner, register
+from vlprompt.learner import register
 from vlprompt.learner.facts import Facts
 from vlprompt.learner.learning import Feed, Train
+from vlprompt.learner.objectives import Batch
 from vlprompt.learner.selection import choose, grid_points, keep_settings, refitted
 from vlprompt.methods.heads.neighbours import Similar, as_sparse, most_similar
+from vlprompt.methods.heads.on_text import OnText
 
 KEPT = ("support", "support_labels", "val", "val_labels")  # what labelled images leave with the learner
 LEAST_VARIANCE = 1e-8  # of images that are all alike
@@ -48,11 +51,11 @@ class Graph(NamedTuple):
 
 
 @register("transclip", paper="arXiv:2406.01837", labels="none", head=True, predicts="jointly", paper_settings="val")
-class TransCLIP(PromptLearner):
+class TransCLIP(OnText):
     """Test images assigned to classes jointly: by text, by Gaussians and by their neighbours."""
 
     @dataclass
-    class Config(PromptLearner.Config):
+    class Config(OnText.Config):
         """Settings.
 
         Attributes:
@@ -89,6 +92,7 @@ class TransCLIP(PromptLearner):
 
     def setup(self) -> None:
         """Make room for labelled images, whose number the data decides."""
+        super().setup()
         c = self.config
         for name in ("neighbours", "confident", "rounds", "sweeps"):
             if getattr(c, name) < 1:
@@ -114,24 +118,49 @@ class TransCLIP(PromptLearner):
             raise VlpromptError("transclip with support=true needs a labelled image of each class")
         self.support, self.support_labels = F.normalize(bank.features[0], dim=-1), bank.labels.float()
         if not self.config.as_published:
-            choose(self, feed, refitted(lambda point: lambda v: self.solve(v, self.by_text(v), [point["gamma"]])[0]))
+            choose(self, feed, refitted(lambda point: partial(self.with_gamma, point["gamma"])))
         elif self.config.grid and source is not None:
             val = feed.bank(source)
             assert val.labels is not None
             self.val, self.val_labels = F.normalize(val.features[0], dim=-1), val.labels.float()
 
-    def encode_text(self, v: Tensor | None = None) -> Tensor:
-        """Zero-shot class features (C, D)."""
-        return self.frozen_text(self.templates[:1] if self.config.as_published else None)
+    def with_gamma(self, gamma: float, v: Tensor) -> Tensor:
+        """Log z (Q, C) of images v (Q, D) with a γ."""
+        return self.solve(v, self.log_y({"image_features": v}), [gamma])[0]
 
-    def by_text(self, v: Tensor) -> Tensor:
-        """Log ŷ (Q, C) of the text classifier for normalised image features v (Q, D)."""
-        return super().score(v, self.text_features()).log_softmax(dim=1)
+    def encode_text(self, v: Tensor | None = None) -> Tensor:
+        """Class features (C, D) of zero-shot, or of the saved learner that it stands on."""
+        first = self.config.as_published and self.config.template is None and self.beneath is None
+        return self.frozen_text(self.templates[:1]) if first else super().encode_text(v)
+
+    def log_y(self, batch: Batch) -> Tensor:
+        """Log ŷ (B, C) of a batch by class features, or by whatever the saved learner does that it stands on."""
+        if self.beneath is not None and not self.has_class_features:
+            return self.beneath.logits(batch, self.class_names).log_softmax(dim=1)
+        return super().score(self.image_features(batch), self.text_features()).log_softmax(dim=1)
 
     @torch.no_grad()
     def score(self, v: Tensor, t: Tensor) -> Tensor:
         """Log z (Q, C), whose softmax is z, of all images v (Q, D) of a test."""
         return self.assign(v, super().score(v, t).log_softmax(dim=1))
+
+    @torch.no_grad()
+    def predict_all(self, batches: Iterable[Batch]) -> Iterator[Tensor]:
+        """Log z (Q, C) of all images of a test."""
+        if self.has_class_features:
+            yield from super().predict_all(batches)
+        elif seen := [(self.image_features(batch), self.log_y(batch)) for batch in batches]:
+            v, log_y = map(torch.cat, zip(*seen, strict=True))
+            yield self.assign(v, log_y, of_a_learner=True)
+
+    def predict(self, batch: Batch) -> Tensor:
+        """Log z (B, C) of a batch that is all of a test."""
+        return torch.cat(list(self.predict_all([batch])))
+
+    @property
+    def predicts_from_images(self) -> bool:
+        """Whether the saved learner that it stands on looks at images in its own way."""
+        return self.beneath is not None and self.beneath.needs_images
 
     def assign(self, v: Tensor, log_y: Tensor, of_a_learner: bool = False) -> Tensor:
         """Log z (Q, C) of images.
