@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import pytest
 import torch
 import torch.nn.functional as F
+from open_clip import SimpleTokenizer
+from open_clip.model import CLIP
 from torch import Tensor, nn
 
 from vlprompt import FrozenCLIP, VlpromptError, analysis, list_methods, method_info
@@ -36,14 +38,24 @@ class Learnt(Edit, nn.Module):
 
 
 class LowRank(Learnt):
-    """As CLIP-LoRA: updates of q, k, v and o."""
+    """As CLIP-LoRA: updates of q, k, v and o, and of the MLP."""
 
     def build(self) -> None:
+        hidden = self.view.blocks[0].module.mlp.c_fc.out_features
+        self.mlp_down = nn.ParameterDict(
+            {"fc": self.matrix(LAYERS, self.width, RANK), "proj": self.matrix(LAYERS, hidden, RANK)}
+        )
+        self.mlp_up = nn.ParameterDict(
+            {"fc": self.matrix(LAYERS, RANK, hidden), "proj": self.matrix(LAYERS, RANK, self.width)}
+        )
         self.down = nn.ParameterDict({part: self.matrix(LAYERS, self.width, RANK) for part in "qkvo"})
         self.up = nn.ParameterDict({part: self.matrix(LAYERS, RANK, self.width) for part in "qkvo"})
 
     def project(self, layer: int, x: Tensor, parts: dict[str, Tensor]) -> dict[str, Tensor]:
         return {part: t + x @ self.down[part][layer] @ self.up[part][layer] for part, t in parts.items()}
+
+    def mlp(self, layer: int, part: str, x: Tensor, out: Tensor) -> Tensor:
+        return out + x @ self.mlp_down[part][layer] @ self.mlp_up[part][layer]
 
 
 class Norms(Learnt):
@@ -55,12 +67,15 @@ class Norms(Learnt):
     def normed(self, layer: int, norm: str, x: Tensor) -> Tensor:
         return x * (1 + self.scale[layer]) + self.shift[layer] * (2 if norm == "mlp" else 1)
 
+    def tower_normed(self, norm: str, x: Tensor) -> Tensor:
+        return x * (1 + self.scale[-1]) + self.shift[0] * (2 if norm == "pre" else 1)
+
 
 class Approximated(Learnt):
     """As APT: many prompts as a term behind attention."""
 
     def build(self) -> None:
-        self.prompt, self.gamma = self.matrix(8, self.width), nn.Parameter(torch.tensor(0.1))
+        self.prompt, self.gamma = self.matrix(8, self.width), nn.Parameter(torch.full((self.width,), 0.1))
 
     def attended(self, layer: int, x: Tensor, out: Tensor) -> Tensor:
         weights = F.relu(self.view.blocks[layer].normed(x) @ self.prompt.T)
@@ -243,11 +258,34 @@ def test_low_rank_updates_are_those_of_the_weights() -> None:
             change = {part: (edit.down[part][block.layer] @ edit.up[part][block.layer]).T for part in "qkvo"}
             block.attn.in_proj_weight.data += torch.cat([change[part] for part in "qkv"])
             block.attn.out_proj.weight.data += change["o"]
+            for part, layer in (("fc", block.module.mlp.c_fc), ("proj", block.module.mlp.c_proj)):
+                layer.weight.data += (edit.mlp_down[part][block.layer] @ edit.mlp_up[part][block.layer]).T
         if tower == "text":
             assert close(clip.encode_text(NAMES, edits=[edit]), merged.model.encode_text(clip.tokenizer(NAMES)))
         else:
             expected = merged.model.encode_image(IMAGES)
             assert close(clip.prompted_image_features(IMAGES, {}, edits=[edit]), expected)
+
+
+def test_norms_are_those_of_the_model_with_other_scales_and_shifts() -> None:
+    """Against OpenCLIP's own forward pass, every norm of both towers changed."""
+    model_of = lambda: small_clip.__wrapped__()  # noqa: E731
+    clip, changed = model_of(), model_of()
+
+    def change(norm: nn.LayerNorm, scale: Tensor, shift: Tensor) -> None:
+        norm.weight.data *= 1 + scale
+        norm.bias.data = norm.bias * (1 + scale) + shift
+
+    text, image = (made([Norms], clip, tower)[0] for tower in ("text", "vision"))
+    for edit, view in ((text, changed.text), (image, changed.visual)):
+        for block in view.blocks:
+            change(block.module.ln_1, edit.scale[block.layer], edit.shift[block.layer])
+            change(block.module.ln_2, edit.scale[block.layer], 2 * edit.shift[block.layer])
+    change(changed.model.ln_final, text.scale[-1], text.shift[0])
+    change(changed.model.visual.ln_pre, image.scale[-1], 2 * image.shift[0])
+    change(changed.model.visual.ln_post, image.scale[-1], image.shift[0])
+    assert close(clip.encode_text(NAMES, edits=[text]), changed.model.encode_text(clip.tokenizer(NAMES)))
+    assert close(clip.prompted_image_features(IMAGES, {}, edits=[image]), changed.model.encode_image(IMAGES))
 
 
 def test_a_mask_that_hides_nothing_changes_nothing() -> None:
@@ -307,6 +345,40 @@ def test_edits_work_on_bf16_towers() -> None:
     assert all(p.grad is not None and p.grad.isfinite().all() for p in text.parameters())
     visual, exact = (clip.prompted_image_features(IMAGES, {}, edits=image) for clip in (half, full))
     assert close(visual, exact, 0.05)
+
+
+class FinalNorm(Learnt):
+    """A learnable norm in front of the projection."""
+
+    def build(self) -> None:
+        self.scale = self.matrix(self.width)
+
+    def tower_normed(self, norm: str, x: Tensor) -> Tensor:
+        return x * (1 + self.scale) if norm == "final" else x
+
+
+def pooling_clip(**vision: object) -> FrozenCLIP:
+    vision = {"image_size": 32, "layers": 3, "width": 128, "patch_size": 8, "head_width": 64} | vision
+    torch.manual_seed(3)
+    model = CLIP(64, vision, {"context_length": 8, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 1})
+    return FrozenCLIP(model, SimpleTokenizer(), device="cpu")
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+def test_a_final_norm_is_edited_before_or_after_tokens_are_averaged(after: bool) -> None:
+    clip, changed = (pooling_clip(pool_type="avg", final_ln_after_pool=after) for _ in range(2))
+    (edit,) = made([FinalNorm], clip, "vision")
+    norm = changed.model.visual.ln_post
+    norm.weight.data *= 1 + edit.scale
+    norm.bias.data *= 1 + edit.scale
+    assert close(clip.prompted_image_features(IMAGES, {}, edits=[edit]), changed.model.encode_image(IMAGES))
+
+
+def test_a_final_norm_inside_attentional_pooling_is_not_passed_over() -> None:
+    clip = pooling_clip(attentional_pool=True)
+    with pytest.raises(VlpromptError, match="FinalNorm edits the image tower's final norm, and this one pools by"):
+        clip.prompted_image_features(IMAGES, {}, edits=made([FinalNorm], clip, "vision"))
+    assert clip.prompted_image_features(IMAGES, {}, edits=made([Side], clip, "vision")).isfinite().all()
 
 
 def test_a_tower_that_is_not_open_clips_own_takes_no_edits() -> None:

@@ -78,6 +78,11 @@ class Edit:
         """Behind the norm in front of attention or MLP, x (…, d): a learnable norm scales and shifts here."""
         return x
 
+    def tower_normed(self, norm: Literal["pre", "final"], x: Tensor) -> Tensor:
+        """Behind a norm of the tower's own, x (…, d): ``final`` in front of the projection, where x may be what is read
+        alone; vision's ``pre`` in front of the blocks. Towers that pool by attention refuse an edit of ``final``."""
+        return x
+
     def project(self, layer: int, x: Tensor, parts: dict[str, Tensor]) -> dict[str, Tensor]:
         """Behind the linear maps of attention: low-rank updates.
 
@@ -91,6 +96,11 @@ class Edit:
 
     def attended(self, layer: int, x: Tensor, out: Tensor) -> Tensor:
         """Behind attention, before it is added: x (…, d) the block's input, out (…, d) attention's output."""
+        return out
+
+    def mlp(self, layer: int, part: Literal["fc", "proj"], x: Tensor, out: Tensor) -> Tensor:
+        """Behind a linear map of the MLP: low-rank updates. x (…, d) or (…, 4d) is what the map takes, out what it
+        gives, before the activation (``fc``) or before it is added (``proj``)."""
         return out
 
     def finished(self, layer: int, x: Tensor, out: Tensor) -> Tensor:

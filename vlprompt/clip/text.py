@@ -244,7 +244,7 @@ def _encode_suffix(tower: TextTower, prefix: _Prefix, prompts: Prompts, edits: S
         for edit in edits:
             edit.pooled(i, x if last else x[:, ends], rows)
     if prefix.states is None:
-        return tower.project(x)
+        return tower.project(x, edits)
     states = prefix.states.unsqueeze(1).expand(len(x), len(lengths), -1, -1)  # (G, C, P, d_t)
     end = states.shape[2] + lengths - 1
     whole = torch.cat([states, unpack(x)], dim=2)  # (G, C, P+S, d_t)
@@ -305,7 +305,7 @@ def _encode_sequences(
         x = block.finish(x, attended.unflatten(0, (groups, count)), edits)
         for edit in edits:
             edit.pooled(i, _pool(tower, x, end), rows)
-    return tower.project(_pool(tower, x, end))
+    return tower.project(_pool(tower, x, end), edits)
 
 
 def _pool(tower: TextTower, x: Tensor, end: Tensor) -> Tensor:

@@ -99,12 +99,18 @@ class Block:
         hidden = module.ln_2(x)
         for edit in edits:
             hidden = edit.normed(self.layer, "mlp", hidden)
-        hidden = module.mlp.c_fc(hidden.to(module.mlp.c_fc.weight.dtype))
+        dtype, entering = module.mlp.c_fc.weight.dtype, hidden
+        hidden = module.mlp.c_fc(hidden.to(dtype))
+        for edit in edits:
+            hidden = edit.mlp(self.layer, "fc", entering, hidden.float()).to(dtype)
         # x·σ(1.702x) = silu(1.702x)/1.702, of which autograd keeps one tensor and not three
         hidden = F.silu(hidden * 1.702) / 1.702 if self.fuse_quick_gelu else module.mlp.gelu(hidden)
         if self.custom:
             hidden = module.mlp.ln(hidden)
-        x = x + module.ls_2(module.mlp.c_proj(hidden))
+        out = module.mlp.c_proj(hidden)
+        for edit in edits:
+            out = edit.mlp(self.layer, "proj", hidden.float(), out.float())
+        x = x + module.ls_2(out)
         for edit in edits:
             x = edit.finished(self.layer, entered, x)
         return x
@@ -210,9 +216,11 @@ class TextTower:
         # towers that pool elsewhere pad with one id to the end of the row
         return ids.shape[-1] - 1 - (ids != ids[:, -1:]).int().flip(-1).argmax(dim=-1)
 
-    def project(self, x: Tensor) -> Tensor:
+    def project(self, x: Tensor, edits: Sequence[Edit] = ()) -> Tensor:
         """Final norm and projection of pooled states: (…, d_t) -> (…, D) in fp32."""
         x = self.module.ln_final(x)
+        for edit in edits:
+            x = edit.tower_normed("final", x)
         projection: nn.Linear | Tensor | None = self.module.text_projection
         if projection is None:
             return x.float()
@@ -293,9 +301,11 @@ class VisionTower:
         cls: Tensor = module.class_embedding.float().expand(x.shape[0], 1, -1)  # len() would fix the batch in an export
         return torch.cat([cls, x], dim=1) + self.positions
 
-    def ln_pre(self, x: Tensor) -> Tensor:
+    def ln_pre(self, x: Tensor, edits: Sequence[Edit] = ()) -> Tensor:
         """The norm between embedding and blocks (identity where the model has none)."""
         normed: Tensor = self.module.ln_pre(x)
+        for edit in edits:
+            normed = edit.tower_normed("pre", normed)
         return normed
 
     @property
@@ -315,12 +325,31 @@ class VisionTower:
         projection: Tensor | None = self.module.proj
         return None if projection is None else projection.float()
 
-    def project(self, x: Tensor) -> Tensor:
+    def project(self, x: Tensor, edits: Sequence[Edit] = ()) -> Tensor:
         """Pool and project states (B, 1+N, d_v), or (B, 1, d_v) where ``cls_only``, to (B, D) in fp32."""
-        module = self.module
-        pooled: Tensor = module.ln_post(x[:, 0]) if self.cls_only else module._pool(x)[0]
-        projection: Tensor | None = module.proj
+        pooled = self._pool(x, [edit for edit in edits if type(edit).tower_normed is not Edit.tower_normed])
+        projection: Tensor | None = self.module.proj
         return pooled.float() if projection is None else (pooled.to(projection.dtype) @ projection).float()
+
+    def _pool(self, x: Tensor, edits: Sequence[Edit]) -> Tensor:
+        """The normed state (B, d_v) that is read, with edits of the final norm."""
+        module = self.module
+
+        def normed(x: Tensor) -> Tensor:
+            x = self.final_norm(x)
+            for edit in edits:
+                x = edit.tower_normed("final", x)
+            return x
+
+        if self.cls_only:
+            return normed(x[:, 0])
+        if edits and module.attn_pool is not None:
+            name = type(edits[0]).__name__
+            raise VlpromptError(f"{name} edits the image tower's final norm, and this one pools by attention")
+        if edits and module.final_ln_after_pool:
+            return normed(module._global_pool(x)[0])
+        pooled: Tensor = module._global_pool(normed(x))[0] if edits else module._pool(x)[0]
+        return pooled
 
     def encode(self, images: Tensor) -> Tensor:
         """The tower's own un-prompted forward pass: (B, 3, H, W) -> (B, D) in fp32."""

@@ -45,9 +45,9 @@ def encode_images(
     for edit in edits:
         x = edit.embedded(x)
     if place == "pre_ln":
-        x = tower.ln_pre(_replace(x, prompts.get(0), own, 0))
+        x = tower.ln_pre(_replace(x, prompts.get(0), own, 0), edits)
     else:
-        x = _replace(tower.ln_pre(x), prompts.get(0), own, 0)
+        x = _replace(tower.ln_pre(x, edits), prompts.get(0), own, 0)
     inside = x.shape[1] - own  # prompt tokens that stand there
     short = tower.cls_only and not any(edit.needs_all_tokens for edit in edits)
     for i, block in enumerate(tower.blocks):
@@ -65,7 +65,7 @@ def encode_images(
         q, k, v = (t.transpose(1, 2) for t in (q, k, v))  # (B, H, T, d_h)
         attended = F.scaled_dot_product_attention(q, k, v)
         x = block.finish(x, attended.transpose(1, 2), edits)
-    return tower.project(x[:, :own])
+    return tower.project(x[:, :own], edits)
 
 
 def _replace(x: Tensor, tokens: Tensor | None, own: int, inside: int) -> Tensor:
