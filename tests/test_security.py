@@ -84,7 +84,7 @@ class Payload:
         ({"format": 0}, "'format' must be a whole number from 1"),
         ({"format": 99}, "was written by a newer vlprompt"),
         ({"config": ["n_ctx", 2]}, "'config' must be the method's settings"),
-        ({"config": {"n_ctx": {"a": 1}}}, "'config' must be the method's settings"),
+        ({"config": {"n_ctx": {"a": 1}}}, "n_ctx={'a': 1} is not right"),
         ({"config": {"n_ctx": "two"}}, "coop: n_ctx='two' is not right"),
         ({"config": {"n_ctx": -5}}, "leaves nothing to learn"),
         ({"config": {"n_ctx": float("nan")}}, "coop: n_ctx=nan is not right"),

@@ -83,6 +83,7 @@ wire(
         "vlprompt.data.rename_classes": "datasets_registry.catalog:rename_classes",
         "vlprompt.data.load_folder": "datasets_registry.readers.folder:load_folder",
         "vlprompt.data.read_descriptions": "datasets_registry.descriptions:read_descriptions",
+        "vlprompt.data.templates.read_descriptions": "datasets_registry.descriptions:read_descriptions",
     }
 )
 install()

@@ -10,6 +10,7 @@ from typing import Protocol
 
 from vlprompt.base.checks import check_templates
 from vlprompt.base.files import read_text, text_lines
+from vlprompt.base.wiring import face
 from vlprompt.clip.openclip import OPENAI_IMAGENET_TEMPLATES
 from vlprompt.errors import VlpromptError, nearest
 
@@ -77,3 +78,6 @@ def _read_templates(spec: str) -> list[str]:
     if not isinstance(templates, list):
         raise VlpromptError(f"the templates in {path} must be a list, not {type(templates).__name__}")
     return templates
+
+
+__getattr__ = face(__name__)  # read_descriptions, which version 0.1 had here

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf.errors import OmegaConfBaseException
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -91,8 +90,8 @@ def load_learner(path: str | os.PathLike, clip: FrozenCLIP | None = None, device
     cls = METHODS.get(saved["method"])
     try:
         config = make_config(saved["method"], saved["config"] | {"init_from": None})  # the start is in the tensors
-    except OmegaConfBaseException as error:
-        raise VlpromptError(f"{file}: its settings are not right: {str(error).splitlines()[0]}") from error
+    except VlpromptError as error:
+        raise VlpromptError(f"{file}: {error}") from error
     if clip is None:
         clip = load_clip(**_trusted_source(saved["source"], folder, remote), device=device)
     _check_backbone(saved["backbone"], clip.identity(), str(path))
