@@ -77,6 +77,11 @@ def write_a_method(text: str) -> None:
     for check in ("check_loss_falls", "check_chunking_changes_nothing"):
         assert f"✗ {check}: no gradient reaches bias" in text
     assert len(re.findall(r"^\| (?:coop|text\\_adapter .*?) \| 3 \|", text, re.M)) == 3
+    frozen = numbers(r"few shot(?:.|\n)*\| zero\\_shot \| – \| \**([\d.]+)", text)[0]
+    for share in ("0.5", "0.9"):
+        row = rf"prototypes \(share={share}\) \| 3 \| \**([\d.]+)[^|]*\| \**([\d.]+)[^|]*\| \**([\d.]+)"
+        one, four, sixteen = numbers(row, text)
+        assert one < frozen < four < sixteen
 
 
 def domains(text: str) -> None:
