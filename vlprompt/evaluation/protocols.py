@@ -269,7 +269,8 @@ def check_suits(protocol: str, plan: Plan, parts: Mapping[Part, DatasetSplits], 
     learnt = same_names(parts[plan.train].class_names)
     if facts.new_classes or all(same_names(parts[part].class_names) == learnt for part in plan.tests.values()):
         return
+    hint = ", or settings that share the context" if "text" in facts.trains else ""
     raise VlpromptError(
         f"protocol={protocol} tests classes that were not trained on, and {method} with these settings is bound to its "
-        "training classes: use protocol=few_shot, or settings that share the context"
+        f"training classes: use protocol=few_shot{hint}"
     )

@@ -354,9 +354,11 @@ class PromptLearner(nn.Module):
             self.class_names = names
             return
         if not self.facts.new_classes:
+            shared = "text" in self.facts.trains
+            hint = ", or use settings that share the context (class_specific=false)" if shared else ""
             raise VlpromptError(
                 f"{self.method} with these settings is bound to the classes that it learnt and cannot score new class "
-                "names: train on all classes, or use settings that share the context (class_specific=false)"
+                f"names: train on all classes{hint}"
             )
         check_names(self.clip, names)
         previous, self.class_names = self.class_names, names
