@@ -109,3 +109,6 @@ def test_changes_of_classes_are_gains_and_losses_over_zero_shot() -> None:
     assert (dog.n_images, dog.gain) == (20, -25.0)
     with pytest.raises(VlpromptError, match="no per-class counts for 'elsewhere'"):
         class_changes(runs, "elsewhere")
+    older = replace(runs[1], rows=[replace(runs[1].rows[0], per_class=None)])  # of schema 1
+    with pytest.raises(VlpromptError, match="no per-class counts for 'base'"):
+        class_changes([runs[0], older], "base")

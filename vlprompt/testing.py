@@ -25,8 +25,10 @@ import torch
 from open_clip.model import CLIP, CustomTextCLIP, convert_to_custom_text_state_dict
 from torch import Tensor
 
+from vlprompt.base.devices import Precision
 from vlprompt.base.layout import LEARNABLES
 from vlprompt.clip.frozen import FrozenCLIP
+from vlprompt.data.batch import Batch
 from vlprompt.data.splits import Item
 from vlprompt.errors import VlpromptError
 from vlprompt.estimator.inputs import training_set
@@ -45,7 +47,7 @@ CHECKS: list[Check] = []
 
 def small_model(custom_text: bool = False, resnet: bool = False, quick_gelu: bool = True, **text: Any) -> CLIP:
     """A CLIP with three small blocks a tower, 32 px, and weights that are the same every time."""
-    vision = {"image_size": 32, "layers": 3, "width": 128, "patch_size": 8, "head_width": 64}
+    vision: dict[str, Any] = {"image_size": 32, "layers": 3, "width": 128, "patch_size": 8, "head_width": 64}
     if resnet:
         vision = {"image_size": 32, "layers": [1, 1, 1, 1], "width": 16, "head_width": 16}
     text = {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 3} | text
@@ -64,7 +66,7 @@ def small_model(custom_text: bool = False, resnet: bool = False, quick_gelu: boo
 
 
 @functools.cache
-def small_clip(precision: str = "fp32", **options: Any) -> FrozenCLIP:
+def small_clip(precision: Precision = "fp32", **options: Any) -> FrozenCLIP:
     """``small_model`` frozen on the CPU, with CLIP's tokenizer; one for all who ask alike, since nothing changes it."""
     return FrozenCLIP(small_model(**options), open_clip.SimpleTokenizer(), precision=precision, device="cpu")
 
@@ -94,7 +96,7 @@ def toy_feed(learner: PromptLearner, per_class: int = 2) -> Feed:
     return FeatureFeed(replace(data, train=items), learner.clip, Loading(views=1), rows=rows)
 
 
-def toy_batch(count: int = 10) -> dict[str, Tensor]:
+def toy_batch(count: int = 10) -> Batch:
     """Random images with labels that cycle through the classes."""
     generator = torch.Generator().manual_seed(0)
     labels = torch.arange(count) % len(NAMES)
@@ -103,7 +105,7 @@ def toy_batch(count: int = 10) -> dict[str, Tensor]:
     return {"image": images, "image_strong": strong, "label": labels, "index": torch.arange(count)}
 
 
-def loss_of(learner: PromptLearner, batch: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
+def loss_of(learner: PromptLearner, batch: Batch | None = None) -> dict[str, Tensor]:
     """Losses on the toy batch, where random draws of a method's own are the same every time."""
     torch.manual_seed(0)
     return learner.loss(batch or toy_batch())
@@ -125,7 +127,8 @@ def fit(learner: PromptLearner, steps: int, lr: float = 0.002) -> list[float]:
 def logits_of(learner: PromptLearner) -> Tensor:
     """Evaluation logits on the toy batch."""
     with torch.no_grad():
-        return learner.eval()(toy_batch()["image"])
+        logits: Tensor = learner.eval()(toy_batch()["image"])
+        return logits
 
 
 def close(a: Tensor, b: Tensor, tolerance: float = 1e-5) -> bool:
@@ -228,6 +231,7 @@ def check_chunking_changes_nothing(method: str, folder: Path, **settings: Any) -
     chunked.backward(b)
     for (name, p), q in zip(whole.named_parameters(), chunked.parameters(), strict=True):
         assert p.grad is not None, f"no gradient reaches {name}"
+        assert q.grad is not None, f"no gradient reaches {name}, chunk by chunk"
         assert close(q.grad, p.grad, 1e-4), f"the gradient of {name} differs"
 
 
@@ -237,9 +241,8 @@ def check_cached_features_change_nothing(method: str, folder: Path, **settings: 
     learner = make_ready(method, **settings)
     if not learner.facts.cacheable_images:
         return
-    batch = toy_batch()
-    cached = {key: value for key, value in batch.items() if key != "image"}
-    cached["image_features"] = learner.clip.encode_image(batch["image"])
+    cached = toy_batch()
+    cached["image_features"] = learner.clip.encode_image(cached.pop("image"))
     assert close(loss_of(learner, cached)["loss"], loss_of(make_ready(method, **settings))["loss"])
 
 

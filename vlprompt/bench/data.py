@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.datasets.folder import pil_loader
 from torchvision.transforms import InterpolationMode, v2
 
-from datasets_registry.catalog import load_split
+from datasets_registry.catalog import SplitChoice, load_split
 from vlprompt.clip.openclip import IMAGE_MEAN, IMAGE_STD
 from vlprompt.data import DatasetSplits, ImageItems, Item, check_items
 from vlprompt.data.loading import epoch_batches, eval_batches
@@ -44,7 +44,7 @@ def bench_data(
     dataset: str | None = None,
     data_root: str | Path | None = None,
     *,
-    split: str = "published",
+    split: SplitChoice = "published",
     image_size: int = 224,
     images: int = 256,
     repeats: int = 5,
@@ -115,7 +115,7 @@ def make_images(folder: Path, count: int) -> DatasetSplits:
     return load_split(f"folder:{folder}")
 
 
-class _Reference(Dataset):
+class _Reference(Dataset[tuple[torch.Tensor, int]]):
     """What ``ImageFolder`` does with an image, for images that lie anywhere."""
 
     def __init__(self, splits: DatasetSplits, items: Sequence[Item], transform: Callable[[Image.Image], torch.Tensor]):

@@ -6,13 +6,15 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from torch import Tensor
 
 from datasets_registry.catalog import load_split
 from vlprompt.clip.loading import TINY, load_clip
@@ -64,22 +66,22 @@ def bench_predict(
     splits = load_split(dataset, data_root)
     clip = load_clip(backbone, pretrained, device="cpu")
     learner = create_learner("coop", clip, splits.class_names, templates=splits.templates)
-    options = {"batch_size": batch_size, "threads": threads}
+    predict = partial(predict_images, learner, batch_size=batch_size, threads=threads)
     with tempfile.TemporaryDirectory() as folder:
         files = _files(splits, Path(folder))
         paths = [files[i % len(files)] for i in range(images)]
-        predictions = predict_images(learner, iter(paths), **options)
+        predictions = predict(iter(paths))
         memory, early = {}, images // EARLY
         for done, more in ((0, early), (early, images - early)):
             _exhaust(islice(predictions, more))
             memory[done + more] = resident_memory()
             say(f"{done + more:,} images: {memory[done + more]:.0f} MB")
-        seconds = []
-        for start in range(0, images // 2, turn):
-            part = paths[start : start + turn]
-            ours = _seconds(lambda part=part: _exhaust(predict_images(learner, part, **options)))
-            theirs = _seconds(lambda part=part: bare_loop(learner, part, batch_size))
-            seconds.append((ours, theirs))
+
+        def take_turns(part: list[str]) -> tuple[float, float]:
+            ours = _seconds(lambda: _exhaust(predict(part)))
+            return ours, _seconds(lambda: bare_loop(learner, part, batch_size))
+
+        seconds = [take_turns(paths[start : start + turn]) for start in range(0, images // 2, turn)]
     result = {
         "dataset": splits.name,
         "backbone": backbone,
@@ -99,12 +101,12 @@ def bench_predict(
 
 def bare_loop(learner: PromptLearner, paths: Sequence[str], batch_size: int) -> list[int]:
     """Return the likeliest class of each image, as a user of OpenCLIP alone would write it."""
-    model, transform = learner.clip.model, learner.clip.preprocess
+    encode, transform = cast(Callable[[Tensor], Tensor], learner.clip.model.encode_image), learner.clip.preprocess
     weight, scale, found = learner.classifier_matrix(), learner.clip.logit_scale, []
     with torch.no_grad():
         for start in range(0, len(paths), batch_size):
             batch = torch.stack([transform(Image.open(path)) for path in paths[start : start + batch_size]])
-            features = F.normalize(model.encode_image(batch), dim=-1)
+            features = F.normalize(encode(batch), dim=-1)
             found += (scale * features @ weight.T).softmax(dim=-1).argmax(dim=-1).tolist()
     return found
 

@@ -16,19 +16,20 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from vlprompt.base.devices import Precision
 from vlprompt.base.environment import process_peak
 from vlprompt.clip.edits import FullLength
 from vlprompt.clip.frozen import FrozenCLIP
 from vlprompt.clip.loading import TINY, load_clip
 from vlprompt.clip.openclip import IMAGENET_CLASSNAMES
+from vlprompt.data.batch import Batch
 from vlprompt.data.splits import DEFAULT_TEMPLATE
 from vlprompt.errors import VlpromptError
-from vlprompt.learner.contract import PromptLearner
 from vlprompt.learner.creation import create_learner
 
 MATMUL_SIZE = 2048  # of the matrices whose product gives the machine's peak
@@ -57,7 +58,7 @@ class Case:
     what: str = "step"
     text: str = "shared"
     images: str = "cached"
-    precision: str = "fp32"
+    precision: Precision = "fp32"
     groups: int = 1
     one_by_one: bool = False
 
@@ -69,7 +70,7 @@ def class_names(count: int) -> list[str]:
     return list(IMAGENET_CLASSNAMES[:count])
 
 
-def work(case: Case, clip: FrozenCLIP) -> Callable[[], None]:
+def work(case: Case, clip: FrozenCLIP) -> Callable[[], object]:
     """Return the closure whose time is measured."""
     images = torch.randn(case.batch, 3, clip.image_size, clip.image_size)
     if case.what == "images":
@@ -79,18 +80,22 @@ def work(case: Case, clip: FrozenCLIP) -> Callable[[], None]:
         learner.edits.append(FullLength())
     if case.what == "text":
         return lambda: learner.encode_text().square().sum().backward()
-    batch = {"label": torch.arange(case.batch) % case.classes, "index": torch.arange(case.batch)}
+    batch = Batch(label=torch.arange(case.batch) % case.classes, index=torch.arange(case.batch))
     if case.images == "cached":
         batch["image_features"] = torch.randn(case.batch, clip.embed_dim)
     if case.images == "fresh" or not learner.facts.cacheable_images:
         batch["image"] = images
-    parts = [{k: v[i : i + 1] for k, v in batch.items()} for i in range(case.batch)] if case.one_by_one else [batch]
-    return lambda: [step(learner, part) for part in parts]
+    parts = [_one(batch, i) for i in range(case.batch)] if case.one_by_one else [batch]
+
+    def step() -> None:
+        for part in parts:
+            learner.backward(learner.loss(part))
+
+    return step
 
 
-def step(learner: PromptLearner, batch: dict[str, torch.Tensor]) -> None:
-    """One training step without the optimiser's."""
-    learner.backward(learner.loss(batch))
+def _one(batch: Batch, i: int) -> Batch:
+    return cast(Batch, {key: tensor[i : i + 1] for key, tensor in cast("dict[str, torch.Tensor]", batch).items()})
 
 
 def own_weights(backbone: str) -> str | None:
@@ -105,7 +110,8 @@ def measure(case: Case, backbone: str, repeats: int) -> dict[str, float]:
     before = reset_peak_memory()
     run()
     memory = (process_peak() or 0.0) - before
-    seconds, start = [], time.perf_counter()
+    seconds: list[float] = []
+    start = time.perf_counter()
     while len(seconds) < repeats and (len(seconds) < 1 or time.perf_counter() - start < 20):
         at = time.perf_counter()
         run()
@@ -139,8 +145,8 @@ def full_length_bytes(case: Case, clip: FrozenCLIP) -> float:
     return tokens * clip.text.layers * clip.text.width * BYTES_PER_FULL_TOKEN
 
 
-def in_process(case: Case, backbone: str, repeats: int) -> dict[str, float]:
-    """``measure`` in a fresh process."""
+def in_process(case: Case, backbone: str, repeats: int) -> dict[str, Any]:
+    """``measure`` in a fresh process; ``skipped`` says why there are no numbers."""
     arguments = json.dumps({"case": asdict(case), "backbone": backbone, "repeats": repeats})
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-m", "vlprompt.bench.steps", arguments],
@@ -151,7 +157,8 @@ def in_process(case: Case, backbone: str, repeats: int) -> dict[str, float]:
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["killed, probably for want of memory"])[-1]
         return {"skipped": last}
-    return json.loads(done.stdout.strip().splitlines()[-1])
+    measured: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    return measured
 
 
 @dataclass(frozen=True)

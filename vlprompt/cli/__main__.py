@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from types import ModuleType
 
 import vlprompt.cli
-from vlprompt.cli._shared import command
+from vlprompt.cli._shared import Command, command
 from vlprompt.errors import VlpromptError, nearest
 from vlprompt.version import __version__
 
@@ -49,7 +49,8 @@ def main(argv: Sequence[str]) -> int:
         return 0
     if name not in commands():
         raise VlpromptError(f"unknown command '{name}': {nearest(name, commands())}")
-    return module(name).main(rest)
+    run: Command = module(name).main
+    return run(rest)
 
 
 if __name__ == "__main__":

@@ -12,8 +12,9 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, cast
 
+from datasets_registry.catalog import SplitChoice
 from vlprompt.base.environment import enough_memory
 from vlprompt.base.files import read_text, text_lines
 from vlprompt.base.layout import LEARNER
@@ -31,6 +32,12 @@ FLAGS = ("--help", "--quiet", "--version")
 INTERRUPTED = 130
 KEY = re.compile(r"\w+")
 Main = Callable[[Sequence[str]], int]
+
+
+class Command(Protocol):
+    """What ``command`` makes: from arguments, by default this process's, to an exit status."""
+
+    def __call__(self, argv: Sequence[str] | None = None) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -147,8 +154,14 @@ def file_setting(settings: Mapping[str, Any], key: str) -> Path | None:
 
 def backbone_settings(settings: Mapping[str, Any]) -> tuple[str, str | None, str | None]:
     """Return ``backbone``, ``pretrained`` and ``checkpoint`` as texts, the latter two None where they are not given."""
-    weights = (settings.get("pretrained"), settings.get("checkpoint"))
-    return str(settings["backbone"]), *(None if value is None else str(value) for value in weights)
+    given = (settings.get(key) for key in ("pretrained", "checkpoint"))
+    pretrained, checkpoint = (None if value is None else str(value) for value in given)
+    return str(settings["backbone"]), pretrained, checkpoint
+
+
+def split_setting(settings: Mapping[str, Any]) -> SplitChoice:
+    """Return the split that is asked for; ``load_split`` refuses what is none."""
+    return cast(SplitChoice, str(settings.get("split", "published")))
 
 
 def load_named_learner(settings: Mapping[str, Any], device: str = "auto") -> PromptLearner:
@@ -166,14 +179,14 @@ def load_named_learner(settings: Mapping[str, Any], device: str = "auto") -> Pro
     return load_learner(folder, clip=clip, device=device)
 
 
-def command(usage: str | None = None) -> Callable[[Main], Callable[[Sequence[str] | None], int]]:
+def command(usage: str | None = None) -> Callable[[Main], Command]:
     """Make a command of a function: bad input ends with status 2 and one line, an interrupt with 130, no traceback.
 
     Args:
         usage: what ``--help`` prints; None leaves the flag to the function.
     """
 
-    def make(main: Main) -> Callable[[Sequence[str] | None], int]:
+    def make(main: Main) -> Command:
         @functools.wraps(main)
         def guarded(argv: Sequence[str] | None = None) -> int:
             argv = sys.argv[1:] if argv is None else argv

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ vlprompt bench sweep [method=kgcoop] [dataset=emoji] [shots=[1,2,4,8]] [seeds=10
 Every comparison is measured in this one run, each side in a process of its own. Some minutes on two cores. With "data",
 decoding: our batches against ImageFolder, on any dataset. With "predict", predicting image files: memory as they pass,
 and throughput against a bare OpenCLIP loop, turn by turn. With "sweep", a sweep against as many train commands."""
-OTHERS = {"data": bench_data, "predict": bench_predict, "sweep": bench_sweep}
+OTHERS: dict[str, Callable[..., dict[str, Any]]] = {"data": bench_data, "predict": bench_predict, "sweep": bench_sweep}
 
 
 @command(USAGE)
@@ -44,7 +44,7 @@ def main(argv: Sequence[str]) -> int:
     if what and what not in OTHERS:
         raise VlpromptError(f"vlprompt bench takes {', '.join(OTHERS)} or nothing, not '{what}'")
     settings = dict(arguments.settings)
-    measured = OTHERS[what] if what else bench
+    measured: Callable[..., dict[str, Any]] = OTHERS[what] if what else bench
     known = {key: p.default for key, p in signature(measured).parameters.items() if key != "say"}
     check_keys(settings, [*known, "output"])
     output = file_setting(settings, "output")

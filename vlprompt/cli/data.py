@@ -15,7 +15,15 @@ from datasets_registry.check import Report, check_dataset, class_hash, datasets_
 from datasets_registry.layout_hints import hint_folder
 from datasets_registry.readers.packaged import has_packaged, split_words
 from vlprompt.base.reporter import Reporter, make_console
-from vlprompt.cli._shared import backbone_settings, check_keys, command, flag_setting, number_setting, parse
+from vlprompt.cli._shared import (
+    backbone_settings,
+    check_keys,
+    command,
+    flag_setting,
+    number_setting,
+    parse,
+    split_setting,
+)
 from vlprompt.clip.frozen import FrozenCLIP
 from vlprompt.clip.loading import TINY, load_clip
 from vlprompt.errors import VlpromptError, nearest
@@ -142,9 +150,16 @@ def run_check(name: str, settings: dict[str, Any], reporter: Reporter) -> int:
     reports, clip = [], _clip(settings) if "backbone" in settings or ":" in name else None
     for each in names:
         with reporter.bar(f"reading {each}", lines=2) as update:
-            options = {key: flag_setting(settings, key) for key in ("deep", "follow_links")}
-            options |= {"split": settings.get("split", "published"), "progress": update, "clip": clip}
-            reports.append(check_dataset(each, name if is_root else root, **options))
+            report = check_dataset(
+                each,
+                name if is_root else root,
+                deep=flag_setting(settings, "deep"),
+                split=split_setting(settings),
+                follow_links=flag_setting(settings, "follow_links"),
+                progress=update,
+                clip=clip,
+            )
+            reports.append(report)
         show_report(reports[-1], number_setting(settings, "lines", 0) or LINES, reporter.console)
     return int(any(report.defects for report in reports))
 

@@ -21,6 +21,7 @@ from vlprompt.cli._shared import (
     names_setting,
     number_setting,
     parse,
+    split_setting,
 )
 from vlprompt.data.readable import ACTIONS, leave_out_unreadable
 from vlprompt.errors import VlpromptError, nearest
@@ -112,8 +113,8 @@ def evaluate_anywhere(settings: dict[str, Any], reporter: Reporter) -> int:
     unreadable = str(settings.get("on_unreadable", "skip"))
     if unreadable not in ACTIONS:
         raise VlpromptError(f"unknown on_unreadable '{unreadable}': {nearest(unreadable, ACTIONS)}")
-    name, links = str(settings["dataset"]), {"follow_links": flag_setting(settings, "follow_links")}
-    splits = load_split(name, settings.get("data_root"), split=str(settings.get("split", "published")), **links)
+    name, links = str(settings["dataset"]), flag_setting(settings, "follow_links")
+    splits = load_split(name, settings.get("data_root"), split=split_setting(settings), follow_links=links)
     half = settings.get("half", "all")
     if half not in ("all", "base", "new"):
         raise VlpromptError(f"half must be all, base or new, not {half!r}")
@@ -142,7 +143,7 @@ def evaluate_anywhere(settings: dict[str, Any], reporter: Reporter) -> int:
 
 def keep_predictions(evaluations: Sequence[Evaluation], settings: dict[str, Any], reporter: Reporter) -> None:
     """Write ``save_predictions=FILE``, if it is asked for."""
-    if "save_predictions" in settings:
-        path = file_setting(settings, "save_predictions")
+    path = file_setting(settings, "save_predictions")
+    if path:
         save_predictions(evaluations, path)
         reporter.say(f"predictions  {path}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from PIL import Image
@@ -15,15 +15,31 @@ from vlprompt.clip.openclip import CenterCropOrPad, ResizeKeepRatio
 from vlprompt.data.modes import orientation, to_rgb
 from vlprompt.errors import VlpromptError, nearest
 
-if TYPE_CHECKING:
-    from vlprompt.clip.frozen import FrozenCLIP
-
 CROP_SCALE = (0.08, 1.0)  # the published recipes' INPUT.RRCROP_SCALE
 HALF_SCALE = (0.5, 1.0)  # of GDA and Tip-Adapter
 TRAIN_KINDS = ("rrc", "rrc_half", "center", "randaugment")
 # A JPEG is decoded at 1/2, 1/4 or 1/8 of its size if a crop then still has this many pixels for each that is wanted.
 REDUCE_FROM = 1.5
 LONGEST = 32  # squares of an image's shorter side that are looked at, at most, where it is cropped to its middle
+
+
+class Preprocessing(Protocol):
+    """What transforms ask of a frozen model: how its images must be."""
+
+    @property
+    def image_size(self) -> int: ...  # noqa: D102
+
+    @property
+    def image_mean(self) -> tuple[float, ...]: ...  # noqa: D102
+
+    @property
+    def image_std(self) -> tuple[float, ...]: ...  # noqa: D102
+
+    @property
+    def interpolation(self) -> str: ...  # noqa: D102
+
+    @property
+    def resize_mode(self) -> str: ...  # noqa: D102
 
 
 class DecodedCrop(v2.RandomResizedCrop):  # type: ignore[misc]  # torchvision brings no types
@@ -97,7 +113,7 @@ def _is_reducible(image: Image.Image) -> bool:
     )
 
 
-def train_transform(clip: FrozenCLIP, kind: str = "rrc", mirror: bool = True) -> v2.Compose:
+def train_transform(clip: Preprocessing, kind: str = "rrc", mirror: bool = True) -> v2.Compose:
     """Return the augmentation that training images go through.
 
     Args:
@@ -147,7 +163,7 @@ class TestViews(torch.nn.Module):
 
     __test__ = False  # pytest takes the name for a test
 
-    def __init__(self, clip: FrozenCLIP, count: int):
+    def __init__(self, clip: Preprocessing, count: int):
         super().__init__()
         self.plain, self.draw = eval_transform(clip), train_transform(clip, "rrc")
         self.count = count
@@ -178,7 +194,7 @@ def split_transform(transform: Any) -> tuple[Any, Any, Any]:
     return decode, v2.Compose(steps) if steps else None, after
 
 
-def eval_transform(clip: FrozenCLIP) -> v2.Compose:
+def eval_transform(clip: Preprocessing) -> v2.Compose:
     """Return the transform of evaluation: OpenCLIP's own, for every ``resize_mode``.
 
     Resizing is torch's antialiased kernel on bytes, which equals Pillow's to about one level of 255 and takes a fifth
@@ -193,11 +209,11 @@ def transform_fingerprint(transform: Any) -> str:
     return hashlib.sha256(repr(transform).encode()).hexdigest()[:16]
 
 
-def _interpolation(clip: FrozenCLIP) -> InterpolationMode:
+def _interpolation(clip: Preprocessing) -> InterpolationMode:
     return InterpolationMode.BILINEAR if clip.interpolation == "bilinear" else InterpolationMode.BICUBIC
 
 
-def _eval_crop(clip: FrozenCLIP) -> list[Any]:
+def _eval_crop(clip: Preprocessing) -> list[Any]:
     size, interpolation = clip.image_size, _interpolation(clip)
     if clip.resize_mode == "longest":
         return [ResizeKeepRatio(size, interpolation=interpolation, longest=1), CenterCropOrPad(size)]
@@ -206,6 +222,6 @@ def _eval_crop(clip: FrozenCLIP) -> list[Any]:
     return [Middle(), v2.PILToTensor(), v2.Resize(size, interpolation), v2.CenterCrop(size)]
 
 
-def _to_tensor(clip: FrozenCLIP) -> list[v2.Transform]:
+def _to_tensor(clip: Preprocessing) -> list[v2.Transform]:
     # ToImage passes a tensor on as it is
     return [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(clip.image_mean, clip.image_std)]

@@ -29,7 +29,8 @@ _opened = threading.local()
 def emoji_index() -> dict[str, Any]:
     """Return the archive's index: `classes`, `licenses`, and `emoji` with code, name, class, split and styles."""
     with zipfile.ZipFile(ARCHIVE) as archive:
-        return json.loads(archive.read("index.json"))
+        index: dict[str, Any] = json.loads(archive.read("index.json"))
+        return index
 
 
 def emoji_sentences() -> dict[str, list[str]]:
@@ -46,7 +47,8 @@ def _archive() -> zipfile.ZipFile:
     # A ZipFile shares one file position: a thread, or a forked worker, needs its own.
     if getattr(_opened, "pid", None) != os.getpid():
         _opened.pid, _opened.archive = os.getpid(), zipfile.ZipFile(ARCHIVE)
-    return _opened.archive
+    archive: zipfile.ZipFile = _opened.archive
+    return archive
 
 
 def open_emoji(item: Item) -> Image.Image:

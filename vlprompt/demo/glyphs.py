@@ -39,7 +39,7 @@ TEMPLATES = ("a symbol of a {}.",)
 TRAIN, VAL, TEST, SHIFT_TEST = 32, 8, 32, 16  # images a class
 FEW_CLASSES, TEST_OF_FEW = 32, 64  # sets of fewer classes get more test images a class
 
-EVERYDAY_FONTS = ("DejaVuSans", "DejaVuSans-Bold")
+EVERYDAY_FONTS: tuple[str, ...] = ("DejaVuSans", "DejaVuSans-Bold")
 OTHER_FONTS = (
     "DejaVuSansMono",
     "DejaVuSansMono-Bold",
@@ -145,7 +145,7 @@ def _stamp(font: str, code: int) -> Image.Image:
     """Return a glyph as a mask of twice SIZE a side, its longer side scaled to SIZE, centred."""
     drawn = _font(font)
     left, top, right, bottom = drawn.getbbox(chr(code))
-    mask = Image.new("L", (right - left, bottom - top))
+    mask = Image.new("L", (int(right - left), int(bottom - top)))
     ImageDraw.Draw(mask).text((-left, -top), chr(code), fill=255, font=drawn)
     scale = SIZE / max(mask.size)
     mask = mask.resize([max(1, round(side * scale)) for side in mask.size], Image.Resampling.LANCZOS)
@@ -200,7 +200,8 @@ def _waves(rng: np.random.Generator, lowest: float, highest: float) -> Mask:
     """Return stripes of a random direction, and of a frequency between the two, as a mask."""
     angle, frequency, phase = rng.uniform(0, math.tau), rng.uniform(lowest, highest), rng.uniform(0, math.tau)
     along = _ROWS * math.sin(angle) + _COLUMNS * math.cos(angle)
-    return 0.5 + 0.5 * np.sin(math.tau * frequency * along + phase)
+    waves: Mask = 0.5 + 0.5 * np.sin(math.tau * frequency * along + phase)
+    return waves
 
 
 def _clouds(rng: np.random.Generator, cells: int) -> Mask:
@@ -220,11 +221,13 @@ def _texture(rng: np.random.Generator, first: Colour, second: Colour, strength: 
         share = _clouds(rng, int(rng.integers(3, 12)))
     else:
         share = _waves(rng, 0.2, 0.5)
-    return first + (second - first) * (strength * share)
+    mixed: Picture = first + (second - first) * (strength * share)
+    return mixed
 
 
 def _paint(mask: Mask, ink: Colour | Picture, paper: Colour | Picture) -> Picture:
-    return paper + (ink - paper) * mask
+    painted: Picture = paper + (ink - paper) * mask
+    return painted
 
 
 def _plain(mask: Mask, rng: np.random.Generator) -> Picture:

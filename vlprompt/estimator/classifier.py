@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from vlprompt.base.checks import told
-from vlprompt.base.devices import resolve_device
+from vlprompt.base.devices import Precision, resolve_device
 from vlprompt.base.reporter import Reporter
 from vlprompt.clip.frozen import FrozenCLIP
 from vlprompt.clip.loading import TINY, shared_clip
@@ -45,7 +45,7 @@ ROWS = 1000  # of features that are scored together
 SETTINGS = ("epochs", "lr", "batch_size", "views", "workers")
 
 
-class PromptClassifier(ClassifierMixin, BaseEstimator):
+class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-learn brings no types
     """Prompt learning with scikit-learn's conventions: ``fit``, ``predict``, pipelines, cross-validation, grid search.
 
     Training is that of ``vlprompt train``: the same loop, the method's few-shot recipe, and cached image features where
@@ -106,7 +106,7 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):
         batch_size: int | None = None,
         views: int | str | None = None,
         mirror: bool = True,
-        precision: str = "fp32",
+        precision: Precision = "fp32",
         device: str = "auto",
         workers: int = 0,
         on_unreadable: str = "skip",
@@ -156,10 +156,12 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):
             classes: all labels that will ever come; needed by the first call.
         """
         first = not hasattr(self, "learner_")
-        if first and classes is None:
+        if not first:
+            classes = None
+        elif classes is None:
             raise VlpromptError("the first call of partial_fit needs classes, the list of all labels")
         X, y = self._checked(X, y, reset=first)
-        return self._learn(X, y, np.unique(classes) if first else None, once=True)
+        return self._learn(X, y, None if classes is None else np.unique(np.asarray(classes)), once=True)
 
     def add_class(self, name: str, label: Any = None) -> PromptClassifier:
         """Tell one more class apart from now on, of which no image was seen.
@@ -282,7 +284,8 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):
     def predict(self, X: Any) -> np.ndarray:
         """Return the label (N,) of each image."""
         best = self._logits(X).argmax(dim=1).numpy()
-        return self.classes_[best]
+        labels: np.ndarray = self.classes_[best]
+        return labels
 
     def predict_proba(self, X: Any) -> np.ndarray:
         """Return the probability (N, C) of each class, in the order of ``classes_``."""
@@ -324,7 +327,7 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):
         X = as_torch(X)
         if holds_images(X):
             if reset:
-                vars(self).pop("n_features_in_", None)
+                self.__dict__.pop("n_features_in_", None)
             return as_images(X)
         return _writable(validate_data(self, X, dtype=np.float32, reset=reset))
 

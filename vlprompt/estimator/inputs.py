@@ -69,7 +69,9 @@ def _is_nothing(value: Any) -> bool:
 def _refuse_paths_among_columns(X: Any) -> None:
     """Say which column of a table of several holds paths, if one does."""
     columns = getattr(X, "columns", None)
-    for name in columns if columns is not None and len(X) else ():
+    if columns is None or not len(X):
+        return
+    for name in columns:
         if isinstance(X[name].iloc[0], PATHS):
             raise VlpromptError(f"X has {len(columns)} columns, and '{name}' holds texts: give X['{name}'] for paths")
 
@@ -94,10 +96,10 @@ def as_images(X: Any) -> Sequence[Any]:
     return images
 
 
-class _Images(Sequence):
+class _Images(Sequence[Any]):
     """The images of a dataset of (image, label) pairs."""
 
-    def __init__(self, dataset: Dataset):
+    def __init__(self, dataset: Any):
         self.dataset = dataset
         self.class_names = dict(enumerate(class_names_of(dataset))) or None
 
@@ -107,7 +109,7 @@ class _Images(Sequence):
     def __iter__(self) -> Iterator[Any]:
         return map(self.__getitem__, range(len(self)))  # a dataset need not know its own end
 
-    def __getitem__(self, index: int) -> Any:
+    def __getitem__(self, index: int) -> Any:  # type: ignore[override]  # nobody asks for slices
         return image_of(self.dataset[index])
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -58,10 +58,6 @@ class Reliability:
         """Mean over images of |accuracy - confidence| of their bin, in [0, 1] (Guo et al., ICML 2017, eq. 3)."""
         gaps = [abs(a - c) for a, c in zip(self.accuracy, self.confidence, strict=True)]
         return sum(n * gap for n, gap in zip(self.images, gaps, strict=True)) / sum(self.images)
-
-    def as_dict(self) -> dict[str, list[float]]:
-        """The three lists by name."""
-        return asdict(self)
 
 
 def confusion_matrix(labels: Tensor, predicted: Tensor, n_classes: int) -> Tensor:

@@ -115,11 +115,13 @@ def image_features(
     Raises:
         VlpromptError: an image cannot be read.
     """
-    if isinstance(model, PromptLearner):
-        clip, features = model.clip, model.eval().image_features
-        encode = lambda images: finite(features(images), model)  # noqa: E731
-    else:
-        clip, encode = model, model.encode_image
+    clip = model.eval().clip if isinstance(model, PromptLearner) else model
+
+    def encode(read: Tensor) -> Tensor:
+        if isinstance(model, PromptLearner):
+            return finite(model.image_features(read), model)
+        return model.encode_image(read)
+
     with torch.no_grad():
         rows = [encode(read).float().cpu().numpy() for _, read in _read(images, clip, batch_size, threads)]
     return np.concatenate([np.empty((0, clip.embed_dim), np.float32), *rows])
@@ -133,22 +135,17 @@ def _predicted(
     on_unreadable: Report | None = None,
 ) -> Iterator[tuple[list[Any], Tensor]]:
     """Yield images that were read and their logits (B, C), fp32 on the CPU: a batch, or all that were read at once."""
-    key = "views" if "views" in learner.eval().facts.inputs else "image"
+    views = learner.eval().n_views
     waiting: list[Any] = []  # read, and not predicted yet
 
     def batches() -> Iterator[Batch]:
-        for sources, read in _read(images, learner.clip, batch_size, threads, on_unreadable, views_of(learner)):
+        for sources, read in _read(images, learner.clip, batch_size, threads, on_unreadable, views):
             waiting.extend(sources)
-            yield {key: read}
+            yield Batch(image=read) if views is None else Batch(views=read)
 
     for logits in learner.predict_all(batches()):
         sources, waiting[:] = waiting[: len(logits)], waiting[len(logits) :]
         yield sources, finite(logits, learner).float().cpu()
-
-
-def views_of(learner: PromptLearner) -> int | None:
-    """How many views of a test image a learner asks for; None for the evaluation crop alone."""
-    return learner.config.n_views if "views" in learner.facts.inputs else None
 
 
 def _read(
@@ -175,8 +172,9 @@ def _read(
 
 def several_images(images: Any) -> Iterable[Any]:
     """Return what several images are asked of, or raise one sentence for a single one, features and the like."""
+    several: Iterable[Any] = images
     if is_of_hub(images):
-        return images
+        return several
     shape = getattr(images, "shape", None)
     single = isinstance(images, (Image.Image, bytes))
     if single or (shape is not None and len(shape) == 3 and 3 in (shape[0], shape[2]) and shape[1] != 3):
@@ -185,10 +183,10 @@ def several_images(images: Any) -> Iterable[Any]:
     if shape is not None and len(shape) == 2 and getattr(getattr(images, "dtype", None), "kind", "f") not in "OUS":
         raise VlpromptError(f"images are expected, not rows of numbers {tuple(shape)}: learner.classify takes features")
     if isinstance(images, (str, os.PathLike)):
-        return images  # which is told what to write
+        return several  # which is told what to write
     if isinstance(images, (Mapping, IOBase)) or not (hasattr(images, "__iter__") or hasattr(images, "__getitem__")):
         raise VlpromptError(f"images must be a list of paths, PIL images or arrays, not {told(images)}")
-    return images
+    return several
 
 
 # Where images come from
@@ -267,8 +265,8 @@ def write_predictions(predictions: Iterable[Prediction], file: TextIO, form: str
         else:
             if count == 1 and mark:
                 file.write(f"{NOTES[each.predicts]}\n")
-            said = [f"{printable(n):<{width}} {p:>6.1%}" for n, p in zip(each.classes, probabilities, strict=True)]
-            file.write("  ".join([*said, printable(image)]) + "\n")
+            words = [f"{printable(n):<{width}} {p:>6.1%}" for n, p in zip(each.classes, probabilities, strict=True)]
+            file.write("  ".join([*words, printable(image)]) + "\n")
     return count
 
 

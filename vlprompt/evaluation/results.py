@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from torch import Tensor
@@ -36,7 +36,6 @@ Share = Annotated[float, Field(ge=0, le=1 + 1e-9)]
 class Reliability(TypedDict):
     """How often a learner is right by its confidence, one entry a bin."""
 
-    __pydantic_config__ = STRICT
     images: list[Count]
     confidence: list[Share]
     accuracy: list[Share]
@@ -47,7 +46,9 @@ PerClass = TypedDict(
     {"class": list[str], "images": list[Count], "correct": list[Count], "zero_shot_correct": list[Count]},
 )
 PerClass.__doc__ = "What was right of each class, one entry a class in label order."
-PerClass.__pydantic_config__ = STRICT
+# as pydantic's with_config does since 2.8
+Reliability.__pydantic_config__ = STRICT  # type: ignore[attr-defined]
+PerClass.__pydantic_config__ = STRICT  # type: ignore[attr-defined]
 
 
 @dataclass(frozen=True)
@@ -247,11 +248,14 @@ def _schema() -> TypeAdapter[Result]:
 def _check_counts(row: Row, path: Path) -> None:
     """Refuse counts of classes and bins that do not go with each other."""
     for name, entries, length in (("per_class", row.per_class, row.n_classes), ("reliability", row.reliability, None)):
-        if entries is not None and {len(values) for values in entries.values()} != {length or len(entries["images"])}:
+        lists = cast("Mapping[str, list[Any]] | None", entries)
+        if lists is not None and {len(values) for values in lists.values()} != {length or len(lists["images"])}:
             raise VlpromptError(f"{path}, rows, {row.target}: the lists of field '{name}' differ in length")
-    counts = row.per_class or {"images": [], "correct": [], "zero_shot_correct": []}
-    for name in ("correct", "zero_shot_correct"):
-        if any(right > images for right, images in zip(counts[name], counts["images"], strict=True)):
+    counts = row.per_class
+    if counts is None:
+        return
+    for name, right in (("correct", counts["correct"]), ("zero_shot_correct", counts["zero_shot_correct"])):
+        if any(part > images for part, images in zip(right, counts["images"], strict=True)):
             raise VlpromptError(f"{path}, rows, {row.target}: field 'per_class' has more in '{name}' than images")
 
 
@@ -343,7 +347,7 @@ def read_predictions(folder: str | Path) -> dict[str, Predictions]:
         raise VlpromptError(f"no predictions at {path}: the run has not finished, or is of an older version")
     result = read_result(beside) if beside.exists() else None
     remedy = "restore it, or delete the run's folder and run it again"
-    tensors, _ = read_tensors(path, "the file", remedy, result and result.files.get(PREDICTIONS))
+    tensors, _ = read_tensors(path, "the file", remedy, result.files.get(PREDICTIONS) if result else None)
     targets = dict.fromkeys(name.rpartition("/")[0] for name in tensors)
     try:
         found = {t: Predictions(*(tensors[f"{t}/{f.name}"] for f in fields(Predictions))) for t in targets}

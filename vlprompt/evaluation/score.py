@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
@@ -108,12 +108,14 @@ class Evaluation:
     @property
     def predictions(self) -> Predictions:
         """What both said of each image, small enough to keep."""
-        integers = (x.to(torch.int32) for x in (self.learnt.labels, self.learnt.predicted, self.frozen.predicted))
-        return Predictions(*integers, self.learnt.confidence)
+        label, predicted, zero_shot = (
+            x.to(torch.int32) for x in (self.learnt.labels, self.learnt.predicted, self.frozen.predicted)
+        )
+        return Predictions(label, predicted, zero_shot, self.learnt.confidence)
 
 
 def _make_row(target: str, part: DatasetSplits, learnt: Scores, frozen: Scores, predicts: Predicts) -> Row:
-    n_classes = len(part.class_names)
+    n_classes, bins = len(part.class_names), learnt.reliability
     images, correct = count_per_class(learnt.labels, learnt.predicted, n_classes)
     _, frozen_correct = count_per_class(frozen.labels, frozen.predicted, n_classes)
     return Row(
@@ -136,7 +138,7 @@ def _make_row(target: str, part: DatasetSplits, learnt: Scores, frozen: Scores, 
             "correct": correct.tolist(),
             "zero_shot_correct": frozen_correct.tolist(),
         },
-        reliability=learnt.reliability.as_dict(),
+        reliability={"images": bins.images, "confidence": bins.confidence, "accuracy": bins.accuracy},
         predicts=predicts,
     )
 
@@ -199,14 +201,14 @@ def score(
 
 def _batches(
     learner: PromptLearner, splits: DatasetSplits, items: Sequence[Item], workers: int, progress: Progress | None
-) -> Iterator[dict[str, Tensor]]:
+) -> Iterator[Batch]:
     clip = learner.clip
     transform = eval_transform(clip)
-    if "views" in learner.facts.inputs:
-        count = learner.config.n_views
+    count = learner.n_views
+    if count is not None:
         images = ImageItems(splits, items, TestViews(clip, count))
         batches = eval_batches(images, max(1, VIEWS_AT_ONCE // count), workers=workers, device=clip.device)
-        return ({**batch, "views": batch["image"]} for batch in batches)
+        return (batch | {"views": batch["image"]} for batch in batches)
     if learner.predicts_from_images:
         return eval_batches(ImageItems(splits, items, transform), workers=workers, device=clip.device)
     bank = FeatureBank.open_or_build(clip, splits, items, transform=transform, workers=workers, progress=progress)
@@ -230,8 +232,8 @@ def format_spread(
     """
     accuracies = {}
     for template in resolve_templates(templates, splits):
-        facts = {"templates": (template,), "shared_names": bool(splits.tasks)}
-        learner = create_learner("zero_shot", clip, splits.class_names, **facts)
+        shared = bool(splits.tasks)
+        learner = create_learner("zero_shot", clip, splits.class_names, templates=(template,), shared_names=shared)
         accuracies[template] = score(learner, splits, limit=limit, workers=workers).accuracy
     return accuracies
 
@@ -280,8 +282,13 @@ def evaluate(
         with reporter.bar(f"{scorer.method} on {target}", lines=1) as update:
             return score(scorer, splits, limit=limit, workers=workers, progress=update)
 
-    facts = {"templates": splits.templates, "shared_names": bool(splits.tasks)}
-    zero_shot = create_learner("zero_shot", learner.clip, splits.class_names, **facts)
+    zero_shot = create_learner(
+        "zero_shot",
+        learner.clip,
+        splits.class_names,
+        templates=splits.templates,
+        shared_names=bool(splits.tasks),
+    )
     own_names = learner.class_names
     learner.set_class_names(splits.class_names)
     try:
@@ -306,7 +313,7 @@ def check_predictions_file(path: Path) -> None:
 def save_predictions(evaluations: Iterable[Evaluation], path: Path) -> None:
     """Write one line an image to ``.csv`` or ``.parquet``: path, true and predicted class, confidence, zero-shot's."""
     check_predictions_file(path)
-    columns: dict[str, list] = {
+    columns: dict[str, list[Any]] = {
         name: []
         for name in ("target", "path", "label", "class", "predicted", "predicted_class", "confidence", "correct",
                      "zero_shot", "zero_shot_class", "predicts")
@@ -344,8 +351,8 @@ def save_predictions(evaluations: Iterable[Evaluation], path: Path) -> None:
 @checked
 def evaluate_learner(
     learner: PromptLearner,
-    dataset: str | DatasetSplits | Dataset,
-    root: str | os.PathLike | None = None,
+    dataset: str | DatasetSplits | Dataset[Any],
+    root: str | os.PathLike[str] | None = None,
     half: Half = "all",
     limit: int | None = None,
     *,

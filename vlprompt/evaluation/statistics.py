@@ -283,12 +283,12 @@ def class_changes(results: Iterable[Result], target: str) -> list[ClassChange]:
     results = list(results)
     _check_comparable(results)
     rows = [row for result in results for row in result.rows if row.target == target]
-    if not rows or rows[0].per_class is None:
+    counts = [row.per_class for row in rows if row.per_class is not None]
+    if not counts or len(counts) < len(rows):
         raise VlpromptError(f"there are no per-class counts for '{target}': run again, or choose another target")
-    names, images = rows[0].per_class["class"], rows[0].per_class["images"]
-    learnt, frozen = (
-        np.mean([row.per_class[key] for row in rows], axis=0).tolist() for key in ("correct", "zero_shot_correct")
-    )
+    names, images = counts[0]["class"], counts[0]["images"]
+    learnt = np.mean([each["correct"] for each in counts], axis=0).tolist()
+    frozen = np.mean([each["zero_shot_correct"] for each in counts], axis=0).tolist()
     changes = [
         ClassChange(name, n, 100 * right / n, 100 * before / n)
         for name, n, right, before in zip(names, images, learnt, frozen, strict=True)

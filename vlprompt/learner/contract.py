@@ -207,6 +207,12 @@ class PromptLearner(nn.Module):
             return self.outputs(self.image_features(batch)).logits
         return self.outputs(self.image_features(batch))
 
+    @property
+    def n_views(self) -> int | None:
+        """Views of a test image that its settings ask for; None where it sees the evaluation crop alone."""
+        views: int | None = getattr(self.config, "n_views", None) if "views" in self.facts.inputs else None
+        return views
+
     def image_features(self, batch: Batch | Tensor) -> Tensor:
         """Normalised features (B, D) of a batch, or of images (B, 3, H, W)."""
         seen = cast(Batch, as_batch(batch, self.facts, self.clip))

@@ -79,7 +79,9 @@ def _start_worker(threads: int, slots: Any) -> None:
 
 def _end_with_parent() -> None:
     """Stop at once if the sweep is killed; a worker would go on by itself and keep its run from the next sweep."""
-    multiprocessing.parent_process().join()
+    parent = multiprocessing.parent_process()
+    assert parent is not None  # of a worker
+    parent.join()
     os._exit(1)
 
 

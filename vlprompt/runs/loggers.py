@@ -9,7 +9,7 @@ import contextlib
 import importlib.util
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -50,10 +50,11 @@ class Logger(Protocol):
         """Called last, whether the run came to its end or not."""
 
 
-LOGGERS: Registry[type[Logger]] = Registry("logger")
+MakeLogger = Callable[[LoggedRun], Logger]
+LOGGERS: Registry[MakeLogger] = Registry("logger")
 
 
-def parse_loggers(setting: Any) -> list[Entry[type[Logger]]]:
+def parse_loggers(setting: Any) -> list[Entry[MakeLogger]]:
     """Return the loggers that ``logger=`` names: one, a list, or ``none``.
 
     Raises:

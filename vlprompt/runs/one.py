@@ -6,7 +6,7 @@ import warnings
 from dataclasses import asdict, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from datasets_registry.catalog import load_split, register_dataset
 from vlprompt.base.checks import checked
@@ -25,6 +25,7 @@ from vlprompt.data import (
     leave_domain_out,
     resolve_templates,
 )
+from vlprompt.data.sampling import Shots
 from vlprompt.data.splits import without_labels
 from vlprompt.errors import VlpromptError
 from vlprompt.evaluation.protocols import PROTOCOLS, Part, Plan, check_suits
@@ -207,8 +208,8 @@ def _make_learner(
 ) -> PromptLearner:
     settings = resolved.method_settings | adapted
     method, seed = resolved.config.method, resolved.config.seed
-    options = {"templates": source.templates, "seed": seed, "shared_names": bool(source.tasks)}
-    return create_learner(method, clip, source.class_names, **options, **settings)
+    names, shared = source.class_names, bool(source.tasks)
+    return create_learner(method, clip, names, templates=source.templates, seed=seed, shared_names=shared, **settings)
 
 
 def _announce(resolved: Resolved, adapted: dict[str, int], clip: FrozenCLIP, reporter: Reporter) -> None:
@@ -228,7 +229,7 @@ def load_parts(plan: Plan, config: RunConfig, shared: Shared) -> tuple[dict[Part
 
     The part that is trained on has its few-shot draw for training images.
     """
-    learnt, every, fewer = plan.train, (plan.train, *plan.tests.values()), {"allow_fewer": config.allow_fewer}
+    learnt, every = plan.train, (plan.train, *plan.tests.values())
     names = dict.fromkeys(name for part in every for name in part.joined or (part.dataset,))
     whole = {name: shared.splits_for(name, config) for name in names}
     for part in every:
@@ -236,11 +237,7 @@ def load_parts(plan: Plan, config: RunConfig, shared: Shared) -> tuple[dict[Part
             check_classes(config.protocol, part, whole[part.dataset])
     if learnt.joined:
         split = join_datasets([whole[name] for name in learnt.joined]).fingerprint()
-        drawn = [
-            plan.held_out(few_shot_split(whole[name], config.shots, config.seed, **fewer), whole[name])
-            for name in learnt.joined
-        ]
-        whole[learnt.dataset] = join_datasets(drawn)
+        whole[learnt.dataset] = join_datasets([_few_shot(whole[name], plan, config) for name in learnt.joined])
     else:
         source = whole[learnt.dataset]
         split = source.fingerprint()
@@ -251,12 +248,18 @@ def load_parts(plan: Plan, config: RunConfig, shared: Shared) -> tuple[dict[Part
     return parts, split
 
 
+def _few_shot(source: DatasetSplits, plan: Plan, config: RunConfig) -> DatasetSplits:
+    """The few-shot draw of a dataset, but for what the plan holds out."""
+    shots = cast(Shots, config.shots)  # another text is of plans that draw nothing
+    return plan.held_out(few_shot_split(source, shots, config.seed, allow_fewer=config.allow_fewer), source)
+
+
 def _draw(source: DatasetSplits, plan: Plan, config: RunConfig) -> DatasetSplits:
     """Return a dataset with what a plan trains on: labelled images, and a pool whose labels are gone."""
     if plan.labelled == "none":
         pool = source.train if plan.pool == "all" else ()
         return replace(source, train=(), val=(), pool=without_labels(pool))
-    drawn = plan.held_out(few_shot_split(source, config.shots, config.seed, allow_fewer=config.allow_fewer), source)
+    drawn = _few_shot(source, plan, config)
     if plan.pool == "none":
         return drawn
     labelled = set(drawn.train)

@@ -7,12 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vlprompt.base.settings import GRID
+from vlprompt.base.settings import GRID, RunConfig
 from vlprompt.data import DatasetSplits, resolve_templates
 from vlprompt.errors import VlpromptError
 from vlprompt.evaluation.protocols import Part, Plan
 from vlprompt.learner.facts import Facts
-from vlprompt.runs.settings import RunConfig
 
 
 def check_run(config: RunConfig, folder: Path, plan: Plan, parts: Mapping[Part, DatasetSplits], facts: Facts) -> None:

@@ -12,13 +12,14 @@ from typing import Any
 from vlprompt.base.environment import git_commit, peak_memory, versions
 from vlprompt.base.files import atomic_write, sha256_file
 from vlprompt.base.layout import DESCRIBED, LEARNER, PREDICTIONS, RESULT, SEARCH, SETTINGS
+from vlprompt.base.settings import RunConfig
 from vlprompt.data import DatasetSplits, images_fingerprint
 from vlprompt.evaluation.protocols import PROTOCOLS, Part, Plan
 from vlprompt.evaluation.results import Result, Row, average_rows, write_predictions
 from vlprompt.evaluation.score import Evaluation, limited
 from vlprompt.learner.contract import PromptLearner
 from vlprompt.learner.selection import FIXED, Search
-from vlprompt.runs.settings import Resolved, RunConfig
+from vlprompt.runs.settings import Resolved
 from vlprompt.saving.description import description_hash
 from vlprompt.training.checkpoint import checkpoints
 
@@ -41,6 +42,8 @@ def keep_result(
     """
     config, folder, clip = resolved.config, resolved.folder, learner.clip
     rows = [each.row for each in measured.values()]
+    described = description_hash(folder / LEARNER)
+    assert described is not None  # it was saved just now
     predictions = write_predictions(folder, {name: each.predictions for name, each in measured.items()})
     result = Result(
         id=resolved.id,
@@ -61,7 +64,7 @@ def keep_result(
         created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         files={
             SETTINGS: sha256_file(folder / SETTINGS),
-            DESCRIBED: description_hash(folder / LEARNER),
+            DESCRIBED: described,
             PREDICTIONS: predictions,
         },
         **facts,

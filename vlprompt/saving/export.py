@@ -31,9 +31,10 @@ from vlprompt.saving.export_openclip import export_openclip
 ONNX_TORCH = "2.7"  # the exporters before take no batch of any size
 MOST_IMAGES = 2**31 - 1  # of a batch: torch 2.5 finds its own default bound to be out of range
 TOLERANCE = 1e-4  # of logits, absolute and relative
+Dynamic = dict[str, dict[int, Any]]  # the axes of each input that may change
 
 
-def export_learner(learner: PromptLearner, to: str, path: str | os.PathLike) -> Path:
+def export_learner(learner: PromptLearner, to: str, path: str | os.PathLike[str]) -> Path:
     """Write a learner in a form that others can use; see docs/howto/share_and_export.md.
 
     Args:
@@ -159,6 +160,9 @@ def _write_facts(facts: Mapping[str, Any], path: Path) -> Path:
 class _Graph(nn.Module):
     """Images to logits, with the class features as a constant unless they depend on the image."""
 
+    weight: Tensor
+    bias: Tensor
+
     def __init__(self, learner: PromptLearner):
         super().__init__()
         self.learner = learner
@@ -187,7 +191,7 @@ def _per_image(learner: PromptLearner) -> bool:
 
 
 @contextlib.contextmanager
-def _exportable(learner: PromptLearner) -> Iterator[tuple[nn.Module, Tensor, dict | None]]:
+def _exportable(learner: PromptLearner) -> Iterator[tuple[nn.Module, Tensor, Dynamic | None]]:
     """Yield what can be traced, an example, and which of its axes may change.
 
     A classifier of each image's own is traced for one image, over full-length prompts: how the shared-prefix encoding
@@ -199,7 +203,7 @@ def _exportable(learner: PromptLearner) -> Iterator[tuple[nn.Module, Tensor, dic
         yield _Graph(learner).eval(), torch.zeros(1 if per_image else 2, 3, size, size), dynamic
 
 
-def _to_onnx(graph: nn.Module, example: Tensor, dynamic: dict | None) -> Any:
+def _to_onnx(graph: nn.Module, example: Tensor, dynamic: Dynamic | None) -> Any:
     """Return torch's ONNX program; of an exporter that is too old, or does not go with these packages, one sentence."""
     versions = f"torch {torch.__version__} with onnx {version('onnx')} and onnxscript {version('onnxscript')}"
     advice = f"upgrade them (torch to {ONNX_TORCH} or later), or export to=torch"

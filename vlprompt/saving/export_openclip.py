@@ -40,7 +40,7 @@ def export_openclip(learner: PromptLearner, folder: Path) -> Path:
     """
     context = _context(learner)  # (P, d_t)
     signs = _spare_signs(learner.clip, len(context), learner.class_names)
-    tokenizer = learner.clip.tokenizer
+    tokenizer: Any = learner.clip.tokenizer
     state = {key: value.detach().clone().contiguous() for key, value in learner.clip.model.state_dict().items()}
     (embedding,) = (value for key, value in state.items() if key.endswith("token_embedding.weight"))
     embedding[[tokenizer.encode(sign)[0] for sign in signs]] = context

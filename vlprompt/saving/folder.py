@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,18 +26,18 @@ from vlprompt.base.sealed import read_tensors, write_tensors
 from vlprompt.clip.class_names import check_names
 from vlprompt.clip.frozen import FrozenCLIP
 from vlprompt.clip.loading import load_clip
-from vlprompt.errors import VlpromptError
+from vlprompt.errors import VlpromptError, first_line
 from vlprompt.learner.contract import PromptLearner
 from vlprompt.learner.registration import METHODS, make_config
 from vlprompt.saving.card import model_card
-from vlprompt.saving.description import first_line, read_description, safe_member, write_description
+from vlprompt.saving.description import read_description, safe_member, write_description
 from vlprompt.saving.hub import PREFIX, fetch, refuse_address
 from vlprompt.version import __version__
 
 SPARE_NUMBERS = 2**22  # that a method may make beside its learnables while it is set up
 
 
-def save_learner(learner: PromptLearner, path: str | os.PathLike, extra: Mapping[str, Any] | None = None) -> Path:
+def save_learner(learner: PromptLearner, path: str | os.PathLike[str], extra: Mapping[str, Any] | None = None) -> Path:
     """Write ``learner.safetensors`` (learnables only), ``config.json`` and a model card into a folder.
 
     Args:
@@ -70,7 +70,7 @@ def save_learner(learner: PromptLearner, path: str | os.PathLike, extra: Mapping
 
 
 @checked
-def load_learner(path: str | os.PathLike, clip: FrozenCLIP | None = None, device: str = "auto") -> PromptLearner:
+def load_learner(path: str | os.PathLike[str], clip: FrozenCLIP | None = None, device: str = "auto") -> PromptLearner:
     """Rebuild a saved learner.
 
     Args:
@@ -163,7 +163,7 @@ def _check_numbers(tensors: Mapping[str, Tensor], source: str) -> None:
             raise VlpromptError(f"{source} cannot be used: {name} holds NaN or infinity")
 
 
-def find_saved(path: str | os.PathLike) -> Path:
+def find_saved(path: str | os.PathLike[str]) -> Path:
     """Return the folder of a saved learner: ``path`` itself, or ``learner`` in a run's folder."""
     folder = Path(path).expanduser()
     found = next((f for f in (folder, folder / LEARNER) if (f / CONFIG).exists()), None)
@@ -185,10 +185,16 @@ class _AllocationLimit(TorchDispatchMode):
     """Refuses to make more numbers than a learner of the declared tensors needs, before memory is asked for them."""
 
     def __init__(self, numbers: int):
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # torch's has no annotations
         self.left = numbers
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+    def __torch_dispatch__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
         size = args[0] if args else (kwargs or {}).get("size")
         is_floating = (kwargs or {}).get("dtype") in (None, torch.float32, torch.float64)
         if is_floating and isinstance(size, (list, tuple)) and all(isinstance(s, int) for s in size):

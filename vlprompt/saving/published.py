@@ -42,7 +42,7 @@ SAME = 1e-2  # relative difference of two tensors that differ by half precision 
 
 
 def import_checkpoint(
-    file: str | os.PathLike,
+    file: str | os.PathLike[str],
     method: str,
     clip: FrozenCLIP,
     class_names: Sequence[str],
@@ -148,7 +148,8 @@ def _phrase(method: str, tensors: Mapping[str, Tensor], clip: FrozenCLIP, settin
     The saved embeddings behind the context tell; without them, deep prompts keep the rest of the phrase and shallow
     ones do not, as the repositories do.
     """
-    phrase, n = METHODS.get(method).Config().ctx_init, settings.get("n_ctx")
+    phrase: str | None = getattr(METHODS.get(method).Config(), "ctx_init", None)
+    n = settings.get("n_ctx")
     words = clip.word_embeddings(phrase) if phrase else ()
     if n is None or n >= len(words):
         return None
