@@ -14,9 +14,8 @@ import torch
 from PIL import Image
 from torchvision.transforms import v2
 
-from vlprompt.demo import emoji, glyphs, tiny
-from vlprompt.demo.corpus import clipart_caption, prepare, pretraining_identities
-from vlprompt.demo.pretrain import learning_rate, read_config
+from vlprompt.clip import tiny
+from vlprompt.demo import emoji, glyphs
 from vlprompt.errors import VlpromptError
 
 CLASS_COUNTS = {
@@ -180,7 +179,7 @@ def test_unknown_glyph_set_names_the_nearest():
 
 def test_tiny_is_a_standard_openclip_model_in_little_space(tiny_model):
     model, tokenizer = tiny_model
-    assert tiny.WEIGHTS.stat().st_size <= 12e6
+    assert (tiny.FOLDER / tiny.WEIGHTS).stat().st_size <= 25e6
     assert len(model.visual.transformer.resblocks) >= 4
     assert len(model.transformer.resblocks) >= 3
     assert tokenizer.context_length == model.context_length == 77
@@ -207,36 +206,6 @@ def test_zero_shot_on_glyphs_is_three_times_chance(tiny_model, name):
     splits = glyphs.read_glyphs(name)
     items = random.Random(0).sample(splits.test, 250)
     assert 3 / len(splits.class_names) < zero_shot_accuracy(*tiny_model, splits, items) < 0.85
-
-
-def test_pretraining_sees_no_val_or_test_emoji():
-    entries = emoji.emoji_index()["emoji"]
-    held_out = {e["code"] for e in entries if e["split"] != "train"}
-    allowed = pretraining_identities(e["code"].upper() for e in entries)
-    assert allowed == {e["code"].upper() for e in entries if e["split"] == "train"}
-    joined = [f"{code}-200d-2b1b" for code in held_out]
-    assert not pretraining_identities(joined)
-    assert pretraining_identities(["1f600"]) == {"1f600"}  # a face, outside the dataset
-
-
-def test_clipart_names_lose_artists_and_numbers():
-    assert clipart_caption("animals/birds/gull_marcelo_staudt_01.png") == ("gull", ["bird", "animal"])
-    assert clipart_caption("recreation/games/cards/simple/simple_h_10.png")[0] == "ten of hearts"
-    assert clipart_caption("food/fruit/prune.png") == ("prune", ["fruit", "food"])
-
-
-def test_missing_sources_are_one_clear_sentence(tmp_path):
-    with pytest.raises(VlpromptError, match=r"emoji-datasource-google 16.0.0.*set noto=PATH"):
-        prepare(tmp_path / "corpus.safetensors", *[tmp_path / "absent"] * 5)
-
-
-def test_pretraining_refuses_unknown_keys_and_follows_its_schedule():
-    with pytest.raises(VlpromptError, match="did you mean seed"):
-        read_config(["sed=3"])
-    config = read_config(["steps=1000", "warmup=100", "lr=0.001"])
-    assert learning_rate(0, config) == pytest.approx(1e-5)
-    assert learning_rate(100, config) == pytest.approx(1e-3)
-    assert learning_rate(550, config) == pytest.approx(5e-4)
 
 
 def test_packing_emoji_gives_the_same_bytes_twice(tmp_path, monkeypatch):

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from open_clip import SimpleTokenizer
 from open_clip.model import CLIP, set_model_preprocess_cfg
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from vlprompt.base.files import atomic_write
@@ -16,46 +17,67 @@ from vlprompt.errors import VlpromptError
 
 TINY_NAME = "vlprompt-tiny"
 FOLDER = Path(__file__).parents[1] / "demo" / TINY_NAME
-CONFIG = FOLDER / "open_clip_config.json"
-WEIGHTS = FOLDER / "model.safetensors"
+CONFIG, WEIGHTS = "open_clip_config.json", "model.safetensors"
 
 EMBEDDING = "token_embedding.weight"
+ROWS, ROW_SCALES = "token_embedding.int8", "token_embedding.scale"
 KEPT_IDS, KEPT_ROWS = "token_embedding.ids", "token_embedding.rows"
 
 
-def tiny_config() -> dict[str, Any]:
+def tiny_config(folder: Path = FOLDER) -> dict[str, Any]:
     """Return the configuration as OpenCLIP's `local-dir:` folders hold it: `model_cfg` and `preprocess_cfg`."""
-    config: dict[str, Any] = json.loads(CONFIG.read_text(encoding="utf-8"))
+    config: dict[str, Any] = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     return config
 
 
-def load_tiny() -> tuple[CLIP, SimpleTokenizer]:
+def load_tiny(folder: Path = FOLDER) -> tuple[CLIP, SimpleTokenizer]:
     """Return the model in fp32 and eval mode, with its preprocessing set as OpenCLIP does, and CLIP's own tokenizer.
 
-    The file holds fp16 weights and the embeddings of the tokens that pretraining's captions use; every other token
-    gets the mean of those.
+    The file holds fp16 weights, and the token embeddings as whole numbers of eight bits with a scale for each token.
+    `folder` holds the two files of another pretraining.
     """
-    if not WEIGHTS.exists():
-        raise VlpromptError(f"the weights of {TINY_NAME} are missing at '{WEIGHTS}': reinstall vlprompt")
-    whole = tiny_config()
+    weights = folder / WEIGHTS
+    if not weights.exists():
+        raise VlpromptError(f"the weights of {TINY_NAME} are missing at '{weights}': reinstall vlprompt")
+    whole = tiny_config(folder)
     config, preprocessing = whole["model_cfg"], whole["preprocess_cfg"]
-    tensors = load_file(WEIGHTS)
-    ids = tensors.pop(KEPT_IDS).long()  # (K,)
-    tensors = {name: tensor.float() for name, tensor in tensors.items()}
-    rows = tensors.pop(KEPT_ROWS)  # (K, d_t)
-    embedding = rows.mean(0).repeat(config["text_cfg"]["vocab_size"], 1)  # (V, d_t)
-    embedding[ids] = rows
     with torch.random.fork_rng(devices=[]):  # building draws random weights, which must not move the caller's seed
         model = CLIP(**config)
-    model.load_state_dict({**tensors, EMBEDDING: embedding})
+    try:
+        model.load_state_dict(unpacked(load_file(weights), config["text_cfg"]["vocab_size"]))
+    except (RuntimeError, KeyError, SafetensorError) as error:
+        problem = str(error).strip().splitlines()[-1].strip()
+        raise VlpromptError(f"'{weights}' does not hold the model of {CONFIG} beside it ({problem})") from error
     set_model_preprocess_cfg(model, {"size": config["vision_cfg"]["image_size"], "mode": "RGB", **preprocessing})
     return model.eval(), SimpleTokenizer(context_length=config["text_cfg"]["context_length"])
 
 
-def save_tiny(state: dict[str, torch.Tensor], token_ids: torch.Tensor, target: Path = WEIGHTS) -> None:
-    """Write a state dict as `load_tiny` reads it; its token embedding (K, d_t) holds the rows of `token_ids` (K,)."""
+def unpacked(tensors: dict[str, torch.Tensor], vocabulary: int) -> dict[str, torch.Tensor]:
+    """Return OpenCLIP's state dict, fp32, of what the file holds."""
+    state = {name: tensor.float() for name, tensor in tensors.items() if not name.startswith("token_embedding.")}
+    if KEPT_IDS in tensors:  # a file of few tokens: every other one gets their mean
+        rows = tensors[KEPT_ROWS].float()  # (K, d_t)
+        state[EMBEDDING] = rows.mean(0).repeat(vocabulary, 1)
+        state[EMBEDDING][tensors[KEPT_IDS].long()] = rows
+    else:
+        state[EMBEDDING] = tensors[ROWS].float() * tensors[ROW_SCALES].float()  # (V, d_t), (V, 1)
+    return state
+
+
+def packed(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return what the file holds of OpenCLIP's state dict: fp16, and token embeddings (V, d_t) in eight bits."""
     tensors = {name: tensor.half().contiguous() for name, tensor in state.items() if name != EMBEDDING}
-    tensors[KEPT_IDS] = token_ids.int()
-    tensors[KEPT_ROWS] = state[EMBEDDING].half().contiguous()
-    with atomic_write(target) as temporary:
-        save_file(tensors, temporary)
+    rows = state[EMBEDDING].float()
+    scales = (rows.abs().amax(1, keepdim=True) / 127).half().clamp(min=torch.finfo(torch.half).tiny)  # (V, 1)
+    tensors[ROWS] = (rows / scales.float()).round().clamp(-127, 127).to(torch.int8)
+    tensors[ROW_SCALES] = scales
+    return tensors
+
+
+def save_tiny(state: dict[str, torch.Tensor], config: dict[str, Any], folder: Path) -> None:
+    """Write a state dict and its configuration into a folder, as `load_tiny` reads them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with atomic_write(folder / CONFIG) as temporary:
+        temporary.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    with atomic_write(folder / WEIGHTS) as temporary:
+        save_file(packed(state), temporary)

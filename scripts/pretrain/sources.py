@@ -1,7 +1,8 @@
 """The captioned images that `vlprompt-tiny` is pretrained on: collected once, kept as arrays in one safetensors file.
 
 Every image carries *names* (what it is: "fox face") and *kinds* (what it belongs to: "mammal", "animals and nature").
-Emoji of the embedded dataset's val and test splits are left out, in every style and in every joined sequence.
+Emoji of the embedded dataset's val and test splits are left out, in every style and in every joined sequence, and so
+are the classes of Tiny-ImageNet that are kept for measuring (`CHOICE_CLASSES`, `REPORT_CLASSES`).
 """
 
 from __future__ import annotations
@@ -10,12 +11,14 @@ import io
 import json
 import re
 import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import torch
+from open_clip import get_tokenizer
 from PIL import Image, ImageDraw, ImageFont
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -51,6 +54,40 @@ SUPERCLASSES = {
     "vehicle": "bicycle bus motorcycle pickup_truck train lawn_mower rocket streetcar tank tractor",
 }
 SUPERCLASS_OF = {name: superclass for superclass, names in SUPERCLASSES.items() for name in names.split()}
+
+# Classes of Tiny-ImageNet that pretraining never sees: by the first, choices are made; the second are reported once.
+CHOICE_CLASSES = {
+    "n01443537": "goldfish",
+    "n01882714": "koala",
+    "n02099601": "golden retriever",
+    "n02268443": "dragonfly",
+    "n02410509": "bison",
+    "n02769748": "backpack",
+    "n02793495": "barn",
+    "n04285008": "sports car",
+    "n04398044": "teapot",
+    "n07873807": "pizza",
+}
+REPORT_CLASSES = {
+    "n01910747": "jellyfish",
+    "n02056570": "king penguin",
+    "n02123045": "tabby cat",
+    "n01774750": "tarantula",
+    "n02423022": "gazelle",
+    "n02948072": "candle",
+    "n04146614": "school bus",
+    "n04507155": "umbrella",
+    "n04366367": "suspension bridge",
+    "n07614500": "ice cream",
+}
+
+# Hypernyms of WordNet that say nothing about how a thing looks.
+EMPTY = (
+    "entity object whole unit artifact instrumentality matter chordate vertebrate organism being part thing structure "
+    "substance group set system area way work material causal agent cause product creation abstraction attribute "
+    "content feature male female adult young domestic article solid food nutrient ware goods commodity"
+)
+EMPTY_KINDS = frozenset(EMPTY.split())
 
 GLYPH_KINDS = {
     "symbols": "symbol",
@@ -213,6 +250,51 @@ def read_cifar(archive: Path) -> Iterator[Captioned]:
         yield Captioned(image.transpose(2, 0, 1), [name.replace("_", " ")], [SUPERCLASS_OF[name]])
 
 
+def hypernyms(wordnet: Path) -> dict[str, list[str]]:
+    """Return `{wnid: kinds}` of every noun of WordNet 3.0: its commonest hypernyms that CLIP knows as one token."""
+    _need(wordnet, "wordnet", "WordNet 3.0's file data.noun (Debian's wordnet-base)")
+    names: dict[str, str] = {}
+    parents: dict[str, list[str]] = {}
+    for line in wordnet.read_text(encoding="utf-8").splitlines():
+        if line.startswith(" "):
+            continue
+        offset, _, _, count, lemma, *rest = line.split(" | ")[0].split()
+        names[offset] = lemma.replace("_", " ")
+        pointers = rest[2 * int(count, 16) :]  # behind the other lemmas, each with a number
+        parents[offset] = [target for symbol, target in pairwise(pointers) if symbol == "@"]
+    rank = {word.removesuffix("</w>"): i for word, i in get_tokenizer("ViT-B-32").encoder.items() if "</w>" in word}
+
+    def kinds(offset: str) -> list[str]:
+        chain, ahead = [], list(parents[offset])
+        while ahead:
+            above = ahead.pop(0)
+            chain.append(names[above])
+            ahead += parents[above]
+        known = {name for name in chain if name in rank and name not in EMPTY_KINDS}
+        return sorted(known, key=rank.__getitem__)[:MAX_KINDS]
+
+    return {f"n{offset}": kinds(offset) for offset in names}
+
+
+def read_natural(archive: Path, wordnet: Path, wanted: Container[str] | None = None) -> Iterator[Captioned]:
+    """Yield ImageNet's images from a zip of `WNID/…webp` or `WNID.webp` and `names.json`.
+
+    Without `wanted`, all but those of the classes that are kept for measuring.
+    """
+    _need(archive, archive.stem, "a zip of ImageNet's images by wnid")
+    kinds = hypernyms(wordnet)
+    kept = CHOICE_CLASSES | REPORT_CLASSES
+    with zipfile.ZipFile(archive) as opened:
+        spoken = json.loads(opened.read("names.json"))
+        for member in sorted(n for n in opened.namelist() if n.endswith(".webp")):
+            wnid = member.split("/")[0].removesuffix(".webp")
+            if wnid in kept if wanted is None else wnid not in wanted:
+                continue
+            names = [name.strip().lower() for name in spoken[wnid].split(",")][:MAX_NAMES]
+            pixels = np.asarray(Image.open(io.BytesIO(opened.read(member))).convert("RGB"))
+            yield Captioned(pixels.transpose(2, 0, 1), names, kinds[wnid])
+
+
 def _read_zip(archive: Path) -> Iterator[tuple[np.ndarray, str]]:
     with zipfile.ZipFile(archive) as opened:
         for member in sorted(n for n in opened.namelist() if n.endswith((".webp", ".png"))):
@@ -239,25 +321,46 @@ def read_plain_glyphs() -> Iterator[Captioned]:
         yield Captioned(np.asarray(square)[None], names, [kind])
 
 
-def prepare(target: Path, noto: Path, twemoji: Path, fluent: Path, clipart: Path, cifar: Path) -> None:
-    """Collect every source into one safetensors file: pixels, name and kind numbers, draw weights, concept words."""
+def _stack(images: list[np.ndarray]) -> torch.Tensor:
+    """Return images (c, H, W) of whatever size as one uint8 tensor (N, c, S, S), S being the first one's height."""
+    size = images[0].shape[1]
+    pictures = [
+        image
+        if image.shape[1:] == (size, size)
+        else np.asarray(Image.fromarray(image.transpose(1, 2, 0)).resize((size, size))).transpose(2, 0, 1)
+        for image in images
+    ]
+    return torch.from_numpy(np.stack(pictures)).contiguous()
+
+
+def prepare(target: Path, paths: Mapping[str, Path]) -> None:
+    """Collect every source into one safetensors file: pixels, name and kind numbers, draw weights, concept words.
+
+    `paths` has noto, twemoji, fluent, clipart, cifar, tiny_imagenet, imagenet_one_each and wordnet.
+    """
+    wordnet = paths["wordnet"]
     sources = {
-        "emoji": read_emoji_sources(noto, twemoji, fluent),
-        "clipart": read_clipart(clipart),
-        "cifar": read_cifar(cifar),
+        "emoji": read_emoji_sources(paths["noto"], paths["twemoji"], paths["fluent"]),
+        "clipart": read_clipart(paths["clipart"]),
+        "cifar": read_cifar(paths["cifar"]),
         "glyphs": read_plain_glyphs(),
+        "natural": read_natural(paths["tiny_imagenet"], wordnet),
+        "each": read_natural(paths["imagenet_one_each"], wordnet),
+        "choice": read_natural(paths["tiny_imagenet"], wordnet, CHOICE_CLASSES),
     }
     concepts: dict[str, int] = {}
     tensors: dict[str, torch.Tensor] = {}
-    for source, images in sources.items():
-        images = list(images)
-        tensors[f"{source}.pixels"] = torch.from_numpy(np.stack([i.pixels for i in images])).contiguous()
+    for source, read in sources.items():
+        images = list(read)
+        tensors[f"{source}.pixels"] = _stack([i.pixels for i in images])
         tensors[f"{source}.weight"] = torch.tensor([i.weight for i in images])
         for field, width in (("names", MAX_NAMES), ("kinds", MAX_KINDS)):
             numbers = torch.full((len(images), width), -1)
             for row, image in enumerate(images):
                 words = getattr(image, field)
-                numbers[row, : len(words)] = torch.tensor([concepts.setdefault(w, len(concepts)) for w in words])
+                numbers[row, : len(words)] = torch.tensor(
+                    [concepts.setdefault(w, len(concepts)) for w in words], dtype=torch.int64
+                )
             tensors[f"{source}.{field}"] = numbers
         print(f"{source}: {len(images)} images, {len(concepts)} concepts so far", flush=True)
     with atomic_write(target) as temporary:
