@@ -47,14 +47,12 @@ def data(tmp_path):
     save_file(seen, tmp_path / "teacher.safetensors")
     plain = [*CONCEPTS, *emoji.emoji_index()["classes"], "a definition of something rather long"]
     plain = list(dict.fromkeys(plain))
-    framed = [f"a photo of a {name}." for name in plain[:8]]
     written = {
         "plain": torch.randn(len(plain), 384, generator=draw).half(),
-        "framed": torch.randn(8, 384, generator=draw).half(),
-        "name_of": torch.arange(8),
+        "templates": torch.randn(len(all_templates()), 384, generator=draw).half(),
+        "framed": torch.tensor([[number, number] for number in range(8)]),
     }
-    told = {"plain": json.dumps(plain), "framed": json.dumps(framed)}
-    save_file(written, tmp_path / "phrases.safetensors", metadata=told)
+    save_file(written, tmp_path / "phrases.safetensors", metadata={"plain": json.dumps(plain)})
     joint = {"mean": torch.zeros(384), "basis": torch.randn(384, 192, generator=draw)}
     joint["concepts"] = into(written["plain"][: len(CONCEPTS)], joint["mean"], joint["basis"])
     joint["other"] = torch.nn.functional.normalize(torch.randn(22, 192, generator=draw), dim=1)

@@ -79,7 +79,8 @@ def read_teachers(step: str, data: Path) -> None:
         prepare_teacher(data / "teacher.safetensors", sources)
         return
     prepare_phrases(data / "phrases.safetensors", concepts, data / "data.noun")
-    prepare_joint(data / "joint.safetensors", data / "phrases.safetensors", concepts)
+    if not (data / "joint.safetensors").exists():  # all training stands on it
+        prepare_joint(data / "joint.safetensors", data / "phrases.safetensors", concepts)
 
 
 if __name__ == "__main__":

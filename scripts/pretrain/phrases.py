@@ -109,8 +109,8 @@ def class_names() -> list[str]:
     return list(dict.fromkeys(html.unescape(name).replace("_", " ") for name in names))
 
 
-def gather(concepts: Iterable[str], wordnet: Path, seed: int) -> dict[str, list]:
-    """Return `plain` phrases and `framed` triples (template, name's index among the plain, words).
+def gather(concepts: Iterable[str], wordnet: Path, seed: int) -> tuple[list[str], list[tuple[int, int]]]:
+    """Return the plain phrases, and pairs of a template's number and a phrase's.
 
     A name that matters (a concept or a class) is framed five times, one noun in three once.
     """
@@ -120,10 +120,14 @@ def gather(concepts: Iterable[str], wordnet: Path, seed: int) -> dict[str, list]
     plain = list(dict.fromkeys([*names, *nouns, *vocabulary_words(), *drawn.sample(definitions, 10_000)]))
     plain = [p for p in plain if p.strip()]
     templates, place = all_templates(), {phrase: i for i, phrase in enumerate(plain)}
+    number = {template: i for i, template in enumerate(templates)}
     common = ["a photo of a {}."] + [t for own in OWN_TEMPLATES.values() for t in own if t != "{}"] + OTHER_TEMPLATES
-    framed = [(t, place[n]) for n in names for t in {*drawn.sample(templates, 2), *drawn.sample(common, 3)}]
-    framed += [(drawn.choice(templates), place[n]) for n in drawn.sample(nouns, len(nouns) // 3) if n in place]
-    return {"plain": plain, "framed": framed}
+    framed = []
+    for name in names:
+        around = sorted({*drawn.sample(templates, 2), *drawn.sample(common, 3)})
+        framed += [(number[template], place[name]) for template in around]
+    few = [noun for noun in drawn.sample(nouns, len(nouns) // 3) if noun in place]
+    return plain, framed + [(drawn.randrange(len(templates)), place[noun]) for noun in few]
 
 
 class SentenceTeacher:
@@ -168,19 +172,20 @@ def by_parts(teacher: SentenceTeacher, texts: list[str], done: Path, part: int =
 
 
 def prepare_phrases(target: Path, concepts: list[str], wordnet: Path, seed: int = 1) -> None:
-    """Write the phrases and the teacher's embeddings of them, of the framed ones and of the vocabulary."""
-    phrases = gather(concepts, wordnet, seed)
-    framed = [template.format(phrases["plain"][i]) for template, i in phrases["framed"]]
-    print(f"{len(phrases['plain'])} plain phrases, {len(framed)} in templates", flush=True)
-    teacher, done = SentenceTeacher(), target.with_suffix(".parts")
+    """Write the phrases, the templates and the pairs of them, with the teacher's embeddings.
+
+    A template's embedding is that of the template around "thing".
+    """
+    plain, framed = gather(concepts, wordnet, seed)
+    print(f"{len(plain)} phrases, {len(framed)} of them once more in templates", flush=True)
+    teacher = SentenceTeacher()
     tensors = {
-        "plain": by_parts(teacher, phrases["plain"], done / "plain"),
-        "framed": by_parts(teacher, framed, done / "framed"),
-        "name_of": torch.tensor([i for _, i in phrases["framed"]]),
+        "plain": by_parts(teacher, plain, target.with_suffix(".parts") / "plain"),
+        "templates": teacher([template.format("thing") for template in all_templates()]),
+        "framed": torch.tensor(framed),  # (N, 2)
     }
-    told = {"plain": json.dumps(phrases["plain"]), "framed": json.dumps(framed)}
     with atomic_write(target) as temporary:
-        save_file(tensors, temporary, metadata=told)
+        save_file(tensors, temporary, metadata={"plain": json.dumps(plain)})
 
 
 def prepare_joint(target: Path, phrases: Path, concepts: list[str]) -> None:
@@ -189,13 +194,14 @@ def prepare_joint(target: Path, phrases: Path, concepts: list[str]) -> None:
     `mean` (384,), `basis` (384, D), and the normalised vectors of the `concepts` (N, D) and of the emoji's classes,
     `other` (22, D).
     """
-    plain, _, tensors = load_phrases(phrases)
+    plain, tensors = load_phrases(phrases)
     place = {phrase: i for i, phrase in enumerate(plain)}
     given = tensors["plain"][torch.tensor([place[c] for c in concepts])].float()
     classes = tensors["plain"][torch.tensor([place[c] for c in emoji_index()["classes"]])].float()
     mean = given.mean(0)
     _, vectors = torch.linalg.eigh(((given - mean).T @ (given - mean)).double())
     basis = vectors.flip(1)[:, : MODEL_CONFIG["embed_dim"]].float()
+    basis = basis * basis.gather(0, basis.abs().argmax(0, keepdim=True)).sign()  # a component's sign is any solver's
     found = {"mean": mean, "basis": basis, "concepts": into(given, mean, basis), "other": into(classes, mean, basis)}
     with atomic_write(target) as temporary:
         save_file({name: tensor.contiguous() for name, tensor in found.items()}, temporary)
@@ -206,9 +212,8 @@ def into(embeddings: torch.Tensor, mean: torch.Tensor, basis: torch.Tensor) -> t
     return F.normalize((embeddings.float() - mean) @ basis, dim=-1)
 
 
-def load_phrases(path: Path) -> tuple[list[str], list[str], dict[str, torch.Tensor]]:
-    """Return the plain phrases, the framed ones and `{plain, framed, name_of}` as `prepare_phrases` wrote them."""
+def load_phrases(path: Path) -> tuple[list[str], dict[str, torch.Tensor]]:
+    """Return the plain phrases and `{plain, templates, framed}` as `prepare_phrases` wrote them."""
     with safe_open(path, framework="pt") as file:
-        told = file.metadata()
-        tensors = {key: file.get_tensor(key) for key in ("plain", "framed", "name_of")}
-    return json.loads(told["plain"]), json.loads(told["framed"]), tensors
+        tensors = {key: file.get_tensor(key) for key in ("plain", "templates", "framed")}
+        return json.loads(file.metadata()["plain"]), tensors

@@ -1,10 +1,10 @@
 """The text tower's own training: phrases to the sentence teacher's vectors, in the joint space.
 
 Token rows begin as the teacher's vectors of the tokens' own strings, so that a token which no phrase holds means
-something too. A phrase in a template is to lie near its name's vector, moved a little (`frame_share`) to the whole
-text's. The loss is the cosine distance, and the cross-entropy between a batch's similarities as the teacher has them
-and as the student has them, which keeps near names apart. Batches hold texts of like length; no token sees what follows
-it, so shorter matrices give what the full context would.
+something too. A phrase in a template is to lie near its name's vector, moved a little (`frame_share`) to the
+template's. The loss is the cosine distance, and the cross-entropy between a batch's similarities as the teacher has
+them and as the student has them, which keeps near names apart. Batches hold texts of like length; no token sees what
+follows it, so shorter matrices give what the full context would.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from open_clip.model import CLIP
 from safetensors.torch import load_file
 
 from scripts.pretrain.loop import LOOP_DEFAULTS, Parts, build_optimizer, decaying, run_loop
-from scripts.pretrain.phrases import CONTEXT, into, load_phrases
+from scripts.pretrain.phrases import CONTEXT, all_templates, into, load_phrases
 from scripts.pretrain.student import build_clip, text_features
 from vlprompt.demo.emoji import emoji_index
 
@@ -41,12 +41,15 @@ class Texts:
     """All phrases as tokens, with the vectors (N, D) that the text tower is to give them."""
 
     def __init__(self, data: Path, frame_share: float):
-        plain, framed, tensors = load_phrases(data / "phrases.safetensors")
+        plain, tensors = load_phrases(data / "phrases.safetensors")
         joint = load_file(data / "joint.safetensors")
         self.mean, self.basis = joint["mean"], joint["basis"]
         names = into(tensors["plain"], self.mean, self.basis)
-        whole = into(tensors["framed"], self.mean, self.basis)
-        near = F.normalize(names[tensors["name_of"]] + frame_share * whole, dim=-1)
+        styles = into(tensors["templates"], self.mean, self.basis)
+        by, of = tensors["framed"].T
+        near = F.normalize(names[of] + frame_share * styles[by], dim=-1)
+        templates = all_templates()
+        framed = [templates[t].format(plain[i]) for t, i in tensors["framed"].tolist()]
         self.texts, self.targets = [*plain, *framed], torch.cat([names, near])
         self.tokenizer = get_tokenizer("ViT-B-32")
         self.tokens = [self.encode(text) for text in self.texts]

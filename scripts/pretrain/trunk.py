@@ -39,7 +39,7 @@ DEFAULTS = {
     "start": None,  # a file of vlprompt-tiny whose image tower training goes on from
     **LOOP_DEFAULTS,
     "keep": 24,  # patches of 64
-    "taught": {"emoji": 0, "clipart": 0, "each": 0, "natural": 1000},
+    "taught": {"emoji": 0, "clipart": 0, "each": 0, "natural": 200},
     "name_share": 0.75,
     "teacher_weight": 2.0,
     "drift_weight": 10.0,
