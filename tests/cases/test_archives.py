@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from made_archives import tarred, zipped
 
 import vlprompt.base.archives
 from datasets_registry.acquire import download_dataset, fetch, unpack
@@ -36,26 +37,6 @@ def refusal(action: Any, *arguments: Any, **settings: Any) -> str:
         action(*arguments, **settings)
     assert "\n" not in str(error.value)
     return str(error.value)
-
-
-def zipped(**members: bytes) -> bytes:
-    out = io.BytesIO()
-    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, content in members.items():
-            archive.writestr(name, content)
-    return out.getvalue()
-
-
-def tarred(*members: tarfile.TarInfo, **files: bytes) -> bytes:
-    out = io.BytesIO()
-    with tarfile.open(fileobj=out, mode="w") as archive:
-        for name, content in files.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            archive.addfile(info, io.BytesIO(content))
-        for member in members:
-            archive.addfile(member)
-    return out.getvalue()
 
 
 def special(name: str, kind: bytes, target: str = "") -> tarfile.TarInfo:

@@ -1,16 +1,16 @@
 """Downloads that are resumed, checked and unpacked safely; layouts of torchvision's put in place."""
 
+import gzip
 import hashlib
-import io
 import tarfile
 import threading
-import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from made_archives import tarred, zipped
 from PIL import Image
 
 from datasets_registry import video
@@ -58,24 +58,6 @@ def server() -> Iterator[Server]:
         http.shutdown()
 
 
-def zipped(members: dict[str, bytes]) -> bytes:
-    content = io.BytesIO()
-    with zipfile.ZipFile(content, "w") as archive:
-        for name, member in members.items():
-            archive.writestr(name, member)
-    return content.getvalue()
-
-
-def tarred(members: dict[str, bytes]) -> bytes:
-    content = io.BytesIO()
-    with tarfile.open(fileobj=content, mode="w:gz") as archive:
-        for name, member in members.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(member)
-            archive.addfile(info, io.BytesIO(member))
-    return content.getvalue()
-
-
 def toy(server: Server, content: bytes, name: str = "toy.zip", md5: str | None = None, member: str = "") -> Card:
     server.files[f"/{name}"] = content
     digest = hashlib.md5(content).hexdigest() if md5 is None else md5
@@ -99,7 +81,7 @@ def test_interrupted_download_goes_on_where_it_stopped(server: Server, tmp_path:
 
 
 def test_wrong_checksum_and_answers_of_the_server_are_told(server: Server, tmp_path: Path):
-    card = toy(server, zipped({"images/cat/0.jpg": b"x"}), md5="0" * 32)
+    card = toy(server, zipped(**{"images/cat/0.jpg": b"x"}), md5="0" * 32)
     with pytest.raises(
         VlpromptError, match=r"download of Toy failed .*another checksum .*: try again, or get it from https://toy"
     ):
@@ -116,27 +98,28 @@ def test_wrong_checksum_and_answers_of_the_server_are_told(server: Server, tmp_p
 def test_archive_is_unpacked_beside_what_is_there(server: Server, tmp_path: Path):
     (tmp_path / "toy/images/cat").mkdir(parents=True)
     (tmp_path / "toy/images/cat/0.jpg").write_text("mine")
-    download_dataset(toy(server, zipped({"images/cat/0.jpg": b"theirs", "images/cat/1.jpg": b"theirs"})), tmp_path)
+    download_dataset(toy(server, zipped(**{"images/cat/0.jpg": b"theirs", "images/cat/1.jpg": b"theirs"})), tmp_path)
     assert (tmp_path / "toy/images/cat/0.jpg").read_text() == "mine"
     assert (tmp_path / "toy/images/cat/1.jpg").read_text() == "theirs"
     assert sorted(p.name for p in (tmp_path / "toy").iterdir()) == ["images"]
 
 
 def test_wanted_member_is_a_folder_or_an_archive_inside(server: Server, tmp_path: Path):
-    inner = tarred({"images/cat/0.jpg": b"x"})
-    download_dataset(toy(server, zipped({"top/inner.tar.gz": inner}), member="top/inner.tar.gz"), tmp_path / "a")
+    inner = gzip.compress(tarred(**{"images/cat/0.jpg": b"x"}))
+    download_dataset(toy(server, zipped(**{"top/inner.tar.gz": inner}), member="top/inner.tar.gz"), tmp_path / "a")
     assert (tmp_path / "a/toy/images/cat/0.jpg").exists()
     download_dataset(
-        toy(server, tarred({"top/data/images/cat/0.jpg": b"x"}), "b.tar.gz", member="top/data"), tmp_path / "b"
+        toy(server, gzip.compress(tarred(**{"top/data/images/cat/0.jpg": b"x"})), "b.tar.gz", member="top/data"),
+        tmp_path / "b",
     )
     assert (tmp_path / "b/toy/images/cat/0.jpg").exists()
     with pytest.raises(VlpromptError, match="has no top/data"):
-        download_dataset(toy(server, zipped({"x": b""}), "c.zip", member="top/data"), tmp_path / "c")
+        download_dataset(toy(server, zipped(**{"x": b""}), "c.zip", member="top/data"), tmp_path / "c")
 
 
 @pytest.mark.parametrize("name", ["../out.txt", "/out.txt"])
 def test_unsafe_tar_writes_nothing(tmp_path: Path, name: str):
-    (tmp_path / "bad.tar.gz").write_bytes(tarred({"good.txt": b"", name: b""}))
+    (tmp_path / "bad.tar.gz").write_bytes(gzip.compress(tarred(**{"good.txt": b"", name: b""})))
     with pytest.raises(VlpromptError, match="refused the archive"):
         extract(tmp_path / "bad.tar.gz", tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -149,7 +132,7 @@ def test_links_in_a_tar_and_broken_ones_are_refused(tmp_path: Path):
         archive.addfile(link)
     with pytest.raises(VlpromptError, match="its member 'link' is no plain file"):
         extract(tmp_path / "link.tar", tmp_path / "out")
-    (tmp_path / "half.tar.gz").write_bytes(tarred({"a": bytes(9999)})[:50])
+    (tmp_path / "half.tar.gz").write_bytes(gzip.compress(tarred(**{"a": bytes(9999)}))[:50])
     with pytest.raises(VlpromptError, match="is not a whole tar archive"):
         extract(tmp_path / "half.tar.gz", tmp_path / "out")
 
