@@ -130,7 +130,7 @@ def test_it_works_in_pipelines_cross_validation_and_grid_search() -> None:
     folds = StratifiedKFold(2)
     whole = make_pipeline(FunctionTransformer(), classifier())
     assert cross_val_score(whole, images, names, cv=folds).mean() > 0.9
-    features = vlprompt.image_features(images, tiny_clip())
+    features = vlprompt.image_features(tiny_clip(), images)
     search = GridSearchCV(classifier(), {"lr": [1e-6, 0.05], "method": ["coop", "kgcoop"]}, cv=folds)
     assert search.fit(features, names).best_score_ > 0.9
     assert search.predict_proba(features).shape == (18, 3)
@@ -285,7 +285,7 @@ def test_images_in_every_form_give_the_same(tmp_path: Path) -> None:
         "preprocessed": torch.stack([clip.preprocess(image) for image in images]),
         "a dataset": Pairs(count=2),
         "samples": list(zip(images, range(len(images)), strict=True)),
-        "features": vlprompt.image_features(images, clip),
+        "features": vlprompt.image_features(clip, images),
     }
     expected = classifier().fit(images, names).decision_function(images)
     for form, X in forms.items():
@@ -335,7 +335,7 @@ def test_one_class_and_no_fit_are_told() -> None:
 
 def test_a_fitted_classifier_is_pickled_without_a_backbone_that_has_a_name(tmp_path: Path) -> None:
     images, names = coloured(1)
-    features = vlprompt.image_features(images, vlprompt.load_clip("vlprompt-tiny", device="cpu"))
+    features = vlprompt.image_features(vlprompt.load_clip("vlprompt-tiny", device="cpu"), images)
     fitted = PromptClassifier(**QUICK).fit(features, names)
     pickled = pickle.dumps(fitted)
     assert len(pickled) < 200_000
@@ -368,16 +368,16 @@ def test_features_come_in_order_and_equal_the_models(tmp_path: Path) -> None:
     with torch.no_grad():
         expected = clip.encode_image(torch.stack([clip.preprocess(image) for image in images])).numpy()
     for threads in (0, 3):
-        features = vlprompt.image_features(images, clip, batch_size=5, threads=threads)
+        features = vlprompt.image_features(clip, images, batch_size=5, threads=threads)
         assert (features.shape, features.dtype) == ((12, 192), np.float32)
         np.testing.assert_allclose(features, expected, rtol=1e-3, atol=1e-3)
     pairs = Pairs(lambda image: image.resize((clip.image_size, clip.image_size)))
-    assert np.array_equal(vlprompt.image_features(pairs, clip, batch_size=5), features)
+    assert np.array_equal(vlprompt.image_features(clip, pairs, batch_size=5), features)
     learner = classifier().fit(features, names).learner_
-    np.testing.assert_allclose(np.linalg.norm(vlprompt.image_features(images, learner), axis=1), 1, rtol=1e-5)
-    assert vlprompt.image_features([], clip).shape == (0, 192)
+    np.testing.assert_allclose(np.linalg.norm(vlprompt.image_features(learner, images), axis=1), 1, rtol=1e-5)
+    assert vlprompt.image_features(clip, []).shape == (0, 192)
     with pytest.raises(VlpromptError, match=r"write \['cat.jpg'\]"):
-        vlprompt.image_features("cat.jpg", clip)
+        vlprompt.image_features(clip, "cat.jpg")
 
 
 def test_a_folder_of_class_folders_gives_paths_and_names(tmp_path: Path) -> None:

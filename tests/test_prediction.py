@@ -144,15 +144,16 @@ def test_the_likeliest_classes_come_first(coop: PromptLearner) -> None:
 def test_features_are_the_frozen_towers_or_the_learners() -> None:
     learner, clip, images = make("vpt").eval(), small_clip(), pictures(5)
     batch = torch.stack([clip.preprocess(image) for image in images])
-    frozen = image_features(images, clip, batch_size=2)
+    frozen = image_features(clip, images, batch_size=2)
+    assert np.array_equal(image_features(images, clip, batch_size=2), frozen), "the order of version 0.1"
     assert (frozen.shape, frozen.dtype) == ((5, clip.embed_dim), np.float32)
     np.testing.assert_allclose(frozen, clip.encode_image(batch).numpy(), rtol=1e-4, atol=1e-5)
     with torch.no_grad():
         own = learner.image_features(batch).numpy()
-    np.testing.assert_allclose(image_features(images, learner, batch_size=2), own, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(image_features(learner, images, batch_size=2), own, rtol=1e-4, atol=1e-5)
     assert np.abs(own - frozen / np.linalg.norm(frozen, axis=1, keepdims=True)).max() > 1e-3
     with pytest.raises(VlpromptError, match=r"nothing\.jpg does not exist"):
-        image_features(["nothing.jpg"], clip)
+        image_features(clip, ["nothing.jpg"])
 
 
 # How they stream

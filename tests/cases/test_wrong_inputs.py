@@ -188,7 +188,7 @@ def test_models_learners_and_folders_are_asked_for_rightly(ask: Callable[[], Any
 )
 def test_prediction_takes_several_images(images: Any) -> None:
     told(lambda: list(vlprompt.predict_images(testing.make("coop"), images)))
-    told(lambda: vlprompt.image_features(images, CLIP))
+    told(lambda: vlprompt.image_features(CLIP, images))
 
 
 @pytest.mark.parametrize(
@@ -212,7 +212,7 @@ def test_what_is_no_learner_is_told(learner: Any) -> None:
     told(lambda: analysis.feature_shift(learner, READY))
     told(lambda: analysis.nearest_words(learner))
     if learner is not CLIP:
-        told(lambda: vlprompt.image_features([PHOTO], learner))
+        told(lambda: vlprompt.image_features(learner, [PHOTO]))
         told(lambda: analysis.attention_maps(learner, READY))
 
 

@@ -244,7 +244,7 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  #
         feed = make_feed(self.learner_, data, learning, reporter)
         if images:
             return feed
-        rows = X if features else image_features(X, self.learner_.clip, threads=self.workers)
+        rows = X if features else image_features(self.learner_.clip, X, threads=self.workers)
         return FeatureFeed(**vars(feed), rows=torch.from_numpy(rows))
 
     def _learning(self, labels: np.ndarray) -> Learning:

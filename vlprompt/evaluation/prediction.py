@@ -97,10 +97,9 @@ def image_logits(
     return torch.cat([torch.empty(0, len(learner.class_names)), *(logits for _, logits in found)])
 
 
-@checked
 def image_features(
-    images: Iterable[Any],
     model: FrozenCLIP | PromptLearner,
+    images: Iterable[Any],
     *,
     batch_size: int = BATCH,
     threads: int | None = None,
@@ -108,13 +107,17 @@ def image_features(
     """Return image features (N, D) as float32: rows for ``PromptClassifier`` or any other use in NumPy.
 
     Args:
-        images: as ``predict_images`` takes them.
         model: a frozen model, whose features are not normalised, or a learner, whose own they then are.
+        images: as ``predict_images`` takes them. Version 0.1 had them before the model, which is taken too.
         batch_size, threads: as in ``predict_images``.
 
     Raises:
         VlpromptError: an image cannot be read.
     """
+    if isinstance(images, (FrozenCLIP, PromptLearner)):
+        model, images = images, model
+    if not isinstance(model, (FrozenCLIP, PromptLearner)):
+        raise VlpromptError(f"image_features: model must be a FrozenCLIP or a learner, not {told(model)}")
     clip = model.eval().clip if isinstance(model, PromptLearner) else model
 
     def encode(read: Tensor) -> Tensor:
