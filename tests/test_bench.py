@@ -8,6 +8,9 @@ from pathlib import Path
 import pytest
 
 from vlprompt.bench import Case, measure, pairs
+from vlprompt.bench.heads import Case as HeadCase
+from vlprompt.bench.heads import list_heads
+from vlprompt.bench.heads import measure as measure_head
 from vlprompt.cli.__main__ import main
 
 
@@ -41,3 +44,21 @@ def test_a_sweep_is_measured_against_the_same_runs_one_by_one(tmp_path: Path) ->
     measured = json.loads(file.read_text())
     assert measured["runs"] == 1
     assert measured["ratio"] == pytest.approx(measured["sweep_s"] / measured["separate_s"])
+
+
+def test_heads_are_fitted_to_made_features(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "bench.json"
+    small = ["classes=4", "width=16", "shots=2", "views=2", "methods=[gda]", f"output={file}"]
+    assert main(["bench", "heads", *small]) == 0
+    assert "passes over all class scores" in capsys.readouterr().out
+    measured = json.loads(file.read_text())
+    assert (measured["classes"], list(measured["heads"])) == (4, ["gda"])
+    assert measured["heads"]["gda"]["whole_s"] == measured["heads"]["gda"]["seconds"] > 0
+    assert main(["bench", "heads", "methods=[coop]"]) == 2
+    assert "'coop' is no head" in capsys.readouterr().err
+
+
+def test_an_epoch_of_a_trained_head_tells_of_the_others() -> None:
+    row = measure_head(HeadCase("taskres", classes=4, width=16, shots=2, views=2, epochs=1))
+    assert row["whole_s"] > 10 * row["seconds"]
+    assert {"gda", "linear_probe", "lp_plus_plus", "taskres"} <= set(list_heads())

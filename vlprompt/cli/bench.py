@@ -13,6 +13,7 @@ from rich.table import Table
 from vlprompt.base.files import atomic_write
 from vlprompt.base.reporter import make_console
 from vlprompt.bench.data import bench_data
+from vlprompt.bench.heads import bench_heads
 from vlprompt.bench.predict import bench_predict
 from vlprompt.bench.steps import bench
 from vlprompt.bench.sweep import bench_sweep
@@ -30,10 +31,19 @@ vlprompt bench predict [dataset=emoji] [data_root=DATA] [backbone=vlprompt-tiny 
 
 vlprompt bench sweep [method=kgcoop] [dataset=emoji] [shots=[1,2,4,8]] [seeds=10] [epochs=N] [output=bench.json]
 
+vlprompt bench heads [classes=1000] [width=512] [shots=16] [views=10] [methods=[gda,...]] [epochs=1]
+               [output=bench.json]
+
 Every comparison is measured in this one run, each side in a process of its own. Some minutes on two cores. With "data",
 decoding: our batches against ImageFolder, on any dataset. With "predict", predicting image files: memory as they pass,
-and throughput against a bare OpenCLIP loop, turn by turn. With "sweep", a sweep against as many train commands."""
-OTHERS: dict[str, Callable[..., dict[str, Any]]] = {"data": bench_data, "predict": bench_predict, "sweep": bench_sweep}
+and throughput against a bare OpenCLIP loop, turn by turn. With "sweep", a sweep against as many train commands. With
+"heads", seconds and memory to fit each head to made features; of one that is trained, epochs=N of its recipe's."""
+OTHERS: dict[str, Callable[..., dict[str, Any]]] = {
+    "data": bench_data,
+    "predict": bench_predict,
+    "sweep": bench_sweep,
+    "heads": bench_heads,
+}
 
 
 @command(USAGE)
@@ -53,7 +63,7 @@ def main(argv: Sequence[str]) -> int:
         if type(known[key]) is int:
             number_setting(settings, key, least=min(1, known[key]))
     for key in ("classes", "methods", "shots"):
-        if key in settings and not isinstance(settings[key], list):
+        if key in settings and type(known[key]) is not int and not isinstance(settings[key], list):
             settings[key] = [settings[key]]
     console = make_console()
     quiet = "--quiet" in arguments.flags

@@ -1,0 +1,194 @@
+"""What heads on frozen features cost to fit, on made features: seconds, memory, and passes over all class scores."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import torch
+from open_clip.model import CLIP
+from open_clip.tokenizer import SimpleTokenizer
+from torch import Tensor
+
+from vlprompt.base.environment import process_peak
+from vlprompt.base.reporter import Reporter
+from vlprompt.bench.steps import class_names, reset_peak_memory
+from vlprompt.clip.frozen import FrozenCLIP
+from vlprompt.data import DatasetSplits, FeatureBank
+from vlprompt.data.splits import Item, without_labels
+from vlprompt.errors import VlpromptError, nearest
+from vlprompt.learner.creation import create_learner
+from vlprompt.learner.registration import list_methods, method_info
+from vlprompt.training.feed import FeatureFeed, make_feed
+from vlprompt.training.recipes import resolve_learning
+from vlprompt.training.trainer import Trainer
+
+SPREAD = 0.7  # of made features around their class's direction, in all
+MEASURED_STEPS = 100  # that stand for an epoch of a head that is trained for a number of steps
+
+
+@dataclass(frozen=True)
+class Case:
+    """A head to fit to made features.
+
+    Attributes:
+        method: the head.
+        classes, width: C and D.
+        shots, views: images a class, and views of each that a head may ask for.
+        epochs: of the training loop, at most; the recipe's if these are fewer.
+    """
+
+    method: str
+    classes: int
+    width: int
+    shots: int
+    views: int
+    epochs: int
+
+
+@dataclass(frozen=True)
+class MadeFeed(FeatureFeed):
+    """A feed over made features of several views (V, N, D)."""
+
+    made: Tensor = field(default_factory=lambda: torch.empty(0, 0, 0))
+
+    def _encoded(self, clip: FrozenCLIP, items: Sequence[Item], views: int, progress: Any) -> FeatureBank:
+        return FeatureBank(self.made[:views], torch.tensor([item.label for item in items]))
+
+
+def list_heads() -> list[str]:
+    """The registered methods that are fitted to frozen features alone."""
+    facts = {method: method_info(method) for method in list_methods()}
+    return [m for m, f in facts.items() if f["cacheable_images"] and (f["head"] or "head" in f["trains"])]
+
+
+def measure(case: Case) -> dict[str, float]:
+    """Fit a head in this process.
+
+    Returns:
+        ``seconds`` that were measured, ``cpu_s`` that the processor was busy with it, which other programs do not
+        lengthen, ``whole_s`` and ``whole_cpu_s`` of a whole fit (more where not all of the recipe's epochs or steps
+        were gone through), ``memory_mb`` beside what was there before, ``process_mb`` in all, and ``passes``, the whole fit's work in
+        products of all features and class weights.
+    """
+    torch.manual_seed(0)
+    n = case.classes * case.shots
+    centres = torch.nn.functional.normalize(torch.randn(case.classes, case.width), dim=1)
+    labels = torch.arange(n) % case.classes
+    made = torch.randn(case.views, n, case.width).mul_(SPREAD * case.width**-0.5).add_(centres[labels])
+    learning = resolve_learning(case.method, {"shots": case.shots, "seed": 1})
+    options, most = learning.config, case.epochs
+    steps = None if options.steps is None else min(options.steps, most * MEASURED_STEPS)
+    learning = replace(learning, config=replace(options, epochs=min(options.epochs, most), steps=steps))
+    clip = made_clip(case.width)
+    learner = create_learner(case.method, clip, class_names(case.classes), **learning.method_settings)
+    learner.text_features()  # so that encoding texts is no part of the fit
+    trainer = Trainer(learning.config, {"seed": 1})
+    feed = made_feed(learner, made, labels, learning)
+    before = reset_peak_memory()
+    seconds, busy = _timed(lambda: trainer.fit(learner, feed))
+    peak = process_peak() or 0.0
+    _, product = _timed(lambda: made[0] @ centres.T)
+    done, whole = (x.steps if x.steps is not None else x.epochs for x in (learning.config, options))
+    times = whole / done if trainer.history else 1
+    costs = {"seconds": seconds, "cpu_s": busy, "whole_s": seconds * times, "whole_cpu_s": busy * times}
+    passes = busy * times / (case.views * product)
+    return {**costs, "passes": passes, "memory_mb": peak - before, "process_mb": peak}
+
+
+def _timed(work: Callable[[], Any]) -> tuple[float, float]:
+    """Seconds that went by, and that the processor was busy, all threads together."""
+    start, busy = time.perf_counter(), time.process_time()
+    work()
+    return time.perf_counter() - start, time.process_time() - busy
+
+
+def made_clip(width: int) -> FrozenCLIP:
+    """A CLIP with small towers of random weights, and embeddings of some width."""
+    vision = {"image_size": 32, "layers": 1, "width": 64, "patch_size": 16, "head_width": 64}
+    text = {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 1, "layers": 1}
+    return FrozenCLIP(CLIP(width, vision, text, quick_gelu=True), SimpleTokenizer(), device="cpu")
+
+
+def made_feed(learner: Any, made: Tensor, labels: Tensor, learning: Any) -> MadeFeed:
+    """Made features (V, N, D) as labelled images, or as a pool where a method takes no labels."""
+    names = learner.class_names
+    items = [Item(str(i), y, names[y]) for i, y in enumerate(labels.tolist())]
+    data = DatasetSplits("made", names, items, (), (), open_image=_no_image)
+    if learner.facts.labels == "none":
+        data = replace(data, train=(), pool=without_labels(items))
+    feed = make_feed(learner, data, learning, Reporter(quiet=True))
+    return MadeFeed(**vars(feed), rows=made[0], made=made)
+
+
+def _no_image(item: Item) -> Any:
+    raise VlpromptError(f"made features have no images, and {item.path} was asked for")
+
+
+def bench_heads(
+    classes: int = 1000,
+    width: int = 512,
+    shots: int = 16,
+    views: int = 10,
+    *,
+    methods: Sequence[str] | None = None,
+    epochs: int = 1,
+    say: Callable[[str], None] = lambda line: None,
+) -> dict[str, Any]:
+    """Fit each registered head to made features by its few-shot recipe, each in a process of its own.
+
+    Args:
+        classes, width: C and D; 512 is ViT-B/16's.
+        shots, views: images a class, and views of each.
+        methods: heads; None for all.
+        epochs: of a head that is trained by the loop, at most; a whole fit is then worked out from it.
+        say: told each result as a line.
+
+    Returns:
+        ``{"classes": …, "heads": {method: measured}}``, see ``measure``; ``failed`` in place of numbers says why.
+
+    Raises:
+        VlpromptError: a name is no head.
+    """
+    known = list_heads()
+    for method in methods or ():
+        if method not in known:
+            raise VlpromptError(f"'{method}' is no head that is fitted to features: {nearest(str(method), known)}")
+    class_names(classes)  # too many are refused before anything is measured
+    found = {}
+    for method in methods or known:
+        case = Case(method, classes, width, shots, views, epochs)
+        found[method] = _in_process(case)
+        say(summary(method, found[method]))
+    conditions = {key: value for key, value in asdict(case).items() if key != "method"}
+    return conditions | {"threads": torch.get_num_threads(), "torch": torch.__version__, "heads": found}
+
+
+def summary(method: str, row: dict[str, Any]) -> str:
+    """A head's costs as one line of text."""
+    if "failed" in row:
+        return f"{method}: failed ({row['failed']})"
+    part = "" if row["whole_s"] == row["seconds"] else f" ({row['seconds']:.1f} s measured)"
+    sizes = (
+        f"{row['memory_mb']:,.0f} MB, {row['process_mb']:,.0f} MB in all; {row['whole_cpu_s']:.1f} s of processor time"
+    )
+    return f"{method}: {row['whole_s']:.1f} s{part}, {row['passes']:.1f} passes over all class scores; {sizes}"
+
+
+def _in_process(case: Case) -> dict[str, Any]:
+    """``measure`` in a fresh process."""
+    command = [sys.executable, "-W", "ignore", "-m", "vlprompt.bench.heads", json.dumps(asdict(case))]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        return {"failed": (done.stderr.strip().splitlines() or ["killed, probably for want of memory"])[-1]}
+    measured: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    return measured
+
+
+if __name__ == "__main__":
+    print(json.dumps(measure(Case(**json.loads(sys.argv[1])))))
