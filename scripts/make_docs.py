@@ -27,7 +27,7 @@ from vlprompt.runs.settings import describe_keys, resolve
 from vlprompt.training.recipes import list_recipes, load_recipe
 
 ROOT = Path(__file__).resolve().parents[1]
-FIT = "vlprompt bench heads classes=100 epochs=1000 output=docs/methods/fit_seconds.json"
+FIT = "vlprompt bench heads classes=100 output=docs/methods/fit_seconds.json"
 LEARNS_FROM = {"needed": "labelled images", "some": "labelled images and a pool", "none": "no labels"}
 MADE = "<!-- made by scripts/make_docs.py: do not edit -->"
 REFERENCE = ROOT / "docs" / "reference"
@@ -186,9 +186,9 @@ def overview(counts: dict[str, str]) -> str:
     head = f"| {' | '.join(titles)} | published base / new / H (%) |"
     rule = "| --- | --- | --- | --- | --- | ---: | ---: | --- |"
     note = (
-        "By default settings, which may be others for a protocol (gda scores new classes in base-to-new). Learnt numbers "
-        "on ViT-B/16. Fit: processor seconds of a head, all threads together, on features of ViT-B/16's width, 100 "
-        f"classes, 16 shots (`{FIT}`). The figures' conditions are on each page."
+        "By default settings, which may be others for a protocol (gda scores new classes in base-to-new). Learnt "
+        "numbers on ViT-B/16. Fit: processor seconds of a head, all threads together, on features of ViT-B/16's width, "
+        f"100 classes, 16 shots (`{FIT}`). The figures' conditions are on each page."
     )
     return "\n".join([MADE, "# Methods", "", head, rule, *lines, "", note, ""])
 

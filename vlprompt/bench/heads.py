@@ -73,8 +73,8 @@ def measure(case: Case) -> dict[str, float]:
     Returns:
         ``seconds`` that were measured, ``cpu_s`` that the processor was busy with it, which other programs do not
         lengthen, ``whole_s`` and ``whole_cpu_s`` of a whole fit (more where not all of the recipe's epochs or steps
-        were gone through), ``memory_mb`` beside what was there before, ``process_mb`` in all, and ``passes``, the whole fit's work in
-        products of all features and class weights.
+        were gone through), ``memory_mb`` beside what was there before, ``process_mb`` in all, and ``passes``, the
+        whole fit's work in products of all features and class weights.
     """
     torch.manual_seed(0)
     n = case.classes * case.shots
@@ -174,10 +174,9 @@ def summary(method: str, row: dict[str, Any]) -> str:
     if "failed" in row:
         return f"{method}: failed ({row['failed']})"
     part = "" if row["whole_s"] == row["seconds"] else f" ({row['seconds']:.1f} s measured)"
-    sizes = (
-        f"{row['memory_mb']:,.0f} MB, {row['process_mb']:,.0f} MB in all; {row['whole_cpu_s']:.1f} s of processor time"
-    )
-    return f"{method}: {row['whole_s']:.1f} s{part}, {row['passes']:.1f} passes over all class scores; {sizes}"
+    sizes = f"{row['memory_mb']:,.0f} MB, {row['process_mb']:,.0f} MB in all"
+    times = f"{row['whole_s']:.1f} s, {row['whole_cpu_s']:.1f} s of processor time{part}"
+    return f"{method}: {times}, {row['passes']:.1f} passes over all class scores; {sizes}"
 
 
 def _in_process(case: Case) -> dict[str, Any]:
