@@ -5,20 +5,43 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields, replace
 from functools import cache
 from pathlib import Path
+from typing import Annotated, Literal
 
-from omegaconf import MISSING, OmegaConf
-from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
+from pydantic import AfterValidator
 
 from vlprompt.base.checks import is_template
 from vlprompt.base.files import is_relative_inside
+from vlprompt.base.schema import read_as, strict
 from vlprompt.base.settings_text import read_settings
-from vlprompt.errors import VlpromptError, nearest
+from vlprompt.errors import VlpromptError
 
 CARDS = Path(__file__).with_name("cards")
 COLLECTIONS = Path(__file__).with_name("collections.yaml")
-SPLITS = ("published", "official", "folders", "test only", "embedded")
 
 
+def _inside(path: str) -> str:
+    if path and not is_relative_inside(path):
+        raise ValueError("is a path which leads out of its folder")
+    return path
+
+
+def _named(url: str) -> str:
+    _inside(url.rpartition("/")[2])
+    return url
+
+
+def _one_place(text: str) -> str:
+    if not is_template(text):
+        raise ValueError("is a template without exactly one {}")
+    return text
+
+
+Place = Annotated[str, AfterValidator(_inside)]  # below the data root, an archive or torchvision's root
+Address = Annotated[str, AfterValidator(_named)]
+Template = Annotated[str, AfterValidator(_one_place)]
+
+
+@strict()
 @dataclass(frozen=True)
 class Archive:
     """A file to download.
@@ -30,12 +53,13 @@ class Archive:
         member: the folder in the archive whose content is wanted, or an archive in it to unpack; empty takes all.
     """
 
-    url: str = MISSING
+    url: Address
     md5: str = ""
-    into: str = ""
-    member: str = ""
+    into: Place = ""
+    member: Place = ""
 
 
+@strict()
 @dataclass(frozen=True)
 class Card:
     """What is known about a dataset before a file of it is opened.
@@ -79,23 +103,23 @@ class Card:
         notes: quirks worth knowing.
     """
 
-    name: str = MISSING
-    title: str = MISSING
-    reader: str = MISSING
+    name: str
+    title: str
+    reader: str
     version: int = 1
-    folder: str = ""
-    images: str = ""
+    folder: Place = ""
+    images: Place = ""
     other_images: dict[str, str] = field(default_factory=dict)
     aliases: list[str] = field(default_factory=list)
-    split: str = "embedded"
-    split_file: str = ""
+    split: Literal["published", "official", "folders", "test only", "embedded"] = "embedded"
+    split_file: Place = ""
     split_page: str = ""
     lister: str = ""
     variants: list[str] = field(default_factory=list)
     class_names: dict[str, str] = field(default_factory=dict)
     description_keys: dict[str, str] = field(default_factory=dict)
     shared_names: bool = False
-    templates: list[str] = field(default_factory=list)
+    templates: list[Template] = field(default_factory=list)
     mirror: bool = True
     domains: list[str] = field(default_factory=list)
     letters: dict[str, str] = field(default_factory=dict)
@@ -105,7 +129,7 @@ class Card:
     approximate: bool = False
     layout: str = ""
     archives: list[Archive] = field(default_factory=list)
-    torchvision: dict[str, str] = field(default_factory=dict)
+    torchvision: dict[Place, Place] = field(default_factory=dict)
     homepage: str = ""
     licence: str = ""
     citation: str = ""
@@ -121,25 +145,10 @@ def read_card(path: str | Path) -> Card:
     """
     path = Path(path)
     values = read_settings(path, "facts of a dataset")
-    try:
-        card = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Card), OmegaConf.create(values)))
-    except ConfigKeyError as error:
-        known = [f.name for f in fields(error.object_type or Card)]
-        reason = f"unknown key '{error.key}': {nearest(error.key, known)}"
-        raise VlpromptError(f"the dataset card {path} is not valid: {reason}") from error
-    except OmegaConfBaseException as error:
-        raise VlpromptError(f"the dataset card {path} is not valid: {str(error).splitlines()[0]}") from error
-    assert isinstance(card, Card)
+    known = [each.name for cls in (Card, Archive) for each in fields(cls)]
+    card = read_as(Card, values, f"the dataset card {path} is not valid", known)
     if card.name != path.stem:
         raise VlpromptError(f"the dataset card {path} is named '{card.name}': name and file name must be the same")
-    if card.split not in SPLITS:
-        raise VlpromptError(f"the dataset card {path} has the split '{card.split}', not one of {', '.join(SPLITS)}")
-    for template in card.templates:
-        if not is_template(template):
-            raise VlpromptError(f"the dataset card {path} has a template without exactly one {{}}: '{template}'")
-    for place in _places(card):
-        if place and not is_relative_inside(place):
-            raise VlpromptError(f"the dataset card {path} has the path '{place}', which leads out of its folder")
     names = path.with_suffix(".tsv")
     if names.exists():
         card = replace(card, class_names=_read_names(names))
@@ -153,14 +162,6 @@ def locate_images(card: Card, folder: Path) -> Card:
             if (folder / images / must_have).is_dir():
                 return replace(card, images=images)
     return card
-
-
-def _places(card: Card) -> list[str]:
-    """Every path on a card; each is taken below the data root, an archive or torchvision's root."""
-    of_archives = [place for archive in card.archives for place in (archive.into, archive.member)]
-    downloads = [archive.url.rpartition("/")[2] for archive in card.archives]
-    pairs = [place for pair in card.torchvision.items() for place in pair]
-    return [card.folder, card.images, card.split_file, *of_archives, *downloads, *pairs]
 
 
 def _read_names(path: Path) -> dict[str, str]:

@@ -79,8 +79,8 @@ def test_parameter_counts_on_vit_b_16(method: str, settings: dict, count: int, v
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: make("coop", n_cxt=3), "coop has no setting 'n_cxt': did you mean n_ctx?"),
-        (lambda: make("coop", n_ctx="many"), "coop: n_ctx='many' is not right"),
+        (lambda: make("coop", n_cxt=3), "coop: unknown key 'n_cxt': did you mean n_ctx?"),
+        (lambda: make("coop", n_ctx="many"), "coop: n_ctx must be a whole number or null, not 'many'"),
         (lambda: make("coop", n_ctx=0), "n_ctx=0 leaves nothing to learn"),
         (lambda: make("coop", ctx_init="a photo", n_ctx=4), "has 2 tokens, fewer than n_ctx=4"),
         (lambda: make("mapel"), "unknown method 'mapel': did you mean maple?"),

@@ -64,8 +64,11 @@ def test_card_is_valid_and_its_reader_known(name: str):
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
-        ("name: toy\ntitel: Toy", r"toy\.yaml is not valid: unknown key 'titel': did you mean title"),
-        ("name: toy\narchives: [{urll: x}]", r"toy\.yaml is not valid: unknown key 'urll': did you mean url"),
+        ("name: toy\ntitel: Toy", r"toy\.yaml is not valid: it has the unknown field 'titel': did you mean title"),
+        (
+            "name: toy\narchives: [{urll: x}]",
+            r"toy\.yaml is not valid, archives\[0\]: it has .* field 'urll': did you mean url",
+        ),
         ("name: toy\ntitle: Toy", r"toy\.yaml is not valid: .*reader"),
         ("name: toy\ntitle: Toy\nreader: folder\nclasses: many", r"toy\.yaml is not valid: .*many"),
         ("name: [", r"toy\.yaml cannot be read as YAML"),

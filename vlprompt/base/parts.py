@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import ast
-import math
 import re
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from vlprompt.base.registry import Registry
-from vlprompt.base.schema import fits, kind
+from vlprompt.base.schema import taken
 from vlprompt.errors import VlpromptError
 
 
@@ -40,10 +39,10 @@ def parse_part(text: str, registry: Registry[type[T]]) -> T:
     make = registry.get(call.func.id)
     declared = _declared(make)
     for key, value in arguments.items():
-        hint = declared.get(key)
-        endless = isinstance(value, float) and not math.isfinite(value)  # 1e999
-        if _is_plain(hint) and (endless or not fits(value, hint)):
-            raise VlpromptError(f"{of} '{text}': {key} must be {kind(hint)}, not {value!r:.60}")
+        try:
+            arguments[key] = taken(value, declared[key]) if _is_plain(declared.get(key)) else value
+        except ValueError as error:
+            raise VlpromptError(f"{of} '{text}': {key} {error}") from None
     try:
         part = make(**arguments)
     except TypeError as error:

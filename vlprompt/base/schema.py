@@ -1,98 +1,167 @@
-"""Dataclasses as typed settings that OmegaConf checks, with ``Literal`` on releases of it that know none."""
+"""Values held to types by pydantic, without conversion; what is wrong is one sentence that names the field.
+
+What a whole number is, or a text, is the same for settings, methods, cards, saved learners and results. Only a whole
+number may stand for a float, and a tuple for a list.
+"""
 
 from __future__ import annotations
 
-import copy
 import functools
-from collections.abc import Mapping
-from dataclasses import fields, make_dataclass
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping
 from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import ConfigKeyError, ValidationError
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from vlprompt.base.settings_text import show
+from vlprompt.errors import VlpromptError, nearest
+
+T = TypeVar("T")
+STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+BOUNDS = {
+    "greater_than_equal": "at least {ge:g}",
+    "greater_than": "above {gt:g}",
+    "less_than_equal": "at most {le:,}",
+    "less_than": "below {lt:g}",
+}
+NAMES: dict[Any, str] = {
+    **{int: "a whole number", float: "a number", bool: "true or false", str: "a text", NoneType: "null"},
+    **{list: "a list", tuple: "a list", dict: "a group", Any: "a plain value"},
+}
+KINDS = ("constrained-int", "int", "str", "[key]")  # in the place of an error, for one side of "int | str" and the like
+UNKNOWN = ("unexpected_keyword_argument", "extra_forbidden")
+MISFITS = (ValidationError, TypeError, ValueError, RecursionError)
 
 
-def structured(config: type) -> DictConfig:
-    """Return ``OmegaConf.structured(config)`` for a dataclass whose fields may be a ``Literal``, or hold some.
+def strict(extra: Literal["forbid", "allow"] = "forbid") -> Callable[[type[T]], type[T]]:
+    """Have a dataclass or ``TypedDict`` held to its types when it is read; ``extra`` is of fields that it lacks."""
 
-    OmegaConf 2.3, the last that Hydra's users can have, refuses such a class. So OmegaConf takes anything for these
-    fields, and ``assign`` compares with the hint.
-    """
-    schema: DictConfig = OmegaConf.structured(_without_literals(config))
-    return schema
+    def mark(cls: type[T]) -> type[T]:
+        cls.__pydantic_config__ = STRICT | ConfigDict(extra=extra)  # type: ignore[attr-defined]
+        return cls
 
-
-def hint_of(schema: DictConfig, key: str) -> Any:
-    """The type that the dataclass gives to a field."""
-    return _hints(_dataclass(schema))[key]
+    return mark
 
 
-def assign(schema: DictConfig, key: str, value: Any) -> None:
-    """Set a field of a ``structured`` configuration.
+@functools.lru_cache(maxsize=512)
+def adapter(hint: Any) -> TypeAdapter[Any]:
+    """What holds values to a type; made when it is first asked for."""
+    return TypeAdapter(hint, config=None if hasattr(hint, "__pydantic_config__") else STRICT)
+
+
+def taken(value: Any, hint: Any) -> Any:
+    """Return a setting's value as its type has it: a copy, lists for tuples, a text for a path.
 
     Raises:
-        OmegaConfBaseException: there is no such field, or the value does not fit its type.
+        ValueError: it does not fit; "must be a whole number, not 'x'".
     """
-    hints = _hints(_dataclass(schema))
-    if key not in hints:
-        raise ConfigKeyError(f"there is no field '{key}'")
-    if _has_literal(hints[key]) and not fits(value, hints[key]):
-        raise ValidationError(f"it must be {kind(hints[key])}")
-    OmegaConf.update(schema, key, value, merge=False)  # a dictionary stands in the other's place
+    try:
+        return adapter(hint).validate_json(json.dumps(value, default=os.fspath))
+    except MISFITS as error:
+        found = error.errors(include_url=False) if isinstance(error, ValidationError) else []
+        bound = BOUNDS.get(found[0]["type"]) if len(found) == 1 else None
+        what = bound.format(**found[0]["ctx"]) if bound else kind(hint)
+        raise ValueError(f"must be {what}, not {show(value)}") from None
 
 
-def to_object(schema: DictConfig) -> Any:
-    """Return the dataclass's instance."""
-    loose: Any = OmegaConf.to_object(schema)
-    return _dataclass(schema)(**{field.name: getattr(loose, field.name) for field in fields(loose)})
+def settings_of(config: type, values: Mapping[str, Any], where: str = "", of: str = "") -> dict[str, Any]:
+    """Return settings as a dataclass's fields have them.
+
+    Args:
+        config: the dataclass.
+        values: by field.
+        where: they are from, for the sentence.
+        of: what a key is not known of, if that is to be said.
+
+    Raises:
+        VlpromptError: a key is no field, or a value does not fit its type.
+    """
+    hints, found = _hints(config), {}
+    for key, value in values.items():
+        if key not in hints:
+            raise VlpromptError(f"{where}unknown key '{key}'{of}: {nearest(key, hints)}")
+        try:
+            found[key] = taken(value, hints[key])
+        except ValueError as error:
+            raise VlpromptError(f"{where}{key} {error}") from None
+    return found
+
+
+def read_as(cls: type[T], values: Any, where: str, known: Iterable[str] = ()) -> T:
+    """Return what a JSON or YAML file holds as a dataclass.
+
+    Args:
+        cls: the dataclass, which is ``strict``.
+        values: of the file.
+        where: its name, for the sentence.
+        known: fields, of which the nearest are told beside one that is unknown.
+
+    Raises:
+        VlpromptError: a field is missing, unknown or not of its type.
+    """
+    hint: Any = cls
+    try:
+        made: T = adapter(hint).validate_json(json.dumps(values))
+    except ValidationError as error:
+        raise VlpromptError(f"{where}{_first_wrong(error, known)}") from None
+    return made
+
+
+def check_fields(cls: type, values: Mapping[str, Any], where: str) -> None:
+    """Raise one sentence, beginning with ``where``, for the first field that is missing, unknown or not of its kind.
+
+    Args:
+        cls: a strict ``TypedDict`` whose fields are ``Annotated`` with a ``description``, which says what each must be.
+        values: by field.
+        where: the file's name, and what it is not.
+    """
+    try:
+        adapter(cls).validate_python(values)
+    except ValidationError as error:
+        first = _first(error)
+        name, *inside = first["loc"]
+        if inside or first["type"] not in ("missing", *UNKNOWN):
+            declared = get_args(_hints(cls)[str(name)])[-1]
+            raise VlpromptError(f"{where}: '{name}' must be {declared.description}") from None
+        raise VlpromptError(f"{where}{_first_wrong(error)}") from None
 
 
 def kind(hint: Any) -> str:
     """Name a type for a user: ``int | None`` is "a whole number or null"."""
-    if get_origin(hint) is Literal:
-        return f"one of {', '.join(map(str, get_args(hint)))}"
-    if get_origin(hint) in (Union, UnionType):
-        return " or ".join(map(kind, get_args(hint)))
-    plain = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", NoneType: "null"}
-    return plain.get(hint, "a list" if get_origin(hint) in (list, tuple) else str(hint))
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        return kind(inner[0])
+    if origin is Literal:
+        return f"one of {', '.join(map(str, inner))}"
+    if origin in (Union, UnionType):
+        return " or ".join(map(kind, inner))
+    return NAMES.get(origin or hint, str(hint))
 
 
 @functools.lru_cache(maxsize=64)  # every run has a class of its own
-def _without_literals(config: type) -> type:
-    """A subclass that differs in its hints alone."""
-    hints = _hints(config)
-    loose = [(f.name, Any, copy.copy(f)) for f in fields(config) if _has_literal(hints[f.name])]
-    return make_dataclass(config.__name__, loose, bases=(config,))
-
-
-def _dataclass(schema: DictConfig) -> type:
-    """The class that ``_without_literals`` was given."""
-    loose = OmegaConf.get_type(schema)
-    assert loose is not None
-    return loose.__mro__[1]
-
-
-@functools.lru_cache(maxsize=64)
 def _hints(config: type) -> dict[str, Any]:
-    return get_type_hints(config)
+    return get_type_hints(config, include_extras=True)
 
 
-def _has_literal(hint: Any) -> bool:
-    return get_origin(hint) is Literal or any(map(_has_literal, get_args(hint)))
+def _first(error: ValidationError) -> Any:
+    """The first error; before others one of an unknown field, which may be a misspelt one that is missing."""
+    found = error.errors(include_url=False)
+    return next((each for each in found if each["type"] in UNKNOWN), found[0])
 
 
-def fits(value: Any, hint: Any) -> bool:
-    """Tell whether a value is of a type, without conversion but for a whole number that stands for a float."""
-    origin, inner = get_origin(hint), get_args(hint)
-    if origin is Literal:
-        return any(type(value) is type(choice) and value == choice for choice in inner)
-    if origin in (Union, UnionType):
-        return any(fits(value, one) for one in inner)
-    if origin is dict:
-        return isinstance(value, Mapping) and all(fits(k, inner[0]) and fits(v, inner[1]) for k, v in value.items())
-    if origin in (list, tuple):
-        return isinstance(value, (list, tuple)) and all(fits(one, inner[0]) for one in value)
-    if hint in (int, float):
-        return isinstance(value, (int, hint)) and not isinstance(value, bool)
-    return hint is Any or isinstance(value, hint)
+def _first_wrong(error: ValidationError, known: Iterable[str] = ()) -> str:
+    """Where the first wrong field is and what is wrong with it, as the end of a sentence."""
+    first = _first(error)
+    *above, name = [part for part in first["loc"] if part not in KINDS] or ["result"]
+    where = "".join(f"[{part}]" if isinstance(part, int) else f", {part}" for part in above)
+    shown, message = show(first["input"]), first["msg"][0].lower() + first["msg"][1:]
+    if first["type"] == "missing":
+        return f"{where}: it lacks field '{name}'"
+    if first["type"] in UNKNOWN:
+        hint = f": {nearest(str(name), known)}" if known else ""
+        return f"{where}: it has the unknown field '{name}'{hint}"
+    if first["type"] == "value_error":
+        return f"{where}: field '{name}' {message.removeprefix('value error, ')}: {shown}"
+    return f"{where}: field '{name}' is not right: {message}, not {shown}"

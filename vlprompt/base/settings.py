@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
-from omegaconf import MISSING
+from pydantic import Field
+
+AtLeast0 = Annotated[float, Field(ge=0)]
 
 
 @dataclass
@@ -30,21 +32,21 @@ class TrainOptions:
         checkpoint_seconds: least time between two checkpoints; the last epoch always leaves one.
     """
 
-    epochs: int = 50
-    steps: int | None = None
-    lr: float = 2e-3
-    batch_size: int = 32
+    epochs: Annotated[int, Field(ge=1, le=10**6)] = 50
+    steps: Annotated[int, Field(ge=1)] | None = None
+    lr: Annotated[float, Field(gt=0)] = 2e-3
+    batch_size: Annotated[int, Field(ge=1, le=10**6)] = 32
     optimizer: str = "sgd"
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    weight_decay: AtLeast0 = 5e-4
     schedule: str = "dassl"
-    warmup_epochs: int = 1
-    warmup_lr: float = 1e-5
-    clip_grad: float | None = None
-    checkpoint_seconds: float = 5.0
+    warmup_epochs: Annotated[int, Field(ge=0, le=10**6)] = 1
+    warmup_lr: AtLeast0 = 1e-5
+    clip_grad: Annotated[float, Field(gt=0)] | None = None
+    checkpoint_seconds: AtLeast0 = 5.0
 
 
-@dataclass
+@dataclass(kw_only=True)
 class LearnOptions(TrainOptions):
     """How a method learns from images, whoever brings them.
 
@@ -58,15 +60,15 @@ class LearnOptions(TrainOptions):
         workers: processes that load images; the result does not depend on it.
     """
 
-    method: str = MISSING
-    shots: int | str = MISSING
-    seed: int = MISSING
-    views: int | str = MISSING
+    method: str
+    shots: int | str
+    seed: Annotated[int, Field(ge=0, le=2**32 - 1)]  # what NumPy and scikit-learn take
+    views: int | str
     transform: str = "rrc"
-    workers: int = 0
+    workers: Annotated[int, Field(ge=0, le=1024)] = 0
 
 
-@dataclass
+@dataclass(kw_only=True)
 class RunConfig(LearnOptions):
     """Everything that a run can be told, besides the settings of its method.
 
@@ -102,14 +104,14 @@ class RunConfig(LearnOptions):
         quiet: print the result only.
     """
 
-    dataset: str = MISSING
+    dataset: str
     data_root: str | None = None
     download: bool = False
     split: str = "published"
     templates: Any = None
-    protocol: str = MISSING
+    protocol: str
     allow_fewer: bool = False
-    backbone: str = MISSING
+    backbone: str
     pretrained: str | None = None
     checkpoint: str | None = None
     precision: str = "fp32"
@@ -120,7 +122,7 @@ class RunConfig(LearnOptions):
     held_out: str | None = None
     selection: str = "last"
     format_spread: Any = None
-    limit: int | None = None
+    limit: Annotated[int, Field(ge=1)] | None = None
     logger: Any = "none"
     output: str = "runs"
     name: str | None = None

@@ -7,16 +7,16 @@ import os
 import statistics
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
-from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import Field
 from torch import Tensor
 from typing_extensions import TypedDict
 
 from vlprompt.base.files import atomic_write, sha256_file
 from vlprompt.base.layout import PREDICTIONS, RESULT, SETTINGS
+from vlprompt.base.schema import read_as, strict
 from vlprompt.base.sealed import SEAL, read_tensors, seal, unseal, write_tensors
 from vlprompt.base.settings import differing_setting
 from vlprompt.base.settings_text import read_settings
@@ -25,14 +25,12 @@ from vlprompt.learner.facts import MARKS, Predicts, marked
 
 SCHEMA = 3  # 2, of vlprompt 0.1.0, has no hashes
 
-# what is read from a file must be of these kinds, without conversion
-STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 Count = Annotated[int, Field(ge=0)]
 Percent = Annotated[float, Field(ge=0, le=100 + 1e-9)]
-KINDS = ("constrained-int", "int", "str")  # what stands in the place of an error for one side of "int | str"
 Share = Annotated[float, Field(ge=0, le=1 + 1e-9)]
 
 
+@strict()
 class Reliability(TypedDict):
     """How often a learner is right by its confidence, one entry a bin."""
 
@@ -46,11 +44,10 @@ PerClass = TypedDict(
     {"class": list[str], "images": list[Count], "correct": list[Count], "zero_shot_correct": list[Count]},
 )
 PerClass.__doc__ = "What was right of each class, one entry a class in label order."
-# as pydantic's with_config does since 2.8
-Reliability.__pydantic_config__ = STRICT  # type: ignore[attr-defined]
-PerClass.__pydantic_config__ = STRICT  # type: ignore[attr-defined]
+strict()(PerClass)
 
 
+@strict()
 @dataclass(frozen=True)
 class Row:
     """One test of the learner; accuracies in percent.
@@ -75,8 +72,6 @@ class Row:
     What stands after ``split``, but for ``predicts``, is None in results of schema 1.
     """
 
-    __pydantic_config__ = STRICT
-
     target: str
     dataset: str
     n_classes: Annotated[int, Field(ge=1)]
@@ -96,6 +91,7 @@ class Row:
     predicts: Predicts = "alone"
 
 
+@strict()
 @dataclass(frozen=True)
 class Result:
     """What a run did and what came out.
@@ -134,8 +130,6 @@ class Result:
 
     In its file a result has a hash of itself as well.
     """
-
-    __pydantic_config__ = STRICT
 
     id: str
     method: str
@@ -216,33 +210,10 @@ def _parsed(data: dict[str, Any], path: Path) -> Result:
     """The result that JSON values stand for; the first field that is wrong is one sentence."""
     if not data.get("rows"):
         raise VlpromptError(f"{path} is not a result file: it has no rows")
-    try:
-        result = _schema().validate_json(json.dumps(data))
-    except ValidationError as error:
-        raise VlpromptError(f"{path}{_first_wrong(error)}") from None
+    result = read_as(Result, data, str(path))
     for row in result.rows:
         _check_counts(row, path)
     return result
-
-
-def _first_wrong(error: ValidationError) -> str:
-    """Where the first wrong field is and what is wrong with it, as the end of a sentence."""
-    first = error.errors(include_url=False)[0]
-    *above, name = [part for part in first["loc"] if part not in KINDS] or ["result"]
-    where = "".join(f"[{part}]" if isinstance(part, int) else f", {part}" for part in above)
-    if first["type"] == "missing":
-        return f"{where}: it lacks field '{name}'"
-    if first["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
-        return f"{where}: it has the unknown field '{name}'"
-    shown = repr(first["input"])
-    shown = shown if len(shown) <= 60 else f"{shown[:60]}…"
-    return f"{where}: field '{name}' is not right: {first['msg'][0].lower()}{first['msg'][1:]}, not {shown}"
-
-
-@lru_cache
-def _schema() -> TypeAdapter[Result]:
-    """Made once, since a report reads thousands of results."""
-    return TypeAdapter(Result)
 
 
 def _check_counts(row: Row, path: Path) -> None:

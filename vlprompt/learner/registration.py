@@ -6,10 +6,8 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
-from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
-
 from vlprompt.base.registry import Registry
-from vlprompt.base.schema import assign, structured, to_object
+from vlprompt.base.schema import settings_of
 from vlprompt.base.settings import RunConfig
 from vlprompt.base.settings_text import check_plain
 from vlprompt.errors import VlpromptError, nearest
@@ -83,14 +81,7 @@ def method_facts(name: str, settings: Mapping[str, Any]) -> Facts:
 
 def make_config(method: str, settings: Mapping[str, Any]) -> PromptLearner.Config:
     """Check settings against a method's ``Config``; an unknown key or ill-typed value is one clear sentence."""
-    schema = structured(METHODS.get(method).Config)
     for key, value in settings.items():
         check_plain(key, value)
-        try:
-            assign(schema, key, value)
-        except ConfigKeyError:
-            raise VlpromptError(f"{method} has no setting '{key}': {nearest(key, schema)}") from None
-        except OmegaConfBaseException as error:
-            raise VlpromptError(f"{method}: {key}={value!r} is not right: {str(error).splitlines()[0]}") from None
-    config: PromptLearner.Config = to_object(schema)
-    return config
+    cls = METHODS.get(method).Config
+    return cls(**settings_of(cls, settings, f"{method}: "))

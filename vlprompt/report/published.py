@@ -6,17 +6,17 @@ import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from importlib import resources
+from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
+from vlprompt.base.settings_text import read_settings
 from vlprompt.evaluation.results import harmonic_mean
 from vlprompt.learner.facts import Predicts, marked
 from vlprompt.report.cells import METRICS, Cell, Rule, combine, first, h_of_averages, mean_of_h, tested
 from vlprompt.report.groups import STUDY, ZERO_SHOT, Group, Key, say_shots
 from vlprompt.report.tables import Column, Line, Section, Table, incomplete, labels, say_conditions, say_spread
 
+FIGURES = Path(__file__).resolve().parents[1] / "published"
 PROTOCOLS_WITH_FIGURES = ("base_to_new", "few_shot", "cross_dataset", "domain_generalization")
 ACCURACY = METRICS["accuracy"]
 MEAN_OF_H, NOT_STATED = "mean of the datasets' harmonic means", "not stated"
@@ -89,9 +89,7 @@ def load_published(protocol: str) -> Figures:
 
 
 def _read(name: str) -> dict[str, Any]:
-    text = resources.files("vlprompt.published").joinpath(f"{name}.yaml").read_text(encoding="utf-8")
-    tables: Any = OmegaConf.to_container(OmegaConf.create(text))
-    return dict(tables)
+    return read_settings(FIGURES / f"{name}.yaml", "published figures")
 
 
 def _base_new_row(row: Mapping[str, Any], conditions: Mapping[str, Any]) -> Published:

@@ -12,8 +12,6 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
 from vlprompt.base.devices import DTYPES
 from vlprompt.base.files import is_relative_inside
 from vlprompt.base.settings import GRID, INCIDENTAL, LATER, RunConfig, TrainOptions
@@ -62,6 +60,8 @@ class Resolved(Learning):
 
     def to_yaml(self) -> str:
         """The settings as YAML that ``config=FILE`` takes."""
+        from omegaconf import OmegaConf  # a tenth of a second, which no other step of a command needs
+
         return OmegaConf.to_yaml(OmegaConf.create(asdict(self.config)))
 
 
@@ -101,14 +101,12 @@ def resolve(settings: Mapping[str, Any] | None = None) -> Resolved:
 
 
 def check_values(config: RunConfig) -> None:
-    """Raise one sentence for the first value that is out of its range."""
+    """Raise one sentence for the first value that is none of those which are known, or not for this protocol."""
     parse_loggers(config.logger)
     labelled = PROTOCOLS.get(config.protocol).labelled
     if labelled == "none" and config.shots != NO_SHOTS:
         raise VlpromptError(f"shots={config.shots} has no meaning in protocol={config.protocol}, which takes no labels")
     check_learning(config, "all" if labelled == "shots" else NO_SHOTS)
-    if config.limit is not None and config.limit < 1:
-        raise VlpromptError(f"limit must be at least 1, not {config.limit}")
     for key in MANY:
         _check_texts(key, getattr(config, key))
     if config.name is not None and (not is_relative_inside(config.name) or len(config.name) > MAX_NAME):

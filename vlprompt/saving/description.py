@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 import os
 import stat
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, Field
+from typing_extensions import NotRequired, TypedDict
 
 from vlprompt.base.checks import is_template
 from vlprompt.base.files import atomic_write
 from vlprompt.base.layout import CONFIG
+from vlprompt.base.schema import check_fields, strict
 from vlprompt.base.sealed import SEAL, seal, unseal
 from vlprompt.errors import VlpromptError, first_line
 from vlprompt.version import __version__
@@ -20,6 +24,58 @@ FORMAT = 2  # 1, of vlprompt 0.1.0, has no hashes
 MAX_CONFIG_BYTES = 16 * 2**20  # the names of 100,000 classes take three
 MAX_NAME = 1_000  # characters of a class name, a template and the like
 MAX_SETTING = 10_000  # of a setting, such as an objective that lists its templates
+
+
+def _one_place(text: str) -> str:
+    if not is_template(text):
+        raise ValueError
+    return text
+
+
+Text = Annotated[str, Field(max_length=MAX_NAME)]
+Template = Annotated[Text, AfterValidator(_one_place)]
+Plain = Annotated[str, Field(max_length=MAX_SETTING)] | bool | int | Annotated[float, Field(allow_inf_nan=True)] | None
+Setting = Plain | list[Plain] | dict[str, Plain | list[Plain]]  # a group is a grid
+
+
+@strict(extra="allow")
+class Identity(TypedDict):
+    """A backbone as ``FrozenCLIP.identity`` tells it, and what later versions tell besides."""
+
+    architecture: Text
+    activation: Text
+    weights: Text
+    image_size: int
+    pretrained: NotRequired[Text | None]
+
+
+@strict()
+class Source(TypedDict):
+    """What ``load_clip`` was asked for."""
+
+    name: Text
+    pretrained: Text | None
+    checkpoint: Text | None
+
+
+@strict()
+class Description(TypedDict):
+    """The fields of ``config.json``."""
+
+    format: Annotated[int, Field(description="a whole number from 1", ge=1)]
+    vlprompt: Annotated[Text, Field(description="a version")]
+    method: Annotated[Text, Field(description="a method's name")]
+    config: Annotated[dict[str, Setting], Field(description="the method's settings, plain numbers and texts")]
+    backbone: Annotated[Identity, Field(description="a backbone's identity")]
+    source: Annotated[Source | None, Field(description="null, or name, pretrained and checkpoint of a backbone")]
+    class_names: Annotated[list[Text], Field(description=f"a list of names of at most {MAX_NAME} characters")]
+    templates: Annotated[
+        list[Template],
+        Field(description=f"a list of texts of at most {MAX_NAME} characters with one {{}} each", min_length=1),
+    ]
+    extra: Annotated[dict[str, Any], Field(description="an object")]
+    files: Annotated[dict[str, Text], Field(description="hashes by name of file")]
+    sha256: Annotated[Text, Field(description="a hash of the other fields")]
 
 
 def read_description(folder: Path) -> dict[str, Any]:
@@ -57,95 +113,14 @@ def write_description(folder: Path, description: Mapping[str, Any]) -> None:
 
 def _check_description(saved: Any, file: Path) -> None:
     """Raise one sentence for the first field that is missing or not of its kind."""
+    where = f"{file} is not a saved learner's configuration"
     if not isinstance(saved, dict):
-        raise VlpromptError(f"{file} is not a saved learner's configuration: it holds no fields")
-    if _is_int(saved.get("format")) and saved["format"] > FORMAT:  # its fields may be others
+        raise VlpromptError(f"{where}: it holds no fields")
+    written = saved.get("format")
+    if isinstance(written, int) and written > FORMAT:  # its fields may be others
         newer = str(saved.get("vlprompt"))[:20]
         raise VlpromptError(f"{file} was written by a newer vlprompt ({newer}); this is {__version__}")
-    optional = ("files", SEAL) if saved.get("format") == 1 else ()
-    missing = sorted(FIELDS.keys() - saved.keys() - set(optional))
-    if missing:
-        raise VlpromptError(f"{file} is not a saved learner's configuration: it lacks '{missing[0]}'")
-    for name, (kind, is_right) in FIELDS.items():
-        if name in saved and not is_right(saved[name]):
-            raise VlpromptError(f"{file} is not a saved learner's configuration: '{name}' must be {kind}")
-    unknown = sorted(saved.keys() - FIELDS.keys())
-    if unknown:
-        raise VlpromptError(f"{file} is not a saved learner's configuration: it has the unknown field '{unknown[0]}'")
-
-
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str) and len(value) <= MAX_NAME
-
-
-def _is_int(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _are_texts(value: Any) -> bool:
-    return isinstance(value, list) and all(map(_is_text, value))
-
-
-def _is_identity(value: Any) -> bool:
-    return (
-        isinstance(value, dict)
-        and all(_is_text(value.get(key)) for key in ("architecture", "activation", "weights"))
-        and _is_int(value.get("image_size"))
-        and (value.get("pretrained") is None or _is_text(value["pretrained"]))
-    )
-
-
-def _is_source(value: Any) -> bool:
-    if value is None:
-        return True
-    known = {"name", "pretrained", "checkpoint"}
-    return (
-        isinstance(value, dict)
-        and value.keys() == known
-        and _is_text(value["name"])
-        and all(v is None or _is_text(v) for v in value.values())
-    )
-
-
-def _are_settings(value: Any) -> bool:
-    """Settings by name: short texts, numbers, flags, lists of them or, as a grid, a group of such by name.
-
-    No interpolation that reads elsewhere.
-    """
-
-    def is_plain(v: Any) -> bool:
-        if isinstance(v, str):
-            return len(v) <= MAX_SETTING and "${" not in v
-        return v is None or isinstance(v, (int, float))
-
-    def are_plain(v: Any) -> bool:
-        return all(map(is_plain, v)) if isinstance(v, list) else is_plain(v)
-
-    return isinstance(value, dict) and all(
-        all(map(is_plain, v)) and all(map(are_plain, v.values())) if isinstance(v, dict) else are_plain(v)
-        for v in value.values()
-    )
-
-
-FIELDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
-    "format": ("a whole number from 1", lambda value: _is_int(value) and value >= 1),
-    "vlprompt": ("a version", _is_text),
-    "method": ("a method's name", _is_text),
-    "config": ("the method's settings, plain numbers and texts", _are_settings),
-    "backbone": ("a backbone's identity", _is_identity),
-    "source": ("null, or name, pretrained and checkpoint of a backbone", _is_source),
-    "class_names": (f"a list of names of at most {MAX_NAME} characters", _are_texts),
-    "templates": (
-        f"a list of texts of at most {MAX_NAME} characters with one {{}} each",
-        lambda value: _are_texts(value) and bool(value) and all(map(is_template, value)),
-    ),
-    "extra": ("an object", lambda value: isinstance(value, dict)),
-    "files": (
-        "hashes by name of file",
-        lambda value: isinstance(value, dict) and all(map(_is_text, value.values())),
-    ),
-    SEAL: ("a hash of the other fields", _is_text),
-}
+    check_fields(Description, {"files": {}, SEAL: ""} | saved if written == 1 else saved, where)
 
 
 def safe_member(folder: Path, name: str) -> Path:

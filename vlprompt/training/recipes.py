@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Hashable, Mapping
 from dataclasses import asdict, dataclass, field, fields, make_dataclass
 from pathlib import Path
-from typing import Any, TypeVar, cast
-
-from omegaconf import DictConfig
-from omegaconf.errors import OmegaConfBaseException
+from typing import Any, TypeVar
 
 from vlprompt.base.parts import parse_part
-from vlprompt.base.schema import assign, hint_of, kind, structured, to_object
+from vlprompt.base.schema import settings_of
 from vlprompt.base.settings import LearnOptions
 from vlprompt.base.settings_text import check_plain, read_settings, show
 from vlprompt.clip.frozen import FrozenCLIP
@@ -31,24 +27,6 @@ PACKAGE = Path(__file__).resolve().parents[1]
 CONFIGS = next((p for p in (PACKAGE / "configs", PACKAGE.parent / "configs") if p.is_dir()), PACKAGE / "configs")
 PROVENANCE = ("source", "published")
 Cases = dict[str, dict[Any, dict[str, Any]]]
-LEAST = {
-    "seed": 0,
-    "epochs": 1,
-    "steps": 1,
-    "batch_size": 1,
-    "weight_decay": 0,
-    "warmup_epochs": 0,
-    "warmup_lr": 0,
-    "checkpoint_seconds": 0,
-    "workers": 0,
-}
-MOST = {
-    "seed": 2**32 - 1,  # what NumPy and scikit-learn take
-    "epochs": 10**6,
-    "warmup_epochs": 10**6,
-    "batch_size": 10**6,
-    "workers": 1024,
-}
 Options = TypeVar("Options", bound=LearnOptions)
 
 
@@ -169,19 +147,18 @@ def fill(
         given: what the user says.
         around: what else a recipe may have cases for.
     """
-    method = METHODS.get(str(defaults["method"])).Config
-    schema = structured(make_dataclass(f"{defaults['method']}_config", [], bases=(options, method)))
-    _assign(schema, defaults, "defaults.yaml: ")
+    name = str(defaults["method"])
+    made = make_dataclass(f"{name}_config", [], bases=(options, METHODS.get(name).Config))
+    config: Options = made(**settings_of(made, defaults, "defaults.yaml: "))
+    vars(config).update(_taken(config, recipe.values, f"{recipe.name}: ") if recipe else {})
+    vars(config).update(_taken(config, given))
     if recipe:
-        _assign(schema, recipe.values, f"{recipe.name}: ")
-    _assign(schema, given)
-    if recipe:
-        _assign_cases(schema, recipe.by, given, around or {}, f"{recipe.name}: ")
-    return cast(Options, to_object(schema))
+        _set_cases(config, recipe.by, given, around or {}, f"{recipe.name}: ")
+    return config
 
 
 def check_learning(config: LearnOptions, unnumbered: str = "all") -> None:
-    """Raise one sentence for the first value that is out of its range.
+    """Raise one sentence for the first value that is none of those which are known, or not for this method.
 
     Args:
         config: with the method's settings.
@@ -198,23 +175,10 @@ def check_learning(config: LearnOptions, unnumbered: str = "all") -> None:
     lack = METHODS.get(config.method).lacks(config)
     if lack:
         raise VlpromptError(f"method={config.method} {lack}")
-    for key, least in LEAST.items():
-        value = getattr(config, key)
-        if value is not None and not (math.isfinite(value) and value >= least):
-            raise VlpromptError(f"{key} must be at least {least}, not {value}")
-    for key, most in MOST.items():
-        if getattr(config, key) > most:
-            raise VlpromptError(f"{key} must be at most {most:,}, not {getattr(config, key):,}")
-    if not (math.isfinite(config.lr) and config.lr > 0):
-        raise VlpromptError(f"lr must be above 0, not {config.lr}")
-    if not 0 <= config.momentum < 1:
-        raise VlpromptError(f"momentum must be at least 0 and below 1, not {config.momentum}")
     for key, word in (("shots", unnumbered), ("views", "fresh")):
         value = getattr(config, key)
         if value != word and (isinstance(value, str) or value < 1):
             raise VlpromptError(f"{key} must be a number of at least 1, or {word}, not {value!r}")
-    if config.clip_grad is not None and not config.clip_grad > 0:
-        raise VlpromptError(f"clip_grad must be above 0, not {config.clip_grad}")
     make_schedule(config)
     parse_part(config.optimizer, OPTIMIZERS)
     if config.transform not in TRAIN_KINDS:
@@ -259,30 +223,23 @@ def _are_groups(*values: Any) -> bool:
     return all(isinstance(value, Mapping) for value in values)
 
 
-def _assign(schema: DictConfig, values: Mapping[str, Any], where: str = "") -> None:
-    """Set values on a typed configuration; a key or value that does not fit is one sentence."""
-    known = list(schema)  # `key in schema` says no to keys that have no value yet
-    for key, value in values.items():
-        if key not in known:
-            raise VlpromptError(f"{where}unknown key '{key}' for method={schema.method}: {nearest(key, known)}")
-        try:
-            assign(schema, key, value)
-        except OmegaConfBaseException:
-            raise VlpromptError(f"{where}{key} must be {kind(hint_of(schema, key))}, not {show(value)}") from None
+def _taken(config: LearnOptions, values: Mapping[str, Any], where: str = "") -> dict[str, Any]:
+    """Settings as the fields of a configuration have them; a key or value that does not fit is one sentence."""
+    return settings_of(type(config), values, where, f" for method={config.method}")
 
 
-def _assign_cases(
-    schema: DictConfig, cases: Cases, given: Mapping[str, Any], around: Mapping[str, Any], where: str
+def _set_cases(
+    config: LearnOptions, cases: Cases, given: Mapping[str, Any], around: Mapping[str, Any], where: str
 ) -> None:
     """Set what a recipe has for the present values of other settings, but for keys that the user gave."""
     for key, by_value in cases.items():
-        if key not in (*schema, *around):
-            raise VlpromptError(f"{where}unknown key '{key}' below by: {nearest(key, (*schema, *around))}")
-        present = around[key] if key in around else schema[key]
-        matching = dict(by_value.get(present, {})) if isinstance(present, Hashable) else {}
+        known = {**vars(config), **around}
+        if key not in known:
+            raise VlpromptError(f"{where}unknown key '{key}' below by: {nearest(key, known)}")
+        matching = dict(by_value.get(known[key], {})) if isinstance(known[key], Hashable) else {}
         inner = matching.pop("by", {})
-        _assign(schema, {k: v for k, v in matching.items() if k not in given}, where)
-        _assign_cases(schema, inner, given, around, where)
+        vars(config).update(_taken(config, {k: v for k, v in matching.items() if k not in given}, where))
+        _set_cases(config, inner, given, around, where)
 
 
 def _check_cases(cases: Any, where: str) -> None:
