@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator
 
-from vlprompt.base.checks import is_template
+from vlprompt.base.checks import Template
 from vlprompt.base.files import is_relative_inside
 from vlprompt.base.schema import read_as, strict
 from vlprompt.base.settings_text import read_settings
@@ -30,15 +30,8 @@ def _named(url: str) -> str:
     return url
 
 
-def _one_place(text: str) -> str:
-    if not is_template(text):
-        raise ValueError("is a template without exactly one {}")
-    return text
-
-
 Place = Annotated[str, AfterValidator(_inside)]  # below the data root, an archive or torchvision's root
 Address = Annotated[str, AfterValidator(_named)]
-Template = Annotated[str, AfterValidator(_one_place)]
 
 
 @strict()

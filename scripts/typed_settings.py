@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable
-from typing import Any, get_type_hints
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from vlprompt import create_learner, run
 from vlprompt.base.settings import RunConfig
@@ -93,7 +93,11 @@ def typed_dict(name: str, hints: dict[str, Any], base: str = "TypedDict", withou
 
 def written(key: str, hint: Any) -> str:
     """A type as source."""
-    text = "Any" if key in ANYTHING else inspect.formatannotation(hint).replace("typing.", "")
+    if key in ANYTHING:
+        return "Any"
+    if get_origin(hint) is Union:
+        return " | ".join(written(key, one) for one in get_args(hint))
+    text = inspect.formatannotation(hint).replace("typing.", "").replace("NoneType", "None")
     return text.replace("str", "StrPath") if key in PATHS else text
 
 

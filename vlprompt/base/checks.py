@@ -9,9 +9,10 @@ import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
 from numbers import Integral
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ParamSpec, TypeVar
 
 import torch
+from pydantic import AfterValidator
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
@@ -140,6 +141,15 @@ def check_seed(seed: Any) -> int:
 def is_template(text: Any) -> bool:
     """Whether a value is a text with ``{}`` once, where the class name goes."""
     return isinstance(text, str) and text.count("{}") == 1
+
+
+def _with_one_place(text: str) -> str:
+    if not is_template(text):
+        raise ValueError("is a template without exactly one {}")
+    return text
+
+
+Template = Annotated[str, AfterValidator(_with_one_place)]  # for what is read from files
 
 
 def check_templates(templates: Any) -> tuple[str, ...]:

@@ -9,10 +9,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, Field
+from pydantic import Field
 from typing_extensions import NotRequired, TypedDict
 
-from vlprompt.base.checks import is_template
+from vlprompt.base.checks import Template
 from vlprompt.base.files import atomic_write
 from vlprompt.base.layout import CONFIG
 from vlprompt.base.schema import check_fields, strict
@@ -26,14 +26,7 @@ MAX_NAME = 1_000  # characters of a class name, a template and the like
 MAX_SETTING = 10_000  # of a setting, such as an objective that lists its templates
 
 
-def _one_place(text: str) -> str:
-    if not is_template(text):
-        raise ValueError
-    return text
-
-
 Text = Annotated[str, Field(max_length=MAX_NAME)]
-Template = Annotated[Text, AfterValidator(_one_place)]
 Plain = Annotated[str, Field(max_length=MAX_SETTING)] | bool | int | Annotated[float, Field(allow_inf_nan=True)] | None
 Setting = Plain | list[Plain] | dict[str, Plain | list[Plain]]  # a group is a grid
 
@@ -70,7 +63,7 @@ class Description(TypedDict):
     source: Annotated[Source | None, Field(description="null, or name, pretrained and checkpoint of a backbone")]
     class_names: Annotated[list[Text], Field(description=f"a list of names of at most {MAX_NAME} characters")]
     templates: Annotated[
-        list[Template],
+        list[Annotated[Template, Field(max_length=MAX_NAME)]],
         Field(description=f"a list of texts of at most {MAX_NAME} characters with one {{}} each", min_length=1),
     ]
     extra: Annotated[dict[str, Any], Field(description="an object")]
