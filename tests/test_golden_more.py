@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from types import SimpleNamespace
 
 import golden_heads
@@ -14,14 +15,15 @@ from golden_numbers import Check, alike, clip_of, close
 from torch import Tensor
 
 from vlprompt import FrozenCLIP, create_learner
+from vlprompt.base.parts import parse_part
 from vlprompt.data import FeatureBank
+from vlprompt.learner.labelers import LABELERS, Growing, growing_shots, label_pool
 from vlprompt.learner.selection import Selection
 from vlprompt.methods.heads import gda as gda_module
 from vlprompt.methods.heads.gaussians import fit_gaussians, nearest_samples, synthesise
 from vlprompt.methods.heads.lp_plus_plus import StepSizes
 from vlprompt.methods.test_time import tpt as tpt_module
 from vlprompt.methods.test_time.tpt import entropy_of_mean, surest_views
-from vlprompt.methods.unlabelled.upl import surest_of_each_class
 
 CHECKS: dict[str, Check] = dict(golden_heads.CHECKS)  # by the beginning of a file's name
 
@@ -125,26 +127,62 @@ def upl_selection(case: Case, clip: FrozenCLIP, monkeypatch: pytest.MonkeyPatch)
     one = t["logits"].softmax(dim=1)
     two = torch.stack([one, t["logits_second_model"].softmax(dim=1)]).mean(dim=0)
     close(two, t["ensemble_probabilities"])
-    index, _ = surest_of_each_class(one, facts["k"])
-    close(one.amax(dim=1)[index], t["confidence"])
+    labeler = f"top_k(k={facts['k']})"
+    close(parse_part(labeler, LABELERS)(one).confidence, t["confidence"])
     for probabilities, prefix in ((one, ""), (two, "ensemble_")):
-        index, label = surest_of_each_class(probabilities, facts["k"])
-        assert torch.equal(index, t[f"{prefix}selected_index"])
-        assert torch.equal(label, t[f"{prefix}selected_label"])
+        found = parse_part(labeler, LABELERS)(probabilities)
+        assert torch.equal(found.index, t[f"{prefix}selected_index"])
+        assert torch.equal(found.label, t[f"{prefix}selected_label"])
     chosen = set(t["selected_label"].tolist())
     assert sorted(set(range(facts["n_classes"])) - chosen) == facts["classes_without_samples"]
 
     # the learner's own labels, where the text features make the recorded logits of image features
     width, scale = facts["n_classes"], 100.0
-    learner = create_learner(
-        "upl", clip_of(width, scale), [f"class {i}" for i in range(width)], pseudo_shots=facts["k"]
-    )
+    learner = create_learner("upl", clip_of(width, scale), [f"class {i}" for i in range(width)], labeler=labeler)
     monkeypatch.setattr(learner, "frozen_text", lambda templates=None: torch.eye(width))
     length = t["logits"].norm(dim=1, keepdim=True)
     monkeypatch.setattr(learner.clip, "similarity", lambda v, text: length * v @ text.T)
-    labels = learner.label(t["logits"])
-    assert labels[t["selected_index"]].tolist() == t["selected_label"].tolist()
-    assert int((labels >= 0).sum()) == len(t["selected_index"])
+    found = learner.label(t["logits"])
+    assert torch.equal(found.index, t["selected_index"])
+    assert torch.equal(found.label, t["selected_label"])
+
+
+@check
+def grip_leaderboard(case: Case, clip: FrozenCLIP, monkeypatch: pytest.MonkeyPatch) -> None:
+    facts, t = case.facts["parameters"], case.tensors
+    probabilities = t["logits"].softmax(dim=1)
+    for k, name in [(None, "all"), *((k, f"k{k}") for k in facts["ks"])]:
+        found = parse_part(f"leaderboard(k={k})", LABELERS)(probabilities)
+        assert torch.equal(found.index, t[f"index_{name}"])
+        assert torch.equal(found.label, t[f"label_{name}"])
+        if k:
+            assert len(found.index) - len(found.index.unique()) == int(t[f"duplicates_{name}"])
+    for name, schedule in facts["k_schedule"].items():
+        images, classes, quantile = (int(number) for number in re.findall(r"\d+", name))
+        assert growing_shots(100 // quantile, images, classes) == schedule
+        rounds = [Growing().of_round(turn, 100 // quantile, images, classes) for turn in range(100 // quantile)]
+        assert [each.wanted(images, classes) for each in rounds] == schedule[:-1]
+
+
+@check
+def tfup(case: Case, clip: FrozenCLIP, monkeypatch: pytest.MonkeyPatch) -> None:
+    facts, t = case.facts["parameters"], case.tensors
+    images, text = (F.normalize(t[f"{name}features_raw"], dim=1) for name in ("", "text_"))
+    scale, shots = facts["logit_scale"], {"selected": "cache", "training": "training"}
+    for name, more in (("selected", ""), ("training", ", share=0.75, most=None")):
+        labeler = parse_part(f"prototype_kl(scale={facts['selection_scale']}{more})", LABELERS)
+        assert labeler.wanted(len(images), len(text)) == facts[f"{shots[name]}_shots"]
+        found = label_pool(labeler, scale * images @ text.T, scale)
+        assert torch.equal(found.index.view(len(text), -1), t[f"{name}_index"])
+        assert torch.equal(found.label, torch.arange(len(text)).repeat_interleave(t[f"{name}_index"].shape[1]))
+
+
+@check
+def tfup_t(case: Case, clip: FrozenCLIP, monkeypatch: pytest.MonkeyPatch) -> None:
+    facts, t = case.facts["parameters"], case.tensors
+    found = parse_part(f"threshold(at={facts['threshold']})", LABELERS)(t["weak_logits"].softmax(dim=1))
+    assert torch.equal(found.index, t["confident"].nonzero().squeeze(1))
+    assert len(found.index) == facts["confident"]
 
 
 @check

@@ -18,7 +18,6 @@ from vlprompt.data.splits import DatasetSplits
 from vlprompt.evaluation import score
 from vlprompt.evaluation.prediction import image_logits
 from vlprompt.methods.test_time.tpt import entropy_of_mean, surest_views
-from vlprompt.methods.unlabelled.upl import surest_of_each_class
 from vlprompt.testing import NAMES, make, small_clip, toy_batch
 
 
@@ -33,13 +32,6 @@ def few(train: int = 20, test: int = 12, name: str = "digits") -> DatasetSplits:
 # UPL
 
 
-def test_a_class_that_nothing_is_taken_for_gets_no_pseudo_label() -> None:
-    probabilities = torch.tensor([[0.6, 0.3, 0.1], [0.5, 0.2, 0.3], [0.9, 0.1, 0.0], [0.2, 0.1, 0.7]])
-    index, classes = surest_of_each_class(probabilities, 2)
-    assert index.tolist() == [2, 0, 3]
-    assert classes.tolist() == [0, 0, 2]
-
-
 def test_upl_cannot_see_the_pools_labels(tmp_path: Path) -> None:
     right = few(train=40, name="pool-right")
     names = right.class_names
@@ -50,7 +42,7 @@ def test_upl_cannot_see_the_pools_labels(tmp_path: Path) -> None:
         output = tmp_path / splits.name
         result = run(
             method="upl", protocol="unsupervised", dataset=splits, clip=small_clip(), epochs=2, batch_size=4, n_ctx=2,
-            pseudo_shots=2, views=1, quiet=True, output=str(output),
+            labeler="top_k(k=2)", views=1, quiet=True, output=str(output),
         )  # fmt: skip
         assert (result.data["train_images"], result.data["pool_images"]) == (0, 40)
         files = [next(output.rglob(name)) for name in ("learner/*.safetensors", "predictions.safetensors")]

@@ -315,7 +315,7 @@ class UplSettings(MethodSettings, total=False):
     ctx_init: str | None
     class_token_position: Literal['end', 'middle', 'front']
     class_specific: bool
-    pseudo_shots: int
+    labeler: str
     template: list[str] | None
 
 class UplRun(RunSettings, UplSettings, total=False): ...

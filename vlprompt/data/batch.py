@@ -18,5 +18,6 @@ class Batch(TypedDict, total=False):
     index: Tensor  # (B,) places in the split
     domain: Tensor  # (B,)
     weight: Tensor  # (B,) in the loss
+    pseudo: Tensor  # (B,), whether the label is a pseudo-label
     class_mask: Tensor  # (B, C), the classes that compete
     unlabeled: Batch

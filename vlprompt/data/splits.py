@@ -57,6 +57,7 @@ class DatasetSplits:
         notes: sentences on what a user should know of how it was read, such as files that were left out.
         unreadable: paths of images that were left out, since they cannot be read.
         pool: training images without labels, see ``without_labels``.
+        pool_classes: labels that the pool's images may have, where that is known; empty for all.
     """
 
     name: str
@@ -76,6 +77,7 @@ class DatasetSplits:
     notes: tuple[str, ...] = ()
     unreadable: tuple[str, ...] = ()
     pool: tuple[Item, ...] = ()
+    pool_classes: tuple[int, ...] = ()
 
     @property
     def domains(self) -> tuple[str, ...]:

@@ -64,6 +64,21 @@ class ParameterGroup:
     weight_decay: float | None = None
 
 
+@dataclass(frozen=True)
+class PseudoLabels:
+    """What a labeler says of a pool; an image may be chosen for more than one class.
+
+    Attributes:
+        index: places in the pool (M,).
+        label: the class that each was chosen for (M,).
+        confidence: the probability of that class (M,).
+    """
+
+    index: Tensor
+    label: Tensor
+    confidence: Tensor
+
+
 class Feed(Protocol):
     """What there is to learn from: labelled images, a pool of images without labels, validation images.
 
@@ -107,12 +122,26 @@ class Feed(Protocol):
             clip: another frozen model than the learner's.
         """
 
-    def labelled_as(self, labels: Tensor, weights: Tensor | None = None) -> Feed:
-        """A feed whose labelled images are the pool's, with these labels (N,); -1 leaves an image out.
+    @property
+    def pool_classes(self) -> tuple[int, ...]:
+        """Labels that the pool's images may have; all C where nothing is known."""
+
+    def count(self, source: Source) -> int:
+        """How many images a source has; none is no error."""
+
+    def in_order(self, source: Source = "pool") -> Iterable[Batch]:
+        """The images of a source once each in their order, as a test sees them and without labels."""
+
+    def labelled_as(
+        self, labels: Tensor | PseudoLabels, weights: Tensor | None = None, *, keep_labelled: bool = False
+    ) -> Feed:
+        """A feed whose labelled images are the pool's, with these labels; a run records them.
 
         Args:
-            labels: one for each image of the pool, in its order.
+            labels: what a labeler chose, or one for each image of the pool in its order (N,), where -1 leaves it out.
             weights: of the pool's images in the loss (N,).
+            keep_labelled: let the images that have labels stand behind the pool's; ``pseudo`` of a batch (B,) tells
+                them apart.
         """
 
     def where(self, *, domain: str) -> Feed:

@@ -19,20 +19,22 @@ from vlprompt.data import (
     FeatureBank,
     ImageItems,
     epoch_batches,
+    eval_batches,
     eval_transform,
     mask_other_tasks,
     train_transform,
 )
 from vlprompt.data.splits import Item
 from vlprompt.data.transforms import Views
-from vlprompt.errors import VlpromptError
+from vlprompt.errors import VlpromptError, warn
 from vlprompt.learner.contract import PromptLearner
-from vlprompt.learner.learning import EpochBatches, Feed, Source
+from vlprompt.learner.learning import EpochBatches, Feed, PseudoLabels, Source
 from vlprompt.learner.objectives import Batch
 from vlprompt.learner.selection import SEEN, Selection
 from vlprompt.training.recipes import Learning
 
 Draw = Callable[[int, int], Iterable[Batch]]  # from an epoch's index and a batch size to its batches
+SHOWN = 5  # class names in a warning
 PASSES = 10_000  # over another feed in one epoch, at most, so that no two epochs draw alike
 
 
@@ -56,6 +58,21 @@ class Loading:
 
 
 @dataclass(frozen=True)
+class Labelling:
+    """What a method took the images of a pool for; whoever has their labels may compare them afterwards.
+
+    Attributes:
+        paths: of the images that it chose, which may stand there more than once.
+        labels: their pseudo-labels.
+        confidence: the probability of each label; empty where the method told none.
+    """
+
+    paths: tuple[str, ...]
+    labels: tuple[int, ...]
+    confidence: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
 class ImageFeed:
     """A feed over a dataset's images.
 
@@ -66,7 +83,9 @@ class ImageFeed:
         cacheable: whether the learner takes the frozen tower's features for images.
         names: tensors of augmented images that the learner's batches must carry; each is a draw of its own.
         weights: of the labelled images in the loss (N,).
-        chosen: places in the pool that the labelled images were taken from (N,), so that nothing is encoded twice.
+        chosen: places in the pool that the first of the labelled images were taken from (N,), so that nothing is
+            encoded twice.
+        labellings: what the pool was taken for so far, in order; all feeds made of one share the record.
         other: whose batches go along as ``unlabeled``.
         selection: which held-out images are handed out, noting those that are read.
         reporter, clock: tell and time the encoding of images.
@@ -79,6 +98,7 @@ class ImageFeed:
     names: tuple[str, ...] = ("image",)
     weights: Tensor | None = None
     chosen: Tensor | None = None
+    labellings: list[Labelling] = field(default_factory=list)
     other: Feed | None = None
     selection: Selection = field(default_factory=Selection)
     reporter: Reporter = field(default_factory=lambda: Reporter(quiet=True))
@@ -130,19 +150,56 @@ class ImageFeed:
             bank = self._encoded(model, self._items(source), views, update).to(model.device)
         return replace(bank, labels=None) if source == "pool" else bank
 
-    def labelled_as(self, labels: Tensor, weights: Tensor | None = None) -> ImageFeed:
-        """A feed whose labelled images are the pool's, with these labels; -1 leaves an image out."""
-        size = len(self.splits.pool)
-        if labels.shape != (size,):
-            raise VlpromptError(f"the pool has {size} images, and {len(labels)} labels were given for it")
-        chosen = [i for i, label in enumerate(labels.tolist()) if label >= 0]
-        if not chosen:
+    @property
+    def pool_classes(self) -> tuple[int, ...]:
+        """Labels that the pool's images may have."""
+        return self.splits.pool_classes or tuple(range(len(self.class_names)))
+
+    def count(self, source: Source) -> int:
+        """How many images a source has."""
+        return len({"labelled": self.splits.train, "pool": self.splits.pool}.get(source, self.splits.val))
+
+    def in_order(self, source: Source = "pool") -> Iterator[Batch]:
+        """The images of a source once each in their order, as a test sees them and without labels."""
+        if self.cacheable:
+            yield from replace(self.bank(source), labels=None).eval_batches()
+            return
+        images = ImageItems(self.splits, self._items(source), eval_transform(self.clip))
+        for batch in eval_batches(images, workers=self.loading.workers, device=self.clip.device):
+            del batch["label"]
+            yield batch
+
+    def labelled_as(
+        self, labels: Tensor | PseudoLabels, weights: Tensor | None = None, *, keep_labelled: bool = False
+    ) -> ImageFeed:
+        """A feed whose labelled images are the pool's, with these labels, and behind them those that have labels."""
+        chosen = labels if isinstance(labels, PseudoLabels) else self._one_each(labels)
+        places, found = chosen.index.cpu(), chosen.label.tolist()
+        if not found:
             raise VlpromptError("no image of the pool has a label, so there is nothing to learn from")
-        names = self.splits.class_names
-        train = [replace(self.splits.pool[i], label=int(labels[i]), class_name=names[int(labels[i])]) for i in chosen]
-        places = torch.tensor(chosen)
-        kept = None if weights is None else weights.cpu()[places]
-        return replace(self, splits=replace(self.splits, train=train), weights=kept, chosen=places)
+        names, pool, own = self.splits.class_names, self.splits.pool, self.splits.train if keep_labelled else ()
+        taken = [replace(pool[i], label=y, class_name=names[y]) for i, y in zip(places.tolist(), found, strict=True)]
+        self._tell_classes_without(set(found))
+        confidence = tuple(chosen.confidence.tolist())
+        self.labellings.append(Labelling(tuple(item.path for item in taken), tuple(found), confidence))
+        kept = None if weights is None else torch.cat([weights.cpu()[places], torch.ones(len(own))])
+        return replace(self, splits=replace(self.splits, train=[*taken, *own]), weights=kept, chosen=places)
+
+    def _tell_classes_without(self, found: set[int]) -> None:
+        """Warn of classes that no image of the pool is taken for, which will not be learnt from it."""
+        lacking = [self.class_names[y] for y in self.pool_classes if y not in found]
+        if lacking:
+            more = f" and {len(lacking) - SHOWN} more" if len(lacking) > SHOWN else ""
+            warn(f"no image of the pool is taken for {', '.join(map(repr, lacking[:SHOWN]))}{more}")
+
+    def _one_each(self, labels: Tensor) -> PseudoLabels:
+        """Labels of all images of the pool as a choice of those that have one."""
+        if labels.shape != (len(self.splits.pool),):
+            raise VlpromptError(
+                f"the pool has {len(self.splits.pool)} images, and {len(labels)} labels were given for it"
+            )
+        index = (labels >= 0).nonzero().squeeze(1)
+        return PseudoLabels(index, labels[index], torch.empty(0))
 
     def where(self, *, domain: str) -> ImageFeed:
         """A feed of one domain's images."""
@@ -175,8 +232,11 @@ class ImageFeed:
 
     def _encoded(self, clip: FrozenCLIP, items: Sequence[Item], views: int, progress: Any) -> FeatureBank:
         if self.chosen is not None and items is self.splits.train:
-            pool = self._encoded(clip, self.splits.pool, views, progress)
-            return FeatureBank(pool.features[:, self.chosen], torch.tensor([item.label for item in items]))
+            features = self._encoded(clip, self.splits.pool, views, progress).features[:, self.chosen]
+            own = items[len(self.chosen) :]
+            if own:
+                features = torch.cat([features, self._encoded(clip, own, views, progress).features], dim=1)
+            return FeatureBank(features, torch.tensor([item.label for item in items]))
         transform = eval_transform(clip) if views == 1 else self._transform(clip)
         how = {"seed": self.loading.seed, "workers": self.loading.workers, "progress": progress}
         return FeatureBank.open_or_build(clip, self.splits, items, transform=transform, views=views, **how)
@@ -185,11 +245,13 @@ class ImageFeed:
         return train_transform(clip, self.loading.transform, mirror=self.splits.mirror)
 
     def _extra(self, source: Source, items: Sequence[Item]) -> dict[str, Tensor]:
-        """What is known of each image besides its label: ``domain``, and ``weight`` in the loss."""
+        """What is known of each image besides its label: ``domain``, ``weight`` in the loss, ``pseudo``."""
         numbers = {name: i for i, name in enumerate(self.domains)}
         extra = {"domain": torch.tensor([numbers.get(item.domain, -1) for item in items])} if numbers else {}
         if self.weights is not None and source == "labelled":
             extra["weight"] = self.weights
+        if self.chosen is not None and source == "labelled" and len(items) > len(self.chosen):
+            extra["pseudo"] = torch.arange(len(items)) < len(self.chosen)
         return extra
 
     def _cached(self, items: Sequence[Item], views: int | str, every_view: bool = False) -> tuple[Draw, int]:

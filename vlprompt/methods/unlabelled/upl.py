@@ -9,35 +9,17 @@ and one backbone labels the pool.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vlprompt.data.splits import NO_LABEL
-from vlprompt.errors import VlpromptError
+from vlprompt.base.parts import parse_part
 from vlprompt.learner import register
-from vlprompt.learner.learning import Feed, Train
+from vlprompt.learner.labelers import LABELERS, label_pool
+from vlprompt.learner.learning import Feed, PseudoLabels, Train
 from vlprompt.methods.prompts.coop import CoOp
-
-
-def surest_of_each_class(probabilities: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Indices and classes of the K surest images of each predicted class, class by class, the surest first.
-
-    A class that no image is taken for gets none, and another may get fewer than K; nothing else is asked of them.
-
-    Args:
-        probabilities: (N, C); of several models their mean.
-        k: images a class, at most.
-    """
-    confidence, predicted = probabilities.max(dim=1)
-    index = []
-    for c in range(probabilities.shape[1]):
-        of_class = (predicted == c).nonzero().squeeze(1)
-        index.append(of_class[confidence[of_class].argsort(descending=True, stable=True)[:k]])
-    chosen = torch.cat(index)
-    return chosen, predicted[chosen]
 
 
 @register("upl", paper="arXiv:2204.03649", trains=("text",), labels="none")
@@ -49,31 +31,26 @@ class UPL(CoOp):
         """Settings, as CoOp's with sixteen random tokens.
 
         Attributes:
-            pseudo_shots: K, images of each predicted class at most.
+            labeler: which images of the pool are taken for which class, see ``vlprompt.learner.labelers``.
             template: of the zero-shot classifier that labels the pool; None takes the dataset's own.
         """
 
         n_ctx: int | None = 16
-        pseudo_shots: int = 16
+        labeler: str = "top_k(k=16)"
         template: list[str] | None = None
 
     config: Config
 
     def setup(self) -> None:
         """Create the context (n, d_t)."""
-        if self.config.pseudo_shots < 1:
-            raise VlpromptError(f"pseudo_shots must be at least 1, not {self.config.pseudo_shots}")
+        self.labeler = parse_part(self.config.labeler, LABELERS)
         super().setup()
 
-    def label(self, image_features: Tensor) -> Tensor:
-        """Pseudo-labels (N,) of image features (N, D); -1 leaves an image out."""
+    def label(self, image_features: Tensor, classes: Sequence[int] | None = None) -> PseudoLabels:
+        """What zero-shot CLIP says of a pool's image features (N, D), whose labels are among ``classes``."""
         zero_shot = self.clip.similarity(F.normalize(image_features, dim=-1), self.frozen_text(self.config.template))
-        index, classes = surest_of_each_class(zero_shot.softmax(dim=1), self.config.pseudo_shots)
-        labels = torch.full((len(image_features),), NO_LABEL, device=classes.device)
-        labels[index] = classes
-        return labels
+        return label_pool(self.labeler, zero_shot, self.clip.logit_scale, classes)
 
     def learn(self, feed: Feed, train: Train) -> None:
         """Label the pool once, and train on what it is surest of."""
-        labels = self.label(feed.bank("pool").features[0])
-        train(self, feed.labelled_as(labels.cpu()).batches())
+        train(self, feed.labelled_as(self.label(feed.bank("pool").features[0], feed.pool_classes)).batches())
