@@ -180,6 +180,7 @@ def test_what_there_is_is_listed(capsys: pytest.CaptureFixture[str]) -> None:
     assert "digits" in said(capsys, ["list", "datasets", "dig*"])
     assert "base_to_new" in said(capsys, ["list", "protocols"])
     assert "openai" in said(capsys, ["list", "backbones", "ViT-B-16"])
+    assert "no substitute for CLIP" in said(capsys, ["list", "backbones", "vlprompt-tiny"])
     assert "maple/base_to_new" in said(capsys, ["list", "recipes", "maple/*"])
 
 

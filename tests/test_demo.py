@@ -14,7 +14,9 @@ import torch
 from PIL import Image
 from torchvision.transforms import v2
 
+import vlprompt
 from vlprompt.clip import tiny
+from vlprompt.clip.class_names import describe_unseen
 from vlprompt.demo import emoji, glyphs
 from vlprompt.errors import VlpromptError
 
@@ -186,6 +188,40 @@ def test_tiny_is_a_standard_openclip_model_in_little_space(tiny_model):
     assert model.token_embedding.weight.shape[0] == tokenizer.vocab_size
     assert not model.training
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+
+
+def test_the_file_packs_token_rows_in_eight_bits_and_gives_them_back(tmp_path, tiny_model):
+    state = tiny_model[0].state_dict()
+    tiny.save_tiny(state, tiny.tiny_config(), tmp_path)
+    model, _ = tiny.load_tiny(tmp_path)
+    rows, again = state[tiny.EMBEDDING], model.token_embedding.weight
+    largest = rows.abs().amax(1, keepdim=True)
+    assert (rows - again).abs().le(largest * (0.5 / 127 + 1e-3)).all()
+    assert (tmp_path / tiny.WEIGHTS).stat().st_size <= 25e6
+
+
+def test_a_file_of_another_shape_is_refused_in_a_sentence(tmp_path, tiny_model):
+    config = tiny.tiny_config()
+    tiny.save_tiny(tiny_model[0].state_dict(), config, tmp_path)
+    config["model_cfg"]["vision_cfg"]["layers"] += 1
+    (tmp_path / tiny.CONFIG).write_text(json.dumps(config))
+    with pytest.raises(VlpromptError, match=r"does not hold the model of open_clip_config.json"):
+        tiny.load_tiny(tmp_path)
+    (tmp_path / tiny.WEIGHTS).write_bytes(b"cut short")
+    with pytest.raises(VlpromptError, match=r"does not hold the model of open_clip_config.json"):
+        tiny.load_tiny(tmp_path)
+
+
+def test_names_without_a_word_of_any_caption_are_unseen():
+    assert tiny.unseen_names(["red fox", "Dogs", "axolotl", "7", "ATR-72"]) == ["axolotl", "ATR-72"]
+
+
+def test_class_names_far_from_the_captions_are_told_once():
+    clip = vlprompt.load_clip("vlprompt-tiny")
+    near, far = ("cat", "dog", "horse", "okapi", "tapir"), ("husky cat", "monkshood", "fritillary")
+    assert not describe_unseen(clip, (*near[:4], "cow"))
+    (said,) = describe_unseen(clip, far)
+    assert "any word of 2 of 3 class names, such as 'monkshood', 'fritillary'" in said
 
 
 def test_loading_tiny_leaves_the_seed_alone():

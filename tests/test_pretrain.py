@@ -1,12 +1,17 @@
 """The scripts that pretrain `vlprompt-tiny`, on a few made-up images and phrases."""
 
+import io
 import json
 import random
+import zipfile
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
+import vlprompt
+from scripts.measure_tiny import linear_probe, of_zip
 from scripts.pretrain.__main__ import read_config
 from scripts.pretrain.align import ALIGN_DEFAULTS, contrastive_loss, run_align
 from scripts.pretrain.augment import MOVES, draw_images
@@ -224,3 +229,16 @@ def test_templates_are_the_ones_of_clip_and_ours():
     templates = all_templates()
     assert len(templates) > 90
     assert all(template.count("{}") == 1 for template in random.Random(0).sample(templates, 20))
+
+
+def test_a_zips_folders_are_labels_in_the_given_order(tmp_path):
+    with zipfile.ZipFile(tmp_path / "photos.zip", "w") as archive:
+        for name, shade in (("b/1.png", 0), ("b/2.png", 0), ("a/1.png", 255)):
+            buffer = io.BytesIO()
+            Image.new("L", (20, 30), shade).save(buffer, "png")
+            archive.writestr(name, buffer.getvalue())
+    clip = vlprompt.load_clip("vlprompt-tiny")
+    found = of_zip(clip, tmp_path / "photos.zip", ["b", "a"], every=1)
+    assert found.labels.tolist() == [0, 0, 1]
+    assert torch.equal(found.features[0], found.features[1])
+    assert linear_probe(found, found) == 100

@@ -12,6 +12,7 @@ from vlprompt.base.reporter import make_console
 from vlprompt.cli._shared import check_keys, command, parse
 from vlprompt.clip.loading import TINY
 from vlprompt.clip.openclip import list_models, pretrained_tags
+from vlprompt.clip.tiny import PURPOSE
 from vlprompt.errors import VlpromptError, nearest
 from vlprompt.evaluation.protocols import PROTOCOLS
 from vlprompt.learner.registration import METHODS
@@ -37,9 +38,9 @@ def protocols(pattern: str) -> Lines:
 
 
 def backbones(pattern: str) -> Lines:
-    """Name and pretrained tags of each backbone."""
+    """Name of each backbone, with its pretrained tags, or what the embedded one is for."""
     tags = {name: ", ".join(pretrained_tags(name)) for name in list_models()}
-    every = {TINY: "embedded", **tags}
+    every = {TINY: PURPOSE, **tags}
     return [(name, every[name] or "no published weights") for name in fnmatch.filter(every, pattern)]
 
 

@@ -10,9 +10,11 @@ import open_clip
 from torch import Tensor
 
 from vlprompt.clip.frozen import FrozenCLIP, natural_name
+from vlprompt.clip.tiny import TINY_NAME, unseen_names
 from vlprompt.errors import VlpromptError, warn
 
 SHOWN = 3  # names of a sentence
+FAR = 0.25  # the share of class names behind which a list is far from what the embedded model has seen
 # Lists that were looked at, by model, for as long as it lives: scoring a learner sets its class names again and again.
 _KNOWN: WeakKeyDictionary[FrozenCLIP, set[tuple[str, ...]]] = WeakKeyDictionary()
 
@@ -35,7 +37,7 @@ def check_names(clip: FrozenCLIP, class_names: Sequence[str], shared_names: bool
     same, alike = describe_alike(clip, names)
     if same and not shared_names and not _published(clip, names):
         raise VlpromptError(same[0])
-    for sentence in (*same, *alike):
+    for sentence in (*same, *(alike or describe_unseen(clip, names))):
         warn(sentence)
     known.add(names)
 
@@ -60,6 +62,23 @@ def describe_alike(clip: FrozenCLIP, class_names: Sequence[str]) -> tuple[list[s
         for group in alike[:1]
     ]
     return of_data, of_model
+
+
+def describe_unseen(clip: FrozenCLIP, class_names: Sequence[str]) -> list[str]:
+    """Return what is to be said of names that the embedded model has seen no picture of: a sentence or none.
+
+    A few such names among many are left unsaid.
+    """
+    if clip.name != TINY_NAME:
+        return []
+    unseen = unseen_names([natural_name(name) for name in class_names])
+    if len(unseen) < FAR * len(class_names):
+        return []
+    return [
+        f"{clip.name} saw no picture in its pretraining that was called by any word of {len(unseen)} of "
+        f"{len(class_names)} class names, such as {_quoted(unseen)}: expect little of it there, or take a larger "
+        "backbone, such as backbone=ViT-B-16 pretrained=openai"
+    ]
 
 
 def find_alike(clip: FrozenCLIP, class_names: Sequence[str]) -> tuple[list[list[str]], list[list[str]]]:

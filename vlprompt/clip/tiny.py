@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +20,12 @@ from vlprompt.errors import VlpromptError
 
 TINY_NAME = "vlprompt-tiny"
 FOLDER = Path(__file__).parents[1] / "demo" / TINY_NAME
-CONFIG, WEIGHTS = "open_clip_config.json", "model.safetensors"
+CONFIG, WEIGHTS, WORDS = "open_clip_config.json", "model.safetensors", "words.txt"
+PURPOSE = (
+    "embedded; to learn, test and compare methods offline, on emoji, drawings and small photos: no substitute for CLIP"
+)
+
+LITTLE = frozenset(("a", "an", "and", "at", "by", "for", "from", "in", "of", "on", "or", "the", "to", "with"))
 
 EMBEDDING = "token_embedding.weight"
 ROWS, ROW_SCALES = "token_embedding.int8", "token_embedding.scale"
@@ -50,6 +58,30 @@ def load_tiny(folder: Path = FOLDER) -> tuple[CLIP, SimpleTokenizer]:
         raise VlpromptError(f"'{weights}' does not hold the model of {CONFIG} beside it ({problem})") from error
     set_model_preprocess_cfg(model, {"size": config["vision_cfg"]["image_size"], "mode": "RGB", **preprocessing})
     return model.eval(), SimpleTokenizer(context_length=config["text_cfg"]["context_length"])
+
+
+@cache
+def seen_words() -> frozenset[str]:
+    """Return the words of the captions that the embedded model was pretrained on."""
+    return frozenset((FOLDER / WORDS).read_text(encoding="utf-8").split())
+
+
+def words_of(name: str) -> list[str]:
+    """Return a name's words as captions are counted by them: of letters alone, small, and without a plural's s.
+
+    >>> words_of("Sea or Lake"), words_of("Golden Retrievers"), words_of("737-800")
+    (['sea', 'lake'], ['golden', 'retriever'], [])
+    """
+    words = re.findall(r"[^\W\d_]+", name.lower())
+    return [w.removesuffix("s") if len(w) > 3 and not w.endswith("ss") else w for w in words if w not in LITTLE]
+
+
+def unseen_names(class_names: Sequence[str]) -> list[str]:
+    """Return the names of which no word stood in any caption of pretraining: it saw no picture called so.
+
+    A name of one letter or digit, or of numbers alone, is none of them.
+    """
+    return [n for n in class_names if (words := words_of(n)) and not seen_words().intersection(words)]
 
 
 def unpacked(tensors: dict[str, torch.Tensor], vocabulary: int) -> dict[str, torch.Tensor]:
