@@ -34,9 +34,10 @@ USAGE = """vlprompt predict learner=DIR IMAGE… [classes=[cat,dog,…]|FILE] [t
 
 `learner` (or `run`) is a saved learner, a run, or hf://user/name. An IMAGE is a file, a folder (all images below it),
 a pattern, or - for paths from stdin, one a line. Names and probabilities come in the order of the images, while later
-ones are decoded in threads; any number fits in memory. `classes` has other class names, as a list or a file with one a
-line. jsonl is one JSON object a line; in csv, text that a spreadsheet would take for a formula has an apostrophe in
-front. Images that cannot be read are told on stderr and left out; the exit status is then 1."""
+ones are decoded in threads; any number fits in memory. A transductive learner predicts all of them jointly, and the
+output says so. `classes` has other class names, as a list or a file with one a line. jsonl is one JSON object a line;
+in csv, text that a spreadsheet would take for a formula has an apostrophe in front. Images that cannot be read are
+told on stderr and left out; the exit status is then 1."""
 KEYS = (
     "learner",
     "run",

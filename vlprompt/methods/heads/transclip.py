@@ -28,7 +28,7 @@ from vlprompt.learner.facts import Facts
 from vlprompt.learner.learning import Feed, Train
 from vlprompt.learner.objectives import Batch
 from vlprompt.learner.selection import choose, grid_points, keep_settings, refitted
-from vlprompt.methods.heads.neighbours import Similar, as_sparse, most_similar
+from vlprompt.methods.heads.neighbours import as_sparse, most_similar
 from vlprompt.methods.heads.on_text import OnText
 
 KEPT = ("support", "support_labels", "val", "val_labels")  # what labelled images leave with the learner
@@ -43,11 +43,11 @@ class State(NamedTuple):
     variance: Tensor
 
 
-class Graph(NamedTuple):
-    """Who votes for whom: each image's neighbours (Q, Q), and those of labelled and test images in a row (S+Q, Q)."""
+class Votes(NamedTuple):
+    """Wᵀz + Wz: test images' among themselves, a symmetric matrix (Q, Q), and labelled images' (Q, C), which stay."""
 
     own: Tensor
-    all: Tensor
+    labelled: Tensor | float = 0.0
 
 
 @register("transclip", paper="arXiv:2406.01837", labels="none", head=True, predicts="jointly", paper_settings="val")
@@ -179,7 +179,7 @@ class TransCLIP(OnText):
 
     def solve(self, v: Tensor, log_y: Tensor, gammas: Sequence[float], of_a_learner: bool = False) -> list[Tensor]:
         """Log z (Q, C) for each γ, of which there is one that nothing asks for without labelled images."""
-        c, graph, found = self.config, self.graph(v), []
+        c, votes, found = self.config, self.votes(v), []
         state = start = State(log_y, self.first_means(v, log_y.exp()), torch.full_like(v[0], 1 / v.shape[1]))
         for gamma in gammas:
             state = state if c.as_published else start
@@ -187,36 +187,35 @@ class TransCLIP(OnText):
                 log_z = state.log_z
                 # a Gaussian's log-likelihood but for |v|²/σ², which all classes share
                 likelihood = (v / state.variance) @ state.means.T - state.means.square() @ (0.5 / state.variance)
+                fixed = likelihood / c.temperature + votes.labelled
                 for _ in range(c.sweeps):
                     text = log_z if of_a_learner and c.as_published else log_y
-                    votes = self.votes(graph, log_z.exp()) / (2 * c.neighbours)
-                    log_z = (c.text_weight * text + likelihood / c.temperature + votes).log_softmax(dim=1)
+                    heard = torch.sparse.mm(votes.own, log_z.exp())
+                    log_z = torch.add(heard, text, alpha=c.text_weight).add_(fixed).log_softmax(dim=1)
                 last = i == c.rounds - 1
                 state = State(log_z, *(state[1:] if last else self.gaussians(v, log_z.exp(), gamma)))
             found.append(state.log_z)
         return found
 
-    def graph(self, v: Tensor) -> Graph:
-        """The neighbours among test images v (Q, D) of each of them, and of the labelled ones."""
+    def votes(self, v: Tensor) -> Votes:
+        """What images v (Q, D) hear from the neighbours that each has, and from those whose neighbour it is."""
         k, published = self.config.neighbours, self.config.as_published
-        own = most_similar(v, v, k, own=0)
+        each = most_similar(v, v, k, own=0)
         if not self.config.support:
-            graph = as_sparse(own, len(v))
-            return Graph(graph, graph)
+            return Votes(self.both_ways(as_sparse(each, len(v))))
         labelled = most_similar(self.support, v, k, skip=int(published))
-        both = Similar(*(_stacked(a, b) for a, b in zip(labelled, own, strict=True)))
-        # theirs takes the first rows for the test images', which are the labelled ones'
-        first = slice(len(v)) if published else slice(len(self.support), None)
-        return Graph(as_sparse(Similar(both.index[first], both.cosine[first]), len(v)), as_sparse(both, len(v)))
+        # theirs has labelled images first in the rows, and last among the assignments
+        rows = torch.cat([as_sparse(labelled, len(v)), as_sparse(each, len(v))])
+        place = torch.arange(rows.shape[0], device=v.device)
+        own, known = (place[: len(v)], place[len(v) :]) if published else (place[-len(v) :], place[: -len(v)])
+        classes = F.one_hot(self.support_labels.long(), len(self.class_names)).to(v)
+        heard: Tensor = torch.sparse.mm(rows.index_select(0, known).t(), classes)
+        return Votes(self.both_ways(rows.index_select(0, own)), heard / (2 * k))
 
-    def votes(self, graph: Graph, z: Tensor) -> Tensor:
-        """(Wᵀz + Wz) (Q, C): of those that have an image for a neighbour, and of its own neighbours."""
-        voters = z
-        if self.config.support:
-            known = F.one_hot(self.support_labels.long(), z.shape[1]).to(z)
-            voters = torch.cat([z, known] if self.config.as_published else [known, z])
-        votes: Tensor = torch.sparse.mm(graph.all.t(), voters) + torch.sparse.mm(graph.own, z)
-        return votes
+    def both_ways(self, own: Tensor) -> Tensor:
+        """W + Wᵀ (Q, Q), so scaled that each neighbour's whole vote counts 1/2k."""
+        both: Tensor = ((own + own.t()) / (2 * self.config.neighbours)).coalesce()
+        return both
 
     def first_means(self, v: Tensor, z: Tensor) -> Tensor:
         """Means (C, D) of labelled images, or of those that the start takes for a class most surely."""
@@ -241,9 +240,3 @@ class TransCLIP(OnText):
         means = F.normalize(sums, dim=-1)
         spread = square - 2 * (means * sums).sum(dim=0) + total @ means.square()
         return means, (spread / total.sum()).clamp_min(LEAST_VARIANCE)
-
-
-def _stacked(labelled: Tensor, own: Tensor) -> Tensor:
-    """Rows of neighbours below each other; one image alone has no other to be a neighbour."""
-    k = max(labelled.shape[1], own.shape[1])
-    return torch.cat([F.pad(part, (0, k - part.shape[1])) for part in (labelled, own)])
