@@ -35,7 +35,7 @@ PATHS = {
     "imagenet_one_each": "imagenet_one_each.zip",
     "wordnet": "/usr/share/wordnet/data.noun",
 }
-COMMON = {"data": "runs/pretrain/data", "work": "runs/pretrain/run", "until": 1_000_000, "threads": 1}
+COMMON = {"data": "runs/pretrain/data", "work": "runs/pretrain/run", "until": 1_000_000, "threads": 1, "device": "cpu"}
 
 
 def read_config(defaults: dict[str, Any], arguments: list[str]) -> DictConfig:

@@ -61,19 +61,19 @@ def read_captions(
     for source, index in drawn.index.items():
         data = material.sources[source]
         names, kinds = data["names"][index], data["kinds"][index]  # (b, 3) each
-        by_kind = torch.rand(len(index), generator=generator) < config.kind_share
+        by_kind = torch.rand(len(index), generator=generator, device=index.device) < config.kind_share
         by_kind &= (kinds >= 0).any(1)
         pool = torch.where(by_kind[:, None], kinds, names)
         concept = pool.gather(1, torch.multinomial((pool >= 0).float(), 1, generator=generator)).squeeze(1)
         templates = OWN_TEMPLATES[STYLE_OF.get(source, "photo")]
-        template = torch.randint(len(templates), (len(index),), generator=generator)
+        template = torch.randint(len(templates), (len(index),), generator=generator, device=index.device)
         pairs = zip(template.tolist(), concept.tolist(), strict=True)
         captions += [templates[t].format(material.concepts[c]) for t, c in pairs]
         said.append(concept)
         known.append(torch.cat([names, kinds], 1))
     spoken = torch.cat(said)
     truth = (torch.cat(known)[:, :, None] == spoken).any(1)  # (B, B)
-    of_emoji = torch.arange(len(spoken)) < len(drawn.index["emoji"])
+    of_emoji = torch.arange(len(spoken), device=spoken.device) < len(drawn.index["emoji"])
     counts = ~(of_emoji[:, None] & torch.isin(spoken, material.forbidden)[None])
     return captions, truth & counts, counts
 
@@ -94,7 +94,7 @@ def align_losses(pair: Pair, material: Material, texts: Texts, step: int, config
     """Return the parts of the step's loss, weighted."""
     seed = -1 - config.seed * STEPS_OF_A_SEED - step  # other draws than the trunk's
     drawn = material.draw(seed, config, taught_all=True)
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator(material.device).manual_seed(seed)
     student, clip = pair.student, pair.clip
     keep = config.keep if step < config.whole_from * config.steps else 10**6
     x, v = student(drawn.images, keep, generator)
@@ -146,8 +146,8 @@ def build_pair(material: Material, config: DictConfig) -> Pair:
 
 def run_align(data: Path, work: Path, config: DictConfig) -> None:
     """Train both towers to rate zero and write the file."""
-    material, texts = Material(data), Texts(data, config.frame_share)
-    pair, averaged = build_pair(material, config), build_pair(material, config)
+    material, texts = Material(data, config.device), Texts(data, config.frame_share, config.device)
+    pair, averaged = (build_pair(material, config).to(config.device) for _ in range(2))
     shares = {n: config.text_lr for n, _ in pair.named_parameters() if n.startswith("clip.")}
     optimizer = build_optimizer(pair, config, {"student.bank": config.bank_lr} | shares)
     watch = AlignWatch(material, texts, averaged)

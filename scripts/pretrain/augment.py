@@ -33,7 +33,7 @@ MOVES = {
 
 def uniform(shape: tuple[int, ...], low: float, high: float, generator: torch.Generator) -> torch.Tensor:
     """Return uniform draws of `shape` in [low, high)."""
-    return torch.rand(shape, generator=generator) * (high - low) + low
+    return torch.rand(shape, generator=generator, device=generator.device) * (high - low) + low
 
 
 def move(images: torch.Tensor, source: str, size: int, generator: torch.Generator) -> torch.Tensor:
@@ -44,9 +44,9 @@ def move(images: torch.Tensor, source: str, size: int, generator: torch.Generato
     shear = uniform((b,), -by.shear, by.shear, generator)
     crop = uniform((b, 2), by.smallest, by.largest, generator).sqrt()  # side lengths: the range above is one of areas
     if by.mirror:
-        crop[:, 0] *= torch.where(torch.rand(b, generator=generator) < 0.5, -1.0, 1.0)
+        crop[:, 0] *= torch.where(uniform((b,), 0, 1, generator) < 0.5, -1.0, 1.0)
     room = (1 - crop.abs()).abs() * 0.8 + 0.02
-    shift = (torch.rand((b, 2), generator=generator) * 2 - 1) * room
+    shift = (uniform((b, 2), 0, 1, generator) * 2 - 1) * room
     cos, sin = angle.cos(), angle.sin()
     slanted = shear * crop[:, 1]
     rows = [cos * crop[:, 0], slanted - sin * crop[:, 1], shift[:, 0], sin * crop[:, 0], cos * crop[:, 1], shift[:, 1]]
@@ -58,8 +58,8 @@ def move(images: torch.Tensor, source: str, size: int, generator: torch.Generato
 
 def paper(b: int, generator: torch.Generator) -> torch.Tensor:
     """Return background colours (b, 3, 1, 1): half white, the others light, dark or anything."""
-    colour = torch.rand((b, 3), generator=generator)
-    kind = torch.rand((b, 1), generator=generator)
+    colour = uniform((b, 3), 0, 1, generator)
+    kind = uniform((b, 1), 0, 1, generator)
     colour = torch.where(kind < 0.75, 0.75 + 0.25 * colour, colour)
     return torch.where(kind < 0.5, torch.ones_like(colour), colour)[:, :, None, None]
 
@@ -68,20 +68,20 @@ def recolour(images: torch.Tensor, strength: float, generator: torch.Generator) 
     """Return images (B, 3, H, W) with random brightness, contrast, saturation and a little noise."""
     b = len(images)
     brightness, contrast, saturation = uniform((3, b, 1, 1, 1), 1 - strength, 1 + strength, generator)
-    saturation = torch.where(torch.rand((b, 1, 1, 1), generator=generator) < 0.1, 0.0, saturation)
+    saturation = torch.where(uniform((b, 1, 1, 1), 0, 1, generator) < 0.1, 0.0, saturation)
     grey = images.mean(1, keepdim=True)
     images = grey + (images - grey) * saturation
     middle = images.mean((1, 2, 3), keepdim=True)
     images = (middle + (images - middle) * contrast) * brightness
     noise = uniform((b, 1, 1, 1), 0.0, 0.04, generator)
-    return (images + noise * torch.randn(images.shape, generator=generator)).clamp(0, 1)
+    return (images + noise * torch.randn(images.shape, generator=generator, device=images.device)).clamp(0, 1)
 
 
 def blur(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """Return images (B, 3, H, W), three in ten of them blurred by a three-pixel mean of random weight."""
     b = len(images)
-    weight = torch.rand((b, 1, 1, 1), generator=generator)
-    weight = torch.where(torch.rand((b, 1, 1, 1), generator=generator) < 0.3, weight, 0.0)
+    weight = uniform((b, 1, 1, 1), 0, 1, generator)
+    weight = torch.where(uniform((b, 1, 1, 1), 0, 1, generator) < 0.3, weight, 0.0)
     soft = F.avg_pool2d(F.pad(images, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
     return images + weight * (soft - images)
 
@@ -96,7 +96,7 @@ def draw_images(source: str, pixels: torch.Tensor, size: int, generator: torch.G
         images = moved[:, :3] + (1 - moved[:, 3:]) * paper(b, generator)
     elif channels == 1:
         mask = move(images, source, size, generator)
-        light, dark = 0.7 + 0.3 * torch.rand((2, b, 3, 1, 1), generator=generator)
+        light, dark = 0.7 + 0.3 * uniform((2, b, 3, 1, 1), 0, 1, generator)
         images = light * (1 - mask) + (1 - dark) * mask
     else:
         images = move(images, source, size, generator)

@@ -118,7 +118,8 @@ def run_loop(
     if checkpoint.exists():
         parts, facts = read_checkpoint(checkpoint)
         module.load_state_dict(parts["student"])
-        average.update(parts["average"])
+        for name, tensor in parts["average"].items():
+            average[name].copy_(tensor)
         restore_optimizer(optimizer, parts["optimizer"])
     forget_after(log, facts["step"])
     step, sums = facts["step"], facts["sums"]  # of the parts of the loss, since the log's last line

@@ -35,7 +35,8 @@ class Probes:
         for part in ("train", "val"):
             items = list(getattr(splits, part))
             images = torch.stack([to_tensor(splits.open_image(item).convert("RGB")) for item in items])
-            found[part] = (self.material.normalise(images), torch.tensor([item.label for item in items]))
+            labels = torch.tensor([item.label for item in items], device=self.material.device)
+            found[part] = (self.material.normalise(images.to(self.material.device)), labels)
         choice = self.material.sources["choice"]
         labels = choice["names"][:, 0].unique(return_inverse=True)[1]
         found["choice"] = (self.material.normalise(choice["pixels"].float() / 255), labels)
@@ -80,5 +81,5 @@ def accuracy(scores: torch.Tensor, labels: torch.Tensor) -> float:
 
 def linear(train: torch.Tensor, train_labels: torch.Tensor, test: torch.Tensor, test_labels: torch.Tensor) -> float:
     """Return the accuracy in percent of logistic regression."""
-    probe = LogisticRegression(max_iter=1000, C=10.0).fit(train.numpy(), train_labels.numpy())
-    return round(100 * float(probe.score(test.numpy(), test_labels.numpy())), 1)
+    probe = LogisticRegression(max_iter=1000, C=10.0).fit(train.cpu().numpy(), train_labels.cpu().numpy())
+    return round(100 * float(probe.score(test.cpu().numpy(), test_labels.cpu().numpy())), 1)

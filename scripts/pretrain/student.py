@@ -49,8 +49,8 @@ def drop_patches(x: torch.Tensor, keep: int, generator: torch.Generator) -> torc
     b, length, d = x.shape
     if keep >= length - 1:
         return x
-    order = torch.rand((b, length - 1), generator=generator).topk(keep).indices + 1  # (B, keep)
-    index = torch.cat([torch.zeros((b, 1), dtype=order.dtype), order], 1)
+    order = torch.rand((b, length - 1), generator=generator, device=x.device).topk(keep).indices + 1  # (B, keep)
+    index = torch.cat([torch.zeros_like(order[:, :1]), order], 1)
     return x.gather(1, index[:, :, None].expand(-1, -1, d))
 
 
@@ -69,5 +69,5 @@ def text_features(model: CLIP, tokens: torch.Tensor) -> torch.Tensor:
     length = tokens.shape[1]
     x = model.token_embedding(tokens) + model.positional_embedding[:length]
     x = through(model.transformer.resblocks, x, model.attn_mask[:length, :length])
-    x = model.ln_final(x[torch.arange(len(x)), tokens.argmax(1)])
+    x = model.ln_final(x[torch.arange(len(x), device=x.device), tokens.argmax(1)])
     return x @ model.text_projection

@@ -40,7 +40,8 @@ TEXT_DEFAULTS = {
 class Texts:
     """All phrases as tokens, with the vectors (N, D) that the text tower is to give them."""
 
-    def __init__(self, data: Path, frame_share: float):
+    def __init__(self, data: Path, frame_share: float, device: str = "cpu"):
+        self.device = device
         plain, tensors = load_phrases(data / "phrases.safetensors")
         joint = load_file(data / "joint.safetensors")
         self.mean, self.basis = joint["mean"], joint["basis"]
@@ -50,7 +51,7 @@ class Texts:
         near = F.normalize(names[of] + frame_share * styles[by], dim=-1)
         templates = all_templates()
         framed = [templates[t].format(plain[i]) for t, i in tensors["framed"].tolist()]
-        self.texts, self.targets = [*plain, *framed], torch.cat([names, near])
+        self.texts, self.targets = [*plain, *framed], torch.cat([names, near]).to(device)
         self.tokenizer = get_tokenizer("ViT-B-32")
         self.tokens = [self.encode(text) for text in self.texts]
         self.place = {phrase: i for i, phrase in enumerate(plain)}
@@ -63,7 +64,7 @@ class Texts:
     def pad(self, rows: list[list[int]]) -> torch.Tensor:
         """Return token lists as one matrix (B, longest), padded at the end, where no token sees the padding."""
         longest = max(map(len, rows))
-        return torch.tensor([row + [0] * (longest - len(row)) for row in rows])
+        return torch.tensor([row + [0] * (longest - len(row)) for row in rows], device=self.device)
 
     def batch(self, step: int, size: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Return a step's tokens (B, longest) and targets (B, D): each epoch anew, texts of like length together."""
@@ -80,7 +81,7 @@ class Texts:
 
     def token_rows(self) -> torch.Tensor:
         """Return the vectors of the tokens' own strings (vocabulary, D); zeros for tokens that are no string."""
-        rows = torch.zeros(len(self.tokenizer.encoder), self.targets.shape[1])
+        rows = torch.zeros(len(self.tokenizer.encoder), self.targets.shape[1], device=self.device)
         for token, number in self.tokenizer.encoder.items():
             try:
                 word = bytes(self.tokenizer.byte_decoder[c] for c in token.removesuffix("</w>")).decode("utf-8")
@@ -116,7 +117,8 @@ class TextWatch:
         known = [e for e in index["emoji"] if e["split"] == "train"]
         self.tokens = texts.pad([texts.encode(f"a photo of a {e['name']}.") for e in known])
         self.classes = texts.pad([texts.encode(f"an emoji of a {name}.") for name in index["classes"]])
-        self.labels = torch.tensor([index["classes"].index(e["class"]) for e in known])
+        labels = [index["classes"].index(e["class"]) for e in known]
+        self.labels = torch.tensor(labels, device=texts.device)
 
     @torch.no_grad()
     def measure(self, clip: CLIP) -> dict[str, float]:
@@ -134,8 +136,8 @@ def freeze_images(clip: CLIP) -> CLIP:
 
 def run_text(data: Path, work: Path, config: DictConfig) -> None:
     """Train the text tower to the end of its schedule, or to a stop."""
-    texts = Texts(data, config.frame_share)
-    clip, averaged = (freeze_images(build_clip(config.seed)) for _ in range(2))
+    texts = Texts(data, config.frame_share, config.device)
+    clip, averaged = (freeze_images(build_clip(config.seed)).to(config.device) for _ in range(2))
     begin_text(clip, texts, config.row_scale)
     watch = TextWatch(texts)
 

@@ -95,13 +95,15 @@ def begin_from(visual: nn.Module, weights: Path) -> None:
 class Material:
     """All arrays that a step draws from, and the targets that go with them."""
 
-    def __init__(self, folder: Path):
-        self.sources, self.concepts = load_corpus(folder / "corpus.safetensors")
-        self.teacher = load_file(folder / "teacher.safetensors")
+    def __init__(self, folder: Path, device: str = "cpu"):
+        self.device = device
+        sources, self.concepts = load_corpus(folder / "corpus.safetensors")
+        self.sources = {s: {name: t.to(device) for name, t in data.items()} for s, data in sources.items()}
+        self.teacher = load_file(folder / "teacher.safetensors", device=device)
         natural = folder / "teacher_natural.safetensors"  # the longest to compute, so a file of its own
-        self.teacher |= load_file(natural) if natural.exists() else {}
+        self.teacher |= load_file(natural, device=device) if natural.exists() else {}
         self.teacher_mean = self.teacher["emoji"].float().mean(0)  # (1280,)
-        joint = load_file(folder / "joint.safetensors")
+        joint = load_file(folder / "joint.safetensors", device=device)
         trained = [
             data[field].max() for name, data in self.sources.items() for field in ("names", "kinds") if name != "choice"
         ]
@@ -110,14 +112,15 @@ class Material:
         self.other = joint["other"]  # class names of the probes
         place = {name: i for i, name in enumerate(self.concepts)}
         classes = emoji_index()["classes"]
-        self.forbidden = torch.tensor([place[c] for c in classes if place.get(c, len(self.start)) < len(self.start)])
+        known = [place[c] for c in classes if place.get(c, len(self.start)) < len(self.start)]
+        self.forbidden = torch.tensor(known, device=device)
         preprocessing = tiny_config()["preprocess_cfg"]
         self.normalise = v2.Normalize(preprocessing["mean"], preprocessing["std"])
 
     def targets(self, source: str, index: torch.Tensor, name_share: float) -> torch.Tensor:
         """Return each image's distribution over the concepts (B, concepts)."""
         data, b = self.sources[source], len(index)
-        rows = torch.zeros(b, len(self.start))
+        rows = torch.zeros(b, len(self.start), device=self.device)
         for field, share in (("names", name_share), ("kinds", 1 - name_share)):
             said = data[field][index]  # (B, 3)
             weight = (said >= 0).float()
@@ -129,7 +132,7 @@ class Material:
 
     def draw(self, step: int, config: DictConfig, taught_all: bool = False) -> Drawn:
         """Return what step `step` sees; all that the teacher has seen is taught, or what `config.taught` says."""
-        generator = torch.Generator().manual_seed(step)
+        generator = torch.Generator(self.device).manual_seed(step)
         images, targets, features, taught, drawn, at = [], [], [], [], {}, 0
         size = MODEL_CONFIG["vision_cfg"]["image_size"]
         for source, count in config.batch.items():
@@ -140,7 +143,7 @@ class Material:
             since = config.taught.get(source, math.inf)
             if source in self.teacher if taught_all else step % STEPS_OF_A_SEED >= since:
                 features.append(self.teacher[source][index].float() - self.teacher_mean)
-                taught.append(torch.arange(at, at + count))
+                taught.append(torch.arange(at, at + count, device=self.device))
             drawn[source], at = index, at + count
         whole = self.normalise(torch.cat(images))
         return Drawn(whole, torch.cat(targets), torch.cat(features), torch.cat(taught), drawn)
@@ -166,7 +169,7 @@ def trunk_losses(student: Student, material: Material, step: int, config: DictCo
     """Return the parts of the step's loss, weighted."""
     seed = config.seed * STEPS_OF_A_SEED + step
     drawn = material.draw(seed, config)
-    x, v = student(drawn.images, config.keep, torch.Generator().manual_seed(seed))
+    x, v = student(drawn.images, config.keep, torch.Generator(material.device).manual_seed(seed))
     alike = (F.normalize(student.bank, dim=-1) * material.start).sum(1).mean()
     return {
         "names": name_loss(student, v, drawn, material),
@@ -179,8 +182,8 @@ def run_trunk(data: Path, work: Path, config: DictConfig, until: int) -> None:
     """Train, or go on training, until step `until`."""
     from scripts.pretrain.probes import Probes
 
-    material = Material(data)
-    student, averaged = (Student(material.start, config.seed) for _ in range(2))
+    material = Material(data, config.device)
+    student, averaged = (Student(material.start, config.seed).to(config.device) for _ in range(2))
     if config.start:
         begin_from(student.visual, Path(config.start))
     optimizer = build_optimizer(student, config, {"bank": config.bank_lr})
