@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,7 @@ from vlprompt.data import load_split
 from vlprompt.data.bank import _read
 from vlprompt.evaluation import limited
 from vlprompt.evaluation.results import read_predictions, read_result
+from vlprompt.moved import MOVED
 from vlprompt.runs.sweep import expand, sweep
 
 # made by 0.1.0: a sweep of one run, a run of promptsrc, a bank, logits of four images, the checkpoint after one epoch
@@ -86,3 +89,17 @@ def test_a_bank_holds_what_is_encoded_today() -> None:
     clip = load_clip("vlprompt-tiny", device="cpu")
     kept, now = _read(path, key, (1, 40))[0, :4], clip.encode_image(images(40, range(4)))
     torch.testing.assert_close(kept, now, rtol=0, atol=5e-3)  # a bank's pixels are not rounded between the steps
+
+
+def test_import_paths_of_the_earlier_version_give_the_modules_of_today() -> None:
+    for earlier in MOVED:
+        module = importlib.import_module(f"vlprompt.{earlier}")
+        assert module is sys.modules[module.__name__], earlier
+        assert module.__spec__.name == module.__name__
+    for room, name in (
+        ("evaluation", "limited"),
+        ("runs", "execute"),
+        ("saving", "tensor_shapes"),
+        ("training", "Log"),
+    ):
+        assert hasattr(importlib.import_module(f"vlprompt.{room}"), name)

@@ -205,3 +205,9 @@ def test_a_recipe_extends_another_and_never_itself(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr("vlprompt.training.recipes.CONFIGS", tmp_path)
     with pytest.raises(VlpromptError, match="extends itself: m/a extends m/b extends m/a"):
         load_recipe("m", "a")
+
+
+def test_a_whole_number_is_a_name() -> None:
+    assert resolve({"name": 2024}).config.name == "2024"
+    with pytest.raises(VlpromptError, match="name must be a text or null, not True"):
+        resolve({"name": True})

@@ -88,7 +88,7 @@ def test_a_whole_number_stands_for_a_float_a_tuple_for_a_list_and_a_path_for_a_t
         ("n_ctx", True, "a whole number or null"),
         ("flag", 1, "true or false"),
         ("flag", "yes", "true or false"),
-        ("name", 7, "a text"),
+        ("name", 7.5, "a text"),
         ("name", b"x", "a text"),
         ("rate", -0.5, "at least 0"),
         ("rate", 1, "below 1"),

@@ -82,6 +82,8 @@ def settings_of(config: type, values: Mapping[str, Any], where: str = "", of: st
     for key, value in values.items():
         if key not in hints:
             raise VlpromptError(f"{where}unknown key '{key}'{of}: {nearest(key, hints)}")
+        if type(value) is int and hints[key] in (str, str | None):
+            value = str(value)  # name=7, which YAML reads as a number
         try:
             found[key] = taken(value, hints[key])
         except ValueError as error:
