@@ -45,22 +45,24 @@ Check = Callable[..., None]
 CHECKS: list[Check] = []
 
 
-def small_model(custom_text: bool = False, resnet: bool = False, quick_gelu: bool = True, **text: Any) -> CLIP:
-    """A CLIP with three small blocks a tower, 32 px, and weights that are the same every time."""
+def small_model(
+    custom_text: bool = False, resnet: bool = False, quick_gelu: bool = True, embed_dim: int = 64, **text: Any
+) -> CLIP:
+    """A CLIP with three small blocks a tower, 32 px, joint width D, and weights that are the same every time."""
     vision: dict[str, Any] = {"image_size": 32, "layers": 3, "width": 128, "patch_size": 8, "head_width": 64}
     if resnet:
         vision = {"image_size": 32, "layers": [1, 1, 1, 1], "width": 16, "head_width": 16}
     text = {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 3} | text
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(3)
-        model = CLIP(64, vision, text, quick_gelu=quick_gelu)
+        model = CLIP(embed_dim, vision, text, quick_gelu=quick_gelu)
         # OpenCLIP's initial deviations are tiny; larger ones make differences show
         for name, parameter in model.named_parameters():
             if "resblocks" in name and name.endswith("weight") and "ln" not in name:
                 torch.nn.init.normal_(parameter, std=parameter.shape[-1] ** -0.5)
     if not custom_text:
         return model
-    custom = CustomTextCLIP(64, vision, text, quick_gelu=quick_gelu)
+    custom = CustomTextCLIP(embed_dim, vision, text, quick_gelu=quick_gelu)
     custom.load_state_dict(convert_to_custom_text_state_dict(dict(model.state_dict())))
     return custom
 

@@ -11,8 +11,6 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
-from open_clip.model import CLIP
-from open_clip.tokenizer import SimpleTokenizer
 from torch import Tensor
 
 from vlprompt.base.environment import process_peak
@@ -24,6 +22,7 @@ from vlprompt.data.splits import Item, without_labels
 from vlprompt.errors import VlpromptError, nearest
 from vlprompt.learner.creation import create_learner
 from vlprompt.learner.registration import list_methods, method_info
+from vlprompt.testing import small_clip
 from vlprompt.training.feed import FeatureFeed, make_feed
 from vlprompt.training.recipes import resolve_learning
 from vlprompt.training.trainer import Trainer
@@ -85,7 +84,7 @@ def measure(case: Case) -> dict[str, float]:
     options, most = learning.config, case.epochs
     steps = None if options.steps is None else min(options.steps, most * MEASURED_STEPS)
     learning = replace(learning, config=replace(options, epochs=min(options.epochs, most), steps=steps))
-    clip = made_clip(case.width)
+    clip = small_clip(embed_dim=case.width)
     learner = create_learner(case.method, clip, class_names(case.classes), **learning.method_settings)
     learner.text_features()  # so that encoding texts is no part of the fit
     trainer = Trainer(learning.config, {"seed": 1})
@@ -106,13 +105,6 @@ def _timed(work: Callable[[], Any]) -> tuple[float, float]:
     start, busy = time.perf_counter(), time.process_time()
     work()
     return time.perf_counter() - start, time.process_time() - busy
-
-
-def made_clip(width: int) -> FrozenCLIP:
-    """A CLIP with small towers of random weights, and embeddings of some width."""
-    vision = {"image_size": 32, "layers": 1, "width": 64, "patch_size": 16, "head_width": 64}
-    text = {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 1, "layers": 1}
-    return FrozenCLIP(CLIP(width, vision, text, quick_gelu=True), SimpleTokenizer(), device="cpu")
 
 
 def made_feed(learner: Any, made: Tensor, labels: Tensor, learning: Any) -> MadeFeed:
