@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 import torch.nn.functional as F
 from golden_files import NEW, Case, case_names, read_case, read_config
 from test_golden_more import clip_of, close
@@ -18,6 +19,7 @@ from vlprompt import FrozenCLIP, create_learner
 from vlprompt.data import FeatureBank
 from vlprompt.learner import PromptLearner
 from vlprompt.learner.selection import Selection
+from vlprompt.methods.test_time.tda import Stream
 
 
 @dataclass
@@ -153,6 +155,42 @@ def cupl(given: Given) -> None:
         v = F.normalize(t["image_features"], dim=1)
         close(v @ learner.classifier_matrix().T, t[f"cosine/{variant}"], f"cosine/{variant}")
         close(learner.classify(v), given.clip.similarity(v, t[f"text_weights/{variant}"]), variant, atol=1e-4)
+
+
+@check
+def tda(given: Given) -> None:
+    t, facts = given.case.tensors, given.case.facts
+    kinds = {kind: facts[kind] for kind in ("positive", "negative")}
+    assert all(each["enabled"] for each in kinds.values())
+    assert facts["entropy_normaliser"] == "natural-log entropy divided by log2(number of classes)"
+    settings = {name: kinds["positive"][name] for name in ("alpha", "beta")}
+    settings |= {f"negative_{name}": kinds["negative"][name] for name in ("alpha", "beta")}
+    settings |= {f"{kind}_shots": each["shot_capacity"] for kind, each in kinds.items()}
+    for ours, theirs in (("unsure", "entropy_threshold"), ("possible", "mask_threshold")):
+        settings[ours] = [kinds["negative"][theirs][end] for end in ("lower", "upper")]
+    learner = given.learner("tda", fraction=facts["view_fraction"], n_views=facts["views"], **settings)
+    text, x = learner.text_features(), F.normalize(t["features"], dim=-1)
+    seen = [learner.see(image, text) for image in (x[:, None] if x.dim() == 2 else x)]
+    stream = Stream(learner.config, text)
+    close(torch.stack([each.z for each in seen]), t["clip_logits"], "clip_logits", atol=1e-4)
+    close(torch.stack([each.p for each in seen]), t["probability"], "probability")
+    close(torch.tensor([each.entropy for each in seen]), t["entropy"], "entropy")
+    assert [int(each.z.argmax()) for each in seen] == t["prediction"].tolist()
+    final = torch.stack([stream.logits(each) for each in seen])
+    close(final, t["final_logits"], "final_logits", atol=1e-4)
+    assert (final.argmax(1) != t["clip_logits"].argmax(1)).sum() == facts["predictions_changed_by_the_cache"]
+    for cache, prefix in ((stream.positive, "pos"), (stream.negative, "neg")):
+        order = cache.entropy.argsort(dim=1)
+        held = cache.entropy.isfinite().gather(1, order)
+        assert held.nonzero()[:, 0].tolist() == t[f"{prefix}_class"].tolist()
+        close(cache.entropy.gather(1, order)[held], t[f"{prefix}_entropy"], f"{prefix}_entropy")
+        close(cache.keys.take_along_dim(order[..., None], 1)[held], t[f"{prefix}_keys"], f"{prefix}_keys")
+        if prefix == "neg":
+            low, high = settings["possible"]
+            votes = (t["neg_probability"] > low) & (t["neg_probability"] < high)
+            assert torch.equal(cache.votes.take_along_dim(order[..., None], 1)[held], votes.float())
+    if learner.n_views is None:
+        close(learner.classify(t["features"]), t["final_logits"], "logits", atol=1e-4)
 
 
 @pytest.mark.parametrize("name", case_names(NEW))

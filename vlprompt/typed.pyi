@@ -38,6 +38,7 @@ from vlprompt.methods.prompts.prograd import ProGrad
 from vlprompt.methods.prompts.promptsrc import PromptSRC
 from vlprompt.methods.prompts.restore import RESTORE
 from vlprompt.methods.heads.taskres import TaskRes
+from vlprompt.methods.test_time.tda import TDA
 from vlprompt.methods.heads.tip_adapter import TipAdapter
 from vlprompt.methods.heads.tip_adapter_f import TipAdapterF
 from vlprompt.methods.test_time.tpt import TPT
@@ -49,7 +50,7 @@ from vlprompt.methods.heads.zlap import ZLaP
 from vlprompt.methods.heads.clap import ZSLP
 
 StrPath = str | PathLike[str]
-Known = Literal['clap', 'clip_adapter', 'cocoop', 'coop', 'coprompt', 'cross_modal_lp', 'cupl', 'gda', 'ivlp', 'kgcoop', 'linear_probe', 'lp_plus_plus', 'maple', 'mvlpt', 'pre', 'proda', 'prograd', 'promptsrc', 'restore', 'taskres', 'tip_adapter', 'tip_adapter_f', 'tpt', 'transclip', 'upl', 'vpt', 'zero_shot', 'zlap', 'zs_lp']
+Known = Literal['clap', 'clip_adapter', 'cocoop', 'coop', 'coprompt', 'cross_modal_lp', 'cupl', 'gda', 'ivlp', 'kgcoop', 'linear_probe', 'lp_plus_plus', 'maple', 'mvlpt', 'pre', 'proda', 'prograd', 'promptsrc', 'restore', 'taskres', 'tda', 'tip_adapter', 'tip_adapter_f', 'tpt', 'transclip', 'upl', 'vpt', 'zero_shot', 'zlap', 'zs_lp']
 
 class MethodSettings(TypedDict, total=False):
     objective: list[str]
@@ -266,6 +267,21 @@ class TaskresSettings(MethodSettings, total=False):
 
 class TaskresRun(RunSettings, TaskresSettings, total=False): ...
 
+class TdaSettings(MethodSettings, total=False):
+    template: list[str] | None
+    alpha: float
+    beta: float
+    positive_shots: int
+    negative_alpha: float
+    negative_beta: float
+    negative_shots: int
+    unsure: list[float]
+    possible: list[float]
+    n_views: int
+    fraction: float
+
+class TdaRun(RunSettings, TdaSettings, total=False): ...
+
 class TipAdapterSettings(MethodSettings, total=False):
     alpha: float
     beta: float
@@ -438,6 +454,10 @@ def create_learner(method: Literal['taskres'], clip: FrozenCLIP, class_names: Se
     """A residual on each class feature."""
 
 @overload
+def create_learner(method: Literal['tda'], clip: FrozenCLIP, class_names: Sequence[str], *, templates: Sequence[str] = ..., seed: int = ..., shared_names: bool = ..., **settings: Unpack[TdaSettings]) -> TDA:
+    """Zero-shot beside two caches of the test images that came before."""
+
+@overload
 def create_learner(method: Literal['tip_adapter'], clip: FrozenCLIP, class_names: Sequence[str], *, templates: Sequence[str] = ..., seed: int = ..., shared_names: bool = ..., **settings: Unpack[TipAdapterSettings]) -> TipAdapter:
     """A cache of the labelled images beside zero-shot CLIP."""
 
@@ -558,6 +578,10 @@ def run(*, method: Literal['restore'], clip: FrozenCLIP | None = ..., **settings
 @overload
 def run(*, method: Literal['taskres'], clip: FrozenCLIP | None = ..., **settings: Unpack[TaskresRun]) -> Result:
     """A residual on each class feature."""
+
+@overload
+def run(*, method: Literal['tda'], clip: FrozenCLIP | None = ..., **settings: Unpack[TdaRun]) -> Result:
+    """Zero-shot beside two caches of the test images that came before."""
 
 @overload
 def run(*, method: Literal['tip_adapter'], clip: FrozenCLIP | None = ..., **settings: Unpack[TipAdapterRun]) -> Result:

@@ -33,7 +33,7 @@ from vlprompt.saving.hub import refuse_address
 
 USAGE = """vlprompt evaluate run=DIR [device=auto] [data_root=DIR] [tolerance=0] [save_predictions=FILE] [--quiet]
 vlprompt evaluate learner=DIR dataset=NAME [half=all|base|new] [class_names=FILE] [templates=SET] [format_spread=SET]
-                  [limit=N] [data_root=DIR] [split=published] [on_unreadable=skip|stop] [follow_links=true]
+                  [limit=N] [seed=1] [data_root=DIR] [split=published] [on_unreadable=skip|stop] [follow_links=true]
                   [backbone=NAME [pretrained=TAG | checkpoint=FILE]] [device=auto] [save_predictions=FILE] [output=FILE]
 
 The first form loads the learner that a run saved, scores it on the run's tests again and prints both numbers. The exit
@@ -42,8 +42,9 @@ image on the border may fall to the other side.
 
 The second scores a learner (a run's folder, one that save_pretrained wrote, or hf://user/name) on the test images of
 any dataset, folder:PATH and csv:PATH included. `class_names` is a list, or a file with one name a line in label order,
-in place of the dataset's own names; `format_spread` scores zero-shot with every template of a set by itself; `output`
-keeps all metrics as JSON. `save_predictions` writes what was said of each image as .csv or .parquet."""
+in place of the dataset's own names; `seed` is of the order in which images come to a learner that predicts online;
+`format_spread` scores zero-shot with every template of a set by itself; `output` keeps all metrics as JSON.
+`save_predictions` writes what was said of each image as .csv or .parquet."""
 RUN_KEYS = ("run", "device", "data_root", "tolerance", "save_predictions")
 LEARNER_KEYS = (
     "learner",
@@ -56,6 +57,7 @@ LEARNER_KEYS = (
     "templates",
     "format_spread",
     "limit",
+    "seed",
     "data_root",
     "split",
     "on_unreadable",
@@ -110,6 +112,7 @@ def evaluate_run(settings: dict[str, Any], reporter: Reporter) -> int:
 def evaluate_anywhere(settings: dict[str, Any], reporter: Reporter) -> int:
     """Score a learner on a dataset's test images and print all metrics."""
     limit, output = number_setting(settings, "limit"), file_setting(settings, "output")
+    seed = number_setting(settings, "seed", least=0)
     unreadable = str(settings.get("on_unreadable", "skip"))
     if unreadable not in ACTIONS:
         raise VlpromptError(f"unknown on_unreadable '{unreadable}': {nearest(unreadable, ACTIONS)}")
@@ -132,6 +135,7 @@ def evaluate_anywhere(settings: dict[str, Any], reporter: Reporter) -> int:
         spread=settings.get("format_spread"),
         limit=limit,
         reporter=reporter,
+        seed=1 if seed is None else seed,
     )
     make_console().print(metrics_table(learner.method, found.row))
     keep_predictions([found], settings, reporter)

@@ -119,6 +119,11 @@ class FeatureBank:
         labels = None if self.labels is None else self.labels.to(device)
         return replace(self, features=self.features.to(device), labels=labels)
 
+    def taken(self, places: torch.Tensor) -> FeatureBank:
+        """Return the bank of some of its images, in the order of their places (M,)."""
+        labels = None if self.labels is None else self.labels[places]
+        return replace(self, features=self.features[:, places], labels=labels)
+
     def epoch_batches(
         self, batch_size: int, *, seed: int, epoch: int, drop_last: bool = True, every_view: bool = False
     ) -> Iterator[Batch]:

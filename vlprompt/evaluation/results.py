@@ -68,6 +68,7 @@ class Row:
         format_spread: zero-shot accuracy by template, if it was asked for.
         predicts: whether the learner predicted each image ``alone``, as in all results that do not tell; ``online``; or
             ``jointly`` with the others of the test (see ``vlprompt.learner.facts``).
+        order: of what was predicted online, the seed that the order of the test images follows from; else None.
 
     What stands after ``split``, but for ``predicts``, is None in results of schema 1.
     """
@@ -89,6 +90,7 @@ class Row:
     reliability: Reliability | None = None
     format_spread: dict[str, Percent] | None = None
     predicts: Predicts = "alone"
+    order: int | None = None
 
 
 @strict()

@@ -170,10 +170,12 @@ def score(
     limit: int | None = None,
     workers: int = 0,
     progress: Progress | None = None,
+    seed: int = 1,
 ) -> Scores:
     """Score a learner on the test images of ``splits``, among its current class names, without their labels.
 
-    Image features come from the bank where the learner leaves the image tower alone.
+    Image features come from the bank where the learner leaves the image tower alone. To a learner that predicts online
+    the images come in an order that follows from the seed, and what is returned stands in their own.
 
     Args:
         learner: whose ``class_names`` are those of ``splits``.
@@ -181,14 +183,16 @@ def score(
         limit: test images at most.
         workers: processes that load images.
         progress: called with the number of images done and in all.
+        seed: of the order of a stream.
     """
     learner.eval()
     items = limited(splits.test, limit)
+    order = stream_order(len(items), seed if learner.facts.predicts == "online" else None)
     labels: list[Tensor] = []
 
     def unlabelled() -> Iterator[Batch]:
         done = 0
-        for batch in _batches(learner, splits, items, workers, progress):
+        for batch in _batches(learner, splits, items, order, workers, progress):
             labels.append(batch["label"].cpu())
             yield cast(Batch, {key: value for key, value in batch.items() if key != "label"})
             done += len(batch["label"])
@@ -196,23 +200,38 @@ def score(
                 progress(done, len(items))
 
     logits = [finite(part.float().cpu(), learner) for part in learner.predict_all(unlabelled())]
-    return Scores(torch.cat(labels), torch.cat(logits))
+    own = order.argsort()
+    return Scores(torch.cat(labels)[own], torch.cat(logits)[own])
+
+
+def stream_order(images: int, seed: int | None) -> Tensor:
+    """The places (N,) of test images in the order in which they come: their own, or a draw that a seed decides."""
+    return (
+        torch.arange(images) if seed is None else torch.randperm(images, generator=torch.Generator().manual_seed(seed))
+    )
 
 
 def _batches(
-    learner: PromptLearner, splits: DatasetSplits, items: Sequence[Item], workers: int, progress: Progress | None
+    learner: PromptLearner,
+    splits: DatasetSplits,
+    items: Sequence[Item],
+    order: Tensor,
+    workers: int,
+    progress: Progress | None,
 ) -> Iterator[Batch]:
+    """Batches of test images in an order (N,); a bank has them in their own, so that all orders share it."""
     clip = learner.clip
+    in_order = [items[i] for i in order.tolist()]
     transform = eval_transform(clip)
     count = learner.n_views
     if count is not None:
-        images = ImageItems(splits, items, TestViews(clip, count))
+        images = ImageItems(splits, in_order, TestViews(clip, count))
         batches = eval_batches(images, max(1, VIEWS_AT_ONCE // count), workers=workers, device=clip.device)
         return (batch | {"views": batch["image"]} for batch in batches)
     if learner.predicts_from_images:
-        return eval_batches(ImageItems(splits, items, transform), workers=workers, device=clip.device)
+        return eval_batches(ImageItems(splits, in_order, transform), workers=workers, device=clip.device)
     bank = FeatureBank.open_or_build(clip, splits, items, transform=transform, workers=workers, progress=progress)
-    return bank.eval_batches()
+    return bank.taken(order).eval_batches()
 
 
 def format_spread(
@@ -249,6 +268,7 @@ def evaluate(
     limit: int | None = None,
     workers: int = 0,
     reporter: Reporter | None = None,
+    seed: int = 1,
 ) -> Evaluation:
     """Score a learner and zero-shot on the test images of ``splits``, with all metrics.
 
@@ -264,6 +284,7 @@ def evaluate(
         limit: test images at most.
         workers: processes that load images.
         reporter: tells how it gets on.
+        seed: of the order in which images come to a learner that predicts online.
 
     Raises:
         VlpromptError: there are no test images, too few names, or the learner cannot score these classes.
@@ -280,7 +301,7 @@ def evaluate(
 
     def scored(scorer: PromptLearner) -> Scores:
         with reporter.bar(f"{scorer.method} on {target}", lines=1) as update:
-            return score(scorer, splits, limit=limit, workers=workers, progress=update)
+            return score(scorer, splits, limit=limit, workers=workers, progress=update, seed=seed)
 
     zero_shot = create_learner(
         "zero_shot",
@@ -296,6 +317,8 @@ def evaluate(
     finally:
         learner.set_class_names(own_names)
     row = _make_row(target, splits, learnt, frozen, learner.facts.predicts)
+    if row.predicts == "online":
+        row = replace(row, order=seed)
     if spread is not None:
         by_template = format_spread(learner.clip, splits, spread, limit=limit, workers=workers)
         row = replace(row, format_spread={template: 100 * value for template, value in by_template.items()})
@@ -358,6 +381,7 @@ def evaluate_learner(
     *,
     on_unreadable: Literal["skip", "stop"] = "skip",
     follow_links: bool = False,
+    seed: int = 1,
 ) -> float:
     """Return a learner's top-1 accuracy, in [0, 1], on a dataset's test images.
 
@@ -374,6 +398,7 @@ def evaluate_learner(
         on_unreadable: ``skip``, with a warning, images in a ``folder:PATH`` or the like that cannot be read, or
             ``stop``.
         follow_links: read linked files and folders that lead out of such a folder.
+        seed: of the order in which images come to a learner that predicts online.
 
     Raises:
         VlpromptError: the dataset is not there, or the learner cannot score its classes.
@@ -392,6 +417,6 @@ def evaluate_learner(
     names = learner.class_names
     learner.set_class_names(splits.class_names)
     try:
-        return score(learner, splits, limit=limit).accuracy
+        return score(learner, splits, limit=limit, seed=seed).accuracy
     finally:
         learner.set_class_names(names)

@@ -276,11 +276,11 @@ def _select(whole: DatasetSplits, part: Part) -> DatasetSplits:
 
 
 def is_seeded(learner: PromptLearner, trained: bool, config: RunConfig) -> bool:
-    """Whether another seed could give another learner: it is trained, or it reads the few-shot draw.
+    """Whether another seed could give other numbers: by what is trained, a few-shot draw, or the order of a stream.
 
     Zero-shot CLIP, which needs no labelled images, does not look at what was drawn.
     """
-    return trained or (learner.facts.labels != "none" and config.shots != "all")
+    return trained or learner.facts.predicts == "online" or (learner.facts.labels != "none" and config.shots != "all")
 
 
 def fit(
@@ -324,5 +324,5 @@ def measure(
     learner: PromptLearner, target: str, part: DatasetSplits, config: RunConfig, reporter: Reporter
 ) -> Evaluation:
     """Score the learner and the zero-shot classifier on a part's test images, among its own classes."""
-    options = {"spread": config.format_spread, "limit": config.limit, "workers": config.workers}
+    options = {"spread": config.format_spread, "limit": config.limit, "workers": config.workers, "seed": config.seed}
     return evaluate(learner, part, target=target, reporter=reporter, **options)
