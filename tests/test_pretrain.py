@@ -15,7 +15,7 @@ from scripts.measure_tiny import linear_probe, of_zip
 from scripts.pretrain.__main__ import read_config
 from scripts.pretrain.align import ALIGN_DEFAULTS, contrastive_loss, run_align
 from scripts.pretrain.augment import MOVES, draw_images
-from scripts.pretrain.loop import decaying, forget_after
+from scripts.pretrain.loop import curve, decaying, forget_after
 from scripts.pretrain.phrases import all_templates, into, wordnet_nouns
 from scripts.pretrain.sources import (
     CHOICE_CLASSES,
@@ -205,6 +205,7 @@ def test_trunk_text_and_alignment_make_a_file_that_loads(data, tmp_path):
     model, _ = tiny.load_tiny(tmp_path / "made")
     assert model.encode_image(torch.zeros(1, 3, 64, 64)).shape == (1, MODEL_CONFIG["embed_dim"])
     assert len(model.token_embedding.weight.unique(dim=0)) > 49_000
+    assert (tmp_path / "made" / tiny.WORDS).read_text().split() == ["animal", "cat", "fox", "mammal"]
 
 
 def test_another_files_tower_is_begun_from_but_for_its_projection(tmp_path):
@@ -223,6 +224,12 @@ def test_the_log_forgets_steps_that_will_be_taken_again(tmp_path):
     log.write_text("".join(json.dumps({"step": step}) + "\n" for step in (1, 2, 3)))
     forget_after(log, 2)
     assert log.read_text().splitlines() == ['{"step": 1}', '{"step": 2}']
+
+
+def test_the_curve_shows_the_lines_that_watched(tmp_path):
+    lines = [{"step": 1, "loss": 3.0}, {"step": 2, "loss": 2.0, "val": 50.0}, {"step": 3, "loss": 1.5}]
+    (tmp_path / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert curve(tmp_path / "log.jsonl").splitlines()[2:] == ["| 2 | 2.0 | 50.0 |"]
 
 
 def test_templates_are_the_ones_of_clip_and_ours():

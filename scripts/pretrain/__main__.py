@@ -6,7 +6,8 @@ The steps, in order; each can be stopped at any moment and goes on where it was:
 - `phrases` and `teacher`: what the two teachers say, and the joint space that follows from it;
 - `trunk`: the image tower's long run, until step `until`;
 - `text`: the text tower, on phrases alone;
-- `align`: both towers from the trunk's checkpoint to rate zero, and the file.
+- `align`: both towers from the trunk's checkpoint to rate zero, and the file;
+- `curve`: prints what the log in `work=` watched.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from scripts.pretrain import align, text, trunk
+from scripts.pretrain.loop import curve
 from scripts.pretrain.phrases import prepare_joint, prepare_phrases
 from scripts.pretrain.sources import load_corpus, prepare
 from scripts.pretrain.teachers import prepare_teacher
@@ -67,8 +69,10 @@ def main(step: str, arguments: list[str]) -> None:
         config = read_config(align.ALIGN_DEFAULTS, arguments)
         torch.set_num_threads(config.threads)
         align.run_align(Path(config.data), Path(config.work), config)
+    elif step == "curve":
+        print(curve(Path(read_config({}, arguments).work) / "log.jsonl"))
     else:
-        known = ["collect", "phrases", "teacher", "trunk", "text", "align"]
+        known = ["collect", "phrases", "teacher", "trunk", "text", "align", "curve"]
         raise VlpromptError(f"unknown step '{step}' of pretraining: {nearest(step, known)}")
 
 

@@ -22,7 +22,8 @@ from scripts.pretrain.probes import Probes, accuracy
 from scripts.pretrain.student import MODEL_CONFIG, build_clip, text_features
 from scripts.pretrain.text import TEXT_DEFAULTS, Texts, freeze_images, text_loss
 from scripts.pretrain.trunk import DEFAULTS, STEPS_OF_A_SEED, Drawn, Material, Student, name_loss, teacher_loss
-from vlprompt.clip.tiny import save_tiny, tiny_config
+from vlprompt.base.files import atomic_write
+from vlprompt.clip.tiny import WORDS, save_tiny, tiny_config, words_of
 from vlprompt.demo.emoji import emoji_index
 
 ALIGN_DEFAULTS = {
@@ -159,7 +160,15 @@ def run_align(data: Path, work: Path, config: DictConfig) -> None:
         pair, optimizer, losses, decaying(config, config.steps), watch.measure, work, config, config.steps
     )
     config_of_file = {"model_cfg": MODEL_CONFIG, "preprocess_cfg": tiny_config()["preprocess_cfg"]}
-    save_tiny(shipped(average), config_of_file, Path(config.target))
+    target = Path(config.target)
+    save_tiny(shipped(average), config_of_file, target)
+    with atomic_write(target / WORDS) as temporary:
+        temporary.write_text("".join(f"{word}\n" for word in caption_words(material)), encoding="utf-8")
+
+
+def caption_words(material: Material) -> list[str]:
+    """Return the words of all captions, sorted."""
+    return sorted({word for concept in material.concepts[: len(material.start)] for word in words_of(concept)})
 
 
 def shipped(average: Parts) -> Parts:

@@ -161,3 +161,12 @@ def take_step(module: nn.Module, optimizer: torch.optim.Optimizer, parts: Parts,
 def decaying(config: DictConfig, steps: int) -> Callable[[int], float]:
     """Return the rate of each step: a linear warm-up, then linearly to zero at `steps`."""
     return lambda step: config.lr * min((step + 1) / max(config.warmup, 1), (steps - step) / (steps - config.warmup))
+
+
+def curve(log: Path) -> str:
+    """Return what a log watched as a Markdown table."""
+    lines = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+    watched = [line for line in lines if len(line) == max(map(len, lines))]
+    head = list(watched[0])
+    rows = [head, ["---:"] * len(head), *([str(line.get(key, "")) for key in head] for line in watched)]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
