@@ -184,6 +184,18 @@ def test_each_epoch_of_texts_holds_each_text_once(data):
     assert len(seen.unique(dim=0)) == steps * size
 
 
+def test_phrases_of_a_concept_follow_its_vector(data):
+    texts = Texts(data, 0.3)
+    before, moved = texts.targets.clone(), torch.nn.functional.normalize(torch.randn(1, 192), dim=1)
+    texts.follow(["cat"], 2 * moved)
+    changed = (texts.targets != before).any(1)
+    assert [text for text, c in zip(texts.texts, changed, strict=True) if c] == [
+        "cat",
+        all_templates()[1].format("cat"),
+    ]
+    assert torch.allclose(texts.targets[1], moved[0])
+
+
 @pytest.mark.nightly
 def test_a_killed_trunk_goes_on_as_if_it_had_not_been(data, tmp_path):
     config = read_config(DEFAULTS, SMALL)

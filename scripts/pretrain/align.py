@@ -2,8 +2,9 @@
 
 To the trunk's losses come CLIP's own (arXiv:2103.00020) on drawn captions, a template around one of an image's names
 or, less often, its kinds, where a caption is a positive of every image that it is true of; and the text tower's on
-phrases, so that no word is forgotten. An emoji and a caption that names a class of the embedded dataset are neither a
-right pair nor a wrong one. The last part of the leg sees all patches. What ships is the last step's averaged weights.
+phrases, so that no word is forgotten, concepts standing where the trunk has moved them. An emoji and a caption that
+names a class of the embedded dataset are neither a right pair nor a wrong one. The last part of the leg sees all
+patches. What ships is the last step's averaged weights.
 """
 
 from __future__ import annotations
@@ -148,6 +149,8 @@ def build_pair(material: Material, config: DictConfig) -> Pair:
 def run_align(data: Path, work: Path, config: DictConfig) -> None:
     """Train both towers to rate zero and write the file."""
     material, texts = Material(data, config.device), Texts(data, config.frame_share, config.device)
+    trunk = read_checkpoint(Path(config.trunk) / "checkpoint.safetensors")[0]
+    texts.follow(material.concepts[: len(material.start)], trunk["average"]["bank"])
     pair, averaged = (build_pair(material, config).to(config.device) for _ in range(2))
     shares = {n: config.text_lr for n, _ in pair.named_parameters() if n.startswith("clip.")}
     optimizer = build_optimizer(pair, config, {"student.bank": config.bank_lr} | shares)

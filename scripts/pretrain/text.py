@@ -45,16 +45,27 @@ class Texts:
         plain, tensors = load_phrases(data / "phrases.safetensors")
         joint = load_file(data / "joint.safetensors")
         self.mean, self.basis = joint["mean"], joint["basis"]
-        names = into(tensors["plain"], self.mean, self.basis)
-        styles = into(tensors["templates"], self.mean, self.basis)
-        by, of = tensors["framed"].T
-        near = F.normalize(names[of] + frame_share * styles[by], dim=-1)
+        self.names = into(tensors["plain"], self.mean, self.basis)
+        self.styles = frame_share * into(tensors["templates"], self.mean, self.basis)
+        self.framed = tensors["framed"]
         templates = all_templates()
-        framed = [templates[t].format(plain[i]) for t, i in tensors["framed"].tolist()]
-        self.texts, self.targets = [*plain, *framed], torch.cat([names, near]).to(device)
+        self.texts = [*plain, *(templates[t].format(plain[i]) for t, i in self.framed.tolist())]
+        self.targets = self.to_targets()
         self.tokenizer = get_tokenizer("ViT-B-32")
         self.tokens = [self.encode(text) for text in self.texts]
         self.place = {phrase: i for i, phrase in enumerate(plain)}
+
+    def to_targets(self) -> torch.Tensor:
+        """Return the vectors (N, D) of all texts, from the names' and the templates'."""
+        by, of = self.framed.T
+        near = F.normalize(self.names[of] + self.styles[by], dim=-1)
+        return torch.cat([self.names, near]).to(self.device)
+
+    def follow(self, concepts: list[str], bank: torch.Tensor) -> None:
+        """Let the concepts' phrases, alone and in templates, lie where training has moved their vectors (N, D)."""
+        places = torch.tensor([self.place[concept] for concept in concepts])
+        self.names[places] = F.normalize(bank, dim=-1).cpu()
+        self.targets = self.to_targets()
 
     def encode(self, text: str) -> list[int]:
         """Return a text's tokens with start and end."""
