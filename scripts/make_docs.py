@@ -28,7 +28,12 @@ from vlprompt.training.recipes import list_recipes, load_recipe
 
 ROOT = Path(__file__).resolve().parents[1]
 FIT = "vlprompt bench heads classes=100 output=docs/methods/fit_seconds.json"
-LEARNS_FROM = {"needed": "labelled images", "some": "labelled images and a pool", "none": "no labels"}
+LEARNS_FROM = {
+    "needed": "labelled images",
+    "some": "labelled images and a pool",
+    "any": "a pool, and labelled images if any",
+    "none": "no labels",
+}
 MADE = "<!-- made by scripts/make_docs.py: do not edit -->"
 REFERENCE = ROOT / "docs" / "reference"
 TRAIN_USAGE = "python -m vlprompt.train key=value … [--quiet] [--help] [--version]"

@@ -25,6 +25,9 @@ VARIANTS = [(m, {}) for m in list_methods()] + [
     ("mvlpt", {"variant": "mcoop"}),
     ("mvlpt", {"variant": "mvpt"}),
     ("mvlpt", {"mixing": True}),
+    ("grip", {"prompts": "visual"}),
+    ("grip", {"prompts": "multimodal"}),
+    ("grip", {"prompts": "multimodal", "as_published": True}),
     ("zero_shot", {"template": ["a photo of a {}.", "itap of a {}."]}),
 ]
 

@@ -29,6 +29,7 @@ def test_protocols_are_data() -> None:
         "multitask",
         "semi_supervised",
         "test_time",
+        "transductive_zero_shot",
         "unsupervised",
     ]
     for name in list_protocols():

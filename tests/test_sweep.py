@@ -133,7 +133,7 @@ def test_the_closing_table_has_the_reports_rules(tmp_path: Path) -> None:
     assert 0 < coop.interval[0] < coop.value < coop.interval[1] < 100
     assert coop.missing.endswith("base: no seed 3; digits 1-shot base_to_new, new: no seed 3")
     assert (zero_shot.value, zero_shot.std, zero_shot.seeds) == (48.0, None, ())
-    assert "base_to_new: harmonic mean of base and new, each averaged over seeds first" in table.caption
+    assert "base_to_new: harmonic mean of the two tests, each averaged over seeds first" in table.caption
     assert SPREAD in table.caption
     assert column.heading == "digits 1-shot base_to_new"
 

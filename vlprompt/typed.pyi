@@ -25,7 +25,10 @@ from vlprompt.methods.prompts.coop import CoOp
 from vlprompt.methods.prompts.coprompt import CoPrompt
 from vlprompt.methods.heads.cross_modal_lp import CrossModalLP
 from vlprompt.methods.heads.cupl import CuPL
+from vlprompt.methods.unlabelled.grip import FPL
 from vlprompt.methods.heads.gda import GDA
+from vlprompt.methods.unlabelled.grip import GRIP
+from vlprompt.methods.unlabelled.grip import IFPL
 from vlprompt.methods.prompts.ivlp import IVLP
 from vlprompt.methods.prompts.kgcoop import KgCoOp
 from vlprompt.methods.heads.linear_probe import LinearProbe
@@ -50,7 +53,7 @@ from vlprompt.methods.heads.zlap import ZLaP
 from vlprompt.methods.heads.clap import ZSLP
 
 StrPath = str | PathLike[str]
-Known = Literal['clap', 'clip_adapter', 'cocoop', 'coop', 'coprompt', 'cross_modal_lp', 'cupl', 'gda', 'ivlp', 'kgcoop', 'linear_probe', 'lp_plus_plus', 'maple', 'mvlpt', 'pre', 'proda', 'prograd', 'promptsrc', 'restore', 'taskres', 'tda', 'tip_adapter', 'tip_adapter_f', 'tpt', 'transclip', 'upl', 'vpt', 'zero_shot', 'zlap', 'zs_lp']
+Known = Literal['clap', 'clip_adapter', 'cocoop', 'coop', 'coprompt', 'cross_modal_lp', 'cupl', 'fpl', 'gda', 'grip', 'ifpl', 'ivlp', 'kgcoop', 'linear_probe', 'lp_plus_plus', 'maple', 'mvlpt', 'pre', 'proda', 'prograd', 'promptsrc', 'restore', 'taskres', 'tda', 'tip_adapter', 'tip_adapter_f', 'tpt', 'transclip', 'upl', 'vpt', 'zero_shot', 'zlap', 'zs_lp']
 
 class MethodSettings(TypedDict, total=False):
     objective: list[str]
@@ -85,6 +88,8 @@ class RunSettings(TypedDict, total=False):
     split: str
     templates: Any
     protocol: str
+    unlabelled: str | None
+    class_split: int
     allow_fewer: bool
     backbone: str
     pretrained: str | None
@@ -155,6 +160,17 @@ class CuplSettings(MethodSettings, total=False):
 
 class CuplRun(RunSettings, CuplSettings, total=False): ...
 
+class FplSettings(MethodSettings, total=False):
+    prompts: Literal['text', 'visual', 'multimodal']
+    n_ctx: int | None
+    labeler: str
+    rounds: int
+    template: list[str] | None
+    joint_width: int
+    as_published: bool
+
+class FplRun(RunSettings, FplSettings, total=False): ...
+
 class GdaSettings(MethodSettings, total=False):
     alpha: float
     fit_views: int
@@ -167,6 +183,28 @@ class GdaSettings(MethodSettings, total=False):
     grid: dict[str, Any]
 
 class GdaRun(RunSettings, GdaSettings, total=False): ...
+
+class GripSettings(MethodSettings, total=False):
+    prompts: Literal['text', 'visual', 'multimodal']
+    n_ctx: int | None
+    labeler: str
+    rounds: int
+    template: list[str] | None
+    joint_width: int
+    as_published: bool
+
+class GripRun(RunSettings, GripSettings, total=False): ...
+
+class IfplSettings(MethodSettings, total=False):
+    prompts: Literal['text', 'visual', 'multimodal']
+    n_ctx: int | None
+    labeler: str
+    rounds: int
+    template: list[str] | None
+    joint_width: int
+    as_published: bool
+
+class IfplRun(RunSettings, IfplSettings, total=False): ...
 
 class IvlpSettings(MethodSettings, total=False):
     n_ctx: int
@@ -402,8 +440,20 @@ def create_learner(method: Literal['cupl'], clip: FrozenCLIP, class_names: Seque
     """Zero-shot by sentences about each class."""
 
 @overload
+def create_learner(method: Literal['fpl'], clip: FrozenCLIP, class_names: Sequence[str], *, templates: Sequence[str] = ..., seed: int = ..., shared_names: bool = ..., **settings: Unpack[FplSettings]) -> FPL:
+    """Few pseudo-labels: of zero-shot CLIP, for one training."""
+
+@overload
 def create_learner(method: Literal['gda'], clip: FrozenCLIP, class_names: Sequence[str], *, templates: Sequence[str] = ..., seed: int = ..., shared_names: bool = ..., **settings: Unpack[GdaSettings]) -> GDA:
     """Gaussian discriminant analysis on image features, beside zero-shot CLIP."""
+
+@overload
+def create_learner(method: Literal['grip'], clip: FrozenCLIP, class_names: Sequence[str], *, templates: Sequence[str] = ..., seed: int = ..., shared_names: bool = ..., **settings: Unpack[GripSettings]) -> GRIP:
+    """Grow and refine iteratively pseudo-labels: more of them in each round, by the prompt of the last."""
+
+@overload
+def create_learner(method: Literal['ifpl'], clip: FrozenCLIP, class_names: Sequence[str], *, templates: Sequence[str] = ..., seed: int = ..., shared_names: bool = ..., **settings: Unpack[IfplSettings]) -> IFPL:
+    """Iterative few pseudo-labels: as many in each round, by the prompt of the last."""
 
 @overload
 def create_learner(method: Literal['ivlp'], clip: FrozenCLIP, class_names: Sequence[str], *, templates: Sequence[str] = ..., seed: int = ..., shared_names: bool = ..., **settings: Unpack[IvlpSettings]) -> IVLP:
@@ -528,8 +578,20 @@ def run(*, method: Literal['cupl'], clip: FrozenCLIP | None = ..., **settings: U
     """Zero-shot by sentences about each class."""
 
 @overload
+def run(*, method: Literal['fpl'], clip: FrozenCLIP | None = ..., **settings: Unpack[FplRun]) -> Result:
+    """Few pseudo-labels: of zero-shot CLIP, for one training."""
+
+@overload
 def run(*, method: Literal['gda'], clip: FrozenCLIP | None = ..., **settings: Unpack[GdaRun]) -> Result:
     """Gaussian discriminant analysis on image features, beside zero-shot CLIP."""
+
+@overload
+def run(*, method: Literal['grip'], clip: FrozenCLIP | None = ..., **settings: Unpack[GripRun]) -> Result:
+    """Grow and refine iteratively pseudo-labels: more of them in each round, by the prompt of the last."""
+
+@overload
+def run(*, method: Literal['ifpl'], clip: FrozenCLIP | None = ..., **settings: Unpack[IfplRun]) -> Result:
+    """Iterative few pseudo-labels: as many in each round, by the prompt of the last."""
 
 @overload
 def run(*, method: Literal['ivlp'], clip: FrozenCLIP | None = ..., **settings: Unpack[IvlpRun]) -> Result:

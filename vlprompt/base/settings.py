@@ -79,6 +79,9 @@ class RunConfig(LearnOptions):
         split: published, or generated for who lacks a dataset's published split file; results say which.
         templates: in place of the dataset's own, a template with {}, a list, imagenet7, imagenet80 or a file.
         protocol: one of `vlprompt list protocols`.
+        unlabelled: images to learn from without labels, folder:PATH with anything below it, in place of the protocol's
+            own pool; the dataset's other training images are then left out.
+        class_split: seed of the draw of seen classes (transductive_zero_shot); published are 500, 0 and 200.
         allow_fewer: of a class that has fewer than shots take all, and say how many in all; else that is an error.
         backbone: vlprompt-tiny, an OpenCLIP architecture, hf-hub:ORG/REPO or local-dir:FOLDER.
         pretrained: the weights' tag (openai, laion2b_s34b_b88k, ...), or random.
@@ -110,6 +113,8 @@ class RunConfig(LearnOptions):
     split: str = "published"
     templates: Any = None
     protocol: str
+    unlabelled: str | None = None
+    class_split: int = 500
     allow_fewer: bool = False
     backbone: str
     pretrained: str | None = None
@@ -152,7 +157,15 @@ INCIDENTAL = (
 GRID = "grid"  # of a method, which bears on a result only where there is something to choose on
 
 # settings that vlprompt 0.1.0 did not have, with the values at which a run is what it was: its hash is then the same
-LATER = {"clip_grad": None, "descriptions": None, "schedule": "dassl", "steps": None, "teacher": None}
+LATER = {
+    "class_split": 500,
+    "clip_grad": None,
+    "descriptions": None,
+    "schedule": "dassl",
+    "steps": None,
+    "teacher": None,
+    "unlabelled": None,
+}
 
 
 def differing_setting(one: Mapping[str, Any], other: Mapping[str, Any]) -> str | None:

@@ -15,7 +15,7 @@ from vlprompt.runs.sweep import Matrix, Task, usable_result
 
 # how a protocol's tests become the one number, by what it says of its average
 RULES: dict[str | None, tuple[str, Rule]] = {
-    "harmonic_mean": ("harmonic mean of base and new, each averaged over seeds first", h_of_averages),
+    "harmonic_mean": ("harmonic mean of the two tests, each averaged over seeds first", h_of_averages),
     "mean_of_targets": ("mean of the targets, each averaged over seeds first", statistics.fmean),
     None: ("accuracy averaged over seeds", statistics.fmean),
 }

@@ -248,10 +248,12 @@ class FrozenCLIP:
             )
         return ids.to(self.device)
 
-    def class_tokens(self, class_names: Sequence[str], words: str = "", inserted: int = 0) -> ClassTokens:
+    def class_tokens(
+        self, class_names: Sequence[str], words: str = "", inserted: int = 0, stop: str = "."
+    ) -> ClassTokens:
         """Tokenize "words name." for each class, leaving room for ``inserted`` learnt vectors after start-of-text."""
         names = [natural_name(name) for name in class_names]
-        ids = self.tokenize([f"{words} {name}.".strip() for name in names], inserted)
+        ids = self.tokenize([f"{words} {name}{stop}".strip() for name in names], inserted)
         lengths = self._lengths(ids) - self._start
         ids = ids[:, self._start :]
         if self.text.shares_prefix:

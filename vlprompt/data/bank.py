@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -178,12 +179,13 @@ def _place(splits: DatasetSplits, key: str, cache: str | Path | None = None) -> 
 
 def _file_state(splits: DatasetSplits, item: Item) -> tuple[int, ...]:
     """Size and time of change of an image on disk, so that a replaced image is noticed."""
-    if splits.image_dir is None:
+    if splits.image_dir is None and not os.path.isabs(item.path):
         return ()
+    path = Path(splits.image_dir or "", item.path)
     try:
-        state = (splits.image_dir / item.path).stat()
+        state = path.stat()
     except OSError as error:
-        raise VlpromptError(f"the image {splits.image_dir / item.path} cannot be read ({error.strerror})") from error
+        raise VlpromptError(f"the image {path} cannot be read ({error.strerror})") from error
     return state.st_size, state.st_mtime_ns
 
 

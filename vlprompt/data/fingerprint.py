@@ -35,6 +35,11 @@ def images_fingerprint(splits: DatasetSplits, items: Sequence[Item]) -> str:
         VlpromptError: an image is missing or cannot be read.
     """
     digest = hashlib.sha256(str(len(items)).encode())
+    whole = [] if splits.image_dir is not None else [item for item in items if os.path.isabs(item.path)]
+    if whole:  # of a pool beside images that are no files
+        items = [item for item in items if not os.path.isabs(item.path)]
+        for part in _of_files(Path(os.sep), whole):
+            digest.update(part)
     if splits.image_dir is not None:
         parts: Iterable[bytes] = _of_files(splits.image_dir, items)
     elif set(splits.source.split("+")) == {"embedded"}:

@@ -152,9 +152,19 @@ def _folder_inside(image_dir: Path, folder: str) -> Path:
     return inside(image_dir, folder) if folder else image_dir
 
 
+def open_either(open_own: Callable[..., Any], item: Item, *decode: Callable[[Image.Image], Any]) -> Any:
+    """Open an item that goes by its whole path, as images of a user's own pool do, or one of the dataset's own."""
+    if os.path.isabs(item.path):
+        return open_listed(Path(os.sep), item, *decode)
+    return open_own(item, *decode)
+
+
 def reads_from_disk(splits: DatasetSplits) -> bool:
     """Tell whether a dataset's ``open_image`` takes what is to be made of the opened file, as ``open_rgb`` does."""
-    return getattr(splits.open_image, "func", None) in (open_inside, open_listed)
+    opens: Any = splits.open_image
+    while getattr(opens, "func", None) is open_either:
+        opens = opens.args[0]
+    return getattr(opens, "func", None) in (open_inside, open_listed)
 
 
 def check_items(splits: DatasetSplits, items: Sequence[Item]) -> None:

@@ -64,7 +64,7 @@ def leave_out_unreadable(
 
     Args:
         splits: the dataset.
-        parts: of ``train``, ``val`` and ``test``, those whose images will be used.
+        parts: of ``train``, ``val``, ``test`` and ``pool``, those whose images will be used.
         action: ``skip`` leaves them out, ``stop`` raises.
         progress: called with the number of images read and in all.
 
@@ -84,8 +84,8 @@ def leave_out_unreadable(
     for part, items in kept.items():
         lost = {item.label for item in getattr(splits, part)} - {item.label for item in items}
         if lost and (part == "train" or not items):
-            name = splits.class_names[min(lost)]
-            raise VlpromptError(f"{count}, and none of the {part} images of '{name}' can: {next(iter(found.values()))}")
+            of = "" if part == "pool" else f" of '{splits.class_names[min(lost)]}'"
+            raise VlpromptError(f"{count}, and none of the {part} images{of} can: {next(iter(found.values()))}")
     note = f"{count} and are left out: {'; '.join(list(found.values())[:SHOWN])}"
     note += f"; and {len(found) - SHOWN:,} more" if len(found) > SHOWN else ""
     warn(note)

@@ -88,7 +88,7 @@ class DatasetSplits:
     def with_parts(self, parts: Mapping[str, Sequence[Item]]) -> DatasetSplits:
         """Return the dataset with other items in the splits that ``parts`` names."""
         train, val, test = (parts.get(part, getattr(self, part)) for part in PARTS)
-        return replace(self, train=train, val=val, test=test)
+        return replace(self, train=train, val=val, test=test, pool=tuple(parts.get("pool", self.pool)))
 
     def keep_classes(self, labels: Sequence[int]) -> DatasetSplits:
         """Return the classes with these labels alone, relabelled from 0 in their order, in every split."""

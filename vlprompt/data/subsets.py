@@ -6,10 +6,28 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import Literal
 
+import numpy as np
+
 from vlprompt.data.splits import PARTS, DatasetSplits
 from vlprompt.errors import VlpromptError, nearest
 
 UNLABELED = -1
+
+
+SEEN_SHARE = 0.62
+
+
+def seen_classes(classes: int, seed: int) -> tuple[int, ...]:
+    """Labels of the seen classes of transductive zero-shot learning: a draw of 62%, sorted.
+
+    The draw is the published one (`Enhancing CLIP with CLIP <https://arxiv.org/abs/2306.01669>`_, with the seeds 500, 0
+    and 200); which classes it names depends on the order of the dataset's.
+
+    >>> seen_classes(10, 500)
+    (0, 1, 3, 5, 6, 8)
+    """
+    drawn = np.random.RandomState(seed).choice(classes, size=int(classes * SEEN_SHARE), replace=False)
+    return tuple(sorted(drawn.tolist()))
 
 
 def select_domains(splits: DatasetSplits, domains: Collection[str]) -> DatasetSplits:

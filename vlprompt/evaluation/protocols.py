@@ -16,7 +16,8 @@ from vlprompt.learner.facts import Facts
 from vlprompt.learner.selection import SEEN, Selection
 
 Labelled = Literal["shots", "none"]
-Pool = Literal["none", "rest", "all"]
+Pool = Literal["none", "rest", "all", "unseen"]
+Images = Half | Literal["seen", "unseen"]
 
 
 @dataclass(frozen=True)
@@ -26,14 +27,15 @@ class Part:
     Attributes:
         dataset: its name.
         half: the classes: ``base`` and ``new`` are halves, each with a label space of its own.
-        images: which classes' test images are scored, where ``half`` is all.
+        images: which classes' test images are scored, where ``half`` is all; of ``seen`` and ``unseen`` classes a draw
+            of its own says which.
         held_out: the domain that is tested on and left out of training.
         joined: the datasets that ``dataset`` stands for, if several are learnt from at once.
     """
 
     dataset: str
     half: Half = "all"
-    images: Half = "all"
+    images: Images = "all"
     held_out: str | None = None
     joined: tuple[str, ...] = ()
 
@@ -89,12 +91,14 @@ class Protocol:
     Attributes:
         summary: what it measures, in a sentence.
         planner: from dataset, targets and held-out domain to what a run does.
-        average: how a run's rows become one number: ``harmonic_mean`` of base and new, ``mean_of_targets`` without the
+        average: how a run's rows become one number: ``harmonic_mean`` of its two, ``mean_of_targets`` without the
             source, or None.
         averaging: the rule over datasets and seeds, in words.
         metric: of every row.
         labelled: what is labelled of the training images, the few-shot draw or ``none``.
-        pool: what is learnt from without labels: ``none``, the ``rest`` of the training images, or ``all`` of them.
+        pool: what is learnt from without labels: ``none``, the ``rest`` of the training images, ``all`` of them, or
+            those of ``unseen`` classes, of which no image is labelled.
+        shots: labelled images a class, where neither the user nor a recipe says how many; None takes the usual number.
     """
 
     summary: str
@@ -104,6 +108,7 @@ class Protocol:
     metric: str = "top-1 accuracy (%)"
     labelled: Labelled = "shots"
     pool: Pool = "none"
+    shots: int | str | None = None
 
     def plan(self, dataset: str, targets: Targets = None, held_out: str | None = None) -> Plan:
         """Return what a run on ``dataset`` does."""
@@ -126,6 +131,12 @@ def whole(dataset: str, targets: Targets, held_out: str | None) -> Plan:
     """Train and test on all classes."""
     _none_of(targets=targets, held_out=held_out)
     return Plan(Part(dataset), {"all": Part(dataset)})
+
+
+def seen_and_unseen(dataset: str, targets: Targets, held_out: str | None) -> Plan:
+    """Train on all classes; test seen and unseen classes' images among all classes."""
+    _none_of(targets=targets, held_out=held_out)
+    return Plan(Part(dataset), {name: Part(dataset, images=name) for name in ("seen", "unseen")})
 
 
 def together(dataset: str, targets: Targets, held_out: str | None) -> Plan:
@@ -219,6 +230,17 @@ for name, protocol in {
         None,
         MEAN_RULE,
         pool="rest",
+        shots=2,
+    ),
+    "transductive_zero_shot": Protocol(
+        "train on labelled images of 62% of the classes and, without labels, on those of the others; test both among "
+        "all classes",
+        seen_and_unseen,
+        "harmonic_mean",
+        "seen and unseen averaged over seeds, then datasets; harmonic mean of the averages, and mean of the datasets' "
+        "harmonic means",
+        pool="unseen",
+        shots="all",
     ),
     "unsupervised": Protocol(
         "train on the training images without their labels; test on all classes",
@@ -262,9 +284,9 @@ def check_suits(protocol: str, plan: Plan, parts: Mapping[Part, DatasetSplits], 
         method: the learner's.
         facts: what the learner is, or would be.
     """
-    if plan.labelled == "none" and facts.labels != "none":
+    if plan.labelled == "none" and facts.labels not in ("any", "none"):
         raise VlpromptError(f"{method} learns from labelled images, and protocol={protocol} has none: use few_shot")
-    if plan.pool == "none" and facts.labels == "some":
+    if plan.pool == "none" and facts.labels in ("some", "any"):
         raise VlpromptError(f"{method} learns from images without labels too: use protocol=semi_supervised")
     learnt = same_names(parts[plan.train].class_names)
     if facts.new_classes or all(same_names(parts[part].class_names) == learnt for part in plan.tests.values()):

@@ -258,6 +258,15 @@ def _check_settings(result: Result, settings: Path, path: Path) -> None:
         )
 
 
+SIDES = (("base", "new"), ("seen", "unseen"))  # tests whose harmonic mean is taken
+
+
+def sides_of(targets: Iterable[str]) -> tuple[str, str] | None:
+    """The two tests, among those of a protocol, whose harmonic mean is taken; None if there are none such."""
+    there = set(targets)
+    return next((pair for pair in SIDES if there >= set(pair)), None)
+
+
 def harmonic_mean(base: float, new: float) -> float:
     """Return 2·base·new / (base + new), 0 if both are 0.
 
@@ -279,7 +288,7 @@ def headline(result: Result) -> str:
 def average_rows(rule: str | None, values: Mapping[str, float]) -> dict[str, float]:
     """Apply a protocol's average to one value a row: ``harmonic_mean``, ``mean_of_targets``, or nothing."""
     if rule == "harmonic_mean":
-        return {rule: harmonic_mean(values["base"], values["new"])}
+        return {rule: harmonic_mean(*values.values())}
     targets = [value for name, value in values.items() if name != "source"]
     return {rule: statistics.fmean(targets)} if rule == "mean_of_targets" and len(targets) > 1 else {}
 

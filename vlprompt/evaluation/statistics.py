@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from vlprompt.errors import VlpromptError
-from vlprompt.evaluation.results import Result, harmonic_mean, read_predictions
+from vlprompt.evaluation.results import Result, harmonic_mean, read_predictions, sides_of
 
 # what the numbers after ± and in brackets are, wherever they are shown
 SPREAD = (
@@ -87,7 +87,7 @@ class Summary:
     Attributes:
         datasets: by dataset and target, the statistic over seeds.
         average: by target, the mean over datasets of their means.
-        harmonic_mean_of_averages: as published (CoCoOp, MaPLe, ...): of the two averages; None without base and new.
+        harmonic_mean_of_averages: as published (CoCoOp, MaPLe, ...): of the two averages; None without two sides.
         mean_of_harmonic_means: the other rule (PRE): the mean over datasets of their harmonic means.
     """
 
@@ -126,10 +126,11 @@ def summarise(results: Iterable[Result], metric: str = "accuracy") -> Summary:
     }
     targets = list(next(iter(datasets.values())))
     average = {t: statistics.fmean(stats[t].mean for stats in datasets.values()) for t in targets}
-    if not {"base", "new"} <= average.keys():
+    sides = sides_of(average)
+    if sides is None:
         return Summary(datasets, average, None, None)
-    each = [harmonic_mean(stats["base"].mean, stats["new"].mean) for stats in datasets.values()]
-    return Summary(datasets, average, harmonic_mean(average["base"], average["new"]), statistics.fmean(each))
+    each = [harmonic_mean(*(stats[side].mean for side in sides)) for stats in datasets.values()]
+    return Summary(datasets, average, harmonic_mean(*(average[side] for side in sides)), statistics.fmean(each))
 
 
 def _check_comparable(results: Sequence[Result]) -> None:

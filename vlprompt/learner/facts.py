@@ -38,7 +38,8 @@ class Facts:
         classifier: class features ``shared`` by all images, (C, D), or ``per_image``, (B, C, D).
         head: whether logits are more than similarities of image and class features.
         inputs: what a test batch must carry: ``image``, ``views``, ``mask``.
-        labels: whether labelled images are ``needed``, ``some`` of them beside a pool, or ``none``.
+        labels: whether labelled images are ``needed``, ``some`` of them beside a pool, ``any`` there are beside a pool,
+            or ``none``.
         predicts: whether a test image is predicted ``alone``; ``online``, with what was learnt from the images before
             it; or ``jointly`` with all others of its test. Results of the latter two are marked wherever they stand.
         paper_settings: what images the authors chose hyper-parameters on, for ``selection=paper``: ``none``, ``val``
@@ -53,7 +54,7 @@ class Facts:
     classifier: Literal["shared", "per_image"] = "shared"
     head: bool = False
     inputs: tuple[str, ...] = ("image",)
-    labels: Literal["needed", "some", "none"] = "needed"
+    labels: Literal["needed", "some", "any", "none"] = "needed"
     predicts: Predicts = "alone"
     paper_settings: Literal["none", "val", "whole_val", "test"] | None = None
     paper_epoch: Literal["last", "val", "whole_val", "test"] = "last"

@@ -135,7 +135,7 @@ def _dot(x: float, y: float, title: str, classes: str, radius: float = 3) -> str
     return f'<circle class="dot {classes}" cx="{x}" cy="{y}" r="{r}">{told}</circle>'
 
 
-def base_new_chart(section: Section, styles: Styles) -> str:
+def base_new_chart(section: Section, styles: Styles, names: tuple[str, str] = ("base", "new")) -> str:
     """Draw a section of a base-to-new table: new against base, deviations over seeds, lines of equal harmonic mean."""
     sides = [(line.label, line.cells[0], line.cells[1]) for line in section.lines]
     points = [side for side in sides if side[1].value is not None and side[2].value is not None]
@@ -151,10 +151,10 @@ def base_new_chart(section: Section, styles: Styles) -> str:
             (left, right), (low, high) = reach(base), reach(new)
             whiskers = f"M{x(left)} {py}H{x(right)}M{px} {y(low)}V{y(high)}"
             parts.append(f'<path class="whisker {classes}" d="{whiskers}"/>')
-        parts.append(_dot(px, py, f"{label}: base {_told(base)}, new {_told(new)}", classes, 5))
-    parts.append(_text(312, 246, "base →", "end"))
-    parts.append(_text(34, 246, "↑ new"))
-    return _svg(320, 252, f"New against base accuracy, {section.heading}", parts)
+        parts.append(_dot(px, py, f"{label}: {names[0]} {_told(base)}, {names[1]} {_told(new)}", classes, 5))
+    parts.append(_text(312, 246, f"{names[0]} →", "end"))
+    parts.append(_text(34, 246, f"↑ {names[1]}"))
+    return _svg(320, 252, f"{names[1].capitalize()} against {names[0]} accuracy, {section.heading}", parts)
 
 
 def _equal_harmonic_means(x: Axis, y: Axis) -> list[str]:

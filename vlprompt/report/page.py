@@ -15,6 +15,7 @@ from markupsafe import Markup
 
 from vlprompt.base.shown import printable
 from vlprompt.evaluation.protocols import PROTOCOLS
+from vlprompt.evaluation.results import SIDES, sides_of
 from vlprompt.evaluation.statistics import SPREAD
 from vlprompt.report.cells import METRICS
 from vlprompt.report.charts import (
@@ -135,7 +136,8 @@ def _protocol_figures(group: Group, tables: Sequence[Table], styles: Styles) -> 
         drawn = [(s.heading, few_shot_chart(s, shots, styles)) for s in tables[0].sections]
     elif PROTOCOLS.get(group.protocol).average == "harmonic_mean":
         sections = [(s.heading or table.title, s) for table in tables for s in table.sections]
-        drawn = [(name, base_new_chart(section, styles)) for name, section in sections]
+        names = sides_of(key[1] for key in group.keys) or SIDES[0]
+        drawn = [(name, base_new_chart(section, styles, names)) for name, section in sections]
     else:
         drawn = []
     return [Figure(title, Markup(svg)) for title, svg in drawn if svg]

@@ -9,6 +9,7 @@ from typing import Any
 
 from datasets_registry.catalog import list_collections
 from vlprompt.evaluation.protocols import PROTOCOLS
+from vlprompt.evaluation.results import SIDES, sides_of
 from vlprompt.evaluation.statistics import ONE_SEED, SPREAD
 from vlprompt.learner.facts import Predicts
 from vlprompt.learner.selection import FIXED
@@ -130,10 +131,10 @@ def _averaged(datasets: Sequence[str]) -> dict[str, Sequence[str]]:
 
 
 def _base_new(group: Group, measure: Metric) -> list[Table]:
-    datasets = _datasets(group)
+    datasets, names = _datasets(group), sides_of(key[1] for key in group.keys) or SIDES[0]
     made = []
     for name, members in _averaged(datasets).items():
-        sides = [[(dataset, side, None) for dataset in members] for side in ("base", "new")]
+        sides = [[(dataset, side, None) for dataset in members] for side in names]
         pairs = [key for both in zip(*sides, strict=True) for key in both]
         rules = (
             (sides[0], statistics.fmean),
@@ -143,8 +144,8 @@ def _base_new(group: Group, measure: Metric) -> list[Table]:
         )
         n = [sum(_images(group, key) for key in side) for side in sides]
         columns: tuple[Column, ...] = (
-            Column("base", n[0]),
-            Column("new", n[1]),
+            Column(names[0], n[0]),
+            Column(names[1], n[1]),
             Column("H of averages", sum(n)),
             Column("mean of H", sum(n)),
         )
@@ -152,10 +153,11 @@ def _base_new(group: Group, measure: Metric) -> list[Table]:
         made.append(Table(f"{group.title}: {name}", group.protocol, "", columns, (section,)))
     sections = []
     for dataset in datasets:
-        base, new = (dataset, "base", None), (dataset, "new", None)
+        base, new = ((dataset, side, None) for side in names)
         lines = _lines(group, measure, (([base], first), ([new], first), ([base, new], h_of_averages)))
-        sections.append(Section(f"{dataset}: {_images(group, base):,} base, {_images(group, new):,} new images", lines))
-    columns = (Column("base"), Column("new"), Column("harmonic mean"))
+        count = f"{_images(group, base):,} {names[0]}, {_images(group, new):,} {names[1]} images"
+        sections.append(Section(f"{dataset}: {count}", lines))
+    columns = (Column(names[0]), Column(names[1]), Column("harmonic mean"))
     made.append(Table(group.title, group.protocol, "", columns, tuple(sections)))
     return made
 

@@ -16,7 +16,7 @@ import torch
 from vlprompt.base.files import CACHE_VARIABLE
 from vlprompt.base.plugins import VARIABLE as PLUGINS
 from vlprompt.errors import VlpromptError
-from vlprompt.runs.one import Shared
+from vlprompt.runs.parts import Shared
 from vlprompt.runs.settings import resolve
 from vlprompt.runs.sweep import Executor, Outcome, Task, perform
 

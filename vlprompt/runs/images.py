@@ -36,6 +36,8 @@ def usable_parts(
     usable = dict(data)
     for part, splits in data.items():
         if not _is_own(part):
+            if part == plan.train and config.unlabelled:
+                usable[part] = leave_out_unreadable(splits, ["pool"], config.on_unreadable)
             continue
         asked = [each for each in _asked(part, plan) if each != "val" or config.selection != FIXED]
         if "test" in asked and FeatureBank.is_kept(clip, splits, splits.test, transform=eval_transform(clip)):

@@ -4,31 +4,23 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import asdict, replace
-from functools import lru_cache
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-from datasets_registry.catalog import load_split, register_dataset
+from datasets_registry.catalog import register_dataset
 from vlprompt.base.checks import checked
 from vlprompt.base.environment import Clock
 from vlprompt.base.layout import DESCRIBED, LEARNER, RESULT, SETTINGS
 from vlprompt.base.reporter import Reporter
 from vlprompt.base.settings import RunConfig
 from vlprompt.clip.frozen import FrozenCLIP
-from vlprompt.clip.loading import load_clip
 from vlprompt.data import (
     DatasetSplits,
     as_splits,
     backbone_fingerprint,
-    few_shot_split,
-    join_datasets,
-    leave_domain_out,
-    resolve_templates,
 )
-from vlprompt.data.sampling import Shots
-from vlprompt.data.splits import without_labels
 from vlprompt.errors import VlpromptError
-from vlprompt.evaluation.protocols import PROTOCOLS, Part, Plan, check_suits
+from vlprompt.evaluation.protocols import PROTOCOLS, check_suits
 from vlprompt.evaluation.results import Result
 from vlprompt.evaluation.score import Evaluation, evaluate, score
 from vlprompt.learner.contract import PromptLearner
@@ -36,14 +28,16 @@ from vlprompt.learner.creation import create_learner
 from vlprompt.learner.registration import method_facts
 from vlprompt.learner.selection import Selection, make_selection, say_selection
 from vlprompt.runs.folder import claim_folder, find_finished, load_own_learner, lock_run, refuse_if_in_use
-from vlprompt.runs.images import check_present, encode_tests, image_facts, usable_parts
+from vlprompt.runs.images import encode_tests, image_facts, usable_parts
 from vlprompt.runs.loggers import LoggedRun, Loggers, check_installed, open_loggers
-from vlprompt.runs.preflight import check_classes, check_run
+from vlprompt.runs.parts import Shared, labels_of_pool, load_parts
+from vlprompt.runs.preflight import check_run
+from vlprompt.runs.pseudo_labels import keep_pseudo_labels
 from vlprompt.runs.result import data_facts, fingerprints, keep_result, write_searches
 from vlprompt.runs.settings import Resolved, resolve
 from vlprompt.saving.description import description_hash
 from vlprompt.training.checkpoint import checkpoints, threads_of
-from vlprompt.training.feed import effective_views, make_feed
+from vlprompt.training.feed import Labelling, effective_views, make_feed
 from vlprompt.training.recipes import adapt_depths
 from vlprompt.training.trainer import BestEpoch, Trainer, TrainOptions
 
@@ -70,26 +64,6 @@ def run(*, clip: FrozenCLIP | None = None, **settings: Any) -> Result:
     if not isinstance(settings.get("dataset", ""), str):
         settings["dataset"] = register_dataset(as_splits(settings["dataset"]))
     return execute(resolve(settings), clip)
-
-
-class Shared:
-    """What runs in one process load once: the last backbone and the datasets; banks and teachers keep themselves."""
-
-    def __init__(self, clip: FrozenCLIP | None = None):
-        self._given = clip
-        self._clip = lru_cache(maxsize=1)(load_clip)
-        self._splits = lru_cache(maxsize=32)(load_split)
-
-    def clip_for(self, config: RunConfig) -> FrozenCLIP:
-        """Return the frozen model that a run asks for."""
-        key = config.backbone, config.pretrained, config.checkpoint, config.precision, config.device
-        return self._given or self._clip(*key)
-
-    def splits_for(self, name: str, config: RunConfig) -> DatasetSplits:
-        """Return a dataset with the split and the templates that a run asks for."""
-        options = {key: getattr(config, key) for key in ("download", "split", "follow_links")}
-        splits = self._splits(name, config.data_root, **options)
-        return replace(splits, templates=resolve_templates(config.templates, splits))
 
 
 def execute(resolved: Resolved, clip: FrozenCLIP | None = None, shared: Shared | None = None) -> Result:
@@ -137,7 +111,11 @@ def execute(resolved: Resolved, clip: FrozenCLIP | None = None, shared: Shared |
             if learner.facts.labels != "none":
                 with clock("encode"):
                     encode_tests(data, plan, config, clip, reporter)
-            learnt = fit(learner, data[plan.train], resolved, reporter, clock, loggers, images["train"], plan.selection)
+            learnt, labellings = fit(
+                learner, data[plan.train], resolved, reporter, clock, loggers, images["train"], plan.selection
+            )
+            truth = labels_of_pool(data[plan.train], config, shared) if labellings else {}
+            pseudo_labels = keep_pseudo_labels(folder, labellings, data[plan.train], truth, reporter)
             saw, searches = plan.seen(data), plan.selection.searches
             write_searches(folder, searches)
             known = {key: getattr(config, key) for key in ("dataset", "protocol", "shots", "seed")}
@@ -147,7 +125,10 @@ def execute(resolved: Resolved, clip: FrozenCLIP | None = None, shared: Shared |
                     name: measure(learner, name, data[part], config, reporter) for name, part in plan.tests.items()
                 }
             told = {
-                "data": data_facts(data[plan.train]) | {"split": split, "images": images} | image_facts(data, plan),
+                "data": data_facts(data[plan.train])
+                | {"split": split, "images": images}
+                | image_facts(data, plan)
+                | ({"pseudo_labels": pseudo_labels} if pseudo_labels else {}),
                 "adapted": adapted,
                 "views": effective_views(learner, config),
                 "seeded": is_seeded(learner, bool(learnt), config),
@@ -224,57 +205,6 @@ def _announce(resolved: Resolved, adapted: dict[str, int], clip: FrozenCLIP, rep
         reporter.say(f"{key}={value} and not {asked} as in the recipe, since {clip.name} has no more layers")
 
 
-def load_parts(plan: Plan, config: RunConfig, shared: Shared) -> tuple[dict[Part, DatasetSplits], str]:
-    """Return the data of each part of a plan, and the hash of the whole split that is trained on.
-
-    The part that is trained on has its few-shot draw for training images.
-    """
-    learnt, every = plan.train, (plan.train, *plan.tests.values())
-    names = dict.fromkeys(name for part in every for name in part.joined or (part.dataset,))
-    whole = {name: shared.splits_for(name, config) for name in names}
-    for part in every:
-        if not part.joined:
-            check_classes(config.protocol, part, whole[part.dataset])
-    if learnt.joined:
-        split = join_datasets([whole[name] for name in learnt.joined]).fingerprint()
-        whole[learnt.dataset] = join_datasets([_few_shot(whole[name], plan, config) for name in learnt.joined])
-    else:
-        source = whole[learnt.dataset]
-        split = source.fingerprint()
-        source = leave_domain_out(source, learnt.held_out) if learnt.held_out else source
-        whole[learnt.dataset] = _draw(source, plan, config)
-    parts = {part: _select(whole[part.dataset], part) for part in every}
-    check_present(parts, plan)
-    return parts, split
-
-
-def _few_shot(source: DatasetSplits, plan: Plan, config: RunConfig) -> DatasetSplits:
-    """The few-shot draw of a dataset, but for what the plan holds out."""
-    shots = cast(Shots, config.shots)  # another text is of plans that draw nothing
-    return plan.held_out(few_shot_split(source, shots, config.seed, allow_fewer=config.allow_fewer), source)
-
-
-def _draw(source: DatasetSplits, plan: Plan, config: RunConfig) -> DatasetSplits:
-    """Return a dataset with what a plan trains on: labelled images, and a pool whose labels are gone."""
-    if plan.labelled == "none":
-        pool = source.train if plan.pool == "all" else ()
-        return replace(source, train=(), val=(), pool=without_labels(pool))
-    drawn = _few_shot(source, plan, config)
-    if plan.pool == "none":
-        return drawn
-    labelled = set(drawn.train)
-    return replace(drawn, pool=without_labels([item for item in source.train if item not in labelled]))
-
-
-def _select(whole: DatasetSplits, part: Part) -> DatasetSplits:
-    """Return a part's classes and test images."""
-    chosen = whole.select(part.half)
-    if part.images == "all":
-        return chosen
-    names = set(whole.select(part.images).class_names)
-    return replace(chosen, test=[item for item in chosen.test if chosen.class_names[item.label] in names])
-
-
 def is_seeded(learner: PromptLearner, trained: bool, config: RunConfig) -> bool:
     """Whether another seed could give other numbers: by what is trained, a few-shot draw, or the order of a stream.
 
@@ -292,8 +222,8 @@ def fit(
     loggers: Loggers,
     images: str = "",
     selection: Selection | None = None,
-) -> list[dict[str, Any]]:
-    """Train a learner on the few-shot images of ``source``, and return the history.
+) -> tuple[list[dict[str, Any]], list[Labelling]]:
+    """Train a learner on the images of ``source``, and return the history and what it took a pool for.
 
     ``images`` tells those from changed ones under the same names, and ``selection`` what may be chosen on.
     """
@@ -314,10 +244,11 @@ def fit(
         identity = {"settings": resolved.id + taught, "backbone": backbone, "data": images}
         keeping = {"seed": config.seed, "folder": resolved.folder, "resume": config.resume, "identity": identity}
         trainer = Trainer(config, keeping | {"selection": best}, tell, clock)
-        history = trainer.fit(learner, make_feed(learner, source, resolved, reporter, clock, selection))
+        feed = make_feed(learner, source, resolved, reporter, clock, selection)
+        history = trainer.fit(learner, feed)
     if history and selection.epoch:
         selection.saw.add(selection.epoch)
-    return history
+    return history, feed.labellings
 
 
 def measure(

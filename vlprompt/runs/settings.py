@@ -28,7 +28,7 @@ from vlprompt.training.recipes import list_recipes as list_recipes  # a name of 
 NO_SHOTS = "none"  # of a protocol that takes no labels
 MANY = ("templates", "targets", "format_spread")  # a text or a list of texts
 PLACES = (
-    *("dataset", "data_root", "held_out", "backbone", "pretrained", "checkpoint", "teacher"),
+    *("dataset", "data_root", "held_out", "unlabelled", "backbone", "pretrained", "checkpoint", "teacher"),
     *("output", "name", "config"),
 )
 MAX_NAME = 200  # characters of a folder's name; file systems take 255 bytes
@@ -92,7 +92,8 @@ def resolve(settings: Mapping[str, Any] | None = None) -> Resolved:
         protocol = usual_protocol(method, protocol)
     PROTOCOLS.info(protocol)
     recipe = recipe or load_recipe(method, protocol)
-    config = fill(RunConfig, {**defaults, "method": method, "protocol": protocol}, recipe, given)
+    usual = {} if PROTOCOLS.get(protocol).shots is None else {"shots": PROTOCOLS.get(protocol).shots}
+    config = fill(RunConfig, {**defaults, **usual, "method": method, "protocol": protocol}, recipe, given)
     if PROTOCOLS.get(protocol).labelled == "none" and "shots" not in given:
         config.shots = NO_SHOTS
     config.selection = OTHER_NAMES.get(config.selection, config.selection)
@@ -106,6 +107,16 @@ def check_values(config: RunConfig) -> None:
     labelled = PROTOCOLS.get(config.protocol).labelled
     if labelled == "none" and config.shots != NO_SHOTS:
         raise VlpromptError(f"shots={config.shots} has no meaning in protocol={config.protocol}, which takes no labels")
+    pool = PROTOCOLS.get(config.protocol).pool
+    if config.unlabelled is not None and pool == "none":
+        raise VlpromptError(
+            f"protocol={config.protocol} learns from no images without labels: unlabelled={config.unlabelled} is for "
+            "semi_supervised, transductive_zero_shot and unsupervised"
+        )
+    if config.class_split != LATER["class_split"] and pool != "unseen":
+        raise VlpromptError(f"class_split={config.class_split} has a meaning in protocol=transductive_zero_shot alone")
+    if not 0 <= config.class_split < 2**32:
+        raise VlpromptError(f"class_split must be from 0 to {2**32 - 1:,}, not {config.class_split}")
     check_learning(config, "all" if labelled == "shots" else NO_SHOTS)
     for key in MANY:
         _check_texts(key, getattr(config, key))

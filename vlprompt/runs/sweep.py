@@ -20,7 +20,8 @@ from vlprompt.evaluation.protocols import PROTOCOLS
 from vlprompt.evaluation.results import Result, headline
 from vlprompt.learner.registration import METHODS
 from vlprompt.runs.folder import RunInUse, changed_names, read_result_of
-from vlprompt.runs.one import Shared, execute
+from vlprompt.runs.one import execute
+from vlprompt.runs.parts import Shared
 from vlprompt.runs.settings import Resolved, resolve
 
 # an axis of the matrix and the run's setting that it varies; the first varies slowest, so that neighbours share most
