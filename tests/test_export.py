@@ -21,7 +21,7 @@ from vlprompt.saving.export import ONNX_TORCH, export_learner
 from vlprompt.testing import fit, make, small_clip
 
 NAMES = ("cat", "annual_crop land", "an owl", "dog")
-WORDS_HOLD_IT = {"coop", "kgcoop", "prograd", "pre", "upl"}  # a context of words in front of the class name
+WORDS_HOLD_IT = {"coop", "kgcoop", "pouf", "pre", "prograd", "upl"}  # a context of words in front of the class name
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,7 @@ import re
 from types import SimpleNamespace
 
 import golden_heads
+import golden_unlabelled
 import pytest
 import torch
 import torch.nn.functional as F
@@ -17,7 +18,7 @@ from torch import Tensor
 from vlprompt import FrozenCLIP, create_learner
 from vlprompt.base.parts import parse_part
 from vlprompt.data import FeatureBank
-from vlprompt.learner.labelers import LABELERS, Growing, growing_shots, label_pool
+from vlprompt.learner.labelers import LABELERS, Growing, growing_shots
 from vlprompt.learner.selection import Selection
 from vlprompt.methods.heads import gda as gda_module
 from vlprompt.methods.heads.gaussians import fit_gaussians, nearest_samples, synthesise
@@ -25,7 +26,7 @@ from vlprompt.methods.heads.lp_plus_plus import StepSizes
 from vlprompt.methods.test_time import tpt as tpt_module
 from vlprompt.methods.test_time.tpt import entropy_of_mean, surest_views
 
-CHECKS: dict[str, Check] = dict(golden_heads.CHECKS)  # by the beginning of a file's name
+CHECKS: dict[str, Check] = golden_heads.CHECKS | golden_unlabelled.CHECKS  # by the beginning of a file's name
 
 
 def check(function: Check) -> Check:
@@ -162,27 +163,6 @@ def grip_leaderboard(case: Case, clip: FrozenCLIP, monkeypatch: pytest.MonkeyPat
         assert growing_shots(100 // quantile, images, classes) == schedule
         rounds = [Growing().of_round(turn, 100 // quantile, images, classes) for turn in range(100 // quantile)]
         assert [each.wanted(images, classes) for each in rounds] == schedule[:-1]
-
-
-@check
-def tfup(case: Case, clip: FrozenCLIP, monkeypatch: pytest.MonkeyPatch) -> None:
-    facts, t = case.facts["parameters"], case.tensors
-    images, text = (F.normalize(t[f"{name}features_raw"], dim=1) for name in ("", "text_"))
-    scale, shots = facts["logit_scale"], {"selected": "cache", "training": "training"}
-    for name, more in (("selected", ""), ("training", ", share=0.75, most=None")):
-        labeler = parse_part(f"prototype_kl(scale={facts['selection_scale']}{more})", LABELERS)
-        assert labeler.wanted(len(images), len(text)) == facts[f"{shots[name]}_shots"]
-        found = label_pool(labeler, scale * images @ text.T, scale)
-        assert torch.equal(found.index.view(len(text), -1), t[f"{name}_index"])
-        assert torch.equal(found.label, torch.arange(len(text)).repeat_interleave(t[f"{name}_index"].shape[1]))
-
-
-@check
-def tfup_t(case: Case, clip: FrozenCLIP, monkeypatch: pytest.MonkeyPatch) -> None:
-    facts, t = case.facts["parameters"], case.tensors
-    found = parse_part(f"threshold(at={facts['threshold']})", LABELERS)(t["weak_logits"].softmax(dim=1))
-    assert torch.equal(found.index, t["confident"].nonzero().squeeze(1))
-    assert len(found.index) == facts["confident"]
 
 
 @check

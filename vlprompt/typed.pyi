@@ -35,6 +35,7 @@ from vlprompt.methods.heads.linear_probe import LinearProbe
 from vlprompt.methods.heads.lp_plus_plus import LPPlusPlus
 from vlprompt.methods.prompts.maple import MaPLe
 from vlprompt.methods.prompts.mvlpt import MVLPT
+from vlprompt.methods.unlabelled.pouf import POUF
 from vlprompt.methods.prompts.pre import PRE
 from vlprompt.methods.prompts.proda import ProDA
 from vlprompt.methods.prompts.prograd import ProGrad
@@ -42,6 +43,8 @@ from vlprompt.methods.prompts.promptsrc import PromptSRC
 from vlprompt.methods.prompts.restore import RESTORE
 from vlprompt.methods.heads.taskres import TaskRes
 from vlprompt.methods.test_time.tda import TDA
+from vlprompt.methods.unlabelled.tfup import TFUP
+from vlprompt.methods.unlabelled.tfup_t import TFUPT
 from vlprompt.methods.heads.tip_adapter import TipAdapter
 from vlprompt.methods.heads.tip_adapter_f import TipAdapterF
 from vlprompt.methods.test_time.tpt import TPT
@@ -53,7 +56,7 @@ from vlprompt.methods.heads.zlap import ZLaP
 from vlprompt.methods.heads.clap import ZSLP
 
 StrPath = str | PathLike[str]
-Known = Literal['clap', 'clip_adapter', 'cocoop', 'coop', 'coprompt', 'cross_modal_lp', 'cupl', 'fpl', 'gda', 'grip', 'ifpl', 'ivlp', 'kgcoop', 'linear_probe', 'lp_plus_plus', 'maple', 'mvlpt', 'pre', 'proda', 'prograd', 'promptsrc', 'restore', 'taskres', 'tda', 'tip_adapter', 'tip_adapter_f', 'tpt', 'transclip', 'upl', 'vpt', 'zero_shot', 'zlap', 'zs_lp']
+Known = Literal['clap', 'clip_adapter', 'cocoop', 'coop', 'coprompt', 'cross_modal_lp', 'cupl', 'fpl', 'gda', 'grip', 'ifpl', 'ivlp', 'kgcoop', 'linear_probe', 'lp_plus_plus', 'maple', 'mvlpt', 'pouf', 'pre', 'proda', 'prograd', 'promptsrc', 'restore', 'taskres', 'tda', 'tfup', 'tfup_t', 'tip_adapter', 'tip_adapter_f', 'tpt', 'transclip', 'upl', 'vpt', 'zero_shot', 'zlap', 'zs_lp']
 
 class MethodSettings(TypedDict, total=False):
     objective: list[str]
@@ -256,6 +259,15 @@ class MvlptSettings(MethodSettings, total=False):
 
 class MvlptRun(RunSettings, MvlptSettings, total=False): ...
 
+class PoufSettings(MethodSettings, total=False):
+    n_ctx: int | None
+    ctx_init: str | None
+    class_token_position: Literal['end', 'middle', 'front']
+    class_specific: bool
+    scale_lr: float
+
+class PoufRun(RunSettings, PoufSettings, total=False): ...
+
 class PreSettings(MethodSettings, total=False):
     n_ctx: int | None
     ctx_init: str | None
@@ -319,6 +331,29 @@ class TdaSettings(MethodSettings, total=False):
     fraction: float
 
 class TdaRun(RunSettings, TdaSettings, total=False): ...
+
+class TfupSettings(MethodSettings, total=False):
+    labeler: str
+    alpha: float
+    beta: float
+    template: list[str] | None
+
+class TfupRun(RunSettings, TfupSettings, total=False): ...
+
+class TfupTSettings(MethodSettings, total=False):
+    ratio: float
+    reduction: int
+    text_ratio: float
+    labeler: str
+    first_labeler: str
+    first_epochs: int
+    alpha: float
+    beta: float
+    threshold: float
+    marginal_weight: float
+    template: list[str] | None
+
+class TfupTRun(RunSettings, TfupTSettings, total=False): ...
 
 class TipAdapterSettings(MethodSettings, total=False):
     alpha: float
@@ -480,6 +515,10 @@ def create_learner(method: Literal['mvlpt'], clip: FrozenCLIP, class_names: Sequ
     """Prompts for several tasks at once, to start other tasks from."""
 
 @overload
+def create_learner(method: Literal['pouf'], clip: FrozenCLIP, class_names: Sequence[str], *, templates: Sequence[str] = ..., seed: int = ..., shared_names: bool = ..., **settings: Unpack[PoufSettings]) -> POUF:
+    """A context and a logit scale that bring images without labels and classes together."""
+
+@overload
 def create_learner(method: Literal['pre'], clip: FrozenCLIP, class_names: Sequence[str], *, templates: Sequence[str] = ..., seed: int = ..., shared_names: bool = ..., **settings: Unpack[PreSettings]) -> PRE:
     """CoOp with a context that an encoder reparameterizes while training."""
 
@@ -506,6 +545,14 @@ def create_learner(method: Literal['taskres'], clip: FrozenCLIP, class_names: Se
 @overload
 def create_learner(method: Literal['tda'], clip: FrozenCLIP, class_names: Sequence[str], *, templates: Sequence[str] = ..., seed: int = ..., shared_names: bool = ..., **settings: Unpack[TdaSettings]) -> TDA:
     """Zero-shot beside two caches of the test images that came before."""
+
+@overload
+def create_learner(method: Literal['tfup'], clip: FrozenCLIP, class_names: Sequence[str], *, templates: Sequence[str] = ..., seed: int = ..., shared_names: bool = ..., **settings: Unpack[TfupSettings]) -> TFUP:
+    """A cache of images without labels, the most central of each class, beside zero-shot CLIP."""
+
+@overload
+def create_learner(method: Literal['tfup_t'], clip: FrozenCLIP, class_names: Sequence[str], *, templates: Sequence[str] = ..., seed: int = ..., shared_names: bool = ..., **settings: Unpack[TfupTSettings]) -> TFUPT:
+    """Class residuals and a bottleneck, trained on pseudo-labels of TFUP's cache."""
 
 @overload
 def create_learner(method: Literal['tip_adapter'], clip: FrozenCLIP, class_names: Sequence[str], *, templates: Sequence[str] = ..., seed: int = ..., shared_names: bool = ..., **settings: Unpack[TipAdapterSettings]) -> TipAdapter:
@@ -618,6 +665,10 @@ def run(*, method: Literal['mvlpt'], clip: FrozenCLIP | None = ..., **settings: 
     """Prompts for several tasks at once, to start other tasks from."""
 
 @overload
+def run(*, method: Literal['pouf'], clip: FrozenCLIP | None = ..., **settings: Unpack[PoufRun]) -> Result:
+    """A context and a logit scale that bring images without labels and classes together."""
+
+@overload
 def run(*, method: Literal['pre'], clip: FrozenCLIP | None = ..., **settings: Unpack[PreRun]) -> Result:
     """CoOp with a context that an encoder reparameterizes while training."""
 
@@ -644,6 +695,14 @@ def run(*, method: Literal['taskres'], clip: FrozenCLIP | None = ..., **settings
 @overload
 def run(*, method: Literal['tda'], clip: FrozenCLIP | None = ..., **settings: Unpack[TdaRun]) -> Result:
     """Zero-shot beside two caches of the test images that came before."""
+
+@overload
+def run(*, method: Literal['tfup'], clip: FrozenCLIP | None = ..., **settings: Unpack[TfupRun]) -> Result:
+    """A cache of images without labels, the most central of each class, beside zero-shot CLIP."""
+
+@overload
+def run(*, method: Literal['tfup_t'], clip: FrozenCLIP | None = ..., **settings: Unpack[TfupTRun]) -> Result:
+    """Class residuals and a bottleneck, trained on pseudo-labels of TFUP's cache."""
 
 @overload
 def run(*, method: Literal['tip_adapter'], clip: FrozenCLIP | None = ..., **settings: Unpack[TipAdapterRun]) -> Result:

@@ -155,7 +155,12 @@ class PromptLearner(nn.Module):
         """
         if self.facts.head or self.facts.classifier == "per_image":
             return None
-        return self.clip.logit_scale * t, t.new_full((len(t),), self.clip.logit_bias)
+        return self.logit_scale * t, t.new_full((len(t),), self.clip.logit_bias)
+
+    @property
+    def logit_scale(self) -> float:
+        """Scale of the cosines in its logits: the frozen model's, unless a method learns its own."""
+        return self.clip.logit_scale
 
     def learn(self, feed: Feed, train: Train) -> None:
         """Learn from a feed: by the loop, over its labelled images, unless a method fits itself otherwise.

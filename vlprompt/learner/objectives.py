@@ -248,6 +248,42 @@ class Distillation(LogitObjective):
         return F.cross_entropy(outputs.logits / self.temperature, frozen) * self.temperature**2
 
 
+class _Unlabelled(Objective):
+    """An objective that asks for no labels, but for class features that images are compared with."""
+
+    def refuses(self, learner: PromptLearner) -> str | None:
+        """A head's logits are more than similarities."""
+        if not learner.facts.head:
+            return None
+        return f"compares images with class features, and {learner.method} scores in another way; use it on prompts"
+
+
+@OBJECTIVES.register("transport")
+class Transport(_Unlabelled):
+    """Cost, 1 - cosine, of moving each image to its likely classes and each class to its likely images (POUF).
+
+    The classes' likely images are a softmax over the batch, so that the batch's size bears on it.
+    """
+
+    def __call__(self, learner: PromptLearner, outputs: Outputs, batch: Batch) -> Tensor:
+        """Mean over the images, plus the mean over the classes."""
+        v, t = outputs.image_features, outputs.text_features
+        cost = 1 - (v @ t.T if t.dim() == 2 else torch.einsum("bd,bcd->bc", v, t))  # (B, C)
+        to_classes = (outputs.logits.softmax(dim=1) * cost).sum(dim=1).mean()
+        return to_classes + (outputs.logits.softmax(dim=0) * cost).sum(dim=0).mean()
+
+
+@OBJECTIVES.register("information_maximization")
+class InformationMaximization(_Unlabelled):
+    """Mean entropy of an image's prediction less the entropy of the mean prediction of the batch (POUF, SHOT)."""
+
+    def __call__(self, learner: PromptLearner, outputs: Outputs, batch: Batch) -> Tensor:
+        """In nats; the logarithms' small terms are those of POUF's code."""
+        p = outputs.logits.softmax(dim=1)
+        mean = p.mean(dim=0)
+        return -(p * (p + 1e-5).log()).sum(dim=1).mean() + (mean * (mean + 1e-6).log()).sum()
+
+
 DISTANCES = ("cos", "l1", "mse")
 
 

@@ -117,26 +117,33 @@ class Teacher:
         return self._cache[key]
 
     def described(
-        self, class_names: Sequence[str], path: str, templates: Sequence[str] = (), cut: bool = False
+        self,
+        class_names: Sequence[str],
+        path: str,
+        templates: Sequence[str] = (),
+        cut: bool = False,
+        normalise: bool = True,
     ) -> Tensor:
-        """Mean feature of each class's sentences, normalised before and after the mean (C, D).
+        """Mean feature of each class's sentences (C, D), normalised before and after the mean unless told otherwise.
 
         Args:
             class_names: underscores become spaces.
             path: a JSON file ``{class: [sentences]}``, or a set that comes with the package.
             templates: filled with the class name, they are sentences like the others.
             cut: whether sentences that are longer than the context lose their end; else they are an error.
+            normalise: false leaves features as the tower gives them, and their mean too.
         """
         self.refuse_file(path)
-        key = ("described", tuple(class_names), _stamp(path), tuple(templates), cut)
+        key = ("described", tuple(class_names), _stamp(path), tuple(templates), cut, normalise)
         if key not in self._cache:
             written = read_descriptions(path, class_names)
             filled = [_fill([name], templates) if templates else [] for name in class_names]
             sentences = [[*both, *texts] for both, texts in zip(filled, written, strict=True)]
             every = [text for texts in sentences for text in texts]
-            features = F.normalize(self.clip.encode_text(every, cut=cut), dim=-1)
-            means = [part.mean(dim=0) for part in features.split([len(texts) for texts in sentences])]
-            self._cache[key] = F.normalize(torch.stack(means), dim=-1)
+            features = self.clip.encode_text(every, cut=cut)
+            features = F.normalize(features, dim=-1) if normalise else features
+            means = torch.stack([part.mean(dim=0) for part in features.split([len(texts) for texts in sentences])])
+            self._cache[key] = F.normalize(means, dim=-1) if normalise else means
         return self._cache[key]
 
     def image_features(self, batch: Batch | Mapping[str, Tensor], view: str = "image") -> Tensor:

@@ -69,7 +69,7 @@ def export_matrix(learner: PromptLearner, path: Path) -> Path:
     ``logit_scale * normalise(image_features) @ weight.T + logit_bias`` are the logits, with the backbone's own image
     features where the learner leaves the image tower alone, as the JSON file beside says.
     """
-    scale, linear = learner.clip.logit_scale, _linear_head(learner)
+    scale, linear = learner.logit_scale, _linear_head(learner)
     weight, bias = (linear[0] / scale, linear[1]) if linear else (learner.classifier_matrix(), learner.clip.logit_bias)
     tensors = {
         "weight": finite(weight, learner).contiguous(),

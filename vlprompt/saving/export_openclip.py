@@ -8,6 +8,7 @@ template, exactly the learner, for any class names and in any program that loads
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,8 @@ def export_openclip(learner: PromptLearner, folder: Path) -> Path:
     state = {key: value.detach().clone().contiguous() for key, value in learner.clip.model.state_dict().items()}
     (embedding,) = (value for key, value in state.items() if key.endswith("token_embedding.weight"))
     embedding[[tokenizer.encode(sign)[0] for sign in signs]] = context
+    if learner.logit_scale != learner.clip.logit_scale:
+        state["logit_scale"].fill_(math.log(learner.logit_scale))
     template = " ".join([*signs, "{}."])
     use = {
         "template": template,

@@ -12,7 +12,6 @@ The cache is no linear classifier, so no (C, D) matrix holds it: export to=torch
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,10 +20,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vlprompt.data import FeatureBank
-from vlprompt.errors import VlpromptError
 from vlprompt.learner import PromptLearner, register
 from vlprompt.learner.learning import Feed, Train
 from vlprompt.learner.selection import Values, at_points, choose, keep_settings
+from vlprompt.methods.heads.image_cache import ImageCache, cache_logits
 
 
 def cache_keys(features: Tensor) -> Tensor:
@@ -32,19 +31,8 @@ def cache_keys(features: Tensor) -> Tensor:
     return F.normalize(features.mean(dim=0), dim=-1)
 
 
-def cache_logits(affinity: Tensor, labels: Tensor, n_classes: int) -> Tensor:
-    """Sum affinities (B, N) over the keys of each class, φ(fF)·L of eq. 5 (B, C); L is never made, being mostly zeros.
-
-    Args:
-        affinity: of B images to N keys.
-        labels: class of each key (N,).
-        n_classes: C.
-    """
-    return affinity.new_zeros(affinity.shape[0], n_classes).index_add(1, labels.long(), affinity)
-
-
 @register("tip_adapter", paper="arXiv:2207.09519", new_classes=False, head=True, paper_settings="whole_val")
-class TipAdapter(PromptLearner):
+class TipAdapter(ImageCache):
     """A cache of the labelled images beside zero-shot CLIP."""
 
     @dataclass
@@ -64,43 +52,18 @@ class TipAdapter(PromptLearner):
         grid: dict[str, Any] = field(default_factory=dict)
 
     config: Config
-    keys: Tensor
-    labels: Tensor
     alpha: Tensor
     beta: Tensor
 
     def setup(self) -> None:
         """Make an empty cache: without keys the learner is zero-shot CLIP."""
-        self._reserve(0)
+        self.make_room(0)
         keep_settings(self, "alpha", "beta")
 
-    def _reserve(self, count: int) -> None:
-        """Make room for so many keys (N, D) and their classes (N,), as floats since only such are saved."""
-        self._hold(torch.zeros(count, self.clip.embed_dim, device=self.clip.device))
-        self.register_buffer("labels", torch.zeros(count, device=self.clip.device))
-
-    def _hold(self, keys: Tensor) -> None:
-        """Have keys (N, D), which are not learnt."""
-        self.register_buffer("keys", keys)
-
-    def reserve(self, shapes: Mapping[str, torch.Size]) -> None:
-        """Make room for as many keys as were saved."""
-        self._reserve(next(iter(shapes.get("labels", ())), 0))  # one that does not fit is refused by its shape
-
-    def load_learnables(self, state: Mapping[str, Tensor], source: str) -> None:
-        """Load a cache, whose labels must be those of the classes at hand."""
-        super().load_learnables(state, source)
-        odd = self.labels[(self.labels < 0) | (self.labels >= len(self.class_names)) | (self.labels % 1 != 0)]
-        if len(odd):
-            raise VlpromptError(f"{source} do not fit {self.method}: label {float(odd[0]):g} in them is no class")
-
-    @torch.no_grad()
     def fit(self, bank: FeatureBank) -> None:
         """Fill the cache with the labelled images of a bank."""
         assert bank.labels is not None  # of labelled images
-        self._reserve(len(bank))
-        self.keys.copy_(cache_keys(bank.features))
-        self.labels.copy_(bank.labels)
+        self.fill(cache_keys(bank.features), bank.labels)
 
     def learn(self, feed: Feed, train: Train) -> None:
         """Cache the labelled images."""

@@ -40,7 +40,7 @@ class TipAdapterF(TipAdapter):
 
     config: Config
 
-    def _hold(self, keys: Tensor) -> None:
+    def hold(self, keys: Tensor) -> None:
         """Have keys (N, D), which are learnt."""
         self.keys = nn.Parameter(keys)
 

@@ -1,0 +1,61 @@
+"""What heads share that keep images: their features as keys, and their classes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from vlprompt.errors import VlpromptError
+from vlprompt.learner import PromptLearner
+
+
+def cache_logits(affinity: Tensor, labels: Tensor, n_classes: int) -> Tensor:
+    """Sum affinities (B, N) over the keys of each class, φ(fF)·L of eq. 5 (B, C); L is never made, being mostly zeros.
+
+    Args:
+        affinity: of B images to N keys.
+        labels: class of each key (N,).
+        n_classes: C.
+    """
+    return affinity.new_zeros(affinity.shape[0], n_classes).index_add(1, labels.long(), affinity)
+
+
+class ImageCache(PromptLearner):
+    """A learner with a cache, which is empty until it is filled.
+
+    Attributes:
+        keys: normalised features (N, D) of its images.
+        labels: their classes (N,), as floats.
+    """
+
+    keys: Tensor
+    labels: Tensor
+
+    def make_room(self, count: int) -> None:
+        """Make room for so many keys (N, D) and their classes (N,), as floats since only such are saved."""
+        self.hold(torch.zeros(count, self.clip.embed_dim, device=self.clip.device))
+        self.register_buffer("labels", torch.zeros(count, device=self.clip.device))
+
+    def hold(self, keys: Tensor) -> None:
+        """Have keys (N, D), which are not learnt."""
+        self.register_buffer("keys", keys)
+
+    def reserve(self, shapes: Mapping[str, torch.Size]) -> None:
+        """Make room for as many keys as were saved."""
+        self.make_room(next(iter(shapes.get("labels", ())), 0))  # one that does not fit is refused by its shape
+
+    def load_learnables(self, state: Mapping[str, Tensor], source: str) -> None:
+        """Load a cache, whose labels must be those of the classes at hand."""
+        super().load_learnables(state, source)
+        odd = self.labels[(self.labels < 0) | (self.labels >= len(self.class_names)) | (self.labels % 1 != 0)]
+        if len(odd):
+            raise VlpromptError(f"{source} do not fit {self.method}: label {float(odd[0]):g} in them is no class")
+
+    @torch.no_grad()
+    def fill(self, keys: Tensor, labels: Tensor) -> None:
+        """Put images in the cache, in the place of others: keys (N, D), and classes (N,)."""
+        self.make_room(len(keys))
+        self.keys.copy_(keys)
+        self.labels.copy_(labels)

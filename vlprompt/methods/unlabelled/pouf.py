@@ -1,0 +1,66 @@
+"""POUF: prompt-oriented unsupervised fine-tuning (Tanwisuth et al., ICML 2023, arXiv:2305.00350).
+
+Trained, on images without labels: CoOp's context, from "a photo of a" on, and CLIP's logit scale, so that images and
+classes are cheap to move onto each other (``transport``), and predictions are sure of each image and balanced over a
+batch (``information_maximization``). This is the paper's prompt mode; its model mode, which trains all of CLIP, is no
+learner on a frozen one.
+Protocols: unsupervised.
+Differs from the authors' code: the pool is the training images, and test images are others (theirs learns from the very
+images that it tests, but on DomainNet); the last step is tested (theirs takes the epoch that is best on them).
+The loss depends on the batch's size: each class's share of the transport takes it that the batch has images of that
+class, which batches with fewer images than classes cannot.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from vlprompt.learner import register
+from vlprompt.learner.learning import Feed, ParameterGroup, Train
+from vlprompt.methods.prompts.coop import CoOp
+
+
+@register("pouf", paper="arXiv:2305.00350", trains=("text",), labels="none", paper_epoch="test")
+class POUF(CoOp):
+    """A context and a logit scale that bring images without labels and classes together."""
+
+    @dataclass
+    class Config(CoOp.Config):
+        """Settings, as CoOp's, started from "a photo of a".
+
+        Attributes:
+            scale_lr: learning rate of the logit scale's logarithm over the context's; as published it hardly moves.
+        """
+
+        objective: list[str] = field(default_factory=lambda: ["transport", "information_maximization(weight=0.3)"])
+        ctx_init: str | None = "a photo of a"
+        scale_lr: float = 5e-4
+
+    config: Config
+
+    def setup(self) -> None:
+        """Create the context (n, d_t), and the logarithm of the logit scale (1,)."""
+        super().setup()
+        self.log_scale = nn.Parameter(torch.tensor([math.log(self.clip.logit_scale)]))
+
+    def parameter_groups(self) -> list[ParameterGroup]:
+        """The context, and the logit scale, which moves more slowly."""
+        return [ParameterGroup([self.prompt.ctx]), ParameterGroup([self.log_scale], lr_scale=self.config.scale_lr)]
+
+    def learn(self, feed: Feed, train: Train) -> None:
+        """Train on the pool."""
+        train(self, feed.batches("pool"))
+
+    def score(self, v: Tensor, t: Tensor) -> Tensor:
+        """Logits (B, C): similarities by the learnt scale."""
+        bias = self.clip.logit_bias
+        return (super().score(v, t) - bias) * (self.log_scale.exp() / self.clip.logit_scale) + bias
+
+    @property
+    def logit_scale(self) -> float:
+        """The learnt one."""
+        return float(self.log_scale.detach().exp())

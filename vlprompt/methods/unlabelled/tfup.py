@@ -1,0 +1,113 @@
+"""TFUP: training-free unsupervised prompts for vision-language models (Long et al., 2024, arXiv:2404.16339).
+
+Fitted, without training, to images without labels: a cache of the images that are most central among those which
+zero-shot finds most probable for a class (``labeler``). It votes as Tip-Adapter's does, by affinities that are scaled
+by how alike zero-shot finds the two images.
+Protocols: unsupervised.
+Differs from the authors' code: the pool is the training images (theirs are the test images on two of four datasets);
+fp32; class features are the dataset's templates, or with descriptions=FILE the mean of sentences that they take, of
+which they made the file by a language model. Most of the published gain over plain templates is those sentences'.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from vlprompt.base.parts import parse_part
+from vlprompt.learner import PromptLearner, register
+from vlprompt.learner.labelers import LABELERS, label_pool
+from vlprompt.learner.learning import Feed, PseudoLabels, Train
+from vlprompt.learner.objectives import Objective
+from vlprompt.methods.heads.image_cache import ImageCache, cache_logits
+
+SOFT = 10.0  # scale of the similarities whose probabilities are compared
+
+
+def alike(v: Tensor, keys: Tensor, t: Tensor) -> Tensor:
+    """How alike class features t (C, D) find images v (B, D) and keys (N, D), in [0, 2]: (B, N).
+
+    KL(p_v ‖ p_key), spread for each image from 2 at its nearest key to 0 at its farthest.
+    """
+    log_p, log_q = ((SOFT * x @ t.T).log_softmax(dim=1) for x in (v, keys))
+    apart = (log_p.exp() * log_p).sum(dim=1, keepdim=True) - log_p.exp() @ log_q.T  # (B, N)
+    least, most = apart.amin(dim=1, keepdim=True), apart.amax(dim=1, keepdim=True)
+    return 2 * (1 - (apart - least) / (most - least).clamp_min(1e-12))
+
+
+def votes(v: Tensor, t: Tensor, keys: Tensor, labels: Tensor, alpha: float, beta: float) -> Tensor:
+    """What a cache adds to the logits (B, C): α·exp(-β(1 - A))·L with A = (v·Fᵀ)⊙alike; nothing if it is empty.
+
+    Args:
+        v: normalised image features (B, D).
+        t: normalised class features (C, D).
+        keys: normalised features F (N, D) of its images.
+        labels: classes of these (N,).
+        alpha, beta: weight and sharpness.
+    """
+    if not len(keys):
+        return v.new_zeros(len(v), len(t))
+    affinity = (v @ keys.T) * alike(v, keys, t)
+    return alpha * cache_logits((-beta * (1 - affinity)).exp(), labels, len(t))
+
+
+def raw_text(learner: PromptLearner, template: list[str] | None) -> Tensor:
+    """Class features (C, D): means over templates or descriptions, normalised neither before nor after."""
+    if learner.config.descriptions is not None:
+        return learner.teacher.described(learner.class_names, learner.config.descriptions, normalise=False)
+    return learner.frozen_text(template, normalise_first=False, normalise_last=False)
+
+
+@register("tfup", paper="arXiv:2404.16339", labels="none", new_classes=False, head=True)
+class TFUP(ImageCache):
+    """A cache of images without labels, the most central of each class, beside zero-shot CLIP."""
+
+    @dataclass
+    class Config(PromptLearner.Config):
+        """Settings.
+
+        Attributes:
+            labeler: which images of the pool are cached for which class, see ``vlprompt.learner.labelers``.
+            alpha: what the cache counts beside zero-shot's logits.
+            beta: how fast a key's say falls with its distance.
+            template: of zero-shot; None takes the dataset's own. ``descriptions`` stand in their place.
+        """
+
+        labeler: str = "prototype_kl"
+        alpha: float = 0.3
+        beta: float = 1.0
+        template: list[str] | None = None
+
+    config: Config
+
+    @classmethod
+    def reads_descriptions(cls, objectives: Sequence[Objective]) -> bool:
+        """The class features are made of them."""
+        return True
+
+    def setup(self) -> None:
+        """Make an empty cache: without keys the learner is zero-shot CLIP."""
+        self.labeler = parse_part(self.config.labeler, LABELERS)
+        self.make_room(0)
+
+    def label(self, image_features: Tensor, classes: Sequence[int] | None = None) -> PseudoLabels:
+        """Which of a pool's images (N, D) are cached for which of ``classes``, by zero-shot."""
+        zero_shot = self.clip.similarity(F.normalize(image_features, dim=-1), self.text_features())
+        return label_pool(self.labeler, zero_shot, self.clip.logit_scale, classes)
+
+    def learn(self, feed: Feed, train: Train) -> None:
+        """Cache the pool's most central images."""
+        bank = feed.labelled_as(self.label(feed.bank("pool").features[0], feed.pool_classes)).bank()
+        assert bank.labels is not None  # the labeler's
+        self.fill(F.normalize(bank.features[0], dim=-1), bank.labels)
+
+    def encode_text(self, v: Tensor | None = None) -> Tensor:
+        """Zero-shot class features (C, D)."""
+        return raw_text(self, self.config.template)
+
+    def score(self, v: Tensor, t: Tensor) -> Tensor:
+        """Logits (B, C): s·v·tᵀ, and the cache's votes."""
+        return super().score(v, t) + votes(v, t, self.keys, self.labels, self.config.alpha, self.config.beta)
