@@ -161,6 +161,7 @@ LATER = {
     "class_split": 500,
     "clip_grad": None,
     "descriptions": None,
+    "ensemble": None,
     "schedule": "dassl",
     "steps": None,
     "teacher": None,

@@ -33,8 +33,9 @@ from vlprompt.saving.hub import refuse_address
 
 USAGE = """vlprompt evaluate run=DIR [device=auto] [data_root=DIR] [tolerance=0] [save_predictions=FILE] [--quiet]
 vlprompt evaluate learner=DIR dataset=NAME [half=all|base|new] [class_names=FILE] [templates=SET] [format_spread=SET]
-                  [limit=N] [seed=1] [data_root=DIR] [split=published] [on_unreadable=skip|stop] [follow_links=true]
-                  [backbone=NAME [pretrained=TAG | checkpoint=FILE]] [device=auto] [save_predictions=FILE] [output=FILE]
+                  [ensemble=PART] [limit=N] [seed=1] [data_root=DIR] [split=published] [on_unreadable=skip|stop]
+                  [follow_links=true] [backbone=NAME [pretrained=TAG | checkpoint=FILE]] [device=auto]
+                  [save_predictions=FILE] [output=FILE]
 
 The first form loads the learner that a run saved, scores it on the run's tests again and prints both numbers. The exit
 status is 1 if an accuracy differs by more than `tolerance` percentage points: 0 on the machine of the run; elsewhere an
@@ -43,8 +44,9 @@ image on the border may fall to the other side.
 The second scores a learner (a run's folder, one that save_pretrained wrote, or hf://user/name) on the test images of
 any dataset, folder:PATH and csv:PATH included. `class_names` is a list, or a file with one name a line in label order,
 in place of the dataset's own names; `seed` is of the order in which images come to a learner that predicts online;
-`format_spread` scores zero-shot with every template of a set by itself; `output` keeps all metrics as JSON.
-`save_predictions` writes what was said of each image as .csv or .parquet."""
+`format_spread` scores zero-shot with every template of a set by itself; `output` keeps all metrics as JSON. `ensemble`
+puts another share of the frozen model beside the learner, as in ensemble="logits(weight=0.3)", or none of it
+(ensemble=null). `save_predictions` writes what was said of each image as .csv or .parquet."""
 RUN_KEYS = ("run", "device", "data_root", "tolerance", "save_predictions")
 LEARNER_KEYS = (
     "learner",
@@ -56,6 +58,7 @@ LEARNER_KEYS = (
     "class_names",
     "templates",
     "format_spread",
+    "ensemble",
     "limit",
     "seed",
     "data_root",
@@ -126,6 +129,8 @@ def evaluate_anywhere(settings: dict[str, Any], reporter: Reporter) -> int:
         splits = leave_out_unreadable(splits, ["test"], unreadable)
     names = None if settings.get("class_names") is None else names_setting(settings["class_names"], "class_names")
     learner = load_named_learner(settings)
+    if "ensemble" in settings:
+        learner.set_ensemble(settings["ensemble"])
     found = evaluate(
         learner,
         splits,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
@@ -24,6 +24,7 @@ from vlprompt.data.templates import resolve_templates
 from vlprompt.errors import VlpromptError
 from vlprompt.learner import publishing
 from vlprompt.learner.aggregation import AGGREGATORS
+from vlprompt.learner.ensembling import make_ensemble
 from vlprompt.learner.facts import Facts
 from vlprompt.learner.gradients import GRADIENT_RULES
 from vlprompt.learner.learning import Feed, ParameterGroup, Train
@@ -76,6 +77,8 @@ class PromptLearner(nn.Module):
                 sentences in place of templates; refused where nothing would read it.
             teacher: a saved learner, a run's folder or ``hf://user/name`` whose logits ``logit_kl`` and
                 ``distillation`` take in place of the frozen model's; refused where nothing would ask it.
+            ensemble: with the frozen model wherever it is tested, logits(weight=0.5) or weights(weight=0.5), see
+                ``ensembling``; training is that of the learner alone.
         """
 
         objective: list[str] = field(default_factory=lambda: ["ce"])
@@ -85,6 +88,7 @@ class PromptLearner(nn.Module):
         text_chunk: int | None = None
         descriptions: str | None = None
         teacher: str | None = None
+        ensemble: str | None = None
 
     def __init__(
         self,
@@ -97,7 +101,7 @@ class PromptLearner(nn.Module):
         super().__init__()
         self.clip = clip
         self.config = config or self.Config()
-        self.facts = self.facts_of(self.config)
+        self.set_ensemble(self.config.ensemble)
         self.templates = tuple(templates)
         self.teacher = Teacher(clip)
         self.taught_by: SavedTeacher | None = None  # see ``vlprompt.saving.teacher``
@@ -153,9 +157,23 @@ class PromptLearner(nn.Module):
         Args:
             t: class features as ``text_features`` gives them.
         """
-        if self.facts.head or self.facts.classifier == "per_image":
+        own = self.facts_of(self.config)  # without an ensemble
+        if own.head or own.classifier == "per_image":
             return None
         return self.logit_scale * t, t.new_full((len(t),), self.clip.logit_bias)
+
+    def linear(self) -> tuple[Tensor, Tensor] | None:
+        """``linear_head`` of what is scored with, an ensemble's if there is one; None if no linear map gives it."""
+        if self.facts.classifier == "per_image":
+            return None
+        own = self.linear_head(self.class_features())
+        if own is None or self.ensemble is None:
+            return own
+        if not self.facts.cacheable_images:  # the frozen model looks at other features
+            return None
+        weight = self.clip.logit_scale * self.frozen_text()
+        bias = weight.new_full((len(weight),), self.clip.logit_bias)
+        return self.ensemble.logits(own[0], weight), self.ensemble.logits(own[1], bias)
 
     @property
     def logit_scale(self) -> float:
@@ -190,6 +208,13 @@ class PromptLearner(nn.Module):
         return ""
 
     @classmethod
+    def facts_with(cls, config: Any) -> Facts:
+        """``facts_of``, and what an ensemble with the frozen model makes of it, or one sentence where none can be."""
+        own = cls.facts_of(config)
+        ensemble = make_ensemble(config.ensemble, cls.method, own)
+        return ensemble.narrow(own) if ensemble else own
+
+    @classmethod
     def reads_descriptions(cls, objectives: Sequence[Objective]) -> bool:
         """Whether sentences about classes have a use: by default an objective's."""
         return any(isinstance(o, DescriptionAnchor) and o.descriptions is None for o in objectives)
@@ -208,9 +233,8 @@ class PromptLearner(nn.Module):
             batch: ``image`` (B, 3, H, W) or, where images are cacheable, ``image_features`` (B, D); or, as a short form
                 that returns the logits (B, C) alone, images.
         """
-        if isinstance(batch, Tensor):
-            return self.outputs(self.image_features(batch)).logits
-        return self.outputs(self.image_features(batch))
+        found = self.outputs(self.image_features(batch), self.frozen_image_features(batch))
+        return found.logits if isinstance(batch, Tensor) else found
 
     @property
     def n_views(self) -> int | None:
@@ -224,17 +248,48 @@ class PromptLearner(nn.Module):
         cached = seen.get("image_features") if self.facts.cacheable_images else None
         return F.normalize(self.encode_images(seen) if cached is None else cached.to(self.clip.device), dim=-1)
 
+    def frozen_image_features(self, batch: Batch | Tensor) -> Tensor | None:
+        """The frozen tower's normalised features (B, D), where an ensemble asks for them beside other ones."""
+        if self.ensemble is None or self.training or self.facts.cacheable_images:
+            return None
+        images = batch if isinstance(batch, Tensor) else batch["image"]
+        return F.normalize(self.clip.encode_image(images.to(self.clip.device)), dim=-1)
+
     def text_features(self, v: Tensor | None = None) -> Tensor:
         """Normalised class features (C, D), or (B, C, D) for normalised image features v (B, D)."""
         return F.normalize(self.encode_text(v), dim=-1)
 
-    def outputs(self, image_features: Tensor) -> Outputs:
-        """Score the learner's own image features (B, D), normalised or not."""
+    def outputs(self, image_features: Tensor, frozen: Tensor | None = None) -> Outputs:
+        """Score the learner's own image features (B, D), normalised or not.
+
+        Args:
+            image_features: as ``image_features`` gives them.
+            frozen: as ``frozen_image_features`` gives them.
+        """
         v = F.normalize(image_features.to(self.clip.device), dim=-1)
         if self.facts.classifier == "per_image":
-            return self._outputs_per_image(v)
-        t = self._text_features()
-        return Outputs(v, t, self.score(v, t))
+            found = self._outputs_per_image(v)
+        else:
+            t = self.class_features()
+            found = Outputs(v, t, self.score(v, t))
+        return replace(found, logits=self.ensembled(found.logits, v, frozen))
+
+    def ensembled(self, logits: Tensor, v: Tensor, frozen: Tensor | None = None) -> Tensor:
+        """Logits (B, C) with an ensemble's part of the frozen model, but while the learner is trained.
+
+        Args:
+            logits: the learner's own.
+            v, frozen: normalised, as for ``outputs``.
+        """
+        if self.ensemble is None or self.training:
+            return logits
+        if frozen is None and not self.facts.cacheable_images:
+            raise VlpromptError(
+                f"ensemble={self.config.ensemble} needs images, since {self.method} with these settings has image "
+                "features of its own, from which the frozen model's do not follow"
+            )
+        seen = v if frozen is None else frozen
+        return self.ensemble.logits(logits, self.clip.similarity(seen, self.frozen_text()))
 
     def classify(self, image_features: Tensor) -> Tensor:
         """Logits (B, C) of the learner's own image features (B, D), normalised or not."""
@@ -273,15 +328,36 @@ class PromptLearner(nn.Module):
         logits = torch.cat([self.score(part, self.text_features(part)) for part in parts])
         return Outputs(v, torch.empty(0), logits)
 
+    def class_features(self) -> Tensor:
+        """What a shared classifier scores with: ``text_features``, or an ensemble of them but in training.
+
+        Computed once while nothing is learnt and no gradient is asked for.
+        """
+        if self.training:
+            return self.text_features()
+        t = self._text_features()
+        return t if self.ensemble is None else self.ensemble.class_features(t, self.frozen_text())
+
     def _text_features(self) -> Tensor:
-        """``text_features``, computed once while nothing is learnt and no gradient is asked for."""
-        if torch.is_grad_enabled() or self.training:
+        """``text_features``, computed once while no gradient is asked for."""
+        if torch.is_grad_enabled():
             return self.text_features()
         # compared by value: writes through .data leave no trace, and learnt numbers are few
         state = [*self.parameters(), *self.buffers()]
         if self._cached is None or not all(map(_equal, self._cached[0], state)):
             self._cached = ([tensor.detach().clone() for tensor in state], self.text_features())
         return self._cached[1]
+
+    def set_ensemble(self, setting: str | None) -> None:
+        """Score by another ensemble with the frozen model from now on, such as ``logits(weight=0.3)``; None by none.
+
+        Raises:
+            VlpromptError: it is not known, or this learner cannot have it.
+        """
+        config = replace(self.config, ensemble=setting)
+        self.facts = self.facts_with(config)
+        self.ensemble = make_ensemble(setting, self.method, self.facts_of(config))
+        self.config = config
 
     # Learning
 
@@ -394,7 +470,7 @@ class PromptLearner(nn.Module):
         if self.facts.head:
             raise VlpromptError(f"{self.method} scores with more than class features, so no (C, D) matrix holds it")
         with torch.no_grad():
-            return self._text_features().clone()
+            return self.class_features().clone()
 
     # State
 

@@ -76,7 +76,7 @@ def method_info(name: str) -> dict[str, Any]:
 
 def method_facts(name: str, settings: Mapping[str, Any]) -> Facts:
     """What a learner with these settings would be, before there is a backbone to make one on."""
-    return METHODS.get(name).facts_of(make_config(name, settings))
+    return METHODS.get(name).facts_with(make_config(name, settings))
 
 
 def make_config(method: str, settings: Mapping[str, Any]) -> PromptLearner.Config:

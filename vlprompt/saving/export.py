@@ -131,7 +131,7 @@ SUFFIXES = {"matrix": ".safetensors", "torch": ".pt2", "onnx": ".onnx", "opencli
 def _linear_head(learner: PromptLearner) -> tuple[Tensor, Tensor] | None:
     """Weights and biases of a head that is linear in the image features; None of all others."""
     with torch.no_grad():
-        return learner.linear_head(learner.text_features()) if learner.facts.head else None
+        return learner.linear() if learner.facts.head else None
 
 
 def describe(learner: PromptLearner) -> dict[str, Any]:
@@ -172,8 +172,10 @@ class _Graph(nn.Module):
         if linear:
             self.register_buffer("weight", linear[0].detach())
             self.register_buffer("bias", linear[1].detach())
-        elif not _per_image(learner):
-            self.register_buffer("weight", learner.text_features().detach())
+        if learner.ensemble is not None:
+            learner.frozen_text()  # known before it is traced, and so a constant
+        if linear is None and not _per_image(learner):
+            self.register_buffer("weight", learner.class_features().detach())
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (B, C) of images (B, 3, H, W)."""
@@ -182,7 +184,8 @@ class _Graph(nn.Module):
             return F.linear(features, self.weight, self.bias)
         if _per_image(self.learner):
             return self.learner.classify(features)
-        return self.learner.score(features, self.weight)
+        logits = self.learner.score(features, self.weight)
+        return self.learner.ensembled(logits, features, self.learner.frozen_image_features(images))
 
 
 def _per_image(learner: PromptLearner) -> bool:

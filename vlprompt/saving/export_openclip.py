@@ -70,7 +70,7 @@ def _context(learner: PromptLearner) -> Tensor:
     who, other = f"{learner.method} with these settings", "use to=torch or to=onnx"
     if learner.facts.classifier == "per_image":
         raise VlpromptError(f"{who} has another context for each image, which no words can stand for: {other}")
-    if learner.facts.head:
+    if learner.facts.head or learner.ensemble is not None:
         raise VlpromptError(f"{who} scores with more than class features: {other}")
     if not learner.facts.cacheable_images:
         raise VlpromptError(f"{who} prompts the image tower, and OpenCLIP's has no place for learnt tokens: {other}")

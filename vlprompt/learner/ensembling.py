@@ -1,0 +1,114 @@
+"""A learner beside the frozen model that it stands on: ``ensemble=logits(weight=0.5)`` or ``weights(weight=0.5)``.
+
+λ, the weight, goes to the learner and 1 - λ to zero-shot CLIP over the dataset's templates: the frozen model knows what
+few images made the learner forget. It is the cheap form of WiSE-FT (Wortsman et al., CVPR 2022, arXiv:2109.01903, §3),
+which mixes all weights of a fine-tuned model with those that it started from, and of LEVI (arXiv:2402.04644). Training
+is that of the learner alone, so λ may be another one wherever it is tested.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vlprompt.base.parts import Part, parse_part
+from vlprompt.base.registry import Registry
+from vlprompt.errors import VlpromptError
+from vlprompt.learner.facts import Facts
+
+
+class Ensemble(Part):
+    """What of a learner is mixed with the frozen model's.
+
+    Args:
+        weight: λ in [0, 1]; 0 is the frozen model, 1 the learner.
+    """
+
+    def __init__(self, weight: float = 0.5):
+        if not 0 <= weight <= 1:
+            raise VlpromptError(f"an ensemble's weight must be between 0, the frozen model, and 1, not {weight}")
+        self.weight = weight
+
+    def refuses(self, facts: Facts) -> str | None:
+        """Why it cannot be had of such a learner, to follow its method's name; None where it can."""
+        if facts.predicts != "alone":
+            return "predicts an image from other test images too, beside which the frozen model has no place"
+        if facts.inputs != ("image",):
+            return f"predicts from an image's {' and '.join(facts.inputs)} in its own way"
+        return None
+
+    def narrow(self, facts: Facts) -> Facts:
+        """What the learner is with it."""
+        return facts
+
+    def logits(self, learnt: Tensor, frozen: Tensor) -> Tensor:
+        """Logits (B, C) of the two."""
+        return learnt
+
+    def class_features(self, learnt: Tensor, frozen: Tensor) -> Tensor:
+        """Class features (C, D) of the two."""
+        return learnt
+
+
+ENSEMBLES: Registry[type[Ensemble]] = Registry("ensemble")
+
+
+@ENSEMBLES.register("logits")
+class LogitEnsemble(Ensemble):
+    """λ·logits + (1 - λ)·the frozen model's logits of the same images: for any learner that predicts images alone.
+
+    A learner that prompts the image tower then encodes each test image twice.
+    """
+
+    def narrow(self, facts: Facts) -> Facts:
+        """Its logits are more than similarities."""
+        return replace(facts, head=True)
+
+    def logits(self, learnt: Tensor, frozen: Tensor) -> Tensor:
+        """λ·learnt + (1 - λ)·frozen, exactly either at the ends."""
+        return torch.lerp(frozen, learnt, self.weight)
+
+
+@ENSEMBLES.register("weights")
+class WeightEnsemble(Ensemble):
+    """Class features λ·t + (1 - λ)·t_frozen, with the mean of their lengths: one classifier, which costs nothing more.
+
+    As templates are averaged, so that a class whose feature was moved far does not get the shorter one; without that it
+    would be ``logits``. For learners of class features on the frozen model's image features.
+    """
+
+    def refuses(self, facts: Facts) -> str | None:
+        """There must be one classifier, of class features alone, on features that the frozen model has too."""
+        usual, instead = super().refuses(facts), ": take ensemble=logits"
+        if usual is not None:
+            return usual
+        if facts.classifier == "per_image":
+            return "has another classifier for each image, so there are no class weights to mix" + instead
+        if facts.head:
+            return "scores with more than class features, so there are no class weights to mix" + instead
+        if not facts.cacheable_images:
+            return "changes image features, which do not go with the frozen model's class weights" + instead
+        return None
+
+    def class_features(self, learnt: Tensor, frozen: Tensor) -> Tensor:
+        """Mixed directions (C, D) of mixed lengths."""
+        lengths = torch.lerp(frozen.norm(dim=-1, keepdim=True), learnt.norm(dim=-1, keepdim=True), self.weight)
+        return F.normalize(torch.lerp(frozen, learnt, self.weight), dim=-1) * lengths
+
+
+def make_ensemble(setting: str | None, method: str, facts: Facts) -> Ensemble | None:
+    """The ensemble that a setting names, for a learner of these facts; None where it names none.
+
+    Raises:
+        VlpromptError: it is not known, or a learner of this kind cannot have it.
+    """
+    if setting is None:
+        return None
+    made = parse_part(setting, ENSEMBLES)
+    reason = made.refuses(facts)
+    if reason is not None:
+        raise VlpromptError(f"ensemble={setting} cannot be, since {method} with these settings {reason}")
+    return made
