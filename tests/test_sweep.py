@@ -56,9 +56,20 @@ def test_what_makes_no_sense_is_refused_before_anything_runs() -> None:
     assert "say what to test on after digits" in sentence
 
 
+def test_some_of_the_runs_have_settings_of_their_own() -> None:
+    by = {"method": {"maple": {"epochs": 2}}, "shots": {1: {"lr": 0.1}}}
+    matrix = expand({"methods": ["coop", "maple"], "datasets": "digits", "shots": [1, 2], "seeds": 1, "by": by})
+    found = {(t.resolved.config.method, t.resolved.config.shots): t.resolved.config for t in matrix.tasks}
+    assert {key for key, config in found.items() if config.epochs == 2} == {("maple", 1), ("maple", 2)}
+    assert {key for key, config in found.items() if config.lr == 0.1} == {("coop", 1), ("maple", 1)}
+
+
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
+        ({"by": {"methods": {"coop": {"lr": 0.1}}}}, "unknown key 'methods' below by: did you mean method"),
+        ({"by": {"method": {"coop": {"shots": 1}}}}, "by sets shots, which is the matrix's own"),
+        ({"by": {"method": {"coop": 1}}}, "by must have the form"),
         ({"methods": ["coop", "mapel"]}, "unknown method 'mapel': did you mean maple"),
         ({"methods": []}, "methods is empty"),
         ({"methods": ["coop"], "datasets": ["digits", "emojy"]}, "unknown dataset 'emojy': did you mean emoji"),

@@ -66,6 +66,7 @@ class MethodSettings(TypedDict, total=False):
     text_chunk: int | None
     descriptions: StrPath | None
     teacher: StrPath | None
+    ensemble: str | None
 
 class RunSettings(TypedDict, total=False):
     epochs: int

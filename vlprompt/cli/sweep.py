@@ -22,7 +22,8 @@ USAGE = """vlprompt sweep methods=[…] [datasets=[…]] [protocols=[…]] [held
                [backbones=[…]] [KEY=VALUE …] [spec=FILE] [plan=true] [executor=local|processes|ray] [--quiet]
 
 Does every combination; KEY=VALUE is any setting of `python -m vlprompt.train` and holds for all runs. A dataset may be
-the name of a collection (mini11, coop11). FILE is YAML with the same keys. `plan=true` shows the matrix and stops.
+the name of a collection (mini11, coop11). FILE is YAML with the same keys, and may have settings for some of the runs,
+by: {method: {zs_lp: {epochs: 30}}}. `plan=true` shows the matrix and stops.
 What has a result is kept, so the same command goes on with a sweep that was stopped, and tries failed runs again. The
 table at the end has the report's rules: means over seeds, their deviation and interval, harmonic means of averages. The
 exit status is 1 if runs have failed.

@@ -15,7 +15,7 @@ from datasets_registry.catalog import dataset_info, list_collections, list_datas
 from vlprompt.base.files import atomic_write
 from vlprompt.base.layout import FAILED, RESULT, TRACEBACK
 from vlprompt.base.registry import Registry
-from vlprompt.errors import VlpromptError
+from vlprompt.errors import VlpromptError, nearest
 from vlprompt.evaluation.protocols import PROTOCOLS
 from vlprompt.evaluation.results import Result, headline
 from vlprompt.learner.registration import METHODS
@@ -23,6 +23,7 @@ from vlprompt.runs.folder import RunInUse, changed_names, read_result_of
 from vlprompt.runs.one import execute
 from vlprompt.runs.parts import Shared
 from vlprompt.runs.settings import Resolved, resolve
+from vlprompt.training.recipes import check_cases
 
 # an axis of the matrix and the run's setting that it varies; the first varies slowest, so that neighbours share most
 AXES = {
@@ -95,12 +96,14 @@ def expand(settings: Mapping[str, Any]) -> Matrix:
 
     Args:
         settings: lists under the names of ``AXES`` (one value counts as a list of one; a dataset may be the name of a
-            collection), and any setting of a run. Seeds are 1, 2, 3 unless given.
+            collection), and any setting of a run. Seeds are 1, 2, 3 unless given. ``by`` has settings for some of
+            them, in the form of a recipe: ``{"method": {"zs_lp": {"epochs": 30}}}``.
 
     Raises:
         VlpromptError: a setting is unknown or wrong for all runs.
     """
     fixed = {key: value for key, value in settings.items() if key not in AXES} | {"resume": True, "quiet": True}
+    by = _checked_cases(fixed.pop("by", {}))
     axes = {key: _values(key, settings[key]) for key in AXES if key in settings}
     if "seed" not in fixed:
         axes.setdefault("seeds", list(SEEDS))
@@ -114,17 +117,32 @@ def expand(settings: Mapping[str, Any]) -> Matrix:
     refused: list[tuple[str, str]] = []
     for values in itertools.product(*(axes[key] for key in order)):
         chosen = {AXES[key]: value for key, value in zip(order, values, strict=True)}
+        own = fixed | chosen
+        for key, cases in by.items():
+            own |= cases.get(own.get(key), {})
         try:
-            resolved = resolve(fixed | chosen)
+            resolved = resolve(own)
             config = resolved.config
             PROTOCOLS.get(config.protocol).plan(config.dataset, config.targets, config.held_out)
         except VlpromptError as error:
             refused.append((" · ".join(str(value) for value in chosen.values()), str(error)))
         else:
-            tasks.setdefault(resolved.id, Task(fixed | chosen, resolved))
+            tasks.setdefault(resolved.id, Task(own, resolved))
     if not tasks and refused:
         raise VlpromptError(refused[0][1])
     return Matrix(list(tasks.values()), refused)
+
+
+def _checked_cases(by: Any) -> dict[str, dict[Any, dict[str, Any]]]:
+    """Settings of some of the runs; raise one sentence unless they are of values of an axis and set no axis."""
+    check_cases(by, "by")
+    for key, cases in by.items():
+        if key not in AXES.values():
+            raise VlpromptError(f"unknown key '{key}' below by: {nearest(str(key), AXES.values())}")
+        taken = {name for settings in cases.values() for name in settings} & {*AXES, *AXES.values(), "by"}
+        if taken:
+            raise VlpromptError(f"by sets {min(taken)}, which is the matrix's own")
+    return dict(by)
 
 
 def _values(axis: str, given: Any) -> list[Any]:

@@ -60,7 +60,7 @@ class Recipe:
             values = _merged({"source": base.source, **base.values, "by": base.by}, values)
         provenance = {key: str(values.pop(key, "")) for key in PROVENANCE}
         by = values.pop("by", {})
-        _check_cases(by, f"{path}: by")
+        check_cases(by, f"{path}: by")
         return cls(name, **provenance, by=by, values=values)
 
 
@@ -242,11 +242,11 @@ def _set_cases(
         _set_cases(config, inner, given, around, where)
 
 
-def _check_cases(cases: Any, where: str) -> None:
+def check_cases(cases: Any, where: str) -> None:
     """Raise one sentence unless ``by`` has the form ``{setting: {value: {setting: value}}}``, at any depth."""
     by_values = list(cases.values()) if isinstance(cases, dict) else [cases]
     for by_value in by_values:
         for settings in by_value.values() if isinstance(by_value, dict) else [by_value]:
             if not (isinstance(cases, dict) and isinstance(by_value, dict) and isinstance(settings, dict)):
                 raise VlpromptError(f"{where} must have the form {{shots: {{1: {{epochs: 50}}}}}}, not {show(cases)}")
-            _check_cases(settings.get("by", {}), where)
+            check_cases(settings.get("by", {}), where)
