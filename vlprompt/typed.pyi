@@ -25,6 +25,7 @@ from vlprompt.methods.prompts.coop import CoOp
 from vlprompt.methods.prompts.coprompt import CoPrompt
 from vlprompt.methods.heads.cross_modal_lp import CrossModalLP
 from vlprompt.methods.heads.cupl import CuPL
+from vlprompt.methods.test_time.difftpt import DiffTPT
 from vlprompt.methods.unlabelled.grip import FPL
 from vlprompt.methods.heads.gda import GDA
 from vlprompt.methods.unlabelled.grip import GRIP
@@ -56,7 +57,7 @@ from vlprompt.methods.heads.zlap import ZLaP
 from vlprompt.methods.heads.clap import ZSLP
 
 StrPath = str | PathLike[str]
-Known = Literal['clap', 'clip_adapter', 'cocoop', 'coop', 'coprompt', 'cross_modal_lp', 'cupl', 'fpl', 'gda', 'grip', 'ifpl', 'ivlp', 'kgcoop', 'linear_probe', 'lp_plus_plus', 'maple', 'mvlpt', 'pouf', 'pre', 'proda', 'prograd', 'promptsrc', 'restore', 'taskres', 'tda', 'tfup', 'tfup_t', 'tip_adapter', 'tip_adapter_f', 'tpt', 'transclip', 'upl', 'vpt', 'zero_shot', 'zlap', 'zs_lp']
+Known = Literal['clap', 'clip_adapter', 'cocoop', 'coop', 'coprompt', 'cross_modal_lp', 'cupl', 'difftpt', 'fpl', 'gda', 'grip', 'ifpl', 'ivlp', 'kgcoop', 'linear_probe', 'lp_plus_plus', 'maple', 'mvlpt', 'pouf', 'pre', 'proda', 'prograd', 'promptsrc', 'restore', 'taskres', 'tda', 'tfup', 'tfup_t', 'tip_adapter', 'tip_adapter_f', 'tpt', 'transclip', 'upl', 'vpt', 'zero_shot', 'zlap', 'zs_lp']
 
 class MethodSettings(TypedDict, total=False):
     objective: list[str]
@@ -163,6 +164,23 @@ class CuplSettings(MethodSettings, total=False):
     texts: Literal['sentences', 'both']
 
 class CuplRun(RunSettings, CuplSettings, total=False): ...
+
+class DifftptSettings(MethodSettings, total=False):
+    n_ctx: int | None
+    ctx_init: str | None
+    class_token_position: Literal['end', 'middle', 'front']
+    class_specific: bool
+    n_views: int
+    fraction: float
+    steps_per_image: int
+    tuning_lr: float
+    tuning_decay: float
+    conditional: bool
+    generated: str | None
+    n_generated: int
+    similar: float
+
+class DifftptRun(RunSettings, DifftptSettings, total=False): ...
 
 class FplSettings(MethodSettings, total=False):
     prompts: Literal['text', 'visual', 'multimodal']
@@ -382,6 +400,7 @@ class TptSettings(MethodSettings, total=False):
     steps_per_image: int
     tuning_lr: float
     tuning_decay: float
+    conditional: bool
 
 class TptRun(RunSettings, TptSettings, total=False): ...
 
@@ -474,6 +493,10 @@ def create_learner(method: Literal['cross_modal_lp'], clip: FrozenCLIP, class_na
 @overload
 def create_learner(method: Literal['cupl'], clip: FrozenCLIP, class_names: Sequence[str], *, templates: Sequence[str] = ..., seed: int = ..., shared_names: bool = ..., **settings: Unpack[CuplSettings]) -> CuPL:
     """Zero-shot by sentences about each class."""
+
+@overload
+def create_learner(method: Literal['difftpt'], clip: FrozenCLIP, class_names: Sequence[str], *, templates: Sequence[str] = ..., seed: int = ..., shared_names: bool = ..., **settings: Unpack[DifftptSettings]) -> DiffTPT:
+    """TPT with views that a generator made."""
 
 @overload
 def create_learner(method: Literal['fpl'], clip: FrozenCLIP, class_names: Sequence[str], *, templates: Sequence[str] = ..., seed: int = ..., shared_names: bool = ..., **settings: Unpack[FplSettings]) -> FPL:
@@ -624,6 +647,10 @@ def run(*, method: Literal['cross_modal_lp'], clip: FrozenCLIP | None = ..., **s
 @overload
 def run(*, method: Literal['cupl'], clip: FrozenCLIP | None = ..., **settings: Unpack[CuplRun]) -> Result:
     """Zero-shot by sentences about each class."""
+
+@overload
+def run(*, method: Literal['difftpt'], clip: FrozenCLIP | None = ..., **settings: Unpack[DifftptRun]) -> Result:
+    """TPT with views that a generator made."""
 
 @overload
 def run(*, method: Literal['fpl'], clip: FrozenCLIP | None = ..., **settings: Unpack[FplRun]) -> Result:

@@ -160,6 +160,7 @@ GRID = "grid"  # of a method, which bears on a result only where there is someth
 LATER = {
     "class_split": 500,
     "clip_grad": None,
+    "conditional": False,
     "descriptions": None,
     "ensemble": None,
     "schedule": "dassl",

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from vlprompt.data.generated import GeneratedViews
 from vlprompt.data.images import as_rgb
 from vlprompt.data.in_hand import image_of
 from vlprompt.data.transforms import TestViews, eval_transform, split_transform
@@ -47,6 +48,7 @@ def stream_images(
     batch_size: int = BATCH,
     threads: int | None = None,
     views: int | None = None,
+    generated: GeneratedViews | None = None,
 ) -> Iterator[ImageBatch]:
     """Yield the images of ``sources`` in batches, each made ready by the evaluation transform.
 
@@ -56,12 +58,13 @@ def stream_images(
         clip: whose transform is applied.
         batch_size: sources of a batch.
         views: of each image, as ``TestViews`` draws them, so that images are (B, V, 3, H, W); None for the crop alone.
+        generated: views that stand behind those, of sources that are paths.
         threads: that decode; 0 decodes when a batch is asked for, None takes one a core, where there are several.
     """
     if batch_size < 1:
         raise VlpromptError(f"batch_size must be at least 1, not {batch_size}")
     threads = default_threads() if threads is None else threads
-    load, sources = _Loader(clip, views), iter(sources)
+    load, sources = _Loader(clip, views, generated), iter(sources)
     chunks = iter(lambda: list(islice(sources, batch_size)), [])
     if threads == 0:
         yield from (load.batch(chunk, map(load, chunk)) for chunk in chunks)
@@ -97,14 +100,15 @@ def _result(load: _Loader, chunk: list[Any], futures: list[Future[Any]]) -> Imag
 class _Loader:
     """Reads an image as bytes (3, S, S), or returns the sentence that says why not."""
 
-    def __init__(self, clip: FrozenCLIP, views: int | None = None):
-        self.shape, self.views = (3, clip.image_size, clip.image_size), views
+    def __init__(self, clip: FrozenCLIP, views: int | None = None, generated: GeneratedViews | None = None):
+        self.shape, self.views, self.generated = (3, clip.image_size, clip.image_size), views, generated
         _, self.before, self.after = split_transform(TestViews(clip, views) if views else eval_transform(clip))
 
     def __call__(self, source: Any) -> Tensor | str:
         image = image_of(image_of(source))  # a row may be the first of a pair
         try:
-            return self.checked(image) if is_preprocessed(image) else self.before(as_rgb(image))
+            read = self.checked(image) if is_preprocessed(image) else self.before(as_rgb(image))
+            return self.generated.behind(read, image) if self.generated else read
         except VlpromptError as error:
             return str(error)
 

@@ -21,6 +21,7 @@ from vlprompt.base.checks import at_least, checked, told
 from vlprompt.base.shown import csv_cell, json_line, printable
 from vlprompt.clip.frozen import FrozenCLIP
 from vlprompt.data.formats import describe_left_out
+from vlprompt.data.generated import GeneratedViews
 from vlprompt.data.in_hand import is_of_hub
 from vlprompt.data.listing import list_images
 from vlprompt.data.pairs import samples
@@ -138,11 +139,11 @@ def _predicted(
     on_unreadable: Report | None = None,
 ) -> Iterator[tuple[list[Any], Tensor]]:
     """Yield images that were read and their logits (B, C), fp32 on the CPU: a batch, or all that were read at once."""
-    views = learner.eval().n_views
+    views, generated = learner.eval().n_views, learner.generated_views
     waiting: list[Any] = []  # read, and not predicted yet
 
     def batches() -> Iterator[Batch]:
-        for sources, read in _read(images, learner.clip, batch_size, threads, on_unreadable, views):
+        for sources, read in _read(images, learner.clip, batch_size, threads, on_unreadable, views, generated):
             waiting.extend(sources)
             yield Batch(image=read) if views is None else Batch(views=read)
 
@@ -158,12 +159,13 @@ def _read(
     threads: int | None,
     on_unreadable: Report | None = None,
     views: int | None = None,
+    generated: GeneratedViews | None = None,
 ) -> Iterator[tuple[list[Any], Tensor]]:
     """Yield the images of each batch that were read, as they were given and as a tensor on the backbone's device."""
     batch_size = at_least("batch_size", batch_size, 1)
     threads = None if threads is None else at_least("threads", threads, 0)
     for batch in stream_images(
-        samples(several_images(images)), clip, batch_size=batch_size, threads=threads, views=views
+        samples(several_images(images)), clip, batch_size=batch_size, threads=threads, views=views, generated=generated
     ):
         for sentence in batch.unreadable:
             if on_unreadable is None:

@@ -30,6 +30,7 @@ from vlprompt.data import (
     eval_transform,
     resolve_templates,
 )
+from vlprompt.data.generated import WithGenerated
 from vlprompt.data.readable import leave_out_unreadable
 from vlprompt.data.splits import DatasetSplits, Half, Item
 from vlprompt.data.transforms import TestViews
@@ -225,7 +226,12 @@ def _batches(
     transform = eval_transform(clip)
     count = learner.n_views
     if count is not None:
-        images = ImageItems(splits, in_order, TestViews(clip, count))
+        transform, generated = TestViews(clip, count), learner.generated_views
+        if generated:
+            generated.check(item.path for item in items)
+            images: ImageItems = WithGenerated(splits, in_order, transform, generated)
+        else:
+            images = ImageItems(splits, in_order, transform)
         batches = eval_batches(images, max(1, VIEWS_AT_ONCE // count), workers=workers, device=clip.device)
         return (batch | {"views": batch["image"]} for batch in batches)
     if learner.predicts_from_images:

@@ -19,6 +19,7 @@ from vlprompt.base.wiring import wired
 from vlprompt.clip.class_names import check_names
 from vlprompt.clip.edits import Edit
 from vlprompt.clip.frozen import FrozenCLIP, natural_name, same_names
+from vlprompt.data.generated import GeneratedViews
 from vlprompt.data.splits import DEFAULT_TEMPLATE
 from vlprompt.data.templates import resolve_templates
 from vlprompt.errors import VlpromptError
@@ -241,6 +242,11 @@ class PromptLearner(nn.Module):
         """Views of a test image that its settings ask for; None where it sees the evaluation crop alone."""
         views: int | None = getattr(self.config, "n_views", None) if "views" in self.facts.inputs else None
         return views
+
+    @property
+    def generated_views(self) -> GeneratedViews | None:
+        """Views of test images that were generated beforehand and stand behind the others; None if it has no use."""
+        return None
 
     def image_features(self, batch: Batch | Tensor) -> Tensor:
         """Normalised features (B, D) of a batch, or of images (B, 3, H, W)."""

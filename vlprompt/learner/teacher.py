@@ -60,13 +60,13 @@ class Teacher:
     Attributes:
         reads_files: whether templates and descriptions may be named by a file; not in a learner that was loaded, whose
             settings are somebody else's.
-        own_file: the one that may be read all the same, since the settings of the user's own run name it too.
+        own_files: those that may be read all the same, since the settings of the user's own run name them too.
     """
 
     def __init__(self, clip: FrozenCLIP):
         self.clip = clip
         self.reads_files = True
-        self.own_file: str | None = None
+        self.own_files: set[str] = set()
         self._cache = _KNOWN.setdefault(clip, {})
         self._last: tuple[Tensor, int | None, Tensor] | None = None
 
@@ -160,7 +160,7 @@ class Teacher:
 
     def refuse_file(self, spec: Any) -> None:
         """Raise one sentence if a setting names a file and none may be read."""
-        if self.reads_files or (spec is not None and spec == self.own_file):
+        if self.reads_files or (isinstance(spec, str) and spec in self.own_files):
             return
         if isinstance(spec, str) and "{}" not in spec and spec not in (*TEMPLATE_SETS, *DESCRIPTION_SETS):
             raise VlpromptError(

@@ -14,11 +14,19 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from vlprompt.clip.frozen import FrozenCLIP
 from vlprompt.errors import VlpromptError
 from vlprompt.learner import register
 from vlprompt.methods.prompts.coop import CoOp
 
 REDUCTION = 16  # of the meta-net's hidden layer, from the joint width
+
+
+def make_meta_net(clip: FrozenCLIP) -> nn.Sequential:
+    """The meta-net h from an image feature (D) to what is added to each context vector (d_t), D -> D/16 -> d_t."""
+    joint, hidden = clip.embed_dim, max(1, clip.embed_dim // REDUCTION)
+    layers = {"linear1": nn.Linear(joint, hidden), "relu": nn.ReLU()}
+    return nn.Sequential(OrderedDict(layers, linear2=nn.Linear(hidden, clip.text.width)))
 
 
 @register("cocoop", paper="arXiv:2203.05557", trains=("text",), classifier="per_image")
@@ -43,9 +51,7 @@ class CoCoOp(CoOp):
         if self.config.class_specific or self.config.class_token_position != "end":
             raise VlpromptError("cocoop has one context for all classes, with the class name at the end")
         super().setup()
-        joint, hidden = self.clip.embed_dim, max(1, self.clip.embed_dim // REDUCTION)
-        layers = {"linear1": nn.Linear(joint, hidden), "relu": nn.ReLU()}
-        self.meta_net = nn.Sequential(OrderedDict(layers, linear2=nn.Linear(hidden, self.clip.text.width)))
+        self.meta_net = make_meta_net(self.clip)
 
     def encode_text(self, v: Tensor | None = None) -> Tensor:
         """Class features (B, C, D) for each normalised image feature v (B, D)."""

@@ -2,14 +2,16 @@
 
 Tuned, for each test image anew: the context, by a step that makes the mean prediction over the surest of its augmented
 views more certain. The prediction is that of the centre crop with the tuned context.
-Protocols: test-time; the start may be a CoOp learner (``init_from``).
+Protocols: test-time; the start may be a saved CoOp learner (``init_from``) or, with conditional=true, a CoCoOp one, of
+which the context that its meta-net gives the centre crop is tuned.
 Differs from the authors' code: fp32, so that no step is skipped; views are crops and mirror images (theirs adds AugMix
 on the ten fine-grained sets); a view depends on the image alone, so that the order of test images changes nothing.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,8 +19,10 @@ from torch import Tensor
 
 from vlprompt.errors import VlpromptError
 from vlprompt.learner import register
+from vlprompt.learner.facts import Facts
 from vlprompt.learner.learning import Feed, Train
 from vlprompt.learner.objectives import Batch
+from vlprompt.methods.prompts.cocoop import make_meta_net
 from vlprompt.methods.prompts.coop import CoOp
 
 
@@ -50,6 +54,7 @@ class TPT(CoOp):
             steps_per_image: of AdamW.
             tuning_lr: its learning rate.
             tuning_decay: its weight decay.
+            conditional: whether it starts from CoCoOp's context, which follows from the image.
         """
 
         ctx_init: str | None = "a photo of a"
@@ -58,27 +63,61 @@ class TPT(CoOp):
         steps_per_image: int = 1
         tuning_lr: float = 5e-3
         tuning_decay: float = 0.01
+        conditional: bool = False
 
     config: Config
 
+    @classmethod
+    def facts_of(cls, config: Any) -> Facts:
+        """A context that follows from the image gives each its own class features, before it is tuned."""
+        facts = super().facts_of(config)
+        return replace(facts, classifier="per_image") if config.conditional else facts
+
+    @classmethod
+    def lacks(cls, config: Any) -> str:
+        """A meta-net that was never trained has nothing to say."""
+        if config.conditional and config.init_from is None:
+            return "with conditional=true starts from a saved CoCoOp learner: say init_from=FOLDER"
+        return ""
+
     def setup(self) -> None:
-        """Create the context (n, d_t) that each image starts from."""
+        """Create the context (n, d_t) that each image starts from, and CoCoOp's meta-net if it is conditional."""
         if self.config.n_views < 1 or not 0 < self.config.fraction <= 1:
             raise VlpromptError("tpt needs n_views of at least 1, and a fraction of them above 0 and up to 1")
+        if self.config.conditional and self.config.class_specific:
+            raise VlpromptError(f"{self.method} with conditional=true has one context for all classes, as CoCoOp has")
         super().setup()
+        if self.config.conditional:
+            self.meta_net = make_meta_net(self.clip)
+
+    def encode_text(self, v: Tensor | None = None) -> Tensor:
+        """Class features before tuning: (C, D), or (B, C, D) for image features v (B, D) if it is conditional."""
+        if not self.config.conditional:
+            return super().encode_text(v)
+        if v is None:
+            raise VlpromptError(f"{self.method}'s class features depend on each image, so there are none without one")
+        return self.prompt.encode(self.clip, self.tokens, self.start(v), self.config.text_chunk, edits=self.edits)
+
+    def start(self, v: Tensor) -> Tensor:
+        """The context before tuning: (n, d_t), or (B, n, d_t) for image features v (B, D) if it is conditional."""
+        return self.prompt.ctx + self.meta_net(v).unsqueeze(1) if self.config.conditional else self.prompt.ctx
+
+    def choose_views(self, logits: Tensor) -> Tensor:
+        """Places of the views (V, C) that are tuned on, which the first step decides."""
+        return surest_views(logits, self.config.fraction)
 
     def learn(self, feed: Feed, train: Train) -> None:
         """Learn nothing before the test."""
 
     def tune(self, views: Tensor) -> Tensor:
         """The context (n, d_t) after tuning on normalised features (V, D) of one image's views."""
-        ctx = self.prompt.ctx.detach().clone().requires_grad_()
+        ctx = self.start(views[:1]).detach().reshape(self.prompt.ctx.shape).clone().requires_grad_()
         c, kept = self.config, None
         optimizer = torch.optim.AdamW([ctx], lr=c.tuning_lr, weight_decay=c.tuning_decay)
         for _ in range(self.config.steps_per_image):
             with torch.enable_grad():
                 logits = self.clip.similarity(views, self._features(ctx))
-                kept = surest_views(logits.detach(), self.config.fraction) if kept is None else kept
+                kept = self.choose_views(logits.detach()) if kept is None else kept
                 (ctx.grad,) = torch.autograd.grad(entropy_of_mean(logits[kept]), [ctx])
             optimizer.step()
         return ctx.detach()

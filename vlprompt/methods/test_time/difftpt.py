@@ -1,0 +1,89 @@
+"""DiffTPT: diverse data augmentation with diffusions for test-time prompt tuning (Feng et al., ICCV 2023,
+arXiv:2308.06038).
+
+Tuned, for each test image anew: TPT's context, on views of which some were made by a generator. Of all views those are
+kept whose logits resemble the image's own, and of these the surest.
+Protocols: test-time; the start may be a CoOp or CoCoOp learner, as TPT's.
+Differs from the authors' code: fp32; no generator is called: its images are read from a folder (``generated``), where
+they lie as ``<name>_<i>``, and are seen by the evaluation crop. Their figures are of five images a class, drawn without
+a seed, and do not compare with those of whole test sets.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vlprompt.data import eval_transform
+from vlprompt.data.generated import GeneratedViews
+from vlprompt.errors import VlpromptError
+from vlprompt.learner import register
+from vlprompt.learner.learning import Feed, Train
+from vlprompt.methods.test_time.tpt import TPT, surest_views
+
+
+def resembling_views(logits: Tensor, share: float) -> Tensor:
+    """Places of the image itself and of the int(V·share) of its V views whose logits (1 + V, C) are most like its own.
+
+    The image, which stands first among the logits, comes first; the others by cosine, the most alike first.
+    """
+    alike = F.cosine_similarity(logits[1:], logits[:1], dim=1)
+    kept = alike.argsort(descending=True, stable=True)[: int(len(alike) * share)] + 1
+    return torch.cat([kept.new_zeros(1), kept])
+
+
+@register("difftpt", paper="arXiv:2308.06038", trains=("text",), labels="none", inputs=("views",))
+class DiffTPT(TPT):
+    """TPT with views that a generator made."""
+
+    @dataclass
+    class Config(TPT.Config):
+        """Settings, as TPT's.
+
+        Attributes:
+            generated: a folder of generated views of the test images, as ``<name>_<i>``.
+            n_generated: such views of each image, beside the ``n_views`` that are the centre crop and crops.
+            similar: share of the views that is kept by their logits' likeness to the image's.
+        """
+
+        n_views: int = 65
+        fraction: float = 0.3
+        steps_per_image: int = 4
+        generated: str | None = None
+        n_generated: int = 63
+        similar: float = 0.8
+
+    config: Config
+
+    def setup(self) -> None:
+        """Create the context (n, d_t) that each image starts from."""
+        if self.config.n_generated < 1 or not 0 < self.config.similar <= 1:
+            raise VlpromptError("difftpt needs n_generated of at least 1, and a share similar above 0 and up to 1")
+        super().setup()
+
+    @cached_property
+    def _found(self) -> GeneratedViews:
+        return GeneratedViews(str(self.config.generated), self.config.n_generated, eval_transform(self.clip))
+
+    @property
+    def generated_views(self) -> GeneratedViews | None:
+        """The generated views of test images."""
+        self.teacher.refuse_file(self.config.generated)
+        return self._found if self.config.generated is not None else None
+
+    def learn(self, feed: Feed, train: Train) -> None:
+        """Learn nothing before the test, but see that there are generated views."""
+        if self.generated_views is None:
+            raise VlpromptError(
+                "difftpt needs views that a generator made: say generated=FOLDER, which holds them as NAME_0, NAME_1 "
+                "and so on; without such views take tpt"
+            )
+
+    def choose_views(self, logits: Tensor) -> Tensor:
+        """Places of the views (V, C) that are tuned on: of those like the first, the surest."""
+        alike = resembling_views(logits, self.config.similar)
+        return alike[surest_views(logits[alike], self.config.fraction)]
