@@ -9,17 +9,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from vlprompt import VlpromptError, load_split, run
+from vlprompt import PromptClassifier, VlpromptError, load_split, run
 from vlprompt.data import few_shot_split
 from vlprompt.data.pools import with_pool
 from vlprompt.data.splits import DatasetSplits, without_labels
 from vlprompt.data.subsets import seen_classes
 from vlprompt.learner.learning import PseudoLabels
+from vlprompt.methods.unlabelled import upl
 from vlprompt.runs import one
 from vlprompt.testing import make, small_clip
 from vlprompt.training.feed import ImageFeed, Loading
@@ -261,3 +263,106 @@ def test_an_empty_folder_is_told_with_what_is_in_it(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("no image")
     with pytest.raises(VlpromptError, match=r"holds no images: 1 file .* left out"):
         with_pool(few("empty"), f"folder:{tmp_path}")
+
+
+# The estimator
+
+
+def features_of(each: int = 4) -> tuple[Any, Any]:
+    splits = few("estimator", each)
+    bank = ImageFeed(splits, small_clip(), Loading()).bank()
+    return bank.features[0].numpy(), [item.class_name for item in splits.train]
+
+
+def fitted(X: Any, y: Any = None, names: Any = None, **fit: Any) -> PromptClassifier:
+    options = {"rounds": 2, "n_ctx": 2}
+    classifier = PromptClassifier("grip", small_clip(), class_names=names, epochs=2, batch_size=8, options=options)
+    return classifier.fit(X, y, **fit)
+
+
+def test_a_second_x_is_the_same_as_labels_of_minus_one() -> None:
+    X, y = features_of()
+    half = [i % 2 == 0 for i in range(len(y))]
+    labelled = [i for i, kept in enumerate(half) if kept]
+    order = labelled + [i for i, kept in enumerate(half) if not kept]
+    behind = fitted(X[labelled], [y[i] for i in labelled], X_unlabelled=X[order[len(labelled) :]])
+    mixed = np.array([y[i] if half[i] else -1 for i in order], dtype=object)
+    marked = fitted(X[order], mixed)
+    assert (behind.predict_proba(X) == marked.predict_proba(X)).all()
+    last = marked.pseudo_labels_[-1]
+    assert set(last["label"]) <= set(y)
+    assert (last["index"] >= len(labelled)).all()
+    assert len(marked.pseudo_labels_) == 2
+    assert (last["confidence"] > 0).all()
+
+
+def test_no_image_needs_a_label_where_names_are_known() -> None:
+    X, y = features_of()
+    names = sorted(set(y))
+    found = fitted(X, [-1] * len(X), names)
+    assert found.classes_.tolist() == list(range(len(names)))
+    named = fitted(X, [-1] * len(X), {name: name for name in names})
+    assert (named.predict(X) == np.array(names)[found.predict(X)]).all()
+
+
+def test_what_the_estimator_says_of_missing_labels() -> None:
+    X, y = features_of()
+    with pytest.raises(VlpromptError, match="no image has a label, so that class_names"):
+        fitted(X, [-1] * len(X))
+    with pytest.raises(VlpromptError, match="give X_unlabelled, or label them -1"):
+        fitted(X, y)
+    with pytest.raises(VlpromptError, match="coop learns from labelled images alone"):
+        PromptClassifier("coop", small_clip()).fit(X, y, X_unlabelled=X)
+    with pytest.raises(VlpromptError, match="both be images, or both be features"):
+        fitted(X, y, X_unlabelled=["a.png"])
+    signs = PromptClassifier("coop", small_clip(), epochs=1).fit(X, [-1, 1] * (len(X) // 2))
+    assert signs.classes_.tolist() == [-1, 1], "to a method that needs labels, -1 is one"
+
+
+def test_photos_without_labels_stand_beside_labelled_images(photos: Path) -> None:
+    splits = few("photos", each=2)
+    images = [splits.open_image(item) for item in splits.train]
+    paths = sorted(str(path) for path in photos.rglob("*.png"))
+    found = fitted(images, [item.label for item in splits.train], X_unlabelled=paths)
+    assert found.pseudo_labels_[0]["index"].min() >= len(images)
+
+
+# UPL
+
+
+def test_an_ensembles_logits_are_the_mean_of_its_members(tmp_path: Path) -> None:
+    options = {"protocol": "unsupervised", "labeler": "top_k(k=3)"} | FAST
+    run(method="upl", dataset=few("upl"), clip=small_clip(), ensemble=2, output=str(tmp_path), **options)
+    state = learnt(tmp_path)
+    assert sorted(path.name for path in tmp_path.rglob("train*")) == ["train-member-1.jsonl", "train-member-2.jsonl"]
+    assert not torch.equal(state["prompt.ctx"], state["others.0"])
+    learner = make("upl", names=few("x").class_names, ensemble=2, n_ctx=2).eval()
+    learner.load_state_dict(state)
+    v = small_clip().encode_text(["a", "b"])
+    single = make("upl", names=few("x").class_names, n_ctx=2).eval()
+    each = []
+    for name in ("prompt.ctx", "others.0"):
+        single.load_state_dict({"prompt.ctx": state[name]})
+        each.append(single.classify(v))
+    torch.testing.assert_close(learner.classify(v), torch.stack(each).mean(dim=0))
+
+
+def test_the_first_member_learns_what_a_single_context_learns(tmp_path: Path) -> None:
+    options = {"protocol": "unsupervised", "labeler": "top_k(k=3)"} | FAST
+    for count in (1, 2):
+        run(method="upl", dataset=few(f"upl-{count}"), clip=small_clip(), ensemble=count,
+            output=str(tmp_path / str(count)), **options)  # fmt: skip
+    one_, two = learnt(tmp_path / "1"), learnt(tmp_path / "2")
+    torch.testing.assert_close(two["prompt.ctx"], one_["prompt.ctx"])
+
+
+def test_several_backbones_label_by_their_mean_probability(monkeypatch: pytest.MonkeyPatch) -> None:
+    other = small_clip(quick_gelu=False)
+    monkeypatch.setattr(upl, "shared_clip", lambda name, *_: {"one": small_clip(), "other": other}[name])
+    learner = make("upl", names=few("x").class_names, labelled_by=["one", "other@tag"], labeler="leaderboard(k=2)")
+    feed = ImageFeed(replace(few("star"), pool=without_labels(few("x").train)), small_clip(), Loading())
+    single = make("upl", names=few("x").class_names)
+    said = [single._zero_shot(feed, clip) for clip in (small_clip(), other)]
+    found, mean = learner.label(feed), torch.stack(said).mean(dim=0)
+    torch.testing.assert_close(found.confidence, mean[found.index, found.label])
+    assert not torch.allclose(said[0], said[1], atol=1e-5)

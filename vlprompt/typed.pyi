@@ -426,6 +426,8 @@ class UplSettings(MethodSettings, total=False):
     class_specific: bool
     labeler: str
     template: list[str] | None
+    ensemble: int
+    labelled_by: list[str]
 
 class UplRun(RunSettings, UplSettings, total=False): ...
 

@@ -84,7 +84,7 @@ def leave_out_unreadable(
     for part, items in kept.items():
         lost = {item.label for item in getattr(splits, part)} - {item.label for item in items}
         if lost and (part == "train" or not items):
-            of = "" if part == "pool" else f" of '{splits.class_names[min(lost)]}'"
+            of = "" if min(lost) < 0 else f" of '{splits.class_names[min(lost)]}'"
             raise VlpromptError(f"{count}, and none of the {part} images{of} can: {next(iter(found.values()))}")
     note = f"{count} and are left out: {'; '.join(list(found.values())[:SHOWN])}"
     note += f"; and {len(found) - SHOWN:,} more" if len(found) > SHOWN else ""

@@ -26,10 +26,11 @@ from vlprompt.data import DatasetSplits, resolve_templates
 from vlprompt.data.in_hand import as_torch
 from vlprompt.data.pairs import labels_of
 from vlprompt.data.readable import leave_out_unreadable
-from vlprompt.data.splits import Item, without_labels
+from vlprompt.data.splits import NO_LABEL, Item
 from vlprompt.data.streaming import is_preprocessed
 from vlprompt.errors import VlpromptError, nearest
 from vlprompt.estimator.inputs import as_images, check_alike, holds_images, names_of, published_shots, training_set
+from vlprompt.estimator.pool import classes_of, divided, joined, marked_unlabelled, told_labels
 from vlprompt.evaluation.prediction import image_features, image_logits
 from vlprompt.evaluation.score import finite
 from vlprompt.learner.contract import PromptLearner
@@ -81,6 +82,8 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  #
         learner_: the trained ``PromptLearner``; ``learner_.save_pretrained(folder)`` keeps it.
         classes_: (C,) labels, sorted.
         history_: one record for each epoch of training.
+        pseudo_labels_: for each time that the method labelled images without a label, what it took them for: ``index``
+            (M,) in X with X_unlabelled behind it, ``label`` and ``confidence``.
         n_features_in_: D, where X was features.
 
     >>> paths, names = vlprompt.load_folder("photos")  # doctest: +SKIP
@@ -91,6 +94,7 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  #
     learner_: PromptLearner
     classes_: np.ndarray
     history_: list[dict[str, Any]]
+    pseudo_labels_: list[dict[str, np.ndarray]]
 
     def __init__(
         self,
@@ -135,17 +139,31 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  #
 
     # Learning
 
-    def fit(self, X: Any, y: ArrayLike | None = None) -> PromptClassifier:
+    def fit(self, X: Any, y: ArrayLike | None = None, X_unlabelled: Any = None) -> PromptClassifier:
         """Learn prompts from images X and labels y; a ``Dataset`` of (image, label) pairs may come without y.
+
+        Args:
+            X: images, or features of them.
+            y: labels. Methods that learn from a pool (``method_info(name)["labels"]`` is some or any) take -1 for no
+                label, as scikit-learn does; if no image has one, ``class_names`` says what the classes are.
+            X_unlabelled: images without labels, or features of them, for such methods.
 
         Raises:
             VlpromptError: a setting, an image or a label is not right; told before training starts.
         """
-        X, y = self._checked(X, y, reset=True)
-        if self.warm_start and self._is_of_this_method():
-            return self._learn(X, y)
-        labels = list(self.class_names) if isinstance(self.class_names, Mapping) else y
-        return self._learn(X, y, np.unique(labels))
+        needs = METHODS.get(self.method).registered.labels
+        if X_unlabelled is not None and needs == "needed":
+            raise VlpromptError(f"{self.method} learns from labelled images alone, and X_unlabelled is none")
+        given, missing = marked_unlabelled(y, needs, self.class_names)
+        X, labels = self._checked(X, given, reset=True)
+        classes = labels if missing is None or not missing.all() else classes_of(self.class_names)
+        classes = np.unique(list(self.class_names) if isinstance(self.class_names, Mapping) else classes)
+        if X_unlabelled is not None:
+            more = self._checked_images_or_features(X_unlabelled, reset=False)
+            missing = np.r_[np.zeros(len(labels), bool) if missing is None else missing, np.ones(len(more), bool)]
+            X, labels = joined(X, more), np.r_[labels, np.full(len(more), labels[0], labels.dtype)]
+        again = self.warm_start and self._is_of_this_method()
+        return self._learn(X, labels, None if again else classes, missing=missing)
 
     def partial_fit(self, X: Any, y: ArrayLike | None = None, classes: ArrayLike | None = None) -> PromptClassifier:
         """Go through X once, at the recipe's learning rate, from what was learnt so far.
@@ -188,8 +206,15 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  #
         self.classes_ = classes
         return self
 
-    def _learn(self, X: Any, y: np.ndarray, classes: np.ndarray | None = None, once: bool = False) -> PromptClassifier:
-        """Train on checked data: anew if ``classes`` are given; ``once`` for a single pass."""
+    def _learn(
+        self,
+        X: Any,
+        y: np.ndarray,
+        classes: np.ndarray | None = None,
+        once: bool = False,
+        missing: np.ndarray | None = None,
+    ) -> PromptClassifier:
+        """Train on checked data: anew if ``classes`` are given; ``once`` for a single pass; labels may be missing."""
         known = self.classes_ if classes is None else classes
         if len(known) < 2:
             raise VlpromptError(f"there is only 1 class, {known.tolist()[0]!r}, and a classifier needs at least two")
@@ -200,6 +225,8 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  #
         named = self.class_names if self.class_names is not None else _names_of_dataset(X, known)
         names = names_of(known, named) if classes is not None else self.learner_.class_names
         labels = np.searchsorted(known, y)
+        if missing is not None:
+            labels[missing] = NO_LABEL
         learning = self._learning(labels)
         images = () if isinstance(X, np.ndarray) else X
         data = training_set(images, labels.tolist() if len(images) else (), names, mirror=self.mirror)
@@ -227,7 +254,10 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  #
                 update(record["epoch"] + 1, options.epochs, f"loss {record['loss']:.3f}")
 
             trainer = Trainer(config, {"seed": config.seed}, tell)
-            trainer.fit(self.learner_, self._feed(X, labels, data, learning, reporter))
+            feed = self._feed(X, labels, data, learning, reporter)
+            trainer.fit(self.learner_, feed)
+        places = {item.path: i for i, item in enumerate(data.train)} or {str(i): i for i in range(len(labels))}
+        self.pseudo_labels_ = [told_labels(made, places, self.classes_) for made in feed.labellings]
         self.history_ = self.history_ + [record | {"epoch": before + record["epoch"]} for record in trainer.history]
 
     def _feed(
@@ -236,12 +266,8 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  #
         """What is learnt from: features in hand, or images as in any run."""
         features = not data.train
         images = not features and not is_preprocessed(X[0])
-        items = data.train if images else [Item(str(i), y, data.class_names[y]) for i, y in enumerate(labels.tolist())]
-        if self.learner_.facts.labels == "none":  # what a method may not look at is not there
-            data = replace(data, train=(), val=(), pool=without_labels(items))
-        else:
-            data = replace(data, train=items)
-        feed = make_feed(self.learner_, data, learning, reporter)
+        items = data.train if images else [Item(str(i), y, "") for i, y in enumerate(labels.tolist())]
+        feed = make_feed(self.learner_, divided(data, items, self.learner_.facts), learning, reporter)
         if images:
             return feed
         rows = X if features else image_features(self.learner_.clip, X, threads=self.workers)
@@ -261,7 +287,10 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  #
             seed = check_random_state(seed).randint(2**31 - 1)
         given = {key: _plain(getattr(self, key)) for key in SETTINGS if getattr(self, key) is not None}
         settings = {"shots": published_shots(labels), "seed": int(seed)} | given | options
-        return resolve_learning(self.method, settings, backbone=self._backbone_name())
+        protocol = "few_shot"
+        if (labels < 0).any():
+            protocol = "semi_supervised" if (labels >= 0).any() else "unsupervised"
+        return resolve_learning(self.method, settings, protocol=protocol, backbone=self._backbone_name())
 
     def _clip(self) -> FrozenCLIP:
         if isinstance(self.backbone, FrozenCLIP):

@@ -119,13 +119,17 @@ def training_set(
     """Return images to train on as a dataset. Its name or paths tell images apart, as feature banks need it."""
     facts |= {"val": (), "test": (), "class_names": tuple(class_names)}
     if all(isinstance(image, PATHS) for image in images):
-        items = [Item(os.path.abspath(p), y, class_names[y]) for p, y in zip(images, labels, strict=True)]
+        items = [_item(os.path.abspath(p), y, class_names) for p, y in zip(images, labels, strict=True)]
         root = Path(os.sep)
         return DatasetSplits("X", train=items, open_image=partial(open_listed, root), image_dir=root, **facts)
-    items = [Item(str(i), y, class_names[y]) for i, y in enumerate(labels)]
+    items = [_item(str(i), y, class_names) for i, y in enumerate(labels)]
     name = f"images-{uuid.uuid4().hex if isinstance(images, _Images) else _content_hash(images)}"
 
     return DatasetSplits(name, train=items, open_image=partial(_open_given, images), **facts)
+
+
+def _item(path: str, label: int, class_names: Sequence[str]) -> Item:
+    return Item(path, label, "" if label < 0 else class_names[label])
 
 
 def _open_given(images: Sequence[Any], item: Item) -> Image.Image:
@@ -185,6 +189,9 @@ def check_alike(labels: Any) -> None:
 
 
 def published_shots(labels: np.ndarray) -> int:
-    """Return the largest published number of images a class that the classes have on average."""
+    """Return the largest published number of images a class that the classes have on average, of those with a label."""
+    labels = labels[labels >= 0]
+    if not len(labels):
+        return PUBLISHED_SHOTS[-1]
     mean = len(labels) / len(np.unique(labels))
     return max((shots for shots in PUBLISHED_SHOTS if shots <= mean), default=PUBLISHED_SHOTS[0])

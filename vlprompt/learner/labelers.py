@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from bisect import bisect
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -251,16 +252,20 @@ def label_pool(
     Raises:
         VlpromptError: it chooses no image.
     """
-    classes = range(logits.shape[1]) if classes is None else classes
-    kept = torch.tensor(list(classes), device=logits.device)
-    logits = logits[:, kept]
-    if labeler.scale is not None:
-        logits = logits * (labeler.scale / model_scale)
-    return label_by(labeler, logits.softmax(dim=1), kept)
+    return label_by(labeler, probabilities_of(labeler, logits, model_scale, classes), classes)
 
 
-def label_by(labeler: Labeler, probabilities: Tensor, classes: Tensor | None = None) -> PseudoLabels:
-    """Label a pool by probabilities (N, C); their columns are those of ``classes`` (C,), if given.
+def probabilities_of(
+    labeler: Labeler, logits: Tensor, model_scale: Tensor | float, classes: Sequence[int] | None = None
+) -> Tensor:
+    """Probabilities (N, C of the pool) as a labeler takes them, of which several models' may be averaged; see above."""
+    if classes is not None:
+        logits = logits[:, torch.tensor(list(classes), device=logits.device)]
+    return (logits if labeler.scale is None else logits * (labeler.scale / model_scale)).softmax(dim=1)
+
+
+def label_by(labeler: Labeler, probabilities: Tensor, classes: Sequence[int] | None = None) -> PseudoLabels:
+    """Label a pool by probabilities (N, C of the pool); their columns are those of ``classes``, if given.
 
     Raises:
         VlpromptError: it chooses no image.
@@ -278,7 +283,9 @@ def label_by(labeler: Labeler, probabilities: Tensor, classes: Tensor | None = N
             f"{labeler.name or 'the labeler'} chooses none of the pool's {images:,} images: the surest is "
             f"{float(probabilities.max()):.2f} sure"
         )
-    return found if classes is None else PseudoLabels(found.index, classes[found.label], found.confidence)
+    if classes is None:
+        return found
+    return replace(found, label=torch.tensor(list(classes), device=found.label.device)[found.label])
 
 
 def _at_least_one(name: str, k: int) -> int:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 Batches = Callable[[int], Iterable[Batch]]  # from an epoch's index to its batches; see also ``EpochBatches``
 History = list[dict[str, Any]]  # a record an epoch
 # val is the few-shot draw; whole_val and test are handed out where the authors chose on them and selection=paper
+LONGEST = 10**6  # epochs of a training, at most
 Source = Literal["labelled", "pool", "val", "whole_val", "test"]
 
 
@@ -43,6 +44,10 @@ class EpochBatches:
     def steps(self) -> int:
         """Batches in an epoch; a short last one is dropped unless it is the only one."""
         return max(1, self.images // self.batch_size)
+
+    def redrawn(self, turn: int) -> EpochBatches:
+        """The same images in another order and, where they are augmented, augmented anew; turn 0 is as it is."""
+        return replace(self, draw=lambda epoch, batch_size: self.draw(epoch + turn * LONGEST, batch_size))
 
     def sized(self, batch_size: int) -> EpochBatches:
         """The same images in batches of another size."""

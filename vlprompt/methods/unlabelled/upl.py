@@ -1,24 +1,30 @@
 """UPL: unsupervised prompt learning for vision-language models (Huang et al., 2022, arXiv:2204.03649).
 
 Trained: CoOp's context, on images without labels: of those that zero-shot CLIP takes for a class, the K it is surest
-of.
+of. ``ensemble=16`` trains as many contexts, each from a start and in an order of its own, whose logits are averaged;
+``labelled_by=[RN50@openai, …]`` lets the mean prediction of several backbones label the pool (UPL*).
 Protocols: unsupervised.
-Differs from the authors' code: fp32; one run is one seed (their ensemble over 16 seeds averages the logits of 16 runs),
-and one backbone labels the pool.
+Differs from the authors' code: fp32; the ensemble's members share the seed of a run, which each turns into its own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from vlprompt.base.parts import parse_part
+from vlprompt.clip.frozen import FrozenCLIP
+from vlprompt.clip.loading import shared_clip
+from vlprompt.data import resolve_templates
+from vlprompt.errors import VlpromptError
 from vlprompt.learner import register
-from vlprompt.learner.labelers import LABELERS, label_pool
-from vlprompt.learner.learning import Feed, PseudoLabels, Train
+from vlprompt.learner.labelers import LABELERS, label_by, probabilities_of
+from vlprompt.learner.learning import Feed, ParameterGroup, PseudoLabels, Train
+from vlprompt.learner.prompts import random_tokens
+from vlprompt.learner.teacher import Teacher
 from vlprompt.methods.prompts.coop import CoOp
 
 
@@ -33,24 +39,76 @@ class UPL(CoOp):
         Attributes:
             labeler: which images of the pool are taken for which class, see ``vlprompt.learner.labelers``.
             template: of the zero-shot classifier that labels the pool; None takes the dataset's own.
+            ensemble: contexts that are trained one after another, and whose logits are averaged; published are 16.
+            labelled_by: backbones, NAME or NAME@TAG, whose mean probabilities label the pool; empty takes the
+                learner's own.
         """
 
         n_ctx: int | None = 16
         labeler: str = "top_k(k=16)"
         template: list[str] | None = None
+        ensemble: int = 1
+        labelled_by: list[str] = field(default_factory=list)
 
     config: Config
 
     def setup(self) -> None:
-        """Create the context (n, d_t)."""
+        """Create the contexts (n, d_t)."""
+        count = self.config.ensemble
+        if count < 1 or (count > 1 and (self.config.class_specific or self.config.ctx_init)):
+            raise VlpromptError(f"ensemble={count} must be 1 or more random contexts that all classes share")
         self.labeler = parse_part(self.config.labeler, LABELERS)
         super().setup()
+        self.others = nn.ParameterList(random_tokens(*self.prompt.ctx.shape) for _ in range(count - 1))
+        self.turn: int | None = None  # the member that is being trained
 
-    def label(self, image_features: Tensor, classes: Sequence[int] | None = None) -> PseudoLabels:
-        """What zero-shot CLIP says of a pool's image features (N, D), whose labels are among ``classes``."""
-        zero_shot = self.clip.similarity(F.normalize(image_features, dim=-1), self.frozen_text(self.config.template))
-        return label_pool(self.labeler, zero_shot, self.clip.logit_scale, classes)
+    def text_features(self, v: Tensor | None = None) -> Tensor:
+        """The classifier (C, D) of the member in training, or the mean of all, which gives the mean of their logits."""
+        if not self.others:
+            return super().text_features(v)
+        ctx = torch.stack([*self._members()])  # (G, n, d_t)
+        features = self.prompt.encode(self.clip, self.tokens, ctx, self.config.text_chunk, self.edits)
+        return F.normalize(features, dim=-1).mean(dim=0)
+
+    def _members(self) -> list[nn.Parameter]:
+        """The contexts that are trained, or scored with, at the moment."""
+        members = [self.prompt.ctx, *self.others]
+        return members if self.turn is None else [members[self.turn]]
+
+    def parameter_groups(self) -> list[ParameterGroup]:
+        """The member in training."""
+        return [ParameterGroup(self._members())]
+
+    def label(self, feed: Feed) -> PseudoLabels:
+        """What zero-shot CLIP, or several of them, says of a pool."""
+        names = self.config.labelled_by
+        clips = (_backbone(name, self.clip) for name in names) if names else [self.clip]
+        said = [self._zero_shot(feed, clip) for clip in clips]  # one model at a time
+        return label_by(self.labeler, torch.stack(said).mean(dim=0), feed.pool_classes)
+
+    def _zero_shot(self, feed: Feed, clip: FrozenCLIP) -> Tensor:
+        """Probabilities (N, C of the pool) by a frozen model."""
+        if clip is self.clip:
+            text, bank = self.frozen_text(self.config.template), feed.bank("pool")
+        else:
+            templates = resolve_templates(self.config.template, self)
+            text, bank = Teacher(clip).text_features(self.class_names, templates), feed.bank("pool", clip=clip)
+        logits = clip.similarity(F.normalize(bank.features[0], dim=-1), text)
+        return probabilities_of(self.labeler, logits, clip.logit_scale, feed.pool_classes).to(self.clip.device)
 
     def learn(self, feed: Feed, train: Train) -> None:
-        """Label the pool once, and train on what it is surest of."""
-        train(self, feed.labelled_as(self.label(feed.bank("pool").features[0], feed.pool_classes)).batches())
+        """Label the pool once, and train each member on what it is surest of."""
+        batches = feed.labelled_as(self.label(feed)).batches()
+        if self.config.ensemble == 1:
+            train(self, batches)
+            return
+        for turn in range(self.config.ensemble):
+            self.turn = turn
+            train(self, batches.redrawn(turn), stage=f"member {turn + 1}")
+        self.turn = None
+
+
+def _backbone(name: str, own: FrozenCLIP) -> FrozenCLIP:
+    """A frozen model by NAME or NAME@TAG, on the learner's device."""
+    architecture, _, tag = name.partition("@")
+    return shared_clip(architecture, tag or None, None, own.precision, str(own.device))
