@@ -142,7 +142,7 @@ def kind(hint: Any) -> str:
     return NAMES.get(origin or hint, str(hint))
 
 
-@functools.lru_cache(maxsize=64)  # every run has a class of its own
+@functools.lru_cache(maxsize=256)  # every method has a class of its own
 def _hints(config: type) -> dict[str, Any]:
     return get_type_hints(config, include_extras=True)
 

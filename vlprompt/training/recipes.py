@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
+from copy import deepcopy
 from dataclasses import asdict, dataclass, field, fields, make_dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -74,8 +76,14 @@ def load_recipe(method: str, protocol: str) -> Recipe | None:
     for stem in (protocol, "base_to_new"):
         path = CONFIGS / method / f"{stem}.yaml"
         if path.is_file():
-            return Recipe.read(path, f"{method}/{stem}")
+            return deepcopy(_shipped(path, f"{method}/{stem}", path.stat().st_mtime_ns))
     return None
+
+
+@lru_cache(maxsize=256)
+def _shipped(path: Path, name: str, changed: int) -> Recipe:
+    """Read a recipe that many runs of a sweep have, once."""
+    return Recipe.read(path, name)
 
 
 @dataclass(frozen=True)
@@ -128,7 +136,13 @@ def resolve_learning(
 
 def read_defaults() -> dict[str, Any]:
     """What ``configs/defaults.yaml`` says."""
-    return read_settings(CONFIGS / "defaults.yaml")
+    path = CONFIGS / "defaults.yaml"
+    return deepcopy(_defaults_in(path, path.stat().st_mtime_ns))
+
+
+@lru_cache(maxsize=4)
+def _defaults_in(path: Path, changed: int) -> dict[str, Any]:
+    return read_settings(path)
 
 
 def fill(
@@ -147,14 +161,19 @@ def fill(
         given: what the user says.
         around: what else a recipe may have cases for.
     """
-    name = str(defaults["method"])
-    made = make_dataclass(f"{name}_config", [], bases=(options, METHODS.get(name).Config))
+    made = _with_settings_of(options, METHODS.get(str(defaults["method"])).Config)
     config: Options = made(**settings_of(made, defaults, "defaults.yaml: "))
     vars(config).update(_taken(config, recipe.values, f"{recipe.name}: ") if recipe else {})
     vars(config).update(_taken(config, given))
     if recipe:
         _set_cases(config, recipe.by, given, around or {}, f"{recipe.name}: ")
     return config
+
+
+@lru_cache(maxsize=256)
+def _with_settings_of(options: type[Options], settings: type) -> type[Options]:
+    """A class of options that has a method's settings too."""
+    return make_dataclass(f"{settings.__module__.rpartition('.')[2]}_config", [], bases=(options, settings))
 
 
 def check_learning(config: LearnOptions, unnumbered: str = "all") -> None:
