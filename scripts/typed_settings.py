@@ -45,7 +45,7 @@ class SettingsDoNotFit:
     """
 '''
 NOT_ITS_OWN = {"method: Known": "SettingsDoNotFit", "method: str": ""}  # the last overloads, and what they return
-PATHS = {"checkpoint", "config", "data_root", "descriptions", "init_from", "output", "teacher"}  # texts or paths
+PATHS = {"checkpoint", "config", "data_root", "descriptions", "init_from", "output", "teacher", "text"}  # or texts
 ANYTHING = {"dataset"}  # splits in hand, beside a name
 
 

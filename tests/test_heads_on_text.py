@@ -9,16 +9,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
-from test_joint import Feed, features
+from test_joint import features
 
-from vlprompt import FrozenCLIP, PromptClassifier, VlpromptError, load_clip, load_learner, run
-from vlprompt.cli.evaluate import main as evaluate
+from vlprompt import FrozenCLIP, PromptClassifier, VlpromptError, load_clip, load_learner
 from vlprompt.data import FeatureBank
 from vlprompt.demo.emoji import emoji_index, emoji_sentences
 from vlprompt.learner import PromptLearner
 from vlprompt.methods.heads.neighbours import most_similar
 from vlprompt.runs.settings import resolve
-from vlprompt.saving.teacher import teach
 from vlprompt.testing import NAMES, make, small_clip
 
 CLASSES = len(NAMES)
@@ -154,59 +152,3 @@ def test_every_sentence_counts_alike_and_a_long_one_is_cut(tmp_path: Path) -> No
     with pytest.raises(VlpromptError, match=r"takes 2\d\d tokens"):
         clip.encode_text([long])
     assert clip.tokenize([long], cut=True)[0, -1] == clip.tokenize(["a dog"]).max(), "it ends as a text does"
-
-
-# On a saved learner
-
-
-def test_transclip_stands_on_the_class_features_of_a_prompted_learner(tmp_path: Path) -> None:
-    beneath = make("coop", ctx_init="a blurry picture of a").eval()
-    beneath.save_pretrained(tmp_path / "coop")
-    learner, x = make("transclip", teacher=str(tmp_path / "coop")).eval(), features(40)
-    plain = make("transclip").eval()
-    assert not torch.equal(learner.classify(x), plain.classify(x))
-    plain.encode_text = lambda v=None: beneath.classifier_matrix()
-    torch.testing.assert_close(learner.classify(x), plain.classify(x))
-    torch.testing.assert_close(learner.predict({"image_features": x}), plain.classify(x))
-    zlap = make("zlap", teacher=str(tmp_path / "coop")).eval()
-    torch.testing.assert_close(zlap.text_features(), beneath.classifier_matrix())
-
-
-def test_transclip_stands_on_the_probabilities_of_whatever_predicts(tmp_path: Path) -> None:
-    beneath = make("gda", fit_views=1).eval()
-    beneath.learn(Feed(features(15, 7), torch.arange(15) % CLASSES), None)
-    beneath.save_pretrained(tmp_path / "gda")
-    learner, x = make("transclip", teacher=str(tmp_path / "gda")).eval(), features(40)
-    [found] = learner.predict_all({"image_features": part} for part in x.split(9))
-    expected = make("transclip").eval().assign(x, beneath.classify(x).log_softmax(dim=1), of_a_learner=True)
-    torch.testing.assert_close(found, expected)
-    with pytest.raises(VlpromptError, match="scores in another way"):
-        make("zlap", teacher=str(tmp_path / "gda")).text_features()
-
-    learner.save_pretrained(tmp_path / "on top")
-    again = load_learner(tmp_path / "on top", small_clip())
-    with pytest.raises(VlpromptError, match="was not loaded with it"):
-        again.predict({"image_features": x})
-    teach(again, tmp_path / "gda")
-    torch.testing.assert_close(again.predict({"image_features": x}), found)
-
-
-def test_a_head_on_prompted_images_is_handed_images(tmp_path: Path) -> None:
-    make("vpt").eval().save_pretrained(tmp_path / "vpt")
-    learner = make("transclip", teacher=str(tmp_path / "vpt")).eval()
-    assert learner.predicts_from_images
-    images = torch.randn(6, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    assert learner.predict({"image": images}).shape == (6, CLASSES)
-    with pytest.raises(VlpromptError, match="give images"):
-        learner.predict({"image_features": features(6)})
-
-
-def test_a_run_on_a_learner_is_scored_again_from_its_folder(tmp_path: Path) -> None:
-    common = {"dataset": "emoji", "protocol": "few_shot", "shots": 2, "limit": 66, "quiet": True, "device": "cpu"}
-    common |= {"output": str(tmp_path)}
-    run(method="gda", fit_views=1, name="gda", **common)
-    on_top = run(method="transclip", support=False, teacher=str(tmp_path / "gda"), name="top", **common)
-    alone = run(method="transclip", support=False, name="alone", **common)
-    assert on_top.rows[0].predicts == "jointly"
-    assert on_top.rows[0].accuracy != alone.rows[0].accuracy
-    assert evaluate([f"run={tmp_path / 'top'}"]) == 0

@@ -113,7 +113,7 @@ def test_teachers_that_cannot_serve_are_refused(tiny: FrozenCLIP, saved: Path, t
     views = create_learner("tpt", tiny, NAMES).save_pretrained(tmp_path / "views")
     for teacher, objective, message in (
         (saved, ["ce"], "method=coop has no use for teacher=.*: give its objective a distillation or logit_kl part"),
-        (bound, OBJECTIVE, "cannot score the student's classes: coop with these settings is bound to the classes"),
+        (bound, OBJECTIVE, "cannot score these classes: coop with these settings is bound to the classes"),
         (views, OBJECTIVE, "is of tpt, which needs .*views.* of an image"),
         (tmp_path / "none", OBJECTIVE, "no saved learner in .*none"),
     ):

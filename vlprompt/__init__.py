@@ -75,6 +75,7 @@ wire(
         "save_learner": "vlprompt.saving.folder:save_learner",
         "push_learner": "vlprompt.saving.push:push_learner",
         "teach": "vlprompt.saving.teacher:teach",
+        "load_saved": "vlprompt.saving.folder:load_saved",
         "vlprompt.data.dataset_info": "datasets_registry.catalog:dataset_info",
         "vlprompt.data.list_collections": "datasets_registry.catalog:list_collections",
         "vlprompt.data.list_datasets": "datasets_registry.catalog:list_datasets",

@@ -209,14 +209,21 @@ def _check_numbers(values: Tensor, what: str, hint: str) -> Tensor:
     return values
 
 
-def as_batch(batch: Any, facts: Facts, clip: FrozenCLIP) -> Mapping[str, Tensor]:
-    """Return a batch, or images (B, 3, S, S) as one; one sentence for what is neither, or lacks the images."""
+def as_batch(batch: Any, facts: Facts, clip: FrozenCLIP, features: bool) -> Mapping[str, Tensor]:
+    """Return a batch, or images (B, 3, S, S) as one; one sentence for what is neither, or lacks the images.
+
+    Args:
+        batch: what was given.
+        facts: of the learner.
+        clip: its frozen model.
+        features: whether features may stand in place of images.
+    """
     if not isinstance(batch, Mapping):
         return {"image": check_images(batch, clip.image_size)}
-    if facts.cacheable_images and batch.get("image_features") is not None:
+    if features and batch.get("image_features") is not None:
         return {**batch, "image_features": check_features(batch["image_features"], clip.embed_dim)}
     if "image" in facts.inputs and "image" not in batch:
-        need = "image or image_features" if facts.cacheable_images else "image"
+        need = "image or image_features" if features else "image"
         raise VlpromptError(f"a batch needs {need}, and this one has {', '.join(map(str, batch)) or 'nothing'}")
     return batch
 

@@ -18,5 +18,6 @@ LEARNER = "learner"  # the saved learner's folder in it
 CONFIG = "config.json"
 LEARNABLES, LAST = "learner.safetensors", "last.safetensors"
 CARD = "README.md"
+TEXT = "text"  # the folder in it of the saved learner that it stands on
 
 DESCRIBED = f"{LEARNER}/{CONFIG}"

@@ -166,6 +166,7 @@ LATER = {
     "schedule": "dassl",
     "steps": None,
     "teacher": None,
+    "text": None,
     "unlabelled": None,
 }
 

@@ -239,6 +239,7 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  #
             settings = learning.method_settings | adapt_depths(learning, clip)
             seed = learning.config.seed
             learner = create_learner(self.method, clip, names, templates=templates, seed=seed, **settings)
+            _check_input(X, self.method, learner.facts, clip, training=True)
             self.learner_, self.classes_, self.history_ = learner, classes, []
         if once:
             seed = learning.config.seed + len(self.history_)  # a new draw for each pass
@@ -270,7 +271,7 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  #
         feed = make_feed(self.learner_, divided(data, items, self.learner_.facts), learning, reporter)
         if images:
             return feed
-        rows = X if features else image_features(self.learner_.clip, X, threads=self.workers)
+        rows = X if features else image_features(self.learner_.tower, X, threads=self.workers)
         return FeatureFeed(**vars(feed), rows=torch.from_numpy(rows))
 
     def _learning(self, labels: np.ndarray) -> Learning:

@@ -221,7 +221,7 @@ def _batches(
     progress: Progress | None,
 ) -> Iterator[Batch]:
     """Batches of test images in an order (N,); a bank has them in their own, so that all orders share it."""
-    clip = learner.clip
+    clip = learner.tower
     in_order = [items[i] for i in order.tolist()]
     transform = eval_transform(clip)
     count = learner.n_views

@@ -32,6 +32,7 @@ from vlprompt.learner.learning import Feed, ParameterGroup, Train
 from vlprompt.learner.objectives import (
     Batch,
     DescriptionAnchor,
+    ImageAnchor,
     LogitObjective,
     Objective,
     Outputs,
@@ -54,6 +55,7 @@ class PromptLearner(nn.Module):
         config: the method's settings.
         templates: the dataset's hand-written templates, for teachers and zero-shot classifiers.
         seed: of the initial weights.
+        on: the saved learner that it stands on, see ``stands_on``.
 
     Attributes:
         facts: what this learner is; the one place that says so.
@@ -98,10 +100,12 @@ class PromptLearner(nn.Module):
         config: Config | None = None,
         templates: Sequence[str] = (DEFAULT_TEMPLATE,),
         seed: int = 1,
+        on: SavedTeacher | None = None,
     ):
         super().__init__()
         self.clip = clip
         self.config = config or self.Config()
+        self.beneath = on
         self.set_ensemble(self.config.ensemble)
         self.templates = tuple(templates)
         self.teacher = Teacher(clip)
@@ -143,10 +147,11 @@ class PromptLearner(nn.Module):
         raise NotImplementedError
 
     def encode_images(self, batch: Batch) -> Tensor:
-        """Features (B, D) of a batch's images, not normalised; by default the frozen tower's, or the edited one's."""
-        if any(edit.tower == "vision" for edit in self.edits):
+        """Features (B, D) of a batch's images, not normalised; by default the tower's, or the edited one's."""
+        tower = self.tower
+        if tower is self.clip and any(edit.tower == "vision" for edit in self.edits):
             return self.clip.prompted_image_features(batch["image"], {}, edits=self.edits)
-        return self.clip.encode_image(batch["image"])
+        return tower.encode_image(batch["image"])
 
     def score(self, v: Tensor, t: Tensor) -> Tensor:
         """Logits (B, C) of image features v (B, D) and class features t as ``text_features`` gives them."""
@@ -204,14 +209,32 @@ class PromptLearner(nn.Module):
         return cls.registered
 
     @classmethod
+    def stands_on(cls, config: Any) -> str | None:
+        """The saved learner whose class features, and image features where they are its own, take the frozen ones'
+        place: a folder, a run's or ``hf://user/name``; None for the frozen model's.
+        """
+        return None
+
+    @classmethod
+    def facts_on(cls, beneath: SavedTeacher, facts: Facts) -> Facts:
+        """What a learner of these facts is on a saved one; a method refuses one that is of no use to it."""
+        cacheable = facts.cacheable_images and not beneath.needs_images
+        new = facts.new_classes and beneath.new_classes
+        return replace(facts, cacheable_images=cacheable, new_classes=new)
+
+    @classmethod
     def lacks(cls, config: Any) -> str:
         """What a run with these settings is short of, as the end of a sentence; empty if nothing."""
         return ""
 
     @classmethod
-    def facts_with(cls, config: Any) -> Facts:
-        """``facts_of``, and what an ensemble with the frozen model makes of it, or one sentence where none can be."""
-        own = cls.facts_of(config)
+    def facts_with(cls, config: Any, beneath: SavedTeacher | None = None) -> Facts:
+        """``facts_of``, and what a saved learner beneath it and an ensemble with the frozen model make of it.
+
+        Raises:
+            VlpromptError: it cannot stand on that learner, or cannot have that ensemble.
+        """
+        own = cls.facts_of(config) if beneath is None else cls.facts_on(beneath, cls.facts_of(config))
         ensemble = make_ensemble(config.ensemble, cls.method, own)
         return ensemble.narrow(own) if ensemble else own
 
@@ -231,8 +254,8 @@ class PromptLearner(nn.Module):
         """Score a batch.
 
         Args:
-            batch: ``image`` (B, 3, H, W) or, where images are cacheable, ``image_features`` (B, D); or, as a short form
-                that returns the logits (B, C) alone, images.
+            batch: ``image`` (B, 3, H, W) or, where images are cacheable, ``image_features`` (B, D) of its ``tower``;
+                or, as a short form that returns the logits (B, C) alone, images.
         """
         found = self.outputs(self.image_features(batch), self.frozen_image_features(batch))
         return found.logits if isinstance(batch, Tensor) else found
@@ -250,15 +273,17 @@ class PromptLearner(nn.Module):
 
     def image_features(self, batch: Batch | Tensor) -> Tensor:
         """Normalised features (B, D) of a batch, or of images (B, 3, H, W)."""
-        seen = cast(Batch, as_batch(batch, self.facts, self.clip))
-        cached = seen.get("image_features") if self.facts.cacheable_images else None
+        seen = cast(Batch, as_batch(batch, self.facts, self.clip, self.takes_features))
+        cached = seen.get("image_features") if self.takes_features else None
         return F.normalize(self.encode_images(seen) if cached is None else cached.to(self.clip.device), dim=-1)
 
     def frozen_image_features(self, batch: Batch | Tensor) -> Tensor | None:
         """The frozen tower's normalised features (B, D), where an ensemble asks for them beside other ones."""
         if self.ensemble is None or self.training or self.facts.cacheable_images:
             return None
-        images = batch if isinstance(batch, Tensor) else batch["image"]
+        images = batch if isinstance(batch, Tensor) else batch.get("image")
+        if images is None:  # but features of a tower of its own
+            return None
         return F.normalize(self.clip.encode_image(images.to(self.clip.device)), dim=-1)
 
     def text_features(self, v: Tensor | None = None) -> Tensor:
@@ -361,7 +386,7 @@ class PromptLearner(nn.Module):
             VlpromptError: it is not known, or this learner cannot have it.
         """
         config = replace(self.config, ensemble=setting)
-        self.facts = self.facts_with(config)
+        self.facts = self.facts_with(config, self.beneath)
         self.ensemble = make_ensemble(setting, self.method, self.facts_of(config))
         self.config = config
 
@@ -398,19 +423,26 @@ class PromptLearner(nn.Module):
         return ("image", "image_strong") if strong else ("image",)
 
     @property
-    def predicts_from_images(self) -> bool:
-        """Whether a test batch must hold images, since features of the frozen tower are not all that is asked."""
-        return not self.facts.cacheable_images
+    def tower(self) -> FrozenCLIP:
+        """What makes its image features: the frozen model, or the saved learner that it stands on."""
+        return self.clip if self.beneath is None else self.beneath.tower(self.class_names)
 
     @property
-    def predicts_with_teacher(self) -> bool:
-        """Whether its teacher is asked in a test too, and not in training alone."""
-        return False
+    def takes_features(self) -> bool:
+        """Whether a batch may hold features of its tower in place of images."""
+        return self.facts.cacheable_images or self.tower is not self.clip
+
+    @property
+    def predicts_from_images(self) -> bool:
+        """Whether a test batch must hold images, since features of its tower are not all that is asked."""
+        return not self.facts.cacheable_images and (self.tower is self.clip or self.ensemble is not None)
 
     @property
     def learns_from_images(self) -> bool:
-        """Whether a training batch must hold images, since features of the frozen tower are not all that is asked."""
-        return not self.facts.cacheable_images or (self.taught_by is not None and self.taught_by.needs_images)
+        """Whether a training batch must hold images, since features of its tower are not all that is asked."""
+        frozen = any(isinstance(o, (ImageAnchor, LogitObjective)) for o in self.objectives)  # that is asked too
+        taught = self.taught_by is not None and self.taught_by.needs_images
+        return not self.takes_features or taught or (frozen and self.tower is not self.clip)
 
     def frozen_text(
         self, templates: Templates = None, normalise_first: bool = True, normalise_last: bool = True

@@ -55,9 +55,11 @@ def create_learner(
     check_teacher(method, config)
     names = checked_names(class_names)
     check_names(clip, names, shared_names)
-    seed = check_seed(seed)
+    seed, cls = check_seed(seed), METHODS.get(method)
+    place = cls.stands_on(config)
+    on = None if place is None else wired("load_saved")(place, clip, names, "learner")
     with enough_memory(f"the learnt parts of {method} with these settings"):
-        learner = METHODS.get(method)(clip, names, config, templates, seed)
+        learner = cls(clip, names, config, templates, seed, **({} if on is None else {"on": on}))
     anchors = [o.descriptions for o in learner.objectives if isinstance(o, DescriptionAnchor)]
     for file in filter(names_file, [config.descriptions, *anchors]):
         read_descriptions(file, learner.class_names)  # says what is wrong with it now, and not at the first step

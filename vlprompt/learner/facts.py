@@ -34,7 +34,7 @@ class Facts:
         trains: of ``text``, ``vision`` and ``head``, what learns by gradient; empty for training-free methods.
         new_classes: whether it can score classes that it did not see.
         cacheable_images: whether the frozen tower's features are all that it needs of an image, so that they can be
-            computed once.
+            computed once. Those of a saved learner that it stands on can be too (``PromptLearner.tower``).
         classifier: class features ``shared`` by all images, (C, D), or ``per_image``, (B, C, D).
         head: whether logits are more than similarities of image and class features.
         inputs: what a test batch must carry: ``image``, ``views``, ``mask``.

@@ -17,14 +17,18 @@ from vlprompt.learner.contract import PromptLearner
 def added(learner: PromptLearner, *edits: Edit) -> Iterator[None]:
     """Put edits such as recorders behind the learner's own inside the block; they see what it hands to the towers.
 
-    Frozen text, which learners take from their teacher, is not among that.
+    Or what the saved learner does that it stands on. Frozen text, which learners take from their teacher, is not among
+    that.
     """
-    own = learner.edits
-    learner.edits = [*own, *edits]
+    all_of_it = [learner, *([] if learner.beneath is None else [learner.beneath.learner])]
+    own = [each.edits for each in all_of_it]
+    for each in all_of_it:
+        each.edits = [*each.edits, *edits]
     try:
         yield
     finally:
-        learner.edits = own
+        for each, before in zip(all_of_it, own, strict=True):
+            each.edits = before
 
 
 class TextRecorder(Edit):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 from weakref import WeakKeyDictionary
 
@@ -19,6 +20,7 @@ from vlprompt.data.templates import TEMPLATE_SETS
 from vlprompt.errors import VlpromptError
 
 if TYPE_CHECKING:
+    from vlprompt.learner.contract import PromptLearner
     from vlprompt.learner.objectives import Batch
 
 # Text features by model, for as long as it lives: the learners of a sweep share what it says of their classes.
@@ -26,19 +28,29 @@ _KNOWN: WeakKeyDictionary[FrozenCLIP, dict[tuple[object, ...], Tensor]] = WeakKe
 
 
 class SavedTeacher(Protocol):
-    """A saved learner that teaches another, on a backbone of its own.
+    """A saved learner that teaches another, on a backbone of its own, or that another stands on.
 
     Attributes:
-        identity: what tells it from other teachers.
+        learner: the saved learner.
+        identity: what tells it from others.
         name: what sentences call it.
         needs_images: whether features of the student's frozen tower do not serve it.
-        has_class_features: whether it scores by class features beside those, and by nothing else.
+        new_classes: whether it scores classes that it did not see.
+        lacks: why it has no class features (C, D) for the student's backbone, as the end of a sentence; else empty.
     """
 
+    learner: PromptLearner
     identity: dict[str, Any]
     name: str
     needs_images: bool
-    has_class_features: bool
+    new_classes: bool
+    lacks: str
+
+    def tower(self, class_names: Sequence[str]) -> FrozenCLIP:
+        """What makes the image features that its class features stand beside."""
+
+    def save(self, path: Path, class_names: Sequence[str]) -> None:
+        """Keep it in a folder."""
 
     def text_features(self, class_names: Sequence[str], templates: Sequence[str] = ()) -> Tensor:
         """Class features (C, D of its backbone)."""

@@ -19,7 +19,6 @@ from vlprompt.evaluation.results import Result, read_result
 from vlprompt.learner.contract import PromptLearner
 from vlprompt.runs.settings import Resolved, resolve
 from vlprompt.saving.folder import load_learner
-from vlprompt.saving.teacher import teach
 from vlprompt.training.checkpoint import checkpoints
 
 
@@ -74,7 +73,7 @@ def read_result_of(resolved: Resolved, path: Path) -> Result:
 def load_own_learner(run: Path, clip: FrozenCLIP | None = None, device: str = "auto") -> PromptLearner:
     """Load the learner of the user's own run, which may read what the run's settings name as well.
 
-    That is, its descriptions, generated views, and the saved learner that it stands on.
+    That is, its descriptions and generated views.
 
     Args:
         run: its folder, with ``config.yaml`` and ``learner/``.
@@ -82,13 +81,10 @@ def load_own_learner(run: Path, clip: FrozenCLIP | None = None, device: str = "a
     """
     learner = load_learner(run / LEARNER, clip=clip, device=device)
     settings = read_settings(run / SETTINGS) if (run / SETTINGS).exists() else {}
-    teacher = settings.get("teacher")
     for key in ("descriptions", "generated"):
         named = settings.get(key)
         if isinstance(named, str) and named == getattr(learner.config, key, None):
             learner.teacher.own_files.add(named)
-    if teacher is not None and learner.predicts_with_teacher and teacher == learner.config.teacher:
-        teach(learner, teacher)
     return learner
 
 

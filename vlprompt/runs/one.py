@@ -97,6 +97,7 @@ def execute(resolved: Resolved, clip: FrozenCLIP | None = None, shared: Shared |
         data = usable_parts(data, plan, config, clip, reporter)
         adapted = adapt_depths(resolved, clip)
         learner = _make_learner(resolved, clip, data[plan.train], adapted)
+        check_suits(config.protocol, plan, data, config.method, learner.facts)  # of what it stands on, too
     _announce(resolved, adapted, clip, reporter)
     with lock_run(folder):
         finished = find_finished(resolved)  # another process may have been at it meanwhile
@@ -240,7 +241,8 @@ def fit(
             update(record["epoch"] + 1, options.epochs, f"{name}loss {record['loss']:.3f}  lr {record['lr']:.2e}")
             loggers.epoch(record)
 
-        taught = "" if learner.taught_by is None else f" taught by {learner.taught_by.identity['sha256']}"
+        others = {"taught by": learner.taught_by, "on": learner.beneath}
+        taught = "".join(f" {how} {other.identity['sha256']}" for how, other in others.items() if other is not None)
         identity = {"settings": resolved.id + taught, "backbone": backbone, "data": images}
         keeping = {"seed": config.seed, "folder": resolved.folder, "resume": config.resume, "identity": identity}
         trainer = Trainer(config, keeping | {"selection": best}, tell, clock)

@@ -28,7 +28,7 @@ from vlprompt.training.recipes import list_recipes as list_recipes  # a name of 
 NO_SHOTS = "none"  # of a protocol that takes no labels
 MANY = ("templates", "targets", "format_spread")  # a text or a list of texts
 PLACES = (
-    *("dataset", "data_root", "held_out", "unlabelled", "backbone", "pretrained", "checkpoint", "teacher"),
+    *("dataset", "data_root", "held_out", "unlabelled", "backbone", "pretrained", "checkpoint", "teacher", "text"),
     *("output", "name", "config"),
 )
 MAX_NAME = 200  # characters of a folder's name; file systems take 255 bytes

@@ -23,6 +23,7 @@ from vlprompt.version import __version__
 FORMAT = 2  # 1, of vlprompt 0.1.0, has no hashes
 MAX_CONFIG_BYTES = 16 * 2**20  # the names of 100,000 classes take three
 MAX_NAME = 1_000  # characters of a class name, a template and the like
+MOST_BENEATH = 3  # folders below the Hub cache's own: a learner, what it stands on, and that one's
 MAX_SETTING = 10_000  # of a setting, such as an objective that lists its templates
 
 
@@ -122,8 +123,9 @@ def safe_member(folder: Path, name: str) -> Path:
     if not path.exists():
         raise VlpromptError(f"no saved learner in {folder}: {name} is missing")
     real, roots = path.resolve(), [folder.resolve()]
-    if folder.parent.name == "snapshots":
-        roots.append(folder.resolve().parent.parent / "blobs")
+    snapshots = next((up for up in list(folder.parents)[:MOST_BENEATH] if up.name == "snapshots"), None)
+    if snapshots is not None:
+        roots.append(snapshots.resolve().parent / "blobs")
     if not any(real.is_relative_to(root) for root in roots):
         raise VlpromptError(f"refused {path}: it is a link that leads out of the learner's folder")
     if not stat.S_ISREG(os.stat(path).st_mode):

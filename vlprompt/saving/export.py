@@ -168,6 +168,7 @@ class _Graph(nn.Module):
         self.learner = learner
         # the frozen parts that the computation goes through, so that their weights are found
         self.frozen = learner.clip.model if _per_image(learner) else learner.clip.visual.module
+        self.beneath = None if learner.beneath is None else learner.beneath.learner
         linear = _linear_head(learner)
         if linear:
             self.register_buffer("weight", linear[0].detach())

@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from vlprompt.base.checks import checked
 from vlprompt.base.files import atomic_write
-from vlprompt.base.layout import CARD, CONFIG, LAST, LEARNABLES, LEARNER
+from vlprompt.base.layout import CARD, CONFIG, LAST, LEARNABLES, LEARNER, TEXT
 from vlprompt.base.sealed import read_tensors, write_tensors
 from vlprompt.clip.class_names import check_names
 from vlprompt.clip.frozen import FrozenCLIP
@@ -29,8 +29,9 @@ from vlprompt.clip.loading import load_clip
 from vlprompt.errors import VlpromptError, first_line
 from vlprompt.learner.contract import PromptLearner
 from vlprompt.learner.registration import METHODS, make_config
+from vlprompt.learner.standing import LearnerTeacher
 from vlprompt.saving.card import model_card
-from vlprompt.saving.description import read_description, safe_member, write_description
+from vlprompt.saving.description import description_hash, read_description, safe_member, write_description
 from vlprompt.saving.hub import PREFIX, fetch, refuse_address
 from vlprompt.version import __version__
 
@@ -40,12 +41,18 @@ SPARE_NUMBERS = 2**22  # that a method may make beside its learnables while it i
 def save_learner(learner: PromptLearner, path: str | os.PathLike[str], extra: Mapping[str, Any] | None = None) -> Path:
     """Write ``learner.safetensors`` (learnables only), ``config.json`` and a model card into a folder.
 
+    The saved learner that it stands on, if there is one, is written into the folder ``text`` in it.
+
     Args:
         learner: any learner.
         path: the folder; made if need be.
         extra: JSON-able facts to keep beside the configuration: dataset, shots, seed, ``license`` of the weights.
     """
     folder = Path(path)
+    others = {"teacher": learner.taught_by_identity} if learner.taught_by_identity else {}
+    if learner.beneath is not None:
+        learner.beneath.save(folder / TEXT, learner.class_names)
+        others["text"] = learner.beneath.identity | {"kept": description_hash(folder / TEXT)}
     description = {
         "vlprompt": __version__,
         "method": learner.method,
@@ -54,7 +61,7 @@ def save_learner(learner: PromptLearner, path: str | os.PathLike[str], extra: Ma
         "source": learner.clip.source,
         "class_names": list(learner.class_names),
         "templates": list(learner.templates),
-        "extra": dict(extra or {}) | ({"teacher": learner.taught_by_identity} if learner.taught_by_identity else {}),
+        "extra": dict(extra or {}) | others,
     }
     state = learner.state_dict()
     files = {LEARNABLES: write_tensors(folder / LEARNABLES, state)}
@@ -83,7 +90,57 @@ def load_learner(path: str | os.PathLike[str], clip: FrozenCLIP | None = None, d
         VlpromptError: there is no learner, it was tampered with or does not fit, or the backbone is another.
     """
     remote = str(path).startswith(PREFIX)
-    folder = fetch(str(path)) if remote else Path(path)
+    return _load(fetch(str(path)) if remote else Path(path), str(path), remote, clip, device)
+
+
+def load_saved(
+    place: str | os.PathLike[str], clip: FrozenCLIP, class_names: Sequence[str], role: str
+) -> LearnerTeacher:
+    """Load a saved learner for another one to be taught by or to stand on.
+
+    Args:
+        place: a run's folder, a saved learner's, or ``hf://user/name``.
+        clip: the other's frozen model, which the saved one shares where it is its own.
+        class_names: it must be able to score them.
+        role: what sentences call it.
+
+    Raises:
+        VlpromptError: there is no learner, or it cannot score the classes.
+    """
+    remote = str(place).startswith(PREFIX)
+    folder = fetch(str(place)) if remote else find_saved(place)
+    return _load_for(folder, str(place), remote, clip, class_names, role)
+
+
+def _load_for(
+    folder: Path, name: str, remote: bool, clip: FrozenCLIP, class_names: Sequence[str], role: str
+) -> LearnerTeacher:
+    saved = read_description(folder)
+    identity = {"method": saved["method"], "weights": saved["backbone"]["weights"], "sha256": description_hash(folder)}
+    same = all(saved["backbone"].get(key) == value for key, value in clip.identity().items())
+    learner = _load(folder, name, remote, clip if same else None, str(clip.device))
+    found = LearnerTeacher(learner, clip, identity, name, role)
+    found.follow(class_names)
+    return found
+
+
+def _load_beneath(folder: Path, path: str, remote: bool, saved: Mapping[str, Any], clip: FrozenCLIP) -> LearnerTeacher:
+    """The saved learner that another one stands on, from the folder in its own."""
+    told = saved["extra"].get("text")
+    if not (folder / TEXT / CONFIG).exists() or not isinstance(told, dict):
+        raise VlpromptError(
+            f"{path} stands on a learner that is missing from its folder {TEXT}: save or fetch it again"
+        )
+    safe_member(folder, f"{TEXT}/{CONFIG}")  # and no link to where other learners lie
+    if told.get("kept") != description_hash(folder / TEXT):
+        raise VlpromptError(f"the learner in {folder / TEXT} is not the one that {path} was saved with: save it again")
+    found = _load_for(folder / TEXT, f"{path}/{TEXT}", remote, clip, saved["class_names"], "learner")
+    found.identity = {key: value for key, value in told.items() if key != "kept"}
+    return found
+
+
+def _load(folder: Path, path: str, remote: bool, clip: FrozenCLIP | None, device: str) -> PromptLearner:
+    """``load_learner`` from a folder that is called ``path`` in sentences; ``remote`` if it came from the Hub."""
     saved = read_description(folder)
     file = folder / CONFIG
     declared = tensor_shapes(safe_member(folder, LEARNABLES))
@@ -94,11 +151,13 @@ def load_learner(path: str | os.PathLike[str], clip: FrozenCLIP | None = None, d
         raise VlpromptError(f"{file}: {error}") from error
     if clip is None:
         clip = load_clip(**_trusted_source(saved["source"], folder, remote), device=device)
-    _check_backbone(saved["backbone"], clip.identity(), str(path))
+    _check_backbone(saved["backbone"], clip.identity(), path)
+    stands = cls.stands_on(config) is not None
+    standing: dict[str, Any] = {"on": _load_beneath(folder, path, remote, saved, clip)} if stands else {}
     allowed = 4 * sum(map(math.prod, declared.values())) + SPARE_NUMBERS
     try:
         with _AllocationLimit(allowed):
-            learner = cls(clip, saved["class_names"], config, saved["templates"])
+            learner = cls(clip, saved["class_names"], config, saved["templates"], **standing)
     except VlpromptError as error:
         raise VlpromptError(f"{file}: {first_line(error)}") from error
     except Exception as error:  # settings that were tampered with may fail anywhere in a method's setup

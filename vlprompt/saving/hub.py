@@ -6,11 +6,12 @@ import os
 import re
 from pathlib import Path
 
-from vlprompt.base.layout import CARD, CONFIG, LEARNABLES
+from vlprompt.base.layout import CARD, CONFIG, LEARNABLES, TEXT
 from vlprompt.errors import VlpromptError
 
 PREFIX = "hf://"
 FILES = (LEARNABLES, CONFIG, CARD)
+NEEDED = [*FILES[:2], *(f"{TEXT}/*{name}" for name in FILES[:2])]  # and of what it stands on
 REPO = re.compile(r"[\w-]+(?:\.[\w-]+)*/[\w-]+(?:\.[\w-]+)*")
 REVISION = re.compile(r"[\w-][\w./-]*")
 
@@ -29,7 +30,7 @@ def fetch(address: str) -> Path:
         raise VlpromptError(f"'{revision}' is no revision: write {PREFIX}user/name@revision, a branch, tag or commit")
     try:
         folder = snapshot_download(
-            repo, revision=revision or None, allow_patterns=list(FILES[:2]), endpoint=os.environ.get("HF_ENDPOINT")
+            repo, revision=revision or None, allow_patterns=NEEDED, endpoint=os.environ.get("HF_ENDPOINT")
         )
     except Exception as error:  # the Hub client raises kinds of its own, and those of its HTTP library
         raise VlpromptError(f"could not fetch {address}: {_reason(error)}") from error
@@ -49,7 +50,9 @@ def upload(folder: Path, repo: str, private: bool = False) -> None:
     api = HfApi(endpoint=os.environ.get("HF_ENDPOINT"), library_name="vlprompt")
     try:
         api.create_repo(repo, private=private, exist_ok=True)
-        api.upload_folder(repo_id=repo, folder_path=folder, allow_patterns=list(FILES), commit_message="Add learner")
+        api.upload_folder(
+            repo_id=repo, folder_path=folder, allow_patterns=[*NEEDED, CARD], commit_message="Add learner"
+        )
     except Exception as error:  # as in fetch
         raise VlpromptError(f"could not push to {PREFIX}{repo}: {_reason(error)}") from error
 

@@ -9,13 +9,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from vlprompt.base.layout import CARD, LEARNABLES, RESULT
+from vlprompt.base.layout import CARD, LEARNABLES, RESULT, TEXT
 from vlprompt.base.sealed import write_tensors
 from vlprompt.evaluation.results import Result, read_result
 from vlprompt.learner.contract import PromptLearner
 from vlprompt.learner.registration import method_facts
 from vlprompt.saving.card import model_card
-from vlprompt.saving.description import read_description, safe_member, write_description
+from vlprompt.saving.description import description_hash, read_description, safe_member, write_description
 from vlprompt.saving.folder import find_saved, read_learnables, save_learner
 from vlprompt.saving.hub import PREFIX, check_repo, refuse_address, upload
 
@@ -61,13 +61,17 @@ def _stage(source: Path, folder: Path, address: str, license: str | None) -> Non
     """Put what is sent into ``folder``: the learner's own files, with the card written anew."""
     description = read_description(source)
     description["config"]["init_from"] = None
-    if isinstance(description["config"].get("teacher"), str):
-        description["config"]["teacher"] = Path(description["config"]["teacher"]).name
+    for key in ("teacher", "text"):
+        if isinstance(description["config"].get(key), str):
+            description["config"][key] = Path(description["config"][key]).name
     description["source"] = _without_folders(description["source"])
     extra, backbone = description["extra"], description["backbone"]
     backbone["architecture"] = _without_folder(backbone["architecture"])
     if isinstance(extra.get("dataset"), str):
         extra["dataset"] = _without_folder(extra["dataset"])
+    if "text" in extra:  # what it stands on
+        _stage(source / TEXT, folder / TEXT, address, license)
+        extra["text"]["kept"] = description_hash(folder / TEXT)
     if license:
         extra["license"] = license
     learnables = read_learnables(safe_member(source, LEARNABLES), description["files"].get(LEARNABLES))

@@ -78,7 +78,7 @@ class ImageFeed:
 
     Args:
         splits: its training images are the labelled ones, beside its pool.
-        clip: the learner's frozen model.
+        clip: the learner's frozen model, or what else makes its image features.
         loading: how images become batches.
         cacheable: whether the learner takes the frozen tower's features for images.
         names: tensors of augmented images that the learner's batches must carry; each is a draw of its own.
@@ -338,7 +338,7 @@ def make_feed(
     loading = Loading(config.batch_size, views or 1, config.transform, config.seed, config.workers)
     return ImageFeed(
         source,
-        learner.clip,
+        learner.tower,
         loading,
         cacheable=not learner.learns_from_images,
         names=learner.image_keys,

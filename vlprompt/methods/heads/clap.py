@@ -3,10 +3,12 @@
 Trained: a prototype w_c for each class, from zero-shot's class feature t_c on; both are normalised where they score.
 ZS-LP is that alone; CLAP adds the constraint mean_c λ_c‖w_c - t_c‖², whose λ_c is the mean zero-shot probability of the
 class over its own training images: what the text knows already stays near it. Nothing is chosen on validation images.
-Protocols: few-shot, domain generalization. An epoch goes through all views of each image.
+Protocols: few-shot, domain generalization; also on top of a saved learner (``text=``). An epoch goes through all views
+of each image.
 Differs from the authors' code: fp32; a class without images has λ_c = 1, where theirs is undefined.
 Prototypes and anchor are text features as the tower gives them, not normalised (their length, about 10 for OpenAI's
-models, sets what lr=0.1 means and how strong the constraint is): on another backbone try other rates.
+models, sets what lr=0.1 means and how strong the constraint is): on another backbone try other rates. Class features of
+a saved learner are given the same lengths.
 zs_lp with variant=cones starts from normalised class features: the classification analogue of ConES (concept embedding
 search), which learns the text tower's output itself; of it the abstract alone was read, and there is no public code.
 """
@@ -20,9 +22,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlprompt.learner import PromptLearner, register
+from vlprompt.learner import register
 from vlprompt.learner.learning import Feed, Train
 from vlprompt.learner.objectives import Batch
+from vlprompt.methods.heads.on_text import OnText
 
 Constraint = Literal["l2", "l2_constant", "l2_corrected", "l2_balanced"]
 
@@ -49,11 +52,11 @@ def multipliers(logits: Tensor, labels: Tensor, constraint: Constraint) -> Tenso
 
 
 @register("zs_lp", paper="arXiv:2312.12730", trains=("head",), new_classes=False, paper_settings="none")
-class ZSLP(PromptLearner):
+class ZSLP(OnText):
     """A linear probe that starts as the zero-shot classifier."""
 
     @dataclass
-    class Config(PromptLearner.Config):
+    class Config(OnText.Config):
         """Settings.
 
         Attributes:
@@ -67,7 +70,7 @@ class ZSLP(PromptLearner):
 
     def setup(self) -> None:
         """Create the prototypes (C, D)."""
-        text = self.frozen_text(normalise_first=False, normalise_last=self.config.variant == "cones")
+        text = self.start_text(normalise_first=False, normalise_last=self.config.variant == "cones")
         self.register_buffer("anchor", text.float(), persistent=False)
         self.prototypes = nn.Parameter(self.anchor.clone())
 

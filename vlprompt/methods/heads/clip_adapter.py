@@ -2,7 +2,7 @@
 
 Trained: two linear layers without bias, each with a ReLU behind it, on the image feature, of which they become a part:
 f' = 0.2·A(f) + 0.8·f. Text is zero-shot CLIP's, so new class names work.
-Protocols: few-shot.
+Protocols: few-shot; also on top of a saved learner (``text=``).
 Differs from the authors' code: the hidden and outer widths are read from the backbone (theirs are for 1,024, RN50); no
 optimiser is told there, so the recipe is that of CoOp's code, which it is a part of; fp32 where theirs is fp16.
 A scales with f, so raw and normalised features give the same f'. It is no linear classifier of the frozen features, so
@@ -19,17 +19,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vlprompt.errors import VlpromptError
-from vlprompt.learner import PromptLearner, register
+from vlprompt.learner import register
+from vlprompt.methods.heads.on_text import BesideText
 
 
 @register("clip_adapter", paper="arXiv:2110.04544", trains=("head",), head=True)
-class CLIPAdapter(PromptLearner):
+class CLIPAdapter(BesideText):
     """A bottleneck on the image feature, mixed into it."""
 
     published: ClassVar[Mapping[str, str]] = {"down.weight": "fc.0.weight", "up.weight": "fc.2.weight"}
 
     @dataclass
-    class Config(PromptLearner.Config):
+    class Config(BesideText.Config):
         """Settings.
 
         Attributes:
@@ -54,10 +55,6 @@ class CLIPAdapter(PromptLearner):
         """f' (B, D) of image features (B, D), normalised: §3.2, eqs. 3 and 5."""
         adapted = self.up(self.down(v).relu()).relu()
         return F.normalize(self.config.ratio * adapted + (1 - self.config.ratio) * v, dim=-1)
-
-    def encode_text(self, v: Tensor | None = None) -> Tensor:
-        """Zero-shot class features (C, D) over the dataset's templates."""
-        return self.frozen_text()
 
     def score(self, v: Tensor, t: Tensor) -> Tensor:
         """Logits (B, C): s·f'·tᵀ."""

@@ -2,7 +2,8 @@
 
 Trained: class weights (C, D) from zero-shot's on, on images and, as as many more samples, text features of the classes'
 names in the dataset's templates: a name is one more shot. Features are normalised, weights are not, after the start.
-Protocols: few-shot, domain generalization.
+Protocols: few-shot, domain generalization; also on top of a saved learner (``text=``), whose class features are then
+the text samples.
 Differs from the authors' code: settings and epoch are fixed (theirs are chosen on a few validation images of each class
 among twelve settings, looked at every hundred steps); of the two views of an image, centre crops, each is mirrored by
 chance (theirs are the crop and its mirror image); the logit scale is the model's own (theirs is exp(4.60517), which
@@ -17,13 +18,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vlprompt.data.templates import resolve_templates
-from vlprompt.learner import PromptLearner, register
+from vlprompt.learner import register
 from vlprompt.learner.learning import Feed, Train
 from vlprompt.learner.objectives import Batch
+from vlprompt.methods.heads.on_text import OnText
 
 
 @register("cross_modal_lp", paper="arXiv:2301.06267", trains=("head",), new_classes=False)
-class CrossModalLP(PromptLearner):
+class CrossModalLP(OnText):
     """A linear probe on image and text features alike."""
 
     texts: Tensor
@@ -31,11 +33,14 @@ class CrossModalLP(PromptLearner):
 
     def setup(self) -> None:
         """Create the weights (C, D), each template's feature not normalised before their mean."""
-        self.weight = nn.Parameter(self.frozen_text(normalise_first=False).float().clone())
+        self.weight = nn.Parameter(self.start_text(normalise_first=False).float().clone())
 
     def prepare_classes(self) -> None:
-        """Compute the text samples (T·C, D): each class's name in each template."""
-        table = self.teacher.description_table(self.class_names, resolve_templates(None, self))  # (T, C, D)
+        """Compute the text samples (T·C, D): each class's name in each template, or in a saved learner's prompt."""
+        if self.beneath is None:
+            table = self.teacher.description_table(self.class_names, resolve_templates(None, self))  # (T, C, D)
+        else:
+            table = self.start_text().unsqueeze(0)
         labels = torch.arange(len(self.class_names), device=table.device)
         self.register_buffer("texts", table.flatten(0, 1), persistent=False)
         self.register_buffer("text_labels", labels.repeat(len(table)), persistent=False)

@@ -4,7 +4,7 @@ Fitted, in closed form: Gaussians of one covariance over the classes' image feat
 to the zero-shot one, 100·f·W + α(f·w + b). Classes have equal priors, whatever their numbers of images (shots=all).
 Protocols: few-shot, domain generalization; base-to-new (synthesise=true), where a new class is made of the 64 training
 features nearest to its text, and so taken to resemble the training classes: not offered for cross-dataset by default;
-unsupervised, by EM from the zero-shot classifier on.
+unsupervised, by EM from the zero-shot classifier on; also on top of a saved learner (``text=``).
 Trained on several views of each image, each a sample of its own. α is fixed unless a selection chooses it; the authors
 choose it among seven values on the whole validation split (selection=paper), and reuse it for new classes.
 Differs from the authors' code: precisions are inverted in float64. For base-to-new, theirs inverts the base classes'
@@ -26,22 +26,23 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vlprompt.errors import VlpromptError
-from vlprompt.learner import PromptLearner, register
+from vlprompt.learner import register
 from vlprompt.learner.facts import Facts
 from vlprompt.learner.learning import Feed, Train
 from vlprompt.learner.selection import Values, at_points, choose, keep_settings
 from vlprompt.methods.heads.gaussians import Gaussians, fit_gaussians, fit_soft_gaussians, synthesise
+from vlprompt.methods.heads.on_text import BesideText
 
 PUBLISHED_WIDTH = 512
 SAME = 1e-4  # between text features of one class, encoded among others
 
 
 @register("gda", paper="arXiv:2402.04087", new_classes=False, head=True, paper_settings="whole_val")
-class GDA(PromptLearner):
+class GDA(BesideText):
     """Gaussian discriminant analysis on image features, beside zero-shot CLIP."""
 
     @dataclass
-    class Config(PromptLearner.Config):
+    class Config(BesideText.Config):
         """Settings.
 
         Attributes:
@@ -135,10 +136,6 @@ class GDA(PromptLearner):
                 break
             before = now
         return found
-
-    def encode_text(self, v: Tensor | None = None) -> Tensor:
-        """Zero-shot class features (C, D) over the dataset's templates."""
-        return self.frozen_text()
 
     def linear_head(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """Weights (C, D) and biases (C,) of s·v·tᵀ + α(v·wᵀ + b)."""

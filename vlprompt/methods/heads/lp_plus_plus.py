@@ -3,8 +3,9 @@
 Trained, on all features in each step: class weights W from the sum of a class's features on, biases b, and what each
 class's text counts, α; the logits are f·Wᵀ + b + α_c(f·t_c), without CLIP's scale. Step sizes follow from the features
 (the curvature of the cross-entropy is bounded), so that no learning rate is to be chosen.
-Protocols: few-shot, domain generalization. The last step is taken unless a selection chooses it (selection=fewshot_val;
-the authors choose it on as many validation images a class as there are shots, here at most four).
+Protocols: few-shot, domain generalization; also on top of a saved learner (``text=``). The last step is
+taken unless a selection chooses it (selection=fewshot_val; the authors choose it on as many validation images a class
+as there are shots, here at most four).
 Differs from the authors' code: fp32. In theirs α's gradient is never reset, so that each of its steps, one in ten, is
 along the sum of all gradients so far, and b starts at random (as_published=true); here α follows its present gradient,
 of which its step size is the bound, and b starts at zero. On the golden case logits differ by 0.4 and by 0.25 at most.
@@ -20,9 +21,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vlprompt.errors import VlpromptError
-from vlprompt.learner import PromptLearner, register
+from vlprompt.learner import register
 from vlprompt.learner.learning import Feed, Train
 from vlprompt.learner.selection import best_step
+from vlprompt.methods.heads.on_text import BesideText
 
 ALPHA_SCALE = 250.0
 State = tuple[Tensor, Tensor, Tensor]  # W (C, D), b (C,), α (C,)
@@ -59,11 +61,11 @@ class StepSizes:
     paper_settings="none",
     paper_epoch="val",
 )
-class LPPlusPlus(PromptLearner):
+class LPPlusPlus(BesideText):
     """A linear probe on image features beside what each class's text counts."""
 
     @dataclass
-    class Config(PromptLearner.Config):
+    class Config(BesideText.Config):
         """Settings.
 
         Attributes:
@@ -135,10 +137,6 @@ class LPPlusPlus(PromptLearner):
             if turn:
                 alpha = alpha - sizes.alpha * of_alpha
             yield (w, b, alpha), float(loss)
-
-    def encode_text(self, v: Tensor | None = None) -> Tensor:
-        """Zero-shot class features (C, D) over the dataset's templates."""
-        return self.frozen_text()
 
     def linear_head(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """Weights (C, D) and biases (C,) of f·(W + α t)ᵀ + b."""

@@ -1,57 +1,92 @@
-"""What heads share that start from a text classifier: zero-shot's, or a saved learner's."""
+"""What heads share that start from class features: those of the frozen model, or of a saved learner (``text=``)."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
+import torch.nn.functional as F
 from torch import Tensor
 
 from vlprompt.errors import VlpromptError
-from vlprompt.learner.objectives import Objective
+from vlprompt.learner import PromptLearner
+from vlprompt.learner.facts import Facts
 from vlprompt.learner.teacher import SavedTeacher
 from vlprompt.methods.zero_shot import ZeroShot
 
 
-class OnText(ZeroShot):
-    """A head on zero-shot's class features or, with ``teacher=``, on those of a saved learner."""
+class OnText(PromptLearner):
+    """A head that starts from class features."""
+
+    takes_probabilities: ClassVar[bool] = False  # of a learner that has no class features
+
+    @dataclass
+    class Config(PromptLearner.Config):
+        """Settings.
+
+        Attributes:
+            text: a saved learner, a run's folder or ``hf://user/name`` whose class features, and image features where
+                it prompts the image tower, take the place of the frozen model's.
+        """
+
+        text: str | None = None
+
+    config: Config
 
     @classmethod
-    def asks_teacher(cls, objectives: Sequence[Objective]) -> bool:
-        """A saved learner stands in zero-shot's place."""
-        return True
+    def stands_on(cls, config: Any) -> str | None:
+        """The learner that ``text`` names."""
+        place: str | None = config.text
+        return place
 
-    @property
-    def predicts_with_teacher(self) -> bool:
-        """Whether it stands on a saved learner."""
-        return self.config.teacher is not None
-
-    @property
-    def beneath(self) -> SavedTeacher | None:
-        """The saved learner that this head stands on; None for zero-shot.
-
-        Raises:
-            VlpromptError: it was not loaded with the head.
-        """
-        if self.config.teacher is not None and self.taught_by is None:
+    @classmethod
+    def facts_on(cls, beneath: SavedTeacher, facts: Facts) -> Facts:
+        """What the head is on a learner, which must have class features."""
+        if beneath.lacks and not cls.takes_probabilities:
             raise VlpromptError(
-                f"this {self.method} stands on the learner {self.config.teacher}, which was not loaded with it: "
-                "vlprompt.saving.teacher.teach(head, place) gives it back"
+                f"{cls.method} starts from class features (C, D) that stand beside image features, and the learner "
+                f"{beneath.name} {beneath.lacks}: take another, such as a CoOp or MaPLe of this backbone"
             )
-        return self.taught_by
+        return super().facts_on(beneath, facts)
 
-    @property
-    def has_class_features(self) -> bool:
-        """Whether all that it stands on are class features beside the frozen model's image features."""
-        return self.beneath is None or self.beneath.has_class_features
+    def start_text(self, normalise_first: bool = True, normalise_last: bool = True) -> Tensor:
+        """Class features (C, D) to start from: zero-shot's over the dataset's templates, or the saved learner's.
+
+        Args:
+            normalise_first: whether zero-shot's are normalised before the mean over templates.
+            normalise_last: whether they are normalised; else the saved learner's too have the lengths of zero-shot's,
+                on which what learning rates and constraints mean depends.
+        """
+        if self.beneath is None:
+            return self.frozen_text(None, normalise_first, normalise_last)
+        t = self.beneath.text_features(self.class_names)
+        if normalise_last:
+            return t
+        lengths: Tensor = self.frozen_text(None, normalise_first, normalise_last=False).norm(dim=1, keepdim=True)
+        return F.normalize(t, dim=-1) * lengths
+
+
+class BesideText(OnText):
+    """A head that scores with class features which it leaves as they are."""
 
     def encode_text(self, v: Tensor | None = None) -> Tensor:
-        """Class features (C, D) of the saved learner, or of zero-shot."""
-        beneath = self.beneath
-        if beneath is None:
-            return super().encode_text(v)
-        if not beneath.has_class_features:
-            raise VlpromptError(
-                f"{self.method} needs class features that stand beside the frozen model's image features, and the "
-                f"learner {beneath.name} scores in another way"
-            )
-        return beneath.text_features(self.class_names)
+        """Class features (C, D): zero-shot's over the dataset's templates, or the saved learner's."""
+        return self.start_text()
+
+    def text_features(self, v: Tensor | None = None) -> Tensor:
+        """Class features (C, D), as the saved learner scores with them, or normalised."""
+        return super().text_features(v) if self.beneath is None else self.encode_text(v)
+
+
+class BesideZeroShot(BesideText, ZeroShot):
+    """The same, with zero-shot's own settings."""
+
+    @dataclass
+    class Config(BesideText.Config, ZeroShot.Config):
+        """Settings, as zero-shot's and those of all heads."""
+
+    config: Config
+
+    def encode_text(self, v: Tensor | None = None) -> Tensor:
+        """Class features (C, D) of zero-shot, or of the saved learner."""
+        return ZeroShot.encode_text(self, v) if self.beneath is None else self.start_text()

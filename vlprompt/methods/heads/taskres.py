@@ -1,7 +1,8 @@
 """TaskRes: task residual for tuning vision-language models (Yu et al., CVPR 2023, arXiv:2211.10277).
 
 Trained: a residual x_c for each class, from zero on, added to zero-shot's class feature: t_c + α·x_c.
-Protocols: few-shot, domain generalization.
+Protocols: few-shot, domain generalization; also on top of a saved learner (``text=``), whose class features then have
+the lengths of zero-shot's.
 Differs from the authors' code: fp32; the last epoch is tested, as theirs is; the enhanced base (a text projection that
 they tuned on each dataset) is not carried.
 The residual is added to text features as the tower gives them, not normalised, and the sum is normalised.
@@ -16,17 +17,18 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from vlprompt.learner import PromptLearner, register
+from vlprompt.learner import register
+from vlprompt.methods.heads.on_text import OnText
 
 
 @register("taskres", paper="arXiv:2211.10277", trains=("head",), new_classes=False, paper_settings="none")
-class TaskRes(PromptLearner):
+class TaskRes(OnText):
     """A residual on each class feature."""
 
     published: ClassVar[Mapping[str, str]] = {"residual": "text_feature_residuals"}
 
     @dataclass
-    class Config(PromptLearner.Config):
+    class Config(OnText.Config):
         """Settings.
 
         Attributes:
@@ -43,4 +45,4 @@ class TaskRes(PromptLearner):
 
     def encode_text(self, v: Tensor | None = None) -> Tensor:
         """Class features (C, D): t + α·x, eq. 6."""
-        return self.frozen_text(normalise_first=False, normalise_last=False) + self.config.alpha * self.residual
+        return self.start_text(normalise_first=False, normalise_last=False) + self.config.alpha * self.residual

@@ -3,7 +3,7 @@
 Fitted, without training: a cache of the labelled images, whose keys F are image features and whose values L are one-hot
 labels; it is added to zero-shot CLIP, 100·f·W + α·exp(-β(1 - f·F))·L. A key is the mean of an image's views *before*
 they are normalised, and is normalised then.
-Protocols: few-shot, domain generalization.
+Protocols: few-shot, domain generalization; also on top of a saved learner (``text=``).
 Differs from the authors' code: α and β are fixed at the values that their search starts from (theirs then takes the
 best of 4,000 pairs on the whole validation split, on ImageNet on the test images; selection=paper does so too, and
 fewshot_val on a few images of each class); fp32 where theirs is fp16.
@@ -20,10 +20,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vlprompt.data import FeatureBank
-from vlprompt.learner import PromptLearner, register
+from vlprompt.learner import register
 from vlprompt.learner.learning import Feed, Train
 from vlprompt.learner.selection import Values, at_points, choose, keep_settings
 from vlprompt.methods.heads.image_cache import ImageCache, cache_logits
+from vlprompt.methods.heads.on_text import BesideText
 
 
 def cache_keys(features: Tensor) -> Tensor:
@@ -32,11 +33,11 @@ def cache_keys(features: Tensor) -> Tensor:
 
 
 @register("tip_adapter", paper="arXiv:2207.09519", new_classes=False, head=True, paper_settings="whole_val")
-class TipAdapter(ImageCache):
+class TipAdapter(ImageCache, BesideText):
     """A cache of the labelled images beside zero-shot CLIP."""
 
     @dataclass
-    class Config(PromptLearner.Config):
+    class Config(BesideText.Config):
         """Settings.
 
         Attributes:
@@ -77,10 +78,6 @@ class TipAdapter(ImageCache):
         cache = torch.stack([cache_logits((-beta * distances).exp(), self.labels, count) for beta in betas])
         zero_shot = self.clip.similarity(v, self.text_features())
         return zero_shot + values.get("alpha", self.alpha) * cache[place]
-
-    def encode_text(self, v: Tensor | None = None) -> Tensor:
-        """Zero-shot class features (C, D) over the dataset's templates."""
-        return self.frozen_text()
 
     def score(self, v: Tensor, t: Tensor) -> Tensor:
         """Logits (B, C): s·v·tᵀ + α·exp(-β(1 - v·F))·L, eq. 5."""

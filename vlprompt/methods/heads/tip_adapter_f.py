@@ -1,7 +1,7 @@
 """Tip-Adapter-F: Tip-Adapter with trained keys (Zhang et al., ECCV 2022, arXiv:2207.09519, §3.2).
 
 Trained: the keys F of Tip-Adapter's cache, from where it fills them, by cross-entropy; the values L stay one-hot.
-Protocols: few-shot, domain generalization.
+Protocols: few-shot, domain generalization; also on top of a saved learner (``text=``).
 Differs from the authors' code: the last epoch is tested (theirs takes the epoch that is best on the test images, and
 then the larger of two test accuracies); α and β are those it is trained with (theirs are searched afterwards, on the
 whole validation split; selection=paper looks at both, fewshot_val at a few images of each class); training images are

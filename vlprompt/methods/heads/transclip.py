@@ -3,7 +3,7 @@
 Fitted, for all test images jointly: their assignments z to classes, which agree with the text classifier, with
 Gaussians of one diagonal variance over image features, and with the assignments of the most similar images. With
 ``support=true`` labelled images take part, whose assignments are known.
-Protocols: test-time (nothing labelled), few-shot; each also on top of a saved learner (``teacher=``).
+Protocols: test-time (nothing labelled), few-shot; each also on top of a saved learner (``text=``).
 Differs from the authors' code: theirs gives labelled images' votes to other images than their neighbours, and passes
 over the nearest of them; tries each γ from where the last one ended; overwrites a learner's probabilities that it
 starts from as it goes; and has the first template alone. as_published=true does all that. Of several γ theirs takes the
@@ -29,7 +29,7 @@ from vlprompt.learner.learning import Feed, Train
 from vlprompt.learner.objectives import Batch
 from vlprompt.learner.selection import choose, grid_points, keep_settings, refitted
 from vlprompt.methods.heads.neighbours import as_sparse, most_similar
-from vlprompt.methods.heads.on_text import OnText
+from vlprompt.methods.heads.on_text import BesideZeroShot
 
 KEPT = ("support", "support_labels", "val", "val_labels")  # what labelled images leave with the learner
 LEAST_VARIANCE = 1e-8  # of images that are all alike
@@ -51,11 +51,13 @@ class Votes(NamedTuple):
 
 
 @register("transclip", paper="arXiv:2406.01837", labels="none", head=True, predicts="jointly", paper_settings="val")
-class TransCLIP(OnText):
+class TransCLIP(BesideZeroShot):
     """Test images assigned to classes jointly: by text, by Gaussians and by their neighbours."""
 
+    takes_probabilities = True
+
     @dataclass
-    class Config(OnText.Config):
+    class Config(BesideZeroShot.Config):
         """Settings.
 
         Attributes:
@@ -135,7 +137,7 @@ class TransCLIP(OnText):
 
     def log_y(self, batch: Batch) -> Tensor:
         """Log ŷ (B, C) of a batch by class features, or by whatever the saved learner does that it stands on."""
-        if self.beneath is not None and not self.has_class_features:
+        if self.beneath is not None and self.beneath.lacks:
             return self.beneath.logits(batch, self.class_names).log_softmax(dim=1)
         return super().score(self.image_features(batch), self.text_features()).log_softmax(dim=1)
 
@@ -147,7 +149,7 @@ class TransCLIP(OnText):
     @torch.no_grad()
     def predict_all(self, batches: Iterable[Batch]) -> Iterator[Tensor]:
         """Log z (Q, C) of all images of a test."""
-        if self.has_class_features:
+        if self.beneath is None or not self.beneath.lacks:
             yield from super().predict_all(batches)
         elif seen := [(self.image_features(batch), self.log_y(batch)) for batch in batches]:
             v, log_y = map(torch.cat, zip(*seen, strict=True))
@@ -156,11 +158,6 @@ class TransCLIP(OnText):
     def predict(self, batch: Batch) -> Tensor:
         """Log z (B, C) of a batch that is all of a test."""
         return torch.cat(list(self.predict_all([batch])))
-
-    @property
-    def predicts_from_images(self) -> bool:
-        """Whether the saved learner that it stands on looks at images in its own way."""
-        return self.beneath is not None and self.beneath.needs_images
 
     def assign(self, v: Tensor, log_y: Tensor, of_a_learner: bool = False) -> Tensor:
         """Log z (Q, C) of images.

@@ -4,7 +4,8 @@ Fitted: a graph of class texts and images without labels, over which each class'
 that most of arrives from. With ``mode=transductive`` the test images are in the graph, and are predicted jointly; else
 the pool of training images is, and each test image is tied to the most similar ones, alone. ``sparse`` then lets each
 node pass on the one class that most arrives from.
-Source: Stojnić, Kalantidis and Tolias. Protocols: test-time (transductive), unsupervised (inductive, sparse).
+Source: Stojnić, Kalantidis and Tolias. Protocols: test-time (transductive), unsupervised (inductive, sparse);
+also on top of a saved learner (``text=``).
 Differs from the authors' code: an image is never among its own neighbours, even where a copy is as similar; a system
 that is not solved is an error; and the inductive modes solve a column a class once, which by symmetry says the same as
 a system an image. Logits are logarithms of the scores, so that probabilities are shares of them.
@@ -28,7 +29,7 @@ from vlprompt.learner import register
 from vlprompt.learner.facts import Facts
 from vlprompt.learner.learning import Feed, Train
 from vlprompt.methods.heads.neighbours import most_similar
-from vlprompt.methods.heads.on_text import OnText
+from vlprompt.methods.heads.on_text import BesideZeroShot
 
 
 class Solved(NamedTuple):
@@ -41,11 +42,11 @@ class Solved(NamedTuple):
 
 
 @register("zlap", paper="arXiv:2404.04072", labels="none", head=True, predicts="jointly")
-class ZLaP(OnText):
+class ZLaP(BesideZeroShot):
     """Labels that flow from class texts over a graph of images."""
 
     @dataclass
-    class Config(OnText.Config):
+    class Config(BesideZeroShot.Config):
         """Settings.
 
         Attributes:

@@ -3,7 +3,7 @@
 Learnt, from the test images as they come and without gradients: two caches keyed by the class that zero-shot takes an
 image for. The positive cache holds the images it is surest of, which vote for that class; the negative one holds images
 that it is moderately unsure of, which vote against the classes that they may be.
-Protocols: test-time; also on top of a saved learner's class features (``teacher=``).
+Protocols: test-time; also on top of a saved learner's class features (``text=``).
 Differs from the authors' code: fp32; views are crops and mirror images (theirs are AugMix, of the shifted versions of
 ImageNet alone); the order of the test images follows from the run's seed, and each test begins with empty caches. As
 theirs, the entropy of the thresholds is natural over log2 C, so that it reaches 0.69 and not 1, and the mean feature
@@ -24,7 +24,7 @@ from vlprompt.errors import VlpromptError
 from vlprompt.learner import register
 from vlprompt.learner.facts import Facts
 from vlprompt.learner.objectives import Batch
-from vlprompt.methods.heads.on_text import OnText
+from vlprompt.methods.heads.on_text import BesideZeroShot
 from vlprompt.methods.test_time.tpt import surest_views
 
 
@@ -67,11 +67,11 @@ class Cache:
 
 
 @register("tda", paper="arXiv:2403.18293", labels="none", head=True, predicts="online")
-class TDA(OnText):
+class TDA(BesideZeroShot):
     """Zero-shot beside two caches of the test images that came before."""
 
     @dataclass
-    class Config(OnText.Config):
+    class Config(BesideZeroShot.Config):
         """Settings.
 
         Attributes:
