@@ -26,7 +26,7 @@ from vlprompt.testing import NAMES, NEW_NAMES, fit, logits_of, make, make_ready,
 CLASSES = len(NAMES)
 SOURCE = {"name": "ViT-B-32", "pretrained": None, "checkpoint": None}
 HEADS = [name for name in METHODS.names() if issubclass(METHODS.get(name), OnText)]
-BESIDE = [name for name in HEADS if issubclass(METHODS.get(name), BesideText)]
+BESIDE = [name for name in HEADS if METHODS.get(name).text_features is BesideText.text_features]
 Saved = Callable[..., str]
 
 
@@ -66,9 +66,11 @@ def test_a_head_on_coop_is_the_head_fed_with_coops_matrix(
     assert on_top.tower is on_top.clip
     assert not torch.allclose(found, filled(plain, x).classify(x))
 
-    def by_hand(self: PromptLearner, templates: Any = None, first: bool = True, normalise_last: bool = True) -> Any:
-        lengths = self.teacher.text_features(self.class_names, self.templates, first, normalise_last).norm(dim=1)
-        return matrix if normalise_last else matrix * lengths[:, None]
+    def by_hand(
+        self: PromptLearner, templates: Any = None, normalise_first: bool = True, normalise_last: bool = True
+    ) -> torch.Tensor:
+        usual = self.teacher.text_features(self.class_names, self.templates, normalise_first, normalise_last)
+        return matrix if normalise_last else matrix * usual.norm(dim=1, keepdim=True)
 
     monkeypatch.setattr(PromptLearner, "frozen_text", by_hand)
     torch.testing.assert_close(found, filled(make(method), x).classify(x), rtol=1e-4, atol=1e-4)
@@ -112,6 +114,20 @@ def test_a_frozen_objective_is_asked_of_frozen_images(saved: Saved) -> None:
     asked = make("clip_adapter", text=place, objective=["ce", "logit_kl"])
     assert asked.learns_from_images
     assert not asked.predicts_from_images
+
+
+def test_an_ensemble_mixes_with_the_frozen_model_on_its_own_images(saved: Saved) -> None:
+    place, images = saved("maple", seed=5), toy_batch()["image"]
+    mixed = make_ready("gda", text=place, ensemble="logits(weight=0.25)").eval()
+    alone, frozen = make_ready("gda", text=place).eval(), make("zero_shot").eval()
+    torch.testing.assert_close(mixed(images), 0.25 * alone(images) + 0.75 * frozen(images))
+    assert mixed.predicts_from_images
+    assert not mixed.facts.cacheable_images
+    assert not alone.predicts_from_images
+    with pytest.raises(VlpromptError, match="needs images"):
+        mixed.predict({"image_features": alone.image_features(images)})
+    with pytest.raises(VlpromptError, match="changes image features"):
+        make("clap", text=place, ensemble="weights")
 
 
 @pytest.mark.parametrize("method", ["coop", "maple"])

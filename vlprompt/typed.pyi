@@ -116,6 +116,7 @@ class RunSettings(TypedDict, total=False):
     quiet: bool
 
 class ClapSettings(MethodSettings, total=False):
+    text: StrPath | None
     variant: Literal['zs_lp', 'cones']
     constraint: Literal['l2', 'l2_constant', 'l2_corrected', 'l2_balanced']
     fit_views: int
@@ -123,6 +124,7 @@ class ClapSettings(MethodSettings, total=False):
 class ClapRun(RunSettings, ClapSettings, total=False): ...
 
 class ClipAdapterSettings(MethodSettings, total=False):
+    text: StrPath | None
     ratio: float
     reduction: int
 
@@ -155,7 +157,8 @@ class CopromptSettings(MethodSettings, total=False):
 
 class CopromptRun(RunSettings, CopromptSettings, total=False): ...
 
-class CrossModalLpSettings(MethodSettings, total=False): ...
+class CrossModalLpSettings(MethodSettings, total=False):
+    text: StrPath | None
 
 class CrossModalLpRun(RunSettings, CrossModalLpSettings, total=False): ...
 
@@ -194,6 +197,7 @@ class FplSettings(MethodSettings, total=False):
 class FplRun(RunSettings, FplSettings, total=False): ...
 
 class GdaSettings(MethodSettings, total=False):
+    text: StrPath | None
     alpha: float
     fit_views: int
     unsupervised: bool
@@ -254,6 +258,7 @@ class LinearProbeSettings(MethodSettings, total=False):
 class LinearProbeRun(RunSettings, LinearProbeSettings, total=False): ...
 
 class LpPlusPlusSettings(MethodSettings, total=False):
+    text: StrPath | None
     full_steps: int
     heavy_ball: float
     alpha_every: int
@@ -332,12 +337,14 @@ class RestoreSettings(MethodSettings, total=False):
 class RestoreRun(RunSettings, RestoreSettings, total=False): ...
 
 class TaskresSettings(MethodSettings, total=False):
+    text: StrPath | None
     alpha: float
 
 class TaskresRun(RunSettings, TaskresSettings, total=False): ...
 
 class TdaSettings(MethodSettings, total=False):
     template: list[str] | None
+    text: StrPath | None
     alpha: float
     beta: float
     positive_shots: int
@@ -352,6 +359,7 @@ class TdaSettings(MethodSettings, total=False):
 class TdaRun(RunSettings, TdaSettings, total=False): ...
 
 class TfupSettings(MethodSettings, total=False):
+    text: StrPath | None
     labeler: str
     alpha: float
     beta: float
@@ -360,6 +368,7 @@ class TfupSettings(MethodSettings, total=False):
 class TfupRun(RunSettings, TfupSettings, total=False): ...
 
 class TfupTSettings(MethodSettings, total=False):
+    text: StrPath | None
     ratio: float
     reduction: int
     text_ratio: float
@@ -375,6 +384,7 @@ class TfupTSettings(MethodSettings, total=False):
 class TfupTRun(RunSettings, TfupTSettings, total=False): ...
 
 class TipAdapterSettings(MethodSettings, total=False):
+    text: StrPath | None
     alpha: float
     beta: float
     fit_views: int
@@ -383,6 +393,7 @@ class TipAdapterSettings(MethodSettings, total=False):
 class TipAdapterRun(RunSettings, TipAdapterSettings, total=False): ...
 
 class TipAdapterFSettings(MethodSettings, total=False):
+    text: StrPath | None
     alpha: float
     beta: float
     fit_views: int
@@ -406,6 +417,7 @@ class TptRun(RunSettings, TptSettings, total=False): ...
 
 class TransclipSettings(MethodSettings, total=False):
     template: list[str] | None
+    text: StrPath | None
     support: bool
     text_weight: float
     gamma: float
@@ -446,6 +458,7 @@ class ZeroShotRun(RunSettings, ZeroShotSettings, total=False): ...
 
 class ZlapSettings(MethodSettings, total=False):
     template: list[str] | None
+    text: StrPath | None
     mode: Literal['transductive', 'inductive', 'sparse']
     k: int
     gamma: float
@@ -457,6 +470,7 @@ class ZlapSettings(MethodSettings, total=False):
 class ZlapRun(RunSettings, ZlapSettings, total=False): ...
 
 class ZsLpSettings(MethodSettings, total=False):
+    text: StrPath | None
     variant: Literal['zs_lp', 'cones']
 
 class ZsLpRun(RunSettings, ZsLpSettings, total=False): ...

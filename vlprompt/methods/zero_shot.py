@@ -37,9 +37,8 @@ class ZeroShot(PromptLearner):
 
     def setup(self) -> None:
         """Learn nothing."""
-        said = [key for key in ("template", "descriptions", "text") if getattr(self.config, key, None) is not None]
-        if len(said) > 1:
-            raise VlpromptError(f"{self.method} takes its texts from {' or from '.join(said)}: give one of them")
+        if self.config.template is not None and self.config.descriptions is not None:
+            raise VlpromptError(f"{self.method} takes its texts from template or from descriptions: give one of them")
 
     @classmethod
     def reads_descriptions(cls, objectives: Sequence[Objective]) -> bool:

@@ -18,11 +18,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vlprompt.base.parts import parse_part
-from vlprompt.learner import PromptLearner, register
+from vlprompt.learner import register
 from vlprompt.learner.labelers import LABELERS, label_pool
 from vlprompt.learner.learning import Feed, PseudoLabels, Train
 from vlprompt.learner.objectives import Objective
 from vlprompt.methods.heads.image_cache import ImageCache, cache_logits
+from vlprompt.methods.heads.on_text import OnText
 
 SOFT = 10.0  # scale of the similarities whose probabilities are compared
 
@@ -54,19 +55,24 @@ def votes(v: Tensor, t: Tensor, keys: Tensor, labels: Tensor, alpha: float, beta
     return alpha * cache_logits((-beta * (1 - affinity)).exp(), labels, len(t))
 
 
-def raw_text(learner: PromptLearner, template: list[str] | None) -> Tensor:
-    """Class features (C, D): means over templates or descriptions, normalised neither before nor after."""
+def raw_text(learner: OnText, template: list[str] | None) -> Tensor:
+    """Class features (C, D): means over templates or descriptions, normalised neither before nor after.
+
+    Or those of a saved learner, of the lengths of such means.
+    """
+    if learner.beneath is not None:
+        return learner.start_text(normalise_first=False, normalise_last=False)
     if learner.config.descriptions is not None:
         return learner.teacher.described(learner.class_names, learner.config.descriptions, normalise=False)
     return learner.frozen_text(template, normalise_first=False, normalise_last=False)
 
 
 @register("tfup", paper="arXiv:2404.16339", labels="none", new_classes=False, head=True)
-class TFUP(ImageCache):
+class TFUP(ImageCache, OnText):
     """A cache of images without labels, the most central of each class, beside zero-shot CLIP."""
 
     @dataclass
-    class Config(PromptLearner.Config):
+    class Config(OnText.Config):
         """Settings.
 
         Attributes:

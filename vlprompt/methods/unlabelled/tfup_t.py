@@ -87,6 +87,10 @@ class TFUPT(CLIPAdapter):
         ratio = self.config.text_ratio
         return (1 - ratio) * raw_text(self, self.config.template) + ratio * self.residual
 
+    def text_features(self, v: Tensor | None = None) -> Tensor:
+        """Normalised class features (C, D)."""
+        return F.normalize(self.encode_text(v), dim=-1)
+
     def learn(self, feed: Feed, train: Train) -> None:
         """Fill the cache, train on the pool's most central images, and then on all of it."""
         plain = feed.bank("pool").features[0]
