@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -155,8 +156,11 @@ def test_a_folder_holds_what_the_head_stands_on(method: str, saved: Saved, tmp_p
         load_learner(tmp_path / "copy", small_clip())
 
 
-def test_an_export_has_the_prompts_beneath(saved: Saved, tmp_path: Path) -> None:
+def test_an_export_and_a_pickle_have_the_prompts_beneath(saved: Saved, tmp_path: Path) -> None:
     head = make_ready("gda", text=saved("maple", seed=5)).eval()
+    again = pickle.loads(pickle.dumps(head))
+    assert torch.equal(logits_of(again), logits_of(head))
+    assert again.tower.identity() == head.tower.identity()
     file = export_learner(head, "torch", tmp_path / "head.pt2")  # which compares it with the learner
     assert json.loads(file.with_suffix(".json").read_text())["image_tower"] == "prompted"
     with added(head, looking := ImageRecorder()):

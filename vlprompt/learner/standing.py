@@ -33,6 +33,10 @@ class LearntTower(FrozenCLIP):
         vars(self).update(vars(learner.clip))
         self.learner = learner
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle the learner, whose frozen model goes by its name."""
+        return type(self), (self.learner,)
+
     @functools.cached_property
     def _learnt(self) -> str:
         """SHA-256 over what the learner learnt and how it is set."""
