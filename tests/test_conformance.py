@@ -25,7 +25,7 @@ VARIANTS = [(m, {}) for m in list_methods()] + [
     ("mvlpt", {"variant": "mcoop"}),
     ("mvlpt", {"variant": "mvpt"}),
     ("mvlpt", {"mixing": True}),
-    ("upl", {"ensemble": 2}),
+    ("upl", {"members": 2}),
     ("grip", {"prompts": "visual"}),
     ("grip", {"prompts": "multimodal"}),
     ("grip", {"prompts": "multimodal", "as_published": True}),

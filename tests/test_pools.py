@@ -332,11 +332,11 @@ def test_photos_without_labels_stand_beside_labelled_images(photos: Path) -> Non
 
 def test_an_ensembles_logits_are_the_mean_of_its_members(tmp_path: Path) -> None:
     options = {"protocol": "unsupervised", "labeler": "top_k(k=3)"} | FAST
-    run(method="upl", dataset=few("upl"), clip=small_clip(), ensemble=2, output=str(tmp_path), **options)
+    run(method="upl", dataset=few("upl"), clip=small_clip(), members=2, output=str(tmp_path), **options)
     state = learnt(tmp_path)
     assert sorted(path.name for path in tmp_path.rglob("train*")) == ["train-member-1.jsonl", "train-member-2.jsonl"]
     assert not torch.equal(state["prompt.ctx"], state["others.0"])
-    learner = make("upl", names=few("x").class_names, ensemble=2, n_ctx=2).eval()
+    learner = make("upl", names=few("x").class_names, members=2, n_ctx=2).eval()
     learner.load_state_dict(state)
     v = small_clip().encode_text(["a", "b"])
     single = make("upl", names=few("x").class_names, n_ctx=2).eval()
@@ -350,7 +350,7 @@ def test_an_ensembles_logits_are_the_mean_of_its_members(tmp_path: Path) -> None
 def test_the_first_member_learns_what_a_single_context_learns(tmp_path: Path) -> None:
     options = {"protocol": "unsupervised", "labeler": "top_k(k=3)"} | FAST
     for count in (1, 2):
-        run(method="upl", dataset=few(f"upl-{count}"), clip=small_clip(), ensemble=count,
+        run(method="upl", dataset=few(f"upl-{count}"), clip=small_clip(), members=count,
             output=str(tmp_path / str(count)), **options)  # fmt: skip
     one_, two = learnt(tmp_path / "1"), learnt(tmp_path / "2")
     torch.testing.assert_close(two["prompt.ctx"], one_["prompt.ctx"])

@@ -438,7 +438,7 @@ class UplSettings(MethodSettings, total=False):
     class_specific: bool
     labeler: str
     template: list[str] | None
-    ensemble: int
+    members: int
     labelled_by: list[str]
 
 class UplRun(RunSettings, UplSettings, total=False): ...

@@ -1,7 +1,7 @@
 """UPL: unsupervised prompt learning for vision-language models (Huang et al., 2022, arXiv:2204.03649).
 
 Trained: CoOp's context, on images without labels: of those that zero-shot CLIP takes for a class, the K it is surest
-of. ``ensemble=16`` trains as many contexts, each from a start and in an order of its own, whose logits are averaged;
+of. ``members=16`` trains as many contexts, each from a start and in an order of its own, whose logits are averaged;
 ``labelled_by=[RN50@openai, …]`` lets the mean prediction of several backbones label the pool (UPL*).
 Protocols: unsupervised.
 Differs from the authors' code: fp32; the ensemble's members share the seed of a run, which each turns into its own.
@@ -39,7 +39,7 @@ class UPL(CoOp):
         Attributes:
             labeler: which images of the pool are taken for which class, see ``vlprompt.learner.labelers``.
             template: of the zero-shot classifier that labels the pool; None takes the dataset's own.
-            ensemble: contexts that are trained one after another, and whose logits are averaged; published are 16.
+            members: contexts that are trained one after another, and whose logits are averaged; published are 16.
             labelled_by: backbones, NAME or NAME@TAG, whose mean probabilities label the pool; empty takes the
                 learner's own.
         """
@@ -47,16 +47,16 @@ class UPL(CoOp):
         n_ctx: int | None = 16
         labeler: str = "top_k(k=16)"
         template: list[str] | None = None
-        ensemble: int = 1
+        members: int = 1
         labelled_by: list[str] = field(default_factory=list)
 
     config: Config
 
     def setup(self) -> None:
         """Create the contexts (n, d_t)."""
-        count = self.config.ensemble
+        count = self.config.members
         if count < 1 or (count > 1 and (self.config.class_specific or self.config.ctx_init)):
-            raise VlpromptError(f"ensemble={count} must be 1 or more random contexts that all classes share")
+            raise VlpromptError(f"members={count} must be 1 or more random contexts that all classes share")
         self.labeler = parse_part(self.config.labeler, LABELERS)
         super().setup()
         self.others = nn.ParameterList(random_tokens(*self.prompt.ctx.shape) for _ in range(count - 1))
@@ -79,6 +79,10 @@ class UPL(CoOp):
         """The member in training."""
         return [ParameterGroup(self._members())]
 
+    def _take(self, turn: int | None) -> None:
+        """Let a member alone be trained and scored with, or all."""
+        self.turn, self._cached = turn, None
+
     def label(self, feed: Feed) -> PseudoLabels:
         """What zero-shot CLIP, or several of them, says of a pool."""
         names = self.config.labelled_by
@@ -99,13 +103,13 @@ class UPL(CoOp):
     def learn(self, feed: Feed, train: Train) -> None:
         """Label the pool once, and train each member on what it is surest of."""
         batches = feed.labelled_as(self.label(feed)).batches()
-        if self.config.ensemble == 1:
+        if self.config.members == 1:
             train(self, batches)
             return
-        for turn in range(self.config.ensemble):
-            self.turn = turn
+        for turn in range(self.config.members):
+            self._take(turn)
             train(self, batches.redrawn(turn), stage=f"member {turn + 1}")
-        self.turn = None
+        self._take(None)
 
 
 def _backbone(name: str, own: FrozenCLIP) -> FrozenCLIP:
