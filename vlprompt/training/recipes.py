@@ -161,7 +161,8 @@ def fill(
         given: what the user says.
         around: what else a recipe may have cases for.
     """
-    made = _with_settings_of(options, METHODS.get(str(defaults["method"])).Config)
+    plain: type = options  # to mypy, classes of what cannot be hashed cannot be either
+    made: type[Options] = _with_settings_of(plain, METHODS.get(str(defaults["method"])).Config)
     config: Options = made(**settings_of(made, defaults, "defaults.yaml: "))
     vars(config).update(_taken(config, recipe.values, f"{recipe.name}: ") if recipe else {})
     vars(config).update(_taken(config, given))
@@ -171,7 +172,7 @@ def fill(
 
 
 @lru_cache(maxsize=256)
-def _with_settings_of(options: type[Options], settings: type) -> type[Options]:
+def _with_settings_of(options: type, settings: type) -> type:
     """A class of options that has a method's settings too."""
     return make_dataclass(f"{settings.__module__.rpartition('.')[2]}_config", [], bases=(options, settings))
 
