@@ -30,6 +30,7 @@ import vlprompt
 from vlprompt import FrozenCLIP, PromptClassifier, VlpromptError
 from vlprompt.cli.__main__ import main
 from vlprompt.data import few_shot_split
+from vlprompt.data.sampling import hold_out
 
 NAMED = ("vlprompt-tiny", "ViT-B-16")
 COLOURS = {"green": (30, 200, 40), "red": (220, 20, 30), "yellow": (230, 220, 30)}
@@ -208,6 +209,47 @@ def test_a_warm_start_goes_on_and_a_cold_one_starts_again() -> None:
     assert warm.history_[-1]["loss"] < warm.history_[3]["loss"]
     with pytest.raises(VlpromptError, match="the label 'blue' is none of the classes: add it with add_class"):
         warm.fit(images[:2], ["blue", "red"])
+
+
+def test_a_selection_holds_out_images_and_chooses_on_them() -> None:
+    images, names = coloured(5)
+    features = vlprompt.image_features(tiny_clip(), images)
+    head = classifier(method="gda", selection="fewshot_val", options={"grid": {"alpha": [0.01, 1.0]}})
+    head.fit(features, names)
+    [search] = head.searches_
+    assert (search.n_images, len(search.points)) == (len(COLOURS), 2)
+    assert float(head.learner_.alpha) == pytest.approx(search.chosen["alpha"])
+    held = set(hold_out(names, 1))
+    alone = [i for i in range(len(names)) if i not in held]
+    same = classifier(method="gda", options={"alpha": search.chosen["alpha"]})
+    same.fit(features[alone], [names[i] for i in alone])
+    assert np.allclose(head.predict_proba(features), same.predict_proba(features), atol=1e-5)
+    trained = classifier(selection="fewshot_val").fit(images, names)
+    assert [0 <= record["selection"] <= 1 for record in trained.history_] == [True] * 4
+    assert trained.learner_.last_state is not None  # beside the epoch that was best
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"selection": "paper"}, "which X is not"),
+        ({"selection": "fewshot"}, "did you mean fewshot_val"),
+        ({"selection": "fewshot_val", "method": "zero_shot", "options": {}}, "learns from no labelled images"),
+        ({"selection": "fewshot_val", "method": "gda", "options": {"grid": {}}}, "chooses among the points of a grid"),
+        ({"selection": "fewshot_val", "options": {"aggregator": "gpa(mean=2, std=1)"}}, "chooses the weights of one epoch"),
+        ({"selection": "fewshot_val"}, "no class has two images"),
+    ],
+)
+def test_a_selection_without_a_choice_is_told(settings: dict[str, Any], sentence: str) -> None:
+    images, names = coloured(1)
+    with pytest.raises(VlpromptError, match=sentence):
+        classifier(**settings).fit(images, names)
+
+
+def test_partial_fit_chooses_nothing() -> None:
+    images, names = coloured(2)
+    with pytest.raises(VlpromptError, match="partial_fit goes through X once"):
+        classifier(selection="fewshot_val").partial_fit(images, names, sorted(COLOURS))
 
 
 def test_partial_fit_goes_through_the_images_once() -> None:

@@ -110,6 +110,20 @@ def describe_imbalance(splits: DatasetSplits, shots: Shots = "all") -> str:
     return text if counts[most] >= UNEVEN * counts[least] else ""
 
 
+def hold_out(labels: Sequence[int] | Sequence[str], seed: int) -> list[int]:
+    """Return sorted positions of images to choose on, of whoever has training images alone.
+
+    A fifth of each class's images, rounded down but at least one, at most four; none of a class that has a single one.
+    """
+    by_label: dict[int | str, list[int]] = {}
+    for position, label in enumerate(labels):
+        by_label.setdefault(label, []).append(position)
+    rng, held = random.Random(seed), []
+    for positions in by_label.values():
+        held += rng.sample(positions, min(VAL_SHOTS, max(1, len(positions) // 5)) if len(positions) > 1 else 0)
+    return sorted(held)
+
+
 def write_subset(splits: DatasetSplits, path: str | Path) -> None:
     """Write the train and val items as JSON: ``dataset``, and in ``train`` and ``val`` [path, label, class name] each.
 

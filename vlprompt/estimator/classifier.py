@@ -29,6 +29,7 @@ from vlprompt.data.readable import leave_out_unreadable
 from vlprompt.data.splits import NO_LABEL, Item
 from vlprompt.data.streaming import is_preprocessed
 from vlprompt.errors import VlpromptError, nearest
+from vlprompt.estimator.held_out import accuracy_on_held_out, held_out, selection_of
 from vlprompt.estimator.inputs import as_images, check_alike, holds_images, names_of, published_shots, training_set
 from vlprompt.estimator.pool import classes_of, divided, joined, marked_unlabelled, told_labels
 from vlprompt.evaluation.prediction import image_features, image_logits
@@ -38,9 +39,10 @@ from vlprompt.learner.creation import create_learner
 from vlprompt.learner.facts import Facts
 from vlprompt.learner.objectives import Batch, Templates
 from vlprompt.learner.registration import METHODS, method_facts
+from vlprompt.learner.selection import Search, Selection
 from vlprompt.training.feed import FeatureFeed, ImageFeed, make_feed
 from vlprompt.training.recipes import Learning, adapt_depths, resolve_learning
-from vlprompt.training.trainer import Trainer, TrainOptions
+from vlprompt.training.trainer import BestEpoch, Trainer, TrainOptions
 
 ROWS = 1000  # of features that are scored together
 SETTINGS = ("epochs", "lr", "batch_size", "views", "workers")
@@ -71,6 +73,9 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  #
         epochs, lr, batch_size, views: in place of the recipe's, see ``vlprompt train --help``.
         mirror: whether a mirrored image keeps its class (not so for digits).
         precision, device: of the backbone.
+        selection: ``fixed`` chooses nothing. ``fewshot_val`` holds out a fifth of each class's images (at least one, at
+            most four, drawn by ``random_state``), does not train on them, and takes the point of the method's grid and
+            the epoch that are best on them.
         workers: processes that decode training images, and threads that decode those to predict.
         on_unreadable: ``skip``, with a warning, image files to fit on that cannot be read, or ``stop`` at them; those
             to predict always stop.
@@ -82,6 +87,7 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  #
         learner_: the trained ``PromptLearner``; ``learner_.save_pretrained(folder)`` keeps it.
         classes_: (C,) labels, sorted.
         history_: one record for each epoch of training.
+        searches_: what was chosen from a grid, with every point that was tried.
         pseudo_labels_: for each time that the method labelled images without a label, what it took them for: ``index``
             (M,) in X with X_unlabelled behind it, ``label`` and ``confidence``.
         n_features_in_: D, where X was features.
@@ -94,6 +100,7 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  #
     learner_: PromptLearner
     classes_: np.ndarray
     history_: list[dict[str, Any]]
+    searches_: list[Search]
     pseudo_labels_: list[dict[str, np.ndarray]]
 
     def __init__(
@@ -112,6 +119,7 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  #
         mirror: bool = True,
         precision: Precision = "fp32",
         device: str = "auto",
+        selection: str = "fixed",
         workers: int = 0,
         on_unreadable: str = "skip",
         warm_start: bool = False,
@@ -131,6 +139,7 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  #
         self.mirror = mirror
         self.precision = precision
         self.device = device
+        self.selection = selection
         self.workers = workers
         self.on_unreadable = on_unreadable
         self.warm_start = warm_start
@@ -231,8 +240,10 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  #
         images = () if isinstance(X, np.ndarray) else X
         data = training_set(images, labels.tolist() if len(images) else (), names, mirror=self.mirror)
         templates = resolve_templates(self.templates, data)
+        facts = method_facts(self.method, learning.method_settings)
+        selection = selection_of(self.selection, self.method, learning.config, facts, once)
         clip = self._clip()
-        _check_input(X, self.method, method_facts(self.method, learning.method_settings), clip, training=True)
+        _check_input(X, self.method, facts, clip, training=True)
         if data.image_dir:
             data = leave_out_unreadable(data, ["train"], self.on_unreadable)
         if classes is not None:
@@ -244,31 +255,41 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  #
         if once:
             seed = learning.config.seed + len(self.history_)  # a new draw for each pass
             learning = replace(learning, config=replace(learning.config, epochs=1, warmup_epochs=0, seed=seed))
-        self._train(X, labels, data, learning)
+        self._train(X, labels, data, learning, selection)
         return self
 
-    def _train(self, X: Any, labels: np.ndarray, data: DatasetSplits, learning: Learning) -> None:
+    def _train(self, X: Any, labels: np.ndarray, data: DatasetSplits, learning: Learning, selection: Selection) -> None:
         config, reporter, before = learning.config, Reporter(quiet=not self.verbose), len(self.history_)
         with torch.enable_grad(), reporter.bar("epoch", lines=5) as update:  # whoever calls
 
             def tell(stage: str, options: TrainOptions, record: dict[str, Any]) -> None:
                 update(record["epoch"] + 1, options.epochs, f"loss {record['loss']:.3f}")
 
-            trainer = Trainer(config, {"seed": config.seed}, tell)
-            feed = self._feed(X, labels, data, learning, reporter)
+            feed = self._feed(X, labels, data, learning, reporter, selection)
+            best = BestEpoch(lambda: accuracy_on_held_out(self.learner_, feed)) if selection.epoch else None
+            trainer = Trainer(config, {"seed": config.seed, "selection": best}, tell)
             trainer.fit(self.learner_, feed)
+        self.searches_ = selection.searches
         places = {item.path: i for i, item in enumerate(data.train)} or {str(i): i for i in range(len(labels))}
         self.pseudo_labels_ = [told_labels(made, places, self.classes_) for made in feed.labellings]
         self.history_ = self.history_ + [record | {"epoch": before + record["epoch"]} for record in trainer.history]
 
     def _feed(
-        self, X: Any, labels: np.ndarray, data: DatasetSplits, learning: Learning, reporter: Reporter
+        self,
+        X: Any,
+        labels: np.ndarray,
+        data: DatasetSplits,
+        learning: Learning,
+        reporter: Reporter,
+        selection: Selection,
     ) -> ImageFeed:
         """What is learnt from: features in hand, or images as in any run."""
         features = not data.train
         images = not features and not is_preprocessed(X[0])
         items = data.train if images else [Item(str(i), y, "") for i, y in enumerate(labels.tolist())]
-        feed = make_feed(self.learner_, divided(data, items, self.learner_.facts), learning, reporter)
+        data = divided(data, items, self.learner_.facts)
+        data = held_out(data, learning.config.seed) if selection.sources else data
+        feed = make_feed(self.learner_, data, learning, reporter, selection=selection)
         if images:
             return feed
         rows = X if features else image_features(self.learner_.tower, X, threads=self.workers)

@@ -111,6 +111,29 @@ def make_selection(rule: str, method: str, facts: Facts) -> Selection:
     return Selection(settings, None if facts.paper_epoch == "last" else facts.paper_epoch)
 
 
+def check_choice(rule: str, selection: Selection, config: Any, facts: Facts, method: str) -> None:
+    """Refuse a selection that has nothing to choose among, or that the method's settings leave no room for.
+
+    Args:
+        rule: what was asked for.
+        selection: what it hands out.
+        config: the method's settings, alone or among others.
+        facts: what the learner will be.
+        method: its name.
+    """
+    grid, aggregator = getattr(config, "grid", None), getattr(config, "aggregator", None)
+    if grid is not None and not grid and selection.settings and not facts.trains:
+        raise VlpromptError(
+            f"selection={rule} chooses among the points of a grid, and {method} has none here: "
+            "give it one, as in 'grid={alpha: [0.1, 1, 10]}', or use fixed"
+        )
+    if selection.epoch and aggregator:
+        raise VlpromptError(
+            f"selection={rule} chooses the weights of one epoch, and aggregator={aggregator} makes one set "
+            "of all epochs': set aggregator=null, or selection=last"
+        )
+
+
 def say_seen(saw: Sequence[str]) -> str:
     """Name what was looked at, for a table's row; empty if nothing was.
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from vlprompt.base.settings import GRID, RunConfig
 from vlprompt.data import DatasetSplits, resolve_templates
 from vlprompt.errors import VlpromptError
 from vlprompt.evaluation.protocols import Part, Plan
 from vlprompt.learner.facts import Facts
+from vlprompt.learner.selection import check_choice
 
 
 def check_run(config: RunConfig, folder: Path, plan: Plan, parts: Mapping[Part, DatasetSplits], facts: Facts) -> None:
@@ -55,18 +55,8 @@ def check_place(folder: Path) -> None:
 
 def _check_selection(config: RunConfig, plan: Plan, source: DatasetSplits, facts: Facts) -> None:
     """Refuse a selection that has nothing to choose among, or no images to choose on."""
-    grid: Any = getattr(config, GRID, None)
-    selection, aggregator = plan.selection, getattr(config, "aggregator", None)
-    if grid is not None and not grid and selection.settings and not facts.trains:
-        raise VlpromptError(
-            f"selection={config.selection} chooses among the points of a grid, and {config.method} has none here: "
-            "give it one, as in 'grid={alpha: [0.1, 1, 10]}', or use fixed"
-        )
-    if selection.epoch and aggregator:
-        raise VlpromptError(
-            f"selection={config.selection} chooses the weights of one epoch, and aggregator={aggregator} makes one set "
-            "of all epochs': set aggregator=null, or selection=last"
-        )
+    grid, selection = getattr(config, GRID, None), plan.selection
+    check_choice(config.selection, selection, config, facts, config.method)
     if not source.val and (selection.epoch or grid) and selection.settings != "test":
         raise VlpromptError(
             f"selection={config.selection} needs validation images, and {source.name} has none: use fixed"

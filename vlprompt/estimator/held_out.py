@@ -1,0 +1,72 @@
+"""What a classifier chooses on: some of the images that it is fitted to, which it then does not train on."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from vlprompt.data import DatasetSplits
+from vlprompt.data.sampling import hold_out
+from vlprompt.errors import VlpromptError, nearest
+from vlprompt.learner.contract import PromptLearner
+from vlprompt.learner.facts import Facts
+from vlprompt.learner.selection import (
+    FEWSHOT_VAL,
+    OTHER_NAMES,
+    PAPER,
+    SELECTIONS,
+    Selection,
+    check_choice,
+    make_selection,
+)
+from vlprompt.training.feed import ImageFeed
+
+
+def selection_of(setting: str, method: str, config: Any, facts: Facts, once: bool = False) -> Selection:
+    """What may be chosen on.
+
+    Args:
+        setting: ``fixed`` or ``fewshot_val``.
+        method: its name.
+        config: its settings, alone or among others.
+        facts: what the learner will be.
+        once: whether images are gone through a single time.
+
+    Raises:
+        VlpromptError: it is not known, or there is nothing to choose on or among.
+    """
+    rule = OTHER_NAMES.get(setting, setting)
+    if rule == PAPER:
+        raise VlpromptError(
+            "selection=paper chooses on a published dataset's validation or test images, which X is not: use fixed or "
+            "fewshot_val"
+        )
+    if rule not in SELECTIONS:
+        raise VlpromptError(f"unknown selection '{rule}': {nearest(str(rule), (*OTHER_NAMES, FEWSHOT_VAL))}")
+    selection = make_selection(rule, method, facts)
+    if selection.sources and once:
+        raise VlpromptError(f"partial_fit goes through X once and chooses nothing: use fit for selection={setting}")
+    if selection.sources and facts.labels == "none":
+        raise VlpromptError(f"{method} learns from no labelled images, so none are held out: use selection=fixed")
+    check_choice(rule, selection, config, facts, method)
+    return selection
+
+
+def held_out(data: DatasetSplits, seed: int) -> DatasetSplits:
+    """A dataset with some of its training images for validation; an image that is there twice is in one of the two."""
+    val = {data.train[i]: None for i in hold_out([item.label for item in data.train], seed)}
+    train = [item for item in data.train if item not in val]
+    lone = {item.label for item in val} - {item.label for item in train}
+    if lone or not val:
+        lacking = f"label {min(lone)} has but one image" if lone else "no class has two images"
+        raise VlpromptError(f"selection=fewshot_val learns from other images than it chooses on, and {lacking}")
+    return replace(data, train=train, val=list(val))
+
+
+def accuracy_on_held_out(learner: PromptLearner, feed: ImageFeed) -> float:
+    """Share in [0, 1] of a feed's validation images that a learner is right about."""
+    logits = torch.cat(list(learner.predict_all(feed.in_order("val"))))
+    labels = torch.tensor([item.label for item in feed.splits.val], device=logits.device)
+    return float((logits.argmax(dim=1) == labels).double().mean())
