@@ -236,7 +236,7 @@ def test_a_selection_holds_out_images_and_chooses_on_them() -> None:
         ({"selection": "fewshot"}, "did you mean fewshot_val"),
         ({"selection": "fewshot_val", "method": "zero_shot", "options": {}}, "learns from no labelled images"),
         ({"selection": "fewshot_val", "method": "gda", "options": {"grid": {}}}, "chooses among the points of a grid"),
-        ({"selection": "fewshot_val", "options": {"aggregator": "gpa(mean=2, std=1)"}}, "chooses the weights of one epoch"),
+        ({"selection": "fewshot_val", "options": {"aggregator": "gpa(mean=2,std=1)"}}, "weights of one epoch"),
         ({"selection": "fewshot_val"}, "no class has two images"),
     ],
 )

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from vlprompt.base.files import atomic_write, read_text
 from vlprompt.data.splits import DatasetSplits, Item
@@ -110,12 +110,12 @@ def describe_imbalance(splits: DatasetSplits, shots: Shots = "all") -> str:
     return text if counts[most] >= UNEVEN * counts[least] else ""
 
 
-def hold_out(labels: Sequence[int] | Sequence[str], seed: int) -> list[int]:
+def hold_out(labels: Sequence[Any], seed: int) -> list[int]:
     """Return sorted positions of images to choose on, of whoever has training images alone.
 
     A fifth of each class's images, rounded down but at least one, at most four; none of a class that has a single one.
     """
-    by_label: dict[int | str, list[int]] = {}
+    by_label: dict[Any, list[int]] = {}
     for position, label in enumerate(labels):
         by_label.setdefault(label, []).append(position)
     rng, held = random.Random(seed), []
