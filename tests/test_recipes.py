@@ -65,7 +65,8 @@ def test_a_shipped_recipe_loads_and_tells_where_it_comes_from(name: str) -> None
     header = (CONFIGS / f"{name}.yaml").read_text().splitlines()
     assert any(line.startswith(f"#   python -m vlprompt.train method={method}") for line in header)
     config = resolve({"method": method, "protocol": protocol}).config
-    for key, value in recipe.values.items():
+    of_backbone = recipe.by.get("backbone", {}).get(config.backbone, {})
+    for key, value in (recipe.values | of_backbone).items():
         assert getattr(config, key) == value or key == "epochs"
 
 
