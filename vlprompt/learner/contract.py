@@ -1,16 +1,16 @@
-"""PromptLearner: the contract that a method fills in."""
+"""PromptLearner: from a batch to logits, a loss and other class names, by what a method fills in."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar, cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from vlprompt.base.checks import as_batch, check_batch, check_features, listed
@@ -19,7 +19,6 @@ from vlprompt.base.wiring import wired
 from vlprompt.clip.class_names import check_names
 from vlprompt.clip.edits import Edit
 from vlprompt.clip.frozen import FrozenCLIP, natural_name, same_names
-from vlprompt.data.generated import GeneratedViews
 from vlprompt.data.splits import DEFAULT_TEMPLATE
 from vlprompt.data.templates import resolve_templates
 from vlprompt.errors import VlpromptError
@@ -28,13 +27,11 @@ from vlprompt.learner.aggregation import AGGREGATORS
 from vlprompt.learner.ensembling import make_ensemble
 from vlprompt.learner.facts import Facts
 from vlprompt.learner.gradients import GRADIENT_RULES
-from vlprompt.learner.learning import Feed, ParameterGroup, Train
+from vlprompt.learner.method import Method
 from vlprompt.learner.objectives import (
     Batch,
-    DescriptionAnchor,
     ImageAnchor,
     LogitObjective,
-    Objective,
     Outputs,
     Templates,
     parse_objectives,
@@ -42,12 +39,12 @@ from vlprompt.learner.objectives import (
 from vlprompt.learner.teacher import SavedTeacher, Teacher
 
 
-class PromptLearner(nn.Module):
+class PromptLearner(Method):
     """A small learnable part on a frozen CLIP.
 
-    A method fills in ``setup`` and ``encode_text``, and what else it does differently. Its parameters are fp32, and
-    its ``state_dict`` holds what was learnt or fitted and nothing that depends on the class list, unless the method is
-    bound to its classes (and then says so in its facts).
+    A method fills in ``setup`` and ``encode_text``, and what else of ``Method`` it does differently. Its parameters are
+    fp32, and its ``state_dict`` holds what was learnt or fitted and nothing that depends on the class list, unless the
+    method is bound to its classes (and then says so in its facts).
 
     Args:
         clip: the frozen model.
@@ -62,42 +59,11 @@ class PromptLearner(nn.Module):
         edits: what it does inside the towers (``vlprompt.clip.edits``), for a method to hand to all that encodes.
     """
 
-    method: ClassVar[str] = ""
-    registered: ClassVar[Facts]
-    published: ClassVar[Mapping[str, str]] = {}  # the authors' names, see ``vlprompt.learner.publishing``
-
-    @dataclass
-    class Config:
-        """Settings of every method.
-
-        Attributes:
-            objective: the parts of the loss, see ``objectives`` beside this module.
-            gradient_rule: what is handed to the optimiser instead of the loss's gradient, see ``gradients``.
-            aggregator: how weights are aggregated over epochs, see ``aggregation``; None keeps the last.
-            init_from: a saved learner, a run's folder or a ``.safetensors`` file whose learnables to start from.
-            text_chunk: classes encoded at a time, with activation checkpointing; None takes all at once.
-            descriptions: a JSON file ``{class: [sentences]}``, for ``description_anchor`` and for methods that put such
-                sentences in place of templates; refused where nothing would read it.
-            teacher: a saved learner, a run's folder or ``hf://user/name`` whose logits ``logit_kl`` and
-                ``distillation`` take in place of the frozen model's; refused where nothing would ask it.
-            ensemble: with the frozen model wherever it is tested, logits(weight=0.5) or weights(weight=0.5), see
-                ``ensembling``; training is that of the learner alone.
-        """
-
-        objective: list[str] = field(default_factory=lambda: ["ce"])
-        gradient_rule: str | None = None
-        aggregator: str | None = None
-        init_from: str | None = None
-        text_chunk: int | None = None
-        descriptions: str | None = None
-        teacher: str | None = None
-        ensemble: str | None = None
-
     def __init__(
         self,
         clip: FrozenCLIP,
         class_names: Sequence[str],
-        config: Config | None = None,
+        config: Method.Config | None = None,
         templates: Sequence[str] = (DEFAULT_TEMPLATE,),
         seed: int = 1,
         on: SavedTeacher | None = None,
@@ -133,121 +99,6 @@ class PromptLearner(nn.Module):
         self._check_objectives()
         self.prepare_classes()
 
-    # What a method fills in
-
-    def setup(self) -> None:
-        """Create the learnable tensors: fp32, sizes read from ``self.clip``."""
-        raise NotImplementedError
-
-    def prepare_classes(self) -> None:
-        """Compute what depends on ``self.class_names``: token ids, fixed features. Called when they change."""
-
-    def encode_text(self, v: Tensor | None = None) -> Tensor:
-        """Class features (C, D), not normalised; (B, C, D) given normalised image features v where each has its own."""
-        raise NotImplementedError
-
-    def encode_images(self, batch: Batch) -> Tensor:
-        """Features (B, D) of a batch's images, not normalised; by default the tower's, or the edited one's."""
-        tower = self.tower
-        if tower is self.clip and any(edit.tower == "vision" for edit in self.edits):
-            return self.clip.prompted_image_features(batch["image"], {}, edits=self.edits)
-        return tower.encode_image(batch["image"])
-
-    def score(self, v: Tensor, t: Tensor) -> Tensor:
-        """Logits (B, C) of image features v (B, D) and class features t as ``text_features`` gives them."""
-        return self.clip.similarity(v, t)
-
-    def linear_head(self, t: Tensor) -> tuple[Tensor, Tensor] | None:
-        """Weights (C, D) and biases (C,) with which v·weightsᵀ + biases are the logits, for exports; None if none are.
-
-        Args:
-            t: class features as ``text_features`` gives them.
-        """
-        own = self.facts_of(self.config)  # without an ensemble
-        if own.head or own.classifier == "per_image":
-            return None
-        return self.logit_scale * t, t.new_full((len(t),), self.clip.logit_bias)
-
-    def linear(self) -> tuple[Tensor, Tensor] | None:
-        """``linear_head`` of what is scored with, an ensemble's if there is one; None if no linear map gives it."""
-        if self.facts.classifier == "per_image":
-            return None
-        own = self.linear_head(self.class_features())
-        if own is None or self.ensemble is None:
-            return own
-        if not self.facts.cacheable_images:  # the frozen model looks at other features
-            return None
-        weight = self.clip.logit_scale * self.frozen_text()
-        bias = weight.new_full((len(weight),), self.clip.logit_bias)
-        return self.ensemble.logits(own[0], weight), self.ensemble.logits(own[1], bias)
-
-    @property
-    def logit_scale(self) -> float:
-        """Scale of the cosines in its logits: the frozen model's, unless a method learns its own."""
-        return self.clip.logit_scale
-
-    def learn(self, feed: Feed, train: Train) -> None:
-        """Learn from a feed: by the loop, over its labelled images, unless a method fits itself otherwise.
-
-        Tensors that are fitted and not trained are buffers, so that they are saved, checked and loaded.
-        """
-        train(self, feed.batches())
-
-    def parameter_groups(self) -> list[ParameterGroup]:
-        """Learnables that are optimised alike; by default all of them."""
-        return [ParameterGroup(self.trainable_parameters())]
-
-    def reserve(self, shapes: Mapping[str, torch.Size]) -> None:
-        """Make the buffers whose sizes the data decided, so that saved tensors of these shapes can be loaded."""
-
-    def after_epoch(self, epoch: int, epochs: int) -> None:
-        """Called after each epoch (0-based) of ``epochs``: schedules of a method's own."""
-
-    @classmethod
-    def facts_of(cls, config: Any) -> Facts:
-        """What a learner with these settings, a ``Config`` of its class, is; a method narrows what it registered."""
-        return cls.registered
-
-    @classmethod
-    def stands_on(cls, config: Any) -> str | None:
-        """The saved learner whose class features, and image features where they are its own, take the frozen ones'
-        place: a folder, a run's or ``hf://user/name``; None for the frozen model's.
-        """
-        return None
-
-    @classmethod
-    def facts_on(cls, beneath: SavedTeacher, facts: Facts) -> Facts:
-        """What a learner of these facts is on a saved one; a method refuses one that is of no use to it."""
-        cacheable = facts.cacheable_images and not beneath.needs_images
-        new = facts.new_classes and beneath.new_classes
-        return replace(facts, cacheable_images=cacheable, new_classes=new)
-
-    @classmethod
-    def lacks(cls, config: Any) -> str:
-        """What a run with these settings is short of, as the end of a sentence; empty if nothing."""
-        return ""
-
-    @classmethod
-    def facts_with(cls, config: Any, beneath: SavedTeacher | None = None) -> Facts:
-        """``facts_of``, and what a saved learner beneath it and an ensemble with the frozen model make of it.
-
-        Raises:
-            VlpromptError: it cannot stand on that learner, or cannot have that ensemble.
-        """
-        own = cls.facts_of(config) if beneath is None else cls.facts_on(beneath, cls.facts_of(config))
-        ensemble = make_ensemble(config.ensemble, cls.method, own)
-        return ensemble.narrow(own) if ensemble else own
-
-    @classmethod
-    def reads_descriptions(cls, objectives: Sequence[Objective]) -> bool:
-        """Whether sentences about classes have a use: by default an objective's."""
-        return any(isinstance(o, DescriptionAnchor) and o.descriptions is None for o in objectives)
-
-    @classmethod
-    def asks_teacher(cls, objectives: Sequence[Objective]) -> bool:
-        """Whether a teacher of the user's has a use: by default an objective's."""
-        return any(isinstance(o, LogitObjective) for o in objectives)
-
     # The one road from a batch to logits
 
     def forward(self, batch: Batch | Tensor) -> Outputs | Tensor:
@@ -259,17 +110,6 @@ class PromptLearner(nn.Module):
         """
         found = self.outputs(self.image_features(batch), self.frozen_image_features(batch))
         return found.logits if isinstance(batch, Tensor) else found
-
-    @property
-    def n_views(self) -> int | None:
-        """Views of a test image that its settings ask for; None where it sees the evaluation crop alone."""
-        views: int | None = getattr(self.config, "n_views", None) if "views" in self.facts.inputs else None
-        return views
-
-    @property
-    def generated_views(self) -> GeneratedViews | None:
-        """Views of test images that were generated beforehand and stand behind the others; None if it has no use."""
-        return None
 
     def image_features(self, batch: Batch | Tensor) -> Tensor:
         """Normalised features (B, D) of a batch, or of images (B, 3, H, W)."""
@@ -359,6 +199,19 @@ class PromptLearner(nn.Module):
         logits = torch.cat([self.score(part, self.text_features(part)) for part in parts])
         return Outputs(v, torch.empty(0), logits)
 
+    def linear(self) -> tuple[Tensor, Tensor] | None:
+        """``linear_head`` of what is scored with, an ensemble's if there is one; None if no linear map gives it."""
+        if self.facts.classifier == "per_image":
+            return None
+        own = self.linear_head(self.class_features())
+        if own is None or self.ensemble is None:
+            return own
+        if not self.facts.cacheable_images:  # the frozen model looks at other features
+            return None
+        weight = self.clip.logit_scale * self.frozen_text()
+        bias = weight.new_full((len(weight),), self.clip.logit_bias)
+        return self.ensemble.logits(own[0], weight), self.ensemble.logits(own[1], bias)
+
     def class_features(self) -> Tensor:
         """What a shared classifier scores with: ``text_features``, or an ensemble of them but in training.
 
@@ -378,6 +231,17 @@ class PromptLearner(nn.Module):
         if self._cached is None or not all(map(_equal, self._cached[0], state)):
             self._cached = ([tensor.detach().clone() for tensor in state], self.text_features())
         return self._cached[1]
+
+    @classmethod
+    def facts_with(cls, config: Any, beneath: SavedTeacher | None = None) -> Facts:
+        """``facts_of``, and what a saved learner beneath it and an ensemble with the frozen model make of it.
+
+        Raises:
+            VlpromptError: it cannot stand on that learner, or cannot have that ensemble.
+        """
+        own = cls.facts_of(config) if beneath is None else cls.facts_on(beneath, cls.facts_of(config))
+        ensemble = make_ensemble(config.ensemble, cls.method, own)
+        return ensemble.narrow(own) if ensemble else own
 
     def set_ensemble(self, setting: str | None) -> None:
         """Score by another ensemble with the frozen model from now on, such as ``logits(weight=0.3)``; None by none.
@@ -412,20 +276,11 @@ class PromptLearner(nn.Module):
         else:
             self.gradient_rule(losses, self.trainable_parameters())
 
-    def trainable_parameters(self) -> list[nn.Parameter]:
-        """The learnable tensors; empty for training-free methods."""
-        return [p for p in self.parameters() if p.requires_grad]
-
     @property
     def image_keys(self) -> tuple[str, ...]:
         """The images that a training batch must carry: ``image``, and ``image_strong`` if an objective asks for it."""
         strong = any("image_strong" in o.needs for o in self.objectives)
         return ("image", "image_strong") if strong else ("image",)
-
-    @property
-    def tower(self) -> FrozenCLIP:
-        """What makes its image features: the frozen model, or the saved learner that it stands on."""
-        return self.clip if self.beneath is None else self.beneath.tower(self.class_names)
 
     @property
     def takes_features(self) -> bool:

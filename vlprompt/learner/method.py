@@ -1,0 +1,174 @@
+"""What a method fills in, and what it is if it does not."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from vlprompt.clip.edits import Edit
+from vlprompt.clip.frozen import FrozenCLIP
+from vlprompt.data.generated import GeneratedViews
+from vlprompt.learner.facts import Facts
+from vlprompt.learner.learning import Feed, ParameterGroup, Train
+from vlprompt.learner.objectives import (
+    Batch,
+    DescriptionAnchor,
+    LogitObjective,
+    Objective,
+)
+from vlprompt.learner.teacher import SavedTeacher
+
+
+class Method(nn.Module):
+    """What methods fill in of ``PromptLearner``; everything has a default but ``setup`` and ``encode_text``."""
+
+    method: ClassVar[str] = ""
+    registered: ClassVar[Facts]
+    published: ClassVar[Mapping[str, str]] = {}  # the authors' names, see ``vlprompt.learner.publishing``
+
+    @dataclass
+    class Config:
+        """Settings of every method.
+
+        Attributes:
+            objective: the parts of the loss, see ``objectives`` beside this module.
+            gradient_rule: what is handed to the optimiser instead of the loss's gradient, see ``gradients``.
+            aggregator: how weights are aggregated over epochs, see ``aggregation``; None keeps the last.
+            init_from: a saved learner, a run's folder or a ``.safetensors`` file whose learnables to start from.
+            text_chunk: classes encoded at a time, with activation checkpointing; None takes all at once.
+            descriptions: a JSON file ``{class: [sentences]}``, for ``description_anchor`` and for methods that put such
+                sentences in place of templates; refused where nothing would read it.
+            teacher: a saved learner, a run's folder or ``hf://user/name`` whose logits ``logit_kl`` and
+                ``distillation`` take in place of the frozen model's; refused where nothing would ask it.
+            ensemble: with the frozen model wherever it is tested, logits(weight=0.5) or weights(weight=0.5), see
+                ``ensembling``; training is that of the learner alone.
+        """
+
+        objective: list[str] = field(default_factory=lambda: ["ce"])
+        gradient_rule: str | None = None
+        aggregator: str | None = None
+        init_from: str | None = None
+        text_chunk: int | None = None
+        descriptions: str | None = None
+        teacher: str | None = None
+        ensemble: str | None = None
+
+    clip: FrozenCLIP
+    config: Config
+    facts: Facts
+    class_names: tuple[str, ...]
+    edits: list[Edit]
+    beneath: SavedTeacher | None
+
+    @property
+    def tower(self) -> FrozenCLIP:
+        """What makes its image features: the frozen model, or the saved learner that it stands on."""
+        return self.clip if self.beneath is None else self.beneath.tower(self.class_names)
+
+    def trainable_parameters(self) -> list[nn.Parameter]:
+        """The learnable tensors; empty for training-free methods."""
+        return [p for p in self.parameters() if p.requires_grad]
+
+    def setup(self) -> None:
+        """Create the learnable tensors: fp32, sizes read from ``self.clip``."""
+        raise NotImplementedError
+
+    def prepare_classes(self) -> None:
+        """Compute what depends on ``self.class_names``: token ids, fixed features. Called when they change."""
+
+    def encode_text(self, v: Tensor | None = None) -> Tensor:
+        """Class features (C, D), not normalised; (B, C, D) given normalised image features v where each has its own."""
+        raise NotImplementedError
+
+    def encode_images(self, batch: Batch) -> Tensor:
+        """Features (B, D) of a batch's images, not normalised; by default the tower's, or the edited one's."""
+        tower = self.tower
+        if tower is self.clip and any(edit.tower == "vision" for edit in self.edits):
+            return self.clip.prompted_image_features(batch["image"], {}, edits=self.edits)
+        return tower.encode_image(batch["image"])
+
+    def score(self, v: Tensor, t: Tensor) -> Tensor:
+        """Logits (B, C) of image features v (B, D) and class features t as ``text_features`` gives them."""
+        return self.clip.similarity(v, t)
+
+    def linear_head(self, t: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Weights (C, D) and biases (C,) with which v·weightsᵀ + biases are the logits, for exports; None if none are.
+
+        Args:
+            t: class features as ``text_features`` gives them.
+        """
+        own = self.facts_of(self.config)  # without an ensemble
+        if own.head or own.classifier == "per_image":
+            return None
+        return self.logit_scale * t, t.new_full((len(t),), self.clip.logit_bias)
+
+    @property
+    def logit_scale(self) -> float:
+        """Scale of the cosines in its logits: the frozen model's, unless a method learns its own."""
+        return self.clip.logit_scale
+
+    def learn(self, feed: Feed, train: Train) -> None:
+        """Learn from a feed: by the loop, over its labelled images, unless a method fits itself otherwise.
+
+        Tensors that are fitted and not trained are buffers, so that they are saved, checked and loaded.
+        """
+        train(self, feed.batches())
+
+    def parameter_groups(self) -> list[ParameterGroup]:
+        """Learnables that are optimised alike; by default all of them."""
+        return [ParameterGroup(self.trainable_parameters())]
+
+    def reserve(self, shapes: Mapping[str, torch.Size]) -> None:
+        """Make the buffers whose sizes the data decided, so that saved tensors of these shapes can be loaded."""
+
+    def after_epoch(self, epoch: int, epochs: int) -> None:
+        """Called after each epoch (0-based) of ``epochs``: schedules of a method's own."""
+
+    @classmethod
+    def facts_of(cls, config: Any) -> Facts:
+        """What a learner with these settings, a ``Config`` of its class, is; a method narrows what it registered."""
+        return cls.registered
+
+    @classmethod
+    def stands_on(cls, config: Any) -> str | None:
+        """The saved learner whose class features, and image features where they are its own, take the frozen ones'
+        place: a folder, a run's or ``hf://user/name``; None for the frozen model's.
+        """
+        return None
+
+    @classmethod
+    def facts_on(cls, beneath: SavedTeacher, facts: Facts) -> Facts:
+        """What a learner of these facts is on a saved one; a method refuses one that is of no use to it."""
+        cacheable = facts.cacheable_images and not beneath.needs_images
+        new = facts.new_classes and beneath.new_classes
+        return replace(facts, cacheable_images=cacheable, new_classes=new)
+
+    @classmethod
+    def lacks(cls, config: Any) -> str:
+        """What a run with these settings is short of, as the end of a sentence; empty if nothing."""
+        return ""
+
+    @classmethod
+    def reads_descriptions(cls, objectives: Sequence[Objective]) -> bool:
+        """Whether sentences about classes have a use: by default an objective's."""
+        return any(isinstance(o, DescriptionAnchor) and o.descriptions is None for o in objectives)
+
+    @classmethod
+    def asks_teacher(cls, objectives: Sequence[Objective]) -> bool:
+        """Whether a teacher of the user's has a use: by default an objective's."""
+        return any(isinstance(o, LogitObjective) for o in objectives)
+
+    @property
+    def n_views(self) -> int | None:
+        """Views of a test image that its settings ask for; None where it sees the evaluation crop alone."""
+        views: int | None = getattr(self.config, "n_views", None) if "views" in self.facts.inputs else None
+        return views
+
+    @property
+    def generated_views(self) -> GeneratedViews | None:
+        """Views of test images that were generated beforehand and stand behind the others; None if it has no use."""
+        return None
