@@ -78,7 +78,7 @@ class Loop:
         if self.options.steps:
             batches = islice(batches, self.options.steps - before)
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
-            torch.manual_seed(_mixed(self.seed, epoch))
+            _draw_from(_mixed(self.seed, epoch), self.device)
             for step, batch in enumerate(batches, start=1):
                 if step == 1 or self.schedule.per == "step":
                     lr = self._set_rate(Moment(epoch, self.epochs, before + step - 1, self.steps))
@@ -162,6 +162,14 @@ def _backward(learner: nn.Module, losses: Mapping[str, Tensor]) -> None:
         backward(losses)
     else:
         losses["loss"].backward()
+
+
+def _draw_from(seed: int, device: torch.device) -> None:
+    """``torch.manual_seed``, which reaches for every kind of device, where there may be one to reach for."""
+    if device.type == "cpu":
+        torch.default_generator.manual_seed(seed)  # a millisecond less, of which a head's epochs have one or two
+    else:
+        torch.manual_seed(seed)
 
 
 def _mixed(seed: int | str, epoch: int) -> int:

@@ -1,0 +1,40 @@
+"""Put reports into the pages that show them, when their runs have been made anew.
+
+    python scripts/make_tables.py docs/methods/heads.md
+
+In a page, what stands between ``<!-- report: FOLDER … -->`` and ``<!-- end of report -->`` is replaced by what
+``vlprompt report FOLDER … format=markdown`` says; folders are those of the working directory.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+from vlprompt.base.files import atomic_write
+from vlprompt.report import make_report
+
+PLACE = re.compile(r"(<!-- report: (.+?) -->\n).*?(<!-- end of report -->)", re.DOTALL)
+
+
+def with_reports(page: str) -> str:
+    """A page with its reports as the result files have them now."""
+    return PLACE.sub(lambda found: f"{found[1]}\n{_report(found[2].split())}\n{found[3]}", page)
+
+
+def _report(folders: list[str]) -> str:
+    """The tables alone: pages have headings of their own."""
+    return re.sub(r"\A### .*\n\n", "", make_report(folders).text("markdown"))
+
+
+def main() -> None:
+    """Rewrite the pages that are named."""
+    for path in map(Path, sys.argv[1:]):
+        page = with_reports(path.read_text(encoding="utf-8"))
+        with atomic_write(path) as temporary:
+            temporary.write_text(page, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
