@@ -62,6 +62,7 @@ def test_the_matrix_scores_as_the_learner(method: str, tmp_path: Path) -> None:
     reasons = {
         "cocoop": "class features depend on each image",
         "tpt": "predicts from views",
+        "difftpt": "predicts from views",
     }
     if learner.facts.predicts != "alone":
         reasons[method] = "needs other test images"

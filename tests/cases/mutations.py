@@ -22,7 +22,7 @@ import pytest
 from PIL import Image
 from safetensors.torch import load_file
 
-import vlprompt.runs.one
+import vlprompt.runs.parts
 import vlprompt.saving.folder
 import vlprompt.training.loop
 from vlprompt.cli.__main__ import main
@@ -138,7 +138,7 @@ class Workshop:
         self.pristine = self.root.with_name("pristine")
         self.patch.setenv("VLPROMPT_CACHE", str(self.root / "cache"))
         self.runs = self.root / "runs"
-        for module in (vlprompt.runs.one, vlprompt.saving.folder):  # the backbone is not what is changed
+        for module in (vlprompt.runs.parts, vlprompt.saving.folder):  # the backbone is not what is changed
             self.patch.setattr(module, "load_clip", functools.lru_cache(module.load_clip))
         for method, seed, name in (("coop", 1, "one"), ("coop", 2, "two"), ("kgcoop", 1, "other")):
             assert say(["train", *self.settings(method, seed, name), "--quiet"])[0] == 0

@@ -10,7 +10,7 @@ import pytest
 from hub_server import Hub, serve, visit
 from PIL import Image
 
-import vlprompt.runs.one
+import vlprompt.runs.parts
 from vlprompt import VlpromptError, create_learner, load_learner
 from vlprompt.cli.__main__ import main
 from vlprompt.runs import run
@@ -31,7 +31,7 @@ def no_backbone(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("the backbone was loaded")
 
-    monkeypatch.setattr(vlprompt.runs.one, "load_clip", refuse)
+    monkeypatch.setattr(vlprompt.runs.parts, "load_clip", refuse)
 
 
 def photos(folder: Path, classes: int) -> str:

@@ -18,7 +18,7 @@ import pytest
 import torch
 from PIL import Image
 
-import vlprompt.runs.one
+import vlprompt.runs.parts
 import vlprompt.training.trainer
 from vlprompt import PromptClassifier, VlpromptError, create_learner, load_learner, run
 from vlprompt.base.files import atomic_write, writing
@@ -255,14 +255,14 @@ def test_a_backbone_that_changed_meanwhile_is_told(tmp_path: Path, monkeypatch: 
     settings = small(tmp_path, name="it", checkpoint_seconds=0)
     with stopped(monkeypatch):
         run(**settings)
-    original = vlprompt.runs.one.load_clip
+    original = vlprompt.runs.parts.load_clip
 
     def changed(*args: object, **options: object) -> object:
         clip = original(*args, **options)
         clip.preprocess_cfg["mean"] = (0.4, 0.4, 0.4)
         return clip
 
-    monkeypatch.setattr(vlprompt.runs.one, "load_clip", changed)
+    monkeypatch.setattr(vlprompt.runs.parts, "load_clip", changed)
     with pytest.raises(VlpromptError, match="belongs to training on another backbone"):
         run(**settings, resume=True)
 
