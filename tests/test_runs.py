@@ -27,6 +27,8 @@ def test_every_method_runs_end_to_end(method: str, tmp_path: Path) -> None:
     protocol = usual_protocol(method, "base_to_new")
     labels = PROTOCOLS.get(protocol).labelled == "shots"
     settings: dict[str, Any] = {key: value for key, value in SMALL.items() if labels or key != "shots"}
+    if hasattr(METHODS.get(method).Config, "rounds"):
+        settings["rounds"] = 2
     if METHODS.get(method).lacks(METHODS.get(method).Config()):  # sentences about the classes
         settings["descriptions"] = str(tmp_path / "sentences.json")
         sentences = {name: [f"a sign that means {name}."] for name in load_split("digits").class_names}
