@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 
 from vlprompt.base.registry import Registry
 from vlprompt.base.schema import taken
-from vlprompt.errors import VlpromptError
+from vlprompt.errors import VlpromptError, nearest
 
 
 class Part:
@@ -46,7 +46,10 @@ def parse_part(text: str, registry: Registry[type[T]]) -> T:
     try:
         part = make(**arguments)
     except TypeError as error:
-        raise VlpromptError(f"{of} '{text}': {str(error).split('() ')[-1]}") from None
+        odd = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+        known = [key for key in declared if key not in ("return", "options")]
+        said = f"unknown key '{odd[1]}': {nearest(odd[1], known)}" if odd else str(error).split("() ")[-1]
+        raise VlpromptError(f"{of} '{text}': {said}") from None
     part.name = call.func.id
     return part
 
