@@ -15,6 +15,8 @@ from vlprompt import FrozenCLIP, VlpromptError, analysis, list_methods, method_i
 from vlprompt.clip.edits import Edit, FullLength, Rows
 from vlprompt.clip.text import encode_prompts, encode_prompts_plain
 from vlprompt.clip.vision import encode_images
+from vlprompt.learner.edits import LayerNorms
+from vlprompt.learner.learning import groups_of
 from vlprompt.learner.prompts import TextPrompt
 from vlprompt.learner.recording import ImageRecorder, TextRecorder, added
 from vlprompt.testing import NAMES, close, make, small_clip, toy_batch
@@ -64,8 +66,8 @@ class Norms(Learnt):
     def build(self) -> None:
         self.scale, self.shift = self.matrix(LAYERS, self.width), self.matrix(LAYERS, self.width)
 
-    def normed(self, layer: int, norm: str, x: Tensor) -> Tensor:
-        return x * (1 + self.scale[layer]) + self.shift[layer] * (2 if norm == "mlp" else 1)
+    def normed(self, layer: int, norm: str, x: Tensor, out: Tensor) -> Tensor:
+        return out * (1 + self.scale[layer]) + self.shift[layer] * (2 if norm == "mlp" else 1)
 
     def tower_normed(self, norm: str, x: Tensor) -> Tensor:
         return x * (1 + self.scale[-1]) + self.shift[0] * (2 if norm == "pre" else 1)
@@ -286,6 +288,33 @@ def test_norms_are_those_of_the_model_with_other_scales_and_shifts() -> None:
     change(changed.model.visual.ln_post, image.scale[-1], image.shift[0])
     assert close(clip.encode_text(NAMES, edits=[text]), changed.model.encode_text(clip.tokenizer(NAMES)))
     assert close(clip.prompted_image_features(IMAGES, {}, edits=[image]), changed.model.encode_image(IMAGES))
+
+
+def test_learnt_norms_stand_in_place_of_the_frozen_ones() -> None:
+    """They start as these, to the bit; changed, and their gradients, they are OpenCLIP's own norms."""
+    changed = small_clip.__wrapped__()
+    clip, text, image = small_clip(), LayerNorms(changed, "text"), LayerNorms(changed, "vision", lr_scale=0.1)
+    prompts = TextPrompt(clip, N_CTX, depth=2)
+    tokens, visual = prompts.tokenize(clip, NAMES), {0: torch.randn(2, clip.visual.width)}
+    assert torch.equal(prompts.encode(clip, tokens, edits=[text]), prompts.encode(clip, tokens))
+    edited = clip.prompted_image_features(IMAGES, visual, edits=[image])
+    assert torch.equal(edited, clip.prompted_image_features(IMAGES, visual))
+    for edit, view in ((text, changed.text), (image, changed.visual)):
+        for block in view.blocks:
+            for norm, module in block.norms.items():
+                for ours, theirs in ((edit.weight[norm], module.weight), (edit.bias[norm], module.bias)):
+                    theirs.requires_grad_().data += torch.randn_like(theirs) / 2
+                    ours.data[block.layer] = theirs.data
+    expected = (changed.model.encode_text(clip.tokenizer(NAMES)), changed.model.encode_image(IMAGES))
+    found = clip.encode_text(NAMES, edits=[text]), clip.prompted_image_features(IMAGES, {}, edits=[image])
+    assert all(map(close, found, expected))
+    (expected[1].pow(3).sum()).backward()
+    (found[1].pow(3).sum()).backward()
+    for block in changed.visual.blocks:
+        for norm, module in block.norms.items():
+            assert close(image.weight[norm].grad[block.layer], module.weight.grad, 1e-4)
+            assert close(image.bias[norm].grad[block.layer], module.bias.grad, 1e-4)
+    assert [(g.lr_scale, len(g.parameters)) for g in groups_of(nn.ModuleList([text, image]))] == [(1.0, 4), (0.1, 4)]
 
 
 def test_a_mask_that_hides_nothing_changes_nothing() -> None:

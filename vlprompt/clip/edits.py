@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from vlprompt.clip.text import Prompts
 
 Tower = Literal["text", "vision"]
+Norm = Literal["attention", "mlp"]  # a block's norms, by what stands behind them
 
 
 class Rows(NamedTuple):
@@ -74,9 +75,9 @@ class Edit:
         """
         return x
 
-    def normed(self, layer: int, norm: Literal["attention", "mlp"], x: Tensor) -> Tensor:
-        """Behind the norm in front of attention or MLP, x (…, d): a learnable norm scales and shifts here."""
-        return x
+    def normed(self, layer: int, norm: Norm, x: Tensor, out: Tensor) -> Tensor:
+        """Behind the norm in front of attention or MLP, which makes out of x, both (…, d): a learnable norm is here."""
+        return out
 
     def tower_normed(self, norm: Literal["pre", "final"], x: Tensor) -> Tensor:
         """Behind a norm of the tower's own, x (…, d): ``final`` in front of the projection, where x may be what is read

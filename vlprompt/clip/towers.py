@@ -24,7 +24,7 @@ from open_clip.transformer import (
 )
 from torch import Tensor, nn
 
-from vlprompt.clip.edits import Edit
+from vlprompt.clip.edits import Edit, Norm
 from vlprompt.errors import VlpromptError
 
 
@@ -50,19 +50,24 @@ class Block:
         linear += [p for layer in (attn.out_proj, mlp.c_fc, mlp.c_proj) for p in (layer.weight, layer.bias)]
         return [p for p in linear if p is not None]
 
-    def normed(self, x: Tensor) -> Tensor:
-        """What attention receives of states x (…, d)."""
-        normed: Tensor = self.module.ln_1(x)
-        return normed
+    @property
+    def norms(self) -> dict[Norm, nn.LayerNorm]:
+        """The norms in front of attention and of the MLP."""
+        return {"attention": self.module.ln_1, "mlp": self.module.ln_2}
+
+    def normed(self, x: Tensor, edits: Sequence[Edit] = (), norm: Norm = "attention") -> Tensor:
+        """What attention, or the MLP, receives of states x (…, d)."""
+        out: Tensor = self.norms[norm](x)
+        for edit in edits:
+            out = edit.normed(self.layer, norm, x, out)
+        return out
 
     def project(self, x: Tensor, parts: str = "qkv", edits: Sequence[Edit] = ()) -> list[Tensor]:
         """Return the asked queries, keys and values of ln_1(x): each (…, H, d_h) in fp32 for x (…, d)."""
         weight, bias = self.attn.in_proj_weight, self.attn.in_proj_bias
         width = weight.shape[1]
         first, last = "qkv".index(parts[0]) * width, ("qkv".index(parts[-1]) + 1) * width
-        x = self.normed(x)
-        for edit in edits:
-            x = edit.normed(self.layer, "attention", x)
+        x = self.normed(x, edits)
         out = F.linear(x.to(weight.dtype), weight[first:last], None if bias is None else bias[first:last]).float()
         if edits:
             named = dict(zip(parts, out.unflatten(-1, (len(parts), width)).unbind(-2), strict=True))  # each (…, d)
@@ -96,9 +101,7 @@ class Block:
         for edit in edits:
             out = edit.attended(self.layer, entered, out.float())
         x = x + module.ls_1(out)
-        hidden = module.ln_2(x)
-        for edit in edits:
-            hidden = edit.normed(self.layer, "mlp", hidden)
+        hidden = self.normed(x, edits, "mlp")
         dtype, entering = module.mlp.c_fc.weight.dtype, hidden
         hidden = module.mlp.c_fc(hidden.to(dtype))
         for edit in edits:

@@ -69,6 +69,23 @@ class ParameterGroup:
     weight_decay: float | None = None
 
 
+def groups_of(module: nn.Module) -> list[ParameterGroup]:
+    """A module's learnables by learning rate: a part's ``lr_scale`` is a factor of the recipe's.
+
+    >>> two = nn.ModuleList([nn.Linear(2, 1), nn.Linear(2, 1)])
+    >>> two[1].lr_scale = 0.1
+    >>> [(group.lr_scale, len(group.parameters)) for group in groups_of(two)]
+    [(1.0, 2), (0.1, 2)]
+    """
+    scales: dict[nn.Parameter, float] = {}
+    for part in module.modules():  # a part stands behind what it is in
+        scale = getattr(part, "lr_scale", None)
+        scales |= {p: scales.get(p, 1.0) if scale is None else float(scale) for p in part.parameters()}
+    learnt = [p for p in module.parameters() if p.requires_grad]
+    rates = dict.fromkeys(scales[p] for p in learnt)
+    return [ParameterGroup([p for p in learnt if scales[p] == rate], rate) for rate in rates]
+
+
 @dataclass(frozen=True)
 class PseudoLabels:
     """What a labeler says of a pool; an image may be chosen for more than one class.

@@ -13,7 +13,7 @@ from vlprompt.clip.edits import Edit
 from vlprompt.clip.frozen import FrozenCLIP
 from vlprompt.data.generated import GeneratedViews
 from vlprompt.learner.facts import Facts
-from vlprompt.learner.learning import Feed, ParameterGroup, Train
+from vlprompt.learner.learning import Feed, ParameterGroup, Train, groups_of
 from vlprompt.learner.objectives import (
     Batch,
     DescriptionAnchor,
@@ -119,8 +119,8 @@ class Method(nn.Module):
         train(self, feed.batches())
 
     def parameter_groups(self) -> list[ParameterGroup]:
-        """Learnables that are optimised alike; by default all of them."""
-        return [ParameterGroup(self.trainable_parameters())]
+        """Learnables that are optimised alike; by default all of them but those of parts with an ``lr_scale``."""
+        return groups_of(self)
 
     def reserve(self, shapes: Mapping[str, torch.Size]) -> None:
         """Make the buffers whose sizes the data decided, so that saved tensors of these shapes can be loaded."""
