@@ -22,7 +22,7 @@ from vlprompt.cli.__main__ import commands, module, usage
 from vlprompt.clip import FrozenCLIP
 from vlprompt.errors import VlpromptError
 from vlprompt.learner import METHODS
-from vlprompt.learner.facts import NOTES, Predicts, marked
+from vlprompt.learner.facts import FIDELITIES, NOTES, RECONSTRUCTION, Predicts, marked
 from vlprompt.runs.settings import describe_keys, resolve
 from vlprompt.training.recipes import list_recipes, load_recipe
 
@@ -131,6 +131,12 @@ def predicted(predicts: Predicts) -> str:
     return f" Results are marked {NOTES[predicts]}." if NOTES[predicts] else ""
 
 
+def held_to(fidelity: str) -> str:
+    """A sentence on what a method was held to."""
+    told = RECONSTRUCTION if fidelity == "reconstruction" else FIDELITIES[fidelity]
+    return f"Fidelity: {told}."
+
+
 def page(method: str, count: str) -> str:
     """A method's page."""
     cls, info = METHODS.get(method), method_info(method)
@@ -146,7 +152,7 @@ def page(method: str, count: str) -> str:
             "",
             f"Paper: {info['paper']}. Learnt on ViT-B/16 with the default settings: {count} numbers. New class names: "
             f"{able[info['new_classes']]}. Image features can be computed once: {able[info['cacheable_images']]}."
-            f"{predicted(info['predicts'])}",
+            f"{predicted(info['predicts'])} {held_to(info['fidelity'])}",
             "",
             "```bash",
             f"python -m vlprompt.train method={method}",
@@ -186,14 +192,17 @@ def overview(counts: dict[str, str]) -> str:
         cost = f"{measured['whole_cpu_s']:.1f}" if "whole_cpu_s" in measured else ""
         link = marked(f"[{method}]({method}.md)", info["predicts"])
         about = f"{info['summary']} | {learns} | {trains} | {scores}"
-        lines.append(f"| {link} | {about} | {count} | {cost} | {figure} |")
-    titles = ["method", "", "learns from", "trains", "can score", "learnt numbers", "fit (s)"]
+        held = FIDELITIES[info["fidelity"]]
+        lines.append(f"| {link} | {about} | {count} | {cost} | {held} | {figure} |")
+    titles = ["method", "", "learns from", "trains", "can score", "learnt numbers", "fit (s)", "fidelity"]
     head = f"| {' | '.join(titles)} | published base / new / H (%) |"
-    rule = "| --- | --- | --- | --- | --- | ---: | ---: | --- |"
+    rule = "| --- | --- | --- | --- | --- | ---: | ---: | --- | --- |"
     note = (
         "By default settings, which may be others for a protocol (gda scores new classes in base-to-new). Learnt "
         "numbers on ViT-B/16. Fit: processor seconds of a head, all threads together, on features of ViT-B/16's width, "
-        f"100 classes, 16 shots (`{FIT}`). The figures' conditions are on each page."
+        f"100 classes, 16 shots (`{FIT}`). Fidelity: numbers that the authors' own code computed, in whole "
+        "or for the part that is theirs alone; what must hold whatever the numbers; or, a reconstruction, what is "
+        "written of a method whose code is not public. The figures' conditions are on each page."
     )
     return "\n".join([MADE, "# Methods", "", head, rule, *lines, "", note, ""])
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import make_dataclass
+from dataclasses import make_dataclass, replace
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
+from made_results import make_result
 
 from vlprompt import PromptClassifier, PromptLearner, VlpromptError, list_methods, register, run
+from vlprompt.evaluation.results import headline
 from vlprompt.learner import METHODS, method_facts
 from vlprompt.learner.publishing import published_name
+from vlprompt.report.groups import collect
 from vlprompt.saving.card import model_card
 from vlprompt.saving.description import read_description
 from vlprompt.testing import make, small_clip, toy_batch
@@ -42,6 +46,21 @@ def test_the_card_of_a_learner_bound_to_its_classes_recommends_no_others(tmp_pat
     described = read_description(learner.save_pretrained(tmp_path))
     assert "set_class_names" not in (tmp_path / "README.md").read_text()
     assert "set_class_names" in model_card(described, make("coop").facts, 1)
+
+
+def test_a_reconstruction_is_marked_wherever_its_numbers_stand(tmp_path) -> None:
+    learner = make("coop")
+    card = partial(model_card, read_description(learner.save_pretrained(tmp_path)), n_numbers=1)
+    rebuilt = replace(learner.facts, fidelity="reconstruction")
+    assert "reconstruction" in card(rebuilt)
+    assert "reconstruction" not in card(learner.facts)
+
+    other, result = (make_result({"base": 60, "new": 50}, fidelity=each) for each in ("code", "reconstruction"))
+    assert (result.marked_method, other.marked_method) == ("coop (reconstruction)", "coop")
+    assert headline(result).endswith(", reconstruction")
+    (group,) = collect([(tmp_path / "result.json", result)])
+    assert list(group.values) == ["coop (reconstruction)"]
+    assert any(note.startswith("reconstruction: ") for note in group.notes)
 
 
 def test_the_estimator_takes_features_wherever_the_image_tower_is_left_alone() -> None:

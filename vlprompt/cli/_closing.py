@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from vlprompt.evaluation.protocols import PROTOCOLS
 from vlprompt.evaluation.results import Result
-from vlprompt.learner.facts import NOTES, Predicts, marked
+from vlprompt.learner.facts import NOTES, Predicts, mark_of, marked
 from vlprompt.learner.registration import method_facts
 from vlprompt.report.cells import Cell, Rule, Tested, combine, h_of_averages
 from vlprompt.report.tables import Column, Line, Section, Table, incomplete, say_spread
@@ -35,9 +35,10 @@ def closing_table(matrix: Matrix) -> Table:
     for task in matrix.tasks:
         config, column = task.resolved.config, _column(task)
         protocols[column] = config.protocol
-        kind = method_facts(config.method, task.resolved.method_settings).predicts
+        facts = method_facts(config.method, task.resolved.method_settings)
+        kind = facts.predicts
         kinds[kind] = None
-        row = cells.setdefault(f"{marked(config.method, kind)}, {config.backbone}", {})
+        row = cells.setdefault(f"{marked(config.method, kind, mark_of(facts.fidelity))}, {config.backbone}", {})
         row.setdefault(column, {})[config.seed] = usable_result(task)
     lines = tuple(
         Line(name, tuple(_cell(column, protocol, row.get(column, {})) for column, protocol in protocols.items()))

@@ -142,7 +142,7 @@ def evaluate_anywhere(settings: dict[str, Any], reporter: Reporter) -> int:
         reporter=reporter,
         seed=1 if seed is None else seed,
     )
-    make_console().print(metrics_table(learner.method, found.row))
+    make_console().print(metrics_table(learner.method, found.row, learner.facts.fidelity))
     keep_predictions([found], settings, reporter)
     if output:
         with atomic_write(output) as temporary:

@@ -21,7 +21,7 @@ from vlprompt.base.sealed import SEAL, read_tensors, seal, unseal, write_tensors
 from vlprompt.base.settings import differing_setting
 from vlprompt.base.settings_text import read_settings
 from vlprompt.errors import VlpromptError
-from vlprompt.learner.facts import MARKS, Predicts, marked
+from vlprompt.learner.facts import MARKS, Fidelity, Predicts, mark_of, marked
 
 SCHEMA = 3  # 2, of vlprompt 0.1.0, has no hashes
 
@@ -126,6 +126,7 @@ class Result:
         limit: test images at most in each test; None if all.
         seeded: whether another seed could have given other numbers, since something was trained or a few-shot draw was
             learnt from; None in results that do not tell (read ``has_seeds``).
+        fidelity: what the method was held to, see ``vlprompt.learner.facts``; None in results that do not tell.
         files: hashes of what else the run left: of ``config.yaml`` its bytes', of ``learner/config.json`` and
             ``predictions.safetensors`` those of their content.
         schema: version of this layout.
@@ -158,6 +159,7 @@ class Result:
     searches: list[dict[str, Any]] = field(default_factory=list)
     limit: Annotated[int, Field(ge=1)] | None = None
     seeded: bool | None = None
+    fidelity: Fidelity | None = None
     files: dict[str, str] = field(default_factory=dict)
     schema: int = field(default=SCHEMA)
 
@@ -173,8 +175,8 @@ class Result:
 
     @property
     def marked_method(self) -> str:
-        """The method's name as it stands beside its numbers, with the mark of what was not predicted alone."""
-        return marked(self.method, self.predicts)
+        """The method's name as it stands beside its numbers, marked if it predicts not alone or is a reconstruction."""
+        return marked(self.method, self.predicts, mark_of(self.fidelity))
 
     def write(self, path: str | Path) -> Path:
         """Write the JSON file atomically."""
@@ -278,7 +280,7 @@ def harmonic_mean(base: float, new: float) -> float:
 
 def headline(result: Result) -> str:
     """Return the number that a run is known by: its average, or its only row, with what it is."""
-    mark = f", {MARKS[result.predicts]}" if MARKS[result.predicts] else ""
+    mark = "".join(f", {each}" for each in (MARKS[result.predicts], mark_of(result.fidelity)) if each)
     for name, value in result.averages.items():
         if not name.startswith("zero_shot_"):
             return f"{name.replace('_', ' ')} {value:.2f}{mark}"

@@ -8,7 +8,7 @@ from rich.console import Group
 from rich.table import Table
 
 from vlprompt.evaluation.results import Result, Row
-from vlprompt.learner.facts import NOTES, marked
+from vlprompt.learner.facts import NOTES, RECONSTRUCTION, Fidelity, mark_of, marked
 
 
 def result_table(result: Result) -> Group:
@@ -19,6 +19,7 @@ def result_table(result: Result) -> Group:
     caption = f"{backbone}; top-1 accuracy in percent" + (f"; at most {result.limit} images" if result.limit else "")
     caption += "; generated split" if result.config.get("split") == "generated" else ""
     caption += f"; {NOTES[result.predicts]}" if NOTES[result.predicts] else ""
+    caption += f"; {RECONSTRUCTION}" if result.fidelity == "reconstruction" else ""
     table = Table("tested on")
     plain = result.method == "zero_shot" and not any(result.config.get(key) for key in ("template", "descriptions"))
     learnt = not plain or any(row.accuracy != row.zero_shot for row in result.rows)
@@ -39,10 +40,10 @@ def result_table(result: Result) -> Group:
     return Group(title, table, caption)
 
 
-def metrics_table(method: str, row: Row) -> Group:
+def metrics_table(method: str, row: Row, fidelity: Fidelity | None = None) -> Group:
     """Return all metrics of a learner beside zero-shot on one test."""
     table = Table("metric (%)")
-    method = marked(method, row.predicts)
+    method = marked(method, row.predicts, mark_of(fidelity))
     for heading in ("zero-shot", method, "gain"):
         table.add_column(heading, justify="right")
     for name, frozen, learnt in (

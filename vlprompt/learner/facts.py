@@ -15,13 +15,30 @@ NOTES: dict[Predicts, str] = {
 }
 
 
-def marked(name: str, predicts: Predicts, settings: str = "") -> str:
+# what a method here has been held to, and stands beside its name in the table of all methods
+Fidelity = Literal["code", "invariants", "reconstruction"]
+FIDELITIES: dict[Fidelity, str] = {
+    "code": "equal to the authors' code",
+    "invariants": "checked by invariants",
+    "reconstruction": "reconstruction",
+}
+RECONSTRUCTION = (
+    "reconstruction: there was no code of the authors' to follow, and what their text leaves open was decided here"
+)
+
+
+def mark_of(fidelity: Fidelity | None) -> str:
+    """What stands behind a method's name for what it was held to: ``reconstruction``, or nothing."""
+    return FIDELITIES[fidelity] if fidelity == "reconstruction" else ""
+
+
+def marked(name: str, predicts: Predicts, *others: str) -> str:
     """A method's name with the mark of predictions that depend on other test images, and with what else tells it apart.
 
     >>> marked("coop", "alone"), marked("zlap", "jointly"), marked("zlap", "jointly", "k=5")
     ('coop', 'zlap (transductive)', 'zlap (transductive, k=5)')
     """
-    told = ", ".join(filter(None, [MARKS[predicts], settings]))
+    told = ", ".join(filter(None, [MARKS[predicts], *others]))
     return f"{name} ({told})" if told else name
 
 
@@ -45,6 +62,9 @@ class Facts:
         paper_settings: what images the authors chose hyper-parameters on, for ``selection=paper``: ``none``, ``val``
             (a few a class), ``whole_val`` or ``test``; None if that is not recorded.
         paper_epoch: what images they chose the epoch on: ``last`` if on none.
+        fidelity: what it was held to: numbers that the authors' ``code`` computed; ``invariants`` alone; or, a
+            ``reconstruction``, what the authors wrote of a method whose code nobody has, which is marked wherever its
+            numbers stand.
     """
 
     paper: str
@@ -58,3 +78,4 @@ class Facts:
     predicts: Predicts = "alone"
     paper_settings: Literal["none", "val", "whole_val", "test"] | None = None
     paper_epoch: Literal["last", "val", "whole_val", "test"] = "last"
+    fidelity: Fidelity = "invariants"

@@ -13,7 +13,7 @@ from vlprompt.base.settings import INCIDENTAL, RunConfig
 from vlprompt.errors import VlpromptError, nearest
 from vlprompt.evaluation.protocols import PROTOCOLS
 from vlprompt.evaluation.results import Result, Row
-from vlprompt.learner.facts import MARKS, NOTES, Predicts
+from vlprompt.learner.facts import MARKS, NOTES, RECONSTRUCTION, Predicts, mark_of
 from vlprompt.learner.selection import say_seen
 
 BY_SOURCE = ("cross_dataset", "domain_generalization", "multitask")  # their columns belong to one training set
@@ -204,6 +204,7 @@ def _group(runs: Sequence[Run], order: Sequence[str]) -> Group:
             label = _marked(label, members)
             group.values[label] = _cells(label, members, group)
     group.notes += [note for predicts, note in NOTES.items() if note and predicts in {each for _, each in by_method}]
+    group.notes += [RECONSTRUCTION] if any(run.result.fidelity == "reconstruction" for run in runs) else []
     versions = sorted({run.result.versions.get("vlprompt", "?") for run in runs})
     if len(versions) > 1:
         group.notes.append(f"results of vlprompt {' and '.join(versions)} stand together here")
@@ -213,9 +214,14 @@ def _group(runs: Sequence[Run], order: Sequence[str]) -> Group:
 def _marked(label: str, runs: Sequence[Run]) -> str:
     """A row's label with what its numbers owe to more than training images: ``gda (saw whole val and test)``.
 
-    Or to more than the one test image: ``zlap (transductive)``.
+    Or to more than the one test image: ``zlap (transductive)``; or to what was decided here: ``gram (reconstruction)``.
     """
-    marks = [MARKS[runs[0].result.predicts], say_seen([source for run in runs for source in run.result.saw or ()])]
+    first = runs[0].result
+    marks = [
+        MARKS[first.predicts],
+        mark_of(first.fidelity),
+        say_seen([source for run in runs for source in run.result.saw or ()]),
+    ]
     told = ", ".join(filter(None, marks))
     if not told:
         return label

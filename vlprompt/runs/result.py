@@ -61,6 +61,7 @@ def keep_result(
         peak_memory_mb=peak_memory(clip.device),
         versions=versions(),
         git_commit=git_commit(),
+        fidelity=learner.facts.fidelity,
         created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         files={
             SETTINGS: sha256_file(folder / SETTINGS),

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from vlprompt.base.shown import printable
 from vlprompt.clip.openclip import on_the_hub
 from vlprompt.errors import VlpromptError
-from vlprompt.learner.facts import NOTES, Facts, marked
+from vlprompt.learner.facts import NOTES, RECONSTRUCTION, Facts, mark_of, marked
 
 if TYPE_CHECKING:
     from vlprompt.evaluation.results import Result
@@ -45,6 +45,7 @@ def model_card(
         "backbone's weights": f"`{backbone['weights'][:16]}…` (SHA-256, checked when the learner is loaded)",
         "classes": shown,
         **({"predictions": NOTES[facts.predicts]} if NOTES[facts.predicts] else {}),
+        **({"fidelity": RECONSTRUCTION} if facts.fidelity == "reconstruction" else {}),
         "templates": ", ".join(f"`{t}`" for t in description["templates"][:3]),
         **({"data": data} if (data := _data(extra)) else {}),
         **{key: value for key, value in extra.items() if key != "dataset"},
@@ -57,7 +58,7 @@ def model_card(
             _front_matter(description, facts, result),
             "---",
             "",
-            f"# {_cell(method)} on {_cell(backbone['architecture'])}",
+            f"# {_cell(marked(method, 'alone', mark_of(facts.fidelity)))} on {_cell(backbone['architecture'])}",
             "",
             f"{n_numbers:,} learnt numbers that steer a frozen vision-language model; the model itself is not in here.",
             "",

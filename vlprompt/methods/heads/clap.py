@@ -51,7 +51,9 @@ def multipliers(logits: Tensor, labels: Tensor, constraint: Constraint) -> Tenso
     return found / found.mean() if constraint == "l2_corrected" else found
 
 
-@register("zs_lp", paper="arXiv:2312.12730", trains=("head",), new_classes=False, paper_settings="none")
+@register(
+    "zs_lp", paper="arXiv:2312.12730", trains=("head",), new_classes=False, paper_settings="none", fidelity="code"
+)
 class ZSLP(OnText):
     """A linear probe that starts as the zero-shot classifier."""
 
@@ -83,7 +85,7 @@ class ZSLP(OnText):
         train(self, feed.batches(every_view=True))
 
 
-@register("clap", paper="arXiv:2312.12730", trains=("head",), new_classes=False, paper_settings="none")
+@register("clap", paper="arXiv:2312.12730", trains=("head",), new_classes=False, paper_settings="none", fidelity="code")
 class CLAP(ZSLP):
     """A linear probe that stays near the zero-shot classifier where that is right."""
 

@@ -23,7 +23,7 @@ from vlprompt.learner import register
 from vlprompt.methods.heads.on_text import BesideText
 
 
-@register("clip_adapter", paper="arXiv:2110.04544", trains=("head",), head=True)
+@register("clip_adapter", paper="arXiv:2110.04544", trains=("head",), head=True, fidelity="code")
 class CLIPAdapter(BesideText):
     """A bottleneck on the image feature, mixed into it."""
 

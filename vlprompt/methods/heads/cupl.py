@@ -19,7 +19,7 @@ from vlprompt.learner import register
 from vlprompt.methods.zero_shot import ZeroShot
 
 
-@register("cupl", paper="arXiv:2209.03320", labels="none")
+@register("cupl", paper="arXiv:2209.03320", labels="none", fidelity="code")
 class CuPL(ZeroShot):
     """Zero-shot by sentences about each class."""
 

@@ -37,7 +37,7 @@ PUBLISHED_WIDTH = 512
 SAME = 1e-4  # between text features of one class, encoded among others
 
 
-@register("gda", paper="arXiv:2402.04087", new_classes=False, head=True, paper_settings="whole_val")
+@register("gda", paper="arXiv:2402.04087", new_classes=False, head=True, paper_settings="whole_val", fidelity="code")
 class GDA(BesideText):
     """Gaussian discriminant analysis on image features, beside zero-shot CLIP."""
 

@@ -60,6 +60,7 @@ class StepSizes:
     head=True,
     paper_settings="none",
     paper_epoch="val",
+    fidelity="code",
 )
 class LPPlusPlus(BesideText):
     """A linear probe on image features beside what each class's text counts."""

@@ -21,7 +21,9 @@ from vlprompt.learner import register
 from vlprompt.methods.heads.on_text import OnText
 
 
-@register("taskres", paper="arXiv:2211.10277", trains=("head",), new_classes=False, paper_settings="none")
+@register(
+    "taskres", paper="arXiv:2211.10277", trains=("head",), new_classes=False, paper_settings="none", fidelity="code"
+)
 class TaskRes(OnText):
     """A residual on each class feature."""
 

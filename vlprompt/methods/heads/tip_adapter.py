@@ -32,7 +32,9 @@ def cache_keys(features: Tensor) -> Tensor:
     return F.normalize(features.mean(dim=0), dim=-1)
 
 
-@register("tip_adapter", paper="arXiv:2207.09519", new_classes=False, head=True, paper_settings="whole_val")
+@register(
+    "tip_adapter", paper="arXiv:2207.09519", new_classes=False, head=True, paper_settings="whole_val", fidelity="code"
+)
 class TipAdapter(ImageCache, BesideText):
     """A cache of the labelled images beside zero-shot CLIP."""
 

@@ -30,6 +30,7 @@ from vlprompt.methods.heads.tip_adapter import TipAdapter
     head=True,
     paper_settings="whole_val",
     paper_epoch="test",
+    fidelity="code",
 )
 class TipAdapterF(TipAdapter):
     """A cache of the labelled images whose keys are trained."""

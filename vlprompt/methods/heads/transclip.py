@@ -50,7 +50,15 @@ class Votes(NamedTuple):
     labelled: Tensor | float = 0.0
 
 
-@register("transclip", paper="arXiv:2406.01837", labels="none", head=True, predicts="jointly", paper_settings="val")
+@register(
+    "transclip",
+    paper="arXiv:2406.01837",
+    labels="none",
+    head=True,
+    predicts="jointly",
+    paper_settings="val",
+    fidelity="code",
+)
 class TransCLIP(BesideZeroShot):
     """Test images assigned to classes jointly: by text, by Gaussians and by their neighbours."""
 

@@ -41,7 +41,7 @@ class Solved(NamedTuple):
     least: float
 
 
-@register("zlap", paper="arXiv:2404.04072", labels="none", head=True, predicts="jointly")
+@register("zlap", paper="arXiv:2404.04072", labels="none", head=True, predicts="jointly", fidelity="code")
 class ZLaP(BesideZeroShot):
     """Labels that flow from class texts over a graph of images."""
 

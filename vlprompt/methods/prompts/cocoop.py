@@ -29,7 +29,7 @@ def make_meta_net(clip: FrozenCLIP) -> nn.Sequential:
     return nn.Sequential(OrderedDict(layers, linear2=nn.Linear(hidden, clip.text.width)))
 
 
-@register("cocoop", paper="arXiv:2203.05557", trains=("text",), classifier="per_image")
+@register("cocoop", paper="arXiv:2203.05557", trains=("text",), classifier="per_image", fidelity="code")
 class CoCoOp(CoOp):
     """CoOp with a context that is conditioned on the image."""
 

@@ -18,7 +18,7 @@ from vlprompt.learner.facts import Facts
 from vlprompt.learner.prompts import TextPrompt
 
 
-@register("coop", paper="arXiv:2109.01134", trains=("text",))
+@register("coop", paper="arXiv:2109.01134", trains=("text",), fidelity="code")
 class CoOp(PromptLearner):
     """Context optimization: learnt words around the class name."""
 

@@ -38,7 +38,7 @@ class Adapter(nn.Module):
         return adapted
 
 
-@register("coprompt", paper="arXiv:2306.01195", trains=("text", "vision"), cacheable_images=False)
+@register("coprompt", paper="arXiv:2306.01195", trains=("text", "vision"), cacheable_images=False, fidelity="code")
 class CoPrompt(MaPLe):
     """Coupled deep prompts and adapters, consistent with the frozen model on other inputs."""
 

@@ -19,7 +19,7 @@ from vlprompt.learner.objectives import Batch
 from vlprompt.learner.prompts import TextPrompt, VisualPrompt
 
 
-@register("ivlp", paper="arXiv:2210.03117", trains=("text", "vision"), cacheable_images=False)
+@register("ivlp", paper="arXiv:2210.03117", trains=("text", "vision"), cacheable_images=False, fidelity="code")
 class IVLP(PromptLearner):
     """Deep prompts in both towers, learnt independently."""
 

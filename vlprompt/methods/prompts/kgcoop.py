@@ -14,7 +14,7 @@ from vlprompt.learner import register
 from vlprompt.methods.prompts.coop import CoOp
 
 
-@register("kgcoop", paper="arXiv:2303.13283", trains=("text",))
+@register("kgcoop", paper="arXiv:2303.13283", trains=("text",), fidelity="code")
 class KgCoOp(CoOp):
     """CoOp held near the hand-written prompts."""
 

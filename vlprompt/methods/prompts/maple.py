@@ -18,7 +18,7 @@ from vlprompt.learner.objectives import Batch
 from vlprompt.learner.prompts import Coupling, TextPrompt
 
 
-@register("maple", paper="arXiv:2210.03117", trains=("text", "vision"), cacheable_images=False)
+@register("maple", paper="arXiv:2210.03117", trains=("text", "vision"), cacheable_images=False, fidelity="code")
 class MaPLe(PromptLearner):
     """Deep text prompts, and visual prompts coupled to them by linear maps."""
 

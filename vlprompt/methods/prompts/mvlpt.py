@@ -49,7 +49,7 @@ class UnifiedCoupling(nn.Module):
         return self.mvlpt_proj_ctx_coop_post(text_out), self.mvlpt_proj_ctx_vpt_post(visual_out).view_as(visual)
 
 
-@register("mvlpt", paper="arXiv:2211.11720", trains=("text", "vision"), cacheable_images=False)
+@register("mvlpt", paper="arXiv:2211.11720", trains=("text", "vision"), cacheable_images=False, fidelity="code")
 class MVLPT(PromptLearner):
     """Prompts for several tasks at once, to start other tasks from."""
 

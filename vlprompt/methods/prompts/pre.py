@@ -65,7 +65,7 @@ class PerToken(nn.Module):
         return torch.cat([encode(token) for encode, token in zip(self.encoders, tokens, strict=True)], dim=-2)
 
 
-@register("pre", paper="arXiv:2309.07760", trains=("text",))
+@register("pre", paper="arXiv:2309.07760", trains=("text",), fidelity="code")
 class PRE(CoOp):
     """CoOp with a context that an encoder reparameterizes while training."""
 

@@ -18,7 +18,7 @@ from vlprompt.learner.prompts import TextPrompt
 from vlprompt.methods.prompts.coop import CoOp
 
 
-@register("prograd", paper="arXiv:2205.14865", trains=("text",))
+@register("prograd", paper="arXiv:2205.14865", trains=("text",), fidelity="code")
 class ProGrad(CoOp):
     """CoOp whose gradient does not go against the zero-shot model."""
 

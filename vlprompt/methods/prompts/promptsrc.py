@@ -18,7 +18,7 @@ from vlprompt.methods.prompts.ivlp import IVLP
 TEACHER = "templates='imagenet80', normalise_first=False"
 
 
-@register("promptsrc", paper="arXiv:2307.06948", trains=("text", "vision"), cacheable_images=False)
+@register("promptsrc", paper="arXiv:2307.06948", trains=("text", "vision"), cacheable_images=False, fidelity="code")
 class PromptSRC(IVLP):
     """Independent deep prompts, held near the frozen model in features, logits and over time."""
 

@@ -64,7 +64,7 @@ class Surgery(nn.Module):
         return repaired
 
 
-@register("restore", paper="arXiv:2403.06136", trains=("text", "vision"), cacheable_images=False)
+@register("restore", paper="arXiv:2403.06136", trains=("text", "vision"), cacheable_images=False, fidelity="code")
 class RESTORE(MaPLe):
     """Coupled deep prompts whose shift stays alike in both modalities."""
 

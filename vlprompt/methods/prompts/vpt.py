@@ -19,7 +19,7 @@ from vlprompt.learner.objectives import Batch
 from vlprompt.learner.prompts import VisualPrompt
 
 
-@register("vpt", paper="arXiv:2203.12119", trains=("vision",), cacheable_images=False)
+@register("vpt", paper="arXiv:2203.12119", trains=("vision",), cacheable_images=False, fidelity="code")
 class VPT(PromptLearner):
     """Visual prompt tuning: learnt tokens beside the image patches."""
 

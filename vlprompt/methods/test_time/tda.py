@@ -66,7 +66,7 @@ class Cache:
         return torch.exp(-beta * (1 - self.keys @ f)) * held
 
 
-@register("tda", paper="arXiv:2403.18293", labels="none", head=True, predicts="online")
+@register("tda", paper="arXiv:2403.18293", labels="none", head=True, predicts="online", fidelity="code")
 class TDA(BesideZeroShot):
     """Zero-shot beside two caches of the test images that came before."""
 

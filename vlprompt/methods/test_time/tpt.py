@@ -40,7 +40,7 @@ def entropy_of_mean(logits: Tensor) -> Tensor:
     return -(log_mean.exp() * log_mean).sum()
 
 
-@register("tpt", paper="arXiv:2209.07511", trains=("text",), labels="none", inputs=("views",))
+@register("tpt", paper="arXiv:2209.07511", trains=("text",), labels="none", inputs=("views",), fidelity="code")
 class TPT(CoOp):
     """A context that is tuned on each test image by itself."""
 

@@ -36,7 +36,9 @@ HELD_OUT_FROM, KEPT = 10, 0.8  # as published: of K pseudo-labels a class or mor
 TOWERS = {"text": {"text"}, "visual": {"vision"}, "multimodal": {"text", "vision"}}
 
 
-@register("grip", paper="arXiv:2306.01669", trains=("text", "vision"), cacheable_images=False, labels="any")
+@register(
+    "grip", paper="arXiv:2306.01669", trains=("text", "vision"), cacheable_images=False, labels="any", fidelity="code"
+)
 class GRIP(PromptLearner):
     """Grow and refine iteratively pseudo-labels: more of them in each round, by the prompt of the last."""
 
@@ -170,7 +172,9 @@ class GRIP(PromptLearner):
         return (1.0, ratio) if unseen_only else (ratio, 1.0)
 
 
-@register("ifpl", paper="arXiv:2306.01669", trains=("text", "vision"), cacheable_images=False, labels="any")
+@register(
+    "ifpl", paper="arXiv:2306.01669", trains=("text", "vision"), cacheable_images=False, labels="any", fidelity="code"
+)
 class IFPL(GRIP):
     """Iterative few pseudo-labels: as many in each round, by the prompt of the last."""
 
@@ -181,7 +185,9 @@ class IFPL(GRIP):
         labeler: str = "leaderboard(k=16)"
 
 
-@register("fpl", paper="arXiv:2306.01669", trains=("text", "vision"), cacheable_images=False, labels="any")
+@register(
+    "fpl", paper="arXiv:2306.01669", trains=("text", "vision"), cacheable_images=False, labels="any", fidelity="code"
+)
 class FPL(GRIP):
     """Few pseudo-labels: of zero-shot CLIP, for one training."""
 

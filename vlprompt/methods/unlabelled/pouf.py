@@ -24,7 +24,7 @@ from vlprompt.learner.learning import Feed, ParameterGroup, Train
 from vlprompt.methods.prompts.coop import CoOp
 
 
-@register("pouf", paper="arXiv:2305.00350", trains=("text",), labels="none", paper_epoch="test")
+@register("pouf", paper="arXiv:2305.00350", trains=("text",), labels="none", paper_epoch="test", fidelity="code")
 class POUF(CoOp):
     """A context and a logit scale that bring images without labels and classes together."""
 

@@ -67,7 +67,7 @@ def raw_text(learner: OnText, template: list[str] | None) -> Tensor:
     return learner.frozen_text(template, normalise_first=False, normalise_last=False)
 
 
-@register("tfup", paper="arXiv:2404.16339", labels="none", new_classes=False, head=True)
+@register("tfup", paper="arXiv:2404.16339", labels="none", new_classes=False, head=True, fidelity="code")
 class TFUP(ImageCache, OnText):
     """A cache of images without labels, the most central of each class, beside zero-shot CLIP."""
 

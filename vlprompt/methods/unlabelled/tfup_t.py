@@ -37,6 +37,7 @@ from vlprompt.methods.unlabelled.tfup import raw_text, votes
     new_classes=False,
     head=True,
     paper_epoch="test",
+    fidelity="code",
 )
 class TFUPT(CLIPAdapter):
     """Class residuals and a bottleneck, trained on pseudo-labels of TFUP's cache."""

@@ -28,7 +28,7 @@ from vlprompt.learner.teacher import Teacher
 from vlprompt.methods.prompts.coop import CoOp
 
 
-@register("upl", paper="arXiv:2204.03649", trains=("text",), labels="none")
+@register("upl", paper="arXiv:2204.03649", trains=("text",), labels="none", fidelity="code")
 class UPL(CoOp):
     """CoOp on pseudo-labels of the images that zero-shot CLIP is surest of."""
 
