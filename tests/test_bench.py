@@ -6,11 +6,14 @@ import json
 from pathlib import Path
 
 import pytest
+from torch.utils.flop_counter import FlopCounterMode
 
+from vlprompt import load_clip
 from vlprompt.bench import Case, measure, pairs
 from vlprompt.bench.heads import Case as HeadCase
 from vlprompt.bench.heads import list_heads
 from vlprompt.bench.heads import measure as measure_head
+from vlprompt.bench.steps import Work, work
 from vlprompt.cli.__main__ import main
 
 
@@ -18,6 +21,29 @@ def test_full_length_does_more_work_than_prefix_sharing() -> None:
     shared, full = (measure(Case(classes=6, text=text, what="text"), "vlprompt-tiny", 1) for text in ("shared", "full"))
     assert full["gflop"] > 3 * shared["gflop"]
     assert shared["seconds"] > 0
+
+
+def test_no_step_is_spared_what_an_earlier_one_did() -> None:
+    clip = load_clip("vlprompt-tiny", device="cpu")
+    case = next(pair.fast for pair in pairs([4], ["promptsrc"], layers=2) if pair.fast.what == "step")
+    measured = work(case, clip)
+    first = measured.fresh()
+    measured.run(first)  # encodes the frozen class features, which a training does once
+    again, new, newer = (flops(measured, given) for given in (first, measured.fresh(), measured.fresh()))
+    assert again < new == newer  # the teacher remembers the images of a batch, for its other objectives
+
+
+def flops(measured: Work, given: object) -> int:
+    with FlopCounterMode(display=False) as counter:
+        measured.run(given)
+    return counter.get_total_flops()
+
+
+def test_careful_code_does_less_than_published_code_and_more_than_ours() -> None:
+    [pair] = [pair for pair in pairs([6], ["coop"], layers=4) if "text forward" in pair.title]
+    assert pair.careful is not None
+    ours, careful, plain = (measure(case, "vlprompt-tiny", 1) for case in (pair.fast, pair.careful, pair.plain))
+    assert ours["gflop"] < careful["gflop"] < plain["gflop"] / 2
 
 
 def test_every_comparison_differs_in_what_its_title_says() -> None:

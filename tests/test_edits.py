@@ -12,7 +12,7 @@ from open_clip.model import CLIP
 from torch import Tensor, nn
 
 from vlprompt import FrozenCLIP, VlpromptError, analysis, list_methods, method_info
-from vlprompt.clip.edits import Edit, FullLength, Rows
+from vlprompt.clip.edits import Edit, FullLength, Rows, Trimmed
 from vlprompt.clip.text import encode_prompts, encode_prompts_plain
 from vlprompt.clip.vision import encode_images
 from vlprompt.learner.edits import LayerNorms
@@ -203,6 +203,7 @@ def test_edited_text_is_exact_where_prefixes_are_shared(kinds, groups: int, layo
         "shared": encode_prompts(clip.text, prompts, edits=edits),
         "chunked": clip.encode_prompts(prompts, 2, edits),
         "full length": clip.encode_prompts(prompts, 3, [*edits, FullLength()]),
+        "trimmed": clip.encode_prompts(prompts, None, [*edits, Trimmed()]),
     }
     assert not close(ways["plain"], encode_prompts(clip.text, prompts), 1e-3)
     assert_same(ways, [ctx, *prompt.deep, *edits.parameters()])

@@ -119,6 +119,10 @@ class FullLength(Edit):
     shared_until = 0
 
 
+class Trimmed(FullLength):
+    """Shares nothing either, but sequences end with the longest prompt, of towers that read nothing behind it."""
+
+
 def edits_of(tower: Tower, edits: Iterable[Edit], promptable: bool) -> Sequence[Edit]:
     """Those of the edits that are made in a tower, or one sentence if it takes none."""
     chosen = tuple(edit for edit in edits if edit.tower == tower)

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from vlprompt.clip.edits import Edit, Rows, edits_of, shared_layers
+from vlprompt.clip.edits import Edit, Rows, Trimmed, edits_of, shared_layers
 from vlprompt.clip.towers import TextTower
 from vlprompt.errors import VlpromptError
 
@@ -276,11 +276,14 @@ def _encode_full(tower: TextTower, prompts: Prompts, edits: Sequence[Edit], rows
 
 
 def _encode_group(tower: TextTower, prompts: Prompts, edits: Sequence[Edit], rows: Rows) -> Tensor:
-    """Encode C sequences of context length: prefix (1, P, d_t), suffix ([1,] C, S, d_t) -> (1, C, D)."""
+    """Encode C sequences of context length, unless an edit trims them: prefix (1, P, d_t), suffix ([1,] C, S, d_t) ->
+    (1, C, D)."""
     size, count = prompts.prefix.shape[1], len(prompts.lengths)
     suffix = prompts.suffix.squeeze(0) if prompts.suffix.dim() == 4 else prompts.suffix
-    x = torch.cat([prompts.prefix.expand(count, -1, -1), suffix], dim=1)[:, : tower.context_length]
-    x = F.pad(x, (0, 0, 0, tower.context_length - x.shape[1]))  # (C, L, d_t)
+    trimmed = tower.shares_prefix and any(isinstance(edit, Trimmed) for edit in edits)
+    length = size + int(prompts.lengths.max()) if trimmed else tower.context_length
+    x = torch.cat([prompts.prefix.expand(count, -1, -1), suffix], dim=1)[:, :length]
+    x = F.pad(x, (0, 0, 0, length - x.shape[1]))  # (C, L, d_t)
     if tower.cls_emb is not None:
         x = torch.cat([x, tower.cls_emb.float().expand(count, 1, -1)], dim=1)
     x = x + tower.positions[: x.shape[1]]
