@@ -12,7 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from golden_files import CORE, case_names, read_case, read_config
+from golden_files import CORE, NEW, case_names, read_case, read_config
+from golden_learned import WAYS, learnt_cases
+from golden_numbers import close
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -104,6 +106,23 @@ def test_a_published_style_checkpoint_gives_the_golden_logits(
     again = load_learner(learner.save_pretrained(tmp_path / "learner"), clip=golden_clip)
     with torch.no_grad():
         assert torch.equal(again(images), learner(images))
+
+
+@pytest.mark.parametrize("name", learnt_cases())
+def test_what_newer_repositories_save_gives_the_golden_logits(
+    name: str, golden_clip: FrozenCLIP, tmp_path: Path
+) -> None:
+    case, names = read_case(NEW, name), read_config()["class_names"]
+    method, images = case.facts["method"], load_file(CORE / "batch.safetensors")["image"]
+    way = WAYS[method]
+    settings = way.settings(case.facts)
+    shown = {key: settings.pop(key) for key in way.shown}  # what shapes show need not be said
+    state = {way.place(tensor): value for tensor, value in case.under("final/").items()}
+    file = save(state, tmp_path / "model.pth.tar-5")
+    learner = import_checkpoint(file, method, golden_clip, names, **settings)
+    assert {key: getattr(learner.config, key) for key in shown} == shown
+    with torch.no_grad():
+        close(learner(images), case.tensors["logits_final"], name, atol=way.atol)
 
 
 @pytest.mark.parametrize(

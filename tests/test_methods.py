@@ -42,6 +42,7 @@ def total(method: str, clip, **settings) -> int:
         ("coprompt", {}, 3_817_216),
         ("restore", {}, 7_756_544),
         ("mvlpt", {}, 566_400),
+        ("tcp", {}, 331_904),
     ],
 )
 def test_parameter_counts_on_vit_b_16(method: str, settings: dict, count: int, vit_b_16) -> None:

@@ -50,6 +50,15 @@ ELSEWHERE = [
     ({"method": "promptsrc", "protocol": "few_shot", "dataset": "dtd"}, {"aggregator": "gpa(mean=45, std=5)"}),
     ({"method": "coprompt", "dataset": "food101"}, {"epochs": 5, "n_ctx": 4, "depth": 9}),
     ({"method": "restore", "protocol": "cross_dataset"}, {"epochs": 2, "text_ratio": 0.05, "image_ratio": 0.05}),
+    (
+        {"method": "tcp", "dataset": "sun397"},
+        {"lr": 2e-3, "batch_size": 32, "epochs": 25, "optimizer": "adam(eps=1e-3)", "prompt_template": "{}."},
+    ),
+    (
+        {"method": "tcp", "dataset": "stanford_cars"},
+        {"epochs": 50, "prompt_template": "{}, a type of car", "teacher_template": "a photo of a {}."},
+    ),
+    ({"method": "tcp", "dataset": "ucf101"}, {"prompt_template": "person doing {}."}),
     ({"method": "restore", "dataset": "oxford_pets"}, {"image_ratio": 0.01, "text_ratio": 0.1}),
 ]
 SHARED_BY_ALL = {"optimizer": "sgd", "momentum": 0.9, "weight_decay": 5e-4, "warmup_epochs": 1, "warmup_lr": 1e-5}

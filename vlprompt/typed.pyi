@@ -43,6 +43,7 @@ from vlprompt.methods.prompts.prograd import ProGrad
 from vlprompt.methods.prompts.promptsrc import PromptSRC
 from vlprompt.methods.prompts.restore import RESTORE
 from vlprompt.methods.heads.taskres import TaskRes
+from vlprompt.methods.prompts.tcp import TCP
 from vlprompt.methods.test_time.tda import TDA
 from vlprompt.methods.unlabelled.tfup import TFUP
 from vlprompt.methods.unlabelled.tfup_t import TFUPT
@@ -57,7 +58,7 @@ from vlprompt.methods.heads.zlap import ZLaP
 from vlprompt.methods.heads.clap import ZSLP
 
 StrPath = str | PathLike[str]
-Known = Literal['clap', 'clip_adapter', 'cocoop', 'coop', 'coprompt', 'cross_modal_lp', 'cupl', 'difftpt', 'fpl', 'gda', 'grip', 'ifpl', 'ivlp', 'kgcoop', 'linear_probe', 'lp_plus_plus', 'maple', 'mvlpt', 'pouf', 'pre', 'proda', 'prograd', 'promptsrc', 'restore', 'taskres', 'tda', 'tfup', 'tfup_t', 'tip_adapter', 'tip_adapter_f', 'tpt', 'transclip', 'upl', 'vpt', 'zero_shot', 'zlap', 'zs_lp']
+Known = Literal['clap', 'clip_adapter', 'cocoop', 'coop', 'coprompt', 'cross_modal_lp', 'cupl', 'difftpt', 'fpl', 'gda', 'grip', 'ifpl', 'ivlp', 'kgcoop', 'linear_probe', 'lp_plus_plus', 'maple', 'mvlpt', 'pouf', 'pre', 'proda', 'prograd', 'promptsrc', 'restore', 'taskres', 'tcp', 'tda', 'tfup', 'tfup_t', 'tip_adapter', 'tip_adapter_f', 'tpt', 'transclip', 'upl', 'vpt', 'zero_shot', 'zlap', 'zs_lp']
 
 class MethodSettings(TypedDict, total=False):
     objective: list[str]
@@ -342,6 +343,16 @@ class TaskresSettings(MethodSettings, total=False):
 
 class TaskresRun(RunSettings, TaskresSettings, total=False): ...
 
+class TcpSettings(MethodSettings, total=False):
+    n_ctx: int
+    prompt_template: str
+    teacher_template: str | None
+    class_layer: int | None
+    class_weight: float
+    meta_width: int | None
+
+class TcpRun(RunSettings, TcpSettings, total=False): ...
+
 class TdaSettings(MethodSettings, total=False):
     template: list[str] | None
     text: StrPath | None
@@ -583,6 +594,10 @@ def create_learner(method: Literal['taskres'], clip: FrozenCLIP, class_names: Se
     """A residual on each class feature."""
 
 @overload
+def create_learner(method: Literal['tcp'], clip: FrozenCLIP, class_names: Sequence[str], *, templates: Sequence[str] = ..., seed: int = ..., shared_names: bool = ..., **settings: Unpack[TcpSettings]) -> TCP:
+    """A context that gives way to tokens made of each class's own frozen text feature."""
+
+@overload
 def create_learner(method: Literal['tda'], clip: FrozenCLIP, class_names: Sequence[str], *, templates: Sequence[str] = ..., seed: int = ..., shared_names: bool = ..., **settings: Unpack[TdaSettings]) -> TDA:
     """Zero-shot beside two caches of the test images that came before."""
 
@@ -735,6 +750,10 @@ def run(*, method: Literal['restore'], clip: FrozenCLIP | None = ..., **settings
 @overload
 def run(*, method: Literal['taskres'], clip: FrozenCLIP | None = ..., **settings: Unpack[TaskresRun]) -> Result:
     """A residual on each class feature."""
+
+@overload
+def run(*, method: Literal['tcp'], clip: FrozenCLIP | None = ..., **settings: Unpack[TcpRun]) -> Result:
+    """A context that gives way to tokens made of each class's own frozen text feature."""
 
 @overload
 def run(*, method: Literal['tda'], clip: FrozenCLIP | None = ..., **settings: Unpack[TdaRun]) -> Result:

@@ -34,6 +34,11 @@ PLACES = (
     (r"image_encoder\.transformer\.resblocks\.(\d+)\.VPT_shallow", r"visual_prompts.\1"),
     (r"image_encoder\.VPT", "visual_prompts.0"),
 )
+# settings that are the length of an axis of a tensor
+LENGTHS = {
+    "coupling_width": ("mvlpt_proj_ctx_coop_pre.weight", 0),
+    "meta_width": ("meta_net.linear1.weight", 0),
+}
 # what is saved beside prompts: buffers of the classes, the frozen model, a frozen teacher, settings
 NOT_LEARNT = re.compile(
     r"token_(prefix|suffix)|text_encoder\.|image_encoder\.|logit_scale|ZS_image_encoder\.|model_distill|.*_cali_ratio"
@@ -113,6 +118,16 @@ def published_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def sizes(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     """Read settings from the shapes of tensors under their published names."""
+    out = _prompt_sizes(tensors)
+    out |= {key: tensors[name].shape[axis] for key, (name, axis) in LENGTHS.items() if name in tensors}
+    for setting, theirs in (("text_ratio", "text_cali_ratio"), ("image_ratio", "vis_cali_ratio")):
+        if theirs in tensors:
+            out[setting] = float(tensors[theirs])
+    return out
+
+
+def _prompt_sizes(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Numbers of tokens and of prompted layers."""
     context, visual = tensors.get("ctx", tensors.get("text_prompts.0")), tensors.get("visual_prompts.0")
     generated = tensors.get("vpt_embeddings")
     first = next((t for t in (context, visual, generated) if t is not None), None)
@@ -128,14 +143,7 @@ def sizes(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
         "vision_depth": vision_depth,
         "variant": "mcoop" if generated is None else variant,
     }
-    if visual is not None:
-        out["vision_n_ctx"] = visual.shape[-2]
-    if "mvlpt_proj_ctx_coop_pre.weight" in tensors:
-        out["coupling_width"] = len(tensors["mvlpt_proj_ctx_coop_pre.weight"])
-    for setting, theirs in (("text_ratio", "text_cali_ratio"), ("image_ratio", "vis_cali_ratio")):
-        if theirs in tensors:
-            out[setting] = float(tensors[theirs])
-    return out
+    return out if visual is None else out | {"vision_n_ctx": visual.shape[-2]}
 
 
 def _layers(tensors: Mapping[str, Tensor], kind: str) -> int:
