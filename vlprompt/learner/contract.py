@@ -189,15 +189,19 @@ class PromptLearner(Method):
         """Score each image against class features of its own, ``image_chunk`` images at a time.
 
         A training step recomputes each chunk for its gradient; evaluation keeps one chunk's class features at a time,
-        and returns none of them.
+        and returns none of them. What all images share is computed before.
         """
-        parts = v.split(getattr(self.config, "image_chunk", None) or len(v) or 1)
+        parts, encode = v.split(getattr(self.config, "image_chunk", None) or len(v) or 1), self.text_encoder()
         if len(parts) == 1 or torch.is_grad_enabled():
-            encode = self.text_features if len(parts) == 1 else _recomputed(self.text_features)
+            encode = encode if len(parts) == 1 else _recomputed(encode)
             t = torch.cat([encode(part) for part in parts])  # (B, C, D)
             return Outputs(v, t, self.score(v, t))
-        logits = torch.cat([self.score(part, self.text_features(part)) for part in parts])
+        logits = torch.cat([self.score(part, encode(part)) for part in parts])
         return Outputs(v, torch.empty(0), logits)
+
+    def text_encoder(self) -> Callable[[Tensor], Tensor]:
+        """``text_features`` of images, for all chunks of a batch; a method computes here what its images share."""
+        return self.text_features
 
     def linear(self) -> tuple[Tensor, Tensor] | None:
         """``linear_head`` of what is scored with, an ensemble's if there is one; None if no linear map gives it."""
@@ -224,12 +228,16 @@ class PromptLearner(Method):
 
     def _text_features(self) -> Tensor:
         """``text_features``, computed once while no gradient is asked for."""
+        return self.while_unchanged(self.text_features)
+
+    def while_unchanged(self, compute: Callable[[], Tensor]) -> Tensor:
+        """What one function of the learnables alone gives, computed once while no gradient is asked for."""
         if torch.is_grad_enabled():
-            return self.text_features()
+            return compute()
         # compared by value: writes through .data leave no trace, and learnt numbers are few
         state = [*self.parameters(), *self.buffers()]
         if self._cached is None or not all(map(_equal, self._cached[0], state)):
-            self._cached = ([tensor.detach().clone() for tensor in state], self.text_features())
+            self._cached = ([tensor.detach().clone() for tensor in state], compute())
         return self._cached[1]
 
     @classmethod
