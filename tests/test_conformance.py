@@ -20,6 +20,8 @@ VARIANTS = [(m, {}) for m in list_methods()] + [
     ("ivlp", {"objective": ["ce", "text_anchor(weight=8)"]}),
     ("coop", {"gradient_rule": "prograd", "objective": ["ce", "distillation(weight=0)"], "aggregator": "ema"}),
     ("cocoop", {"image_chunk": 3}),
+    ("mocoop", {"tune_vit_ln": True}),
+    ("mocoop", {"groups": {"one": ["a {} in a video game."], "two": ["{}, seen from afar"]}, "image_chunk": 3}),
     ("pre", {"encoder": "mlp", "shared": False}),
     ("pre", {"class_specific": True, "shared": False}),
     ("mvlpt", {"variant": "mcoop"}),

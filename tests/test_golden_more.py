@@ -6,6 +6,7 @@ import inspect
 import re
 from types import SimpleNamespace
 
+import golden_generated
 import golden_heads
 import golden_unlabelled
 import pytest
@@ -26,7 +27,8 @@ from vlprompt.methods.heads.lp_plus_plus import StepSizes
 from vlprompt.methods.test_time import tpt as tpt_module
 from vlprompt.methods.test_time.tpt import entropy_of_mean, surest_views
 
-CHECKS: dict[str, Check] = golden_heads.CHECKS | golden_unlabelled.CHECKS  # by the beginning of a file's name
+# by the beginning of a file's name
+CHECKS: dict[str, Check] = golden_heads.CHECKS | golden_unlabelled.CHECKS | golden_generated.CHECKS
 
 
 def check(function: Check) -> Check:

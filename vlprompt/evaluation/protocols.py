@@ -79,6 +79,12 @@ class Plan:
             saw.add("test")
         return [source for source in SEEN if source in saw]
 
+    def later_names(self, data: Mapping[Part, DatasetSplits]) -> tuple[str, ...]:
+        """Names of the classes that are tested and not learnt from."""
+        learnt = set(data[self.train].class_names)
+        names = dict.fromkeys(name for part in self.tests.values() for name in data[part].class_names)
+        return tuple(name for name in names if name not in learnt)
+
 
 Targets = Sequence[str] | str | None
 Planner = Callable[[str, Targets, str | None], Plan]

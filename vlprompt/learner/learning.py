@@ -120,6 +120,10 @@ class Feed(Protocol):
         """Names of the images' domains, which ``domain`` of a batch counts; empty if they have none."""
 
     @property
+    def later_names(self) -> tuple[str, ...]:
+        """Names of classes that are tested and not learnt from, for who asks; few methods do."""
+
+    @property
     def selection(self) -> Selection:
         """What hyper-parameters may be chosen on, and the record of what was; see ``vlprompt.learner.selection``."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -113,7 +114,15 @@ def execute(resolved: Resolved, clip: FrozenCLIP | None = None, shared: Shared |
                 with clock("encode"):
                     encode_tests(data, plan, config, clip, reporter)
             learnt, labellings = fit(
-                learner, data[plan.train], resolved, reporter, clock, loggers, images["train"], plan.selection
+                learner,
+                data[plan.train],
+                resolved,
+                reporter,
+                clock,
+                loggers,
+                images["train"],
+                plan.selection,
+                plan.later_names(data),
             )
             truth = labels_of_pool(data[plan.train], config, shared) if labellings else {}
             pseudo_labels = keep_pseudo_labels(folder, labellings, data[plan.train], truth, reporter)
@@ -223,10 +232,12 @@ def fit(
     loggers: Loggers,
     images: str = "",
     selection: Selection | None = None,
+    later_names: Sequence[str] = (),
 ) -> tuple[list[dict[str, Any]], list[Labelling]]:
     """Train a learner on the images of ``source``, and return the history and what it took a pool for.
 
-    ``images`` tells those from changed ones under the same names, and ``selection`` what may be chosen on.
+    ``images`` tells those from changed ones under the same names, ``selection`` what may be chosen on, and
+    ``later_names`` what classes are tested that are not learnt from.
     """
     config = resolved.config
     backbone = backbone_fingerprint(learner.clip, source.class_names)
@@ -246,7 +257,7 @@ def fit(
         identity = {"settings": resolved.id + taught, "backbone": backbone, "data": images}
         keeping = {"seed": config.seed, "folder": resolved.folder, "resume": config.resume, "identity": identity}
         trainer = Trainer(config, keeping | {"selection": best}, tell, clock)
-        feed = make_feed(learner, source, resolved, reporter, clock, selection)
+        feed = make_feed(learner, source, resolved, reporter, clock, selection, later_names)
         history = trainer.fit(learner, feed)
     if history and selection.epoch:
         selection.saw.add(selection.epoch)

@@ -87,6 +87,7 @@ class ImageFeed:
             encoded twice.
         labellings: what the pool was taken for so far, in order; all feeds made of one share the record.
         other: whose batches go along as ``unlabeled``.
+        later_names: of classes that are tested and not learnt from.
         selection: which held-out images are handed out, noting those that are read.
         reporter, clock: tell and time the encoding of images.
     """
@@ -100,6 +101,7 @@ class ImageFeed:
     chosen: Tensor | None = None
     labellings: list[Labelling] = field(default_factory=list)
     other: Feed | None = None
+    later_names: tuple[str, ...] = ()
     selection: Selection = field(default_factory=Selection)
     reporter: Reporter = field(default_factory=lambda: Reporter(quiet=True))
     clock: Clock = field(default_factory=Clock)
@@ -324,10 +326,11 @@ def make_feed(
     reporter: Reporter,
     clock: Clock | None = None,
     selection: Selection | None = None,
+    later_names: Iterable[str] = (),
 ) -> ImageFeed:
     """Return what a learner learns from: the training images of ``source``, and what it may choose settings on.
 
-    Test images are not in it, unless the selection hands them out.
+    Test images are not in it, unless the selection hands them out; of classes that are tested later on, names.
     """
     selection = selection or Selection()
     source = source if "test" in selection.sources else replace(source, test=())
@@ -342,6 +345,7 @@ def make_feed(
         loading,
         cacheable=not learner.learns_from_images,
         names=learner.image_keys,
+        later_names=tuple(later_names),
         selection=selection,
         reporter=reporter,
         clock=clock or Clock(),

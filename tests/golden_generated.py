@@ -1,0 +1,73 @@
+"""Checks of what makes class features for each image, or generates prompts, against what its authors' code computes."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from golden_files import Case
+from golden_numbers import Check, alike, clip_of, close
+from torch import Tensor
+
+from vlprompt import FrozenCLIP, create_learner
+from vlprompt.methods.prompts.mocoop import MoCoOp
+
+CHECKS: dict[str, Check] = {}
+
+
+def check(function: Check) -> Check:
+    CHECKS[function.__name__] = function
+    return function
+
+
+def mocoop_learner(case: Case, n_learnt: int, monkeypatch: pytest.MonkeyPatch) -> tuple[MoCoOp, Tensor]:
+    """MoCoOp on the first of a case's classes, whose towers give the case's features, with the experts' as a leaf."""
+    facts, t = case.facts["parameters"], case.tensors
+    names = [f"class {i}" for i in range(facts["n_classes"])]
+    count = iter(range(sum(facts["groups"])))
+    groups = {str(g): [f"template {next(count)} of {{}}" for _ in range(n)] for g, n in enumerate(facts["groups"])}
+    templates = [template for group in groups.values() for template in group]
+    places = {template.format(name): (i, c) for i, template in enumerate(templates) for c, name in enumerate(names)}
+    clip, hard = clip_of(facts["width"], math.exp(facts["logit_scale_log"])), t["hard_text_raw"]
+    learner = create_learner("mocoop", clip, names[:n_learnt], groups=groups)
+    assert isinstance(learner, MoCoOp)
+    monkeypatch.setattr(clip, "encode_text", lambda texts: torch.stack([hard[places[text]] for text in texts]))
+    raw = t["expert_text_raw"].clone().requires_grad_()
+    given = {id(tokens): raw[g, :n_learnt] for g, tokens in enumerate(learner.tokens)}
+    if n_learnt < len(names):
+        learner.see_names(names[n_learnt:])
+        given |= {id(tokens): raw[g, n_learnt:] for g, tokens in enumerate(learner.later_tokens)}
+    for expert in learner.prompts:
+        monkeypatch.setattr(expert, "encode", lambda clip, tokens, **_: given[id(tokens)][None])
+    with torch.no_grad():
+        learner.w.copy_(t["w"])
+        learner.router.weight.copy_(t["gate_weight"])
+        learner.router.bias.copy_(t["gate_bias"])
+    return learner, raw
+
+
+@check
+def mocoop(case: Case, clip: FrozenCLIP, monkeypatch: pytest.MonkeyPatch) -> None:
+    facts, t = case.facts["parameters"], case.tensors
+    for kind, n_learnt in (("same", facts["n_classes"]), ("base", facts["n_base"])):
+        learner, raw = mocoop_learner(case, n_learnt, monkeypatch)
+        close(learner.prototypes(learner.class_names), t["group_prototypes"][:, :n_learnt], "group_prototypes")
+        batch = {"image_features": t["image_features_raw"], "label": t["labels"]}
+        v = learner.image_features(batch)
+        close(learner.router(v), t["router_logits"], "router_logits")
+        assert torch.equal(learner.router(v).topk(learner.config.active).indices, t["top2"])
+        outputs = learner(batch)
+        close(outputs.text_features, t[f"{kind}_mixed_text"], f"{kind}_mixed_text")
+        close(outputs.logits, t[f"{kind}_logits"], f"{kind}_logits", atol=1e-4)
+        losses = learner.loss(batch)
+        for ours, theirs in {"ce": "ce", "expert_text": "text", "routing": "gate", "loss": "total"}.items():
+            close(losses[ours], torch.tensor(facts["losses"][kind][theirs]), f"{kind} {theirs}")
+        learner.backward(losses)
+        alike(learner.router.weight.grad, t[f"{kind}_grad_gate_weight"], "grad_gate_weight")
+        alike(learner.router.bias.grad, t[f"{kind}_grad_gate_bias"], "grad_gate_bias")
+        alike(learner.w.grad, t[f"{kind}_grad_w"], "grad_w")
+        # where the authors encode all classes a second time for the text loss, ours are encoded once
+        expected = t.get(f"{kind}_grad_expert_raw_text_loss", torch.zeros_like(raw)).clone()
+        expected[:, :n_learnt] += t[f"{kind}_grad_expert_raw"]
+        alike(raw.grad, expected, "grad_expert_raw")
