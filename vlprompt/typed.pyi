@@ -35,6 +35,7 @@ from vlprompt.methods.prompts.kgcoop import KgCoOp
 from vlprompt.methods.heads.linear_probe import LinearProbe
 from vlprompt.methods.heads.lp_plus_plus import LPPlusPlus
 from vlprompt.methods.prompts.maple import MaPLe
+from vlprompt.methods.prompts.mocoop import MoCoOp
 from vlprompt.methods.prompts.mvlpt import MVLPT
 from vlprompt.methods.unlabelled.pouf import POUF
 from vlprompt.methods.prompts.pre import PRE
@@ -58,7 +59,7 @@ from vlprompt.methods.heads.zlap import ZLaP
 from vlprompt.methods.heads.clap import ZSLP
 
 StrPath = str | PathLike[str]
-Known = Literal['clap', 'clip_adapter', 'cocoop', 'coop', 'coprompt', 'cross_modal_lp', 'cupl', 'difftpt', 'fpl', 'gda', 'grip', 'ifpl', 'ivlp', 'kgcoop', 'linear_probe', 'lp_plus_plus', 'maple', 'mvlpt', 'pouf', 'pre', 'proda', 'prograd', 'promptsrc', 'restore', 'taskres', 'tcp', 'tda', 'tfup', 'tfup_t', 'tip_adapter', 'tip_adapter_f', 'tpt', 'transclip', 'upl', 'vpt', 'zero_shot', 'zlap', 'zs_lp']
+Known = Literal['clap', 'clip_adapter', 'cocoop', 'coop', 'coprompt', 'cross_modal_lp', 'cupl', 'difftpt', 'fpl', 'gda', 'grip', 'ifpl', 'ivlp', 'kgcoop', 'linear_probe', 'lp_plus_plus', 'maple', 'mocoop', 'mvlpt', 'pouf', 'pre', 'proda', 'prograd', 'promptsrc', 'restore', 'taskres', 'tcp', 'tda', 'tfup', 'tfup_t', 'tip_adapter', 'tip_adapter_f', 'tpt', 'transclip', 'upl', 'vpt', 'zero_shot', 'zlap', 'zs_lp']
 
 class MethodSettings(TypedDict, total=False):
     objective: list[str]
@@ -274,6 +275,15 @@ class MapleSettings(MethodSettings, total=False):
     depth: int
 
 class MapleRun(RunSettings, MapleSettings, total=False): ...
+
+class MocoopSettings(MethodSettings, total=False):
+    groups: dict[str, list[str]] | None
+    active: int
+    image_chunk: int | None
+    tune_vit_ln: bool
+    new_class_names_in_text_loss: bool
+
+class MocoopRun(RunSettings, MocoopSettings, total=False): ...
 
 class MvlptSettings(MethodSettings, total=False):
     variant: Literal['mcoop', 'mvpt', 'upt']
@@ -562,6 +572,10 @@ def create_learner(method: Literal['maple'], clip: FrozenCLIP, class_names: Sequ
     """Deep text prompts, and visual prompts coupled to them by linear maps."""
 
 @overload
+def create_learner(method: Literal['mocoop'], clip: FrozenCLIP, class_names: Sequence[str], *, templates: Sequence[str] = ..., seed: int = ..., shared_names: bool = ..., **settings: Unpack[MocoopSettings]) -> MoCoOp:
+    """Contexts that start from groups of templates, and a router that mixes two of them for each image."""
+
+@overload
 def create_learner(method: Literal['mvlpt'], clip: FrozenCLIP, class_names: Sequence[str], *, templates: Sequence[str] = ..., seed: int = ..., shared_names: bool = ..., **settings: Unpack[MvlptSettings]) -> MVLPT:
     """Prompts for several tasks at once, to start other tasks from."""
 
@@ -718,6 +732,10 @@ def run(*, method: Literal['lp_plus_plus'], clip: FrozenCLIP | None = ..., **set
 @overload
 def run(*, method: Literal['maple'], clip: FrozenCLIP | None = ..., **settings: Unpack[MapleRun]) -> Result:
     """Deep text prompts, and visual prompts coupled to them by linear maps."""
+
+@overload
+def run(*, method: Literal['mocoop'], clip: FrozenCLIP | None = ..., **settings: Unpack[MocoopRun]) -> Result:
+    """Contexts that start from groups of templates, and a router that mixes two of them for each image."""
 
 @overload
 def run(*, method: Literal['mvlpt'], clip: FrozenCLIP | None = ..., **settings: Unpack[MvlptRun]) -> Result:
