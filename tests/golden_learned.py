@@ -56,8 +56,14 @@ def tcp(facts: Facts) -> dict[str, Any]:
     }
 
 
+def mma(facts: Facts) -> dict[str, Any]:
+    ours = {key: facts[key] for key in ("adapter_start", "adapter_end", "adapter_dim", "adapter_scale")}
+    return ours | {"template": f"{facts['text_ctx']} {{}}."}
+
+
 WAYS: dict[str, Way] = {  # by the case's method
     "tcp": Way(tcp, {"ce": "ce", "kg": "text_anchor"}, shown=("n_ctx", "meta_width")),
+    "mma": Way(mma, shown=("adapter_start", "adapter_end", "adapter_dim"), place="adapter_learner.{}".format),
 }
 
 

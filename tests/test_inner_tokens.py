@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from vlprompt import VlpromptError
-from vlprompt.testing import NAMES, close, fit, logits_of, make, small_clip
+from vlprompt.methods.edits import mma
+from vlprompt.testing import NAMES, close, fit, logits_of, make, small_clip, toy_batch
 
 
 def test_tcp_is_coop_where_what_flows_goes_on() -> None:
@@ -51,3 +52,34 @@ def test_what_tcp_cannot_have_is_told_in_one_sentence(settings: dict, message: s
         make("tcp", **settings)
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_mma_is_zero_shot_where_its_branches_give_nothing() -> None:
+    clip = small_clip()
+    learner = make("mma", clip)
+    for part in (learner.text_adapter, learner.visual_adapter):
+        for branch in part.values():
+            torch.nn.init.zeros_(branch.up.weight)
+    assert close(logits_of(learner), logits_of(make("zero_shot", clip)))
+
+
+@pytest.mark.parametrize("scale", [1e-3, 0.5])
+def test_mmas_gradients_are_those_of_autograd_but_for_the_scale(scale: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the last block's branches, which lead to no other's input."""
+
+    def gradients() -> dict[str, torch.Tensor]:
+        learner = make("mma", adapter_scale=scale)
+        learner.backward(learner.loss(toy_batch()))
+        return {name: parameter.grad for name, parameter in learner.named_parameters() if ".3." in name}
+
+    ours = gradients()
+    monkeypatch.setattr(mma, "scaled", lambda x, forth, back: x * forth)
+    plain = gradients()
+    assert len(ours) == 10
+    assert all(close(scale * ours[name], plain[name], 1e-4) for name in ours)
+
+
+@pytest.mark.parametrize(("start", "end"), [(3, 2), (1, 4), (4, None)])
+def test_blocks_that_are_not_there_are_refused(start: int, end: int | None) -> None:
+    with pytest.raises(VlpromptError, match="has 3 blocks in its shallower tower"):
+        make("mma", adapter_start=start, adapter_end=end)

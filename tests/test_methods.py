@@ -43,6 +43,7 @@ def total(method: str, clip, **settings) -> int:
         ("restore", {}, 7_756_544),
         ("mvlpt", {}, 566_400),
         ("tcp", {}, 331_904),
+        ("mma", {}, 674_560),
     ],
 )
 def test_parameter_counts_on_vit_b_16(method: str, settings: dict, count: int, vit_b_16) -> None:

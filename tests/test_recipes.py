@@ -59,6 +59,8 @@ ELSEWHERE = [
         {"epochs": 50, "prompt_template": "{}, a type of car", "teacher_template": "a photo of a {}."},
     ),
     ({"method": "tcp", "dataset": "ucf101"}, {"prompt_template": "person doing {}."}),
+    ({"method": "mma"}, {"lr": 1.5e-3, "batch_size": 16, "epochs": 5, "warmup_epochs": 0, "adapter_scale": 1e-3}),
+    ({"method": "mma", "protocol": "cross_dataset", "dataset": "imagenet"}, {"batch_size": 128, "epochs": 5}),
     ({"method": "restore", "dataset": "oxford_pets"}, {"image_ratio": 0.01, "text_ratio": 0.1}),
 ]
 SHARED_BY_ALL = {"optimizer": "sgd", "momentum": 0.9, "weight_decay": 5e-4, "warmup_epochs": 1, "warmup_lr": 1e-5}

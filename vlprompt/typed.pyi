@@ -35,6 +35,7 @@ from vlprompt.methods.prompts.kgcoop import KgCoOp
 from vlprompt.methods.heads.linear_probe import LinearProbe
 from vlprompt.methods.heads.lp_plus_plus import LPPlusPlus
 from vlprompt.methods.prompts.maple import MaPLe
+from vlprompt.methods.edits.mma import MMA
 from vlprompt.methods.prompts.mocoop import MoCoOp
 from vlprompt.methods.prompts.mvlpt import MVLPT
 from vlprompt.methods.unlabelled.pouf import POUF
@@ -59,7 +60,7 @@ from vlprompt.methods.heads.zlap import ZLaP
 from vlprompt.methods.heads.clap import ZSLP
 
 StrPath = str | PathLike[str]
-Known = Literal['clap', 'clip_adapter', 'cocoop', 'coop', 'coprompt', 'cross_modal_lp', 'cupl', 'difftpt', 'fpl', 'gda', 'grip', 'ifpl', 'ivlp', 'kgcoop', 'linear_probe', 'lp_plus_plus', 'maple', 'mocoop', 'mvlpt', 'pouf', 'pre', 'proda', 'prograd', 'promptsrc', 'restore', 'taskres', 'tcp', 'tda', 'tfup', 'tfup_t', 'tip_adapter', 'tip_adapter_f', 'tpt', 'transclip', 'upl', 'vpt', 'zero_shot', 'zlap', 'zs_lp']
+Known = Literal['clap', 'clip_adapter', 'cocoop', 'coop', 'coprompt', 'cross_modal_lp', 'cupl', 'difftpt', 'fpl', 'gda', 'grip', 'ifpl', 'ivlp', 'kgcoop', 'linear_probe', 'lp_plus_plus', 'maple', 'mma', 'mocoop', 'mvlpt', 'pouf', 'pre', 'proda', 'prograd', 'promptsrc', 'restore', 'taskres', 'tcp', 'tda', 'tfup', 'tfup_t', 'tip_adapter', 'tip_adapter_f', 'tpt', 'transclip', 'upl', 'vpt', 'zero_shot', 'zlap', 'zs_lp']
 
 class MethodSettings(TypedDict, total=False):
     objective: list[str]
@@ -275,6 +276,15 @@ class MapleSettings(MethodSettings, total=False):
     depth: int
 
 class MapleRun(RunSettings, MapleSettings, total=False): ...
+
+class MmaSettings(MethodSettings, total=False):
+    adapter_start: int | None
+    adapter_end: int | None
+    adapter_dim: int
+    adapter_scale: float
+    template: str
+
+class MmaRun(RunSettings, MmaSettings, total=False): ...
 
 class MocoopSettings(MethodSettings, total=False):
     groups: dict[str, list[str]] | None
@@ -572,6 +582,10 @@ def create_learner(method: Literal['maple'], clip: FrozenCLIP, class_names: Sequ
     """Deep text prompts, and visual prompts coupled to them by linear maps."""
 
 @overload
+def create_learner(method: Literal['mma'], clip: FrozenCLIP, class_names: Sequence[str], *, templates: Sequence[str] = ..., seed: int = ..., shared_names: bool = ..., **settings: Unpack[MmaSettings]) -> MMA:
+    """Adapters beside the upper blocks of both towers, with a shared middle."""
+
+@overload
 def create_learner(method: Literal['mocoop'], clip: FrozenCLIP, class_names: Sequence[str], *, templates: Sequence[str] = ..., seed: int = ..., shared_names: bool = ..., **settings: Unpack[MocoopSettings]) -> MoCoOp:
     """Contexts that start from groups of templates, and a router that mixes two of them for each image."""
 
@@ -732,6 +746,10 @@ def run(*, method: Literal['lp_plus_plus'], clip: FrozenCLIP | None = ..., **set
 @overload
 def run(*, method: Literal['maple'], clip: FrozenCLIP | None = ..., **settings: Unpack[MapleRun]) -> Result:
     """Deep text prompts, and visual prompts coupled to them by linear maps."""
+
+@overload
+def run(*, method: Literal['mma'], clip: FrozenCLIP | None = ..., **settings: Unpack[MmaRun]) -> Result:
+    """Adapters beside the upper blocks of both towers, with a shared middle."""
 
 @overload
 def run(*, method: Literal['mocoop'], clip: FrozenCLIP | None = ..., **settings: Unpack[MocoopRun]) -> Result:

@@ -295,20 +295,23 @@ class FrozenCLIP:
         texts = listed(texts, "texts")
         if not texts or not all(isinstance(text, str) for text in texts):
             raise VlpromptError(f"texts must be at least one text, not {told(next(iter(texts), texts))}")
-        ids = self.tokenize(texts, cut=cut)
         if not self.text.promptable:
             edits_of("text", edits, promptable=False)
             # a method, which torch's types take for a tensor or a module
             encode = cast(Callable[[Tensor], Tensor], self.model.encode_text)
             with self._autocast():
-                return torch.cat([encode(part).float() for part in ids.split(chunk)])
+                return torch.cat([encode(part).float() for part in self.tokenize(texts, cut=cut).split(chunk)])
+        return self.encode_prompts(self.prompts_of(texts, cut), chunk, edits)[0]
+
+    def prompts_of(self, texts: Sequence[str], cut: bool = False) -> Prompts:
+        """Whole texts as ``encode_prompts`` takes them, where gradients of edits are asked for; ``cut`` as above."""
+        ids = self.tokenize(texts, cut=cut)
         lengths = self._lengths(ids) - self._start
-        ids = (
-            ids[:, self._start : self._start + int(lengths.max())] if self.text.shares_prefix else ids[:, self._start :]
-        )
+        ids = ids[:, self._start :]
+        if self.text.shares_prefix:
+            ids = ids[:, : int(lengths.max())]  # nothing after end-of-text is ever read
         start = self.start_embedding().unsqueeze(0)
-        prompts = Prompts(start, self.text.embed(ids), lengths, same_beginnings(ids))
-        return self.encode_prompts(prompts, chunk, edits)[0]
+        return Prompts(start, self.text.embed(ids), lengths, same_beginnings(ids))
 
     # Images
 

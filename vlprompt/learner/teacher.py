@@ -100,7 +100,7 @@ class Teacher:
         """
         key = ("text", tuple(class_names), tuple(templates), normalise_first, normalise_last)
         if key not in self._cache:
-            texts = _fill(class_names, templates)
+            texts = filled(class_names, templates)
             features = self.clip.encode_text(texts).unflatten(0, (len(templates), -1))  # (T, C, D)
             features = F.normalize(features, dim=-1) if normalise_first else features
             mean = features.mean(dim=0)
@@ -124,7 +124,7 @@ class Teacher:
                 count = min(map(len, sentences))
                 texts = [sentences[c][i] for i in range(count) for c in range(len(class_names))]
             else:
-                count, texts = len(templates), _fill(class_names, templates)
+                count, texts = len(templates), filled(class_names, templates)
             self._cache[key] = F.normalize(self.clip.encode_text(texts).unflatten(0, (count, -1)), dim=-1)
         return self._cache[key]
 
@@ -149,8 +149,8 @@ class Teacher:
         key = ("described", tuple(class_names), _stamp(path), tuple(templates), cut, normalise)
         if key not in self._cache:
             written = read_descriptions(path, class_names)
-            filled = [_fill([name], templates) if templates else [] for name in class_names]
-            sentences = [[*both, *texts] for both, texts in zip(filled, written, strict=True)]
+            made = [filled([name], templates) if templates else [] for name in class_names]
+            sentences = [[*both, *texts] for both, texts in zip(made, written, strict=True)]
             every = [text for texts in sentences for text in texts]
             features = self.clip.encode_text(every, cut=cut)
             features = F.normalize(features, dim=-1) if normalise else features
@@ -181,7 +181,7 @@ class Teacher:
             )
 
 
-def _fill(class_names: Sequence[str], templates: Sequence[str]) -> list[str]:
+def filled(class_names: Sequence[str], templates: Sequence[str]) -> list[str]:
     """Every template with every class name, template by template."""
     templates = check_templates(templates)
     names = [natural_name(name) for name in class_names]

@@ -29,7 +29,7 @@ from vlprompt.learner.registration import METHODS
 
 # where a repository keeps a prompt -> the name it goes by there
 PLACES = (
-    (r"(?:module\.|model\.|_orig_mod\.)*(?:prompt_learner\.)?(.*)", r"\1"),
+    (r"(?:module\.|model\.|_orig_mod\.)*(?:prompt_learner\.|adapter_learner\.)?(.*)", r"\1"),
     (r"text_encoder\.transformer\.resblocks\.(\d+)\.VPT_shallow", r"text_prompts.\1"),
     (r"image_encoder\.transformer\.resblocks\.(\d+)\.VPT_shallow", r"visual_prompts.\1"),
     (r"image_encoder\.VPT", "visual_prompts.0"),
@@ -39,6 +39,7 @@ LENGTHS = {
     "coupling_width": ("mvlpt_proj_ctx_coop_pre.weight", 0),
     "meta_width": ("meta_net.linear1.weight", 0),
 }
+BRANCH = re.compile(r"shared_adapter\.(\d+)\.0\.weight")
 # what is saved beside prompts: buffers of the classes, the frozen model, a frozen teacher, settings
 NOT_LEARNT = re.compile(
     r"token_(prefix|suffix)|text_encoder\.|image_encoder\.|logit_scale|ZS_image_encoder\.|model_distill|.*_cali_ratio"
@@ -120,6 +121,10 @@ def sizes(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     """Read settings from the shapes of tensors under their published names."""
     out = _prompt_sizes(tensors)
     out |= {key: tensors[name].shape[axis] for key, (name, axis) in LENGTHS.items() if name in tensors}
+    branches = {int(match[1]): tensors[name] for name in tensors if (match := BRANCH.fullmatch(name))}
+    if branches:
+        first, last = min(branches), max(branches)
+        out |= {"adapter_start": first, "adapter_end": last, "adapter_dim": len(branches[first])}
     for setting, theirs in (("text_ratio", "text_cali_ratio"), ("image_ratio", "vis_cali_ratio")):
         if theirs in tensors:
             out[setting] = float(tensors[theirs])
