@@ -87,7 +87,12 @@ def test_of_several_views_the_surest_count() -> None:
 
 @pytest.mark.parametrize(
     ("settings", "message"),
-    [({"positive_shots": 0}, "positive_shots"), ({"fraction": 0.0}, "fraction"), ({"unsure": [0.1]}, "two numbers")],
+    [
+        ({"positive_shots": 0}, "positive_shots"),
+        ({"fraction": 0.0}, "fraction"),
+        ({"unsure": [0.1]}, "two numbers"),
+        ({"augmix": True}, "n_views=64"),
+    ],
 )
 def test_settings_that_mean_nothing_are_named(settings: dict, message: str) -> None:
     with pytest.raises(VlpromptError, match=message):

@@ -125,8 +125,9 @@ def test_the_estimator_gives_a_method_without_labels_a_pool() -> None:
     assert (fitted[0].predict_proba(features) == fitted[1].predict_proba(features)).all(), "y names the classes alone"
 
 
-def test_views_are_the_same_in_any_number_of_threads() -> None:
-    learner, splits = make("tpt", small_clip(), n_views=4).eval(), load_split("digits")
+@pytest.mark.parametrize("augmix", [False, True])
+def test_views_are_the_same_in_any_number_of_threads(augmix: bool) -> None:
+    learner, splits = make("tpt", small_clip(), n_views=4, augmix=augmix).eval(), load_split("digits")
     images = [splits.open_image(item).resize((64, 48)) for item in splits.test[:24]]
     alone = image_logits(learner, images, threads=0)
     assert not torch.equal(alone[0], alone[1])

@@ -9,7 +9,9 @@ from tiny_clip import TinyCLIP
 from torchvision.transforms import InterpolationMode, v2
 
 from vlprompt import load_split
-from vlprompt.data.transforms import DecodedCrop, eval_transform, train_transform, transform_fingerprint
+from vlprompt.data import augmix
+from vlprompt.data.augmix import OPERATIONS, AugMix
+from vlprompt.data.transforms import DecodedCrop, TestViews, eval_transform, train_transform, transform_fingerprint
 from vlprompt.errors import VlpromptError
 
 
@@ -130,3 +132,49 @@ def test_turned_and_indexed_images_are_cropped_as_a_viewer_shows_them(tmp_path):
     for name in ("turned.jpg", "indexed.png", "grey.jpg"):
         with Image.open(tmp_path / name) as image:
             assert DecodedCrop(8)(image).shape == (3, 8, 8)
+
+
+def test_augmix_is_a_mixture_of_an_image_and_chains_on_it(monkeypatch: pytest.MonkeyPatch):
+    pixels = v2.functional.pil_to_tensor(noise(32, 24))
+    monkeypatch.setattr(augmix, "OPERATIONS", {"none": lambda image, share: image})
+    torch.testing.assert_close(AugMix()(pixels), pixels / 255)  # the weights sum to one
+    monkeypatch.setattr(augmix, "OPERATIONS", {"black": lambda image, share: image.point(lambda level: 0)})
+    mixed = AugMix()(pixels)
+    m = float(mixed.sum() / (pixels / 255).sum())
+    assert 0 < m < 1
+    torch.testing.assert_close(mixed, m * pixels / 255)
+    shares = []
+    monkeypatch.setattr(augmix, "OPERATIONS", {"told": lambda image, share: shares.append(share) or image})
+    for _ in range(40):
+        AugMix(severity=1)(pixels)
+    assert 40 * 3 < len(shares) < 40 * 9, "three chains of one to three operations"
+    assert 0.01 <= min(shares) < max(shares) <= 0.1
+
+
+def test_augmixs_operations_are_as_strong_as_their_share():
+    drawing = noise(60, 30)
+    assert len(OPERATIONS) == 9
+    for name, operation in OPERATIONS.items():
+        assert operation(drawing, 1.0).size == drawing.size, name
+        weakest, strongest = (np.asarray(operation(drawing, share)) for share in (0.0, 1.0))
+        unlevelled = name in ("autocontrast", "equalize")
+        assert (weakest == strongest).all() == unlevelled, name
+        # at no strength sixteen levels are left of a colour, and otherwise the image is as it was
+        assert unlevelled or name == "posterize" or (weakest == np.asarray(drawing)).all(), name
+    moved = np.asarray(OPERATIONS["translate_x"](drawing, 0.5))  # by half of a third of its width
+    pixels = np.asarray(drawing)
+    assert (moved[:, 10:] == pixels[:, :-10]).all() or (moved[:, :-10] == pixels[:, 10:]).all()
+    assert (np.asarray(OPERATIONS["solarize"](drawing, 0.5)) == np.where(pixels < 128, pixels, 255 - pixels)).all()
+
+
+def test_views_that_are_mixed_follow_from_the_image_alone():
+    clip, image = TinyCLIP(image_size=32), noise(50, 40)
+    views = TestViews(clip, 4, augmix=True)
+    found = views(image)
+    assert torch.equal(views(image), found)
+    assert torch.equal(found[0], eval_transform(clip)(image))
+    plain = TestViews(clip, 4)(image)
+    assert torch.equal(found[0], plain[0])
+    assert not torch.equal(found[1:], plain[1:])
+    with pytest.raises(VlpromptError, match="severity must be from"):
+        AugMix(severity=11)

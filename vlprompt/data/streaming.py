@@ -47,7 +47,7 @@ def stream_images(
     *,
     batch_size: int = BATCH,
     threads: int | None = None,
-    views: int | None = None,
+    views: TestViews | None = None,
     generated: GeneratedViews | None = None,
 ) -> Iterator[ImageBatch]:
     """Yield the images of ``sources`` in batches, each made ready by the evaluation transform.
@@ -57,7 +57,7 @@ def stream_images(
             ``clip.preprocess``, or samples of a dataset: (image, …) or ``{"image": …}``. May be endless.
         clip: whose transform is applied.
         batch_size: sources of a batch.
-        views: of each image, as ``TestViews`` draws them, so that images are (B, V, 3, H, W); None for the crop alone.
+        views: draws several of each image, so that images are (B, V, 3, H, W); None for the crop alone.
         generated: views that stand behind those, of sources that are paths.
         threads: that decode; 0 decodes when a batch is asked for, None takes one a core, where there are several.
     """
@@ -100,9 +100,9 @@ def _result(load: _Loader, chunk: list[Any], futures: list[Future[Any]]) -> Imag
 class _Loader:
     """Reads an image as bytes (3, S, S), or returns the sentence that says why not."""
 
-    def __init__(self, clip: FrozenCLIP, views: int | None = None, generated: GeneratedViews | None = None):
+    def __init__(self, clip: FrozenCLIP, views: TestViews | None = None, generated: GeneratedViews | None = None):
         self.shape, self.views, self.generated = (3, clip.image_size, clip.image_size), views, generated
-        _, self.before, self.after = split_transform(TestViews(clip, views) if views else eval_transform(clip))
+        _, self.before, self.after = split_transform(views or eval_transform(clip))
 
     def __call__(self, source: Any) -> Tensor | str:
         image = image_of(image_of(source))  # a row may be the first of a pair

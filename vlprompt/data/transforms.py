@@ -12,12 +12,13 @@ from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as F
 
 from vlprompt.clip.openclip import CenterCropOrPad, ResizeKeepRatio
+from vlprompt.data.augmix import AugMix
 from vlprompt.data.modes import orientation, to_rgb
 from vlprompt.errors import VlpromptError, nearest
 
 CROP_SCALE = (0.08, 1.0)  # the published recipes' INPUT.RRCROP_SCALE
 HALF_SCALE = (0.5, 1.0)  # of GDA and Tip-Adapter
-TRAIN_KINDS = ("rrc", "rrc_half", "center", "randaugment")
+TRAIN_KINDS = ("rrc", "rrc_half", "center", "randaugment", "augmix")
 # A JPEG is decoded at 1/2, 1/4 or 1/8 of its size if a crop then still has this many pixels for each that is wanted.
 REDUCE_FROM = 1.5
 LONGEST = 32  # squares of an image's shorter side that are looked at, at most, where it is cropped to its middle
@@ -119,9 +120,10 @@ def train_transform(clip: Preprocessing, kind: str = "rrc", mirror: bool = True)
     Args:
         clip: the frozen model, for its image size, interpolation, mean and standard deviation.
         kind: ``rrc``, a random crop of 8% to 100% of the area resized to the model's size, as published
-            (see ``DecodedCrop``); ``rrc_half``, one of 50% to 100%; ``center``, the evaluation crop; or
+            (see ``DecodedCrop``); ``rrc_half``, one of 50% to 100%; ``center``, the evaluation crop;
             ``randaugment``, two random operations on the whole image squashed to the model's size, never flipped
-            (CoPrompt).
+            (CoPrompt); or ``augmix``, the crop of ``rrc`` mixed with chains of weak operations on it (see
+            ``vlprompt.data.augmix``).
         mirror: flip half of the images; a dataset with ``mirror=False`` holds images that must not be.
     """
     if kind not in TRAIN_KINDS:
@@ -130,10 +132,11 @@ def train_transform(clip: Preprocessing, kind: str = "rrc", mirror: bool = True)
         size = (clip.image_size, clip.image_size)
         squash = v2.Resize(size, interpolation=_interpolation(clip), antialias=True)
         return v2.Compose([squash, v2.RandAugment(num_ops=2, magnitude=10), *_to_tensor(clip)])
-    scale = {"rrc": CROP_SCALE, "rrc_half": HALF_SCALE}.get(kind)
+    scale = {"rrc": CROP_SCALE, "rrc_half": HALF_SCALE, "augmix": CROP_SCALE}.get(kind)
     crop = [DecodedCrop(clip.image_size, scale, _interpolation(clip))] if scale else _eval_crop(clip)
     flip = [v2.RandomHorizontalFlip()] if mirror else []
-    return v2.Compose([*crop, *flip, *_to_tensor(clip)])
+    mixed = [AugMix()] if kind == "augmix" else []
+    return v2.Compose([*crop, *flip, *mixed, *_to_tensor(clip)])
 
 
 class Views(torch.nn.Module):
@@ -159,13 +162,15 @@ class TestViews(torch.nn.Module):
     Args:
         clip: the frozen model.
         count: V.
+        augmix: mix each random crop with chains of weak operations on it, as TPT does on fine-grained sets and TDA on
+            ImageNet's shifted versions.
     """
 
     __test__ = False  # pytest takes the name for a test
 
-    def __init__(self, clip: Preprocessing, count: int):
+    def __init__(self, clip: Preprocessing, count: int, augmix: bool = False):
         super().__init__()
-        self.plain, self.draw = eval_transform(clip), train_transform(clip, "rrc")
+        self.plain, self.draw = eval_transform(clip), train_transform(clip, "augmix" if augmix else "rrc")
         self.count = count
 
     def forward(self, image: Image.Image) -> torch.Tensor:

@@ -26,6 +26,7 @@ from vlprompt.data.in_hand import is_of_hub
 from vlprompt.data.listing import list_images
 from vlprompt.data.pairs import samples
 from vlprompt.data.streaming import BATCH, stream_images
+from vlprompt.data.transforms import TestViews
 from vlprompt.errors import VlpromptError
 from vlprompt.evaluation.score import finite
 from vlprompt.learner.contract import PromptLearner
@@ -139,7 +140,7 @@ def _predicted(
     on_unreadable: Report | None = None,
 ) -> Iterator[tuple[list[Any], Tensor]]:
     """Yield images that were read and their logits (B, C), fp32 on the CPU: a batch, or all that were read at once."""
-    views, generated = learner.eval().n_views, learner.generated_views
+    views, generated = learner.eval().test_views, learner.generated_views
     waiting: list[Any] = []  # read, and not predicted yet
 
     def batches() -> Iterator[Batch]:
@@ -158,7 +159,7 @@ def _read(
     batch_size: int,
     threads: int | None,
     on_unreadable: Report | None = None,
-    views: int | None = None,
+    views: TestViews | None = None,
     generated: GeneratedViews | None = None,
 ) -> Iterator[tuple[list[Any], Tensor]]:
     """Yield the images of each batch that were read, as they were given and as a tensor on the backbone's device."""

@@ -33,7 +33,6 @@ from vlprompt.data import (
 from vlprompt.data.generated import WithGenerated
 from vlprompt.data.readable import leave_out_unreadable
 from vlprompt.data.splits import DatasetSplits, Half, Item
-from vlprompt.data.transforms import TestViews
 from vlprompt.errors import VlpromptError
 from vlprompt.evaluation.metrics import Reliability, count_per_class, macro_accuracy, top_k_accuracy
 from vlprompt.evaluation.results import Predictions, Row
@@ -223,17 +222,17 @@ def _batches(
     """Batches of test images in an order (N,); a bank has them in their own, so that all orders share it."""
     clip = learner.tower
     in_order = [items[i] for i in order.tolist()]
-    transform = eval_transform(clip)
-    count = learner.n_views
-    if count is not None:
-        transform, generated = TestViews(clip, count), learner.generated_views
+    views = learner.test_views
+    if views is not None:
+        generated = learner.generated_views
         if generated:
             generated.check(item.path for item in items)
-            images: ImageItems = WithGenerated(splits, in_order, transform, generated)
+            images: ImageItems = WithGenerated(splits, in_order, views, generated)
         else:
-            images = ImageItems(splits, in_order, transform)
-        batches = eval_batches(images, max(1, VIEWS_AT_ONCE // count), workers=workers, device=clip.device)
+            images = ImageItems(splits, in_order, views)
+        batches = eval_batches(images, max(1, VIEWS_AT_ONCE // views.count), workers=workers, device=clip.device)
         return (batch | {"views": batch["image"]} for batch in batches)
+    transform = eval_transform(clip)
     if learner.predicts_from_images:
         return eval_batches(ImageItems(splits, in_order, transform), workers=workers, device=clip.device)
     bank = FeatureBank.open_or_build(clip, splits, items, transform=transform, workers=workers, progress=progress)

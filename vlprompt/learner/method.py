@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from vlprompt.clip.edits import Edit
 from vlprompt.clip.frozen import FrozenCLIP
 from vlprompt.data.generated import GeneratedViews
+from vlprompt.data.transforms import TestViews
 from vlprompt.learner.facts import Facts
 from vlprompt.learner.learning import Feed, ParameterGroup, Train, groups_of
 from vlprompt.learner.objectives import (
@@ -167,6 +168,13 @@ class Method(nn.Module):
         """Views of a test image that its settings ask for; None where it sees the evaluation crop alone."""
         views: int | None = getattr(self.config, "n_views", None) if "views" in self.facts.inputs else None
         return views
+
+    @property
+    def test_views(self) -> TestViews | None:
+        """Makes the views of a test image, mixed where ``augmix`` of its settings says so; None without views."""
+        if self.n_views is None:
+            return None
+        return TestViews(self.tower, self.n_views, augmix=getattr(self.config, "augmix", False))
 
     @property
     def generated_views(self) -> GeneratedViews | None:

@@ -4,10 +4,10 @@ Learnt, from the test images as they come and without gradients: two caches keye
 image for. The positive cache holds the images it is surest of, which vote for that class; the negative one holds images
 that it is moderately unsure of, which vote against the classes that they may be.
 Protocols: test-time; also on top of a saved learner's class features (``text=``).
-Differs from the authors' code: fp32; views are crops and mirror images (theirs are AugMix, of the shifted versions of
-ImageNet alone); the order of the test images follows from the run's seed, and each test begins with empty caches. As
-theirs, the entropy of the thresholds is natural over log2 C, so that it reaches 0.69 and not 1, and the mean feature
-of several views is not normalised again.
+Differs from the authors' code: fp32; the order of the test images follows from the run's seed, and each test begins
+with empty caches. As theirs, the entropy of the thresholds is natural over log2 C, so that it reaches 0.69 and not 1,
+several views are AugMix's (augmix=false leaves crops and mirror images) and seen of the shifted versions of ImageNet
+alone, and their mean feature is not normalised again.
 """
 
 from __future__ import annotations
@@ -82,6 +82,7 @@ class TDA(BesideZeroShot):
             possible: probabilities between which a class is one that such an image votes against.
             n_views: views of a test image, the centre crop among them; 1 takes that alone.
             fraction: of several views, the surest, whose mean counts.
+            augmix: whether several views are crops mixed with weak operations on them (``vlprompt.data.augmix``).
         """
 
         alpha: float = 2.0
@@ -94,6 +95,7 @@ class TDA(BesideZeroShot):
         possible: list[float] = field(default_factory=lambda: [0.03, 1.0])
         n_views: int = 1
         fraction: float = 0.1
+        augmix: bool = False
 
     config: Config
 
@@ -111,6 +113,8 @@ class TDA(BesideZeroShot):
                 "tda needs positive_shots, negative_shots and n_views of at least 1, and a fraction of views above 0 "
                 "and up to 1"
             )
+        if c.augmix and c.n_views == 1:
+            raise VlpromptError("tda's augmix mixes views, and n_views=1 takes the centre crop alone: say n_views=64")
         for key in ("unsure", "possible"):
             if len(getattr(c, key)) != 2:
                 raise VlpromptError(f"tda's {key} is two numbers, the least and the largest, not {getattr(c, key)}")
