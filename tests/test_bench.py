@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -46,8 +47,15 @@ def test_careful_code_does_less_than_published_code_and_more_than_ours() -> None
     assert ours["gflop"] < careful["gflop"] < plain["gflop"] / 2
 
 
+def test_a_test_image_is_tuned_on_by_the_same_work_with_fewer_tokens() -> None:
+    text, whole = (replace(pair.fast, batch=4) for pair in pairs([6], ["tpt"], layers=4))
+    shared, full, all_of_it = (measure(case, "vlprompt-tiny", 1) for case in (text, replace(text, text="full"), whole))
+    assert full["gflop"] > 3 * shared["gflop"]
+    assert all_of_it["gflop"] > shared["gflop"]
+
+
 def test_every_comparison_differs_in_what_its_title_says() -> None:
-    for pair in pairs([10], ["images", "coop", "maple", "cocoop", "promptsrc", "proda"], layers=4):
+    for pair in pairs([10], ["images", "coop", "maple", "cocoop", "promptsrc", "proda", "tpt"], layers=4):
         assert pair.fast != pair.plain, pair.title
         assert ("full length" in pair.title) == (pair.plain.text == "full" and "bf16" not in pair.title), pair.title
 

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from vlprompt.base.devices import Precision
@@ -36,6 +37,7 @@ from vlprompt.data.batch import Batch
 from vlprompt.data.splits import DEFAULT_TEMPLATE
 from vlprompt.errors import VlpromptError
 from vlprompt.learner.creation import create_learner
+from vlprompt.methods.test_time.tpt import TPT
 
 SMALL_STEP = 1e-6  # learning rate: learnables move, and random weights stay finite
 MATMUL_SIZE = 2048  # of the matrices whose product gives the machine's peak
@@ -49,7 +51,8 @@ class Case:
     Attributes:
         method, settings: the learner.
         classes, batch: C and B.
-        what: a training ``step``, the ``text`` side's forward and backward, or ``images``, a frozen forward pass.
+        what: a training ``step``, the ``text`` side's forward and backward, ``images``, a frozen forward pass, or
+            ``adapt``, the tuning and the prediction of one test image by B views.
         text: ``shared``, ``full`` or, for whole sequences cut behind the longest prompt, ``trimmed``.
         images: ``cached`` features, or ``fresh`` ones from the tower.
         precision: of the towers.
@@ -100,6 +103,8 @@ def work(case: Case, clip: FrozenCLIP) -> Work:
     learner = create_learner(case.method, clip, class_names(case.classes), **case.settings)
     learner.train()
     learner.edits += {"full": [FullLength()], "trimmed": [Trimmed()]}.get(case.text, [])
+    if case.what == "adapt":
+        return _adapting(cast(TPT, learner.eval()), case, images)
     optimizer = torch.optim.SGD(learner.trainable_parameters(), lr=SMALL_STEP)
 
     def batches() -> list[Batch]:
@@ -122,6 +127,13 @@ def work(case: Case, clip: FrozenCLIP) -> Work:
         optimizer.step()
 
     return Work(lambda: None, text) if case.what == "text" else Work(batches, step)
+
+
+def _adapting(learner: TPT, case: Case, images: Callable[[], torch.Tensor]) -> Work:
+    """The text side of one test image, by features of its views in hand, or all of it."""
+    if case.images == "cached":
+        return Work(lambda: F.normalize(torch.randn(case.batch, learner.clip.embed_dim), dim=-1), learner.adapt)
+    return Work(lambda: Batch(views=images()[None]), learner.predict)
 
 
 def _one(batch: Batch, i: int) -> Batch:
@@ -279,6 +291,14 @@ def pairs(classes: Sequence[int], methods: Sequence[str], layers: int) -> list[P
     if "proda" in methods:
         proda = {"method": "proda", "classes": hundred, "batch": 4, "groups": 4}
         add(f"proda C={hundred}: step, prefix sharing / full length", proda, {"text": "full"})
+    if "tpt" in methods:
+        tpt = {"method": "tpt", "classes": hundred, "batch": 64, "what": "adapt", "settings": {"n_views": 64}}
+        add(f"tpt C={hundred}: text side of one test image, prefix sharing / full length", tpt, {"text": "full"})
+        add(
+            f"tpt C={hundred}: one test image with its 64 views, prefix sharing / full length",
+            tpt | {"images": "fresh"},
+            {"text": "full"},
+        )
     if "images" in methods:
         images = {"what": "images", "batch": 8, "precision": "bf16"}
         add("image encoding, bf16 / fp32 towers", images, {"precision": "fp32"})
@@ -288,7 +308,7 @@ def pairs(classes: Sequence[int], methods: Sequence[str], layers: int) -> list[P
 def bench(
     backbone: str = "ViT-B-16",
     classes: Sequence[int] = (10, 100, 1000),
-    methods: Sequence[str] = ("images", "coop", "maple", "cocoop", "promptsrc", "proda"),
+    methods: Sequence[str] = ("images", "coop", "maple", "cocoop", "promptsrc", "proda", "tpt"),
     repeats: int = 5,
     say: Callable[[str], None] = print,
 ) -> dict[str, Any]:
@@ -297,7 +317,8 @@ def bench(
     Args:
         backbone: an architecture, with random weights.
         classes: class counts C.
-        methods: what to measure: ``images``, ``coop``, ``maple``, ``cocoop``, ``promptsrc``, ``proda``.
+        methods: what to measure: ``images``, ``coop``, ``maple``, ``cocoop``, ``promptsrc``, ``proda``,
+            ``tpt``.
         repeats: timed runs of a measurement at most; slow ones stop after 20 s.
         say: told of each comparison as it is measured.
 

@@ -4,8 +4,9 @@ Tuned, for each test image anew: the context, by a step that makes the mean pred
 views more certain. The prediction is that of the centre crop with the tuned context.
 Protocols: test-time; the start may be a saved CoOp learner (``init_from``) or, with conditional=true, a CoCoOp one, of
 which the context that its meta-net gives the centre crop is tuned.
-Differs from the authors' code: fp32, so that no step is skipped; views are crops and mirror images (theirs adds AugMix
-on the ten fine-grained sets); a view depends on the image alone, so that the order of test images changes nothing.
+Differs from the authors' code: fp32, so that no step is skipped; views are crops and mirror images unless augmix=true
+mixes them, which the recipe sets where theirs does, on the ten fine-grained sets; a view depends on the image alone, so
+that the order of test images changes nothing.
 """
 
 from __future__ import annotations
@@ -54,6 +55,7 @@ class TPT(CoOp):
             steps_per_image: of AdamW.
             tuning_lr: its learning rate.
             tuning_decay: its weight decay.
+            augmix: whether views are crops mixed with weak operations on them (``vlprompt.data.augmix``).
             conditional: whether it starts from CoCoOp's context, which follows from the image.
         """
 
@@ -63,6 +65,7 @@ class TPT(CoOp):
         steps_per_image: int = 1
         tuning_lr: float = 5e-3
         tuning_decay: float = 0.01
+        augmix: bool = False
         conditional: bool = False
 
     config: Config
@@ -130,8 +133,9 @@ class TPT(CoOp):
     @torch.no_grad()
     def predict(self, batch: Batch) -> Tensor:
         """Logits (B, C) of images in views (B, V, 3, H, W), of which the first is the centre crop."""
-        logits = []
-        for views in batch["views"]:
-            v = self.image_features(views)
-            logits.append(self.clip.similarity(v[:1], self._features(self.tune(v))))
-        return torch.cat(logits)
+        return torch.cat([self.adapt(self.image_features(views)) for views in batch["views"]])
+
+    @torch.no_grad()
+    def adapt(self, views: Tensor) -> Tensor:
+        """Logits (1, C) of an image by normalised features (V, D) of its views, each of which is encoded once."""
+        return self.clip.similarity(views[:1], self._features(self.tune(views)))
