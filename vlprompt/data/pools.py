@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+from vlprompt.clip.frozen import natural_name
 from vlprompt.data.formats import describe_left_out
 from vlprompt.data.images import open_either
 from vlprompt.data.listing import list_images
 from vlprompt.data.splits import NO_LABEL, DatasetSplits, Item
-from vlprompt.errors import VlpromptError
+from vlprompt.errors import VlpromptError, nearest
 
 SCHEME = "folder:"
+ALL = "all"
 
 
 def with_pool(splits: DatasetSplits, pool: str, *, follow_links: bool = False) -> DatasetSplits:
@@ -39,3 +42,25 @@ def with_pool(splits: DatasetSplits, pool: str, *, follow_links: bool = False) -
     items = tuple(Item(os.path.join(folder, path), NO_LABEL, "") for path in found.images)
     notes = (*splits.notes, left_out) if left_out else splits.notes
     return replace(splits, pool=items, notes=notes, open_image=partial(open_either, splits.open_image))
+
+
+def with_pool_classes(splits: DatasetSplits, classes: str | Sequence[str]) -> DatasetSplits:
+    """Return a dataset whose pool's images may be of these classes alone.
+
+    Args:
+        splits: the dataset, with a pool.
+        classes: their names, or ``all``.
+
+    Raises:
+        VlpromptError: a name is none of the dataset's classes.
+    """
+    if classes == ALL:
+        return replace(splits, pool_classes=())
+    labels = {natural_name(name): label for label, name in enumerate(splits.class_names)}
+    asked = [natural_name(name) for name in ([classes] if isinstance(classes, str) else classes)]
+    if not asked:
+        raise VlpromptError("pool_classes is empty: name the classes that the pool's images may be of, or say all")
+    unknown = [name for name in asked if name not in labels]
+    if unknown:
+        raise VlpromptError(f"pool_classes: '{unknown[0]}' is no class of {splits.name}: {nearest(unknown[0], labels)}")
+    return replace(splits, pool_classes=tuple(sorted({labels[name] for name in asked})))
