@@ -97,6 +97,7 @@ class RunSettings(TypedDict, total=False):
     templates: Any
     protocol: str
     unlabelled: str | None
+    pool_classes: Any
     class_split: int
     allow_fewer: bool
     backbone: str
@@ -181,6 +182,7 @@ class DifftptSettings(MethodSettings, total=False):
     steps_per_image: int
     tuning_lr: float
     tuning_decay: float
+    augmix: bool
     conditional: bool
     generated: str | None
     n_generated: int
@@ -196,6 +198,7 @@ class FplSettings(MethodSettings, total=False):
     template: list[str] | None
     joint_width: int
     as_published: bool
+    grid: dict[str, Any]
 
 class FplRun(RunSettings, FplSettings, total=False): ...
 
@@ -221,6 +224,7 @@ class GripSettings(MethodSettings, total=False):
     template: list[str] | None
     joint_width: int
     as_published: bool
+    grid: dict[str, Any]
 
 class GripRun(RunSettings, GripSettings, total=False): ...
 
@@ -232,6 +236,7 @@ class IfplSettings(MethodSettings, total=False):
     template: list[str] | None
     joint_width: int
     as_published: bool
+    grid: dict[str, Any]
 
 class IfplRun(RunSettings, IfplSettings, total=False): ...
 
@@ -386,6 +391,7 @@ class TdaSettings(MethodSettings, total=False):
     possible: list[float]
     n_views: int
     fraction: float
+    augmix: bool
 
 class TdaRun(RunSettings, TdaSettings, total=False): ...
 
@@ -442,6 +448,7 @@ class TptSettings(MethodSettings, total=False):
     steps_per_image: int
     tuning_lr: float
     tuning_decay: float
+    augmix: bool
     conditional: bool
 
 class TptRun(RunSettings, TptSettings, total=False): ...

@@ -81,6 +81,8 @@ class RunConfig(LearnOptions):
         protocol: one of `vlprompt list protocols`.
         unlabelled: images to learn from without labels, folder:PATH with anything below it, in place of the protocol's
             own pool; the dataset's other training images are then left out.
+        pool_classes: class names that the pool's images may be of, a list or all, where a pool of your own holds others
+            than the protocol takes it to: unseen classes in transductive_zero_shot, else all.
         class_split: seed of the draw of seen classes (transductive_zero_shot); published are 500, 0 and 200.
         allow_fewer: of a class that has fewer than shots take all, and say how many in all; else that is an error.
         backbone: vlprompt-tiny, an OpenCLIP architecture, hf-hub:ORG/REPO or local-dir:FOLDER.
@@ -114,6 +116,7 @@ class RunConfig(LearnOptions):
     templates: Any = None
     protocol: str
     unlabelled: str | None = None
+    pool_classes: Any = None
     class_split: int = 500
     allow_fewer: bool = False
     backbone: str
@@ -158,12 +161,14 @@ GRID = "grid"  # of a method, which bears on a result only where there is someth
 
 # settings that vlprompt 0.1.0 did not have, with the values at which a run is what it was: its hash is then the same
 LATER = {
+    "augmix": False,
     "class_split": 500,
     "clip_grad": None,
     "conditional": False,
     "descriptions": None,
     "ensemble": None,
     "schedule": "dassl",
+    "pool_classes": None,
     "steps": None,
     "teacher": None,
     "text": None,

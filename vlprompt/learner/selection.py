@@ -33,6 +33,7 @@ OTHER_NAMES = {"fixed": FIXED}  # what a head calls it, which has no epochs of w
 SEEN = {"val": "few-shot val", "whole_val": "whole val", "test": "test"}  # how a source is named for readers
 TIES = "of points that are right equally often the first in the grid's order, its last setting varying fastest"
 LATER_STEP = "of steps that are right equally often the last"
+TRAINED = ("lr", "weight_decay")  # settings of the training loop that a grid may hold
 BUDGET = 2**24  # logits that are held at once, 64 MB
 
 State = TypeVar("State")
@@ -197,6 +198,25 @@ def _is_number(value: Any) -> bool:
 
 
 # Choosing
+
+
+def training_points(config: Any, selection: Selection) -> list[Point]:
+    """The points at which a method is trained anew, each in full: of its grid, the training loop's own settings.
+
+    Args:
+        config: the method's settings.
+        selection: what may be chosen on; where that is nothing there are no points.
+    """
+    grid = getattr(config, "grid", {})
+    return grid_points(grid) if grid and selection.settings and all(key in TRAINED for key in grid) else []
+
+
+def check_training_grid(method: str, grid: Mapping[str, Any]) -> None:
+    """Refuse a grid that holds other settings than the training loop's, or no lists of numbers."""
+    for name in grid:
+        if name not in TRAINED:
+            raise VlpromptError(f"{method} chooses no '{name}' from a grid: {nearest(name, TRAINED)}")
+    grid_points(grid)
 
 
 def keep_settings(learner: PromptLearner, *names: str) -> None:

@@ -11,7 +11,7 @@ from vlprompt.base.settings import RunConfig
 from vlprompt.clip.frozen import FrozenCLIP
 from vlprompt.clip.loading import load_clip
 from vlprompt.data import DatasetSplits, few_shot_split, join_datasets, leave_domain_out, resolve_templates
-from vlprompt.data.pools import with_pool
+from vlprompt.data.pools import with_pool, with_pool_classes
 from vlprompt.data.sampling import Shots
 from vlprompt.data.splits import without_labels
 from vlprompt.data.subsets import seen_classes
@@ -82,7 +82,9 @@ def _draw(source: DatasetSplits, plan: Plan, config: RunConfig) -> DatasetSplits
         elif plan.pool == "rest":
             labelled = set(drawn.train)
             drawn = replace(drawn, pool=without_labels([item for item in source.train if item not in labelled]))
-    return with_pool(drawn, config.unlabelled, follow_links=config.follow_links) if config.unlabelled else drawn
+    if config.unlabelled:
+        drawn = with_pool(drawn, config.unlabelled, follow_links=config.follow_links)
+    return drawn if config.pool_classes is None else with_pool_classes(drawn, config.pool_classes)
 
 
 def _without_unseen(drawn: DatasetSplits, source: DatasetSplits, seed: int) -> DatasetSplits:

@@ -57,6 +57,11 @@ def _check_selection(config: RunConfig, plan: Plan, source: DatasetSplits, facts
     """Refuse a selection that has nothing to choose among, or no images to choose on."""
     grid, selection = getattr(config, GRID, None), plan.selection
     check_choice(config.selection, selection, config, facts, config.method)
+    if plan.labelled == "none" and (selection.epoch or grid) and {"val", "whole_val"} & {*selection.sources}:
+        raise VlpromptError(
+            f"selection={config.selection} needs labelled images to choose on, and protocol={config.protocol} has "
+            "none: use fixed"
+        )
     if not source.val and (selection.epoch or grid) and selection.settings != "test":
         raise VlpromptError(
             f"selection={config.selection} needs validation images, and {source.name} has none: use fixed"

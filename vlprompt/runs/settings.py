@@ -26,7 +26,7 @@ from vlprompt.training.recipes import CONFIGS, Learning, Recipe, check_learning,
 from vlprompt.training.recipes import list_recipes as list_recipes  # a name of version 0.1's vlprompt.recipes
 
 NO_SHOTS = "none"  # of a protocol that takes no labels
-MANY = ("templates", "targets", "format_spread")  # a text or a list of texts
+MANY = ("templates", "targets", "format_spread", "pool_classes")  # a text or a list of texts
 PLACES = (
     *("dataset", "data_root", "held_out", "unlabelled", "backbone", "pretrained", "checkpoint", "teacher", "text"),
     *("output", "name", "config"),
@@ -113,6 +113,8 @@ def check_values(config: RunConfig) -> None:
             f"protocol={config.protocol} learns from no images without labels: unlabelled={config.unlabelled} is for "
             "semi_supervised, transductive_zero_shot and unsupervised"
         )
+    if config.pool_classes is not None and pool == "none":
+        raise VlpromptError(f"pool_classes has no meaning in protocol={config.protocol}, which has no pool")
     if config.class_split != LATER["class_split"] and pool != "unseen":
         raise VlpromptError(f"class_split={config.class_split} has a meaning in protocol=transductive_zero_shot alone")
     if not 0 <= config.class_split < 2**32:

@@ -6,7 +6,7 @@ import json
 import math
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
@@ -22,8 +22,10 @@ from vlprompt.base.settings import TrainOptions as TrainOptions
 from vlprompt.errors import VlpromptError, nearest
 from vlprompt.learner.aggregation import load_aggregation_state
 from vlprompt.learner.contract import PromptLearner
-from vlprompt.learner.learning import Batches, EpochBatches, Feed, History, ParameterGroup
+from vlprompt.learner.learning import Batches, EpochBatches, Feed, History, ParameterGroup, Source
+from vlprompt.learner.selection import Point, Search, training_points
 from vlprompt.training.checkpoint import Checkpoint, as_mapping
+from vlprompt.training.feed import ImageFeed
 from vlprompt.training.loop import Loop
 from vlprompt.training.options import learning_rate as learning_rate
 from vlprompt.training.options import make_optimizer
@@ -49,7 +51,7 @@ class BestEpoch:
         score = self.score()
         learner.train()
         if score >= self.best:
-            self.best, self.state = score, {name: t.detach().clone() for name, t in learner.state_dict().items()}
+            self.best, self.state = score, _copied(learner)
         return score
 
     def restore(self, state: dict[str, Tensor], history: list[dict[str, Any]]) -> None:
@@ -58,7 +60,7 @@ class BestEpoch:
 
     def choose(self, learner: PromptLearner) -> None:
         """Put the best learnables in the place of the last, which stay beside them."""
-        learner.last_state = {name: t.detach().clone() for name, t in learner.state_dict().items()}
+        learner.last_state = _copied(learner)
         learner.load_learnables(self.state, "the best epoch's tensors")
 
 
@@ -72,6 +74,7 @@ def train(
     resume: bool = False,
     identity: str | Mapping[str, str] = "",
     stage: str = "",
+    attempt: str = "",
     selection: BestEpoch | None = None,
     on_epoch: Callable[[dict[str, Any]], None] | None = None,
 ) -> History:
@@ -90,6 +93,7 @@ def train(
         identity: names the run that a checkpoint belongs to, by its settings, or by ``settings``, ``backbone`` and
             ``data``; another run's checkpoint is refused.
         stage: names this training among several of one run.
+        attempt: names it among several of one stage, which draw alike.
         selection: chooses among the epochs' learnables; None keeps the last.
         on_epoch: called with each epoch's record, restored ones included.
 
@@ -106,13 +110,14 @@ def train(
         return []
     optimizer = make_optimizer(groups, options)
     load_aggregation_state(learner, {})
-    path = folder / stage_file(CHECKPOINT, stage) if folder else None
-    identity = as_mapping(identity) | ({"stage": stage} if stage else {})
+    name = f"{attempt} {stage}".strip()
+    path = folder / stage_file(CHECKPOINT, name) if folder else None
+    identity = as_mapping(identity) | ({"stage": name} if name else {})
     checkpoint = Checkpoint.load(path, identity) if path and resume else None
     history = checkpoint.restore(learner, optimizer) if checkpoint else []
     if selection and checkpoint:
         selection.restore(checkpoint.part("selection"), history)
-    log = Log(folder / stage_file(LOG, stage) if folder else None, history)
+    log = Log(folder / stage_file(LOG, name) if folder else None, history)
     for record in history:
         if on_epoch:
             on_epoch(record)
@@ -139,6 +144,10 @@ def train(
         selection.choose(_selectable(learner))
     learner.eval()
     return history
+
+
+def _copied(module: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
 
 
 def _selectable(learner: nn.Module) -> PromptLearner:
@@ -173,6 +182,7 @@ class Trainer:
         clock: times the training.
         history: what was recorded, stage by stage.
         stages: names that were taken.
+        attempt: the point of a grid that is tried.
     """
 
     options: TrainOptions
@@ -181,15 +191,51 @@ class Trainer:
     clock: Clock = field(default_factory=Clock)
     history: History = field(default_factory=list)
     stages: set[str] = field(default_factory=set)
+    attempt: str = ""
 
     def fit(self, learner: PromptLearner, feed: Feed) -> History:
-        """Let a learner learn from a feed; what it draws between its stages follows from the seed too."""
+        """Let a learner learn from a feed, at each point of its grid if settings of the training are chosen."""
+        points = training_points(learner.config, feed.selection)
+        if points:
+            self._choose(learner, cast(ImageFeed, feed), points)
+        else:
+            self._learn(learner, feed)
+        learner.eval()
+        return self.history
+
+    def _learn(self, learner: PromptLearner, feed: Feed) -> None:
+        """Let a learner learn; what it draws between its stages follows from the seed too."""
         device = learner.clip.device
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.manual_seed(self.keeping.get("seed", 1))
             learner.learn(feed, self)
-        learner.eval()
-        return self.history
+
+    def _choose(self, learner: PromptLearner, feed: ImageFeed, points: Sequence[Point]) -> None:
+        """Train at each point from the same start and by the same draws, and keep the one that is right most often.
+
+        What is kept, its record of pseudo-labels included, is to the bit what a run with those settings learns.
+        """
+        selection = self.keeping["selection"]
+        start, before = _copied(learner), len(feed.labellings)
+        tried: list[dict[str, float]] = []
+        best: tuple[Any, ...] = ()
+        for point in points:
+            learner.load_state_dict(start)
+            settings: dict[str, Any] = {**point}
+            told = ", ".join(f"{key}={value:g}" for key, value in point.items())
+            attempt = replace(self, options=replace(self.options, **settings), history=[], stages=set(), attempt=told)
+            attempt._learn(learner, feed)
+            learner.eval()
+            tried.append({**point, "accuracy": 100 * selection.score()})
+            if tried[-1]["accuracy"] > max((each["accuracy"] for each in tried[:-1]), default=-math.inf):
+                best = point, attempt.history, _copied(learner), learner.last_state, feed.labellings[before:]
+            del feed.labellings[before:]
+        chosen, history, state, learner.last_state, labellings = best
+        learner.load_state_dict(state)
+        self.history.extend(history)
+        feed.labellings.extend(labellings)
+        source = cast(Source, feed.selection.settings)
+        feed.selection.searches.append(Search(source, feed.count(source), tried, chosen))
 
     def __call__(self, module: nn.Module, batches: Batches, *, stage: str = "", **changes: Any) -> History:
         """Train a module in place; see ``vlprompt.learner.learning.Train``."""
@@ -203,11 +249,10 @@ class Trainer:
         options = replace(self.options, **changes)
         if "batch_size" in changes and isinstance(batches, EpochBatches):
             batches = batches.sized(options.batch_size)
-        tell = partial(self.on_epoch, stage, options) if self.on_epoch else None
+        tell = partial(self.on_epoch, f"{self.attempt} {stage}".strip(), options) if self.on_epoch else None
+        keeping = {"stage": stage, "attempt": self.attempt, **self.keeping, **self._selection()}
         with self.clock("train"):
-            records = train(
-                module, batches, options, stage=stage, on_epoch=tell, **{**self.keeping, **self._selection()}
-            )
+            records = train(module, batches, options, on_epoch=tell, **keeping)
         self.history.extend({"stage": stage} | record if stage else record for record in records)
         return records
 
