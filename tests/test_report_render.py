@@ -18,7 +18,8 @@ from vlprompt.evaluation.tables import result_table
 from vlprompt.report import FORMATS, Report, make_report
 from vlprompt.report.cells import Cell
 from vlprompt.report.figures import base_new, confusion, few_shot_curves, reliability
-from vlprompt.report.render import CSV_COLUMNS, as_latex, as_markdown
+from vlprompt.report.latex import as_latex
+from vlprompt.report.render import CSV_COLUMNS, as_markdown
 from vlprompt.report.tables import Column, Line, Section, Table
 
 CLASSES = ["cat", "dog", "owl", "fox"]

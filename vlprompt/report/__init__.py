@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from vlprompt.base.files import atomic_write
@@ -12,14 +12,18 @@ from vlprompt.evaluation.results import find_results
 from vlprompt.report.cells import check_metric
 from vlprompt.report.failures import Failure, failure_table, find_failures
 from vlprompt.report.groups import Group, collect
+from vlprompt.report.latex import as_latex
 from vlprompt.report.pairs import pair_tables
+from vlprompt.report.paper import Layout, paper_tables
 from vlprompt.report.published import published_tables
-from vlprompt.report.render import as_csv, as_latex, as_markdown
+from vlprompt.report.render import as_csv, as_markdown
 from vlprompt.report.tables import Table, make_tables, say_conditions
 
-__all__ = ["FORMATS", "Report", "make_report"]
+__all__ = ["FORMATS", "LAYOUTS", "Layout", "Report", "make_report"]
 
 FORMATS = ("terminal", "markdown", "latex", "csv", "html")
+LAYOUTS = ("long", "paper")
+NO_PAPER_PAGE = "the page has a layout of its own: leave layout=paper out, or choose another format"
 SUFFIXES = {".md": "markdown", ".tex": "latex", ".csv": "csv", ".html": "html", ".htm": "html"}
 
 
@@ -75,6 +79,8 @@ class Report:
             VlpromptError: there is no such format.
         """
         if format == "html":
+            if any(table.kind == "paper" for table in self.all_tables):
+                raise VlpromptError(NO_PAPER_PAGE)
             from vlprompt.report.page import make_page  # templates are loaded for the page alone
 
             return make_page(self)
@@ -102,16 +108,18 @@ def make_report(
     metric: str = "accuracy",
     compare: str | None = None,
     pair: Sequence[str] | None = None,
+    layout: Layout | None = None,
 ) -> Report:
     """Read result files and make their tables.
 
     Args:
-        folders: that hold runs, at any depth, or result files.
+        folders: that hold runs, at any depth, or result files; none for the published figures alone.
         methods: leave out all others.
         protocol: leave out all others.
         metric: ``accuracy``, ``macro_accuracy``, ``top5`` or ``ece``.
         compare: ``published`` sets the published figures beside ours.
         pair: two methods to compare image by image.
+        layout: methods in rows and datasets in columns, as papers print them, in place of the long tables.
 
     Raises:
         VlpromptError: there is nothing to report, a file is no result, or a name is unknown.
@@ -126,7 +134,11 @@ def make_report(
     if not found and failures:
         first = failures[0]
         raise VlpromptError(f"none of the {len(failures)} runs has a result; the first, {first.run}: {first.reason}")
-    groups = collect(found, methods, protocol)
+    groups = collect(found, methods, protocol) if found or compare is None else []
+    if layout is not None:
+        layout = replace(layout, metric=metric, published=compare is not None)
+        tables = paper_tables(groups, layout, methods, protocol)
+        return Report(groups, [tables], [], pair_tables(groups, pair) if pair else [], failures, metric)
     return Report(
         groups,
         [make_tables(group, metric) for group in groups],

@@ -45,7 +45,9 @@ class Cell:
         n_images: test images in all.
         missing: what the number lacks, in words; empty if it is complete.
         signed: show a plus sign.
-        best: of its column and section, among those predicted alike.
+        best, second: of its column and section, among those predicted alike.
+        gain: points over the row that others are set against; None if there is none.
+        mark: behind the number, such as of a significant difference.
         runs: that the number comes from.
     """
 
@@ -58,6 +60,9 @@ class Cell:
     missing: str = ""
     signed: bool = False
     best: bool = False
+    second: bool = False
+    gain: float | None = None
+    mark: str = ""
     runs: tuple[Run, ...] = ()
 
     @property

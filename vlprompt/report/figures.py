@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from vlprompt.base.files import atomic_write
 from vlprompt.base.lettering import legible, shorten
 from vlprompt.base.shown import figure_text
-from vlprompt.errors import VlpromptError, nearest
+from vlprompt.errors import VlpromptError
 from vlprompt.evaluation.protocols import PROTOCOLS
 from vlprompt.evaluation.results import harmonic_mean
-from vlprompt.report.cells import METRICS, Cell, check_metric
+from vlprompt.report.cells import METRICS, Cell
 from vlprompt.report.groups import STUDY, ZERO_SHOT, Group, Key, say_shots
 from vlprompt.report.summaries import (
     COLOURS,
@@ -57,7 +54,7 @@ def few_shot_curves(group: Group, metric: str = "accuracy") -> Figure:
     shots = shot_positions(table)
     alone = len(table.sections) == 1
     figure, panels = _panels(len(table.sections), size=4 if alone else 2.8)
-    styles = _styles(group)
+    styles = method_styles(group)
     for axes, section in zip(panels, table.sections, strict=False):
         for line in section.lines:
             _curve(axes, list(shots.values()), line, styles[line.label])
@@ -101,7 +98,7 @@ def base_new(group: Group, metric: str = "accuracy") -> Figure:
     table = make_tables(group, metric)[0]
     figure = Figure(figsize=(6.2, 4.2), layout="constrained")
     axes = figure.subplots()
-    styles = _styles(group)
+    styles = method_styles(group)
     for line in table.sections[0].lines:
         base, new = line.cells[:2]
         if base.value is not None and new.value is not None:
@@ -151,7 +148,7 @@ def reliability(group: Group, keys: Sequence[Key] | None = None) -> Figure:
     if not found:
         raise VlpromptError(f"the results of {group.title} hold no calibration: run them again")
     figure, panels = _panels(len(found), square=True)
-    styles = _styles(group)
+    styles = method_styles(group)
     for axes, (label, each) in zip(panels, found.items(), strict=False):
         bins, images = len(each.images), np.array(each.images)
         centres = (np.arange(bins) + 0.5) / bins
@@ -201,53 +198,6 @@ def confusion(group: Group, key: Key, methods: Sequence[str] | None = None) -> F
     return figure
 
 
-def save_figures(
-    groups: Sequence[Group], folder: Path, format: str = "pdf", metric: str = "accuracy"
-) -> Iterator[Path]:
-    """Write every figure that groups of results have, and yield the files as they are written.
-
-    Args:
-        groups: of ``collect``.
-        folder: made if it is not there.
-        format: ``pdf``, ``png`` or ``svg``.
-        metric: as the tables take it.
-
-    Raises:
-        VlpromptError: the format is unknown.
-    """
-    if format not in FORMATS:
-        raise VlpromptError(f"unknown figure_format '{format}': {nearest(format, FORMATS)}")
-    check_metric(metric)
-    used: set[str] = set()
-    for group in groups:
-        for name, figure in _figures_of(group, metric):
-            stem = _file_name(name, used)
-            with atomic_write(folder / f"{stem}.{format}") as temporary:
-                figure.savefig(temporary, format=format, dpi=200)
-            yield folder / f"{stem}.{format}"
-
-
-def _figures_of(group: Group, metric: str) -> Iterator[tuple[str, Figure]]:
-    if group.protocol == STUDY:
-        yield f"{group.title}-curves", few_shot_curves(group, metric)
-    if PROTOCOLS.get(group.protocol).average == "harmonic_mean":
-        yield f"{group.title}-base-new", base_new(group, metric)
-    if any(pooled_reliability(group, label) for label in group.values):
-        yield f"{group.title}-reliability", reliability(group)
-    for key in group.telling_keys:
-        if any(test.row.per_class for cells in group.values.values() for test in cells.get(key, ())):
-            name = "-".join(str(part) for part in key if part is not None)
-            yield f"{group.title}-confusion-{name}", confusion(group, key)
-
-
-def _file_name(name: str, used: set[str]) -> str:
-    stem = re.sub(r"[^\w.+]+", "-", name).strip("-.")
-    number = next(n for n in range(1, len(used) + 2) if (stem if n == 1 else f"{stem}-{n}") not in used)
-    unique = stem if number == 1 else f"{stem}-{number}"
-    used.add(unique)
-    return unique
-
-
 def _panels(n: int, square: bool = False, size: float = 2.8) -> tuple[Figure, list[Axes]]:
     """Return a figure with ``n`` panels, ``ROW`` of them side by side at most, and those panels."""
     columns = min(n, ROW)
@@ -272,7 +222,7 @@ def _with_legend(figure: Figure, axes: Axes) -> Figure:
     return figure
 
 
-def _styles(group: Group) -> dict[str, dict[str, Any]]:
+def method_styles(group: Group) -> dict[str, dict[str, Any]]:
     """Colour, marker and line of each method, as matplotlib takes them."""
     styles = style_index(label for label in group.values if label != ZERO_SHOT)
     return {ZERO_SHOT: {"color": GREY, "marker": "*", "markersize": 9}} | {

@@ -31,7 +31,7 @@ from vlprompt.report.groups import STUDY, ZERO_SHOT, Group, Key, Measured, Run, 
 from vlprompt.report.pairs import changes
 from vlprompt.report.render import heading, interval, number, seeds
 from vlprompt.report.summaries import pooled_reliability, shot_positions, style_index
-from vlprompt.report.tables import Table, labels
+from vlprompt.report.tables import PLAIN, Table, labels
 from vlprompt.version import __version__
 
 if TYPE_CHECKING:
@@ -92,6 +92,7 @@ def make_page(report: Report) -> str:
         runs=runs,
         counter=itertools.count(1),
         number=number,
+        plain=PLAIN,
         interval=interval,
         spread=SPREAD,
         seeds=seeds,

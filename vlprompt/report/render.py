@@ -1,4 +1,4 @@
-"""Tables as text: terminal, Markdown, LaTeX and CSV."""
+"""Tables as text: terminal, Markdown and CSV."""
 
 from __future__ import annotations
 
@@ -14,28 +14,38 @@ from rich.text import Text
 
 from vlprompt.base.shown import csv_cell, printable
 from vlprompt.report.cells import Cell
-from vlprompt.report.tables import Column, Line, Table
+from vlprompt.report.tables import LONG, Column, Line, Style, Table, lines_of
 
 LABEL_WIDTH = 40  # of a terminal's first column, at most
 
 
-def number(cell: Cell, std: bool = True) -> str:
-    """Write a cell's number with its deviation and what marks it incomplete, or its text.
+def number(cell: Cell, style: Style = LONG) -> str:
+    """Write a cell's number with its deviation, its gain and what marks it, or its text.
 
     >>> number(Cell(33.702, std=1.017)), number(Cell(-0.5, signed=True)), number(Cell(1.0, missing="no seed 3"))
     ('33.70 ± 1.02', '-0.50', '1.00 †')
     """
     if cell.value is None:
         return cell.text
-    text = f"{cell.value:+.2f}" if cell.signed else f"{cell.value:.2f}"
-    if std and cell.std is not None:
-        text += f" ± {cell.std:.2f}"
-    return f"{text} †" if cell.missing else text
+    text = f"{cell.value:{'+' if cell.signed else ''}.{style.decimals}f}"
+    if style.std and cell.std is not None:
+        text += f" ± {cell.std:.{style.decimals}f}"
+    if cell.gain is not None:
+        text += f" {gain(cell, style)}"
+    return text + cell.mark + (" †" if cell.missing else "")
 
 
-def interval(cell: Cell) -> str:
+def gain(cell: Cell, style: Style) -> str:
+    """Write a cell's gain behind an arrow."""
+    points = round(cell.gain or 0.0, style.decimals)
+    return f"{'↑' if points > 0 else '↓' if points < 0 else '='}{abs(points):.{style.decimals}f}"
+
+
+def interval(cell: Cell, style: Style = LONG) -> str:
     """Write a cell's 95% interval, or nothing."""
-    return f"[{cell.interval[0]:.2f}, {cell.interval[1]:.2f}]" if cell.interval else ""
+    if not cell.interval or not style.interval:
+        return ""
+    return f"[{cell.interval[0]:.{style.decimals}f}, {cell.interval[1]:.{style.decimals}f}]"
 
 
 def seeds(line: Line) -> str:
@@ -45,8 +55,9 @@ def seeds(line: Line) -> str:
 
 
 def heading(column: Column) -> str:
-    """Write a column's heading with its number of test images."""
-    return column.heading if column.n_images is None else f"{column.heading} ({column.n_images:,})"
+    """Write a column's heading with what stands above it and its number of test images."""
+    named = " ".join(filter(None, [column.over, column.heading]))
+    return named if column.n_images is None else f"{named} ({column.n_images:,})"
 
 
 def as_terminal(tables: Sequence[Table], width: int) -> Group:
@@ -68,13 +79,13 @@ def _terminal_parts(table: Table, width: int) -> Iterator[RenderableType]:
 
 def _fitting(table: Table, width: int) -> Iterator[slice]:
     """Part the columns into blocks that are no wider than the terminal."""
-    lines = _lines(table)
+    lines = lines_of(table)
     labels = [line.label for line in lines] + [section.heading for section in table.sections]
     left = min(max(map(len, labels)), LABEL_WIDTH) + (10 if table.seeds else 2)
     start, used = 0, left
     for i, column in enumerate(table.columns):
-        texts = [text for line in lines for text in (number(line.cells[i]), interval(line.cells[i]))]
-        wide = max(map(len, [column.heading, f"{column.n_images or 0:,} images", *texts])) + 3
+        texts = [write(line.cells[i], table.style) for line in lines for write in (number, interval)]
+        wide = max(map(len, [column.over, column.heading, f"{column.n_images or 0:,} images", *texts])) + 3
         if i > start and used + wide >= width:
             yield slice(start, i)
             start, used = i, left
@@ -96,27 +107,26 @@ def _terminal_block(table: Table, columns: slice) -> RichTable:
         shown.add_column("seeds", justify="right")
     for column in table.columns[columns]:
         images = "" if column.n_images is None else f"\n{column.n_images:,} images"
-        shown.add_column(column.heading + images, justify="right", no_wrap=True)
+        over = f"{column.over}\n" if column.over else ""
+        shown.add_column(over + column.heading + images, justify="right", no_wrap=True)
     blanks = [""] * (len(table.columns[columns]) + table.seeds)
     for section in table.sections:
         if section.heading:
             shown.add_section()
             shown.add_row(_text(section.heading, style="italic"), *blanks)
         for line in section.lines:
-            cells = (
-                _text("\n".join(filter(None, [number(cell), interval(cell)])), style="bold" if cell.best else "")
-                for cell in line.cells[columns]
-            )
+            cells = (_terminal_cell(cell, table.style) for cell in line.cells[columns])
             shown.add_row(_text(line.label), *([seeds(line)] if table.seeds else []), *cells)
     return shown
 
 
+def _terminal_cell(cell: Cell, style: Style) -> Text:
+    emphasis = "bold" if cell.best else "underline" if cell.second else ""
+    return _text("\n".join(filter(None, [number(cell, style), interval(cell, style)])), emphasis)
+
+
 def _text(text: str, style: str = "") -> Text:
     return Text(printable(text, keep="\n"), style)
-
-
-def _lines(table: Table) -> list[Line]:
-    return [line for section in table.sections for line in section.lines]
 
 
 def print_terminal(tables: Sequence[Table], console: Console) -> None:
@@ -139,13 +149,17 @@ def _markdown(table: Table) -> Iterator[str]:
         yield _row(["---", *["---:"] * (len(head) - 1)])
         for line in section.lines:
             cells = (
-                " ".join(filter(None, [f"**{number(c)}**" if c.best else _plain(number(c)), interval(c)]))
-                for c in line.cells
+                " ".join(filter(None, [_markdown_number(c, table.style), interval(c, table.style)])) for c in line.cells
             )
             yield _row([_plain(line.label), *([seeds(line)] if table.seeds else []), *cells])
         yield ""
     for note in table.notes:
         yield from (_plain(note), "")
+
+
+def _markdown_number(cell: Cell, style: Style) -> str:
+    text = number(cell, style)
+    return f"**{text}**" if cell.best else f"<u>{_plain(text)}</u>" if cell.second else _plain(text)
 
 
 def _row(cells: Sequence[str]) -> str:
@@ -158,60 +172,6 @@ def _plain(text: str) -> str:
     for sign in "\\`*_|<[":
         text = text.replace(sign, f"\\{sign}")
     return text
-
-
-LATEX = {
-    "\\": r"\textbackslash{}",
-    **{sign: f"\\{sign}" for sign in "&%$#_{}"},
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "±": r"$\pm$",
-    "†": r"$\dagger$",
-    "–": "--",
-    "·": r"$\cdot$",
-    "→": r"$\to$",
-    "<": r"\textless{}",
-    ">": r"\textgreater{}",
-}
-
-
-def as_latex(tables: Sequence[Table]) -> str:
-    """Return tables as LaTeX for ``\\usepackage{booktabs}``: intervals below the numbers, the best in bold."""
-    return "\n".join(line for table in tables for line in _latex(table))
-
-
-def _latex(table: Table) -> Iterator[str]:
-    words = any(cell.text and len(cell.text) > 30 for line in _lines(table) for cell in line.cells)
-    kinds = [*(["r"] if table.seeds else []), *(["l" if words else "r"] * len(table.columns))]
-    yield from (r"\begin{table}", r"\centering", r"\small", rf"\caption{{{_tex(f'{table.title}. {table.caption}')}}}")
-    yield rf"\begin{{tabular}}{{l{''.join(kinds)}}}"
-    yield r"\toprule"
-    head = ["", *(["seeds"] if table.seeds else []), *map(heading, table.columns)]
-    yield _tex_row([*map(_tex, head)])
-    for section in table.sections:
-        yield r"\midrule"
-        if section.heading:
-            yield rf"\multicolumn{{{len(head)}}}{{l}}{{\emph{{{_tex(section.heading)}}}}} \\"
-        for line in section.lines:
-            cells = (rf"\textbf{{{_tex(number(c))}}}" if c.best else _tex(number(c)) for c in line.cells)
-            yield _tex_row([_tex(line.label), *([_tex(seeds(line))] if table.seeds else []), *cells])
-            if any(cell.interval for cell in line.cells):
-                below = (rf"{{\scriptsize {interval(c)}}}" if c.interval else "" for c in line.cells)
-                yield _tex_row(["", *([""] if table.seeds else []), *below])
-    yield from (r"\bottomrule", r"\end{tabular}")
-    for note in table.notes:
-        yield rf"\par\footnotesize {_tex(note)}"
-    yield from (r"\end{table}", "")
-
-
-def _tex(text: str) -> str:
-    return "".join(LATEX.get(sign, sign) for sign in printable(text))
-
-
-def _tex_row(cells: Sequence[str]) -> str:
-    row = " & ".join(cells)
-    # a bracket at the start of a row would be taken for an option of the line break before it
-    return rf"{row} \\"
 
 
 CSV_COLUMNS = (

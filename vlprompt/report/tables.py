@@ -30,11 +30,28 @@ from vlprompt.report.groups import STUDY, ZERO_SHOT, Group, Key, say_shots
 
 @dataclass(frozen=True)
 class Column:
-    """A column's heading, the test images behind it (None if they differ by row), and whether the best is marked."""
+    """A column's heading, the test images behind it (None if they differ by row), and whether the best is marked.
+
+    ``over`` is the heading that neighbouring columns share, if any.
+    """
 
     heading: str
     n_images: int | None = None
     ranked: bool = True
+    over: str = ""
+
+
+@dataclass(frozen=True)
+class Style:
+    """How a table's numbers are written: decimals, and whether deviations and intervals stand beside them."""
+
+    decimals: int = 2
+    std: bool = True
+    interval: bool = True
+
+
+LONG = Style()
+PLAIN = Style(std=False, interval=False)
 
 
 @dataclass(frozen=True)
@@ -66,6 +83,7 @@ class Table:
         notes: below the table.
         conditions: what all numbers have in common, by name.
         seeds: whether rows tell their number of seeds.
+        style: of the numbers.
     """
 
     title: str
@@ -76,6 +94,12 @@ class Table:
     notes: list[str] = field(default_factory=list)
     conditions: dict[str, Any] = field(default_factory=dict)
     seeds: bool = True
+    style: Style = LONG
+
+
+def lines_of(table: Table) -> list[Line]:
+    """All rows of a table."""
+    return [line for section in table.sections for line in section.lines]
 
 
 def make_tables(group: Group, metric: str = "accuracy") -> list[Table]:

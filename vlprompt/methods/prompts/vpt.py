@@ -1,4 +1,4 @@
-"""VPT for CLIP: visual prompt tuning (Jia et al., ECCV 2022, arXiv:2203.12119) as the MaPLe repository applies it.
+"""VPT: visual prompt tuning (Jia et al., ECCV 2022, arXiv:2203.12119) as the MaPLe repository applies it.
 
 Trained: n tokens beside the patches, in the first block (shallow) or in the first J (deep).
 The text is "a photo of a {class}." for every dataset, encoded once.

@@ -1,0 +1,52 @@
+"""The names that papers print: ``CoOp`` for ``coop``, ``DTD`` for ``dtd``."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from functools import lru_cache
+
+from datasets_registry.catalog import dataset_info, list_datasets
+from vlprompt.learner.registration import METHODS
+
+LONGEST = 16  # signs of a dataset's title that still head a column
+
+
+@lru_cache
+def display_method(label: str) -> str:
+    """Return a row's label with the method's printed name, by which its module's docstring begins.
+
+    >>> display_method("coop"), display_method("coop (lr=0.1)"), display_method("lp_plus_plus")
+    ('CoOp', 'CoOp (lr=0.1)', 'LP++')
+    """
+    name, space, rest = label.partition(" ")
+    if name not in METHODS.names():
+        return label
+    heading = (inspect.getdoc(inspect.getmodule(METHODS.get(name))) or "").partition("\n")[0]
+    printed = re.split(r":| \(", heading)[0]
+    for each in re.split(r", | and | for ", printed):
+        if _letters(each) == _letters(name):
+            return each + space + rest
+    return (printed if _letters(printed).startswith(_letters(name)[:4]) else name) + space + rest
+
+
+def _letters(name: str) -> str:
+    return re.sub(r"[\W_]", "", name.lower().replace("+", "plus"))
+
+
+@lru_cache
+def display_dataset(name: str) -> str:
+    """Return a dataset's printed name: the card's title if it is short, or what stands in brackets behind it.
+
+    >>> display_dataset("dtd"), display_dataset("eurosat"), display_dataset("glyphs/arrows"), display_dataset("digits")
+    ('DTD', 'EuroSAT', 'Arrows', 'Digits')
+    """
+    if "/" in name:
+        return name.rpartition("/")[2].replace("_", " ").capitalize()
+    if name not in list_datasets():
+        return name
+    title = str(dataset_info(name)["title"])
+    short = re.search(r"\(([A-Z0-9-]+)\)", title)
+    if short:
+        return short[1]
+    return title if len(title) <= LONGEST and " " not in title else name.replace("_", " ").capitalize()

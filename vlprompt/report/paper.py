@@ -1,0 +1,349 @@
+"""The tables as papers print them: methods in rows, datasets in columns, the best in bold and the second underlined.
+
+Base to new has a block of base, new and harmonic mean a dataset, after their average; cross-dataset and domain
+generalization a column a target and their average; few-shot a block of shots a dataset, after their average.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from datasets_registry.catalog import list_collections
+from vlprompt.errors import VlpromptError, nearest
+from vlprompt.evaluation.protocols import PROTOCOLS
+from vlprompt.evaluation.results import SIDES, read_predictions, sides_of
+from vlprompt.evaluation.significance import LEVEL, draw_rule, holm, p_value, paired_draws
+from vlprompt.report.cells import METRICS, Cell, Metric, Rule, check_metric, combine, first, h_of_averages, tested
+from vlprompt.report.groups import STUDY, ZERO_SHOT, Group, Key, say_shots
+from vlprompt.report.names import display_dataset, display_method
+from vlprompt.report.published import Figures, Published, comparable, load_published
+from vlprompt.report.tables import Column, Line, Section, Style, Table, incomplete, labels, mark_best, say_conditions
+
+SPREADS = ("none", "std", "interval")
+BEST_EVIDENCE = ("released", "rerun", "second-hand", "recalled")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How tables in the layout of papers are made.
+
+    Attributes:
+        metric: one of ``METRICS``.
+        decimals: of every number.
+        spread: ``none``, ``std`` (population, over seeds) or ``interval`` (95%) beside a number.
+        gain: a method whose numbers all others are set against, in points, as arrows; empty for none.
+        significance: a method that all others are tested against on the same images and seeds; empty for none.
+        published: set the published figures among the rows, marked as such.
+    """
+
+    metric: str = "accuracy"
+    decimals: int = 2
+    spread: str = "none"
+    gain: str = ""
+    significance: str = ""
+    published: bool = False
+
+    def __post_init__(self) -> None:
+        check_metric(self.metric)
+        if self.spread not in SPREADS:
+            raise VlpromptError(f"spread takes {', '.join(SPREADS)}, not '{self.spread}'")
+        if isinstance(self.decimals, bool) or self.decimals not in range(5):
+            raise VlpromptError(f"decimals takes a number from 0 to 4, not {self.decimals!r}")
+        if self.significance and self.metric != "accuracy":
+            raise VlpromptError(f"significance is of accuracy, not of {self.metric}: leave metric out")
+
+    @property
+    def measure(self) -> Metric:
+        """The metric itself."""
+        return METRICS[self.metric]
+
+
+@dataclass(frozen=True)
+class Block:
+    """Columns under one heading: what each is of, the tests behind it, and their rule."""
+
+    heading: str
+    columns: tuple[tuple[str, tuple[Key, ...], Rule], ...]
+
+
+def paper_tables(
+    groups: Sequence[Group], layout: Layout, chosen: Sequence[str] | None, protocol: str | None
+) -> list[Table]:
+    """Return a table a group and, with published figures that no group stands beside, a table a protocol of those.
+
+    Args:
+        groups: of ``collect``.
+        layout: how.
+        chosen: methods; all others are left out.
+        protocol: likewise.
+
+    Raises:
+        VlpromptError: a method that others should be set against was not run.
+    """
+    known = {label for group in groups for label in labels(group)}
+    for name, setting in ((layout.gain, "gain"), (layout.significance, "significance")):
+        if name and name not in known and not (layout.published and setting == "gain"):
+            raise VlpromptError(f"{setting}={name}: there are no results of '{name}': {nearest(name, known)}")
+    tables, beside = [], set()
+    for group in groups:
+        figures = _figures(group.protocol) if layout.published else None
+        fits = figures is not None and comparable(group, figures)
+        tables.append(_of_group(group, layout, figures if fits else None, chosen))
+        beside |= {group.protocol} if fits else set()
+    if layout.published:
+        asked = dict.fromkeys(group.protocol for group in groups) or WITH_FIGURES
+        for name in [protocol] if protocol else asked:
+            figures = _figures(name) if name not in beside else None
+            if figures is not None:
+                tables.append(_of_figures(name, figures, layout, chosen))
+    return tables
+
+
+WITH_FIGURES = ("base_to_new", "few_shot", "cross_dataset", "domain_generalization")
+
+
+def _figures(protocol: str) -> Figures | None:
+    return load_published(protocol) if protocol in WITH_FIGURES else None
+
+
+def _of_group(group: Group, layout: Layout, figures: Figures | None, chosen: Sequence[str] | None) -> Table:
+    blocks = make_blocks(group.protocol, group.keys)
+    lines = [(label, _cells(group, label, blocks, layout.measure)) for label in labels(group)]
+    lines = [(label, cells) for label, cells in lines if any(cell.value is not None for cell in cells)]
+    if layout.significance:
+        lines = _with_marks(group, blocks, lines, layout)
+    rows = {label: Line(display_method(label), tuple(cells)) for label, cells in lines}
+    if figures:
+        rows |= _published_rows(figures, blocks, chosen)
+    table = _table(group.protocol, blocks, rows, layout, f"{group.title}, {say_conditions(group)}")
+    table.conditions = {key: value for key, value in group.conditions.items() if key != "identity"}
+    table.notes = [*group.notes, *incomplete(table), *_sources(figures, chosen)]
+    if layout.significance:
+        table.notes.append(
+            f"∗ differs from {display_method(layout.significance)} at {LEVEL:.0%} by a paired bootstrap over images "
+            "and seeds, with Holm's correction over the table"
+        )
+    return table
+
+
+def _of_figures(protocol: str, figures: Figures, layout: Layout, chosen: Sequence[str] | None) -> Table:
+    blocks = make_blocks(protocol, figures.keys)
+    c = figures.conditions
+    told = ", ".join(filter(None, [c["backbone"], say_shots(c["shots"]) if "shots" in c else ""]))
+    rows = _published_rows(figures, blocks, chosen, alone=True)
+    table = _table(protocol, blocks, rows, layout, f"{protocol.replace('_', ' ')}, published figures, {told}")
+    table.conditions = {"backbone": c["backbone"]}
+    table.notes = _sources(figures, chosen)
+    return table
+
+
+def make_blocks(protocol: str, keys: Sequence[Key]) -> list[Block]:
+    """Return a protocol's blocks of columns for tests: their average first where there are several datasets."""
+    datasets = _in_order(dict.fromkeys(key[0] for key in keys))
+    if protocol == STUDY:
+        shots = sorted({key[2] for key in keys}, key=lambda k: k if isinstance(k, int) else 10**9)
+
+        def of(chosen: Sequence[str]) -> tuple[tuple[str, tuple[Key, ...], Rule], ...]:
+            return tuple((str(k), tuple((d, "all", k) for d in chosen), _mean(chosen)) for k in shots)
+
+        return [Block(heading, of(chosen)) for heading, chosen in _headed(datasets)]
+    if PROTOCOLS.get(protocol).average == "harmonic_mean":
+        sides = sides_of(key[1] for key in keys) or SIDES[0]
+        return [Block(heading, _sided(sides, chosen)) for heading, chosen in _headed(datasets)]
+    sources = [key for key in keys if key[1] == "source"]
+    targets = sorted((key for key in keys if key[1] != "source"), key=lambda key: _rank(key[1]))
+    blocks = [Block("source", tuple((display_dataset(key[0]), (key,), first) for key in sources))] if sources else []
+    columns = [(display_dataset(key[0] if key[1] in ("all", "test") else key[1]), (key,), first) for key in targets]
+    average = [("average", tuple(targets), statistics.fmean)] if len(targets) > 1 else []
+    return [*blocks, Block("target" if sources else "", (*columns, *average))] if targets else blocks
+
+
+def _headed(datasets: Sequence[str]) -> list[tuple[str, Sequence[str]]]:
+    average = [(f"average over {len(datasets)} datasets", datasets)] if len(datasets) > 1 else []
+    return [*average, *((display_dataset(name), [name]) for name in datasets)]
+
+
+def _sided(sides: Sequence[str], datasets: Sequence[str]) -> tuple[tuple[str, tuple[Key, ...], Rule], ...]:
+    keys: list[list[Key]] = [[(dataset, side, None) for dataset in datasets] for side in sides]
+    both = tuple(key for pair in zip(*keys, strict=True) for key in pair)
+    rule = _mean(datasets)
+    return ((sides[0], tuple(keys[0]), rule), (sides[1], tuple(keys[1]), rule), ("H", both, h_of_averages))
+
+
+def _mean(datasets: Sequence[str]) -> Rule:
+    return statistics.fmean if len(datasets) > 1 else first
+
+
+def _rank(name: str) -> tuple[int, str]:
+    """Where papers put a dataset: in the order of the collection that it is in."""
+    order = [member for members in list_collections().values() for member in members]
+    return (order.index(name) if name in order else len(order), name)
+
+
+def _in_order(datasets: Any) -> list[str]:
+    return sorted(datasets, key=_rank)
+
+
+def _cells(group: Group, label: str, blocks: Sequence[Block], measure: Metric) -> list[Cell]:
+    return [
+        combine([tested(group, label, key, measure) for key in keys], rule, group.seeds)
+        for block in blocks
+        for _, keys, rule in block.columns
+    ]
+
+
+def _table(protocol: str, blocks: Sequence[Block], rows: Mapping[str, Line], layout: Layout, told: str) -> Table:
+    columns = tuple(Column(name, over=block.heading) for block in blocks for name, _, _ in block.columns)
+    higher = layout.measure.higher
+    section = _with_second(mark_best(Section("", tuple(rows.values())), columns, higher), higher)
+    if layout.gain:
+        sided = any(column.heading == "H" for column in columns)
+        section = _with_gains(section, layout.gain, [not sided or column.heading == "H" for column in columns])
+    seeds = max((len(cell.seeds) for line in section.lines for cell in line.cells), default=0)
+    caption = f"{layout.measure.title}; {told}."
+    if seeds > 1:
+        caption += {
+            "none": f" Means over {seeds} seeds.",
+            "std": f" Means over {seeds} seeds ± population standard deviation.",
+            "interval": f" Means over {seeds} seeds, and their 95% interval (Student's t on the logit scale).",
+        }[layout.spread]
+    caption += " Bold: best; underlined: second."
+    if layout.gain:
+        caption += f" Arrows: points over {display_method(layout.gain)}."
+    style = Style(layout.decimals, layout.spread == "std", layout.spread == "interval")
+    return Table(f"{protocol.replace('_', ' ')}", "paper", caption, columns, (section,), seeds=False, style=style)
+
+
+def _with_second(section: Section, higher: bool) -> Section:
+    """Mark the second best number of each column, where one is the best."""
+    lines = [list(line.cells) for line in section.lines]
+    for i in range(len(lines[0]) if lines else 0):
+        column = [cells[i] for cells in lines if cells[i].value is not None and not cells[i].missing]
+        rest = [round(cell.number, 2) for cell in column if not cell.best]
+        if rest and any(cell.best for cell in column):
+            second = (max if higher else min)(rest)
+            for cells in lines:
+                cell = cells[i]
+                if cell.value is not None and not cell.missing and not cell.best and round(cell.value, 2) == second:
+                    cells[i] = replace(cell, second=True)
+    marked = (Line(line.label, tuple(cells)) for line, cells in zip(section.lines, lines, strict=True))
+    return Section(section.heading, tuple(marked))
+
+
+def _with_gains(section: Section, method: str, shown: Sequence[bool]) -> Section:
+    """Set every other row against a method's, in the columns that show it."""
+    base = next((line for line in section.lines if line.label == display_method(method)), None)
+    if base is None:
+        return section
+
+    def against(cell: Cell, other: Cell, told: bool) -> Cell:
+        known = told and cell.value is not None and other.value is not None
+        return replace(cell, gain=cell.number - other.number) if known else cell
+
+    lines = (
+        line if line is base else Line(line.label, tuple(map(against, line.cells, base.cells, shown)))
+        for line in section.lines
+    )
+    return Section(section.heading, tuple(lines))
+
+
+def _with_marks(
+    group: Group, blocks: Sequence[Block], lines: list[tuple[str, list[Cell]]], layout: Layout
+) -> list[tuple[str, list[Cell]]]:
+    """Mark the cells that differ from the reference method's on the same images and seeds."""
+    columns = [(keys, rule) for block in blocks for _, keys, rule in block.columns]
+    found: dict[tuple[str, int], float] = {}
+    for label, cells in lines:
+        if label == layout.significance or group.predicts(label) != group.predicts(layout.significance):
+            continue
+        draws = {
+            key: _draws(group, label, layout.significance, key) for key in {k for keys, _ in columns for k in keys}
+        }
+        for i, (keys, rule) in enumerate(columns):
+            each = [draws[key] for key in keys]
+            there = [pair for pair in each if pair is not None]
+            if cells[i].value is not None and len(there) == len(each):
+                ours, theirs = (draw_rule(rule, [pair[side] for pair in there]) for side in (0, 1))
+                found[label, i] = p_value(ours - theirs)
+    differs = dict(zip(found, holm([*found.values()]), strict=True))
+    return [
+        (label, [replace(cell, mark="∗") if differs.get((label, i)) else cell for i, cell in enumerate(cells)])
+        for label, cells in lines
+    ]
+
+
+def _draws(group: Group, label: str, other: str, key: Key) -> tuple[np.ndarray, np.ndarray] | None:
+    """Bootstrap draws of two rows' accuracies on a test, over the seeds of both; None where none is in common."""
+    ours, theirs = _right(group, label, key), _right(group, other, key)
+    if label == ZERO_SHOT:  # measured in every run, and the same in each
+        ours = dict.fromkeys(theirs, next(iter(ours.values()))) if ours else {}
+    if other == ZERO_SHOT:
+        theirs = dict.fromkeys(ours, next(iter(theirs.values()))) if theirs else {}
+    seeds = sorted(ours.keys() & theirs.keys())
+    if not seeds:
+        return None
+    return paired_draws(np.stack([ours[seed] for seed in seeds]), np.stack([theirs[seed] for seed in seeds]))
+
+
+def _right(group: Group, label: str, key: Key) -> dict[int, np.ndarray]:
+    """Whether each image was right, by seed."""
+    found = {}
+    tests = group.values.get(label, {}).get(key, ()) or (
+        [t for cells in group.values.values() for t in cells.get(key, ())] if label == ZERO_SHOT else ()
+    )
+    for test in tests:
+        given = read_predictions(test.run.path.parent)[test.row.target]
+        said = given.zero_shot if label == ZERO_SHOT else given.predicted
+        found[test.seed] = (said == given.label).numpy()
+    return found
+
+
+def _published_rows(
+    figures: Figures, blocks: Sequence[Block], chosen: Sequence[str] | None, alone: bool = False
+) -> dict[str, Line]:
+    """A row a published method and variant, of figures of the best evidence."""
+    rows: dict[str, Line] = {}
+    by_method: dict[str, list[Published]] = {}
+    for row in figures.rows:
+        if not chosen or row.method in chosen:
+            by_method.setdefault(row.method, []).append(row)
+    for method, known in by_method.items():
+        known = sorted(known, key=lambda row: (bool(row.variant), BEST_EVIDENCE.index(row.evidence)))
+        cells = [_published_cell(known, block, i) for block in blocks for i in range(len(block.columns))]
+        if any(cell.value is not None for cell in cells):
+            name = display_method(method) if alone else f"{display_method(method)} (published)"
+            rows[f"published {method}"] = Line(name, tuple(cells))
+    return rows
+
+
+def _published_cell(rows: Sequence[Published], block: Block, column: int) -> Cell:
+    """The figure as printed where it is, and else by the rule from printed figures."""
+    name, keys, rule = block.columns[column]
+    if len(keys) > 1 or name == "H":
+        said = {"H": "harmonic_mean"}.get(name, name)
+        said = say_shots(int(name)) if name.isdigit() else said
+        for row in rows:
+            if said in row.averages and not row.mean_of_h and _is_average(block):
+                return Cell(row.averages[said])
+    single = [next((row.figures[key] for row in rows if key in row.figures), None) for key in keys]
+    known = [value for value in single if value is not None]
+    return Cell(rule(known)) if known and len(known) == len(keys) else Cell(text="–")
+
+
+def _is_average(block: Block) -> bool:
+    return len({key[0] for _, keys, _ in block.columns for key in keys}) > 1 or block.heading == "target"
+
+
+def _sources(figures: Figures | None, chosen: Sequence[str] | None) -> list[str]:
+    """Where published rows come from, a sentence a method."""
+    found: dict[str, dict[str, None]] = {}
+    for row in figures.rows if figures else ():
+        if not chosen or row.method in chosen:
+            origin = row.source or ("by dataset" if row.figures else "")
+            found.setdefault(row.method, {})[", ".join(filter(None, [origin, row.evidence]))] = None
+    return [f"{display_method(method)}, published: {'; '.join(sources)}" for method, sources in found.items()]
