@@ -6,6 +6,7 @@ import inspect
 import re
 from types import SimpleNamespace
 
+import golden_edits
 import golden_generated
 import golden_heads
 import golden_unlabelled
@@ -28,7 +29,9 @@ from vlprompt.methods.test_time import tpt as tpt_module
 from vlprompt.methods.test_time.tpt import entropy_of_mean, surest_views
 
 # by the beginning of a file's name
-CHECKS: dict[str, Check] = golden_heads.CHECKS | golden_unlabelled.CHECKS | golden_generated.CHECKS
+CHECKS: dict[str, Check] = (
+    golden_edits.CHECKS | golden_heads.CHECKS | golden_unlabelled.CHECKS | golden_generated.CHECKS
+)
 
 
 def check(function: Check) -> Check:

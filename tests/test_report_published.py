@@ -41,6 +41,7 @@ BASE_TO_NEW = {
     ("promptsrc", "", "rerun"): (84.24, 75.67, 79.73),
     ("coprompt", "settings tuned by dataset", "released"): (84.00, 77.23, 80.48),
     ("pre", "", "released"): (82.14, 71.88, 76.27),
+    ("clip_lora", "", "second-hand"): (85.32, 70.63, 77.28),
     ("tcp", "", "second-hand"): (84.13, 75.36, 79.51),
     ("mma", "", "released"): (83.20, 76.80, 79.87),
     ("mmrl", "settings tuned by dataset", "second-hand"): (85.68, 77.16, 81.20),

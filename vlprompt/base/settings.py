@@ -160,15 +160,16 @@ INCIDENTAL = (
 GRID = "grid"  # of a method, which bears on a result only where there is something to choose on
 
 # settings that vlprompt 0.1.0 did not have, with the values at which a run is what it was: its hash is then the same
-LATER = {
+LATER: dict[str, Any] = {
     "augmix": False,
     "class_split": 500,
     "clip_grad": None,
     "conditional": False,
     "descriptions": None,
+    "edits": [],
     "ensemble": None,
-    "schedule": "dassl",
     "pool_classes": None,
+    "schedule": "dassl",
     "steps": None,
     "teacher": None,
     "text": None,

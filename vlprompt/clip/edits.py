@@ -15,8 +15,13 @@ from vlprompt.errors import VlpromptError
 
 if TYPE_CHECKING:
     from vlprompt.clip.text import Prompts
+    from vlprompt.clip.towers import TextTower, VisionTower
 
 Tower = Literal["text", "vision"]
+HOOKS = (
+    *("prompted", "embedded", "tokens", "normed", "tower_normed", "project", "attended", "mlp", "finished"),
+    "projected",
+)
 Norm = Literal["attention", "mlp"]  # a block's norms, by what stands behind them
 
 
@@ -54,6 +59,15 @@ class Edit:
     tower: Tower
     shared_until: int | None = None
     needs_all_tokens: bool = False
+
+    @property
+    def places(self) -> frozenset[str]:
+        """What of its tower it changes, by the hooks that it fills in; edits of one place do not go together."""
+        return frozenset(hook for hook in HOOKS if getattr(type(self), hook) is not getattr(Edit, hook))
+
+    def merge(self, tower: TextTower | VisionTower) -> bool:
+        """Put what it does into the weights of a copy of its tower, and say whether that can be; see ``merging``."""
+        return False
 
     def prompted(self, prompts: Prompts) -> Prompts:
         """Text: the prompts as they enter the tower, before positions are added; all G·C of them, once a call."""
@@ -107,6 +121,10 @@ class Edit:
     def finished(self, layer: int, x: Tensor, out: Tensor) -> Tensor:
         """Behind the block: x (…, d) the block's input, out (…, d) its output."""
         return out
+
+    def projected(self, x: Tensor) -> Tensor:
+        """Behind the tower's projection, x (…, D): adapters of what it gives, before that is normalised."""
+        return x
 
     def pooled(self, layer: int, x: Tensor, rows: Rows) -> None:
         """Text: look at the states x (G, C, d), behind a block, of the token that the tower reads."""

@@ -50,6 +50,14 @@ class Block:
         linear += [p for layer in (attn.out_proj, mlp.c_fc, mlp.c_proj) for p in (layer.weight, layer.bias)]
         return [p for p in linear if p is not None]
 
+    def weight_of(self, part: str) -> Tensor:
+        """The weight (d, d) of q, k, v or o, a view."""
+        if part == "o":
+            own: Tensor = self.attn.out_proj.weight
+            return own
+        weight: Tensor = self.attn.in_proj_weight
+        return weight.data.chunk(3)["qkv".index(part)]
+
     @property
     def norms(self) -> dict[Norm, nn.LayerNorm]:
         """The norms in front of attention and of the MLP."""
@@ -158,6 +166,14 @@ def _causal(mask: Tensor, length: int) -> Tensor:
     return torch.full_like(mask[:1, :1], float("-inf")).expand(length, length).triu(1)
 
 
+def _projected(x: Tensor, edits: Sequence[Edit]) -> Tensor:
+    """What a tower gives (…, D), in fp32."""
+    x = x.float()
+    for edit in edits:
+        x = edit.projected(x)
+    return x
+
+
 class TextTower:
     """A view of OpenCLIP's text tower in either layout.
 
@@ -225,12 +241,11 @@ class TextTower:
         for edit in edits:
             x = edit.tower_normed("final", x)
         projection: nn.Linear | Tensor | None = self.module.text_projection
-        if projection is None:
-            return x.float()
         if isinstance(projection, nn.Linear):
-            projected: Tensor = projection(x.to(projection.weight.dtype))
-            return projected.float()
-        return (x.to(projection.dtype) @ projection).float()
+            x = projection(x.to(projection.weight.dtype))
+        elif projection is not None:
+            x = x.to(projection.dtype) @ projection
+        return _projected(x, edits)
 
     def full_mask(self, valid: Tensor) -> Tensor | None:
         """Additive attention mask (T, T) or (C·H, T, T) of whole sequences, for content flags ``valid`` (C, T).
@@ -332,7 +347,7 @@ class VisionTower:
         """Pool and project states (B, 1+N, d_v), or (B, 1, d_v) where ``cls_only``, to (B, D) in fp32."""
         pooled = self._pool(x, [edit for edit in edits if type(edit).tower_normed is not Edit.tower_normed])
         projection: Tensor | None = self.module.proj
-        return pooled.float() if projection is None else (pooled.to(projection.dtype) @ projection).float()
+        return _projected(pooled if projection is None else pooled.to(projection.dtype) @ projection, edits)
 
     def _pool(self, x: Tensor, edits: Sequence[Edit]) -> Tensor:
         """The normed state (B, d_v) that is read, with edits of the final norm."""

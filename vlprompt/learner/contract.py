@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from vlprompt.base.checks import as_batch, check_batch, check_features, listed
@@ -24,6 +24,7 @@ from vlprompt.data.templates import resolve_templates
 from vlprompt.errors import VlpromptError
 from vlprompt.learner import publishing
 from vlprompt.learner.aggregation import AGGREGATORS
+from vlprompt.learner.editing import edited_facts, make_edits
 from vlprompt.learner.ensembling import make_ensemble
 from vlprompt.learner.facts import Facts
 from vlprompt.learner.gradients import GRADIENT_RULES
@@ -90,6 +91,9 @@ class PromptLearner(Method):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.setup()
+            if self.config.edits:
+                self.beside = nn.ModuleList(make_edits(self.config.edits, clip, self.edits))
+                self.edits.extend(cast(Iterable[Edit], self.beside))
         self.to(clip.device)
         if self.config.init_from:
             start = Path(self.config.init_from)
@@ -240,16 +244,25 @@ class PromptLearner(Method):
             self._cached = ([tensor.detach().clone() for tensor in state], compute())
         return self._cached[1]
 
+    def forget(self) -> None:
+        """Compute class features anew when they are asked for: something that they follow from has changed."""
+        self._cached = None
+
     @classmethod
     def facts_with(cls, config: Any, beneath: SavedTeacher | None = None) -> Facts:
-        """``facts_of``, and what a saved learner beneath it and an ensemble with the frozen model make of it.
+        """``facts_of``, and what a saved learner beneath it, edits and an ensemble with the frozen model make of it.
 
         Raises:
-            VlpromptError: it cannot stand on that learner, or cannot have that ensemble.
+            VlpromptError: it cannot stand on that learner, or cannot have those edits or that ensemble.
         """
-        own = cls.facts_of(config) if beneath is None else cls.facts_on(beneath, cls.facts_of(config))
+        own = cls._own_facts(config, beneath)
         ensemble = make_ensemble(config.ensemble, cls.method, own)
         return ensemble.narrow(own) if ensemble else own
+
+    @classmethod
+    def _own_facts(cls, config: Any, beneath: SavedTeacher | None) -> Facts:
+        own = cls.facts_of(config) if beneath is None else cls.facts_on(beneath, cls.facts_of(config))
+        return edited_facts(cls, config, own)
 
     def set_ensemble(self, setting: str | None) -> None:
         """Score by another ensemble with the frozen model from now on, such as ``logits(weight=0.3)``; None by none.
@@ -259,7 +272,7 @@ class PromptLearner(Method):
         """
         config = replace(self.config, ensemble=setting)
         self.facts = self.facts_with(config, self.beneath)
-        self.ensemble = make_ensemble(setting, self.method, self.facts_of(config))
+        self.ensemble = make_ensemble(setting, self.method, self._own_facts(config, self.beneath))
         self.config = config
 
     # Learning

@@ -1,42 +1,58 @@
-"""Edits that learners of any kind share: learnt changes of what the blocks of a tower compute."""
+"""Edits that learners of any kind share: what is learnt inside a tower, or right behind it, beside a prompt."""
 
 from __future__ import annotations
 
+import math
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vlprompt.clip.edits import Edit, Norm, Tower
 from vlprompt.clip.frozen import FrozenCLIP
+from vlprompt.clip.openclip import QuickGELU
 from vlprompt.clip.towers import TextTower, VisionTower
+from vlprompt.errors import VlpromptError
+
+PARTS = "qkvo"  # the linear maps of attention
 
 
-def tower_of(clip: FrozenCLIP, tower: Tower) -> TextTower | VisionTower:
-    """One of a model's towers, or one sentence if its blocks cannot be edited."""
-    if tower == "text":
-        clip.require(text=1)
-        return clip.text
-    clip.require(vision=1)
-    return clip.visual
+class LearntEdit(Edit, nn.Module):
+    """An edit with learnables of its own.
+
+    Args:
+        clip: the frozen model.
+        tower: which of its towers; one whose blocks cannot be opened is an error of one sentence.
+        lr_scale: of the recipe's learning rate.
+
+    Attributes:
+        width: of the tower.
+        layers: blocks of the tower.
+    """
+
+    def __init__(self, clip: FrozenCLIP, tower: Tower, lr_scale: float = 1.0):
+        super().__init__()
+        if tower == "text":
+            clip.require(text=1)
+        else:
+            clip.require(vision=1)
+        view = clip.text if tower == "text" else clip.visual
+        self.tower, self.lr_scale = tower, lr_scale
+        self.layers, self.width = view.layers, view.width
 
 
-class LayerNorms(Edit, nn.Module):
+class LayerNorms(LearntEdit):
     """The norms of a tower's blocks, learnt in the frozen ones' place (MoCoOp's code: those of the image tower).
 
     They start as the frozen ones, and with them nothing changes, to the bit.
 
-    Args:
-        clip: the frozen model.
-        tower: whose norms, in front of attention and of the MLP in every block.
-        lr_scale: of the recipe's learning rate; MoCoOp has 0.1.
-
     Attributes:
-        weight, bias: by norm, (L, d).
+        weight, bias: by norm, (L, d), of those in front of attention and of the MLP in every block.
     """
 
     def __init__(self, clip: FrozenCLIP, tower: Tower = "vision", lr_scale: float = 1.0):
-        super().__init__()
-        self.tower, self.lr_scale = tower, lr_scale
-        blocks = tower_of(clip, tower).blocks
+        super().__init__(clip, tower, lr_scale)
+        blocks = (clip.text if tower == "text" else clip.visual).blocks
         norms = {norm: [block.norms[norm] for block in blocks] for norm in blocks[0].norms}
         self.eps = {norm: [each.eps for each in every] for norm, every in norms.items()}
         weights = {norm: torch.stack([each.weight.detach() for each in every]) for norm, every in norms.items()}
@@ -46,4 +62,126 @@ class LayerNorms(Edit, nn.Module):
     def normed(self, layer: int, norm: Norm, x: Tensor, out: Tensor) -> Tensor:
         """The learnt norm of x (…, d)."""
         weight, bias = self.weight[norm][layer], self.bias[norm][layer]
-        return nn.functional.layer_norm(x, weight.shape, weight, bias, self.eps[norm][layer])
+        return F.layer_norm(x, weight.shape, weight, bias, self.eps[norm][layer])
+
+    @torch.no_grad()
+    def merge(self, tower: TextTower | VisionTower) -> bool:
+        """Put the learnt norms in the frozen ones' place."""
+        for block in tower.blocks:
+            for norm, module in block.norms.items():
+                module.weight.copy_(self.weight[norm][block.layer])
+                module.bias.copy_(self.bias[norm][block.layer])
+        return True
+
+
+class LoRA(LearntEdit):
+    """Low-rank updates of attention's linear maps, Wx + s·B·A·x with s = α/√r (CLIP-LoRA; Hu et al. divide by r).
+
+    B starts at zero, so that the first step is that of the frozen model.
+
+    Args:
+        clip: the frozen model.
+        tower: whose maps.
+        rank: r.
+        alpha: α.
+        maps: which, of q, k, v and o.
+        dropout: of what enters A, while training. A token that prompts share is encoded once, so it is drawn for all.
+        lr_scale: of the recipe's learning rate.
+
+    Attributes:
+        a, b: by map, (L, r, d) and (L, d, r).
+    """
+
+    def __init__(
+        self,
+        clip: FrozenCLIP,
+        tower: Tower,
+        rank: int = 2,
+        alpha: float = 1.0,
+        maps: str = "qkv",
+        dropout: float = 0.0,
+        lr_scale: float = 1.0,
+    ):
+        super().__init__(clip, tower, lr_scale)
+        if rank < 1 or not 0 <= dropout < 1:
+            raise VlpromptError(f"lora needs a rank of at least 1 and a dropout from 0 to below 1: {rank}, {dropout}")
+        if not maps or set(maps) - set(PARTS) or len(set(maps)) < len(maps):
+            raise VlpromptError(f"lora is of some of the maps q, k, v and o, such as maps=qv, and not of '{maps}'")
+        self.scale, self.dropout = alpha / math.sqrt(rank), nn.Dropout(dropout)
+        # as kaiming_uniform_(a=√5) draws an (r, d)
+        bound = self.width**-0.5
+        drawn = {part: torch.empty(self.layers, rank, self.width).uniform_(-bound, bound) for part in maps}
+        self.a = nn.ParameterDict(drawn)
+        self.b = nn.ParameterDict({part: torch.zeros(self.layers, self.width, rank) for part in maps})
+
+    @property
+    def places(self) -> frozenset[str]:
+        """The maps."""
+        return frozenset(f"project {part}" for part in self.a)
+
+    def project(self, layer: int, x: Tensor, parts: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Add the updates (…, d) of the maps that are asked for."""
+        updates = {
+            part: F.linear(F.linear(self.dropout(x), self.a[part][layer]), self.b[part][layer])
+            for part in parts.keys() & set(self.a)
+        }
+        return parts | {part: parts[part] + self.scale * update for part, update in updates.items()}
+
+    @torch.no_grad()
+    def merge(self, tower: TextTower | VisionTower) -> bool:
+        """Add s·B·A to the maps."""
+        for block in tower.blocks:
+            for part in self.a:
+                block.weight_of(part).add_(self.scale * self.b[part][block.layer] @ self.a[part][block.layer])
+        return True
+
+
+class Adapter(LearntEdit):
+    """Mixes what a tower gives with a bottleneck of it: r·relu(W₂ relu(W₁ x)) + (1 - r)·x (CoPrompt, CLIP-Adapter).
+
+    Args:
+        clip: the frozen model.
+        tower: whose features.
+        reduction: of the hidden layer, from the joint width D.
+        ratio: r.
+        lr_scale: of the recipe's learning rate.
+    """
+
+    def __init__(self, clip: FrozenCLIP, tower: Tower, reduction: int = 4, ratio: float = 0.2, lr_scale: float = 1.0):
+        super().__init__(clip, tower, lr_scale)
+        width = clip.embed_dim
+        hidden = max(1, width // reduction)
+        self.ratio = ratio
+        self.fc = nn.Sequential(
+            nn.Linear(width, hidden, bias=False), nn.ReLU(), nn.Linear(hidden, width, bias=False), nn.ReLU()
+        )
+
+    def projected(self, x: Tensor) -> Tensor:
+        """Adapt features (…, D)."""
+        adapted: Tensor = self.ratio * self.fc(x) + (1 - self.ratio) * x
+        return adapted
+
+
+class Surgery(LearntEdit):
+    """Repairs what a tower gives: f + r·FFN(LN(f)) (RESTORE).
+
+    Args:
+        clip: the frozen model.
+        tower: whose features.
+        ratio: r, a buffer, since RESTORE lets it grow.
+        lr_scale: of the recipe's learning rate.
+    """
+
+    ratio: Tensor
+
+    def __init__(self, clip: FrozenCLIP, tower: Tower, ratio: float = 0.1, lr_scale: float = 1.0):
+        super().__init__(clip, tower, lr_scale)
+        width = clip.embed_dim
+        self.post_ln = nn.LayerNorm(width)
+        self.FFN = nn.Sequential(nn.Linear(width, 4 * width), QuickGELU(), nn.Linear(4 * width, width))
+        self.register_buffer("ratio", torch.tensor(ratio))
+
+    def projected(self, x: Tensor) -> Tensor:
+        """Repair features (…, D)."""
+        repaired: Tensor = x + self.ratio * self.FFN(self.post_ln(x))
+        return repaired

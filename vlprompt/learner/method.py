@@ -45,6 +45,8 @@ class Method(nn.Module):
                 sentences in place of templates; refused where nothing would read it.
             teacher: a saved learner, a run's folder or ``hf://user/name`` whose logits ``logit_kl`` and
                 ``distillation`` take in place of the frozen model's; refused where nothing would ask it.
+            edits: what is learnt inside the towers besides, such as lora(rank=4) or layer_norms(tower=vision), see
+                ``editing``.
             ensemble: with the frozen model wherever it is tested, logits(weight=0.5) or weights(weight=0.5), see
                 ``ensembling``; training is that of the learner alone.
         """
@@ -56,6 +58,7 @@ class Method(nn.Module):
         text_chunk: int | None = None
         descriptions: str | None = None
         teacher: str | None = None
+        edits: list[str] = field(default_factory=list)
         ensemble: str | None = None
 
     clip: FrozenCLIP

@@ -27,6 +27,7 @@ from vlprompt.evaluation.score import finite
 from vlprompt.learner.contract import PromptLearner
 from vlprompt.learner.recording import added
 from vlprompt.saving.export_openclip import export_openclip
+from vlprompt.saving.merging import merged_into
 
 ONNX_TORCH = "2.7"  # the exporters before take no batch of any size
 MOST_IMAGES = 2**31 - 1  # of a batch: torch 2.5 finds its own default bound to be out of range
@@ -203,7 +204,7 @@ def _exportable(learner: PromptLearner) -> Iterator[tuple[nn.Module, Tensor, Dyn
     """
     per_image, size = _per_image(learner), learner.clip.image_size
     dynamic = None if per_image else {"images": {0: torch.export.Dim("batch", max=MOST_IMAGES)}}
-    with torch.no_grad(), added(learner, *([FullLength()] if per_image else [])):
+    with torch.no_grad(), merged_into(learner), added(learner, *([FullLength()] if per_image else [])):
         yield _Graph(learner).eval(), torch.zeros(1 if per_image else 2, 3, size, size), dynamic
 
 

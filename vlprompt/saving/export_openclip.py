@@ -24,7 +24,10 @@ from vlprompt.clip.openclip import SimpleTokenizer, get_model_config, list_model
 from vlprompt.clip.tiny import TINY_NAME, tiny_config
 from vlprompt.errors import VlpromptError
 from vlprompt.learner.contract import PromptLearner
+from vlprompt.learner.prompts import TextPrompt
 from vlprompt.learner.recording import TextRecorder, added
+from vlprompt.learner.teacher import filled
+from vlprompt.saving.merging import merged_into
 
 CONFIG, WEIGHTS, USE = "open_clip_config.json", "open_clip_model.safetensors", "classifier.json"
 TOLERANCE = 1e-4
@@ -39,15 +42,10 @@ def export_openclip(learner: PromptLearner, folder: Path) -> Path:
     Raises:
         VlpromptError: what the learner learnt is no context of words in front of the class name.
     """
-    context = _context(learner)  # (P, d_t)
-    signs = _spare_signs(learner.clip, len(context), learner.class_names)
-    tokenizer: Any = learner.clip.tokenizer
-    state = {key: value.detach().clone().contiguous() for key, value in learner.clip.model.state_dict().items()}
-    (embedding,) = (value for key, value in state.items() if key.endswith("token_embedding.weight"))
-    embedding[[tokenizer.encode(sign)[0] for sign in signs]] = context
+    with merged_into(learner):
+        template, signs, state = _words_and_weights(learner)
     if learner.logit_scale != learner.clip.logit_scale:
         state["logit_scale"].fill_(math.log(learner.logit_scale))
-    template = " ".join([*signs, "{}."])
     use = {
         "template": template,
         "class_names": [natural_name(name) for name in learner.class_names],
@@ -65,17 +63,58 @@ def export_openclip(learner: PromptLearner, folder: Path) -> Path:
     return folder
 
 
-def _context(learner: PromptLearner) -> Tensor:
-    """The vectors between start-of-text and the class name (P, d_t), or one sentence on why words cannot hold them."""
+def _words_and_weights(learner: PromptLearner) -> tuple[str, list[str], dict[str, Tensor]]:
+    """The template, the signs in it that stand for learnt vectors, and the model's weights with these."""
+    state = {key: value.detach().clone().contiguous() for key, value in learner.clip.model.state_dict().items()}
+    _check_towers(learner)
+    if not any(isinstance(part, TextPrompt) for part in learner.modules()):
+        return _template(learner), [], state
+    context = _context(learner)  # (P, d_t)
+    signs = _spare_signs(learner.clip, len(context), learner.class_names)
+    tokenizer: Any = learner.clip.tokenizer
+    (embedding,) = (value for key, value in state.items() if key.endswith("token_embedding.weight"))
+    embedding[[tokenizer.encode(sign)[0] for sign in signs]] = context
+    return " ".join([*signs, "{}."]), signs, state
+
+
+def _check_towers(learner: PromptLearner) -> None:
+    """Raise one sentence unless the image features are those of the model, and its class features score them."""
     who, other = f"{learner.method} with these settings", "use to=torch or to=onnx"
     if learner.facts.classifier == "per_image":
         raise VlpromptError(f"{who} has another context for each image, which no words can stand for: {other}")
     if learner.facts.head or learner.ensemble is not None:
         raise VlpromptError(f"{who} scores with more than class features: {other}")
-    if not learner.facts.cacheable_images:
+    if not learner.facts.cacheable_images and not _same_images(learner, learner.clip):
         raise VlpromptError(f"{who} prompts the image tower, and OpenCLIP's has no place for learnt tokens: {other}")
     if not learner.trainable_parameters():
         raise VlpromptError(f"{who} learns nothing: the original weights with its templates are the same classifier")
+
+
+def _same_images(learner: PromptLearner, clip: FrozenCLIP) -> bool:
+    """Whether a learner's image features are a model's."""
+    images = torch.randn(2, 3, clip.image_size, clip.image_size, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = torch.nn.functional.normalize(clip.encode_image(images), dim=-1)
+        return torch.allclose(learner.image_features(images), expected, atol=TOLERANCE)
+
+
+def _template(learner: PromptLearner) -> str:
+    """The template of a learner without learnt words, or one sentence if its class features are of more than one."""
+    with torch.no_grad():
+        features = learner.text_features()
+    written = getattr(learner.config, "template", None)
+    for template in [written, *learner.templates] if isinstance(written, str) else learner.templates:
+        text = learner.clip.encode_text(filled(learner.class_names, [template]))
+        if torch.allclose(torch.nn.functional.normalize(text, dim=-1), features, atol=TOLERANCE):
+            return template
+    raise VlpromptError(
+        f"{learner.method} with these settings has a classifier that is a mean over texts: use to=matrix"
+    )
+
+
+def _context(learner: PromptLearner) -> Tensor:
+    """The vectors between start-of-text and the class name (P, d_t), or one sentence on why words cannot hold them."""
+    who, other = f"{learner.method} with these settings", "use to=torch or to=onnx"
     recorder = TextRecorder()
     with torch.no_grad(), added(learner, recorder):
         features = learner.text_features()
@@ -140,10 +179,12 @@ def _model_config(clip: FrozenCLIP) -> dict[str, Any]:
 
 
 def _compare(learner: PromptLearner, folder: Path, template: str) -> None:
-    """Raise one sentence unless the folder, loaded as others would, gives the learner's class features."""
+    """Raise one sentence unless the folder, loaded as others would, gives the learner's class and image features."""
     clip = load_clip(f"local-dir:{folder}", device="cpu")
     texts = [template.replace("{}", natural_name(name)) for name in learner.class_names]
     got = torch.nn.functional.normalize(clip.encode_text(texts), dim=-1)
     off = float((got - learner.classifier_matrix()).abs().max())
     if off > TOLERANCE:
         raise VlpromptError(f"the model in {folder} is not the learner: its class features are off by {off:.2g}")
+    if not _same_images(learner, clip):
+        raise VlpromptError(f"the model in {folder} is not the learner: its image features are others")

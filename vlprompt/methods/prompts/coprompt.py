@@ -12,30 +12,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from torch import Tensor, nn
-
-from vlprompt.clip import FrozenCLIP
 from vlprompt.learner import register
-from vlprompt.learner.objectives import Batch
+from vlprompt.learner.edits import Adapter
 from vlprompt.methods.prompts.maple import MaPLe
-
-
-class Adapter(nn.Module):
-    """Mixes a feature with a bottleneck of it: r·relu(W₂ relu(W₁ x)) + (1 - r)·x."""
-
-    def __init__(self, clip: FrozenCLIP, reduction: int, ratio: float):
-        super().__init__()
-        width = clip.embed_dim
-        hidden = max(1, width // reduction)
-        self.ratio = ratio
-        self.fc = nn.Sequential(
-            nn.Linear(width, hidden, bias=False), nn.ReLU(), nn.Linear(hidden, width, bias=False), nn.ReLU()
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Adapt features (…, D)."""
-        adapted: Tensor = self.ratio * self.fc(x) + (1 - self.ratio) * x
-        return adapted
 
 
 @register("coprompt", paper="arXiv:2306.01195", trains=("text", "vision"), cacheable_images=False, fidelity="code")
@@ -67,15 +46,7 @@ class CoPrompt(MaPLe):
     def setup(self) -> None:
         """Create MaPLe's learnables and the two adapters, D -> D/4 -> D."""
         super().setup()
-        self.adapter_text = Adapter(self.clip, self.config.reduction, self.config.text_ratio)
-        self.adapter_image = Adapter(self.clip, self.config.reduction, self.config.image_ratio)
-
-    def encode_text(self, v: Tensor | None = None) -> Tensor:
-        """Adapted class features (C, D)."""
-        adapted: Tensor = self.adapter_text(super().encode_text(v))
-        return adapted
-
-    def encode_images(self, batch: Batch) -> Tensor:
-        """Adapted features (B, D) of images seen with the coupled tokens."""
-        adapted: Tensor = self.adapter_image(super().encode_images(batch))
-        return adapted
+        reduction = self.config.reduction
+        self.adapter_text = Adapter(self.clip, "text", reduction, self.config.text_ratio)
+        self.adapter_image = Adapter(self.clip, "vision", reduction, self.config.image_ratio)
+        self.edits += [self.adapter_text, self.adapter_image]

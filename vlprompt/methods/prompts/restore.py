@@ -13,11 +13,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from vlprompt.clip import FrozenCLIP
-from vlprompt.clip.openclip import QuickGELU
 from vlprompt.learner import PromptLearner, register
+from vlprompt.learner.edits import Surgery
 from vlprompt.learner.objectives import OBJECTIVES, Batch, Objective, Outputs
 from vlprompt.methods.prompts.maple import MaPLe
 
@@ -46,24 +45,6 @@ class PromptShift(Objective):
         return (text / learner.first_text_norms - image / learner.first_image_norms).pow(2).sum()
 
 
-class Surgery(nn.Module):
-    """f + r·FFN(LN(f)) on a final feature."""
-
-    ratio: Tensor
-
-    def __init__(self, clip: FrozenCLIP, ratio: float):
-        super().__init__()
-        width = clip.embed_dim
-        self.post_ln = nn.LayerNorm(width)
-        self.FFN = nn.Sequential(nn.Linear(width, 4 * width), QuickGELU(), nn.Linear(4 * width, width))
-        self.register_buffer("ratio", torch.tensor(ratio))
-
-    def forward(self, f: Tensor) -> Tensor:
-        """Repair features (…, D)."""
-        repaired: Tensor = f + self.ratio * self.FFN(self.post_ln(f))
-        return repaired
-
-
 @register("restore", paper="arXiv:2403.06136", trains=("text", "vision"), cacheable_images=False, fidelity="code")
 class RESTORE(MaPLe):
     """Coupled deep prompts whose shift stays alike in both modalities."""
@@ -89,20 +70,11 @@ class RESTORE(MaPLe):
     def setup(self) -> None:
         """Create MaPLe's learnables and the surgery blocks, D -> 4D -> D."""
         super().setup()
-        self.text_adapter = Surgery(self.clip, self.config.text_ratio)
-        self.visual_adapter = Surgery(self.clip, self.config.image_ratio)
+        self.text_adapter = Surgery(self.clip, "text", self.config.text_ratio)
+        self.visual_adapter = Surgery(self.clip, "vision", self.config.image_ratio)
+        self.edits += [self.text_adapter, self.visual_adapter]
         for name in ("first_text_norms", "first_image_norms"):  # zero until the first forward pass
             self.register_buffer(name, torch.zeros(self.config.depth - 1))
-
-    def encode_text(self, v: Tensor | None = None) -> Tensor:
-        """Repaired class features (C, D)."""
-        repaired: Tensor = self.text_adapter(super().encode_text(v))
-        return repaired
-
-    def encode_images(self, batch: Batch) -> Tensor:
-        """Repaired features (B, D) of images seen with the coupled tokens."""
-        repaired: Tensor = self.visual_adapter(super().encode_images(batch))
-        return repaired
 
     def prompt_norms(self) -> tuple[Tensor, Tensor]:
         """‖PᵀP‖_F of the deep text prompts and of the visual prompts made from them: two tensors (J-1,)."""

@@ -1,0 +1,138 @@
+"""Edits that any design carries: they start as nothing, go together or are refused, and are merged into weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from vlprompt import VlpromptError, create_learner, list_methods, load_clip, load_learner
+from vlprompt.clip.edits import FullLength
+from vlprompt.clip.merging import merged
+from vlprompt.learner.recording import added
+from vlprompt.saving.export import export_learner
+from vlprompt.saving.merging import merged_into
+from vlprompt.testing import close, fit, logits_of, loss_of, make, small_clip, toy_batch
+from vlprompt.training.recipes import load_recipe, resolve_learning
+
+NEUTRAL = ["lora(maps=qkvo)", "layer_norms(tower=both)"]  # at the start
+CARRIERS = ["coop", "cocoop", "promptsrc", "maple", "proda", "pre", "mvlpt"]
+
+
+def gradients(learner, *ways) -> dict[str, torch.Tensor]:
+    with added(learner, *ways):
+        learner.backward(loss_of(learner))
+    return {name: p.grad for name, p in learner.named_parameters()}
+
+
+@pytest.mark.parametrize("method", CARRIERS)
+def test_edits_that_start_as_nothing_change_neither_logits_nor_gradients(method: str) -> None:
+    """B = 0: on the fast path and at full length."""
+    plain, edited = make(method), make(method, edits=NEUTRAL)
+    assert not edited.facts.cacheable_images
+    assert edited.facts.trains == {"text", "vision"}
+    for ways in ((), (FullLength(),)):
+        with added(edited, *ways):
+            assert close(logits_of(edited), logits_of(plain))
+        expected, got = gradients(plain.train(), *ways), gradients(edited.train(), *ways)
+        for name, gradient in expected.items():
+            assert close(got[name], gradient, 1e-4), name
+        assert all(bool(got[name].any()) for name in got if name.startswith("beside.") and ".b." in name)
+        plain.zero_grad(), edited.zero_grad()
+
+
+def test_clip_lora_starts_as_zero_shot_clip() -> None:
+    assert close(logits_of(make("clip_lora", maps="qkvo")), logits_of(make("zero_shot")))
+    template = "itap of a {}, one of many"
+    learner = make("clip_lora", tower="vision", template=template)
+    assert close(logits_of(learner), logits_of(make("zero_shot", template=[template])))
+    assert learner.facts.trains == {"vision"}
+    assert make("clip_lora", tower="text").facts.cacheable_images
+
+
+@pytest.mark.parametrize("settings", [{"maps": "qkvo"}, {"tower": "text"}, {"edits": ["layer_norms(tower=both)"]}])
+def test_merged_updates_are_the_learner_to_rounding_error(settings: dict) -> None:
+    learner = make("clip_lora", **settings)
+    before = learner.clip.weights_hash()
+    fit(learner, 3, lr=0.05)
+    expected, plain = logits_of(learner), logits_of(make("zero_shot"))
+    clip, rest = merged(learner.clip, learner.edits)
+    assert rest == []
+    assert close(logits_of(make("zero_shot", clip)), expected, 1e-5)
+    assert not close(plain, expected, 1e-2)
+    assert learner.clip.weights_hash() == before
+    assert merged(small_clip("bf16"), learner.edits)[1] == learner.edits
+
+
+def test_an_exported_model_has_the_updates_in_its_weights(tmp_path: Path) -> None:
+    clip = load_clip("vlprompt-tiny", device="cpu")
+    learner = create_learner("clip_lora", clip, ["cat", "dog"], maps="qkvo", edits=["layer_norms(tower=text)"])
+    for p in learner.parameters():
+        p.data += 0.02 * torch.randn(p.shape, generator=torch.Generator().manual_seed(0))
+    export_learner(learner, "openclip", tmp_path / "model")
+    other = load_clip(f"local-dir:{tmp_path / 'model'}", device="cpu")
+    images = torch.randn(2, 3, clip.image_size, clip.image_size)
+    assert torch.allclose(create_learner("zero_shot", other, ["cat", "dog"]).eval()(images), learner(images), atol=1e-3)
+    with merged_into(learner):
+        assert learner.edits == []
+    learner = create_learner("vpt", clip, ["cat", "dog"], depth=1, edits=["lora(tower=vision)"])
+    with pytest.raises(VlpromptError, match="prompts the image tower"):
+        export_learner(learner, "openclip", tmp_path / "vpt")
+
+
+@pytest.mark.parametrize(
+    ("method", "edits", "said"),
+    [
+        ("vpt", ["lora"], "edits=lora cannot be, since vpt with these settings has the frozen model's class features"),
+        ("gda", ["lora(tower=vision)"], "is not trained by the loop on labelled images"),
+        ("zero_shot", ["adapter"], "is not trained by the loop"),
+        ("clip_lora", ["lora(maps=v)"], r"changes what LoRA changes too, in the text tower \('project v'\)"),
+        ("coop", ["lora(maps=q)", "lora(maps=vq, rank=3)"], r"edits=lora\(maps=vq, rank=3\) changes what LoRA"),
+        ("restore", ["adapter(tower=text)"], "changes what Surgery changes too"),
+        ("coop", ["lora(maps=qx)"], "lora is of some of the maps q, k, v and o"),
+        ("coop", ["lora(rank=0)"], "a rank of at least 1"),
+        ("coop", ["lora(tower=audio)"], "edit 'lora.tower=audio.': tower must be"),
+        ("coop", ["lore"], "unknown edit 'lore'"),
+    ],
+)
+def test_what_does_not_go_together_is_refused_in_a_sentence(method: str, edits: list, said: str) -> None:
+    with pytest.raises(VlpromptError, match=said) as error:
+        make(method, edits=edits)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("method", list_methods())
+def test_an_edit_goes_with_every_design_or_is_refused(method: str) -> None:
+    said = ""
+    try:
+        learner = make(method, edits=["adapter(tower=vision)"])
+    except VlpromptError as error:
+        said = str(error)
+    if said:
+        assert said.startswith("edits=adapter(tower=vision) c")
+        return
+    learner.backward(loss_of(learner))
+    assert all(p.grad is not None for p in learner.parameters())
+
+
+def test_edits_are_saved_and_keep_maps_apart(tmp_path: Path) -> None:
+    learner = make("coop", edits=["lora(maps=q, tower=text)", "lora(maps=v, rank=3)", "surgery", "layer_norms"])
+    fit(learner, 2)
+    learner.save_pretrained(tmp_path)
+    assert torch.equal(logits_of(load_learner(tmp_path, clip=learner.clip)), logits_of(learner))
+    assert [group.lr_scale for group in learner.parameter_groups()] == [1.0, 0.1]
+
+
+def test_dropout_is_of_training_alone() -> None:
+    learner = make("clip_lora", dropout=0.5)
+    fit(learner, 2, lr=0.05)
+    assert torch.equal(logits_of(learner), logits_of(learner))
+    learner.train()
+    assert not torch.equal(*(learner(toy_batch()["image"]) for _ in range(2)))
+
+
+@pytest.mark.parametrize(("shots", "steps"), [(1, 500), (4, 2000), (16, 8000)])
+def test_a_recipe_takes_five_hundred_steps_a_shot(shots: int, steps: int) -> None:
+    assert resolve_learning("clip_lora", {"shots": shots}).config.steps == steps
+    assert load_recipe("clip_lora", "base_to_new").source.startswith("released code")

@@ -1,0 +1,144 @@
+"""Edits as settings: ``edits=[lora(rank=4), layer_norms(tower=vision)]`` beside whatever a method learns.
+
+An edit goes with every design that hands its edits to the tower in question and is trained by the loop. What does not
+go together is refused in a sentence: by what a method is before a backbone is loaded, and by the places in the tower
+that two edits would both change when the learner is made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Literal
+
+from typing_extensions import TypedDict, Unpack
+
+from vlprompt.base.parts import Part, parse_part
+from vlprompt.base.registry import Registry
+from vlprompt.clip.edits import Edit, Tower
+from vlprompt.clip.frozen import FrozenCLIP
+from vlprompt.errors import VlpromptError
+from vlprompt.learner.edits import Adapter, LayerNorms, LearntEdit, LoRA, Surgery
+from vlprompt.learner.facts import Facts
+from vlprompt.learner.method import Method
+
+Where = Literal["text", "vision", "both"]
+WHERE: dict[Where, tuple[Tower, ...]] = {"text": ("text",), "vision": ("vision",), "both": ("text", "vision")}
+
+
+class EditSetting(Part):
+    """An edit that a setting names, in one tower or one of a kind in each.
+
+    Args:
+        tower: where.
+        make: makes it on a frozen model's tower.
+    """
+
+    def __init__(self, tower: Where, make: Callable[[FrozenCLIP, Tower], LearntEdit]):
+        if tower not in WHERE:
+            raise VlpromptError(f"an edit is in tower=text, vision or both, not in '{tower}'")
+        self.towers, self._make = WHERE[tower], make
+
+    def made(self, clip: FrozenCLIP) -> list[LearntEdit]:
+        """One edit a tower."""
+        return [self._make(clip, tower) for tower in self.towers]
+
+
+EDITS: Registry[type[EditSetting]] = Registry("edit")
+
+
+class More(TypedDict, total=False):
+    """Arguments of a low-rank update that are seldom given; see ``vlprompt.learner.edits.LoRA``."""
+
+    dropout: float
+    lr_scale: float
+
+
+@EDITS.register("lora")
+class LoRASetting(EditSetting):
+    """Low-rank updates of attention's maps; see ``vlprompt.learner.edits.LoRA``."""
+
+    def __init__(
+        self, tower: Where = "both", rank: int = 2, alpha: float = 1.0, maps: str = "qkv", **more: Unpack[More]
+    ):
+        super().__init__(tower, partial(LoRA, rank=rank, alpha=alpha, maps=maps, **more))
+
+
+@EDITS.register("layer_norms")
+class LayerNormsSetting(EditSetting):
+    """The blocks' norms, learnt; see ``vlprompt.learner.edits.LayerNorms``."""
+
+    def __init__(self, tower: Where = "vision", lr_scale: float = 0.1):
+        super().__init__(tower, partial(LayerNorms, lr_scale=lr_scale))
+
+
+@EDITS.register("adapter")
+class AdapterSetting(EditSetting):
+    """A bottleneck mixed into what the tower gives; see ``vlprompt.learner.edits.Adapter``."""
+
+    def __init__(self, tower: Where = "both", reduction: int = 4, ratio: float = 0.2, lr_scale: float = 1.0):
+        super().__init__(tower, partial(Adapter, reduction=reduction, ratio=ratio, lr_scale=lr_scale))
+
+
+@EDITS.register("surgery")
+class SurgerySetting(EditSetting):
+    """A residual on what the tower gives; see ``vlprompt.learner.edits.Surgery``."""
+
+    def __init__(self, tower: Where = "both", ratio: float = 0.1, lr_scale: float = 1.0):
+        super().__init__(tower, partial(Surgery, ratio=ratio, lr_scale=lr_scale))
+
+
+def parse_edits(settings: Sequence[str]) -> list[EditSetting]:
+    """The edits that a setting names."""
+    return [parse_part(setting, EDITS) for setting in settings]
+
+
+def edited_facts(cls: type[Method], config: Method.Config, facts: Facts) -> Facts:
+    """What a learner with these settings, and otherwise of these facts, is with its edits.
+
+    Raises:
+        VlpromptError: an edit is not known, or the method has no use for it.
+    """
+    for setting, edit in zip(config.edits, parse_edits(config.edits), strict=True):
+        reason = _refused(cls, config, facts, edit)
+        if reason is not None:
+            raise VlpromptError(f"edits={setting} cannot be, since {cls.method} with these settings {reason}")
+        trains = facts.trains | set(edit.towers)
+        facts = replace(facts, trains=trains, cacheable_images=facts.cacheable_images and "vision" not in edit.towers)
+    return facts
+
+
+def _refused(cls: type[Method], config: Method.Config, facts: Facts, edit: EditSetting) -> str | None:
+    """Why a method has no use for an edit, to follow its name; None where it has."""
+    if cls.learn is not Method.learn or facts.labels != "needed":
+        return "is not trained by the loop on labelled images, as an edit is: take it with coop, maple or clip_lora"
+    if cls.stands_on(config) is not None:
+        return "has the towers of the learner that it stands on: train that one with the edit"
+    if "text" in edit.towers and "text" not in facts.trains:
+        return "has the frozen model's class features: say tower=vision, or take it with coop, maple or clip_lora"
+    return None
+
+
+def make_edits(settings: Sequence[str], clip: FrozenCLIP, own: Sequence[Edit]) -> list[LearntEdit]:
+    """The edits of a learner whose method has edits of its ``own``.
+
+    Raises:
+        VlpromptError: two change one place in a tower.
+    """
+    made: list[LearntEdit] = []
+    for setting, edit in zip(settings, parse_edits(settings), strict=True):
+        for each in edit.made(clip):
+            _check_place(setting, each, [*own, *made])
+            made.append(each)
+    return made
+
+
+def _check_place(setting: str, edit: LearntEdit, others: Sequence[Edit]) -> None:
+    for other in others:
+        both = sorted(edit.places & other.places) if other.tower == edit.tower else []
+        if both:
+            raise VlpromptError(
+                f"edits={setting} changes what {type(other).__name__} changes too, in the {edit.tower} tower "
+                f"('{both[0]}'): keep one of the two"
+            )

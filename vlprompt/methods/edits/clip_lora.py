@@ -1,0 +1,76 @@
+"""CLIP-LoRA: low-rank few-shot adaptation of vision-language models (Zanella & Ben Ayed, 2024, arXiv:2405.18541).
+
+Trained: updates s·B·A of the query, key and value maps in every block of both towers, with s = α/√r, on one template; B
+starts at zero, so that the first step is zero-shot CLIP's. An exported learner has them in its weights.
+Protocols: few-shot, base-to-new.
+Differs from the authors' code: fp32; the output projection can be updated too; a token that class prompts share is
+encoded, and its dropout drawn, once for all of them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import Tensor, nn
+
+from vlprompt.learner import PromptLearner, register
+from vlprompt.learner.editing import LoRASetting, Where
+from vlprompt.learner.facts import Facts
+from vlprompt.learner.teacher import filled
+
+
+@register("clip_lora", paper="arXiv:2405.18541", trains=("text", "vision"), cacheable_images=False, fidelity="code")
+class CLIPLoRA(PromptLearner):
+    """Low-rank updates of attention in the towers."""
+
+    @dataclass
+    class Config(PromptLearner.Config):
+        """Settings.
+
+        Attributes:
+            tower: text, vision or both.
+            rank: r.
+            alpha: α of s = α/√r.
+            maps: which, of q, k, v and o.
+            dropout: of what enters A, while training.
+            template: of the text; None takes the dataset's first.
+        """
+
+        tower: Where = "both"
+        rank: int = 2
+        alpha: float = 1.0
+        maps: str = "qkv"
+        dropout: float = 0.0
+        template: str | None = None
+
+    config: Config
+
+    def setup(self) -> None:
+        """Create the updates: A (L, r, d) and B (L, d, r) a map and tower."""
+        c = self.config
+        made = LoRASetting(c.tower, c.rank, c.alpha, c.maps, dropout=c.dropout).made(self.clip)
+        self.lora = nn.ModuleList(made)
+        self.edits.extend(made)
+
+    @classmethod
+    def facts_of(cls, config: Any) -> Facts:
+        """A tower that is left alone is not trained."""
+        if config.tower == "both":
+            return cls.registered
+        return replace(cls.registered, trains=frozenset({config.tower}), cacheable_images=config.tower == "text")
+
+    @property
+    def _template(self) -> str:
+        return self.config.template or self.templates[0]
+
+    def prepare_classes(self) -> None:
+        """Tokenize the template with each class name."""
+        if "text" in self.facts.trains:
+            self.prompts = self.clip.prompts_of(filled(self.class_names, [self._template]))
+
+    def encode_text(self, v: Tensor | None = None) -> Tensor:
+        """Class features (C, D)."""
+        if "text" not in self.facts.trains:
+            return self.frozen_text(self._template)
+        return self.clip.encode_prompts(self.prompts, self.config.text_chunk, self.edits)[0]
