@@ -20,6 +20,7 @@ from vlprompt.evaluation.results import Result
 from vlprompt.learner.contract import PromptLearner
 from vlprompt.methods.heads.clap import CLAP
 from vlprompt.methods.heads.clip_adapter import CLIPAdapter
+from vlprompt.methods.edits.clip_lora import CLIPLoRA
 from vlprompt.methods.prompts.cocoop import CoCoOp
 from vlprompt.methods.prompts.coop import CoOp
 from vlprompt.methods.prompts.coprompt import CoPrompt
@@ -60,7 +61,7 @@ from vlprompt.methods.heads.zlap import ZLaP
 from vlprompt.methods.heads.clap import ZSLP
 
 StrPath = str | PathLike[str]
-Known = Literal['clap', 'clip_adapter', 'cocoop', 'coop', 'coprompt', 'cross_modal_lp', 'cupl', 'difftpt', 'fpl', 'gda', 'grip', 'ifpl', 'ivlp', 'kgcoop', 'linear_probe', 'lp_plus_plus', 'maple', 'mma', 'mocoop', 'mvlpt', 'pouf', 'pre', 'proda', 'prograd', 'promptsrc', 'restore', 'taskres', 'tcp', 'tda', 'tfup', 'tfup_t', 'tip_adapter', 'tip_adapter_f', 'tpt', 'transclip', 'upl', 'vpt', 'zero_shot', 'zlap', 'zs_lp']
+Known = Literal['clap', 'clip_adapter', 'clip_lora', 'cocoop', 'coop', 'coprompt', 'cross_modal_lp', 'cupl', 'difftpt', 'fpl', 'gda', 'grip', 'ifpl', 'ivlp', 'kgcoop', 'linear_probe', 'lp_plus_plus', 'maple', 'mma', 'mocoop', 'mvlpt', 'pouf', 'pre', 'proda', 'prograd', 'promptsrc', 'restore', 'taskres', 'tcp', 'tda', 'tfup', 'tfup_t', 'tip_adapter', 'tip_adapter_f', 'tpt', 'transclip', 'upl', 'vpt', 'zero_shot', 'zlap', 'zs_lp']
 
 class MethodSettings(TypedDict, total=False):
     objective: list[str]
@@ -70,6 +71,7 @@ class MethodSettings(TypedDict, total=False):
     text_chunk: int | None
     descriptions: StrPath | None
     teacher: StrPath | None
+    edits: list[str]
     ensemble: str | None
 
 class RunSettings(TypedDict, total=False):
@@ -133,6 +135,16 @@ class ClipAdapterSettings(MethodSettings, total=False):
     reduction: int
 
 class ClipAdapterRun(RunSettings, ClipAdapterSettings, total=False): ...
+
+class ClipLoraSettings(MethodSettings, total=False):
+    tower: Literal['text', 'vision', 'both']
+    rank: int
+    alpha: float
+    maps: str
+    dropout: float
+    template: str | None
+
+class ClipLoraRun(RunSettings, ClipLoraSettings, total=False): ...
 
 class CocoopSettings(MethodSettings, total=False):
     n_ctx: int | None
@@ -529,6 +541,10 @@ def create_learner(method: Literal['clip_adapter'], clip: FrozenCLIP, class_name
     """A bottleneck on the image feature, mixed into it."""
 
 @overload
+def create_learner(method: Literal['clip_lora'], clip: FrozenCLIP, class_names: Sequence[str], *, templates: Sequence[str] = ..., seed: int = ..., shared_names: bool = ..., **settings: Unpack[ClipLoraSettings]) -> CLIPLoRA:
+    """Low-rank updates of attention in the towers."""
+
+@overload
 def create_learner(method: Literal['cocoop'], clip: FrozenCLIP, class_names: Sequence[str], *, templates: Sequence[str] = ..., seed: int = ..., shared_names: bool = ..., **settings: Unpack[CocoopSettings]) -> CoCoOp:
     """CoOp with a context that is conditioned on the image."""
 
@@ -693,6 +709,10 @@ def run(*, method: Literal['clap'], clip: FrozenCLIP | None = ..., **settings: U
 @overload
 def run(*, method: Literal['clip_adapter'], clip: FrozenCLIP | None = ..., **settings: Unpack[ClipAdapterRun]) -> Result:
     """A bottleneck on the image feature, mixed into it."""
+
+@overload
+def run(*, method: Literal['clip_lora'], clip: FrozenCLIP | None = ..., **settings: Unpack[ClipLoraRun]) -> Result:
+    """Low-rank updates of attention in the towers."""
 
 @overload
 def run(*, method: Literal['cocoop'], clip: FrozenCLIP | None = ..., **settings: Unpack[CocoopRun]) -> Result:
