@@ -140,9 +140,9 @@ class FeatureBank:
         """
         views = self.features if every_view else self.features[epoch % self.views][None]
         samples = views.flatten(0, 1)
-        for positions in batch_order(len(samples), batch_size, seed, epoch, drop_last):
-            place = torch.tensor(positions, device=samples.device)
-            yield self._batch(samples[place], place % len(self))
+        for place in batch_order(len(samples), batch_size, seed, epoch, drop_last):
+            place = place.to(samples.device)
+            yield self._batch(samples.index_select(0, place), place % len(self))
 
     def eval_batches(self, batch_size: int = 1000) -> Iterator[Batch]:
         """Yield the first view in order, none left out; keys as in ``epoch_batches``."""

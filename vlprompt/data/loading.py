@@ -67,18 +67,17 @@ class _Chain:
         return self.second(image) if self.second else image
 
 
-def batch_order(size: int, batch_size: int, seed: int, epoch: int, drop_last: bool = True) -> list[list[int]]:
-    """Return the shuffled positions of each batch of an epoch.
+def batch_order(size: int, batch_size: int, seed: int, epoch: int, drop_last: bool = True) -> tuple[torch.Tensor, ...]:
+    """Return the shuffled positions of each batch of an epoch, each (B,).
 
     A short last batch is dropped only if ``drop_last`` and there is a whole one: Dassl's rule, which keeps the single
     short batch of a dataset smaller than a batch.
     """
     generator = torch.Generator().manual_seed(_mix(seed, epoch))
-    order = torch.randperm(size, generator=generator).tolist()
-    batches = [order[start : start + batch_size] for start in range(0, size, batch_size)]
-    if drop_last and len(batches) > 1 and len(batches[-1]) < batch_size:
-        batches.pop()
-    return batches
+    order = torch.randperm(size, generator=generator)
+    batches: tuple[torch.Tensor, ...] = order.split(batch_size) if size else ()
+    short = drop_last and len(batches) > 1 and len(batches[-1]) < batch_size
+    return batches[:-1] if short else batches
 
 
 def epoch_batches(
@@ -98,7 +97,7 @@ def epoch_batches(
 
     An unreadable image is a VlpromptError that names it.
     """
-    order = batch_order(len(dataset), batch_size, seed, epoch, drop_last)
+    order = [each.tolist() for each in batch_order(len(dataset), batch_size, seed, epoch, drop_last)]
     return _batches(_Drawn(dataset, seed, epoch), order, workers, torch.device(device))
 
 

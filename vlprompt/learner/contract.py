@@ -38,6 +38,7 @@ from vlprompt.learner.objectives import (
     parse_objectives,
 )
 from vlprompt.learner.teacher import SavedTeacher, Teacher
+from vlprompt.learner.unit import unit
 
 
 class PromptLearner(Method):
@@ -132,7 +133,7 @@ class PromptLearner(Method):
 
     def text_features(self, v: Tensor | None = None) -> Tensor:
         """Normalised class features (C, D), or (B, C, D) for normalised image features v (B, D)."""
-        return F.normalize(self.encode_text(v), dim=-1)
+        return unit(self.encode_text(v))
 
     def outputs(self, image_features: Tensor, frozen: Tensor | None = None) -> Outputs:
         """Score the learner's own image features (B, D), normalised or not.

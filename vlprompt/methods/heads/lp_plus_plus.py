@@ -109,7 +109,8 @@ class LPPlusPlus(BesideText):
         states: Iterator[State] = (state for state, _ in self.steps(v, labels, t))
 
         def logits(held_out: Tensor, state: State) -> Tensor:
-            return _score(held_out, t, *state)
+            w, b, alpha = state
+            return torch.addmm(b, held_out, combined(w, alpha, t).T)
 
         chosen: State = best_step(feed, states, logits)
         for name, tensor in zip(("w", "b", "alpha"), chosen, strict=True):
@@ -118,35 +119,35 @@ class LPPlusPlus(BesideText):
     def steps(self, v: Tensor, labels: Tensor, t: Tensor) -> Iterator[tuple[State, float]]:
         """The state after each step, with the loss before it; of features v (N, D) and text t (C, D), normalised."""
         sizes, n, config = StepSizes.of(v, labels, t), len(v), self.config
-        s = v @ t.T  # (N, C)
         w = v.new_zeros(self.w.shape).index_add_(0, labels, v)
         b, alpha = self.b.clone(), torch.full_like(self.alpha, sizes.start)
         of_w, of_b, of_alpha = torch.zeros_like(w), torch.zeros_like(b), torch.zeros_like(alpha)
-        rows = torch.arange(n, device=v.device)
+        rows, logits, log_p = torch.arange(n, device=v.device), *v.new_empty(2, n, len(w))
         for step in range(1, config.full_steps + 1):
-            log_p = torch.addmm(b, v, w.T).addcmul_(alpha, s).log_softmax(dim=1)
+            # what is (N, C) is large, so it is gone through seldom and never made anew
+            torch.addmm(b, v, combined(w, alpha, t).T, out=logits)
+            torch.log_softmax(logits, dim=1, out=log_p)
             loss = -log_p[rows, labels].mean()
-            gradient = log_p.exp_()  # of the logits, p - y
-            gradient[rows, labels] -= 1
-            gradient /= n
-            of_w = config.heavy_ball * of_w + gradient.T @ v
-            of_b = config.heavy_ball * of_b + gradient.sum(dim=0)
-            w, b, turn = w - sizes.w * of_w, b - sizes.w * of_b, step % config.alpha_every == 0
-            if turn or config.as_published:
-                present = (gradient * s).sum(dim=0)
-                of_alpha = of_alpha + present if config.as_published else present
-            if turn:
+            residual = log_p.exp_()  # n times the gradient of the logits: p - y
+            residual[rows, labels] -= 1
+            along = residual.T @ v / n  # the gradient of W, whose products with t are α's
+            of_w = config.heavy_ball * of_w + along
+            of_b = config.heavy_ball * of_b + residual.sum(dim=0) / n
+            w, b = w - sizes.w * of_w, b - sizes.w * of_b
+            of_alpha = (along * t).sum(dim=1) + (of_alpha if config.as_published else 0)
+            if step % config.alpha_every == 0:
                 alpha = alpha - sizes.alpha * of_alpha
             yield (w, b, alpha), float(loss)
 
     def linear_head(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """Weights (C, D) and biases (C,) of f·(W + α t)ᵀ + b."""
-        return self.w + self.alpha.unsqueeze(1) * t, self.b
+        return combined(self.w, self.alpha, t), self.b
 
     def score(self, v: Tensor, t: Tensor) -> Tensor:
         """Logits (B, C): f·Wᵀ + b + α_c(f·t_c)."""
-        return _score(v, t, self.w, self.b, self.alpha)
+        return torch.addmm(self.b, v, combined(self.w, self.alpha, t).T)
 
 
-def _score(v: Tensor, t: Tensor, w: Tensor, b: Tensor, alpha: Tensor) -> Tensor:
-    return v @ w.T + b + alpha * (v @ t.T)
+def combined(w: Tensor, alpha: Tensor, t: Tensor) -> Tensor:
+    """W + α·t (C, D), whose products with features are the logits but for b: α_c(f·t_c) = f·(α_c t_c)."""
+    return torch.addcmul(w, alpha.unsqueeze(1), t)

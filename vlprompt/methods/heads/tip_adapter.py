@@ -83,5 +83,5 @@ class TipAdapter(ImageCache, BesideText):
 
     def score(self, v: Tensor, t: Tensor) -> Tensor:
         """Logits (B, C): s·v·tᵀ + α·exp(-β(1 - v·F))·L, eq. 5."""
-        affinity = (-self.beta * (1 - v @ self.keys.T)).exp()  # (B, N)
+        affinity = (v @ self.keys.T).sub_(1).mul_(self.beta).exp_()  # (B, N), the largest tensor, made once
         return super().score(v, t) + self.alpha * cache_logits(affinity, self.labels, len(self.class_names))
