@@ -31,6 +31,9 @@ VARIANTS = [(m, {}) for m in list_methods()] + [
     ("grip", {"prompts": "visual"}),
     ("grip", {"prompts": "multimodal"}),
     ("grip", {"prompts": "multimodal", "as_published": True}),
+    ("coop", {"head": "dept", "n_ctx": 3}),
+    ("cocoop", {"head": "dept", "image_chunk": 3}),
+    ("maple", {"head": "dept(weight=0.5)"}),
     ("zero_shot", {"template": ["a photo of a {}.", "itap of a {}."]}),
 ]
 

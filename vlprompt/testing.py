@@ -186,8 +186,10 @@ def check_new_class_names(method: str, folder: Path, **settings: Any) -> None:
         return
     old = logits_of(learner)
     learner.set_class_names(NEW_NAMES)
-    fresh = make_ready(method, names=NEW_NAMES, **settings)
+    bound = bool(learner.facts.parts)  # a part of it knows the classes that were trained on, and scores no others
+    fresh = make_ready(method, names=NAMES if bound else NEW_NAMES, **settings)
     fresh.load_state_dict(learner.state_dict())
+    fresh.set_class_names(NEW_NAMES)
     assert close(logits_of(learner), logits_of(fresh))
     learner.set_class_names(NAMES)
     assert torch.equal(logits_of(learner), old)

@@ -73,6 +73,7 @@ class MethodSettings(TypedDict, total=False):
     teacher: StrPath | None
     edits: list[str]
     ensemble: str | None
+    head: str | None
 
 class RunSettings(TypedDict, total=False):
     epochs: int

@@ -168,6 +168,7 @@ LATER: dict[str, Any] = {
     "descriptions": None,
     "edits": [],
     "ensemble": None,
+    "head": None,
     "pool_classes": None,
     "schedule": "dassl",
     "steps": None,

@@ -12,7 +12,7 @@ from vlprompt.clip.frozen import same_names
 from vlprompt.data import DatasetSplits
 from vlprompt.data.splits import Half
 from vlprompt.errors import VlpromptError, nearest
-from vlprompt.learner.facts import Facts
+from vlprompt.learner.facts import Facts, Familiar
 from vlprompt.learner.selection import SEEN, Selection
 
 Labelled = Literal["shots", "none"]
@@ -278,6 +278,14 @@ for name, protocol in {
 def list_protocols(pattern: str = "*") -> list[str]:
     """Names of the protocols that match a shell-style pattern."""
     return PROTOCOLS.names(pattern)
+
+
+def familiar(train: Part, test: Part, parts: Mapping[Part, DatasetSplits]) -> Familiar:
+    """What the classes of a test are to a learner of another part: as a rule for two heads wants to know."""
+    if not set(same_names(parts[test].class_names)) <= set(same_names(parts[train].class_names)):
+        return "new"
+    own = test.dataset in (train.dataset, *train.joined) and test.held_out is None
+    return "trained" if own else "shifted"
 
 
 def check_suits(protocol: str, plan: Plan, parts: Mapping[Part, DatasetSplits], method: str, facts: Facts) -> None:

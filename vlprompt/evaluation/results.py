@@ -21,7 +21,7 @@ from vlprompt.base.sealed import SEAL, read_tensors, seal, unseal, write_tensors
 from vlprompt.base.settings import differing_setting
 from vlprompt.base.settings_text import read_settings
 from vlprompt.errors import VlpromptError
-from vlprompt.learner.facts import MARKS, Fidelity, Predicts, mark_of, marked
+from vlprompt.learner.facts import MARKS, Familiar, Fidelity, Predicts, mark_of, marked
 
 SCHEMA = 3  # 2, of vlprompt 0.1.0, has no hashes
 
@@ -69,6 +69,9 @@ class Row:
         predicts: whether the learner predicted each image ``alone``, as in all results that do not tell; ``online``; or
             ``jointly`` with the others of the test (see ``vlprompt.learner.facts``).
         order: of what was predicted online, the seed that the order of the test images follows from; else None.
+        familiar: what the classes are to the learner: ``trained``, those that it was trained on; ``shifted``, those in
+            images of another dataset or domain; or ``new``. None in results that do not tell.
+        parts: accuracy of each part of the logits by itself, where several were fused; else None.
 
     What stands after ``split``, but for ``predicts``, is None in results of schema 1.
     """
@@ -91,6 +94,8 @@ class Row:
     format_spread: dict[str, Percent] | None = None
     predicts: Predicts = "alone"
     order: int | None = None
+    familiar: Familiar | None = None
+    parts: dict[str, Percent] | None = None
 
 
 @strict()

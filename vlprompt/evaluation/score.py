@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
@@ -38,9 +38,10 @@ from vlprompt.evaluation.metrics import Reliability, count_per_class, macro_accu
 from vlprompt.evaluation.results import Predictions, Row
 from vlprompt.learner.contract import PromptLearner
 from vlprompt.learner.creation import create_learner
-from vlprompt.learner.facts import Predicts
-from vlprompt.learner.objectives import Batch, Templates
+from vlprompt.learner.facts import Familiar, Predicts
+from vlprompt.learner.objectives import Batch, Outputs, Templates
 
+FUSED = ""  # beside the names of parts
 VIEWS_AT_ONCE = 64  # of test images that are seen in several
 Progress = Callable[[int, int], None]
 
@@ -52,10 +53,12 @@ class Scores:
     Attributes:
         labels: (N,) true labels.
         logits: (N, C).
+        parts: what they were fused of, by name, each (N, C); empty where they are in one piece.
     """
 
     labels: Tensor
     logits: Tensor
+    parts: Mapping[str, Tensor] = field(default_factory=dict)
 
     @cached_property
     def predicted(self) -> Tensor:
@@ -66,6 +69,11 @@ class Scores:
     def accuracy(self) -> float:
         """Top-1 accuracy in [0, 1]."""
         return int((self.predicted == self.labels).sum()) / len(self.labels)
+
+    @property
+    def part_accuracies(self) -> dict[str, float]:
+        """Top-1 accuracy in [0, 1] of each part by itself."""
+        return {name: Scores(self.labels, logits).accuracy for name, logits in self.parts.items()}
 
     @property
     def macro_accuracy(self) -> float:
@@ -114,7 +122,9 @@ class Evaluation:
         return Predictions(label, predicted, zero_shot, self.learnt.confidence)
 
 
-def _make_row(target: str, part: DatasetSplits, learnt: Scores, frozen: Scores, predicts: Predicts) -> Row:
+def _make_row(
+    target: str, part: DatasetSplits, learnt: Scores, frozen: Scores, predicts: Predicts, familiar: Familiar
+) -> Row:
     n_classes, bins = len(part.class_names), learnt.reliability
     images, correct = count_per_class(learnt.labels, learnt.predicted, n_classes)
     _, frozen_correct = count_per_class(frozen.labels, frozen.predicted, n_classes)
@@ -140,6 +150,8 @@ def _make_row(target: str, part: DatasetSplits, learnt: Scores, frozen: Scores, 
         },
         reliability={"images": bins.images, "confidence": bins.confidence, "accuracy": bins.accuracy},
         predicts=predicts,
+        familiar=familiar,
+        parts={name: 100 * accuracy for name, accuracy in learnt.part_accuracies.items()} or None,
     )
 
 
@@ -199,9 +211,21 @@ def score(
             if progress and "image_features" not in batch:  # which the bank has counted while it was built
                 progress(done, len(items))
 
-    logits = [finite(part.float().cpu(), learner) for part in learner.predict_all(unlabelled())]
     own = order.argsort()
+    if learner.facts.parts:  # which are asked for one by one, and so of learners that predict images alone
+        found = [_in_parts(learner, batch) for batch in unlabelled()]
+        several = {name: torch.cat([each[name] for each in found])[own] for name in found[0]}
+        return Scores(torch.cat(labels)[own], several.pop(FUSED), several if len(several) > 1 else {})
+    logits = [finite(part.float().cpu(), learner) for part in learner.predict_all(unlabelled())]
     return Scores(torch.cat(labels)[own], torch.cat(logits)[own])
+
+
+def _in_parts(learner: PromptLearner, batch: Batch) -> dict[str, Tensor]:
+    """The parts (B, C) of a batch's logits, and under ``FUSED`` the logits."""
+    outputs: Outputs = learner(batch)
+    return {
+        name: finite(logits.float().cpu(), learner) for name, logits in {**outputs.parts, FUSED: outputs.logits}.items()
+    }
 
 
 def stream_order(images: int, seed: int | None) -> Tensor:
@@ -274,6 +298,7 @@ def evaluate(
     workers: int = 0,
     reporter: Reporter | None = None,
     seed: int = 1,
+    familiar: Familiar | None = None,
 ) -> Evaluation:
     """Score a learner and zero-shot on the test images of ``splits``, with all metrics.
 
@@ -290,6 +315,8 @@ def evaluate(
         workers: processes that load images.
         reporter: tells how it gets on.
         seed: of the order in which images come to a learner that predicts online.
+        familiar: what the classes are to the learner, for one that scores trained classes by another rule; None goes by
+            their names, and cannot know images of another dataset.
 
     Raises:
         VlpromptError: there are no test images, too few names, or the learner cannot score these classes.
@@ -318,10 +345,11 @@ def evaluate(
     own_names = learner.class_names
     learner.set_class_names(splits.class_names)
     try:
+        learner.familiar = known = familiar or learner.familiar
         frozen, learnt = scored(zero_shot), scored(learner)
     finally:
         learner.set_class_names(own_names)
-    row = _make_row(target, splits, learnt, frozen, learner.facts.predicts)
+    row = _make_row(target, splits, learnt, frozen, learner.facts.predicts, known)
     if row.predicts == "online":
         row = replace(row, order=seed)
     if spread is not None:

@@ -32,6 +32,8 @@ def result_table(result: Result) -> Group:
     for row in result.rows:
         name = row.target if row.dataset == result.dataset else f"{row.target} ({row.dataset})"
         table.add_row(name, str(row.n_classes), f"{row.n_images:,}", *numbers(row.zero_shot, row.accuracy))
+        for part, accuracy in (row.parts or {}).items():
+            table.add_row(f"  {part} alone", "", "", *numbers(row.zero_shot, accuracy))
     if result.averages:
         table.add_section()
     for name, value in result.averages.items():
@@ -48,6 +50,7 @@ def metrics_table(method: str, row: Row, fidelity: Fidelity | None = None) -> Gr
         table.add_column(heading, justify="right")
     for name, frozen, learnt in (
         ("top-1 accuracy", row.zero_shot, row.accuracy),
+        *((f"  {part} alone", row.zero_shot, accuracy) for part, accuracy in (row.parts or {}).items()),
         ("top-5 accuracy", row.zero_shot_top5, row.top5),
         ("macro accuracy", row.zero_shot_macro, row.macro_accuracy),
         ("calibration error (ECE)", row.zero_shot_ece, row.ece),

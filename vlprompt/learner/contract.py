@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
@@ -26,7 +27,8 @@ from vlprompt.learner import publishing
 from vlprompt.learner.aggregation import AGGREGATORS
 from vlprompt.learner.editing import edited_facts, make_edits
 from vlprompt.learner.ensembling import make_ensemble
-from vlprompt.learner.facts import Facts
+from vlprompt.learner.facts import Facts, Familiar
+from vlprompt.learner.fusion import facts_with_head, first_kind, is_known, parse_head, rows_of
 from vlprompt.learner.gradients import GRADIENT_RULES
 from vlprompt.learner.method import Method
 from vlprompt.learner.objectives import (
@@ -59,6 +61,8 @@ class PromptLearner(Method):
     Attributes:
         facts: what this learner is; the one place that says so.
         edits: what it does inside the towers (``vlprompt.clip.edits``), for a method to hand to all that encodes.
+        trained_names: the classes that it learns from, whatever others it scores later.
+        familiar: what the classes that it scores are to it: by their names, unless the evaluator knows better.
     """
 
     def __init__(
@@ -85,7 +89,8 @@ class PromptLearner(Method):
         self.aggregator = parse_part(aggregator, AGGREGATORS) if aggregator else None
         self.last_state: dict[str, Tensor] | None = None  # the last weights, where others took their place
         self._cached: tuple[list[Tensor], Tensor] | None = None  # the state that gave these class features
-        self.class_names = checked_names(class_names)
+        self.class_names = self.trained_names = checked_names(class_names)
+        self.familiar: Familiar = "trained"
         if self.config.text_chunk is not None and self.config.text_chunk < 1:
             raise VlpromptError(f"text_chunk must be at least 1 class, not {self.config.text_chunk}")
         self.edits: list[Edit] = []
@@ -95,6 +100,9 @@ class PromptLearner(Method):
             if self.config.edits:
                 self.beside = nn.ModuleList(make_edits(self.config.edits, clip, self.edits))
                 self.edits.extend(cast(Iterable[Edit], self.beside))
+            self.second_head = parse_head(self.config.head)
+            if self.second_head is not None:
+                self.second_head.setup(clip.embed_dim, len(self.trained_names))
         self.to(clip.device)
         if self.config.init_from:
             start = Path(self.config.init_from)
@@ -113,14 +121,18 @@ class PromptLearner(Method):
             batch: ``image`` (B, 3, H, W) or, where images are cacheable, ``image_features`` (B, D) of its ``tower``;
                 or, as a short form that returns the logits (B, C) alone, images.
         """
-        found = self.outputs(self.image_features(batch), self.frozen_image_features(batch))
+        found = self.outputs(self.encoded(batch), self.frozen_image_features(batch))
         return found.logits if isinstance(batch, Tensor) else found
+
+    def encoded(self, batch: Batch | Tensor) -> Tensor:
+        """Features of a batch, or of images (B, 3, H, W), as ``encode_images`` gives them: what ``outputs`` takes."""
+        seen = cast(Batch, as_batch(batch, self.facts, self.clip, self.takes_features))
+        cached = seen.get("image_features") if self.takes_features else None
+        return self.encode_images(seen) if cached is None else cached.to(self.clip.device)
 
     def image_features(self, batch: Batch | Tensor) -> Tensor:
         """Normalised features (B, D) of a batch, or of images (B, 3, H, W)."""
-        seen = cast(Batch, as_batch(batch, self.facts, self.clip, self.takes_features))
-        cached = seen.get("image_features") if self.takes_features else None
-        return F.normalize(self.encode_images(seen) if cached is None else cached.to(self.clip.device), dim=-1)
+        return first_kind(F.normalize(self.encoded(batch), dim=-1))
 
     def frozen_image_features(self, batch: Batch | Tensor) -> Tensor | None:
         """The frozen tower's normalised features (B, D), where an ensemble asks for them beside other ones."""
@@ -135,20 +147,41 @@ class PromptLearner(Method):
         """Normalised class features (C, D), or (B, C, D) for normalised image features v (B, D)."""
         return unit(self.encode_text(v))
 
-    def outputs(self, image_features: Tensor, frozen: Tensor | None = None) -> Outputs:
-        """Score the learner's own image features (B, D), normalised or not.
+    def outputs(self, image_features: Tensor, frozen: Tensor | None = None, learning: bool | None = None) -> Outputs:
+        """Score the learner's own image features.
 
         Args:
-            image_features: as ``image_features`` gives them.
+            image_features: as ``encoded`` gives them. Normalised ones do as well, but to a second head, which sees
+                their lengths.
             frozen: as ``frozen_image_features`` gives them.
+            learning: whether for a loss, which asks for parts before they are fused; None says by the mode.
         """
-        v = F.normalize(image_features.to(self.clip.device), dim=-1)
+        x, learning = image_features.to(self.clip.device), self.training if learning is None else learning
         if self.facts.classifier == "per_image":
-            found = self._outputs_per_image(v)
+            found = self._outputs_per_image(x, learning)
+        elif learning and self.second_head is not None:
+            raw = self.encode_text()
+            found = replace(self.scored(x, F.normalize(raw, dim=-1), learning), raw_text=raw)
         else:
-            t = self.class_features()
-            found = Outputs(v, t, self.score(v, t))
-        return replace(found, logits=self.ensembled(found.logits, v, frozen))
+            found = self.scored(x, self.class_features(), learning)
+        return replace(found, logits=self.ensembled(found.logits, found.image_features, frozen))
+
+    def scored(self, x: Tensor, t: Tensor, learning: bool = False) -> Outputs:
+        """Score image features x, as ``encoded`` gives them, with class features t, as ``text_features`` does."""
+        v = F.normalize(x, dim=-1)
+        parts = self.parts(v, t)
+        if self.second_head is not None and not learning and self.familiar != "new":
+            parts[self.second_head.part] = self.second_head(first_kind(x))[:, self._rows]
+        fuse = self.fuse if self.second_head is None else self.second_head.fuse
+        logits = next(iter(parts.values())) if learning or len(parts) == 1 else fuse(parts)
+        return Outputs(first_kind(v), t, logits, parts, first_kind(x))
+
+    @cached_property
+    def _rows(self) -> list[int] | slice:
+        """The second head's rows of the classes that are scored."""
+        if self.class_names == self.trained_names:
+            return slice(None)
+        return rows_of(self.class_names, self.trained_names)
 
     def ensembled(self, logits: Tensor, v: Tensor, frozen: Tensor | None = None) -> Tensor:
         """Logits (B, C) with an ensemble's part of the frozen model, but while the learner is trained.
@@ -168,7 +201,7 @@ class PromptLearner(Method):
         return self.ensemble.logits(logits, self.clip.similarity(seen, self.frozen_text()))
 
     def classify(self, image_features: Tensor) -> Tensor:
-        """Logits (B, C) of the learner's own image features (B, D), normalised or not."""
+        """Logits (B, C) of the learner's own image features (B, D), normalised or not, but for a second head."""
         return self.outputs(check_features(image_features, self.clip.embed_dim)).logits
 
     @torch.no_grad()
@@ -190,19 +223,26 @@ class PromptLearner(Method):
         elif seen := [self.image_features(batch) for batch in batches]:
             yield self.outputs(torch.cat(seen)).logits
 
-    def _outputs_per_image(self, v: Tensor) -> Outputs:
+    def _outputs_per_image(self, x: Tensor, learning: bool) -> Outputs:
         """Score each image against class features of its own, ``image_chunk`` images at a time.
 
         A training step recomputes each chunk for its gradient; evaluation keeps one chunk's class features at a time,
         and returns none of them. What all images share is computed before.
         """
-        parts, encode = v.split(getattr(self.config, "image_chunk", None) or len(v) or 1), self.text_encoder()
-        if len(parts) == 1 or torch.is_grad_enabled():
-            encode = encode if len(parts) == 1 else _recomputed(encode)
-            t = torch.cat([encode(part) for part in parts])  # (B, C, D)
-            return Outputs(v, t, self.score(v, t))
-        logits = torch.cat([self.score(part, encode(part)) for part in parts])
-        return Outputs(v, torch.empty(0), logits)
+        chunks = x.split(getattr(self.config, "image_chunk", None) or len(x) or 1)
+        own = self.text_encoder() if self.second_head is None else self.encode_text
+        whole = learning and self.second_head is not None  # which asks for all class features
+        if len(chunks) == 1 or torch.is_grad_enabled() or whole:
+            encode = own if len(chunks) == 1 else _recomputed(own)
+            t = torch.cat([encode(F.normalize(chunk, dim=-1)) for chunk in chunks])  # (B, C, D)
+            if self.second_head is None:
+                return self.scored(x, t, learning)
+            return replace(self.scored(x, F.normalize(t, dim=-1), learning), raw_text=t)
+        encode = own if self.second_head is None else self.text_features
+        found = [self.scored(chunk, encode(F.normalize(chunk, dim=-1))) for chunk in chunks]
+        parts = {name: torch.cat([each.parts[name] for each in found]) for name in found[0].parts}
+        features, logits = torch.cat([o.image_features for o in found]), torch.cat([o.logits for o in found])
+        return Outputs(features, torch.empty(0), logits, parts, x)
 
     def text_encoder(self) -> Callable[[Tensor], Tensor]:
         """``text_features`` of images, for all chunks of a batch; a method computes here what its images share."""
@@ -210,7 +250,7 @@ class PromptLearner(Method):
 
     def linear(self) -> tuple[Tensor, Tensor] | None:
         """``linear_head`` of what is scored with, an ensemble's if there is one; None if no linear map gives it."""
-        if self.facts.classifier == "per_image":
+        if self.facts.classifier == "per_image" or (self.facts.parts and self.familiar != "new"):
             return None
         own = self.linear_head(self.class_features())
         if own is None or self.ensemble is None:
@@ -251,10 +291,10 @@ class PromptLearner(Method):
 
     @classmethod
     def facts_with(cls, config: Any, beneath: SavedTeacher | None = None) -> Facts:
-        """``facts_of``, and what a saved learner beneath it, edits and an ensemble with the frozen model make of it.
+        """``facts_of``, and what a saved learner beneath it, edits, a second head and an ensemble make of it.
 
         Raises:
-            VlpromptError: it cannot stand on that learner, or cannot have those edits or that ensemble.
+            VlpromptError: it cannot stand on that learner, or cannot have those edits, that head or that ensemble.
         """
         own = cls._own_facts(config, beneath)
         ensemble = make_ensemble(config.ensemble, cls.method, own)
@@ -263,7 +303,7 @@ class PromptLearner(Method):
     @classmethod
     def _own_facts(cls, config: Any, beneath: SavedTeacher | None) -> Facts:
         own = cls.facts_of(config) if beneath is None else cls.facts_on(beneath, cls.facts_of(config))
-        return edited_facts(cls, config, own)
+        return facts_with_head(cls, config, edited_facts(cls, config, own), PromptLearner)
 
     def set_ensemble(self, setting: str | None) -> None:
         """Score by another ensemble with the frozen model from now on, such as ``logits(weight=0.3)``; None by none.
@@ -286,9 +326,12 @@ class PromptLearner(Method):
         """
         checked_batch = cast(Batch, check_batch(batch, len(self.class_names), self.facts))
         batch = _moved(checked_batch, self.clip.device)
-        outputs = self(batch)
+        outputs = self.outputs(self.encoded(batch), self.frozen_image_features(batch), learning=True)
         parts = {o.name: o(self, outputs, batch) for o in self.objectives}
-        total = sum(o.weight * parts[o.name] for o in self.objectives if o.weight)
+        weights = {o.name: o.weight for o in self.objectives}
+        if self.second_head is not None:
+            self.second_head.join(parts, weights, outputs, batch["label"])
+        total = sum(weight * parts[name] for name, weight in weights.items() if weight)
         return {"loss": cast(Tensor, total), **parts}  # never a sum of nothing: one part has a weight
 
     def backward(self, losses: Mapping[str, Tensor]) -> None:
@@ -352,6 +395,7 @@ class PromptLearner(Method):
     def set_class_names(self, class_names: Sequence[str]) -> None:
         """Score other classes from now on; refused by learners that are bound to their classes."""
         names = checked_names(class_names)
+        self.familiar = "trained" if is_known(names, self.trained_names) else "new"
         if same_names(names) == same_names(self.class_names):
             self.class_names = names
             return
@@ -368,9 +412,11 @@ class PromptLearner(Method):
             self.prepare_classes()
         except VlpromptError:
             self.class_names = previous
+            self.familiar = "trained" if is_known(previous, self.trained_names) else "new"
             self.prepare_classes()
             raise
         self._cached = None
+        vars(self).pop("_rows", None)
 
     def classifier_matrix(self) -> Tensor:
         """The class features (C, D) that the learner scores with, as a plain tensor: a head for users of the backbone.

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 Predicts = Literal["alone", "online", "jointly"]
+# classes that are scored: those that were trained on; those, in images of another dataset or domain; or others
+Familiar = Literal["trained", "shifted", "new"]
 # what stands behind a method's name wherever its numbers do, if they depend on other test images
 MARKS: dict[Predicts, str] = {"alone": "", "online": "online", "jointly": "transductive"}
 NOTES: dict[Predicts, str] = {
@@ -54,6 +56,8 @@ class Facts:
             computed once. Those of a saved learner that it stands on can be too (``PromptLearner.tower``).
         classifier: class features ``shared`` by all images, (C, D), or ``per_image``, (B, C, D).
         head: whether logits are more than similarities of image and class features.
+        parts: names of the parts that logits are fused of, the first being what other classes are scored by (see
+            ``vlprompt.learner.fusion``); empty where they are in one piece.
         inputs: what a test batch must carry: ``image``, ``views``, ``mask``.
         labels: whether labelled images are ``needed``, ``some`` of them beside a pool, ``any`` there are beside a pool,
             or ``none``.
@@ -73,6 +77,7 @@ class Facts:
     cacheable_images: bool = True
     classifier: Literal["shared", "per_image"] = "shared"
     head: bool = False
+    parts: tuple[str, ...] = ()
     inputs: tuple[str, ...] = ("image",)
     labels: Literal["needed", "some", "any", "none"] = "needed"
     predicts: Predicts = "alone"

@@ -13,7 +13,7 @@ from vlprompt.clip.edits import Edit
 from vlprompt.clip.frozen import FrozenCLIP
 from vlprompt.data.generated import GeneratedViews
 from vlprompt.data.transforms import TestViews
-from vlprompt.learner.facts import Facts
+from vlprompt.learner.facts import Facts, Familiar
 from vlprompt.learner.learning import Feed, ParameterGroup, Train, groups_of
 from vlprompt.learner.objectives import (
     Batch,
@@ -49,6 +49,8 @@ class Method(nn.Module):
                 ``editing``.
             ensemble: with the frozen model wherever it is tested, logits(weight=0.5) or weights(weight=0.5), see
                 ``ensembling``; training is that of the learner alone.
+            head: a second one beside the similarities, for the classes that it is trained on, dept or
+                dept(weight=0.7, lr_scale=6.5), see ``fusion``.
         """
 
         objective: list[str] = field(default_factory=lambda: ["ce"])
@@ -60,6 +62,7 @@ class Method(nn.Module):
         teacher: str | None = None
         edits: list[str] = field(default_factory=list)
         ensemble: str | None = None
+        head: str | None = None
 
     clip: FrozenCLIP
     config: Config
@@ -67,6 +70,7 @@ class Method(nn.Module):
     class_names: tuple[str, ...]
     edits: list[Edit]
     beneath: SavedTeacher | None
+    familiar: Familiar  # what the classes that it scores are to it, for ``fuse``
 
     @property
     def tower(self) -> FrozenCLIP:
@@ -89,7 +93,10 @@ class Method(nn.Module):
         raise NotImplementedError
 
     def encode_images(self, batch: Batch) -> Tensor:
-        """Features (B, D) of a batch's images, not normalised; by default the tower's, or the edited one's."""
+        """Features (B, D), or (B, K, D) for ``parts``, of a batch's images, not normalised.
+
+        By default the tower's, or the edited one's.
+        """
         tower = self.tower
         if tower is self.clip and any(edit.tower == "vision" for edit in self.edits):
             return self.clip.prompted_image_features(batch["image"], {}, edits=self.edits)
@@ -98,6 +105,24 @@ class Method(nn.Module):
     def score(self, v: Tensor, t: Tensor) -> Tensor:
         """Logits (B, C) of image features v (B, D) and class features t as ``text_features`` gives them."""
         return self.clip.similarity(v, t)
+
+    def parts(self, v: Tensor, t: Tensor) -> dict[str, Tensor]:
+        """Named parts of the logits (B, C); one, unless ``parts`` of the facts names more, in that order.
+
+        Args:
+            v: normalised image features (B, D); (B, K, D) where ``encode_images`` gives K of each image, the first of
+                which is what stands beside class features. Whoever has that one alone gives (B, D): then some parts
+                may be missing, but not the first.
+            t: class features as ``text_features`` gives them.
+        """
+        return {"similarity": self.score(v, t)}
+
+    def fuse(self, parts: Mapping[str, Tensor]) -> Tensor:
+        """Logits (B, C) of the parts, where there are several and it is not trained; ``familiar`` says of what classes.
+
+        By default the first part's.
+        """
+        return next(iter(parts.values()))
 
     def linear_head(self, t: Tensor) -> tuple[Tensor, Tensor] | None:
         """Weights (C, D) and biases (C,) with which v·weightsᵀ + biases are the logits, for exports; None if none are.

@@ -6,7 +6,7 @@ An objective is written as a string, from Python, YAML and the command line alik
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, TypedDict
 
 import torch
@@ -28,11 +28,22 @@ Templates = Sequence[str] | str | None
 
 @dataclass
 class Outputs:
-    """What a learner computed for a batch: normalised image (B, D) and text ((C, D) or (B, C, D)) features, logits."""
+    """What a learner computed for a batch.
+
+    Attributes:
+        image_features: normalised (B, D).
+        text_features: normalised (C, D) or (B, C, D); none of an image's own where nothing is learnt.
+        logits: (B, C); while it is trained, the first of its parts.
+        parts: what logits are fused of, by name, each (B, C).
+        raw_image, raw_text: the features as the towers give them; text alone while a second head is trained.
+    """
 
     image_features: Tensor
     text_features: Tensor
     logits: Tensor
+    parts: dict[str, Tensor] = field(default_factory=dict)
+    raw_image: Tensor | None = None
+    raw_text: Tensor | None = None
 
 
 class Objective(Part):

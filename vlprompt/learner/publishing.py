@@ -23,7 +23,9 @@ NUMBER = re.compile(r"\{i([+-]\d+)?\}")
 
 def published_names(learner: PromptLearner) -> dict[str, str]:
     """The authors' name of each learnable tensor, by ours."""
-    return {name: published_name(name, learner.published) for name, _ in learner.named_parameters()}
+    head = learner.second_head
+    others = {} if head is None else {f"second_head.{ours}": theirs for ours, theirs in head.published.items()}
+    return {name: published_name(name, {**others, **learner.published}) for name, _ in learner.named_parameters()}
 
 
 def published_name(name: str, table: Mapping[str, str]) -> str:

@@ -17,6 +17,7 @@ from vlprompt.base.checks import check_images
 from vlprompt.clip.frozen import FrozenCLIP
 from vlprompt.errors import VlpromptError
 from vlprompt.learner.contract import PromptLearner
+from vlprompt.learner.fusion import first_kind
 from vlprompt.learner.objectives import Batch
 
 OTHERWISE = "scores in another way than by one matrix of class features (C, D)"
@@ -55,7 +56,7 @@ class LearntTower(FrozenCLIP):
     def encode_image(self, images: Tensor) -> Tensor:
         """Encode images (B, 3, H, W) as the learner does: features (B, D), fp32, not normalised."""
         images = check_images(images, self.image_size).to(self.device)
-        return self.learner.encode_images({"image": images})
+        return first_kind(self.learner.encode_images({"image": images}))
 
 
 class LearnerTeacher:

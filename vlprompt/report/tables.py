@@ -220,7 +220,7 @@ def _finish(table: Table, group: Group, measure: Metric) -> Table:
     table.conditions = {key: value for key, value in group.conditions.items() if key != "identity"}
     table.caption = f"{measure.title}; {say_conditions(group)}. Rule: {PROTOCOLS.get(group.protocol).averaging}."
     table.caption += say_spread(table)
-    table.notes = [*group.notes, *incomplete(table)]
+    table.notes = [*group.notes, *incomplete(table), *say_parts(group)]
     table.sections = tuple(mark_best(section, table.columns, measure.higher) for section in table.sections)
     return table
 
@@ -241,6 +241,22 @@ def say_conditions(group: Group) -> str:
     if "limit" in c:
         words.append(f"at most {c['limit']:,} test images each")
     return ", ".join(word for word in words if word)
+
+
+def say_parts(group: Group) -> list[str]:
+    """What each part of the logits scores by itself where a method fuses several, a sentence a method."""
+    said = []
+    for label, tests in group.values.items():
+        rows = [test.row for found in tests.values() for test in found if test.row.parts]
+        if rows:
+            means = {name: statistics.fmean((row.parts or {})[name] for row in rows) for name in rows[0].parts or {}}
+            parts = ", ".join(f"{name} {value:.2f}" for name, value in means.items())
+            fused = statistics.fmean(row.accuracy for row in rows)
+            said.append(
+                f"{label} fuses parts of its logits for classes that it was trained on: by themselves, accuracy on "
+                f"these tests is {parts}, and fused {fused:.2f}"
+            )
+    return said
 
 
 def incomplete(table: Table) -> list[str]:

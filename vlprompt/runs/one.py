@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from vlprompt.data import (
     backbone_fingerprint,
 )
 from vlprompt.errors import VlpromptError
-from vlprompt.evaluation.protocols import PROTOCOLS, check_suits
+from vlprompt.evaluation.protocols import PROTOCOLS, Part, Plan, check_suits, familiar
 from vlprompt.evaluation.results import Result
 from vlprompt.evaluation.score import Evaluation, evaluate, score
 from vlprompt.learner.contract import PromptLearner
@@ -131,9 +131,7 @@ def execute(resolved: Resolved, clip: FrozenCLIP | None = None, shared: Shared |
             known = {key: getattr(config, key) for key in ("dataset", "protocol", "shots", "seed")}
             learner.save_pretrained(folder / LEARNER, extra=known | say_selection(saw, searches))
             with clock("test"):
-                measured = {
-                    name: measure(learner, name, data[part], config, reporter) for name, part in plan.tests.items()
-                }
+                measured = measure_all(learner, plan, data, config, reporter)
             told = {
                 "data": data_facts(data[plan.train])
                 | {"split": split, "images": images}
@@ -180,7 +178,7 @@ def reevaluate(folder: Path, stored: Result, reporter: Reporter, **changes: Any)
         if stored.data.get("images", {}).get("tests", {}).get(name, found) != found:
             reporter.say(f"the test images of {name} are no longer those of the run")
     learner = load_own_learner(folder, clip)
-    return [measure(learner, name, data[part], config, reporter) for name, part in plan.tests.items()]
+    return list(measure_all(learner, plan, data, config, reporter).values())
 
 
 def _settings_of(clip: FrozenCLIP) -> dict[str, Any]:
@@ -264,9 +262,19 @@ def fit(
     return history, feed.labellings
 
 
-def measure(
-    learner: PromptLearner, target: str, part: DatasetSplits, config: RunConfig, reporter: Reporter
-) -> Evaluation:
-    """Score the learner and the zero-shot classifier on a part's test images, among its own classes."""
+def measure_all(
+    learner: PromptLearner, plan: Plan, data: Mapping[Part, DatasetSplits], config: RunConfig, reporter: Reporter
+) -> dict[str, Evaluation]:
+    """Score the learner and the zero-shot classifier on each test of a plan, among its own classes."""
     options = {"spread": config.format_spread, "limit": config.limit, "workers": config.workers, "seed": config.seed}
-    return evaluate(learner, part, target=target, reporter=reporter, **options)
+    return {
+        name: evaluate(
+            learner,
+            data[part],
+            target=name,
+            reporter=reporter,
+            familiar=familiar(plan.train, part, data),
+            **options,
+        )
+        for name, part in plan.tests.items()
+    }

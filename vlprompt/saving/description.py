@@ -28,6 +28,7 @@ MAX_SETTING = 10_000  # of a setting, such as an objective that lists its templa
 
 
 Text = Annotated[str, Field(max_length=MAX_NAME)]
+Names = Annotated[list[Text], Field(description=f"a list of names of at most {MAX_NAME} characters")]
 Plain = Annotated[str, Field(max_length=MAX_SETTING)] | bool | int | Annotated[float, Field(allow_inf_nan=True)] | None
 Setting = Plain | list[Plain] | dict[str, Plain | list[Plain]]  # a group is a grid
 
@@ -62,7 +63,8 @@ class Description(TypedDict):
     config: Annotated[dict[str, Setting], Field(description="the method's settings, plain numbers and texts")]
     backbone: Annotated[Identity, Field(description="a backbone's identity")]
     source: Annotated[Source | None, Field(description="null, or name, pretrained and checkpoint of a backbone")]
-    class_names: Annotated[list[Text], Field(description=f"a list of names of at most {MAX_NAME} characters")]
+    class_names: Names
+    trained_on: NotRequired[Names]
     templates: Annotated[
         list[Annotated[Template, Field(max_length=MAX_NAME)]],
         Field(description=f"a list of texts of at most {MAX_NAME} characters with one {{}} each", min_length=1),

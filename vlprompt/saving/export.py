@@ -181,13 +181,13 @@ class _Graph(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (B, C) of images (B, 3, H, W)."""
-        features = self.learner.image_features(images)
         if hasattr(self, "bias"):
-            return F.linear(features, self.weight, self.bias)
+            return F.linear(self.learner.image_features(images), self.weight, self.bias)
+        features = self.learner.encoded(images)
         if _per_image(self.learner):
-            return self.learner.classify(features)
-        logits = self.learner.score(features, self.weight)
-        return self.learner.ensembled(logits, features, self.learner.frozen_image_features(images))
+            return self.learner.outputs(features).logits
+        found = self.learner.scored(features, self.weight)
+        return self.learner.ensembled(found.logits, found.image_features, self.learner.frozen_image_features(images))
 
 
 def _per_image(learner: PromptLearner) -> bool:

@@ -53,7 +53,9 @@ def save_learner(learner: PromptLearner, path: str | os.PathLike[str], extra: Ma
     if learner.beneath is not None:
         learner.beneath.save(folder / TEXT, learner.class_names)
         others["text"] = learner.beneath.identity | {"kept": description_hash(folder / TEXT)}
-    description = {
+    # what is fused by another rule for classes that were trained on must know them again
+    trained = {"trained_on": list(learner.trained_names)} if learner.facts.parts else {}
+    description = trained | {
         "vlprompt": __version__,
         "method": learner.method,
         "config": dataclasses.asdict(learner.config),
@@ -152,12 +154,13 @@ def _load(folder: Path, path: str, remote: bool, clip: FrozenCLIP | None, device
     if clip is None:
         clip = load_clip(**_trusted_source(saved["source"], folder, remote), device=device)
     _check_backbone(saved["backbone"], clip.identity(), path)
+    trained_on = saved.get("trained_on", saved["class_names"])
     stands = cls.stands_on(config) is not None
     standing: dict[str, Any] = {"on": _load_beneath(folder, path, remote, saved, clip)} if stands else {}
     allowed = 4 * sum(map(math.prod, declared.values())) + SPARE_NUMBERS
     try:
         with _AllocationLimit(allowed):
-            learner = cls(clip, saved["class_names"], config, saved["templates"], **standing)
+            learner = cls(clip, trained_on, config, saved["templates"], **standing)
     except VlpromptError as error:
         raise VlpromptError(f"{file}: {first_line(error)}") from error
     except Exception as error:  # settings that were tampered with may fail anywhere in a method's setup
@@ -170,6 +173,7 @@ def _load(folder: Path, path: str, remote: bool, clip: FrozenCLIP | None, device
     learner.check_shapes(declared, f"the tensors of {path}")
     learnables = read_learnables(folder, saved["files"].get(LEARNABLES))
     learner.load_learnables(learnables, f"the tensors of {path}")
+    learner.set_class_names(saved["class_names"])
     check_names(clip, learner.class_names, shared_names=True)
     return learner.eval()
 

@@ -112,10 +112,9 @@ class Loop:
                     raise VlpromptError(_not_finite(self.learner, what, epoch))
 
     def _set_rate(self, moment: Moment) -> float:
-        lr = self.schedule(self.options.lr, moment)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr * group["lr_scale"]
-        return lr
+        for group in self.optimizer.param_groups:  # by itself: a constant warm-up is one rate for all groups
+            group["lr"] = self.schedule(self.options.lr * group["lr_scale"], moment)
+        return self.schedule(self.options.lr, moment)
 
 
 class Means:

@@ -1,0 +1,110 @@
+"""Fidelity of methods that learn by gradient to their authors' own code, on the fixtures of ``golden/new``.
+
+Each case is checked twice: on the fast path, and with every prompt at full length as published code has them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any
+
+import pytest
+import torch
+from golden_files import CORE, NEW, Case, case_names, read_case, read_config
+from safetensors.torch import load_file
+from torch import Tensor
+
+from vlprompt import FrozenCLIP, create_learner
+from vlprompt.clip.edits import FullLength
+from vlprompt.learner import PromptLearner
+from vlprompt.learner.publishing import published_names
+from vlprompt.learner.recording import added
+
+Facts = dict[str, Any]
+
+
+def text_context(c: Facts) -> Facts:
+    return {"n_ctx": c["n_ctx"], "ctx_init": c.get("ctx_init") or None}
+
+
+def dept(c: Facts) -> tuple[str, Facts]:
+    scale = c.get("lr_new_layers", c["lr"]) / c["lr"]
+    settings = text_context(c) | {"head": f"dept(weight={c['linear_weight']}, lr_scale={scale})"}
+    if "depth" in c:
+        settings["depth"] = c["depth"]
+    if "text_loss_weight" in c:
+        anchor = f"text_anchor(weight={c['text_loss_weight']}, templates={c['teacher_template']!r})"
+        settings["objective"] = ["ce", anchor]
+    return c["base_method"], settings
+
+
+# from what a case's JSON says of a method to ours and its settings
+SETTINGS: dict[str, Callable[[Facts], tuple[str, Facts]]] = {each.__name__: each for each in (dept,)}
+PARTS = {"ce_similarity": "ce", "kg": "text_anchor"}  # their name of a loss part: ours, where it is another
+
+
+def learned(name: str) -> bool:
+    return read_case(NEW, name).facts.get("method") in SETTINGS
+
+
+def relative_error(ours: Tensor, theirs: Tensor) -> float:
+    return float((ours - theirs).norm() / theirs.norm().clamp_min(1e-12))
+
+
+def check_logits(learner: PromptLearner, images: Tensor, case: Case, when: str) -> None:
+    """All parts of the logits, and what the rule makes of them, are theirs."""
+    with torch.no_grad():
+        found = learner.eval()({"image": images})
+        learner.train()
+    close = {"rtol": 1e-4, "atol": 1e-4}
+    torch.testing.assert_close(found.logits, case.tensors[f"logits_{when}"], **close)
+    for part, theirs in case.under(f"logits_{when}/").items():
+        torch.testing.assert_close(found.parts[part], theirs, **close)
+    if "similarity" in found.parts and len(found.parts) > 1:
+        check_new_classes(learner, images, found.parts["similarity"])
+
+
+def check_new_classes(learner: PromptLearner, images: Tensor, similarity: Tensor) -> None:
+    """What was not trained on is scored by similarity alone."""
+    learner.eval().familiar = "new"
+    with torch.no_grad():
+        assert torch.equal(learner(images), similarity)
+    learner.familiar = "trained"
+    learner.train()
+
+
+@pytest.mark.parametrize("path", ["fast", "plain"])
+@pytest.mark.parametrize("name", [name for name in case_names(NEW) if learned(name)])
+def test_method_equals_its_authors_code(name: str, path: str, golden_clip: FrozenCLIP) -> None:
+    case, batch = read_case(NEW, name), load_file(CORE / "batch.safetensors")
+    facts, init, grad, final = case.facts, case.under("init/"), case.under("grad/"), case.under("final/")
+    method, settings = SETTINGS[facts["method"]](facts)
+    learner = create_learner(method, golden_clip, read_config()["class_names"], **settings)
+    learner.load_published(init)
+    assert {k: list(v.shape) for k, v in learner.published_state().items()} == facts["trainable"]
+    with added(learner, FullLength()) if path == "plain" else nullcontext():
+        check_logits(learner, batch["image"], case, "init")
+        train(learner, batch, facts, grad)
+        ours = learner.published_state()
+        for parameter, start in init.items():
+            assert relative_error(ours[parameter] - start, final[parameter] - start) < 2e-3, parameter
+        check_logits(learner, batch["image"], case, "final")
+
+
+def train(learner: PromptLearner, batch: dict[str, Tensor], facts: Facts, grad: dict[str, Tensor]) -> None:
+    """Take the case's steps; losses before each of them and the first gradients are theirs."""
+    groups = [{"params": g.parameters, "lr": facts["lr"] * g.lr_scale} for g in learner.parameter_groups()]
+    optimizer = torch.optim.SGD(groups, **{key: facts[key] for key in ("momentum", "weight_decay")})
+    parameters = dict(learner.named_parameters())
+    for step in range(facts["steps"]):
+        losses = learner.loss(batch)
+        assert losses["loss"].item() == pytest.approx(facts["losses"][step], abs=1e-4)
+        for part, value in (facts["loss_parts"][step] if facts["loss_parts"] else {}).items():
+            assert losses[PARTS.get(part, part)].item() == pytest.approx(value, abs=1e-4), part
+        optimizer.zero_grad()
+        learner.backward(losses)
+        if step == 0:
+            for ours, theirs in published_names(learner).items():
+                assert relative_error(parameters[ours].grad, grad[theirs]) < 2e-3, theirs
+        optimizer.step()

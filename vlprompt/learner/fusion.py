@@ -1,0 +1,200 @@
+"""Logits of several parts, such as two heads', and the rule that makes one of them.
+
+A method that scores in more ways than one names them in its facts (``parts``), gives each by ``parts`` and fuses them
+by ``fuse``. The first is what objectives look at, and what classes that nothing was learnt of are scored by. Which
+those are, ``Familiar``, the evaluator says, since the rule uses what the protocol knows; without its word the names
+decide. A result keeps the accuracy of each part beside that of the rule, so that what it buys shows.
+
+``head=dept`` puts a second head beside the similarities of any design that learns from labels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vlprompt.base.parts import Part, parse_part
+from vlprompt.base.registry import Registry
+from vlprompt.clip.frozen import same_names
+from vlprompt.errors import VlpromptError
+from vlprompt.learner.facts import Facts
+from vlprompt.learner.method import Method
+from vlprompt.learner.objectives import Outputs
+
+OWN_WAYS = ("loss", "score", "parts", "text_features", "text_encoder", "parameter_groups")
+
+
+class SecondHead(Part, nn.Module):
+    """A head beside the similarities, bound to the classes that it is trained on; it has learnables of its own.
+
+    Args:
+        weight: w in [0, 1], its share of the loss and of the fused logits; the similarities have the rest.
+        lr_scale: its learning rate over that of the design's own learnables.
+
+    Attributes:
+        part: the name of its logits; its loss is called ``ce_`` and that.
+        published: the authors' names, see ``vlprompt.learner.publishing``.
+    """
+
+    part: ClassVar[str]
+    published: ClassVar[Mapping[str, str]] = {}
+
+    def __init__(self, weight: float, lr_scale: float):
+        super().__init__()
+        if not 0 <= weight <= 1:
+            raise VlpromptError(f"a second head's weight must be between 0, none of it, and 1, not {weight}")
+        if lr_scale <= 0:
+            raise VlpromptError(f"lr_scale must be above 0, not {lr_scale}")
+        self.weight, self.lr_scale = weight, lr_scale
+
+    def setup(self, width: int, classes: int) -> None:
+        """Create the learnables, for features of width D and C classes."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (B, C) of image features (B, D), as the tower gives them."""
+        raise NotImplementedError
+
+    def loss(self, x: Tensor, text: Tensor, label: Tensor) -> Tensor:
+        """Its cross-entropy.
+
+        Args:
+            x: image features (B, D), not normalised.
+            text: features of each image's own class (B, D), not normalised.
+            label: (B,).
+        """
+        raise NotImplementedError
+
+    def fuse(self, parts: Mapping[str, Tensor]) -> Tensor:
+        """(1 - w)·the first part + w·its own (B, C)."""
+        return torch.lerp(next(iter(parts.values())), parts[self.part], self.weight)
+
+    def join(self, losses: dict[str, Tensor], weights: dict[str, float], outputs: Outputs, label: Tensor) -> None:
+        """Put its loss among those of objectives, and its weight, which is taken from the cross-entropy's."""
+        x, text = outputs.raw_image, outputs.raw_text
+        assert x is not None  # as all outputs of a learner with a second head in training
+        assert text is not None
+        own = text[label] if text.dim() == 2 else text[torch.arange(len(label), device=label.device), label]
+        if "ce" in weights:
+            weights["ce"] *= 1 - self.weight
+        name = f"ce_{self.part}"
+        losses[name], weights[name] = self.loss(x, own, label), self.weight
+
+
+HEADS: Registry[type[SecondHead]] = Registry("head")
+
+
+class Affine(nn.Module):
+    """A scale and a shift of each channel, the identity at the start."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.scale, self.bias = nn.Parameter(torch.ones(width)), nn.Parameter(torch.zeros(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Features (…, D)."""
+        return self.scale * x + self.bias
+
+
+@HEADS.register("dept")
+class DePT(SecondHead):
+    """Decoupled prompt tuning (Zhang et al., CVPR 2024, arXiv:2309.07439): a linear head for what tells classes apart.
+
+    Channel-wise affine maps A_v, A_t of the un-normalised image and text features, and one linear map of both to the
+    classes: trained on images and, beside each, on the text feature of its class. Classes that were trained on are
+    scored by (1 - w)·similarity + w·linear, in other images too; all others by similarity alone. The loss follows the
+    authors' code: (1 - w)·CE(similarity) + w·CE(linear), and what other objectives there are.
+
+    Args:
+        weight: w.
+        lr_scale: 6.5, as published.
+    """
+
+    part = "linear"
+    published: ClassVar = {
+        "image.": "film_lp_img.",
+        "text.": "film_lp_text.",
+        "linear.": "linear_probe_proj.",
+    }
+
+    def __init__(self, weight: float = 0.7, lr_scale: float = 6.5):
+        super().__init__(weight, lr_scale)
+
+    def setup(self, width: int, classes: int) -> None:
+        """Create the maps, D each, and the linear one, D -> C."""
+        self.image, self.text = Affine(width), Affine(width)
+        self.linear = nn.Linear(width, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (B, C) of image features (B, D), as the tower gives them."""
+        logits: Tensor = self.linear(self.image(x))
+        return logits
+
+    def loss(self, x: Tensor, text: Tensor, label: Tensor) -> Tensor:
+        """Cross-entropy over 2B samples: class texts, then images."""
+        both = torch.cat([self.text(text), self.image(x)])
+        return F.cross_entropy(self.linear(both), label.repeat(2))
+
+
+def parse_head(setting: str | None) -> SecondHead | None:
+    """The head that a setting names, without learnables yet; None where it names none."""
+    return None if setting is None else parse_part(setting, HEADS)
+
+
+def facts_with_head(cls: type[Method], config: Any, facts: Facts, usual: type[Method]) -> Facts:
+    """What a learner of these facts is with the second head that its settings ask for, if they do.
+
+    Args:
+        cls: the learner's class.
+        config: its settings.
+        facts: of the learner without the head.
+        usual: a class whose ways of scoring and learning a second head knows.
+
+    Raises:
+        VlpromptError: the head is not known, or a learner of this kind cannot carry it.
+    """
+    head = parse_head(config.head)
+    if head is None:
+        return facts
+    reason = _refused(cls, facts, usual)
+    if reason is not None:
+        raise VlpromptError(f"head={config.head} cannot be, since {cls.method} with these settings {reason}")
+    return replace(facts, head=True, trains=facts.trains | {"head"}, parts=("similarity", head.part))
+
+
+def _refused(cls: type[Method], facts: Facts, usual: type[Method]) -> str | None:
+    """Why a learner can have no second head, to follow its method's name; None where it can."""
+    if facts.labels != "needed":
+        return "learns from images without labels, and a head of classes needs them"
+    if facts.head:
+        return "has a head of its own"
+    if facts.predicts != "alone" or facts.inputs != ("image",):
+        return "predicts in its own way"
+    own = [hook for hook in OWN_WAYS if getattr(cls, hook) is not getattr(usual, hook)]
+    return f"has a {own[0]} of its own, which a second head does not know" if own else None
+
+
+def first_kind(features: Tensor) -> Tensor:
+    """Of image features (B, D) or (B, K, D), those that stand beside class features: (B, D)."""
+    return features[:, 0] if features.dim() == 3 else features
+
+
+def is_known(names: Sequence[str], trained: Sequence[str]) -> bool:
+    """Whether classes are among others, as prompts tell them apart."""
+    return set(same_names(names)) <= set(same_names(trained))
+
+
+def rows_of(names: Sequence[str], trained: Sequence[str]) -> list[int]:
+    """The place of each class among those that were trained on, which hold all of them.
+
+    A name that stands there more than once, as two of ImageNet's do, means one place after the other.
+    """
+    places: dict[str, list[int]] = {}
+    for place, name in enumerate(same_names(trained)):
+        places.setdefault(name, []).append(place)
+    return [found.pop(0) if len(found := places[name]) > 1 else found[0] for name in same_names(names)]
