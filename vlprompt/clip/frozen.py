@@ -307,11 +307,14 @@ class FrozenCLIP:
         """Whole texts as ``encode_prompts`` takes them, where gradients of edits are asked for; ``cut`` as above."""
         ids = self.tokenize(texts, cut=cut)
         lengths = self._lengths(ids) - self._start
-        ids = ids[:, self._start :]
+        start, ids = self.start_embedding(), ids[:, self._start :]
         if self.text.shares_prefix:
             ids = ids[:, : int(lengths.max())]  # nothing after end-of-text is ever read
-        start = self.start_embedding().unsqueeze(0)
-        return Prompts(start, self.text.embed(ids), lengths, same_beginnings(ids))
+            alike = (ids == ids[:1]).all(dim=0).int().cumprod(dim=0).sum()  # tokens that all of them begin with
+            same = min(int(alike), int(lengths.min()) - 1)
+            start = torch.cat([start, self.text.embed(ids[0, :same])])
+            ids, lengths = ids[:, same:], lengths - same
+        return Prompts(start.unsqueeze(0), self.text.embed(ids), lengths, same_beginnings(ids))
 
     # Images
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from vlprompt.clip.edits import Edit, Rows, Trimmed, edits_of, shared_layers
-from vlprompt.clip.towers import TextTower
+from vlprompt.clip.towers import Block, TextTower
 from vlprompt.errors import VlpromptError
 
 Encode = Callable[["Prompts", Rows], Tensor]
@@ -303,12 +303,29 @@ def _encode_sequences(
         if x.shape[2] != size:
             end, size = end + x.shape[2] - size, x.shape[2]
             mask = _mask(tower, size, end)
+        if first and i == tower.layers - 1:
+            read = _last_of_sequences(block, x, end, edits)
+            for edit in edits:
+                edit.pooled(i, read, rows)
+            return tower.project(read, edits)
         q, k, v = (t.flatten(0, 1).transpose(1, 2) for t in block.project(x, edits=edits))  # (G·C, H, T, d_h)
         attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2)
         x = block.finish(x, attended.unflatten(0, (groups, count)), edits)
         for edit in edits:
             edit.pooled(i, _pool(tower, x, end), rows)
     return tower.project(_pool(tower, x, end), edits)
+
+
+def _last_of_sequences(block: Block, x: Tensor, end: Tensor, edits: Sequence[Edit]) -> Tensor:
+    """The last block's states (G, C, d_t) of end-of-text, of sequences x (G, C, T, d_t): it alone asks."""
+    (groups, count, size), device = x.shape[:3], x.device
+    read = x[:, torch.arange(count, device=device), end]  # (G, C, d_t)
+    (q,) = block.project(read, "q", edits)  # (G, C, H, d_h)
+    k, v = (t.flatten(0, 1).transpose(1, 2) for t in block.project(x, "kv", edits))  # (G·C, H, T, d_h)
+    seen = torch.arange(size, device=device) <= end[:, None]  # (C, T)
+    mask = seen.repeat(groups, 1)[:, None, None]  # (G·C, 1, 1, T)
+    attended = F.scaled_dot_product_attention(q.flatten(0, 1).unsqueeze(2), k, v, attn_mask=mask)
+    return block.finish(read, attended.squeeze(2).unflatten(0, (groups, count)), edits)
 
 
 def _pool(tower: TextTower, x: Tensor, end: Tensor) -> Tensor:
