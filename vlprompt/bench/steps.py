@@ -102,7 +102,8 @@ def work(case: Case, clip: FrozenCLIP) -> Work:
         return Work(images, clip.encode_image)
     learner = create_learner(case.method, clip, class_names(case.classes), **case.settings)
     learner.train()
-    learner.edits += {"full": [FullLength()], "trimmed": [Trimmed()]}.get(case.text, [])
+    if case.text != "shared":
+        learner.edits.append(FullLength() if case.text == "full" else Trimmed())
     if case.what == "adapt":
         return _adapting(cast(TPT, learner.eval()), case, images)
     optimizer = torch.optim.SGD(learner.trainable_parameters(), lr=SMALL_STEP)
