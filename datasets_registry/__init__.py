@@ -1,6 +1,5 @@
 """One card (YAML) a dataset, and the readers that turn a card and a folder into a ``DatasetSplits``."""
 
-import vlprompt.data  # noqa: F401  # first: the package's face imports the modules below
 from datasets_registry.card import Card, load_card
 from datasets_registry.catalog import dataset_info, list_datasets, load_split
 from datasets_registry.readers import readers

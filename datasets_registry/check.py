@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from datasets_registry.card import Card, card_names, load_card, locate_images
 from datasets_registry.catalog import SplitChoice, check_classes, find_card, find_folder, load_split
@@ -20,14 +21,15 @@ from datasets_registry.readers.coop_json import audit_published
 from datasets_registry.readers.domains import audit_spg_files
 from datasets_registry.readers.folder import audit_folder
 from vlprompt.base.files import inside
-from vlprompt.clip.class_names import describe_alike
-from vlprompt.clip.frozen import FrozenCLIP
 from vlprompt.data.images import open_inside, open_listed
 from vlprompt.data.listing import folders, similar_name
 from vlprompt.data.name_hints import hint_names
 from vlprompt.data.sampling import describe_imbalance
 from vlprompt.data.splits import PARTS, DatasetSplits, Item
 from vlprompt.errors import VlpromptError
+
+if TYPE_CHECKING:
+    from vlprompt.clip.frozen import FrozenCLIP
 
 FOLDER = "folder:"
 OWN_FOLDER = 0.9  # share of a folder's images under one label from which the others look misplaced
@@ -60,6 +62,12 @@ class Report:
     defects: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     classes_of_own: dict[str, int] = field(default_factory=dict)
+
+
+def _alike(clip: FrozenCLIP, class_names: Sequence[str]) -> tuple[list[str], list[str]]:
+    from vlprompt.clip.class_names import describe_alike  # with torch, which nothing else here asks for
+
+    return describe_alike(clip, class_names)
 
 
 def class_hash(class_names: Sequence[str]) -> str:
@@ -112,7 +120,7 @@ def check_dataset(
     if registered and splits.source != "generated" and "/" not in name:
         defects += _against_card(card, splits)
     safe, wrong = _check_files(splits, follow_links)
-    same, alike = describe_alike(clip, splits.class_names) if clip and not card.shared_names else ([], [])
+    same, alike = _alike(clip, splits.class_names) if clip and not card.shared_names else ([], [])
     defects += [*_duplicates(splits), *_misplaced(splits), *same, *wrong]
     opened = 0
     if deep:

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from vlprompt import VlpromptError, list_methods, load_learner, method_info, run
-from vlprompt.evaluation.score import evaluate_learner
+from vlprompt.evaluation.scoring import evaluate_learner
 from vlprompt.learner.contract import PromptLearner
 from vlprompt.runs.settings import resolve
 from vlprompt.saving.export import export_learner

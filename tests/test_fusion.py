@@ -12,7 +12,7 @@ from vlprompt import PromptLearner, VlpromptError, load_learner, run
 from vlprompt.base.settings import TrainOptions
 from vlprompt.data import load_split
 from vlprompt.evaluation.protocols import PROTOCOLS, familiar
-from vlprompt.evaluation.score import evaluate
+from vlprompt.evaluation.scoring import evaluate
 from vlprompt.report import make_report
 from vlprompt.runs.settings import resolve
 from vlprompt.saving.export import export_learner

@@ -13,7 +13,7 @@ from vlprompt import VlpromptError, load_learner, load_split, run
 from vlprompt.cli.evaluate import main as evaluate_command
 from vlprompt.evaluation import evaluate, score
 from vlprompt.evaluation.results import Result
-from vlprompt.evaluation.score import limited, stream_order
+from vlprompt.evaluation.scoring import limited, stream_order
 from vlprompt.learner import PromptLearner
 from vlprompt.methods.test_time.tda import Stream
 from vlprompt.testing import NAMES, make, toy_batch

@@ -11,7 +11,6 @@ from pathlib import Path
 
 from datasets_registry.card import Card
 from datasets_registry.readers.base import folders, images_below, on_disk, read_lines, readers, spaced_name
-from vlprompt.clip.openclip import IMAGENET_CLASSNAMES
 from vlprompt.data.splits import DatasetSplits, Item
 from vlprompt.errors import VlpromptError
 
@@ -57,6 +56,8 @@ def read_imagenet_subset(card: Card, folder: Path, variant: str) -> DatasetSplit
 def imagenet_names() -> dict[str, str]:
     """Return id to class name of ImageNet's 1,000 classes in label order: OpenCLIP's names, which are CoOp's."""
     from timm.data import ImageNetInfo  # type: ignore[attr-defined]  # which does not say what it exports
+
+    from vlprompt.clip.openclip import IMAGENET_CLASSNAMES  # seconds, which no other dataset needs
 
     ids = ImageNetInfo().label_names()  # type: ignore[no-untyped-call]  # nor which types it has
     return dict(zip(ids, IMAGENET_CLASSNAMES, strict=True))

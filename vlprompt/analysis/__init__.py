@@ -12,12 +12,17 @@ Figures are matplotlib's and are imported when one is drawn; ``figure.savefig("n
 ``sample_images`` gives a few test images of a dataset to look at.
 """
 
-from vlprompt.analysis.attention import AttentionMaps, attention_maps, plot_attention, plot_attention_heads
-from vlprompt.analysis.projection import FeatureProjection, plot_projection, project_features
-from vlprompt.analysis.samples import Samples, sample_images
-from vlprompt.analysis.shift import FeatureShift, feature_shift, plot_feature_shift
-from vlprompt.analysis.spread import TemplateSpread, plot_template_spread, template_spread
-from vlprompt.analysis.words import NearestWords, nearest_words, plot_nearest_words
+from typing import TYPE_CHECKING
+
+from vlprompt.base.wiring import face
+
+if TYPE_CHECKING:
+    from vlprompt.analysis.attention import AttentionMaps, attention_maps, plot_attention, plot_attention_heads
+    from vlprompt.analysis.projection import FeatureProjection, plot_projection, project_features
+    from vlprompt.analysis.samples import Samples, sample_images
+    from vlprompt.analysis.shift import FeatureShift, feature_shift, plot_feature_shift
+    from vlprompt.analysis.spread import TemplateSpread, plot_template_spread, template_spread
+    from vlprompt.analysis.words import NearestWords, nearest_words, plot_nearest_words
 
 __all__ = [
     "AttentionMaps",
@@ -39,3 +44,5 @@ __all__ = [
     "sample_images",
     "template_spread",
 ]
+
+__getattr__, __dir__ = face(__name__)

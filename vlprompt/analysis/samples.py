@@ -14,7 +14,7 @@ from vlprompt.base.checks import at_least, checked
 from vlprompt.clip.frozen import FrozenCLIP
 from vlprompt.data import ImageItems, check_items, eval_transform
 from vlprompt.data.splits import DatasetSplits
-from vlprompt.evaluation.score import limited
+from vlprompt.evaluation.scoring import limited
 
 
 @dataclass(frozen=True)

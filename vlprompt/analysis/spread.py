@@ -12,7 +12,7 @@ from vlprompt.base.shown import figure_text
 from vlprompt.data import resolve_templates
 from vlprompt.data.splits import DatasetSplits
 from vlprompt.errors import VlpromptError
-from vlprompt.evaluation.score import evaluate, format_spread
+from vlprompt.evaluation.scoring import evaluate, format_spread
 from vlprompt.learner.contract import PromptLearner
 from vlprompt.learner.facts import marked
 from vlprompt.learner.objectives import Templates

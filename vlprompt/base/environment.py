@@ -12,11 +12,13 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from vlprompt.errors import VlpromptError
 from vlprompt.version import __version__
+
+if TYPE_CHECKING:
+    import torch
 
 NO_MEMORY = re.compile(r"can't allocate memory|out of memory|not enough memory|Storage size calculation overflowed")
 
@@ -63,6 +65,8 @@ def peak_memory(device: torch.device) -> dict[str, float]:
     process = process_peak()
     peak = {} if process is None else {"process": round(process, 1)}
     if device.type == "cuda":
+        import torch  # which is there where a device is, and takes seconds for who asks for something else
+
         peak["cuda"] = round(torch.cuda.max_memory_allocated(device) / 2**20, 1)
     return peak
 

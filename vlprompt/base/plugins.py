@@ -10,6 +10,7 @@ import importlib
 import importlib.util
 import os
 import sys
+import threading
 import warnings
 from collections.abc import Sequence
 from importlib.metadata import entry_points
@@ -19,10 +20,21 @@ from vlprompt.errors import VlpromptError
 
 GROUP = "vlprompt.plugins"
 VARIABLE = "VLPROMPT_PLUGINS"  # modules and files that worker processes import too
+_once = threading.RLock()
+_looked_for = False
 
 
 def load_installed() -> None:
-    """Import the plugins of installed packages, and those that a parent process was told of."""
+    """Import the plugins of installed packages, and those that a parent process was told of, once a process."""
+    global _looked_for
+    with _once:  # others wait until all is there, but for plugins themselves, which look names up
+        if _looked_for:
+            return
+        _looked_for = True
+        _load_installed()
+
+
+def _load_installed() -> None:
     for entry in entry_points(group=GROUP):
         try:
             entry.load()

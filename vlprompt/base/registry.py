@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
+from vlprompt.base.plugins import load_installed
+from vlprompt.base.wiring import wired
 from vlprompt.errors import VlpromptError, nearest
 
 T = TypeVar("T")
@@ -29,6 +31,12 @@ class Entry(Generic[T]):
 class Registry(Generic[T]):
     """A dictionary that refuses silent overwriting and answers a wrong name with the nearest ones.
 
+    What the package ships is filed first, then what installed plugins add, and then whatever else.
+
+    Args:
+        kind: what it holds, for sentences.
+        shipped: under which name the module is wired that files what the package ships; empty if this one's own does.
+
     >>> shapes = Registry("shape")
     >>> @shapes.register("disc", round=True)
     ... def disc(): "A disc."
@@ -36,14 +44,25 @@ class Registry(Generic[T]):
     (['disc'], True)
     """
 
-    def __init__(self, kind: str):
-        self.kind = kind
+    def __init__(self, kind: str, shipped: str = ""):
+        self.kind, self._shipped = kind, shipped
         self._entries: dict[str, Entry[T]] = {}
+
+    def _filed(self) -> dict[str, Entry[T]]:
+        self._file_shipped()
+        load_installed()
+        return self._entries
+
+    def _file_shipped(self) -> None:
+        if self._shipped:
+            wired(self._shipped)  # a module that is there already, or is being imported, is not run again
 
     def register(self, name: str, **facts: Any) -> Callable[[T], T]:
         """Return a decorator that files an object under ``name`` with ``facts`` about it."""
 
         def file(value: T) -> T:
+            if not value.__module__.startswith("vlprompt."):  # which may be on its way, and others come after it
+                self._file_shipped()
             if name in self._entries:
                 raise VlpromptError(f"{self.kind} '{name}' is registered already, by {self._entries[name].value!r}")
             self._entries[name] = Entry(name, value, facts)
@@ -54,7 +73,7 @@ class Registry(Generic[T]):
     def info(self, name: str) -> Entry[T]:
         """Return the entry of ``name``; an unknown name is an error that lists the nearest."""
         try:
-            return self._entries[name]
+            return self._filed()[name]
         except (KeyError, TypeError):  # a list is no key at all
             raise VlpromptError(f"unknown {self.kind} '{name}': {nearest(name, self._entries)}") from None
 
@@ -64,14 +83,14 @@ class Registry(Generic[T]):
 
     def names(self, pattern: str = "*") -> list[str]:
         """Return the sorted names that match a shell-style ``pattern``."""
-        return sorted(fnmatch.filter(self._entries, pattern))
+        return sorted(fnmatch.filter(self._filed(), pattern))
 
     def order(self) -> list[str]:
         """Return all names in the order in which they were filed."""
-        return list(self._entries)
+        return list(self._filed())
 
     def __contains__(self, name: object) -> bool:
-        return name in self._entries
+        return name in self._filed()
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.names())

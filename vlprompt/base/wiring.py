@@ -6,46 +6,76 @@ here by name; the package's face, which stands above both, says where the functi
 
 from __future__ import annotations
 
+import ast
+import sys
 from collections.abc import Callable, Mapping
+from functools import cache
 from importlib import import_module
-from typing import Any
+from importlib.machinery import SourceFileLoader
+from importlib.util import find_spec
+from pkgutil import iter_modules
+from typing import Any, cast
 
 _places: dict[str, str] = {}
+Face = tuple[Callable[[str], Any], Callable[[], list[str]]]
 
 
 def wire(places: Mapping[str, str]) -> None:
-    """Say where functions are: by the name that is asked for, ``module:attribute``."""
+    """Say where functions are: by the name that is asked for, ``module:attribute``, or ``module`` for all of one."""
     _places.update(places)
 
 
 def wired(name: str) -> Any:
     """Return what was wired under a name; its module is imported now."""
     module, _, attribute = _places[name].partition(":")
-    return getattr(import_module(module), attribute)
+    found = import_module(module)
+    return getattr(found, attribute) if attribute else found
 
 
-def face(module: str) -> Callable[[str], Any]:
-    """Return a module's ``__getattr__`` that finds what was wired under ``<module>.<name>``."""
+def face(package: str, formerly: str = "", elsewhere: Mapping[str, str] | None = None) -> Face:
+    """Return ``__getattr__`` and ``__dir__`` of a package whose names are imported when they are asked for.
 
-    def find(name: str) -> Any:
-        if f"{module}.{name}" not in _places:
-            raise AttributeError(f"module '{module}' has no attribute '{name}'")
-        return wired(f"{module}.{name}")
-
-    return find
-
-
-def formerly(module: str) -> Callable[[str], Any]:
-    """Return the ``__getattr__`` of a room that was one module in version 0.1: its names are still found here.
+    What the package, or a module alone, offers, and where that is, stands under ``if TYPE_CHECKING:`` in its own file,
+    and nowhere else: what type checkers and editors are told is what is found. Its modules are attributes too.
 
     Args:
-        module: what the earlier module has become.
+        package: ``__name__``.
+        formerly: what was the whole of it in version 0.1, a module; its names are still found in the package.
+        elsewhere: places of names, ``module:attribute``, that type checkers are told another one of.
+
+    >>> from vlprompt.base.wiring import face
+    >>> __getattr__, __dir__ = face(__name__)  # doctest: +SKIP
     """
 
     def find(name: str) -> Any:
-        found = import_module(module)
-        if name.startswith("__") or not hasattr(found, name):
-            raise AttributeError(f"module '{module.rpartition('.')[0]}' has no attribute '{name}'")
-        return getattr(found, name)
+        place = (elsewhere or {}).get(name) or offered(package).get(name)
+        if place is not None:
+            module, _, attribute = place.partition(":")
+            found = getattr(import_module(module), attribute)
+            setattr(sys.modules[package], name, found)  # which is not asked for again
+            return found
+        if not name.startswith("__"):
+            if hasattr(sys.modules[package], "__path__") and find_spec(f"{package}.{name}"):
+                return import_module(f"{package}.{name}")
+            if formerly and hasattr(import_module(formerly), name):
+                return getattr(import_module(formerly), name)
+        raise AttributeError(f"module '{package}' has no attribute '{name}'")
 
-    return find
+    def names() -> list[str]:
+        module = sys.modules[package]
+        modules = (found.name for found in iter_modules(getattr(module, "__path__", ())))
+        return sorted({*vars(module), *offered(package), *modules})
+
+    return find, names
+
+
+@cache
+def offered(package: str) -> dict[str, str]:
+    """Where a package tells type checkers that its names are: ``module:attribute`` by name."""
+    spec = sys.modules[package].__spec__
+    assert spec is not None  # of every package that was imported
+    source = cast(SourceFileLoader, spec.loader).get_source(package) or ""
+    typed = (node for node in ast.parse(source).body if isinstance(node, ast.If))
+    blocks = (node.body for node in typed if isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING")
+    imports = (node for block in blocks for node in block if isinstance(node, ast.ImportFrom))
+    return {alias.asname or alias.name: f"{each.module}:{alias.name}" for each in imports for alias in each.names}

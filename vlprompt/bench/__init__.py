@@ -1,8 +1,12 @@
 """What the fast paths are worth, as ratios in one run."""
 
-from vlprompt.base.wiring import formerly
-from vlprompt.bench.steps import Case, bench, measure, pairs
+from typing import TYPE_CHECKING
+
+from vlprompt.base.wiring import face
+
+if TYPE_CHECKING:
+    from vlprompt.bench.steps import Case, bench, measure, pairs
 
 __all__ = ["Case", "bench", "measure", "pairs"]
 
-__getattr__ = formerly("vlprompt.bench.steps")
+__getattr__, __dir__ = face(__name__, formerly="vlprompt.bench.steps")

@@ -1,4 +1,7 @@
-"""What every command shares: ``key=value`` arguments, three flags, and errors told in one line."""
+"""What every command shares: ``key=value`` arguments, three flags, and errors told in one line.
+
+A command imports what computes where it computes, so that help, lists and refusals come at once: torch takes seconds.
+"""
 
 from __future__ import annotations
 
@@ -12,21 +15,19 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
-from datasets_registry.catalog import SplitChoice
 from vlprompt.base.environment import enough_memory
 from vlprompt.base.files import read_text, text_lines
 from vlprompt.base.layout import LEARNER
 from vlprompt.base.plugins import use
 from vlprompt.base.settings_text import read_texts, read_value, show
 from vlprompt.base.shown import printable
-from vlprompt.clip.loading import load_clip
 from vlprompt.errors import VlpromptError, nearest
-from vlprompt.learner.contract import PromptLearner
-from vlprompt.runs.folder import load_own_learner
-from vlprompt.saving.folder import find_saved, load_learner
-from vlprompt.saving.hub import PREFIX
+
+if TYPE_CHECKING:
+    from datasets_registry.catalog import SplitChoice
+    from vlprompt.learner.contract import PromptLearner
 
 FLAGS = ("--help", "--quiet", "--version")
 INTERRUPTED = 130
@@ -161,11 +162,16 @@ def backbone_settings(settings: Mapping[str, Any]) -> tuple[str, str | None, str
 
 def split_setting(settings: Mapping[str, Any]) -> SplitChoice:
     """Return the split that is asked for; ``load_split`` refuses what is none."""
-    return cast(SplitChoice, str(settings.get("split", "published")))
+    return cast("SplitChoice", str(settings.get("split", "published")))
 
 
 def load_named_learner(settings: Mapping[str, Any], device: str = "auto") -> PromptLearner:
     """Load ``learner``: a saved learner, a run, or hf://user/name, on ``backbone`` where that is given."""
+    from vlprompt.clip.loading import load_clip
+    from vlprompt.runs.folder import load_own_learner
+    from vlprompt.saving.folder import find_saved, load_learner
+    from vlprompt.saving.hub import PREFIX
+
     source, device = str(settings["learner"]), str(settings.get("device", device))
     weightless = sorted({"pretrained", "checkpoint"} & settings.keys()) if "backbone" not in settings else []
     if weightless:

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from inspect import signature
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
+from vlprompt.base.declared import parameters
 from vlprompt.base.files import atomic_write
 from vlprompt.base.reporter import make_console
-from vlprompt.bench.data import bench_data
-from vlprompt.bench.heads import bench_heads
-from vlprompt.bench.predict import bench_predict
-from vlprompt.bench.steps import bench
-from vlprompt.bench.sweep import bench_sweep
 from vlprompt.cli._shared import check_keys, command, file_setting, number_setting, parse
 from vlprompt.errors import VlpromptError
 
@@ -31,6 +28,8 @@ vlprompt bench predict [dataset=emoji] [data_root=DATA] [backbone=vlprompt-tiny 
 
 vlprompt bench sweep [method=kgcoop] [dataset=emoji] [shots=[1,2,4,8]] [seeds=10] [epochs=N] [output=bench.json]
 
+vlprompt bench start [repeats=5] [output=bench.json]
+
 vlprompt bench heads [classes=1000] [width=512] [shots=16] [views=10] [methods=[gda,...]] [epochs=1]
                [output=bench.json]
 
@@ -39,13 +38,9 @@ The plain side is the published code's way; "than careful" compares with sequenc
 attention and cached features. Some minutes on two cores. With "data",
 decoding: our batches against ImageFolder, on any dataset. With "predict", predicting image files: memory as they pass,
 and throughput against a bare OpenCLIP loop, turn by turn. With "sweep", a sweep against as many train commands. With
+"start", what commands take that compute nothing, against Python itself and "import torch". With
 "heads", seconds and memory to fit each head to made features; of one that is trained, epochs=N of its recipe's."""
-OTHERS: dict[str, Callable[..., dict[str, Any]]] = {
-    "data": bench_data,
-    "predict": bench_predict,
-    "sweep": bench_sweep,
-    "heads": bench_heads,
-}
+OTHERS = ("data", "predict", "sweep", "start", "heads")  # vlprompt.bench.data.bench_data and so on
 
 
 @command(USAGE)
@@ -56,9 +51,10 @@ def main(argv: Sequence[str]) -> int:
     if what and what not in OTHERS:
         raise VlpromptError(f"vlprompt bench takes {', '.join(OTHERS)} or nothing, not '{what}'")
     settings = dict(arguments.settings)
-    measured: Callable[..., dict[str, Any]] = OTHERS[what] if what else bench
+    module, function = f"vlprompt.bench.{what or 'steps'}", f"bench_{what}" if what else "bench"
+    check_keys(settings, [*(key for key in parameters(module, function) if key != "say"), "output"])
+    measured: Callable[..., dict[str, Any]] = getattr(import_module(module), function)
     known = {key: p.default for key, p in signature(measured).parameters.items() if key != "say"}
-    check_keys(settings, [*known, "output"])
     output = file_setting(settings, "output")
     settings.pop("output", None)
     for key in settings:
@@ -72,7 +68,7 @@ def main(argv: Sequence[str]) -> int:
     say = (lambda line: None) if quiet else lambda line: console.print(line, markup=False)
     if what:
         return _write(measured(**settings, say=lambda line: console.print(line, markup=False)), output)
-    result = bench(**settings, say=say)
+    result = measured(**settings, say=say)
     table = Table("comparison", "seconds", "MB", "faster", "than careful", "smaller", "of peak")
     for row in result["rows"]:
         fast = row["fast"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
@@ -24,9 +24,11 @@ from vlprompt.cli._shared import (
     parse,
     split_setting,
 )
-from vlprompt.clip.frozen import FrozenCLIP
-from vlprompt.clip.loading import TINY, load_clip
+from vlprompt.clip.known import TINY
 from vlprompt.errors import VlpromptError, nearest
+
+if TYPE_CHECKING:
+    from vlprompt.clip.frozen import FrozenCLIP
 
 USAGE = """vlprompt data list [PATTERN | COLLECTION]
 vlprompt data info NAME
@@ -185,6 +187,8 @@ def show_report(report: Report, lines: int, console: Any) -> None:
 
 def _clip(settings: dict[str, Any]) -> FrozenCLIP:
     """The model that is asked which class names it cannot tell apart: the one named, or the default one."""
+    from vlprompt.clip.loading import load_clip
+
     return load_clip(*backbone_settings({"backbone": TINY} | settings), device="cpu")
 
 

@@ -6,9 +6,8 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from datasets_registry.catalog import is_own, load_split
 from vlprompt.base.files import atomic_write
 from vlprompt.base.layout import RESULT
 from vlprompt.base.reporter import Reporter, make_console
@@ -23,13 +22,10 @@ from vlprompt.cli._shared import (
     parse,
     split_setting,
 )
-from vlprompt.data.readable import ACTIONS, leave_out_unreadable
 from vlprompt.errors import VlpromptError, nearest
-from vlprompt.evaluation.results import read_result
-from vlprompt.evaluation.score import Evaluation, check_predictions_file, evaluate, save_predictions
-from vlprompt.evaluation.tables import comparison_table, metrics_table
-from vlprompt.runs.one import reevaluate
-from vlprompt.saving.hub import refuse_address
+
+if TYPE_CHECKING:
+    from vlprompt.evaluation.scoring import Evaluation
 
 USAGE = """vlprompt evaluate run=DIR [device=auto] [data_root=DIR] [tolerance=0] [save_predictions=FILE] [--quiet]
 vlprompt evaluate learner=DIR dataset=NAME [half=all|base|new] [class_names=FILE] [templates=SET] [format_spread=SET]
@@ -76,13 +72,14 @@ def main(argv: Sequence[str]) -> int:
     """Score a saved learner."""
     arguments = parse(argv, texts=["class_names"])
     settings, reporter = arguments.settings, Reporter("--quiet" in arguments.flags)
+    check_keys(settings, RUN_KEYS if "run" in settings else ("run", *LEARNER_KEYS))
     predictions = file_setting(settings, "save_predictions")
     if predictions:
+        from vlprompt.evaluation.scoring import check_predictions_file
+
         check_predictions_file(predictions)
     if "run" in settings:
-        check_keys(settings, RUN_KEYS)
         return evaluate_run(settings, reporter)
-    check_keys(settings, ("run", *LEARNER_KEYS))
     if not {"learner", "dataset"} <= settings.keys():
         raise VlpromptError(
             "say which run (vlprompt evaluate run=DIR, the folder that holds result.json) or which learner and dataset "
@@ -93,6 +90,11 @@ def main(argv: Sequence[str]) -> int:
 
 def evaluate_run(settings: dict[str, Any], reporter: Reporter) -> int:
     """Score a run's learner on the run's tests again; 1 if its numbers differ from the result file's."""
+    from vlprompt.evaluation.results import read_result
+    from vlprompt.evaluation.tables import comparison_table
+    from vlprompt.runs.one import reevaluate
+    from vlprompt.saving.hub import refuse_address
+
     tolerance = settings.get("tolerance", 0)
     if isinstance(tolerance, bool) or not isinstance(tolerance, (int, float)) or not tolerance >= 0:
         raise VlpromptError(f"tolerance must be a number of percentage points, not {tolerance!r}")
@@ -114,6 +116,11 @@ def evaluate_run(settings: dict[str, Any], reporter: Reporter) -> int:
 
 def evaluate_anywhere(settings: dict[str, Any], reporter: Reporter) -> int:
     """Score a learner on a dataset's test images and print all metrics."""
+    from datasets_registry.catalog import is_own, load_split
+    from vlprompt.data.readable import ACTIONS, leave_out_unreadable
+    from vlprompt.evaluation.scoring import evaluate
+    from vlprompt.evaluation.tables import metrics_table
+
     limit, output = number_setting(settings, "limit"), file_setting(settings, "output")
     seed = number_setting(settings, "seed", least=0)
     unreadable = str(settings.get("on_unreadable", "skip"))
@@ -154,5 +161,7 @@ def keep_predictions(evaluations: Sequence[Evaluation], settings: dict[str, Any]
     """Write ``save_predictions=FILE``, if it is asked for."""
     path = file_setting(settings, "save_predictions")
     if path:
+        from vlprompt.evaluation.scoring import save_predictions
+
         save_predictions(evaluations, path)
         reporter.say(f"predictions  {path}")

@@ -8,9 +8,6 @@ from pathlib import Path
 from vlprompt.base.reporter import make_console
 from vlprompt.cli._shared import check_keys, command, load_named_learner, names_setting, parse
 from vlprompt.errors import VlpromptError
-from vlprompt.saving.export import FORMATS, SUFFIXES, check_form, export_learner
-from vlprompt.saving.folder import find_saved
-from vlprompt.saving.hub import PREFIX
 
 USAGE = """vlprompt export learner=DIR to=matrix|torch|onnx|openclip [output=PATH] [classes=[cat,dog,…]|FILE]
          [backbone=NAME [pretrained=TAG] [checkpoint=FILE]] [--quiet]
@@ -31,6 +28,10 @@ def main(argv: Sequence[str]) -> int:
     arguments = parse(argv, texts=["classes"])
     settings = arguments.settings
     check_keys(settings, KEYS)
+    from vlprompt.saving.export import FORMATS, SUFFIXES, check_form, export_learner
+    from vlprompt.saving.folder import find_saved
+    from vlprompt.saving.hub import PREFIX
+
     for key, what in (("learner", "learner=DIR"), ("to", f"to={'|'.join(FORMATS)}")):
         if key not in settings:
             raise VlpromptError(f"say which: vlprompt export needs {what}")

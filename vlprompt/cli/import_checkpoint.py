@@ -7,13 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from datasets_registry.catalog import load_split
+from vlprompt.base.declared import fields_of, registered
 from vlprompt.base.reporter import make_console
 from vlprompt.cli._shared import backbone_settings, check_keys, command, names_setting, parse
-from vlprompt.clip.loading import load_clip
 from vlprompt.data.splits import DEFAULT_TEMPLATE
 from vlprompt.errors import VlpromptError
-from vlprompt.learner.registration import method_info
-from vlprompt.saving.published import import_checkpoint
 
 USAGE = """vlprompt import-checkpoint FILE method=NAME backbone=NAME output=DIR
          (classes=[cat,dog,…]|FILE | dataset=NAME [data_root=DIR] [half=all|base|new])
@@ -49,6 +47,14 @@ def main(argv: Sequence[str]) -> int:
         if key not in settings:
             raise VlpromptError(f"{key}= is missing: vlprompt import-checkpoint FILE method=… backbone=… output=DIR")
     method = str(settings["method"])
+    shipped = registered("vlprompt.methods").get(method)
+    known = fields_of(shipped) if shipped else None
+    if known is not None:
+        check_keys(settings, [*KEYS, *known])
+    from vlprompt.clip.loading import load_clip
+    from vlprompt.learner.registration import method_info
+    from vlprompt.saving.published import import_checkpoint
+
     check_keys(settings, [*KEYS, *method_info(method)["config"]])
     names, templates = _classes(settings)
     clip = load_clip(*backbone_settings(settings), device=str(settings.get("device", "auto")))

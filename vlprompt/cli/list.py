@@ -3,33 +3,39 @@
 from __future__ import annotations
 
 import fnmatch
+import sys
 from collections.abc import Callable, Sequence
 
 from rich.table import Table
 
-from datasets_registry.catalog import dataset_info, list_datasets
+from datasets_registry.catalog import dataset_info, is_own, list_datasets
+from vlprompt.base.declared import registered
+from vlprompt.base.plugins import load_installed
 from vlprompt.base.reporter import make_console
 from vlprompt.cli._shared import check_keys, command, parse
-from vlprompt.clip.loading import TINY
-from vlprompt.clip.openclip import list_models, pretrained_tags
-from vlprompt.clip.tiny import PURPOSE
+from vlprompt.clip.known import PURPOSE, TINY, list_backbones
 from vlprompt.errors import VlpromptError, nearest
 from vlprompt.evaluation.protocols import PROTOCOLS
-from vlprompt.learner.registration import METHODS
-from vlprompt.training.recipes import list_recipes
+from vlprompt.training.shipped import list_recipes
 
 USAGE = "vlprompt list methods|datasets|protocols|backbones|recipes [PATTERN]"
 Lines = list[tuple[str, str]]
 
 
 def methods(pattern: str) -> Lines:
-    """Name and summary of each method."""
+    """Name and summary of each method; where nothing has imported the methods yet, of those that ship."""
+    load_installed()
+    if "vlprompt.learner.registration" not in sys.modules:
+        found = registered("vlprompt.methods")
+        return [(name, found[name].summary) for name in fnmatch.filter(found, pattern)]
+    from vlprompt.learner.registration import METHODS
+
     return [(name, METHODS.info(name).summary) for name in METHODS.names(pattern)]
 
 
 def datasets(pattern: str) -> Lines:
-    """Name and title of each dataset."""
-    return [(name, dataset_info(name)["title"]) for name in list_datasets(pattern)]
+    """Name and title of each dataset; those that a plugin made have no card."""
+    return [(name, "" if is_own(name) else dataset_info(name)["title"]) for name in list_datasets(pattern)]
 
 
 def protocols(pattern: str) -> Lines:
@@ -39,7 +45,7 @@ def protocols(pattern: str) -> Lines:
 
 def backbones(pattern: str) -> Lines:
     """Name of each backbone, with its pretrained tags, or what the embedded one is for."""
-    tags = {name: ", ".join(pretrained_tags(name)) for name in list_models()}
+    tags = {name: ", ".join(tags) for name, tags in list_backbones().items()}
     every = {TINY: PURPOSE, **tags}
     return [(name, every[name] or "no published weights") for name in fnmatch.filter(every, pattern)]
 

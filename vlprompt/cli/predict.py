@@ -22,9 +22,7 @@ from vlprompt.cli._shared import (
     number_setting,
     parse,
 )
-from vlprompt.data.streaming import BATCH
 from vlprompt.errors import VlpromptError, nearest
-from vlprompt.evaluation.prediction import FORMATS, STDIN, find_images, predict_images, write_predictions
 
 USAGE = """vlprompt predict learner=DIR IMAGE… [classes=[cat,dog,…]|FILE] [top=1] [format=table|jsonl|csv] [output=FILE]
                  [device=auto] [batch_size=64] [threads=N] [backbone=NAME [pretrained=TAG] [checkpoint=FILE]] [--quiet]
@@ -52,6 +50,7 @@ KEYS = (
     "pretrained",
     "checkpoint",
 )
+STDIN = "-"  # to ``find_images``
 SUFFIXES = {".csv": "csv", ".jsonl": "jsonl", ".json": "jsonl"}
 
 
@@ -68,6 +67,9 @@ def main(argv: Sequence[str]) -> int:
     form = _format(settings, output)
     bounds = {"top": (1, 10**6), "batch_size": (1, 10**6), "threads": (0, 1024)}
     numbers = {key: number_setting(settings, key, *bound) for key, bound in bounds.items()}
+    from vlprompt.data.streaming import BATCH
+    from vlprompt.evaluation.prediction import find_images, predict_images, write_predictions
+
     paths = find_images(images, _stdin(), lambda note: print(printable(note), file=sys.stderr))
     names = names_setting(settings["classes"], "classes") if "classes" in settings else None
     learner = load_named_learner({"learner": settings.get("run"), **settings})
@@ -112,6 +114,8 @@ def _stdin() -> TextIO:
 
 def _format(settings: dict[str, Any], output: Path | None) -> str:
     """The format that was asked for, or that the output's name tells."""
+    from vlprompt.evaluation.prediction import FORMATS
+
     form = str(settings.get("format", SUFFIXES.get(output.suffix, "table") if output else "table"))
     if form not in FORMATS:
         raise VlpromptError(f"unknown format '{form}': {nearest(form, FORMATS)}")

@@ -8,7 +8,6 @@ from vlprompt.base.reporter import make_console
 from vlprompt.cli._shared import check_keys, command, flag_setting, parse
 from vlprompt.errors import VlpromptError
 from vlprompt.saving.hub import FILES
-from vlprompt.saving.push import push_folder
 
 USAGE = """vlprompt push learner=DIR repo=USER/NAME [license=mit] [private=true] [dry_run=true] [--quiet]
 
@@ -27,6 +26,8 @@ def main(argv: Sequence[str]) -> int:
     for key, what in (("learner", "learner=DIR, a saved learner or a run"), ("repo", "repo=USER/NAME")):
         if key not in settings:
             raise VlpromptError(f"say which: vlprompt push needs {what}")
+    from vlprompt.saving.push import push_folder
+
     private, dry_run = flag_setting(settings, "private"), flag_setting(settings, "dry_run")
     address = push_folder(
         str(settings["learner"]),

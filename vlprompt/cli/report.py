@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vlprompt.base.reporter import Reporter, make_console
 from vlprompt.cli._shared import check_keys, command, parse
 from vlprompt.errors import VlpromptError, nearest
-from vlprompt.report import FORMATS, LAYOUTS, NO_PAPER_PAGE, Layout, Report, make_report
-from vlprompt.report.render import print_terminal
+
+if TYPE_CHECKING:
+    from vlprompt.report import Layout, Report
 
 USAGE = """vlprompt report [FOLDER …] [format=terminal|markdown|latex|csv|html] [output=FILE] [methods=[…]] [protocol=…]
                 [metric=accuracy|macro_accuracy|top5|ece] [compare=published] [pair=A,B]
@@ -45,6 +46,8 @@ def main(argv: Sequence[str]) -> int:
     arguments = parse(argv, words=len(argv))
     settings = arguments.settings
     check_keys(settings, KEYS)
+    from vlprompt.report import FORMATS, make_report
+
     format = settings.get("format")
     if format not in (None, *FORMATS):
         raise VlpromptError(f"unknown format '{format}': {nearest(str(format), FORMATS)}")
@@ -74,6 +77,8 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _show(report: Report, format: str | None, output: Any, reporter: Reporter) -> None:
+    from vlprompt.report.render import print_terminal
+
     if output is None and format == "html":
         output = "report.html"
     if output is not None:
@@ -86,6 +91,8 @@ def _show(report: Report, format: str | None, output: Any, reporter: Reporter) -
 
 def _layout(settings: Mapping[str, Any]) -> Layout | None:
     """The layout of papers, or None for the long tables, to which its settings do not belong."""
+    from vlprompt.report import LAYOUTS, NO_PAPER_PAGE, Layout
+
     name = settings.get("layout", "long")
     if name not in LAYOUTS:
         raise VlpromptError(f"unknown layout '{name}': {nearest(str(name), LAYOUTS)}")

@@ -5,18 +5,17 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
 from vlprompt.base.reporter import Reporter, make_console
 from vlprompt.base.settings_text import read_settings
-from vlprompt.cli._closing import closing_table
 from vlprompt.cli._shared import command, flag_setting, number_setting, parse
 from vlprompt.errors import VlpromptError, nearest
-from vlprompt.report.render import print_terminal
-from vlprompt.runs.executors import in_processes, on_ray
-from vlprompt.runs.sweep import Executor, Matrix, Outcome, expand, run_here, sweep, told_already
+
+if TYPE_CHECKING:
+    from vlprompt.runs.sweep import Executor, Matrix, Outcome
 
 USAGE = """vlprompt sweep methods=[…] [datasets=[…]] [protocols=[…]] [held_outs=[…]] [shots=[…]] [seeds=[1,2,3]]
                [backbones=[…]] [KEY=VALUE …] [spec=FILE] [plan=true] [executor=local|processes|ray] [--quiet]
@@ -46,6 +45,9 @@ def main(argv: Sequence[str]) -> int:
         settings = read_spec(Path(str(settings.pop("spec"))).expanduser()) | settings
     only_plan = flag_setting(settings, "plan")
     settings.pop("plan", None)
+    check_executor(settings)
+    from vlprompt.runs.sweep import expand, sweep
+
     executor = make_executor(settings)
     matrix, reporter = expand(settings), Reporter("--quiet" in arguments.flags)
     for label, sentence in matrix.refused:
@@ -76,9 +78,9 @@ def read_spec(path: Path) -> dict[str, Any]:
     return read_settings(path, "keys of a sweep")
 
 
-def make_executor(settings: dict[str, Any]) -> Executor:
-    """Take the executor's keys out of the settings."""
-    name = str(settings.pop("executor", "local"))
+def check_executor(settings: dict[str, Any]) -> None:
+    """Refuse keys of another executor, and values that none takes."""
+    name = str(settings.get("executor", "local"))
     if name not in EXECUTORS:
         raise VlpromptError(f"unknown executor '{name}': {nearest(str(name), EXECUTORS)}")
     for other, keys in EXECUTORS.items():
@@ -93,18 +95,24 @@ def make_executor(settings: dict[str, Any]) -> Executor:
     devices = settings.get("devices", [])
     if not isinstance(devices, list) or not all(isinstance(device, str) for device in devices):
         raise VlpromptError(f"devices must be a list such as [cuda:0,cuda:1], not {devices!r}")
-    given = {key: settings.pop(key) for key in EXECUTORS[name] if key in settings}
-    if name == "local":
-        return run_here
-    if name == "ray":
-        return on_ray(**given)
-    if "processes" not in given:
+    if name == "processes" and "processes" not in settings:
         raise VlpromptError("say how many: executor=processes processes=2")
-    return in_processes(**given)
+
+
+def make_executor(settings: dict[str, Any]) -> Executor:
+    """Take the executor's keys out of the settings."""
+    from vlprompt.runs.executors import in_processes, on_ray
+    from vlprompt.runs.sweep import run_here
+
+    name = str(settings.pop("executor", "local"))
+    given = {key: settings.pop(key) for key in EXECUTORS[name] if key in settings}
+    return run_here if name == "local" else on_ray(**given) if name == "ray" else in_processes(**given)
 
 
 def show_plan(matrix: Matrix) -> None:
     """Print the runs and which are done."""
+    from vlprompt.runs.sweep import told_already
+
     table = Table("run", "state", "folder")
     for task in matrix.tasks:
         told = told_already(task)
@@ -115,6 +123,9 @@ def show_plan(matrix: Matrix) -> None:
 
 def conclude(matrix: Matrix, outcomes: Sequence[Outcome], reporter: Reporter) -> int:
     """Print the table of means over seeds and what failed; return the exit status."""
+    from vlprompt.cli._closing import closing_table
+    from vlprompt.report.render import print_terminal
+
     console = make_console()
     print_terminal([closing_table(matrix)], console)
     counts = {s: sum(o.status == s for o in outcomes) for s in ("done", "kept", "failed", "elsewhere")}

@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from rich.table import Table
 
 from vlprompt.base.layout import LEARNER, RESULT
 from vlprompt.base.reporter import make_console
+from vlprompt.cli._early import refuse_early
 from vlprompt.cli._shared import command, parse
-from vlprompt.evaluation.tables import result_table
-from vlprompt.runs.one import execute
-from vlprompt.runs.settings import Resolved, describe_keys, resolve
 from vlprompt.version import __version__
+
+if TYPE_CHECKING:
+    from vlprompt.runs.settings import Resolved
 
 COMMAND = "python -m vlprompt.train"
 
@@ -26,6 +28,11 @@ def main(argv: Sequence[str]) -> int:
     if "--version" in arguments.flags:
         print(f"vlprompt {__version__}")
         return 0
+    refuse_early(arguments.settings)
+    from vlprompt.evaluation.tables import result_table
+    from vlprompt.runs.one import execute
+    from vlprompt.runs.settings import resolve
+
     if "--help" in arguments.flags:
         show_help(resolve(arguments.settings))
         return 0
@@ -49,6 +56,8 @@ def main(argv: Sequence[str]) -> int:
 
 def show_help(resolved: Resolved) -> None:
     """Print every key with its default and meaning, the method's own last."""
+    from vlprompt.runs.settings import describe_keys
+
     table = Table(title=f"{COMMAND} key=value … [--quiet] [--help] [--version]", show_lines=False)
     for heading in ("key", "default", "meaning"):
         table.add_column(heading)

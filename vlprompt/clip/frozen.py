@@ -5,10 +5,8 @@ from __future__ import annotations
 import copy
 import functools
 import hashlib
-import re
 import statistics
-import unicodedata
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -16,11 +14,13 @@ import torch
 from open_clip.transform import PreprocessCfg, image_transform_v2, merge_preprocess_dict
 from torch import Tensor, nn
 
-from vlprompt.base.checks import check_images, listed, told
+from vlprompt.base.checks import listed, told
 from vlprompt.base.devices import DTYPES, Precision, check_precision, resolve_device
-from vlprompt.base.shown import HIDDEN
+from vlprompt.base.tensor_checks import check_images
 from vlprompt.clip.backbone_tags import PREPROCESSING
 from vlprompt.clip.edits import Edit, edits_of
+from vlprompt.clip.naming import natural_name as natural_name
+from vlprompt.clip.naming import same_names as same_names
 from vlprompt.clip.text import Prompts, encode_prompts, same_beginnings
 from vlprompt.clip.towers import TextTower, VisionTower, plain_model
 from vlprompt.clip.vision import Place, encode_images
@@ -349,17 +349,6 @@ class FrozenCLIP:
 
     def __repr__(self) -> str:
         return f"FrozenCLIP({self.name}, pretrained={self.pretrained}, {self.precision}, {self.device})"
-
-
-def natural_name(class_name: str) -> str:
-    """A class name as prompts use it: without signs that nobody sees, accents composed, white space folded, no _."""
-    seen = "".join(sign for sign in class_name if sign not in HIDDEN)
-    return re.sub(r"\s+", " ", unicodedata.normalize("NFC", seen).replace("_", " ")).strip()
-
-
-def same_names(class_names: Iterable[str]) -> tuple[str, ...]:
-    """What two lists of class names have in common if prompts cannot tell them apart."""
-    return tuple(map(natural_name, class_names))
 
 
 def _plain(value: Any) -> Any:

@@ -23,10 +23,10 @@ from vlprompt.base.devices import Precision, check_precision, resolve_device
 from vlprompt.clip.backbone_files import from_checkpoint
 from vlprompt.clip.backbone_tags import tag_facts
 from vlprompt.clip.frozen import FrozenCLIP, Tokenizer
+from vlprompt.clip.known import TINY as TINY
 from vlprompt.clip.model_folders import HUB, LOCAL, create_from_folder, nothing_asked, refuse_code
 from vlprompt.errors import VlpromptError, nearest
 
-TINY = "vlprompt-tiny"
 # errors that mean that the Hub was not reached; its clients differ, and so do the packages that their errors are from
 UNREACHED = {
     *("ConnectionError", "TimeoutError", "Timeout", "TransportError", "URLError", "gaierror"),

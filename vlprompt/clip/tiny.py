@@ -16,14 +16,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from vlprompt.base.files import atomic_write
+from vlprompt.clip.known import PURPOSE as PURPOSE
+from vlprompt.clip.known import TINY
 from vlprompt.errors import VlpromptError
 
-TINY_NAME = "vlprompt-tiny"
+TINY_NAME = TINY
 FOLDER = Path(__file__).parents[1] / "demo" / TINY_NAME
 CONFIG, WEIGHTS, WORDS = "open_clip_config.json", "model.safetensors", "words.txt"
-PURPOSE = (
-    "embedded; to learn, test and compare methods offline, on emoji, drawings and small photos: no substitute for CLIP"
-)
 
 LITTLE = frozenset(("a", "an", "and", "at", "by", "for", "from", "in", "of", "on", "or", "the", "to", "with"))
 

@@ -3,20 +3,9 @@
 from typing import TYPE_CHECKING
 
 from vlprompt.base.wiring import face
-from vlprompt.data.bank import FeatureBank
-from vlprompt.data.fingerprint import backbone_fingerprint, images_fingerprint
-from vlprompt.data.images import as_rgb, check_items, open_rgb
-from vlprompt.data.joined import join_datasets, mask_other_tasks
-from vlprompt.data.loading import ImageItems, epoch_batches, eval_batches
-from vlprompt.data.modes import to_rgb
-from vlprompt.data.pairs import as_splits, splits_from_hf, splits_from_pairs
-from vlprompt.data.sampling import few_shot_indices, few_shot_split, read_subset, write_subset
-from vlprompt.data.splits import DatasetSplits, Item
-from vlprompt.data.subsets import leave_domain_out, select_domains
-from vlprompt.data.templates import resolve_templates
-from vlprompt.data.transforms import eval_transform, train_transform, transform_fingerprint
 
-if TYPE_CHECKING:  # of rooms above this one, wired by the package's face
+if TYPE_CHECKING:
+    # of rooms above this one
     from datasets_registry.catalog import (
         dataset_info,
         list_collections,
@@ -27,6 +16,18 @@ if TYPE_CHECKING:  # of rooms above this one, wired by the package's face
     )
     from datasets_registry.descriptions import read_descriptions
     from datasets_registry.readers.folder import load_folder
+    from vlprompt.data.bank import FeatureBank
+    from vlprompt.data.fingerprint import backbone_fingerprint, images_fingerprint
+    from vlprompt.data.images import as_rgb, check_items, open_rgb
+    from vlprompt.data.joined import join_datasets, mask_other_tasks
+    from vlprompt.data.loading import ImageItems, epoch_batches, eval_batches
+    from vlprompt.data.modes import to_rgb
+    from vlprompt.data.pairs import as_splits, splits_from_hf, splits_from_pairs
+    from vlprompt.data.sampling import few_shot_indices, few_shot_split, read_subset, write_subset
+    from vlprompt.data.splits import DatasetSplits, Item
+    from vlprompt.data.subsets import leave_domain_out, select_domains
+    from vlprompt.data.templates import resolve_templates
+    from vlprompt.data.transforms import eval_transform, train_transform, transform_fingerprint
 
 __all__ = [
     "DatasetSplits",
@@ -66,4 +67,4 @@ __all__ = [
     "write_subset",
 ]
 
-__getattr__ = face(__name__)
+__getattr__, __dir__ = face(__name__)

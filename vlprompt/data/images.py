@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-import torch
 from PIL import Image, UnidentifiedImageError
 
+from vlprompt.base.checks import is_tensor
 from vlprompt.base.files import inside, is_relative_inside
 from vlprompt.data.formats import readable_formats
 from vlprompt.data.listing import similar_name
@@ -88,12 +88,8 @@ def as_rgb(image: Any, place: str = "the image") -> Image.Image:
         read: Image.Image = open_rgb(image)
         return read
     try:
-        pixels = image.detach().cpu().numpy() if isinstance(image, torch.Tensor) else image
-        if (
-            pixels.ndim == 3
-            and pixels.shape[0] in (1, 3)
-            and (isinstance(image, torch.Tensor) or pixels.shape[2] not in (1, 3, 4))
-        ):
+        pixels = image.detach().cpu().numpy() if is_tensor(image) else image
+        if pixels.ndim == 3 and pixels.shape[0] in (1, 3) and (is_tensor(image) or pixels.shape[2] not in (1, 3, 4)):
             pixels = pixels.transpose(1, 2, 0)
         pixels = _as_bytes(pixels[..., 0] if pixels.ndim == 3 and pixels.shape[2] == 1 else pixels)
         opened = Image.fromarray(pixels)

@@ -6,13 +6,16 @@ import json
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from vlprompt.base.checks import check_templates
 from vlprompt.base.files import read_text, text_lines
 from vlprompt.base.wiring import face
 from vlprompt.clip.openclip import OPENAI_IMAGENET_TEMPLATES
 from vlprompt.errors import VlpromptError, nearest
+
+if TYPE_CHECKING:  # of a room above this one, which version 0.1 had here
+    from datasets_registry.descriptions import read_descriptions as read_descriptions
 
 # the seven that CLIP's authors kept of their eighty for ImageNet, in CoOp's order
 IMAGENET7 = (
@@ -80,4 +83,4 @@ def _read_templates(spec: str) -> list[str]:
     return templates
 
 
-__getattr__ = face(__name__)  # read_descriptions, which version 0.1 had here
+__getattr__, __dir__ = face(__name__)

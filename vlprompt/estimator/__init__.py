@@ -1,8 +1,12 @@
 """Any method as a scikit-learn classifier."""
 
-from vlprompt.base.wiring import formerly
-from vlprompt.estimator.classifier import PromptClassifier
+from typing import TYPE_CHECKING
+
+from vlprompt.base.wiring import face
+
+if TYPE_CHECKING:
+    from vlprompt.estimator.classifier import PromptClassifier
 
 __all__ = ["PromptClassifier"]
 
-__getattr__ = formerly("vlprompt.estimator.classifier")
+__getattr__, __dir__ = face(__name__, formerly="vlprompt.estimator.classifier")

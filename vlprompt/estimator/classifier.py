@@ -33,13 +33,13 @@ from vlprompt.estimator.held_out import accuracy_on_held_out, held_out, selectio
 from vlprompt.estimator.inputs import as_images, check_alike, holds_images, names_of, published_shots, training_set
 from vlprompt.estimator.pool import classes_of, divided, joined, marked_unlabelled, told_labels
 from vlprompt.evaluation.prediction import image_features, image_logits
-from vlprompt.evaluation.score import finite
+from vlprompt.evaluation.scoring import finite
 from vlprompt.learner.contract import PromptLearner
 from vlprompt.learner.creation import create_learner
 from vlprompt.learner.facts import Facts
+from vlprompt.learner.held_out import Search, Selection
 from vlprompt.learner.objectives import Batch, Templates
 from vlprompt.learner.registration import METHODS, method_facts
-from vlprompt.learner.selection import Search, Selection
 from vlprompt.training.feed import FeatureFeed, ImageFeed, make_feed
 from vlprompt.training.recipes import Learning, adapt_depths, resolve_learning
 from vlprompt.training.trainer import BestEpoch, Trainer, TrainOptions

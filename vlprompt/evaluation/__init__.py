@@ -1,9 +1,13 @@
 """What is measured of a learner, and what is written down of it."""
 
-from vlprompt.base.wiring import formerly
-from vlprompt.evaluation.protocols import PROTOCOLS, list_protocols
-from vlprompt.evaluation.results import Result, Row, read_result
-from vlprompt.evaluation.score import Evaluation, Scores, evaluate, evaluate_learner, save_predictions, score
+from typing import TYPE_CHECKING
+
+from vlprompt.base.wiring import face
+
+if TYPE_CHECKING:
+    from vlprompt.evaluation.protocols import PROTOCOLS, list_protocols
+    from vlprompt.evaluation.results import Result, Row, read_result
+    from vlprompt.evaluation.scoring import Evaluation, Scores, evaluate, evaluate_learner, save_predictions, score
 
 __all__ = [
     "PROTOCOLS",
@@ -19,4 +23,4 @@ __all__ = [
     "score",
 ]
 
-__getattr__ = formerly("vlprompt.evaluation.score")
+__getattr__, __dir__ = face(__name__, formerly="vlprompt.evaluation.scoring")

@@ -28,7 +28,7 @@ from vlprompt.data.pairs import samples
 from vlprompt.data.streaming import BATCH, stream_images
 from vlprompt.data.transforms import TestViews
 from vlprompt.errors import VlpromptError
-from vlprompt.evaluation.score import finite
+from vlprompt.evaluation.scoring import finite
 from vlprompt.learner.contract import PromptLearner
 from vlprompt.learner.facts import NOTES, Predicts
 from vlprompt.learner.objectives import Batch

@@ -8,12 +8,11 @@ from typing import Any, Literal
 
 from datasets_registry.catalog import dataset_info, list_collections, list_datasets, name_here
 from vlprompt.base.registry import Registry
-from vlprompt.clip.frozen import same_names
-from vlprompt.data import DatasetSplits
-from vlprompt.data.splits import Half
+from vlprompt.clip.naming import same_names
+from vlprompt.data.splits import DatasetSplits, Half
 from vlprompt.errors import VlpromptError, nearest
 from vlprompt.learner.facts import Facts, Familiar
-from vlprompt.learner.selection import SEEN, Selection
+from vlprompt.learner.held_out import SEEN, Selection
 
 Labelled = Literal["shots", "none"]
 Pool = Literal["none", "rest", "all", "unseen"]

@@ -1,11 +1,15 @@
 """What a method is written with: the contract, its parts, and the registry that it enters."""
 
-from vlprompt.base.wiring import formerly
-from vlprompt.learner.contract import PromptLearner
-from vlprompt.learner.creation import check_descriptions, check_teacher, create_learner
-from vlprompt.learner.facts import Facts
-from vlprompt.learner.learning import Feed, History, ParameterGroup, Train
-from vlprompt.learner.registration import METHODS, list_methods, make_config, method_facts, method_info, register
+from typing import TYPE_CHECKING
+
+from vlprompt.base.wiring import face
+
+if TYPE_CHECKING:
+    from vlprompt.learner.contract import PromptLearner
+    from vlprompt.learner.creation import check_descriptions, check_teacher, create_learner
+    from vlprompt.learner.facts import Facts
+    from vlprompt.learner.learning import Feed, History, ParameterGroup, Train
+    from vlprompt.learner.registration import METHODS, list_methods, make_config, method_facts, method_info, register
 
 __all__ = [
     "METHODS",
@@ -25,4 +29,4 @@ __all__ = [
     "register",
 ]
 
-__getattr__ = formerly("vlprompt.learner.contract")
+__getattr__, __dir__ = face(__name__, formerly="vlprompt.learner.contract")

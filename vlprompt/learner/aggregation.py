@@ -84,7 +84,7 @@ def load_aggregation_state(learner: nn.Module, state: Mapping[str, Tensor]) -> N
     cast(_Keeps, learner).last_state = parts["last"] or None
 
 
-AGGREGATORS: Registry[type[Aggregator]] = Registry("aggregator")
+AGGREGATORS: Registry[type[Aggregator]] = Registry("aggregator", shipped="methods")
 
 
 @AGGREGATORS.register("gpa")

@@ -14,8 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from vlprompt.base.checks import as_batch, check_batch, check_features, listed
+from vlprompt.base.checks import listed
 from vlprompt.base.parts import parse_part
+from vlprompt.base.tensor_checks import as_batch, check_batch, check_features
 from vlprompt.base.wiring import wired
 from vlprompt.clip.class_names import check_names
 from vlprompt.clip.edits import Edit

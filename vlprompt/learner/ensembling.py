@@ -53,7 +53,7 @@ class Ensemble(Part):
         return learnt
 
 
-ENSEMBLES: Registry[type[Ensemble]] = Registry("ensemble")
+ENSEMBLES: Registry[type[Ensemble]] = Registry("ensemble", shipped="methods")
 
 
 @ENSEMBLES.register("logits")

@@ -21,7 +21,7 @@ class GradientRule(Part):
         raise NotImplementedError
 
 
-GRADIENT_RULES: Registry[type[GradientRule]] = Registry("gradient rule")
+GRADIENT_RULES: Registry[type[GradientRule]] = Registry("gradient rule", shipped="methods")
 
 
 @GRADIENT_RULES.register("prograd")

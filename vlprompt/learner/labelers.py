@@ -40,7 +40,7 @@ class Labeler(Part):
         return None
 
 
-LABELERS: Registry[type[Labeler]] = Registry("labeler")
+LABELERS: Registry[type[Labeler]] = Registry("labeler", shipped="methods")
 
 
 @LABELERS.register("top_k")

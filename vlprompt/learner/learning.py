@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 from torch import Tensor, nn
 
 from vlprompt.data import FeatureBank
+from vlprompt.learner.held_out import Selection
 from vlprompt.learner.objectives import Batch
-from vlprompt.learner.selection import Selection
 
 if TYPE_CHECKING:
     from vlprompt.clip.frozen import FrozenCLIP

@@ -70,7 +70,7 @@ class Objective(Part):
         raise NotImplementedError
 
 
-OBJECTIVES: Registry[type[Objective]] = Registry("objective")
+OBJECTIVES: Registry[type[Objective]] = Registry("objective", shipped="methods")
 
 
 @OBJECTIVES.register("ce")

@@ -15,7 +15,7 @@ from vlprompt.learner.contract import PromptLearner
 from vlprompt.learner.facts import Facts
 
 L = TypeVar("L", bound=PromptLearner)
-METHODS: Registry[type[PromptLearner]] = Registry("method")
+METHODS: Registry[type[PromptLearner]] = Registry("method", shipped="methods")
 # hooks of version 0.1 that would be passed over in silence, and what took their place
 FORMER_HOOKS = {
     "new_classes": "facts_of",

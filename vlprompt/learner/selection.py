@@ -1,8 +1,6 @@
-"""Choosing hyper-parameters on held-out images: what may be looked at, what was, and every point that was tried.
+"""The grid of a method's settings, and the choice among its points, or a head's steps, on held-out images.
 
-``selection=fixed`` chooses nothing and needs no images; ``fewshot_val`` chooses on the few-shot validation draw;
-``paper`` on what the method's authors chose on, be it the whole validation split or test images. A method reads those
-images through its feed alone, which hands out what the setting allows and notes what was read.
+What may be looked at is said in ``held_out``, whose names are found here too.
 """
 
 from __future__ import annotations
@@ -11,7 +9,6 @@ import itertools
 import math
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
@@ -21,135 +18,32 @@ from torch import Tensor
 from vlprompt.base.parts import Part, parse_part
 from vlprompt.base.registry import Registry
 from vlprompt.errors import VlpromptError, nearest
-from vlprompt.learner.facts import Facts
+from vlprompt.learner.held_out import FEWSHOT_VAL as FEWSHOT_VAL
+from vlprompt.learner.held_out import FIXED as FIXED
+from vlprompt.learner.held_out import LATER_STEP
+from vlprompt.learner.held_out import OTHER_NAMES as OTHER_NAMES
+from vlprompt.learner.held_out import PAPER as PAPER
+from vlprompt.learner.held_out import SEEN as SEEN
+from vlprompt.learner.held_out import SELECTIONS as SELECTIONS
+from vlprompt.learner.held_out import TIES as TIES
+from vlprompt.learner.held_out import Point as Point
+from vlprompt.learner.held_out import Search as Search
+from vlprompt.learner.held_out import Selection as Selection
+from vlprompt.learner.held_out import check_choice as check_choice
+from vlprompt.learner.held_out import make_selection as make_selection
+from vlprompt.learner.held_out import say_seen as say_seen
+from vlprompt.learner.held_out import say_selection as say_selection
 
 if TYPE_CHECKING:
     from vlprompt.learner.contract import PromptLearner
     from vlprompt.learner.learning import Feed, Source
 
-FIXED, FEWSHOT_VAL, PAPER = "last", "fewshot_val", "paper"
-SELECTIONS = (FIXED, FEWSHOT_VAL, PAPER)
-OTHER_NAMES = {"fixed": FIXED}  # what a head calls it, which has no epochs of which one is the last
-SEEN = {"val": "few-shot val", "whole_val": "whole val", "test": "test"}  # how a source is named for readers
-TIES = "of points that are right equally often the first in the grid's order, its last setting varying fastest"
-LATER_STEP = "of steps that are right equally often the last"
 TRAINED = ("lr", "weight_decay")  # settings of the training loop that a grid may hold
 BUDGET = 2**24  # logits that are held at once, 64 MB
 
 State = TypeVar("State")
-Point = dict[str, float]
 Values = Mapping[str, Tensor]  # a column (P, 1, 1) for each setting of P points
 Scorer = Callable[[Sequence[Point], Tensor, Tensor], Sequence[int]]  # points, v (N, D), y (N,) -> images right of each
-
-
-@dataclass(frozen=True)
-class Search:
-    """A choice among the points of a grid.
-
-    Attributes:
-        on: the source of the images, ``val`` (the few-shot draw), ``whole_val`` or ``test``.
-        n_images: of it.
-        points: every point in the grid's order, with its ``accuracy`` in percent.
-        chosen: the settings that were taken.
-        ties: the rule among equals.
-    """
-
-    on: str
-    n_images: int
-    points: list[dict[str, float]]
-    chosen: Point
-    ties: str = TIES
-
-    def summary(self) -> dict[str, Any]:
-        """The choice in a few fields, for a result."""
-        found = {"points": len(self.points), "chosen": self.chosen, "accuracy": max(p["accuracy"] for p in self.points)}
-        return {"on": self.on, "images": self.n_images, **found, "ties": self.ties}
-
-
-@dataclass(frozen=True)
-class Selection:
-    """What may be chosen on, and what came of it.
-
-    Attributes:
-        settings: the source of images that settings are chosen on; None chooses none.
-        epoch: the source that the epoch is chosen on; None takes the last.
-        saw: sources other than the training images that were read.
-        searches: what was chosen, in order.
-    """
-
-    settings: Source | None = None
-    epoch: Source | None = None
-    saw: set[str] = field(default_factory=set)
-    searches: list[Search] = field(default_factory=list)
-
-    @property
-    def sources(self) -> tuple[Source, ...]:
-        """What is handed out."""
-        return tuple(dict.fromkeys(s for s in (self.settings, self.epoch) if s is not None))
-
-
-def make_selection(rule: str, method: str, facts: Facts) -> Selection:
-    """What a run with a rule hands out to a method.
-
-    Args:
-        rule: of ``SELECTIONS``.
-        method: its name.
-        facts: what it is, and what its authors chose on.
-
-    Raises:
-        VlpromptError: it is not known here what the authors chose on.
-    """
-    if rule == FEWSHOT_VAL:
-        return Selection("val", "val" if facts.trains else None)
-    if rule == FIXED:
-        return Selection()
-    if facts.paper_settings is None:
-        raise VlpromptError(
-            f"selection=paper is not told for {method}, whose authors' choice is not recorded here: use fixed or "
-            "fewshot_val"
-        )
-    settings = None if facts.paper_settings == "none" else facts.paper_settings
-    return Selection(settings, None if facts.paper_epoch == "last" else facts.paper_epoch)
-
-
-def check_choice(rule: str, selection: Selection, config: Any, facts: Facts, method: str) -> None:
-    """Refuse a selection that has nothing to choose among, or that the method's settings leave no room for.
-
-    Args:
-        rule: what was asked for.
-        selection: what it hands out.
-        config: the method's settings, alone or among others.
-        facts: what the learner will be.
-        method: its name.
-    """
-    grid, aggregator = getattr(config, "grid", None), getattr(config, "aggregator", None)
-    if grid is not None and not grid and selection.settings and not facts.trains:
-        raise VlpromptError(
-            f"selection={rule} chooses among the points of a grid, and {method} has none here: "
-            "give it one, as in 'grid={alpha: [0.1, 1, 10]}', or use fixed"
-        )
-    if selection.epoch and aggregator:
-        raise VlpromptError(
-            f"selection={rule} chooses the weights of one epoch, and aggregator={aggregator} makes one set "
-            "of all epochs': set aggregator=null, or selection=last"
-        )
-
-
-def say_seen(saw: Sequence[str]) -> str:
-    """Name what was looked at, for a table's row; empty if nothing was.
-
-    >>> say_seen(["test", "whole_val"])
-    'saw whole val and test'
-    """
-    words = [word for source, word in SEEN.items() if source in saw]
-    return f"saw {' and '.join(words)}" if words else ""
-
-
-def say_selection(saw: Sequence[str], searches: Sequence[Search]) -> dict[str, str]:
-    """What a saved learner says of how it was chosen; empty if nothing was chosen and nothing seen."""
-    chosen = ", ".join(f"{key}={value:g}" for search in searches for key, value in search.chosen.items())
-    told = {"held-out images": say_seen(saw), "chosen on them": chosen}
-    return {key: text for key, text in told.items() if text}
 
 
 # Grids

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vlprompt.base.checks import check_images
+from vlprompt.base.tensor_checks import check_images
 from vlprompt.clip.frozen import FrozenCLIP
 from vlprompt.errors import VlpromptError
 from vlprompt.learner.contract import PromptLearner

@@ -14,7 +14,7 @@ from vlprompt.errors import VlpromptError, nearest
 from vlprompt.evaluation.protocols import PROTOCOLS
 from vlprompt.evaluation.results import Result, Row
 from vlprompt.learner.facts import MARKS, NOTES, RECONSTRUCTION, Predicts, mark_of
-from vlprompt.learner.selection import say_seen
+from vlprompt.learner.held_out import say_seen
 
 BY_SOURCE = ("cross_dataset", "domain_generalization", "multitask")  # their columns belong to one training set
 STUDY = "few_shot"  # its numbers of shots are columns of one table

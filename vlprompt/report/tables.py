@@ -12,7 +12,7 @@ from vlprompt.evaluation.protocols import PROTOCOLS
 from vlprompt.evaluation.results import SIDES, sides_of
 from vlprompt.evaluation.statistics import ONE_SEED, SPREAD
 from vlprompt.learner.facts import Predicts
-from vlprompt.learner.selection import FIXED
+from vlprompt.learner.held_out import FIXED
 from vlprompt.report.cells import (
     Cell,
     Metric,

@@ -13,8 +13,8 @@ from vlprompt.clip.frozen import FrozenCLIP
 from vlprompt.data import DatasetSplits, FeatureBank, check_items, eval_transform
 from vlprompt.data.readable import leave_out_unreadable
 from vlprompt.evaluation.protocols import Part, Plan
-from vlprompt.evaluation.score import limited
-from vlprompt.learner.selection import FIXED
+from vlprompt.evaluation.scoring import limited
+from vlprompt.learner.held_out import FIXED
 
 
 def check_present(data: Mapping[Part, DatasetSplits], plan: Plan) -> None:

@@ -23,11 +23,11 @@ from vlprompt.data import (
 from vlprompt.errors import VlpromptError
 from vlprompt.evaluation.protocols import PROTOCOLS, Part, Plan, check_suits, familiar
 from vlprompt.evaluation.results import Result
-from vlprompt.evaluation.score import Evaluation, evaluate, score
+from vlprompt.evaluation.scoring import Evaluation, evaluate, score
 from vlprompt.learner.contract import PromptLearner
 from vlprompt.learner.creation import create_learner
+from vlprompt.learner.held_out import Selection, make_selection, say_selection
 from vlprompt.learner.registration import method_facts
-from vlprompt.learner.selection import Selection, make_selection, say_selection
 from vlprompt.runs.folder import claim_folder, find_finished, load_own_learner, lock_run, refuse_if_in_use
 from vlprompt.runs.images import encode_tests, image_facts, usable_parts
 from vlprompt.runs.loggers import LoggedRun, Loggers, check_installed, open_loggers

@@ -11,7 +11,7 @@ from vlprompt.data import DatasetSplits, resolve_templates
 from vlprompt.errors import VlpromptError
 from vlprompt.evaluation.protocols import Part, Plan
 from vlprompt.learner.facts import Facts
-from vlprompt.learner.selection import check_choice
+from vlprompt.learner.held_out import check_choice
 
 
 def check_run(config: RunConfig, folder: Path, plan: Plan, parts: Mapping[Part, DatasetSplits], facts: Facts) -> None:

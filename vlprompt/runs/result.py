@@ -16,9 +16,9 @@ from vlprompt.base.settings import RunConfig
 from vlprompt.data import DatasetSplits, images_fingerprint
 from vlprompt.evaluation.protocols import PROTOCOLS, Part, Plan
 from vlprompt.evaluation.results import Result, Row, average_rows, write_predictions
-from vlprompt.evaluation.score import Evaluation, limited
+from vlprompt.evaluation.scoring import Evaluation, limited
 from vlprompt.learner.contract import PromptLearner
-from vlprompt.learner.selection import FIXED, Search
+from vlprompt.learner.held_out import FIXED, Search
 from vlprompt.runs.settings import Resolved
 from vlprompt.saving.description import description_hash
 from vlprompt.training.checkpoint import checkpoints

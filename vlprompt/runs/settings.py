@@ -19,8 +19,8 @@ from vlprompt.base.settings_text import check_plain, show
 from vlprompt.data.readable import ACTIONS
 from vlprompt.errors import VlpromptError, nearest
 from vlprompt.evaluation.protocols import PROTOCOLS
+from vlprompt.learner.held_out import FIXED, OTHER_NAMES, SELECTIONS
 from vlprompt.learner.registration import METHODS
-from vlprompt.learner.selection import FIXED, OTHER_NAMES, SELECTIONS
 from vlprompt.runs.loggers import parse_loggers
 from vlprompt.training.recipes import CONFIGS, Learning, Recipe, check_learning, fill, load_recipe, read_defaults
 from vlprompt.training.recipes import list_recipes as list_recipes  # a name of version 0.1's vlprompt.recipes

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from vlprompt.base.files import atomic_write, temporary_folder, writing
 from vlprompt.clip.edits import FullLength
 from vlprompt.errors import VlpromptError, nearest
-from vlprompt.evaluation.score import finite
+from vlprompt.evaluation.scoring import finite
 from vlprompt.learner.contract import PromptLearner
 from vlprompt.learner.recording import added
 from vlprompt.saving.export_openclip import export_openclip

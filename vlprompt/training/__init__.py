@@ -1,11 +1,15 @@
 """The training loop and its parts: feeds, optimisers, schedules, stages and their checkpoints."""
 
-from vlprompt.base.settings import TrainOptions
-from vlprompt.base.wiring import formerly
-from vlprompt.training.optimizers import OPTIMIZERS
-from vlprompt.training.schedules import SCHEDULES
-from vlprompt.training.trainer import BestEpoch, Log, Trainer, train
+from typing import TYPE_CHECKING
+
+from vlprompt.base.wiring import face
+
+if TYPE_CHECKING:
+    from vlprompt.base.settings import TrainOptions
+    from vlprompt.training.optimizers import OPTIMIZERS
+    from vlprompt.training.schedules import SCHEDULES
+    from vlprompt.training.trainer import BestEpoch, Log, Trainer, train
 
 __all__ = ["OPTIMIZERS", "SCHEDULES", "BestEpoch", "Log", "TrainOptions", "Trainer", "train"]
 
-__getattr__ = formerly("vlprompt.training.trainer")
+__getattr__, __dir__ = face(__name__, formerly="vlprompt.training.trainer")

@@ -28,9 +28,9 @@ from vlprompt.data.splits import Item
 from vlprompt.data.transforms import Views
 from vlprompt.errors import VlpromptError, warn
 from vlprompt.learner.contract import PromptLearner
+from vlprompt.learner.held_out import SEEN, Selection
 from vlprompt.learner.learning import EpochBatches, Feed, PseudoLabels, Source
 from vlprompt.learner.objectives import Batch
-from vlprompt.learner.selection import SEEN, Selection
 from vlprompt.training.recipes import Learning
 
 Draw = Callable[[int, int], Iterable[Batch]]  # from an epoch's index and a batch size to its batches

@@ -23,10 +23,10 @@ from vlprompt.learner.objectives import parse_objectives
 from vlprompt.learner.registration import METHODS, method_facts
 from vlprompt.training.optimizers import OPTIMIZERS
 from vlprompt.training.options import make_schedule
+from vlprompt.training.shipped import CONFIGS as CONFIGS
+from vlprompt.training.shipped import list_recipes as list_recipes
+from vlprompt.training.shipped import read_defaults as read_defaults
 
-PACKAGE = Path(__file__).resolve().parents[1]
-# inside the package when installed from a wheel, beside it in a checkout
-CONFIGS = next((p for p in (PACKAGE / "configs", PACKAGE.parent / "configs") if p.is_dir()), PACKAGE / "configs")
 PROVENANCE = ("source", "published")
 Cases = dict[str, dict[Any, dict[str, Any]]]
 Options = TypeVar("Options", bound=LearnOptions)
@@ -64,11 +64,6 @@ class Recipe:
         by = values.pop("by", {})
         check_cases(by, f"{path}: by")
         return cls(name, **provenance, by=by, values=values)
-
-
-def list_recipes() -> list[str]:
-    """Names ``method/protocol`` of the shipped recipes."""
-    return sorted(f"{path.parent.name}/{path.stem}" for path in CONFIGS.glob("*/*.yaml"))
 
 
 def load_recipe(method: str, protocol: str) -> Recipe | None:
@@ -132,17 +127,6 @@ def resolve_learning(
     config = fill(LearnOptions, defaults, recipe, settings, around)
     check_learning(config)
     return Learning(config, recipe, frozenset(settings))
-
-
-def read_defaults() -> dict[str, Any]:
-    """What ``configs/defaults.yaml`` says."""
-    path = CONFIGS / "defaults.yaml"
-    return deepcopy(_defaults_in(path, path.stat().st_mtime_ns))
-
-
-@lru_cache(maxsize=4)
-def _defaults_in(path: Path, changed: int) -> dict[str, Any]:
-    return read_settings(path)
 
 
 def fill(

@@ -1,0 +1,102 @@
+"""Commands that compute nothing import nothing that computes: what would take seconds may not be imported by them."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import json
+import subprocess
+import sys
+
+import pytest
+from open_clip import list_models, list_pretrained_tags_by_model
+
+import vlprompt
+from vlprompt.base.declared import fields_of, registered
+from vlprompt.base.wiring import offered
+from vlprompt.cli.__main__ import commands
+from vlprompt.clip.known import list_backbones
+from vlprompt.learner import METHODS
+
+HEAVY = ("torch", "torchvision", "open_clip", "timm", "scipy", "sklearn", "matplotlib", "huggingface_hub", "ray")
+AT_ONCE = [
+    [],
+    ["--help"],
+    ["--version"],
+    *(["list", kind] for kind in ("methods", "datasets", "protocols", "backbones", "recipes")),
+    ["list", "methds"],
+    ["data", "list"],
+    ["data", "info", "eurosat"],
+    *([name, "--help"] for name in commands() if name != "train"),
+    ["bench", "clases=3"],
+    ["evaluate", "lerner=here"],
+    ["export", "lerner=here"],
+    ["import-checkpoint", "FILE", "method=coop", "backbone=RN50", "output=here", "n_cxt=4"],
+    ["predict", "lerner=here"],
+    ["push", "lerner=here"],
+    ["report", "metrc=ece"],
+    ["sweep", "executor=slurm"],
+    ["train", "--version"],
+    ["train", "method=coop", "n_cxt=4"],
+    ["train", "method=mapel"],
+    ["train", "method=coop", "protocol=few_shots"],
+    ["train", "method=coop", "epochs=0"],
+    ["train", "method=coop", "seed=one"],
+]
+SCRIPT = """
+import contextlib, io, json, sys
+import vlprompt
+heavy, found = json.loads(sys.argv[1]), {}
+found["import vlprompt"] = [name for name in heavy if name in sys.modules]
+from vlprompt.cli.__main__ import main
+for arguments in json.loads(sys.argv[2]):
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()) as told:
+        status = main(arguments)
+    found[" ".join(arguments)] = [name for name in heavy if name in sys.modules]
+    assert status == 0 or told.getvalue(), arguments
+print(json.dumps(found))
+"""
+
+
+def test_what_computes_nothing_imports_nothing_heavy() -> None:
+    asked = [json.dumps(HEAVY), json.dumps(AT_ONCE)]
+    done = subprocess.run([sys.executable, "-c", SCRIPT, *asked], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == {what: [] for what in ["import vlprompt", *map(" ".join, AT_ONCE)]}
+
+
+def test_methods_are_read_as_they_are_registered() -> None:
+    read = registered("vlprompt.methods")
+    shipped = {name for name in METHODS.names() if METHODS.get(name).__module__.startswith("vlprompt.methods")}
+    assert {name: each.summary for name, each in read.items()} == {name: METHODS.info(name).summary for name in shipped}
+    for name, each in read.items():
+        fields = [field.name for field in dataclasses.fields(METHODS.get(name).Config)]
+        assert sorted(set(fields_of(each) or ())) == sorted(fields), name
+
+
+def test_backbones_are_read_as_open_clip_lists_them() -> None:
+    assert list(list_backbones()) == list_models()
+    assert all(list(tags) == list_pretrained_tags_by_model(name) for name, tags in list_backbones().items())
+
+
+ROOMS = ["analysis", "bench", "clip", "data", "estimator", "evaluation", "learner", "runs", "saving", "training"]
+
+
+@pytest.mark.parametrize("package", ["vlprompt", *(f"vlprompt.{room}" for room in ROOMS)])
+def test_a_face_has_what_it_tells_type_checkers(package: str) -> None:
+    face = importlib.import_module(package)
+    told = set(offered(package)) | {"VlpromptError", "__version__"} if package == "vlprompt" else set(offered(package))
+    assert set(face.__all__) == told
+    assert told <= set(dir(face))
+    for name, place in offered(package).items():
+        if not place.startswith("vlprompt.typed"):  # a stub
+            module, _, attribute = place.partition(":")
+            assert getattr(face, name) is getattr(importlib.import_module(module), attribute)
+    with pytest.raises(AttributeError, match=f"module '{package}' has no attribute 'nothing'"):
+        face.nothing  # noqa: B018
+
+
+def test_the_face_has_its_rooms_and_functions() -> None:
+    assert vlprompt.runs.run is vlprompt.run
+    assert vlprompt.evaluation.score.__name__ == "score"  # a function, and no module of that name
+    assert {"run", "create_learner", "PromptClassifier", "data", "learner"} <= set(dir(vlprompt))

@@ -1,0 +1,69 @@
+"""What it takes until a command that computes nothing has said what it has to say."""
+
+from __future__ import annotations
+
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from vlprompt.errors import VlpromptError
+
+PYTHON, TORCH = "python -c pass", "import torch"
+COMMANDS: dict[str, tuple[str, ...]] = {
+    PYTHON: ("-c", "pass"),
+    TORCH: ("-c", "import torch"),
+    "import vlprompt": ("-c", "import vlprompt"),
+    "vlprompt --help": ("-m", "vlprompt.cli", "--help"),
+    "vlprompt --version": ("-m", "vlprompt.cli", "--version"),
+    **{
+        f"vlprompt list {kind}": ("-m", "vlprompt.cli", "list", kind)
+        for kind in ("methods", "datasets", "protocols", "backbones", "recipes")
+    },
+    "vlprompt evaluate --help": ("-m", "vlprompt.cli", "evaluate", "--help"),
+    "vlprompt evaluate, an unknown key": ("-m", "vlprompt.cli", "evaluate", "lerner=here"),
+    "vlprompt.train, an unknown key": ("-m", "vlprompt.train", "method=coop", "n_cxt=4"),
+    "vlprompt.train, a refused value": ("-m", "vlprompt.train", "method=coop", "epochs=0"),
+}
+
+
+def bench_start(repeats: int = 5, *, say: Callable[[str], None] = lambda line: None) -> dict[str, Any]:
+    """Time commands that compute nothing, turn by turn, beside Python itself and ``import torch``.
+
+    Args:
+        repeats: of each; medians are told.
+        say: told each result as a line.
+
+    Returns:
+        ``rows``: of each command ``seconds``, ``cpu_s``, in which the processor was busy with it, and both as ratios of
+        ``cpu_s``: ``of_python`` and ``of_torch``.
+
+    Raises:
+        VlpromptError: repeats is less than 1.
+    """
+    if repeats < 1:
+        raise VlpromptError(f"repeats must be at least 1, not {repeats}")
+    turns = [{name: timed(arguments) for name, arguments in COMMANDS.items()} for _ in range(repeats)]
+    taken = {name: [statistics.median(turn[name][i] for turn in turns) for i in range(2)] for name in COMMANDS}
+    rows = []
+    for name, (seconds, cpu) in taken.items():
+        ratios = {"of_python": cpu / taken[PYTHON][1], "of_torch": cpu / taken[TORCH][1]}
+        rows.append({"command": name, "seconds": seconds, "cpu_s": cpu, **ratios})
+        say(
+            f"{name}: {cpu:.2f} s of CPU in {seconds:.2f} s, {ratios['of_python']:.1f} times Python's own and "
+            f"{ratios['of_torch']:.2f} of import torch"
+        )
+    return {"rows": rows, "repeats": repeats}
+
+
+def timed(arguments: Sequence[str]) -> tuple[float, float]:
+    """Seconds that a Python process takes, and that the processor is busy with it, which it is not told on Windows."""
+    start, before = time.perf_counter(), os.times()
+    subprocess.run([sys.executable, *arguments], capture_output=True, check=False)
+    after = os.times()
+    seconds = time.perf_counter() - start
+    cpu = after.children_user + after.children_system - before.children_user - before.children_system
+    return seconds, cpu or seconds

@@ -1,0 +1,58 @@
+"""Which backbones there are, read from OpenCLIP's files: importing it takes seconds, and a list needs none of it."""
+
+from __future__ import annotations
+
+import ast
+import re
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+TINY = "vlprompt-tiny"
+PURPOSE = (
+    "embedded; to learn, test and compare methods offline, on emoji, drawings and small photos: no substitute for CLIP"
+)
+QUICK = "quick_gelu"  # of a tag's facts: the architecture has it under a second name, too
+
+
+def list_backbones() -> dict[str, tuple[str, ...]]:
+    """Return OpenCLIP's architectures in its own order, each with the tags of its published weights."""
+    spec = find_spec("open_clip")
+    assert spec is not None  # a dependency
+    assert spec.origin is not None  # of every package that has a file of its own
+    folder = Path(spec.origin).parent
+    tags = _pretrained(folder / "pretrained.py")
+    names = sorted((path.stem for path in (folder / "model_configs").glob("*.json")), key=_natural)
+    return {name: tags.get(name, ()) for name in names}
+
+
+def _natural(name: str) -> list[int | str]:
+    """OpenCLIP's order: numbers by their value."""
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name.lower())]
+
+
+def _pretrained(file: Path) -> dict[str, tuple[str, ...]]:
+    """Tags by architecture: the dictionary ``_PRETRAINED`` of a file, which names others for some of its values."""
+    assigned = {
+        target.id: node.value
+        for node in ast.parse(file.read_text("utf-8")).body
+        if isinstance(node, ast.Assign)
+        for target in node.targets
+        if isinstance(target, ast.Name)
+    }
+
+    def entries(node: Any) -> dict[str, Any]:
+        if isinstance(node, ast.Name):
+            return entries(assigned[node.id])
+        if isinstance(node, ast.Dict):
+            return {key.value: value for key, value in zip(node.keys, node.values, strict=True)}  # type: ignore[union-attr]
+        return {word.arg: word.value for word in node.keywords if word.arg}
+
+    listed = {name: entries(node) for name, node in entries(assigned["_PRETRAINED"]).items()}
+    quick = {name: [tag for tag, facts in tags.items() if _is_quick(entries(facts))] for name, tags in listed.items()}
+    found = {name: tuple(tags) for name, tags in listed.items()}
+    return found | {f"{name}-quickgelu": tuple(tags) for name, tags in quick.items() if tags}
+
+
+def _is_quick(facts: dict[str, Any]) -> bool:
+    return QUICK in facts and bool(ast.literal_eval(facts[QUICK]))
