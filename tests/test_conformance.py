@@ -34,6 +34,9 @@ VARIANTS = [(m, {}) for m in list_methods()] + [
     ("coop", {"head": "dept", "n_ctx": 3}),
     ("cocoop", {"head": "dept", "image_chunk": 3}),
     ("maple", {"head": "dept(weight=0.5)"}),
+    ("coop", {"attributes": ["color", "playfulness"], "n_ctx": 2, "class_specific": True}),
+    ("cocoop", {"attributes": ["color"], "n_att": 1, "image_chunk": 3}),
+    ("promptsrc", {"attributes": ["playfulness", "energy"], "published_slicing": True, "ctx_init": None}),
     ("zero_shot", {"template": ["a photo of a {}.", "itap of a {}."]}),
 ]
 

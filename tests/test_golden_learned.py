@@ -39,8 +39,14 @@ def dept(c: Facts) -> tuple[str, Facts]:
     return c["base_method"], settings
 
 
+def atprompt(c: Facts) -> tuple[str, Facts]:
+    assert c["class_token_position"] == "end"
+    settings = text_context(c) | {"attributes": c["attributes"], "n_att": c["n_att"], "published_slicing": True}
+    return c["base_method"], settings | ({"depth": c["depth"]} if "depth" in c else {})
+
+
 # from what a case's JSON says of a method to ours and its settings
-SETTINGS: dict[str, Callable[[Facts], tuple[str, Facts]]] = {each.__name__: each for each in (dept,)}
+SETTINGS: dict[str, Callable[[Facts], tuple[str, Facts]]] = {each.__name__: each for each in (atprompt, dept)}
 PARTS = {"ce_similarity": "ce", "kg": "text_anchor"}  # their name of a loss part: ours, where it is another
 
 

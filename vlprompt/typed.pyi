@@ -148,6 +148,9 @@ class ClipLoraSettings(MethodSettings, total=False):
 class ClipLoraRun(RunSettings, ClipLoraSettings, total=False): ...
 
 class CocoopSettings(MethodSettings, total=False):
+    attributes: list[str]
+    n_att: int | None
+    published_slicing: bool
     n_ctx: int | None
     ctx_init: str | None
     class_token_position: Literal['end', 'middle', 'front']
@@ -157,6 +160,9 @@ class CocoopSettings(MethodSettings, total=False):
 class CocoopRun(RunSettings, CocoopSettings, total=False): ...
 
 class CoopSettings(MethodSettings, total=False):
+    attributes: list[str]
+    n_att: int | None
+    published_slicing: bool
     n_ctx: int | None
     ctx_init: str | None
     class_token_position: Literal['end', 'middle', 'front']
@@ -165,6 +171,9 @@ class CoopSettings(MethodSettings, total=False):
 class CoopRun(RunSettings, CoopSettings, total=False): ...
 
 class CopromptSettings(MethodSettings, total=False):
+    attributes: list[str]
+    n_att: int | None
+    published_slicing: bool
     n_ctx: int
     ctx_init: str | None
     depth: int
@@ -186,6 +195,9 @@ class CuplSettings(MethodSettings, total=False):
 class CuplRun(RunSettings, CuplSettings, total=False): ...
 
 class DifftptSettings(MethodSettings, total=False):
+    attributes: list[str]
+    n_att: int | None
+    published_slicing: bool
     n_ctx: int | None
     ctx_init: str | None
     class_token_position: Literal['end', 'middle', 'front']
@@ -254,6 +266,9 @@ class IfplSettings(MethodSettings, total=False):
 class IfplRun(RunSettings, IfplSettings, total=False): ...
 
 class IvlpSettings(MethodSettings, total=False):
+    attributes: list[str]
+    n_att: int | None
+    published_slicing: bool
     n_ctx: int
     ctx_init: str | None
     depth: int
@@ -263,6 +278,9 @@ class IvlpSettings(MethodSettings, total=False):
 class IvlpRun(RunSettings, IvlpSettings, total=False): ...
 
 class KgcoopSettings(MethodSettings, total=False):
+    attributes: list[str]
+    n_att: int | None
+    published_slicing: bool
     n_ctx: int | None
     ctx_init: str | None
     class_token_position: Literal['end', 'middle', 'front']
@@ -289,6 +307,9 @@ class LpPlusPlusSettings(MethodSettings, total=False):
 class LpPlusPlusRun(RunSettings, LpPlusPlusSettings, total=False): ...
 
 class MapleSettings(MethodSettings, total=False):
+    attributes: list[str]
+    n_att: int | None
+    published_slicing: bool
     n_ctx: int
     ctx_init: str | None
     depth: int
@@ -323,6 +344,9 @@ class MvlptSettings(MethodSettings, total=False):
 class MvlptRun(RunSettings, MvlptSettings, total=False): ...
 
 class PoufSettings(MethodSettings, total=False):
+    attributes: list[str]
+    n_att: int | None
+    published_slicing: bool
     n_ctx: int | None
     ctx_init: str | None
     class_token_position: Literal['end', 'middle', 'front']
@@ -332,6 +356,9 @@ class PoufSettings(MethodSettings, total=False):
 class PoufRun(RunSettings, PoufSettings, total=False): ...
 
 class PreSettings(MethodSettings, total=False):
+    attributes: list[str]
+    n_att: int | None
+    published_slicing: bool
     n_ctx: int | None
     ctx_init: str | None
     class_token_position: Literal['end', 'middle', 'front']
@@ -349,6 +376,9 @@ class ProdaSettings(MethodSettings, total=False):
 class ProdaRun(RunSettings, ProdaSettings, total=False): ...
 
 class ProgradSettings(MethodSettings, total=False):
+    attributes: list[str]
+    n_att: int | None
+    published_slicing: bool
     n_ctx: int | None
     ctx_init: str | None
     class_token_position: Literal['end', 'middle', 'front']
@@ -357,6 +387,9 @@ class ProgradSettings(MethodSettings, total=False):
 class ProgradRun(RunSettings, ProgradSettings, total=False): ...
 
 class PromptsrcSettings(MethodSettings, total=False):
+    attributes: list[str]
+    n_att: int | None
+    published_slicing: bool
     n_ctx: int
     ctx_init: str | None
     depth: int
@@ -366,6 +399,9 @@ class PromptsrcSettings(MethodSettings, total=False):
 class PromptsrcRun(RunSettings, PromptsrcSettings, total=False): ...
 
 class RestoreSettings(MethodSettings, total=False):
+    attributes: list[str]
+    n_att: int | None
+    published_slicing: bool
     n_ctx: int
     ctx_init: str | None
     depth: int
@@ -452,6 +488,9 @@ class TipAdapterFSettings(MethodSettings, total=False):
 class TipAdapterFRun(RunSettings, TipAdapterFSettings, total=False): ...
 
 class TptSettings(MethodSettings, total=False):
+    attributes: list[str]
+    n_att: int | None
+    published_slicing: bool
     n_ctx: int | None
     ctx_init: str | None
     class_token_position: Literal['end', 'middle', 'front']
@@ -483,6 +522,9 @@ class TransclipSettings(MethodSettings, total=False):
 class TransclipRun(RunSettings, TransclipSettings, total=False): ...
 
 class UplSettings(MethodSettings, total=False):
+    attributes: list[str]
+    n_att: int | None
+    published_slicing: bool
     n_ctx: int | None
     ctx_init: str | None
     class_token_position: Literal['end', 'middle', 'front']

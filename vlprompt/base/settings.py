@@ -162,6 +162,7 @@ GRID = "grid"  # of a method, which bears on a result only where there is someth
 # settings that vlprompt 0.1.0 did not have, with the values at which a run is what it was: its hash is then the same
 LATER: dict[str, Any] = {
     "augmix": False,
+    "attributes": [],
     "class_split": 500,
     "clip_grad": None,
     "conditional": False,
@@ -169,7 +170,9 @@ LATER: dict[str, Any] = {
     "edits": [],
     "ensemble": None,
     "head": None,
+    "n_att": None,
     "pool_classes": None,
+    "published_slicing": False,
     "schedule": "dassl",
     "steps": None,
     "teacher": None,

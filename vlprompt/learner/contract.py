@@ -26,6 +26,7 @@ from vlprompt.data.templates import resolve_templates
 from vlprompt.errors import VlpromptError
 from vlprompt.learner import publishing
 from vlprompt.learner.aggregation import AGGREGATORS
+from vlprompt.learner.attributes import facts_with_attributes
 from vlprompt.learner.editing import edited_facts, make_edits
 from vlprompt.learner.ensembling import make_ensemble
 from vlprompt.learner.facts import Facts, Familiar
@@ -304,7 +305,8 @@ class PromptLearner(Method):
     @classmethod
     def _own_facts(cls, config: Any, beneath: SavedTeacher | None) -> Facts:
         own = cls.facts_of(config) if beneath is None else cls.facts_on(beneath, cls.facts_of(config))
-        return facts_with_head(cls, config, edited_facts(cls, config, own), PromptLearner)
+        own = facts_with_attributes(config, edited_facts(cls, config, own))
+        return facts_with_head(cls, config, own, PromptLearner)
 
     def set_ensemble(self, setting: str | None) -> None:
         """Score by another ensemble with the frozen model from now on, such as ``logits(weight=0.3)``; None by none.

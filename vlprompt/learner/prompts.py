@@ -14,6 +14,7 @@ from vlprompt.clip.frozen import ClassTokens, FrozenCLIP
 from vlprompt.clip.text import Prompts
 from vlprompt.clip.vision import Place
 from vlprompt.errors import VlpromptError
+from vlprompt.learner.attributes import AttributeSettings, make_attributes
 
 Position = Literal["end", "middle", "front"]
 DEFAULT_N_CTX = 16
@@ -55,11 +56,13 @@ class TextPrompt(nn.Module):
         depth: blocks that receive learnt tokens, the first included.
         n_classes: given for a context of each class's own.
         n_prompts: given for a collection of K prompts, encoded side by side.
+        attributes: words in front of the context, if it names any.
 
     Attributes:
         ctx: (n, d_t); (C, n, d_t) when class-specific; (K, n, d_t) for a collection.
         deep: depth-1 tensors (n, d_t); the i-th replaces the context's states at the input of block i+1.
         words: the fixed words behind the context.
+        attributes: the words in front of it, and what is learnt before each; None without any.
     """
 
     def __init__(
@@ -71,6 +74,7 @@ class TextPrompt(nn.Module):
         depth: int = 1,
         n_classes: int | None = None,
         n_prompts: int | None = None,
+        attributes: AttributeSettings | None = None,
     ):
         super().__init__()
         clip.require(text=depth)
@@ -91,12 +95,18 @@ class TextPrompt(nn.Module):
         ctx = random_tokens(*sets, *shape)
         self.ctx = ctx if start is None else nn.Parameter(start.expand_as(ctx).clone())
         self.deep = nn.ParameterList(random_tokens(*shape) for _ in range(depth - 1))
+        self.attributes = make_attributes(clip, attributes, n_ctx)
         self.n_ctx, self.class_specific = n_ctx, n_classes is not None
         self.before = {"end": n_ctx, "middle": n_ctx // 2, "front": 0}[position]  # learnt tokens before the name
 
     def tokenize(self, clip: FrozenCLIP, class_names: Sequence[str]) -> ClassTokens:
         """Token ids of the class prompts, with room for the context."""
-        return clip.class_tokens(class_names, self.words, self.n_ctx)
+        return clip.class_tokens(class_names, self.words, self.room)
+
+    @property
+    def room(self) -> int:
+        """Tokens that stand beside words: the context, attributes and what is learnt before them."""
+        return self.n_ctx + (self.attributes.room if self.attributes else 0)
 
     def encode(
         self,
@@ -123,16 +133,20 @@ class TextPrompt(nn.Module):
 
     def assemble(self, clip: FrozenCLIP, tokens: ClassTokens, ctx: Tensor) -> Prompts:
         """Cut the prompts into what is the same for all classes and what follows for each; ``ctx`` as in ``encode``."""
-        start = clip.start_embedding()  # (1, d_t)
+        start, behind = clip.start_embedding(), ctx.new_empty(0, ctx.shape[-1])  # (1, d_t)
+        if self.attributes is not None:
+            start, behind = torch.cat([start, self.attributes()]), self.attributes.behind
         deep = {i + 1: prompt for i, prompt in enumerate(self.deep)}
         body = clip.text.embed(tokens.ids)  # (C, S, d_t)
         head, tail = ctx[..., : self.before, :], ctx[..., self.before :, :]
         if self.class_specific:
-            suffix = torch.cat([head, _insert(body, tail, tokens.name_lengths)], dim=1)
-            return Prompts(start.unsqueeze(0), suffix, tokens.lengths + self.n_ctx, context=ctx)
+            middle = [head, behind.expand(len(head), -1, -1)]
+            suffix = torch.cat([*middle, _insert(body, tail, tokens.name_lengths)], dim=1)
+            return Prompts(start.unsqueeze(0), suffix, tokens.lengths + self.n_ctx + len(behind), context=ctx)
         head = head if head.dim() == 3 else head.unsqueeze(0)  # (G, h, d_t)
         words = body[0, : tokens.n_words]
-        prefix = torch.cat([start.expand(len(head), -1, -1), head, words.expand(len(head), -1, -1)], dim=1)
+        before, fixed = start.expand(len(head), -1, -1), torch.cat([behind, words]).expand(len(head), -1, -1)
+        prefix = torch.cat([before, head, fixed], dim=1)
         if tail.dim() == 3:
             tail = tail.unsqueeze(1)  # (G, 1, n-h, d_t)
         suffix = _insert(body[:, tokens.n_words :], tail, tokens.name_lengths)

@@ -18,13 +18,16 @@ from vlprompt.errors import VlpromptError
 if TYPE_CHECKING:
     from vlprompt.learner.contract import PromptLearner
 
+PARTS = {"prompt.attributes.blocks.{i}": "ctx_att{i+1}"}  # of any design
 NUMBER = re.compile(r"\{i([+-]\d+)?\}")
 
 
 def published_names(learner: PromptLearner) -> dict[str, str]:
     """The authors' name of each learnable tensor, by ours."""
     head = learner.second_head
-    others = {} if head is None else {f"second_head.{ours}": theirs for ours, theirs in head.published.items()}
+    others = (
+        PARTS if head is None else PARTS | {f"second_head.{ours}": theirs for ours, theirs in head.published.items()}
+    )
     return {name: published_name(name, {**others, **learner.published}) for name, _ in learner.named_parameters()}
 
 

@@ -45,6 +45,7 @@ class Recipe:
         published: the figure that the recipe belongs to, with its conditions.
         values: settings.
         by: settings for certain values of others, ``{"shots": {1: {"epochs": 50}}}``; a case may have its own ``by``.
+            Of a list it is told apart whether it has ``some`` entries or ``none``.
     """
 
     name: str
@@ -123,7 +124,7 @@ def resolve_learning(
     recipe = load_recipe(method, protocol)
     known = {f.name for f in fields(LearnOptions)}
     defaults = {key: value for key, value in read_defaults().items() if key in known} | {"method": method}
-    around = {"backbone": None, "dataset": None} | around
+    around = {"backbone": None, "dataset": None, "selection": None} | around
     config = fill(LearnOptions, defaults, recipe, settings, around)
     check_learning(config)
     return Learning(config, recipe, frozenset(settings))
@@ -240,7 +241,8 @@ def _set_cases(
         known = {**vars(config), **around}
         if key not in known:
             raise VlpromptError(f"{where}unknown key '{key}' below by: {nearest(key, known)}")
-        matching = dict(by_value.get(known[key], {})) if isinstance(known[key], Hashable) else {}
+        value = ("some" if known[key] else "none") if isinstance(known[key], list) else known[key]
+        matching = dict(by_value.get(value, {})) if isinstance(value, Hashable) else {}
         inner = matching.pop("by", {})
         vars(config).update(_taken(config, {k: v for k, v in matching.items() if k not in given}, where))
         _set_cases(config, inner, given, around, where)

@@ -14,6 +14,7 @@ from typing import ClassVar, Literal
 from torch import Tensor
 
 from vlprompt.learner import PromptLearner, register
+from vlprompt.learner.attributes import AttributeSettings
 from vlprompt.learner.facts import Facts
 from vlprompt.learner.prompts import TextPrompt
 
@@ -25,7 +26,7 @@ class CoOp(PromptLearner):
     published: ClassVar = {"prompt.ctx": "ctx"}
 
     @dataclass
-    class Config(PromptLearner.Config):
+    class Config(AttributeSettings, PromptLearner.Config):
         """Settings.
 
         Attributes:
@@ -51,6 +52,7 @@ class CoOp(PromptLearner):
             config.ctx_init,
             config.class_token_position,
             n_classes=len(self.class_names) if config.class_specific else None,
+            attributes=config,
         )
 
     def prepare_classes(self) -> None:

@@ -14,6 +14,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from vlprompt.learner import PromptLearner, register
+from vlprompt.learner.attributes import AttributeSettings
 from vlprompt.learner.facts import Facts
 from vlprompt.learner.objectives import Batch
 from vlprompt.learner.prompts import TextPrompt, VisualPrompt
@@ -30,7 +31,7 @@ class IVLP(PromptLearner):
     }
 
     @dataclass
-    class Config(PromptLearner.Config):
+    class Config(AttributeSettings, PromptLearner.Config):
         """Settings.
 
         Attributes:
@@ -52,7 +53,7 @@ class IVLP(PromptLearner):
     def setup(self) -> None:
         """Create the prompts: J_t times (n_t, d_t), J_v times (n_v, d_v)."""
         config = self.config
-        self.prompt = TextPrompt(self.clip, config.n_ctx, config.ctx_init, depth=config.depth)
+        self.prompt = TextPrompt(self.clip, config.n_ctx, config.ctx_init, depth=config.depth, attributes=config)
         if config.vision_depth:
             self.visual_prompt = VisualPrompt(self.clip, config.vision_n_ctx, config.vision_depth)
 

@@ -14,6 +14,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from vlprompt.learner import PromptLearner, register
+from vlprompt.learner.attributes import AttributeSettings
 from vlprompt.learner.objectives import Batch
 from vlprompt.learner.prompts import Coupling, TextPrompt
 
@@ -30,7 +31,7 @@ class MaPLe(PromptLearner):
     }
 
     @dataclass
-    class Config(PromptLearner.Config):
+    class Config(AttributeSettings, PromptLearner.Config):
         """Settings.
 
         Attributes:
@@ -49,7 +50,7 @@ class MaPLe(PromptLearner):
         """Create the text prompts, J times (n, d_t), and the coupling functions, J times d_t -> d_v."""
         config = self.config
         self.clip.require(text=config.depth, vision=config.depth)
-        self.prompt = TextPrompt(self.clip, config.n_ctx, config.ctx_init, depth=config.depth)
+        self.prompt = TextPrompt(self.clip, config.n_ctx, config.ctx_init, depth=config.depth, attributes=config)
         self.coupling = Coupling(self.clip, config.depth)
 
     def prepare_classes(self) -> None:

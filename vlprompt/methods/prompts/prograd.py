@@ -40,7 +40,8 @@ class ProGrad(CoOp):
             super().setup()
             return
         classes = len(self.class_names) if config.class_specific else None
-        self.prompt = TextPrompt(self.clip, config.n_ctx, None, config.class_token_position, n_classes=classes)
+        place = config.class_token_position
+        self.prompt = TextPrompt(self.clip, config.n_ctx, None, place, n_classes=classes, attributes=config)
         with torch.no_grad():
             self.prompt.ctx.zero_()
             self.prompt.ctx[..., -len(words) :, :] = words.cpu()

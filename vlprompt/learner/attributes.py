@@ -1,0 +1,112 @@
+"""Attribute words inside a learnt context, as ATPrompt has them (Li et al., ICCV 2025, arXiv:2412.09442).
+
+``SOS [a₁]×n word₁ [a₂]×n word₂ … [v]×n class name``: words that say by what classes differ ("color", "shape") stand
+fixed in front of the context v, each behind learnt vectors of its own. They are the same for all classes, so that they
+lengthen the prefix, which is still encoded once. ``attributes=[color, shape]`` is a setting of every design with a text
+context. Deep prompts replace the context alone: words and their vectors flow through.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vlprompt.clip.frozen import FrozenCLIP
+from vlprompt.errors import VlpromptError
+from vlprompt.learner.facts import Facts
+
+INIT_STD = 0.01  # of the vectors before a word, as published; half of a context's
+PLACEHOLDER = "X"  # which published code has where learnt vectors will stand
+
+
+@dataclass
+class AttributeSettings:
+    """Settings of every design with a text context.
+
+    Attributes:
+        attributes: words that stand fixed in front of the context, such as color and shape, each behind learnt vectors.
+        n_att: learnt vectors before each of them; None takes as many as the context has.
+        published_slicing: cut prompts as the authors' code does, which takes each word for one token: of "playfulness"
+            it places "play", and placeholders stand where later words should.
+    """
+
+    attributes: list[str] = field(default_factory=list)
+    n_att: int | None = None
+    published_slicing: bool = False
+
+
+class Attributes(nn.Module):
+    """The words of a prompt and the vectors before each.
+
+    Args:
+        clip: the frozen model.
+        settings: with one word or more.
+        n_ctx: vectors of the context behind them.
+
+    Attributes:
+        blocks: (n, d_t) for each word.
+        behind: embeddings (m, d_t) between context and class name, which published slicing leaves there.
+    """
+
+    behind: Tensor
+
+    def __init__(self, clip: FrozenCLIP, settings: AttributeSettings, n_ctx: int):
+        super().__init__()
+        n, words = n_ctx if settings.n_att is None else settings.n_att, settings.attributes
+        if n < 1:
+            raise VlpromptError(f"n_att={n} leaves nothing to learn before an attribute's word; use 1 or more")
+        empty = [word for word, count in zip(words, clip.count_tokens(words).tolist(), strict=True) if not count]
+        if empty:
+            raise VlpromptError(f"attributes must be words, and '{empty[0]}' is none")
+        self.blocks = nn.ParameterList(torch.randn(n, clip.text.width) * INIT_STD for _ in words)
+        placed = [clip.word_embeddings(word) for word in words]
+        behind = placed[0][:0]
+        if settings.published_slicing:
+            placed, behind = _as_published(clip, words, n, n_ctx)
+        self.lengths = [len(word) for word in placed]
+        self.register_buffer("words", torch.cat(placed), persistent=False)
+        self.register_buffer("behind", behind, persistent=False)
+
+    @property
+    def room(self) -> int:
+        """Tokens that they take."""
+        return sum(len(block) for block in self.blocks) + sum(self.lengths) + len(self.behind)
+
+    def forward(self) -> Tensor:
+        """What stands in front of the context (m, d_t)."""
+        words: Tensor = self.get_buffer("words")
+        pieces = zip(self.blocks, words.split(self.lengths), strict=True)
+        return torch.cat([piece for pair in pieces for piece in pair])
+
+
+def _as_published(clip: FrozenCLIP, words: list[str], n: int, n_ctx: int) -> tuple[list[Tensor], Tensor]:
+    """Tokens that published code finds where words of one would be, and those it leaves before the class name."""
+    text = [part for word in words for part in (*[PLACEHOLDER] * n, word)] + [PLACEHOLDER] * n_ctx
+    tokens = clip.word_embeddings(" ".join(text))
+    places = [(n + 1) * (i + 1) - 1 for i in range(len(words))]
+    return [tokens[place : place + 1] for place in places], tokens[(n + 1) * len(words) + n_ctx :]
+
+
+def make_attributes(clip: FrozenCLIP, settings: AttributeSettings | None, n_ctx: int) -> Attributes | None:
+    """The words that settings ask for; None where they name none.
+
+    Raises:
+        VlpromptError: one is no word, or settings of words are given without any.
+    """
+    if settings is None:
+        return None
+    if not settings.attributes:
+        if settings.n_att is not None or settings.published_slicing:
+            raise VlpromptError("n_att and published_slicing are of attributes: say which, as in attributes=[color]")
+        return None
+    return Attributes(clip, settings, n_ctx)
+
+
+def facts_with_attributes(config: Any, facts: Facts) -> Facts:
+    """What a learner is with words, whose authors' choices a recipe can hold (``selection=paper``)."""
+    if not getattr(config, "attributes", None) or facts.paper_settings is not None:
+        return facts
+    return replace(facts, paper_settings="none")
