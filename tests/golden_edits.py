@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 import torch.nn.functional as F
 from golden_files import Case, make_model, read_config
 from golden_numbers import Check, alike, close
@@ -11,7 +12,8 @@ from torch import Tensor, nn
 from vlprompt import FrozenCLIP
 from vlprompt.clip.edits import Edit
 from vlprompt.clip.merging import merged
-from vlprompt.learner.edits import LoRA
+from vlprompt.learner.contexts import LowRankUpdate
+from vlprompt.learner.edits import LoRA, approximate
 from vlprompt.testing import small_clip
 
 CHECKS: dict[str, Check] = {}
@@ -77,3 +79,35 @@ def clip_lora(case: Case, clip: FrozenCLIP, monkeypatch: pytest.MonkeyPatch) -> 
         alike(lora.b[part].grad[0], t[f"grad_B_{part}"], f"grad_B_{part}")
         close(other.text.blocks[0].weight_of(part), t[f"merged_{part}"], f"merged_{part}")
     close(attention_of(other, t["x"], True, []), t["output_causal"], "merged")
+
+
+@check
+def dept_decomposed(case: Case, clip: FrozenCLIP, monkeypatch: pytest.MonkeyPatch) -> None:
+    facts, t = case.facts["parameters"], case.tensors
+    update = LowRankUpdate(facts["max_length"], facts["token_width"], facts["rank"], facts["lora_alpha"])
+    assert update.scale == pytest.approx(facts["scaling"])
+    assert (not update.b.any()) is facts["b_initially_zero"]
+    update.a.data, update.b.data = t["A"].clone(), t["B"].clone()
+    prompt = t["prompt"].clone().requires_grad_()
+    words = t["embedding_table"][t["input_ids"]] + update(facts["max_length"])  # at every position, padding too
+    found = torch.cat([prompt.expand(facts["batch"], -1, -1), words], dim=1)
+    close(found, t["output"], "output")
+    (found * t["cotangent"]).sum().backward()
+    for name, leaf in (("A", update.a), ("B", update.b), ("prompt", prompt)):
+        alike(leaf.grad, t[f"grad_{name}"], f"grad_{name}")
+
+
+@check
+def apt_approx(case: Case, clip: FrozenCLIP, monkeypatch: pytest.MonkeyPatch) -> None:
+    facts, t = case.facts["parameters"], case.tensors
+    names = ("x", "o", "prompt", "u0", "u1", "scale")
+    given = {name: t[name].clone().requires_grad_() for name in names}
+    assert given["prompt"].shape == (facts["prompt_tokens"], facts["width"])
+    assert given["u0"].shape == (facts["low_rank"], facts["width"])
+    start = given | {name: torch.zeros_like(t[name]) for name in ("u1", "scale")}
+    close(approximate(**start), t["output_init"], "output_init")
+    found = approximate(**given)
+    close(found, t["output_trained"], "output_trained")
+    (found * t["cotangent"]).sum().backward()
+    for name, leaf in given.items():
+        alike(leaf.grad, t[f"grad_{name}"], f"grad_{name}")

@@ -42,6 +42,45 @@ def test_edits_that_start_as_nothing_change_neither_logits_nor_gradients(method:
         plain.zero_grad(), edited.zero_grad()
 
 
+@pytest.mark.parametrize("method", ["coop", "promptsrc", "mvlpt"])
+def test_approximated_prompts_of_zero_change_neither_logits_nor_gradients(method: str) -> None:
+    """P = 0, on the fast path and at full length."""
+    plain, edited = make(method), make(method, edits=["approx(n=7)"])
+    assert not close(logits_of(edited), logits_of(plain))
+    for edit in edited.edits:
+        edit.prompt.data.zero_()
+    for ways in ((), (FullLength(),)):
+        with added(edited, *ways):
+            assert close(logits_of(edited), logits_of(plain))
+        expected, got = gradients(plain.train(), *ways), gradients(edited.train(), *ways)
+        for name, gradient in expected.items():
+            assert close(got[name], gradient, 1e-4), name
+        plain.zero_grad(), edited.zero_grad()
+
+
+@pytest.mark.parametrize("method", ["coop", "maple"])
+def test_trained_edits_are_exact_where_prefixes_are_shared(method: str) -> None:
+    """All kinds at once: approximated prompts read the learnt norms too."""
+    kinds = ["approx(n=5, rank=2)", "layer_norms(tower=both, lr_scale=1.0)", "lora(maps=qvo)", "surgery"]
+    learner = make(method, edits=kinds)
+    fit(learner, 3, lr=0.03)
+    assert logits_of(learner).isfinite().all()
+    results = []
+    for ways in ((), (FullLength(),)):
+        learner.train().zero_grad()
+        found = gradients(learner, *ways)
+        with added(learner, *ways):
+            learner.forget()
+            results.append((logits_of(learner), {name: g.clone() for name, g in found.items()}))
+    (fast, ours), (plain, theirs) = results
+    assert close(fast, plain)
+    assert all(close(ours[name], theirs[name], 1e-3) for name in ours)
+    approx = next(edit for edit in learner.edits if type(edit).__name__ == "Approximated")
+    approx.among = ()
+    learner.forget()
+    assert not close(logits_of(learner), fast, 1e-4)
+
+
 def test_clip_lora_starts_as_zero_shot_clip() -> None:
     assert close(logits_of(make("clip_lora", maps="qkvo")), logits_of(make("zero_shot")))
     template = "itap of a {}, one of many"
@@ -93,6 +132,7 @@ def test_an_exported_model_has_the_updates_in_its_weights(tmp_path: Path) -> Non
         ("coop", ["lora(maps=qx)"], "lora is of some of the maps q, k, v and o"),
         ("coop", ["lora(rank=0)"], "a rank of at least 1"),
         ("coop", ["lora(tower=audio)"], "edit 'lora.tower=audio.': tower must be"),
+        ("coop", ["approx(depth=9)"], r"approx\(depth=9\) is for 1 to 3 blocks of the text tower"),
         ("coop", ["lore"], "unknown edit 'lore'"),
     ],
 )

@@ -161,11 +161,13 @@ GRID = "grid"  # of a method, which bears on a result only where there is someth
 
 # settings that vlprompt 0.1.0 did not have, with the values at which a run is what it was: its hash is then the same
 LATER: dict[str, Any] = {
+    "after_step": None,
     "augmix": False,
     "attributes": [],
     "class_split": 500,
     "clip_grad": None,
     "conditional": False,
+    "context": "full",
     "descriptions": None,
     "edits": [],
     "ensemble": None,

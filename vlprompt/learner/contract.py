@@ -27,6 +27,8 @@ from vlprompt.errors import VlpromptError
 from vlprompt.learner import publishing
 from vlprompt.learner.aggregation import AGGREGATORS
 from vlprompt.learner.attributes import facts_with_attributes
+from vlprompt.learner.constraints import make_constraint
+from vlprompt.learner.contexts import parameterise
 from vlprompt.learner.editing import edited_facts, make_edits
 from vlprompt.learner.ensembling import make_ensemble
 from vlprompt.learner.facts import Facts, Familiar
@@ -86,6 +88,7 @@ class PromptLearner(Method):
         self.taught_by: SavedTeacher | None = None  # see ``vlprompt.saving.teacher``
         self.taught_by_identity: dict[str, Any] | None = None  # of a loaded learner, whose teacher is not
         self.objectives = parse_objectives(self.config.objective)
+        self.constraint = make_constraint(self.config.after_step)
         rule, aggregator = self.config.gradient_rule, self.config.aggregator
         self.gradient_rule = parse_part(rule, GRADIENT_RULES) if rule else None
         self.aggregator = parse_part(aggregator, AGGREGATORS) if aggregator else None
@@ -99,6 +102,7 @@ class PromptLearner(Method):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.setup()
+            parameterise(self, self.config.context)
             if self.config.edits:
                 self.beside = nn.ModuleList(make_edits(self.config.edits, clip, self.edits))
                 self.edits.extend(cast(Iterable[Edit], self.beside))
@@ -111,7 +115,7 @@ class PromptLearner(Method):
             tensors = wired("read_learnables")(start)
             self.reserve({name: tensor.shape for name, tensor in tensors.items()})
             self.load_learnables(tensors, f"the tensors of {start}")
-        self._check_objectives()
+        self._check_parts()
         self.prepare_classes()
 
     # The one road from a batch to logits
@@ -381,8 +385,12 @@ class PromptLearner(Method):
         chosen = resolve_templates(templates, self)
         return self.teacher.text_features(self.class_names, chosen, normalise_first, normalise_last)
 
-    def _check_objectives(self) -> None:
+    def _check_parts(self) -> None:
         """Refuse what says nothing on this design, before any work starts."""
+        reason = None if self.constraint is None else self.constraint.refuses(self)
+        if reason is not None:
+            who = f"{self.method} with these settings"
+            raise VlpromptError(f"after_step={self.config.after_step} cannot be, since {who} {reason}")
         for objective in self.objectives:
             reason = objective.refuses(self)
             if reason:

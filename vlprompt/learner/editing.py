@@ -19,7 +19,7 @@ from vlprompt.base.registry import Registry
 from vlprompt.clip.edits import Edit, Tower
 from vlprompt.clip.frozen import FrozenCLIP
 from vlprompt.errors import VlpromptError
-from vlprompt.learner.edits import Adapter, LayerNorms, LearntEdit, LoRA, Surgery
+from vlprompt.learner.edits import Adapter, Approximated, LayerNorms, LearntEdit, LoRA, Surgery
 from vlprompt.learner.facts import Facts
 from vlprompt.learner.method import Method
 
@@ -40,8 +40,8 @@ class EditSetting(Part):
             raise VlpromptError(f"an edit is in tower=text, vision or both, not in '{tower}'")
         self.towers, self._make = WHERE[tower], make
 
-    def made(self, clip: FrozenCLIP) -> list[LearntEdit]:
-        """One edit a tower."""
+    def made(self, clip: FrozenCLIP, among: Sequence[Edit] = ()) -> list[LearntEdit]:
+        """One edit a tower, among the others of a learner."""
         return [self._make(clip, tower) for tower in self.towers]
 
 
@@ -71,6 +71,22 @@ class LayerNormsSetting(EditSetting):
 
     def __init__(self, tower: Where = "vision", lr_scale: float = 0.1):
         super().__init__(tower, partial(LayerNorms, lr_scale=lr_scale))
+
+
+@EDITS.register("approx")
+class ApproximatedSetting(EditSetting):
+    """Prompts in each block as a term behind attention; see ``vlprompt.learner.edits.Approximated``."""
+
+    def __init__(
+        self, tower: Where = "both", n: int = 50, rank: int = 4, depth: int | None = None, lr_scale: float = 1.0
+    ):
+        make = partial(Approximated, n=n, rank=rank, depth=depth, lr_scale=lr_scale)
+        super().__init__(tower, make)
+        self._among = make
+
+    def made(self, clip: FrozenCLIP, among: Sequence[Edit] = ()) -> list[LearntEdit]:
+        """One edit a tower, which learnt norms beside it bear on."""
+        return [self._among(clip, tower, among=among) for tower in self.towers]
 
 
 @EDITS.register("adapter")
@@ -121,14 +137,14 @@ def _refused(cls: type[Method], config: Method.Config, facts: Facts, edit: EditS
 
 
 def make_edits(settings: Sequence[str], clip: FrozenCLIP, own: Sequence[Edit]) -> list[LearntEdit]:
-    """The edits of a learner whose method has edits of its ``own``.
+    """The edits of a learner whose method has edits of its ``own``, a list that they will be put in.
 
     Raises:
         VlpromptError: two change one place in a tower.
     """
     made: list[LearntEdit] = []
     for setting, edit in zip(settings, parse_edits(settings), strict=True):
-        for each in edit.made(clip):
+        for each in edit.made(clip, own):
             _check_place(setting, each, [*own, *made])
             made.append(each)
     return made

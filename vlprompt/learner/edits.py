@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +14,7 @@ from vlprompt.clip.frozen import FrozenCLIP
 from vlprompt.clip.openclip import QuickGELU
 from vlprompt.clip.towers import TextTower, VisionTower
 from vlprompt.errors import VlpromptError
+from vlprompt.learner.prompts import INIT_STD
 
 PARTS = "qkvo"  # the linear maps of attention
 
@@ -134,6 +136,72 @@ class LoRA(LearntEdit):
             for part in self.a:
                 block.weight_of(part).add_(self.scale * self.b[part][block.layer] @ self.a[part][block.layer])
         return True
+
+
+def approximate(x: Tensor, o: Tensor, prompt: Tensor, u0: Tensor, u1: Tensor, scale: Tensor) -> Tensor:
+    """APT's approximation of what m prompts would add to attention's output: (o + w·a·P)·exp(γ), as (…, d).
+
+    With a = relu(x·(P + U(P))ᵀ) and w = max_j a_j, through which no gradient flows; U(P) = P·u0ᵀ·u1ᵀ.
+
+    Args:
+        x: what attention receives (…, d).
+        o: what it puts out (…, d).
+        prompt: P (m, d).
+        u0, u1: (r, d) and (d, r).
+        scale: γ (1).
+    """
+    near = F.relu(F.linear(x, prompt + F.linear(F.linear(prompt, u0), u1)))  # (…, m)
+    weight = near.amax(dim=-1, keepdim=True).detach()
+    return (o + weight * (near @ prompt)) * scale.exp()
+
+
+class Approximated(LearntEdit):
+    """Deep prompts without a longer sequence: m of them in a block are a term behind attention (APT, arXiv:2306.15706).
+
+    It adds something from the start on, as the authors' does: P is drawn from N(0, 0.02²).
+
+    Args:
+        clip: the frozen model.
+        tower: whose blocks.
+        n: prompts m in each block.
+        rank: r of the map of queries U.
+        depth: blocks from the first on; None takes all.
+        lr_scale: of the recipe's learning rate.
+        among: the learner's edits, of which learnt norms change what attention receives.
+
+    Attributes:
+        prompt, u0, u1, scale: by block, (J, m, d), (J, r, d), (J, d, r) and (J, 1).
+    """
+
+    def __init__(
+        self,
+        clip: FrozenCLIP,
+        tower: Tower,
+        n: int = 50,
+        rank: int = 4,
+        depth: int | None = None,
+        lr_scale: float = 1.0,
+        among: Sequence[Edit] = (),
+    ):
+        super().__init__(clip, tower, lr_scale)
+        if n < 1 or rank < 1:
+            raise VlpromptError(f"approx needs n and rank of at least 1: {n}, {rank}")
+        depth = self.layers if depth is None else depth
+        if not 1 <= depth <= self.layers:
+            raise VlpromptError(f"approx(depth={depth}) is for 1 to {self.layers} blocks of the {tower} tower")
+        self.clip, self.among = clip, among
+        self.prompt = nn.Parameter(INIT_STD * torch.randn(depth, n, self.width))
+        self.u0 = nn.Parameter(torch.randn(depth, rank, self.width))
+        self.u1 = nn.Parameter(torch.zeros(depth, self.width, rank))
+        self.scale = nn.Parameter(torch.zeros(depth, 1))
+
+    def attended(self, layer: int, x: Tensor, out: Tensor) -> Tensor:
+        """Add the term to attention's output (…, d)."""
+        if layer >= len(self.prompt):
+            return out
+        view = self.clip.text if self.tower == "text" else self.clip.visual
+        received = view.blocks[layer].normed(x, [edit for edit in self.among if edit.tower == self.tower])
+        return approximate(received, out, self.prompt[layer], self.u0[layer], self.u1[layer], self.scale[layer])
 
 
 class Adapter(LearntEdit):

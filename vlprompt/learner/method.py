@@ -13,6 +13,7 @@ from vlprompt.clip.edits import Edit
 from vlprompt.clip.frozen import FrozenCLIP
 from vlprompt.data.generated import GeneratedViews
 from vlprompt.data.transforms import TestViews
+from vlprompt.learner.constraints import Constraint
 from vlprompt.learner.facts import Facts, Familiar
 from vlprompt.learner.learning import Feed, ParameterGroup, Train, groups_of
 from vlprompt.learner.objectives import (
@@ -45,6 +46,9 @@ class Method(nn.Module):
                 sentences in place of templates; refused where nothing would read it.
             teacher: a saved learner, a run's folder or ``hf://user/name`` whose logits ``logit_kl`` and
                 ``distillation`` take in place of the frozen model's; refused where nothing would ask it.
+            context: what is trained of learnt words, full, lowrank(rank=4), factored(rank=4), multispace or reparam,
+                see ``contexts``.
+            after_step: what they are held to after each step, such as project(eps=0.1), see ``constraints``.
             edits: what is learnt inside the towers besides, such as lora(rank=4) or layer_norms(tower=vision), see
                 ``editing``.
             ensemble: with the frozen model wherever it is tested, logits(weight=0.5) or weights(weight=0.5), see
@@ -60,6 +64,8 @@ class Method(nn.Module):
         text_chunk: int | None = None
         descriptions: str | None = None
         teacher: str | None = None
+        context: str = "full"
+        after_step: str | None = None
         edits: list[str] = field(default_factory=list)
         ensemble: str | None = None
         head: str | None = None
@@ -69,6 +75,7 @@ class Method(nn.Module):
     facts: Facts
     class_names: tuple[str, ...]
     edits: list[Edit]
+    constraint: Constraint | None
     beneath: SavedTeacher | None
     familiar: Familiar  # what the classes that it scores are to it, for ``fuse``
 
@@ -153,6 +160,11 @@ class Method(nn.Module):
 
     def reserve(self, shapes: Mapping[str, torch.Size]) -> None:
         """Make the buffers whose sizes the data decided, so that saved tensors of these shapes can be loaded."""
+
+    def after_step(self) -> None:
+        """Called after each step of the optimiser: by default what the setting of that name says."""
+        if self.constraint is not None:
+            self.constraint(self)
 
     def after_epoch(self, epoch: int, epochs: int) -> None:
         """Called after each epoch (0-based) of ``epochs``: schedules of a method's own."""

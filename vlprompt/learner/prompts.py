@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Sequence
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -63,7 +63,11 @@ class TextPrompt(nn.Module):
         deep: depth-1 tensors (n, d_t); the i-th replaces the context's states at the input of block i+1.
         words: the fixed words behind the context.
         attributes: the words in front of it, and what is learnt before each; None without any.
+        start: the word embeddings (n, d_t) that the context started from; None if it was drawn.
+        update: what is added to the embeddings of the words behind start-of-text, by their number; None adds nothing.
     """
+
+    start: Tensor | None
 
     def __init__(
         self,
@@ -94,10 +98,28 @@ class TextPrompt(nn.Module):
         sets = [count for count in (n_classes, n_prompts) if count is not None]
         ctx = random_tokens(*sets, *shape)
         self.ctx = ctx if start is None else nn.Parameter(start.expand_as(ctx).clone())
+        self.register_buffer("start", start, persistent=False)
+        self.update: nn.Module | None = None
         self.deep = nn.ParameterList(random_tokens(*shape) for _ in range(depth - 1))
         self.attributes = make_attributes(clip, attributes, n_ctx)
         self.n_ctx, self.class_specific = n_ctx, n_classes is not None
         self.before = {"end": n_ctx, "middle": n_ctx // 2, "front": 0}[position]  # learnt tokens before the name
+
+    def follow(self, tokens: nn.Module) -> None:
+        """Let ``ctx`` and ``deep`` be what a module gives, as one list, and train what that has in place of them."""
+        del self.ctx, self.deep
+        self.tokens = tokens
+
+    @property
+    def follows(self) -> bool:
+        """Whether the tokens follow from something else that is trained."""
+        return "tokens" in self._modules
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("ctx", "deep") and self.follows:
+            ctx, *deep = self.tokens()
+            return ctx if name == "ctx" else deep
+        return super().__getattr__(name)
 
     def tokenize(self, clip: FrozenCLIP, class_names: Sequence[str]) -> ClassTokens:
         """Token ids of the class prompts, with room for the context."""
@@ -137,7 +159,7 @@ class TextPrompt(nn.Module):
         if self.attributes is not None:
             start, behind = torch.cat([start, self.attributes()]), self.attributes.behind
         deep = {i + 1: prompt for i, prompt in enumerate(self.deep)}
-        body = clip.text.embed(tokens.ids)  # (C, S, d_t)
+        body = self._embed(clip, tokens)  # (C, S, d_t)
         head, tail = ctx[..., : self.before, :], ctx[..., self.before :, :]
         if self.class_specific:
             middle = [head, behind.expand(len(head), -1, -1)]
@@ -153,6 +175,15 @@ class TextPrompt(nn.Module):
         lengths = tokens.lengths - tokens.n_words + tail.shape[-2]
         beginnings = tokens.beginnings[:, tokens.n_words :] if self.before == self.n_ctx else None
         return Prompts(prefix, suffix, lengths, beginnings, deep, len(start), ctx)
+
+    def _embed(self, clip: FrozenCLIP, tokens: ClassTokens) -> Tensor:
+        """Embeddings (C, S, d_t) of what stands behind start-of-text, padding as it is."""
+        body = clip.text.embed(tokens.ids)
+        if self.update is None:
+            return body
+        size = body.shape[1]
+        kept = torch.arange(size, device=body.device) < tokens.lengths[:, None]
+        return torch.where(kept.unsqueeze(-1), body + self.update(size), body)
 
 
 def _insert(body: Tensor, tail: Tensor, at: Tensor) -> Tensor:

@@ -73,7 +73,7 @@ class Loop:
         """Run one epoch and return its record; ``tested`` says whether the weights that it leaves will be."""
         start, step, lr = time.perf_counter(), 0, 0.0
         means = Means(self.learner, epoch, every=1 if self.device.type == "cpu" else LOOK)
-        before = epoch * (self.per_epoch or 0)
+        before, after_step = epoch * (self.per_epoch or 0), getattr(self.learner, "after_step", None)
         batches = self.batches(epoch)
         if self.options.steps:
             batches = islice(batches, self.options.steps - before)
@@ -89,6 +89,8 @@ class Loop:
                 if self.options.clip_grad is not None:
                     nn.utils.clip_grad_norm_(self.parameters, self.options.clip_grad)
                 self.optimizer.step()
+                if after_step is not None:
+                    after_step()
             if not step:
                 raise VlpromptError(f"epoch {epoch + 1} has no batches: there are no training images")
             after_epoch = getattr(self.learner, "after_epoch", None)

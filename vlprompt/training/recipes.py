@@ -17,7 +17,10 @@ from vlprompt.clip.frozen import FrozenCLIP
 from vlprompt.data.transforms import TRAIN_KINDS
 from vlprompt.errors import VlpromptError, nearest
 from vlprompt.learner.aggregation import AGGREGATORS
+from vlprompt.learner.constraints import make_constraint
+from vlprompt.learner.contexts import parse_context
 from vlprompt.learner.creation import check_descriptions, check_teacher
+from vlprompt.learner.editing import parse_edits
 from vlprompt.learner.gradients import GRADIENT_RULES
 from vlprompt.learner.objectives import parse_objectives
 from vlprompt.learner.registration import METHODS, method_facts
@@ -175,6 +178,9 @@ def check_learning(config: LearnOptions, unnumbered: str = "all") -> None:
         parse_part(settings.gradient_rule, GRADIENT_RULES)
     if settings.aggregator:
         parse_part(settings.aggregator, AGGREGATORS)
+    parse_context(settings.context)
+    make_constraint(settings.after_step)
+    parse_edits(settings.edits)
     check_descriptions(config.method, config)
     check_teacher(config.method, config)
     lack = METHODS.get(config.method).lacks(config)

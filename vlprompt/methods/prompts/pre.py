@@ -10,59 +10,15 @@ and fp32 work.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from vlprompt.clip import FrozenCLIP
+from vlprompt.errors import VlpromptError
 from vlprompt.learner import create_learner, register
+from vlprompt.learner.contexts import EncoderKind, make_encoder
 from vlprompt.methods.prompts.coop import CoOp
-
-BOTTLENECK = 64  # of the MLP encoder
-
-
-class LSTMEncoder(nn.Module):
-    """A bidirectional LSTM over the context's tokens, half the width each way."""
-
-    def __init__(self, clip: FrozenCLIP):
-        super().__init__()
-        width = clip.text.width
-        self.lstm_head = nn.LSTM(width, width // 2, bidirectional=True, batch_first=True)
-
-    def forward(self, ctx: Tensor) -> Tensor:
-        """Encode (n, d_t), or (C, n, d_t) set by set."""
-        out: Tensor = self.lstm_head(ctx if ctx.dim() == 3 else ctx.unsqueeze(0))[0]
-        return out if ctx.dim() == 3 else out[0]
-
-
-class MLPEncoder(nn.Module):
-    """A bottleneck MLP on each token."""
-
-    def __init__(self, clip: FrozenCLIP):
-        super().__init__()
-        width = clip.text.width
-        self.mlp = nn.Sequential(
-            nn.Linear(width, BOTTLENECK), nn.ReLU(), nn.Linear(BOTTLENECK, width), nn.LayerNorm(width)
-        )
-
-    def forward(self, ctx: Tensor) -> Tensor:
-        """Encode (…, n, d_t)."""
-        out: Tensor = self.mlp(ctx)
-        return out
-
-
-class PerToken(nn.Module):
-    """An encoder of each token's own."""
-
-    def __init__(self, encoders: list[nn.Module]):
-        super().__init__()
-        self.encoders = nn.ModuleList(encoders)
-
-    def forward(self, ctx: Tensor) -> Tensor:
-        """Encode (…, n, d_t) token by token."""
-        tokens = ctx.split(1, dim=-2)
-        return torch.cat([encode(token) for encode, token in zip(self.encoders, tokens, strict=True)], dim=-2)
 
 
 @register("pre", paper="arXiv:2309.07760", trains=("text",), fidelity="code")
@@ -81,7 +37,7 @@ class PRE(CoOp):
         """
 
         ctx_init: str | None = "a photo of a"
-        encoder: Literal["lstm", "mlp"] = "lstm"
+        encoder: EncoderKind = "lstm"
         shared: bool = True
 
     config: Config
@@ -89,11 +45,7 @@ class PRE(CoOp):
     def setup(self) -> None:
         """Create the context (n, d_t) and its encoder d_t -> d_t."""
         super().setup()
-        make = {"lstm": LSTMEncoder, "mlp": MLPEncoder}[self.config.encoder]
-        if self.config.shared:
-            self.encoder = make(self.clip)
-        else:
-            self.encoder = PerToken([make(self.clip) for _ in range(self.prompt.n_ctx)])
+        self.encoder = make_encoder(self.clip, self.config.encoder, self.prompt.n_ctx, self.config.shared)
 
     def encoded_ctx(self) -> Tensor:
         """ctx' = ctx + E(ctx), as ctx."""
@@ -110,6 +62,8 @@ class PRE(CoOp):
     def bake(self) -> CoOp:
         """Return the CoOp learner whose context is ctx', a constant."""
         config = self.config
+        if self.prompt.update is not None or self.edits:
+            raise VlpromptError("pre with these settings changes more than its context, so no constant context is it")
         settings = {key: getattr(config, key) for key in ("ctx_init", "class_token_position", "class_specific")}
         plain = create_learner(
             "coop", self.clip, self.class_names, templates=self.templates, n_ctx=self.prompt.n_ctx, **settings
