@@ -71,6 +71,8 @@ class MethodSettings(TypedDict, total=False):
     text_chunk: int | None
     descriptions: StrPath | None
     teacher: StrPath | None
+    context: str
+    after_step: str | None
     edits: list[str]
     ensemble: str | None
     head: str | None
