@@ -50,6 +50,13 @@ def dataset_info(name: str) -> dict[str, Any]:
     return asdict(find_card(name)[0])
 
 
+def domains_of(name: str) -> tuple[str, ...]:
+    """Domains of a registered dataset or of one in memory; none where that is not known before it is read."""
+    if name in _in_memory:
+        return _in_memory[name].domains
+    return tuple(find_card(name)[0].domains) if name in list_datasets() else ()
+
+
 def register_dataset(splits: DatasetSplits) -> str:
     """Let ``load_split``, and so every run of this process, find a dataset in memory by its name; return the name."""
     if _in_memory.get(splits.name) is splits:

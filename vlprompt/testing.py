@@ -178,11 +178,12 @@ def check_loss_falls(method: str, folder: Path, **settings: Any) -> None:
 
 @check
 def check_new_class_names(method: str, folder: Path, **settings: Any) -> None:
-    """New class names work at once and equal a learner made for them, or are refused in one sentence."""
+    """New class names work at once and equal a learner made for them, or are refused and names of its own are not."""
     learner = make_ready(method, **settings)
     if not learner.facts.new_classes:
         with _raises(method):
             learner.set_class_names(NEW_NAMES)
+        _check_part_of_classes(learner)
         return
     old = logits_of(learner)
     learner.set_class_names(NEW_NAMES)
@@ -193,6 +194,16 @@ def check_new_class_names(method: str, folder: Path, **settings: Any) -> None:
     assert close(logits_of(learner), logits_of(fresh))
     learner.set_class_names(NAMES)
     assert torch.equal(logits_of(learner), old)
+
+
+def _check_part_of_classes(learner: PromptLearner) -> None:
+    """Of its own classes a bound learner scores some, in any order, as it does among all."""
+    places = [3, 0, 1]
+    some, whole = [NAMES[place] for place in places], logits_of(learner)
+    with learner.scoring(some):
+        assert learner.class_names == tuple(some)
+        assert torch.equal(logits_of(learner), whole[:, places])
+    assert torch.equal(logits_of(learner), whole)
 
 
 @check

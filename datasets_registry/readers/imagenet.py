@@ -25,7 +25,8 @@ def read_imagenet(card: Card, folder: Path, variant: str) -> DatasetSplits:
             continue  # enough for a target
         ids = _ids(card, images / source, names)
         parts[part] = _items(images, {f"{source}/{i}": names[i] for i in ids})
-    return on_disk(card, folder, [names[i] for i in ids], parts, source="official")
+    places = tuple(range(len(ids)))
+    return on_disk(card, folder, [names[i] for i in ids], parts, source="official", class_places=places)
 
 
 @readers.register("imagenet_v2")
@@ -45,11 +46,16 @@ def read_imagenet_v2(card: Card, folder: Path, variant: str) -> DatasetSplits:
 
 @readers.register("imagenet_subset")
 def read_imagenet_subset(card: Card, folder: Path, variant: str) -> DatasetSplits:
-    """Test images of some or all classes: labels of their own, in the order of the sorted ids that are there."""
+    """Test images of some or all classes: labels of their own, in the order of the sorted ids that are there.
+
+    Their places among ImageNet's classes go by the ids, since two names stand there twice.
+    """
     names, image_dir = _class_names(card, folder), folder / card.images
     ids = _ids(card, image_dir, names)
     parts = {"test": _items(image_dir, {i: names[i] for i in ids})}
-    return on_disk(card, folder, [names[i] for i in ids], parts, source="official")
+    label_of = {key: label for label, key in enumerate(sorted(names))}
+    places = tuple(label_of[i] for i in ids)
+    return on_disk(card, folder, [names[i] for i in ids], parts, source="official", class_places=places)
 
 
 @cache

@@ -88,6 +88,19 @@ def test_imagenets_two_missiles_are_two_classes(tmp_path: Path):
     assert splits.train[0].path < splits.train[1].path  # sorted, not as the disk lists them
 
 
+def test_classes_of_imagenets_subsets_are_at_their_places_among_all(tmp_path: Path):
+    make_miniature("imagenet_a", tmp_path)
+    splits = load_split("imagenet_a", tmp_path)
+    assert [IDS[place] for place in splits.class_places] == [path.name for path in _class_folders(splits)]
+    half = splits.select("new")
+    assert half.class_places == splits.class_places[100:]
+
+
+def _class_folders(splits) -> list[Path]:
+    """The folder of each class, in label order."""
+    return [Path(next(item.path for item in splits.test if item.label == label)).parent for label in range(200)]
+
+
 def test_missing_class_folder_of_imagenet_is_named(tmp_path: Path):
     make_miniature("imagenet", tmp_path)
     (tmp_path / "imagenet/images/train" / IDS[3]).rename(tmp_path / "elsewhere")

@@ -57,6 +57,8 @@ class DatasetSplits:
         notes: sentences on what a user should know of how it was read, such as files that were left out.
         unreadable: paths of images that were left out, since they cannot be read.
         pool: training images without labels, see ``without_labels``.
+        class_places: of classes that are a part of another dataset's, as ImageNet-A's are of ImageNet's: their labels
+            there; empty otherwise.
         pool_classes: labels that the pool's images may have, where that is known; empty for all.
     """
 
@@ -78,6 +80,7 @@ class DatasetSplits:
     unreadable: tuple[str, ...] = ()
     pool: tuple[Item, ...] = ()
     pool_classes: tuple[int, ...] = ()
+    class_places: tuple[int, ...] = ()
 
     @property
     def domains(self) -> tuple[str, ...]:
@@ -106,6 +109,7 @@ class DatasetSplits:
             self,
             class_names=tuple(self.class_names[label] for label in labels),
             tasks=tuple(self.tasks[label] for label in labels) if self.tasks else (),
+            class_places=tuple(self.class_places[label] for label in labels) if self.class_places else (),
             train=keep(self.train),
             val=keep(self.val),
             test=keep(self.test),

@@ -6,11 +6,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from datasets_registry.catalog import dataset_info, list_collections, list_datasets, name_here
+from datasets_registry.catalog import domains_of, list_collections, list_datasets, name_here
 from vlprompt.base.registry import Registry
 from vlprompt.clip.naming import same_names
 from vlprompt.data.splits import DatasetSplits, Half
 from vlprompt.errors import VlpromptError, nearest
+from vlprompt.learner.class_part import find_part
 from vlprompt.learner.facts import Facts, Familiar
 from vlprompt.learner.held_out import SEEN, Selection
 
@@ -161,7 +162,7 @@ def to_others(dataset: str, targets: Targets, held_out: str | None) -> Plan:
 
 def to_domains(dataset: str, targets: Targets, held_out: str | None) -> Plan:
     """Test on shifted versions of the source, or train on all domains but one and test on that one."""
-    domains = dataset_info(dataset).get("domains") if dataset in list_datasets() else None
+    domains = domains_of(dataset)
     if held_out is not None:
         _none_of(targets=targets)
         part = Part(dataset, held_out=held_out)
@@ -301,8 +302,9 @@ def check_suits(protocol: str, plan: Plan, parts: Mapping[Part, DatasetSplits], 
         raise VlpromptError(f"{method} learns from labelled images, and protocol={protocol} has none: use few_shot")
     if plan.pool == "none" and facts.labels in ("some", "any"):
         raise VlpromptError(f"{method} learns from images without labels too: use protocol=semi_supervised")
-    learnt = same_names(parts[plan.train].class_names)
-    if facts.new_classes or all(same_names(parts[part].class_names) == learnt for part in plan.tests.values()):
+    learnt = parts[plan.train].class_names
+    tested = [parts[part] for part in plan.tests.values()]
+    if facts.new_classes or all(find_part(learnt, test.class_names, test.class_places) for test in tested):
         return
     hint = ", or settings that share the context" if "text" in facts.trains else ""
     raise VlpromptError(

@@ -342,13 +342,9 @@ def evaluate(
         templates=splits.templates,
         shared_names=bool(splits.tasks),
     )
-    own_names = learner.class_names
-    learner.set_class_names(splits.class_names)
-    try:
+    with learner.scoring(splits.class_names, splits.class_places):
         learner.familiar = known = familiar or learner.familiar
         frozen, learnt = scored(zero_shot), scored(learner)
-    finally:
-        learner.set_class_names(own_names)
     row = _make_row(target, splits, learnt, frozen, learner.facts.predicts, known)
     if row.predicts == "online":
         row = replace(row, order=seed)
@@ -447,9 +443,5 @@ def evaluate_learner(
     else:
         splits = as_splits(dataset, "test", learner.class_names).select(half)
     check_items(splits, splits.test)
-    names = learner.class_names
-    learner.set_class_names(splits.class_names)
-    try:
+    with learner.scoring(splits.class_names, splits.class_places):
         return score(learner, splits, limit=limit, seed=seed).accuracy
-    finally:
-        learner.set_class_names(names)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -27,6 +28,7 @@ from vlprompt.errors import VlpromptError
 from vlprompt.learner import publishing
 from vlprompt.learner.aggregation import AGGREGATORS
 from vlprompt.learner.attributes import facts_with_attributes
+from vlprompt.learner.class_part import find_part
 from vlprompt.learner.constraints import make_constraint
 from vlprompt.learner.contexts import parameterise
 from vlprompt.learner.editing import edited_facts, make_edits
@@ -95,6 +97,7 @@ class PromptLearner(Method):
         self.last_state: dict[str, Tensor] | None = None  # the last weights, where others took their place
         self._cached: tuple[list[Tensor], Tensor] | None = None  # the state that gave these class features
         self.class_names = self.trained_names = checked_names(class_names)
+        self.part: tuple[int, ...] | None = None
         self.familiar: Familiar = "trained"
         if self.config.text_chunk is not None and self.config.text_chunk < 1:
             raise VlpromptError(f"text_chunk must be at least 1 class, not {self.config.text_chunk}")
@@ -170,7 +173,7 @@ class PromptLearner(Method):
             found = replace(self.scored(x, F.normalize(raw, dim=-1), learning), raw_text=raw)
         else:
             found = self.scored(x, self.class_features(), learning)
-        return replace(found, logits=self.ensembled(found.logits, found.image_features, frozen))
+        return self._asked(replace(found, logits=self.ensembled(found.logits, found.image_features, frozen)))
 
     def scored(self, x: Tensor, t: Tensor, learning: bool = False) -> Outputs:
         """Score image features x, as ``encoded`` gives them, with class features t, as ``text_features`` does."""
@@ -185,7 +188,7 @@ class PromptLearner(Method):
     @cached_property
     def _rows(self) -> list[int] | slice:
         """The second head's rows of the classes that are scored."""
-        if self.class_names == self.trained_names:
+        if self.learnt_names == self.trained_names:
             return slice(None)
         return rows_of(self.class_names, self.trained_names)
 
@@ -259,18 +262,21 @@ class PromptLearner(Method):
         if self.facts.classifier == "per_image" or (self.facts.parts and self.familiar != "new"):
             return None
         own = self.linear_head(self.class_features())
-        if own is None or self.ensemble is None:
-            return own
-        if not self.facts.cacheable_images:  # the frozen model looks at other features
+        if own is None:
             return None
-        weight = self.clip.logit_scale * self.frozen_text()
-        bias = weight.new_full((len(weight),), self.clip.logit_bias)
-        return self.ensemble.logits(own[0], weight), self.ensemble.logits(own[1], bias)
+        if self.ensemble is not None:
+            if not self.facts.cacheable_images:  # the frozen model looks at other features
+                return None
+            weight = self.clip.logit_scale * self.frozen_text()
+            bias = weight.new_full((len(weight),), self.clip.logit_bias)
+            own = self.ensemble.logits(own[0], weight), self.ensemble.logits(own[1], bias)
+        return self.of_scored(own[0], dim=0), self.of_scored(own[1], dim=0)
 
     def class_features(self) -> Tensor:
         """What a shared classifier scores with: ``text_features``, or an ensemble of them but in training.
 
-        Computed once while nothing is learnt and no gradient is asked for.
+        Those of all classes that it learnt, where it is bound to them and scores a part. Computed once while nothing is
+        learnt and no gradient is asked for.
         """
         if self.training:
             return self.text_features()
@@ -331,6 +337,7 @@ class PromptLearner(Method):
         Args:
             batch: as ``forward`` takes it, with ``label`` (B,). It may carry more keys, which objectives ask for.
         """
+        self.refuse_part()
         checked_batch = cast(Batch, check_batch(batch, len(self.class_names), self.facts))
         batch = _moved(checked_batch, self.clip.device)
         outputs = self.outputs(self.encoded(batch), self.frozen_image_features(batch), learning=True)
@@ -376,6 +383,8 @@ class PromptLearner(Method):
     ) -> Tensor:
         """The frozen model's normalised class features (C, D) over templates; None takes the dataset's own.
 
+        Of all classes that a learner learnt, where it is bound to them and scores a part.
+
         Args:
             templates: one, a list, the name of a set or a file, as ``vlprompt.data.resolve_templates`` takes them.
             normalise_first: whether each template's feature is normalised before the mean.
@@ -383,7 +392,7 @@ class PromptLearner(Method):
         """
         self.teacher.refuse_file(templates)
         chosen = resolve_templates(templates, self)
-        return self.teacher.text_features(self.class_names, chosen, normalise_first, normalise_last)
+        return self.teacher.text_features(self.learnt_names, chosen, normalise_first, normalise_last)
 
     def _check_parts(self) -> None:
         """Refuse what says nothing on this design, before any work starts."""
@@ -403,12 +412,24 @@ class PromptLearner(Method):
 
     # Classes
 
-    def set_class_names(self, class_names: Sequence[str]) -> None:
-        """Score other classes from now on; refused by learners that are bound to their classes."""
+    def set_class_names(self, class_names: Sequence[str], places: Sequence[int] = ()) -> None:
+        """Score other classes from now on; a learner that is bound to its classes scores some of them, or all.
+
+        Args:
+            class_names: C of them. Of a bound learner its own, in any order: its logits follow the names.
+            places: of these among the classes that a bound learner learnt, where several of those have one name.
+
+        Raises:
+            VlpromptError: it is bound to classes of which one of these is none.
+        """
         names = checked_names(class_names)
         self.familiar = "trained" if is_known(names, self.trained_names) else "new"
-        if same_names(names) == same_names(self.class_names):
-            self.class_names = names
+        if same_names(names) == same_names(self.learnt_names):
+            self.class_names, self.part = names, None
+            return
+        part = None if self.facts.new_classes else find_part(self.learnt_names, names, places)
+        if part is not None:
+            self.class_names, self.part = names, part
             return
         if not self.facts.new_classes:
             shared = "text" in self.facts.trains
@@ -429,6 +450,38 @@ class PromptLearner(Method):
         self._cached = None
         vars(self).pop("_rows", None)
 
+    @contextlib.contextmanager
+    def scoring(self, class_names: Sequence[str], places: Sequence[int] = ()) -> Iterator[None]:
+        """Score other classes for a while; arguments as ``set_class_names``."""
+        before, part = self.class_names, self.part
+        self.set_class_names(class_names, places)
+        try:
+            yield
+        finally:
+            self.set_class_names(before, part or ())
+
+    def of_scored(self, values: Tensor, dim: int = -1) -> Tensor:
+        """Values of all classes that it learnt, along an axis, of those that it scores."""
+        if self.part is None:
+            return values
+        return values.index_select(dim, torch.tensor(self.part, device=values.device))
+
+    def _asked(self, found: Outputs) -> Outputs:
+        """Of what was computed for all classes that it learnt, those that it scores."""
+        if self.part is None:
+            return found
+        t, parts = found.text_features, {name: self.of_scored(each) for name, each in found.parts.items()}
+        t = self.of_scored(t, dim=-2) if t.ndim > 1 else t  # of several chunks of images there is none
+        return replace(found, text_features=t, logits=self.of_scored(found.logits), parts=parts)
+
+    def refuse_part(self) -> None:
+        """Raise one sentence if it scores a part of its classes, where it is to learn."""
+        if self.part is not None:
+            raise VlpromptError(
+                f"{self.method} learns about all {len(self.trained_names)} classes that it is bound to, and scores "
+                f"{len(self.class_names)} of them now: set_class_names(learner.learnt_names) first"
+            )
+
     def classifier_matrix(self) -> Tensor:
         """The class features (C, D) that the learner scores with, as a plain tensor: a head for users of the backbone.
 
@@ -442,7 +495,7 @@ class PromptLearner(Method):
         if self.facts.head:
             raise VlpromptError(f"{self.method} scores with more than class features, so no (C, D) matrix holds it")
         with torch.no_grad():
-            return self.class_features().clone()
+            return self.of_scored(self.class_features(), dim=0).clone()
 
     # State
 

@@ -73,7 +73,9 @@ class Method(nn.Module):
     clip: FrozenCLIP
     config: Config
     facts: Facts
-    class_names: tuple[str, ...]
+    class_names: tuple[str, ...]  # that it scores
+    trained_names: tuple[str, ...]
+    part: tuple[int, ...] | None  # the places of those among the trained, where it is bound to them and scores some
     edits: list[Edit]
     constraint: Constraint | None
     beneath: SavedTeacher | None
@@ -82,7 +84,12 @@ class Method(nn.Module):
     @property
     def tower(self) -> FrozenCLIP:
         """What makes its image features: the frozen model, or the saved learner that it stands on."""
-        return self.clip if self.beneath is None else self.beneath.tower(self.class_names)
+        return self.clip if self.beneath is None else self.beneath.tower(self.learnt_names)
+
+    @property
+    def learnt_names(self) -> tuple[str, ...]:
+        """The classes that it computes for: all that it is bound to; the contract takes the part that it scores."""
+        return self.class_names if self.part is None else self.trained_names
 
     def trainable_parameters(self) -> list[nn.Parameter]:
         """The learnable tensors; empty for training-free methods."""

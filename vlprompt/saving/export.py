@@ -187,7 +187,8 @@ class _Graph(nn.Module):
         if _per_image(self.learner):
             return self.learner.outputs(features).logits
         found = self.learner.scored(features, self.weight)
-        return self.learner.ensembled(found.logits, found.image_features, self.learner.frozen_image_features(images))
+        frozen = self.learner.frozen_image_features(images)
+        return self.learner.of_scored(self.learner.ensembled(found.logits, found.image_features, frozen))
 
 
 def _per_image(learner: PromptLearner) -> bool:

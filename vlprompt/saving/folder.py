@@ -51,7 +51,7 @@ def save_learner(learner: PromptLearner, path: str | os.PathLike[str], extra: Ma
     folder = Path(path)
     others = {"teacher": learner.taught_by_identity} if learner.taught_by_identity else {}
     if learner.beneath is not None:
-        learner.beneath.save(folder / TEXT, learner.class_names)
+        learner.beneath.save(folder / TEXT, learner.learnt_names)
         others["text"] = learner.beneath.identity | {"kept": description_hash(folder / TEXT)}
     # what is fused by another rule for classes that were trained on must know them again
     trained = {"trained_on": list(learner.trained_names)} if learner.facts.parts else {}
@@ -61,7 +61,7 @@ def save_learner(learner: PromptLearner, path: str | os.PathLike[str], extra: Ma
         "config": dataclasses.asdict(learner.config),
         "backbone": learner.clip.identity(),
         "source": learner.clip.source,
-        "class_names": list(learner.class_names),
+        "class_names": list(learner.learnt_names),
         "templates": list(learner.templates),
         "extra": dict(extra or {}) | others,
     }

@@ -49,7 +49,7 @@ class ImageCache(PromptLearner):
     def load_learnables(self, state: Mapping[str, Tensor], source: str) -> None:
         """Load a cache, whose labels must be those of the classes at hand."""
         super().load_learnables(state, source)
-        odd = self.labels[(self.labels < 0) | (self.labels >= len(self.class_names)) | (self.labels % 1 != 0)]
+        odd = self.labels[(self.labels < 0) | (self.labels >= len(self.learnt_names)) | (self.labels % 1 != 0)]
         if len(odd):
             raise VlpromptError(f"{source} do not fit {self.method}: label {float(odd[0]):g} in them is no class")
 

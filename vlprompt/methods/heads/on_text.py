@@ -63,7 +63,7 @@ class OnText(PromptLearner):
         """
         if self.beneath is None:
             return self.frozen_text(None, normalise_first, normalise_last)
-        t = self.beneath.text_features(self.class_names)
+        t = self.beneath.text_features(self.learnt_names)
         if normalise_last:
             return t
         lengths: Tensor = self.frozen_text(None, normalise_first, normalise_last=False).norm(dim=1, keepdim=True)

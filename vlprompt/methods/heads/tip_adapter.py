@@ -75,7 +75,7 @@ class TipAdapter(ImageCache, BesideText):
 
     def logits_at(self, v: Tensor, values: Values) -> Tensor:
         """Logits (P, N, C) of normalised image features v (N, D) with P values of α and β, (P, 1, 1) each."""
-        distances, count = 1 - v @ self.keys.T, len(self.class_names)
+        distances, count = 1 - v @ self.keys.T, len(self.learnt_names)
         betas, place = values.get("beta", self.beta.view(1, 1, 1)).flatten().unique(return_inverse=True)
         cache = torch.stack([cache_logits((-beta * distances).exp(), self.labels, count) for beta in betas])
         zero_shot = self.clip.similarity(v, self.text_features())
@@ -84,4 +84,4 @@ class TipAdapter(ImageCache, BesideText):
     def score(self, v: Tensor, t: Tensor) -> Tensor:
         """Logits (B, C): s·v·tᵀ + α·exp(-β(1 - v·F))·L, eq. 5."""
         affinity = (v @ self.keys.T).sub_(1).mul_(self.beta).exp_()  # (B, N), the largest tensor, made once
-        return super().score(v, t) + self.alpha * cache_logits(affinity, self.labels, len(self.class_names))
+        return super().score(v, t) + self.alpha * cache_logits(affinity, self.labels, len(self.learnt_names))

@@ -124,7 +124,7 @@ class TransCLIP(BesideZeroShot):
             return
         bank, source = feed.bank(), feed.selection.settings
         assert bank.labels is not None  # of labelled images
-        if len(bank.labels.unique()) < len(self.class_names):
+        if len(bank.labels.unique()) < len(self.learnt_names):
             raise VlpromptError("transclip with support=true needs a labelled image of each class")
         self.support, self.support_labels = F.normalize(bank.features[0], dim=-1), bank.labels.float()
         if not self.config.as_published:
@@ -146,7 +146,7 @@ class TransCLIP(BesideZeroShot):
     def log_y(self, batch: Batch) -> Tensor:
         """Log ŷ (B, C) of a batch by class features, or by whatever the saved learner does that it stands on."""
         if self.beneath is not None and self.beneath.lacks:
-            return self.beneath.logits(batch, self.class_names).log_softmax(dim=1)
+            return self.beneath.logits(batch, self.learnt_names).log_softmax(dim=1)
         return super().score(self.image_features(batch), self.text_features()).log_softmax(dim=1)
 
     @torch.no_grad()
@@ -161,7 +161,7 @@ class TransCLIP(BesideZeroShot):
             yield from super().predict_all(batches)
         elif seen := [(self.image_features(batch), self.log_y(batch)) for batch in batches]:
             v, log_y = map(torch.cat, zip(*seen, strict=True))
-            yield self.assign(v, log_y, of_a_learner=True)
+            yield self.of_scored(self.assign(v, log_y, of_a_learner=True))
 
     def predict(self, batch: Batch) -> Tensor:
         """Log z (B, C) of a batch that is all of a test."""
@@ -213,7 +213,7 @@ class TransCLIP(BesideZeroShot):
         rows = torch.cat([as_sparse(labelled, len(v)), as_sparse(each, len(v))])
         place = torch.arange(rows.shape[0], device=v.device)
         own, known = (place[: len(v)], place[len(v) :]) if published else (place[-len(v) :], place[: -len(v)])
-        classes = F.one_hot(self.support_labels.long(), len(self.class_names)).to(v)
+        classes = F.one_hot(self.support_labels.long(), len(self.learnt_names)).to(v)
         heard: Tensor = torch.sparse.mm(rows.index_select(0, known).t(), classes)
         return Votes(self.both_ways(rows.index_select(0, own)), heard / (2 * k))
 
@@ -231,7 +231,7 @@ class TransCLIP(BesideZeroShot):
 
     def support_sums(self) -> Tensor:
         """Sums (C, D) of the labelled images of each class."""
-        zeros = self.support.new_zeros(len(self.class_names), self.support.shape[1])
+        zeros = self.support.new_zeros(len(self.learnt_names), self.support.shape[1])
         return zeros.index_add_(0, self.support_labels.long(), self.support)
 
     def gaussians(self, v: Tensor, z: Tensor, gamma: float) -> tuple[Tensor, Tensor]:

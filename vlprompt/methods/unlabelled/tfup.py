@@ -63,7 +63,7 @@ def raw_text(learner: OnText, template: list[str] | None) -> Tensor:
     if learner.beneath is not None:
         return learner.start_text(normalise_first=False, normalise_last=False)
     if learner.config.descriptions is not None:
-        return learner.teacher.described(learner.class_names, learner.config.descriptions, normalise=False)
+        return learner.teacher.described(learner.learnt_names, learner.config.descriptions, normalise=False)
     return learner.frozen_text(template, normalise_first=False, normalise_last=False)
 
 
