@@ -27,7 +27,6 @@ class Way:
     Attributes:
         settings: of the learner, by what the case's JSON says.
         parts: of the loss, their name to ours.
-        logits: further logits, the name behind their slash to a function of the learner and the images.
         atol: of logits.
         shown: settings that the shapes in a checkpoint tell.
         place: from the name of a tensor to that in a checkpoint.
@@ -35,7 +34,6 @@ class Way:
 
     settings: Callable[[Facts], dict[str, Any]]
     parts: Mapping[str, str] = field(default_factory=lambda: {"ce": "ce"})
-    logits: Mapping[str, Callable[[PromptLearner, Tensor], Tensor]] = field(default_factory=dict)
     atol: float = 1e-4
     shown: tuple[str, ...] = ()
     place: Callable[[str], str] = "prompt_learner.{}".format
@@ -61,9 +59,32 @@ def mma(facts: Facts) -> dict[str, Any]:
     return ours | {"template": f"{facts['text_ctx']} {{}}."}
 
 
+def mmrl(facts: Facts) -> dict[str, Any]:
+    first, last = min(facts["rep_layers"]), max(facts["rep_layers"])
+    assert facts["rep_layers"] == list(range(first, last + 1))
+    assert facts["template"] == facts["teacher_template"]
+    objective = [
+        f"ce(weight={facts['alpha']})",
+        f"part_ce(part=rep, weight={1 - facts['alpha']})",
+        f"text_anchor(weight={facts['reg_weight']})",
+        f"image_anchor(weight={facts['reg_weight']}, distance=cos)",
+    ]
+    ours = {key: facts[key] for key in ("n_rep_tokens", "rep_dim", "alpha", "template")}
+    return ours | {"rep_start": first, "rep_end": last, "scale": facts["logit_scale"], "objective": objective}
+
+
+def mmrlpp(facts: Facts) -> dict[str, Any]:
+    ranks = {"residual_rank": facts["res_lora_dim"], "projection_rank": facts["proj_lora_dim"]}
+    return mmrl(facts) | ranks | {"beta": facts["beta"]}
+
+
+MMRL_PARTS = {"ce_class": "ce", "ce_rep": "part_ce", "reg_text": "text_anchor", "reg_image": "image_anchor"}
+MMRL_SHOWN = ("n_rep_tokens", "rep_dim")
 WAYS: dict[str, Way] = {  # by the case's method
     "tcp": Way(tcp, {"ce": "ce", "kg": "text_anchor"}, shown=("n_ctx", "meta_width")),
     "mma": Way(mma, shown=("adapter_start", "adapter_end", "adapter_dim"), place="adapter_learner.{}".format),
+    "mmrl": Way(mmrl, MMRL_PARTS, 2e-4, MMRL_SHOWN, "{}".format),
+    "mmrlpp": Way(mmrlpp, MMRL_PARTS, 2e-4, (*MMRL_SHOWN, "residual_rank", "projection_rank"), "{}".format),
 }
 
 
@@ -109,9 +130,10 @@ def _repeat(case: Case, way: Way, learner: PromptLearner) -> None:
 
 def _compare_logits(case: Case, way: Way, learner: PromptLearner, images: Tensor, name: str) -> None:
     with torch.no_grad():
-        close(learner.eval()(images), case.tensors[name], name, atol=way.atol)
-        for part, theirs in case.under(f"{name}/").items():
-            close(way.logits[part](learner, images), theirs, f"{name}/{part}", atol=way.atol)
+        found = learner.eval()({"image": images})
+    close(found.logits, case.tensors[name], name, atol=way.atol)
+    for part, theirs in case.under(f"{name}/").items():
+        close(found.parts[part], theirs, f"{name}/{part}", atol=way.atol)
 
 
 def relative(ours: Tensor, theirs: Tensor) -> float:

@@ -6,8 +6,12 @@ import pytest
 import torch
 
 from vlprompt import VlpromptError
+from vlprompt.learner.held_out import make_selection, say_seen
 from vlprompt.methods.edits import mma
-from vlprompt.testing import NAMES, close, fit, logits_of, make, small_clip, toy_batch
+from vlprompt.methods.prompts import mmrl
+from vlprompt.testing import NAMES, NEW_NAMES, close, fit, logits_of, make, small_clip, toy_batch
+
+FAMILIAR = ("trained", "shifted", "new")
 
 
 def test_tcp_is_coop_where_what_flows_goes_on() -> None:
@@ -83,3 +87,80 @@ def test_mmas_gradients_are_those_of_autograd_but_for_the_scale(scale: float, mo
 def test_blocks_that_are_not_there_are_refused(start: int, end: int | None) -> None:
     with pytest.raises(VlpromptError, match="has 3 blocks in its shallower tower"):
         make("mma", adapter_start=start, adapter_end=end)
+
+
+@pytest.mark.parametrize("method", ["mmrl", "mmrlpp"])
+def test_the_class_part_is_zero_shot_at_the_published_scale_where_tokens_are_not_seen(
+    method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clip = small_clip()
+    learner = make(method, clip).eval()
+    monkeypatch.setattr(mmrl.InsertedTokens, "tokens", lambda self, layer, x, rows: x)
+    with torch.no_grad():
+        v = learner.image_features(toy_batch()["image"][:2])
+        found = learner.parts(v, learner.text_features())
+    assert list(found) == ["class"]
+    plain = logits_of(make("zero_shot", clip))[:2]
+    assert close(found["class"], 100 / clip.logit_scale * plain)
+    assert make(method, clip, scale=None).logit_scale == clip.logit_scale
+
+
+@pytest.mark.parametrize("method", ["mmrl", "mmrlpp"])
+def test_the_rule_is_by_what_the_classes_are_and_keeps_both_parts(method: str) -> None:
+    learner = make(method, alpha=0.6).eval()
+    images = {"image": toy_batch()["image"]}
+    with torch.no_grad():
+        found = {known: (setattr(learner, "familiar", known), learner(images))[1] for known in FAMILIAR}
+    parts = found["trained"].parts
+    assert list(parts) == ["class", "rep"]
+    assert close(found["trained"].logits, 0.6 * parts["class"] + 0.4 * parts["rep"])
+    assert all(torch.equal(found[known].logits, parts["class"]) for known in ("shifted", "new"))
+    learner.set_class_names(NEW_NAMES)
+    assert learner.familiar == "new"
+
+
+def test_nothing_of_the_second_head_is_learnt_where_the_loss_leaves_it_out() -> None:
+    learner = make("mmrl", objective=["ce"])
+    learner.backward(learner.loss(toy_batch()))
+    assert not learner.proj_rep.grad.any()
+    assert learner.tokens.grad.norm() > 0
+
+
+def test_the_second_projection_starts_at_random_in_mmrl_and_at_clips_in_mmrlpp() -> None:
+    clip = small_clip()
+    own = clip.visual.projection
+    assert not close(make("mmrl", clip).second_projection(), own, 0.5)
+    assert torch.equal(make("mmrlpp", clip).second_projection(), own)
+
+
+def test_blended_tokens_are_those_that_flow_where_nothing_new_has_a_share() -> None:
+    learner, flowing = make("mmrlpp", beta=0.0), make("mmrlpp", rep_end=1)
+    for name, parameter in flowing.named_parameters():
+        parameter.data = learner.get_parameter(name).data
+    assert flowing.blocks == range(1)
+    assert close(logits_of(learner), logits_of(flowing))
+
+
+@pytest.mark.parametrize(
+    ("method", "settings", "message"),
+    [
+        ("mmrl", {"rep_start": 3, "rep_end": 2}, "has 3 blocks in its shallower tower"),
+        ("mmrlpp", {"rep_end": 4}, "has 3 blocks in its shallower tower"),
+        ("mmrl", {"alpha": 1.1}, "alpha must be"),
+        ("mmrl", {"head": "dept"}, "has a head of its own"),
+        ("coop", {"objective": ["ce", "part_ce(part=rep)"]}, "of logits called rep, and coop's are in one piece"),
+        ("mmrl", {"objective": ["ce", "part_ce(part=linear)"]}, "and mmrl's are class and rep"),
+    ],
+    ids=str,
+)
+def test_what_mmrl_cannot_have_is_told_in_one_sentence(method: str, settings: dict, message: str) -> None:
+    with pytest.raises(VlpromptError) as error:
+        make(method, **settings)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_values_that_authors_chose_by_dataset_are_marked_wherever_their_numbers_stand() -> None:
+    chosen = make_selection("paper", "mmrl", make("mmrl").facts)
+    assert (chosen.sources, chosen.saw) == ((), {"unnamed"})
+    assert say_seen(sorted(chosen.saw)) == "saw images that its authors do not name"

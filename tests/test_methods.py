@@ -44,6 +44,8 @@ def total(method: str, clip, **settings) -> int:
         ("mvlpt", {}, 566_400),
         ("tcp", {}, 331_904),
         ("mma", {}, 674_560),
+        ("mmrl", {}, 4_992_256),
+        ("mmrlpp", {}, 813_312),
     ],
 )
 def test_parameter_counts_on_vit_b_16(method: str, settings: dict, count: int, vit_b_16) -> None:

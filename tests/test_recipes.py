@@ -28,6 +28,14 @@ PUBLISHED = {
     "pre": {"lr": 2e-3, "batch_size": 32, "epochs": 50, "encoder": "lstm"},
     "restore": {"lr": 3.5e-3, "batch_size": 4, "epochs": 10, "depth": 9},
 }
+
+
+def anchored(weight: float) -> list[str]:
+    """MMRL's loss with some λ."""
+    anchors = [f"text_anchor(weight={weight})", f"image_anchor(weight={weight}, distance=cos)"]
+    return ["ce(weight=0.7)", "part_ce(part=rep, weight=0.3)", *anchors]
+
+
 # spec: what the released code has for other protocols and certain data
 ELSEWHERE = [
     ({"method": "coop", "dataset": "imagenet"}, {"epochs": 50}),
@@ -61,6 +69,23 @@ ELSEWHERE = [
     ({"method": "tcp", "dataset": "ucf101"}, {"prompt_template": "person doing {}."}),
     ({"method": "mma"}, {"lr": 1.5e-3, "batch_size": 16, "epochs": 5, "warmup_epochs": 0, "adapter_scale": 1e-3}),
     ({"method": "mma", "protocol": "cross_dataset", "dataset": "imagenet"}, {"batch_size": 128, "epochs": 5}),
+    ({"method": "mmrl", "dataset": "eurosat"}, {"lr": 1e-3, "batch_size": 4, "epochs": 10, "rep_dim": 512}),
+    ({"method": "mmrl", "dataset": "eurosat", "selection": "paper"}, {"rep_dim": 2048, "objective": anchored(0.01)}),
+    ({"method": "mmrl", "dataset": "stanford_cars", "selection": "fixed"}, {"objective": anchored(0.5)}),
+    (
+        {"method": "mmrl", "dataset": "stanford_cars", "selection": "paper", "protocol": "few_shot"},
+        {"objective": anchored(7.0), "batch_size": 32, "epochs": 50, "optimizer": "adamw", "transform": "rrc_half"},
+    ),
+    ({"method": "mmrl", "dataset": "imagenet"}, {"batch_size": 32, "epochs": 5, "objective": anchored(0.5)}),
+    (
+        {"method": "mmrl", "dataset": "imagenet", "protocol": "cross_dataset", "selection": "paper"},
+        {"batch_size": 32, "epochs": 1, "warmup_epochs": 0, "objective": anchored(0.2)},
+    ),
+    ({"method": "mmrlpp", "dataset": "food101"}, {"beta": 0.9, "objective": anchored(0.2), "epochs": 10}),
+    (
+        {"method": "mmrlpp", "dataset": "food101", "selection": "paper", "protocol": "few_shot"},
+        {"beta": 0.1, "objective": anchored(1.0), "lr": 2e-3, "epochs": 100},
+    ),
     ({"method": "restore", "dataset": "oxford_pets"}, {"image_ratio": 0.01, "text_ratio": 0.1}),
 ]
 SHARED_BY_ALL = {"optimizer": "sgd", "momentum": 0.9, "weight_decay": 5e-4, "warmup_epochs": 1, "warmup_lr": 1e-5}

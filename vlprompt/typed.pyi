@@ -37,6 +37,8 @@ from vlprompt.methods.heads.linear_probe import LinearProbe
 from vlprompt.methods.heads.lp_plus_plus import LPPlusPlus
 from vlprompt.methods.prompts.maple import MaPLe
 from vlprompt.methods.edits.mma import MMA
+from vlprompt.methods.prompts.mmrl import MMRL
+from vlprompt.methods.prompts.mmrlpp import MMRLPP
 from vlprompt.methods.prompts.mocoop import MoCoOp
 from vlprompt.methods.prompts.mvlpt import MVLPT
 from vlprompt.methods.unlabelled.pouf import POUF
@@ -61,7 +63,7 @@ from vlprompt.methods.heads.zlap import ZLaP
 from vlprompt.methods.heads.clap import ZSLP
 
 StrPath = str | PathLike[str]
-Known = Literal['clap', 'clip_adapter', 'clip_lora', 'cocoop', 'coop', 'coprompt', 'cross_modal_lp', 'cupl', 'difftpt', 'fpl', 'gda', 'grip', 'ifpl', 'ivlp', 'kgcoop', 'linear_probe', 'lp_plus_plus', 'maple', 'mma', 'mocoop', 'mvlpt', 'pouf', 'pre', 'proda', 'prograd', 'promptsrc', 'restore', 'taskres', 'tcp', 'tda', 'tfup', 'tfup_t', 'tip_adapter', 'tip_adapter_f', 'tpt', 'transclip', 'upl', 'vpt', 'zero_shot', 'zlap', 'zs_lp']
+Known = Literal['clap', 'clip_adapter', 'clip_lora', 'cocoop', 'coop', 'coprompt', 'cross_modal_lp', 'cupl', 'difftpt', 'fpl', 'gda', 'grip', 'ifpl', 'ivlp', 'kgcoop', 'linear_probe', 'lp_plus_plus', 'maple', 'mma', 'mmrl', 'mmrlpp', 'mocoop', 'mvlpt', 'pouf', 'pre', 'proda', 'prograd', 'promptsrc', 'restore', 'taskres', 'tcp', 'tda', 'tfup', 'tfup_t', 'tip_adapter', 'tip_adapter_f', 'tpt', 'transclip', 'upl', 'vpt', 'zero_shot', 'zlap', 'zs_lp']
 
 class MethodSettings(TypedDict, total=False):
     objective: list[str]
@@ -326,6 +328,31 @@ class MmaSettings(MethodSettings, total=False):
     template: str
 
 class MmaRun(RunSettings, MmaSettings, total=False): ...
+
+class MmrlSettings(MethodSettings, total=False):
+    n_rep_tokens: int
+    rep_dim: int
+    rep_start: int | None
+    rep_end: int | None
+    alpha: float
+    scale: float | None
+    template: str | None
+
+class MmrlRun(RunSettings, MmrlSettings, total=False): ...
+
+class MmrlppSettings(MethodSettings, total=False):
+    n_rep_tokens: int
+    rep_dim: int
+    rep_start: int | None
+    rep_end: int | None
+    alpha: float
+    scale: float | None
+    template: str | None
+    residual_rank: int
+    projection_rank: int
+    beta: float
+
+class MmrlppRun(RunSettings, MmrlppSettings, total=False): ...
 
 class MocoopSettings(MethodSettings, total=False):
     groups: dict[str, list[str]] | None
@@ -654,6 +681,14 @@ def create_learner(method: Literal['mma'], clip: FrozenCLIP, class_names: Sequen
     """Adapters beside the upper blocks of both towers, with a shared middle."""
 
 @overload
+def create_learner(method: Literal['mmrl'], clip: FrozenCLIP, class_names: Sequence[str], *, templates: Sequence[str] = ..., seed: int = ..., shared_names: bool = ..., **settings: Unpack[MmrlSettings]) -> MMRL:
+    """Representation tokens in the upper blocks of both towers, with a second image feature made of them."""
+
+@overload
+def create_learner(method: Literal['mmrlpp'], clip: FrozenCLIP, class_names: Sequence[str], *, templates: Sequence[str] = ..., seed: int = ..., shared_names: bool = ..., **settings: Unpack[MmrlppSettings]) -> MMRLPP:
+    """MMRL with one map a tower, low-rank residuals, and tokens that blend with what flows."""
+
+@overload
 def create_learner(method: Literal['mocoop'], clip: FrozenCLIP, class_names: Sequence[str], *, templates: Sequence[str] = ..., seed: int = ..., shared_names: bool = ..., **settings: Unpack[MocoopSettings]) -> MoCoOp:
     """Contexts that start from groups of templates, and a router that mixes two of them for each image."""
 
@@ -822,6 +857,14 @@ def run(*, method: Literal['maple'], clip: FrozenCLIP | None = ..., **settings: 
 @overload
 def run(*, method: Literal['mma'], clip: FrozenCLIP | None = ..., **settings: Unpack[MmaRun]) -> Result:
     """Adapters beside the upper blocks of both towers, with a shared middle."""
+
+@overload
+def run(*, method: Literal['mmrl'], clip: FrozenCLIP | None = ..., **settings: Unpack[MmrlRun]) -> Result:
+    """Representation tokens in the upper blocks of both towers, with a second image feature made of them."""
+
+@overload
+def run(*, method: Literal['mmrlpp'], clip: FrozenCLIP | None = ..., **settings: Unpack[MmrlppRun]) -> Result:
+    """MMRL with one map a tower, low-rank residuals, and tokens that blend with what flows."""
 
 @overload
 def run(*, method: Literal['mocoop'], clip: FrozenCLIP | None = ..., **settings: Unpack[MocoopRun]) -> Result:

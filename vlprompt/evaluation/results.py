@@ -125,7 +125,7 @@ class Result:
         selection: what was chosen on: ``last``, nothing (settings as given, the last epoch's weights); ``fewshot_val``,
             the few-shot validation draw; ``paper``, what the method's authors chose on.
         saw: images besides those that were trained on which bore on the learner: ``val`` (the few-shot draw),
-            ``whole_val``, ``test``; None in results that do not tell.
+            ``whole_val``, ``test``, or ``unnamed`` ones of its authors'; None in results that do not tell.
         searches: a record for each grid that was searched: ``on``, ``images``, ``points``, ``chosen``, ``accuracy`` and
             ``ties``; ``search.jsonl`` beside it has every point.
         limit: test images at most in each test; None if all.
@@ -160,7 +160,7 @@ class Result:
     git_commit: str | None
     created: str
     selection: str = "last"
-    saw: list[Literal["val", "whole_val", "test"]] | None = None
+    saw: list[Literal["val", "whole_val", "test", "unnamed"]] | None = None
     searches: list[dict[str, Any]] = field(default_factory=list)
     limit: Annotated[int, Field(ge=1)] | None = None
     seeded: bool | None = None

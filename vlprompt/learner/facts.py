@@ -64,7 +64,8 @@ class Facts:
         predicts: whether a test image is predicted ``alone``; ``online``, with what was learnt from the images before
             it; or ``jointly`` with all others of its test. Results of the latter two are marked wherever they stand.
         paper_settings: what images the authors chose hyper-parameters on, for ``selection=paper``: ``none``, ``val``
-            (a few a class), ``whole_val`` or ``test``; None if that is not recorded.
+            (a few a class), ``whole_val`` or ``test``; ``unnamed`` where they have values by dataset, which the recipe
+            repeats, and do not say on what images they chose them; None if that is not recorded.
         paper_epoch: what images they chose the epoch on: ``last`` if on none.
         fidelity: what it was held to: numbers that the authors' ``code`` computed; ``invariants`` alone; or, a
             ``reconstruction``, what the authors wrote of a method whose code nobody has, which is marked wherever its
@@ -81,6 +82,6 @@ class Facts:
     inputs: tuple[str, ...] = ("image",)
     labels: Literal["needed", "some", "any", "none"] = "needed"
     predicts: Predicts = "alone"
-    paper_settings: Literal["none", "val", "whole_val", "test"] | None = None
+    paper_settings: Literal["none", "val", "whole_val", "test", "unnamed"] | None = None
     paper_epoch: Literal["last", "val", "whole_val", "test"] = "last"
     fidelity: Fidelity = "invariants"

@@ -20,7 +20,13 @@ if TYPE_CHECKING:
 FIXED, FEWSHOT_VAL, PAPER = "last", "fewshot_val", "paper"
 SELECTIONS = (FIXED, FEWSHOT_VAL, PAPER)
 OTHER_NAMES = {"fixed": FIXED}  # what a head calls it, which has no epochs of which one is the last
-SEEN = {"val": "few-shot val", "whole_val": "whole val", "test": "test"}  # how a source is named for readers
+# how a source is named for readers; on the last of them others chose what a recipe then repeats
+SEEN = {
+    "val": "few-shot val",
+    "whole_val": "whole val",
+    "test": "test",
+    "unnamed": "images that its authors do not name",
+}
 TIES = "of points that are right equally often the first in the grid's order, its last setting varying fastest"
 LATER_STEP = "of steps that are right equally often the last"
 
@@ -93,8 +99,10 @@ def make_selection(rule: str, method: str, facts: Facts) -> Selection:
             f"selection=paper is not told for {method}, whose authors' choice is not recorded here: use fixed or "
             "fewshot_val"
         )
-    settings = None if facts.paper_settings == "none" else facts.paper_settings
-    return Selection(settings, None if facts.paper_epoch == "last" else facts.paper_epoch)
+    epoch = None if facts.paper_epoch == "last" else facts.paper_epoch
+    if facts.paper_settings == "unnamed":
+        return Selection(None, epoch, {"unnamed"})
+    return Selection(None if facts.paper_settings == "none" else facts.paper_settings, epoch)
 
 
 def check_choice(rule: str, selection: Selection, config: Any, facts: Facts, method: str) -> None:

@@ -82,7 +82,11 @@ class CrossEntropy(Objective):
 
     def __call__(self, learner: PromptLearner, outputs: Outputs, batch: Batch) -> Tensor:
         """Mean over the batch."""
-        losses = F.cross_entropy(competing(outputs.logits, batch), batch["label"], reduction="none")  # (B,)
+        return self.of(outputs.logits, batch)
+
+    def of(self, logits: Tensor, batch: Batch) -> Tensor:
+        """That of some logits (B, C) of the batch."""
+        losses = F.cross_entropy(competing(logits, batch), batch["label"], reduction="none")  # (B,)
         return (losses * batch["weight"] if "weight" in batch else losses).mean()
 
 

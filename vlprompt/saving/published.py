@@ -38,6 +38,10 @@ PLACES = (
 LENGTHS = {
     "coupling_width": ("mvlpt_proj_ctx_coop_pre.weight", 0),
     "meta_width": ("meta_net.linear1.weight", 0),
+    "n_rep_tokens": ("representation_learner.compound_rep_tokens", 0),
+    "rep_dim": ("representation_learner.compound_rep_tokens", 1),
+    "residual_rank": ("representation_learner.srra_r2vproj.srra.0.A", 1),
+    "projection_rank": ("image_encoder.A", 1),
 }
 BRANCH = re.compile(r"shared_adapter\.(\d+)\.0\.weight")
 # what is saved beside prompts: buffers of the classes, the frozen model, a frozen teacher, settings
