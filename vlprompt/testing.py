@@ -35,6 +35,7 @@ from vlprompt.estimator.inputs import training_set
 from vlprompt.learner.contract import PromptLearner
 from vlprompt.learner.creation import create_learner
 from vlprompt.learner.learning import Feed
+from vlprompt.learner.objectives import Outputs
 from vlprompt.learner.registration import method_info
 from vlprompt.saving.folder import load_learner
 from vlprompt.training.feed import FeatureFeed, Loading
@@ -104,7 +105,11 @@ def toy_batch(count: int = 10) -> Batch:
     labels = torch.arange(count) % len(NAMES)
     images = torch.randn(count, 3, 32, 32, generator=generator) + labels.view(-1, 1, 1, 1) / 2
     strong = images + torch.randn(images.shape, generator=generator) / 4
-    return {"image": images, "image_strong": strong, "label": labels, "index": torch.arange(count)}
+    masks = torch.zeros(count, 1, 32, 32)
+    for i, mask in enumerate(masks):
+        mask[:, : 8 + i, 4:28] = 1  # regions of several sizes, none of the whole image
+    index = torch.arange(count)
+    return {"image": images, "image_strong": strong, "mask": masks, "label": labels, "index": index}
 
 
 def loss_of(learner: PromptLearner, batch: Batch | None = None) -> dict[str, Tensor]:
@@ -129,8 +134,8 @@ def fit(learner: PromptLearner, steps: int, lr: float = 0.002) -> list[float]:
 def logits_of(learner: PromptLearner) -> Tensor:
     """Evaluation logits on the toy batch."""
     with torch.no_grad():
-        logits: Tensor = learner.eval()(toy_batch()["image"])
-        return logits
+        outputs: Outputs = learner.eval()(toy_batch())
+        return outputs.logits
 
 
 def close(a: Tensor, b: Tensor, tolerance: float = 1e-5) -> bool:

@@ -31,6 +31,7 @@ HEADERS = {
     ),
     "split": ("split", "partition", "subset"),
     "domain": ("domain",),
+    "mask": ("mask", "mask_path", "mask_file", "mask_filename"),
 }
 DELIMITERS = ",;\t|"
 MISSING = ("", "nan", "NaN", "<NA>", "#N/A")  # what programs write for no value
@@ -39,7 +40,7 @@ Rows = dict[int, dict[str, str]]  # by line of the file, and then by role
 
 @readers.register("csv", takes_path=True)
 def read_csv(card: Card, folder: Path, variant: str) -> DatasetSplits:
-    """A table with a column of paths and one of labels or classes, and if you like of splits and domains.
+    """A table with a column of paths and one of labels or classes, and if you like of splits, domains and region masks.
 
     ``variant`` is its path. Columns may have the usual names (``filename``, ``category``, ...) and be parted by commas,
     semicolons, tabs or bars; a column of labels that holds names is one of classes. Paths lie below ``folder``, and may
@@ -55,7 +56,8 @@ def read_csv(card: Card, folder: Path, variant: str) -> DatasetSplits:
     for number, row in rows.items():
         where = f"line {number} of {variant}"
         label = int(row["label"]) if "label" in row else labels[spaced_name(row["class"])]
-        item = Item(_relative(row["path"], tops, where), label, names[label], row.get("domain", ""))
+        mask = _relative(row["mask"], tops, where) if row.get("mask") else ""
+        item = Item(_relative(row["path"], tops, where), label, names[label], row.get("domain", ""), mask)
         if "split" not in row:
             unsplit.append(item)
         elif row["split"].lower() in PART_NAMES:
@@ -161,7 +163,7 @@ def _without_empty_columns(rows: Rows, path: Path) -> Rows:
         if len(lacking) == len(rows):
             for row in rows.values():
                 del row[role]
-        elif lacking and role != "domain":
+        elif lacking and role not in ("domain", "mask"):
             raise VlpromptError(f"line {lacking[0]} of {path} has no {role}: give it one, or delete the line")
         for number in lacking if role in next(iter(rows.values())) else ():
             rows[number][role] = ""

@@ -75,6 +75,8 @@ def as_batch(batch: Any, facts: Facts, clip: FrozenCLIP, features: bool) -> Mapp
     if "image" in facts.inputs and "image" not in batch:
         need = "image or image_features" if features else "image"
         raise VlpromptError(f"a batch needs {need}, and this one has {', '.join(map(str, batch)) or 'nothing'}")
+    if "mask" in facts.inputs and "mask" not in batch:
+        raise VlpromptError("a batch needs mask (B, 1, H, W), 1 in each image's region, and this one has none")
     return batch
 
 

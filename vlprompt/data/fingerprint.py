@@ -6,10 +6,11 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from vlprompt.data.splits import DatasetSplits, Item
+from vlprompt.data.splits import DatasetSplits, Item, has_masks, mask_of
 from vlprompt.errors import VlpromptError
 
 if TYPE_CHECKING:
@@ -24,8 +25,9 @@ MOST_IN_MEMORY = 256  # images that are opened for it where they are not files
 def images_fingerprint(splits: DatasetSplits, items: Sequence[Item]) -> str:
     """Return a SHA-256 over images: the size of every file, and the bytes of as many as 256 MB hold, evenly spaced.
 
-    Dates do not count, so that a copy of a dataset has the same. Of images in memory it is over the pixels of 256,
-    evenly spaced; of embedded ones over their version, since they come with the package.
+    Dates do not count, so that a copy of a dataset has the same. Masks of regions count as images do. Of images in
+    memory it is over the pixels of 256, evenly spaced; of embedded ones over their version, since they come with the
+    package.
 
     Args:
         splits: the dataset that the items belong to.
@@ -48,6 +50,10 @@ def images_fingerprint(splits: DatasetSplits, items: Sequence[Item]) -> str:
         parts = _of_pixels(splits, _spaced(items, len(items) / MOST_IN_MEMORY))
     for part in parts:
         digest.update(part)
+    if splits.image_dir is not None and items and has_masks(splits, items):
+        masked = [replace(item, path=mask) for item in items if (mask := mask_of(splits, item))]
+        for part in _of_files(splits.image_dir, masked):
+            digest.update(part)
     return digest.hexdigest()
 
 

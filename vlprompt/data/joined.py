@@ -34,7 +34,9 @@ def join_datasets(parts: Sequence[DatasetSplits]) -> DatasetSplits:
 
     def shifted(split: str) -> list[Item]:
         return [
-            replace(item, path=prefix + item.path, label=item.label + start)
+            replace(
+                item, path=prefix + item.path, label=item.label + start, mask=prefix + item.mask if item.mask else ""
+            )
             for part, start, prefix in zip(parts, starts, prefixes, strict=True)
             for item in getattr(part, split)
         ]

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from vlprompt.data.formats import count_suffix, is_image_name
+from vlprompt.data.splits import mask_beside
 from vlprompt.errors import VlpromptError
 
 # what macOS, Windows, network drives and vlprompt itself put beside images, besides names that start with a dot
@@ -24,7 +25,8 @@ class Listing:
     """What was found below a folder.
 
     Attributes:
-        images: sorted paths relative to the folder that was asked about, with forward slashes.
+        images: sorted paths relative to the folder that was asked about, with forward slashes; without the masks of
+            regions beside them (``mask_beside``).
         left_out: files that are not read as images, by ending.
         links: linked folders that were not followed.
     """
@@ -67,7 +69,8 @@ def list_images(root: str | Path, folder: str = "", *, follow_links: bool = Fals
                 found.images.append(prefix + name)
             else:
                 count_suffix(found.left_out, name)
-    found.images.sort()
+    masks = {mask_beside(name) for name in found.images}
+    found.images = sorted(name for name in found.images if name not in masks)
     return found
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,12 +23,16 @@ NO_LABEL = -1
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One image: its path relative to the image folder (or its name in an archive), label and class name."""
+    """One image: its path relative to the image folder (or its name in an archive), label and class name.
+
+    ``mask`` is the path of its region mask, where that does not lie beside it (see ``vlprompt.data.masks``).
+    """
 
     path: str
     label: int
     class_name: str
     domain: str = ""
+    mask: str = ""
 
 
 def without_labels(items: Sequence[Item]) -> tuple[Item, ...]:
@@ -133,3 +138,26 @@ class DatasetSplits:
             [[i.path, i.label, i.domain] for i in items] for items in (self.train, self.val, self.test)
         ]
         return hashlib.sha256(json.dumps(listing, separators=(",", ":")).encode()).hexdigest()
+
+
+def mask_beside(path: str) -> str:
+    """Where the mask of a region in an image lies, if there is one.
+
+    >>> mask_beside("birds/wren.jpg")
+    'birds/wren_mask.png'
+    """
+    return f"{os.path.splitext(path)[0]}_mask.png"
+
+
+def mask_of(splits: DatasetSplits, item: Item) -> str:
+    """The path that the mask of an item's region goes by (see ``vlprompt.data.masks``); empty if it has none."""
+    if item.mask:
+        return item.mask
+    beside = mask_beside(item.path)
+    on_disk = splits.image_dir is not None or os.path.isabs(item.path)
+    return beside if on_disk and os.path.isfile(os.path.join(splits.image_dir or "", beside)) else ""
+
+
+def has_masks(splits: DatasetSplits, items: Sequence[Item]) -> bool:
+    """Tell whether the first of some items has a mask, or there is no item; nothing is opened."""
+    return not items or bool(mask_of(splits, items[0]))

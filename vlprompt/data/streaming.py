@@ -16,6 +16,7 @@ from torch import Tensor
 from vlprompt.data.generated import GeneratedViews
 from vlprompt.data.images import as_rgb
 from vlprompt.data.in_hand import image_of
+from vlprompt.data.masks import RegionTransform, open_mask_beside
 from vlprompt.data.transforms import TestViews, eval_transform, split_transform
 from vlprompt.errors import VlpromptError
 
@@ -34,11 +35,13 @@ class ImageBatch:
         sources: the images as they were given, those that were read.
         images: (B, 3, H, W) float32, as the backbone takes them; B may be 0.
         unreadable: what is wrong with each of the others.
+        masks: (B, 1, H, W), where they were asked for.
     """
 
     sources: list[Any]
     images: Tensor
     unreadable: list[str]
+    masks: Tensor | None = None
 
 
 def stream_images(
@@ -49,6 +52,7 @@ def stream_images(
     threads: int | None = None,
     views: TestViews | None = None,
     generated: GeneratedViews | None = None,
+    masks: bool = False,
 ) -> Iterator[ImageBatch]:
     """Yield the images of ``sources`` in batches, each made ready by the evaluation transform.
 
@@ -59,12 +63,14 @@ def stream_images(
         batch_size: sources of a batch.
         views: draws several of each image, so that images are (B, V, 3, H, W); None for the crop alone.
         generated: views that stand behind those, of sources that are paths.
+        masks: whether to read the masks of regions that lie beside images (``vlprompt.data.masks``), of paths too.
         threads: that decode; 0 decodes when a batch is asked for, None takes one a core, where there are several.
     """
     if batch_size < 1:
         raise VlpromptError(f"batch_size must be at least 1, not {batch_size}")
     threads = default_threads() if threads is None else threads
-    load, sources = _Loader(clip, views, generated), iter(sources)
+    load = _RegionLoader(clip) if masks else _Loader(clip, views, generated)
+    sources = iter(sources)
     chunks = iter(lambda: list(islice(sources, batch_size)), [])
     if threads == 0:
         yield from (load.batch(chunk, map(load, chunk)) for chunk in chunks)
@@ -104,7 +110,7 @@ class _Loader:
         self.shape, self.views, self.generated = (3, clip.image_size, clip.image_size), views, generated
         _, self.before, self.after = split_transform(views or eval_transform(clip))
 
-    def __call__(self, source: Any) -> Tensor | str:
+    def __call__(self, source: Any) -> Any:
         image = image_of(image_of(source))  # a row may be the first of a pair
         try:
             read = self.checked(image) if is_preprocessed(image) else self.before(as_rgb(image))
@@ -128,7 +134,7 @@ class _Loader:
             )
         return image.cpu()
 
-    def batch(self, sources: list[Any], loaded: Iterable[Tensor | str]) -> ImageBatch:
+    def batch(self, sources: list[Any], loaded: Iterable[Any]) -> ImageBatch:
         """Put loaded images together; what can be done to all of them at once is done here."""
         pairs = list(zip(sources, loaded, strict=True))
         read = [(source, image) for source, image in pairs if isinstance(image, Tensor)]
@@ -137,3 +143,32 @@ class _Loader:
         else:
             images = self.after(torch.stack([image for _, image in read])) if read else torch.empty(0, *self.shape)
         return ImageBatch([source for source, _ in read], images, [s for _, s in pairs if isinstance(s, str)])
+
+
+class _RegionLoader(_Loader):
+    """Reads an image and the mask beside it, the mask as a fourth channel: (4, S, S) bytes."""
+
+    def __init__(self, clip: FrozenCLIP):
+        super().__init__(clip)
+        self.region = RegionTransform(clip)
+
+    def __call__(self, source: Any) -> Any:
+        path = image_of(image_of(source))
+        try:
+            if not isinstance(path, (str, os.PathLike)):
+                raise VlpromptError("a region's mask is found by its image's path: give paths in place of images")
+            pixels, mask = self.region(as_rgb(path), open_mask_beside(path))
+            return torch.cat([pixels, mask.to(pixels.dtype)])
+        except VlpromptError as error:
+            return str(error)
+
+    def batch(self, sources: list[Any], loaded: Iterable[Any]) -> ImageBatch:
+        """Put images and masks together."""
+        pairs = list(zip(sources, loaded, strict=True))
+        read = [(source, both) for source, both in pairs if isinstance(both, Tensor)]
+        unreadable = [sentence for _, sentence in pairs if isinstance(sentence, str)]
+        if not read:
+            return ImageBatch([], torch.empty(0, *self.shape), unreadable)
+        both = torch.stack([pixels for _, pixels in read])
+        images, masks = self.after(both[:, :3]), both[:, 3:].float()
+        return ImageBatch([source for source, _ in read], images, unreadable, masks)

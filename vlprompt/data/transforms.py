@@ -18,6 +18,7 @@ from vlprompt.errors import VlpromptError, nearest
 
 CROP_SCALE = (0.08, 1.0)  # the published recipes' INPUT.RRCROP_SCALE
 HALF_SCALE = (0.5, 1.0)  # of GDA and Tip-Adapter
+CROP_SCALES = {"rrc": CROP_SCALE, "rrc_half": HALF_SCALE}
 TRAIN_KINDS = ("rrc", "rrc_half", "center", "randaugment", "augmix")
 # A JPEG is decoded at 1/2, 1/4 or 1/8 of its size if a crop then still has this many pixels for each that is wanted.
 REDUCE_FROM = 1.5
@@ -130,10 +131,10 @@ def train_transform(clip: Preprocessing, kind: str = "rrc", mirror: bool = True)
         raise VlpromptError(f"unknown train transform '{kind}': {nearest(kind, TRAIN_KINDS)}")
     if kind == "randaugment":
         size = (clip.image_size, clip.image_size)
-        squash = v2.Resize(size, interpolation=_interpolation(clip), antialias=True)
+        squash = v2.Resize(size, interpolation=interpolation_of(clip), antialias=True)
         return v2.Compose([squash, v2.RandAugment(num_ops=2, magnitude=10), *_to_tensor(clip)])
-    scale = {"rrc": CROP_SCALE, "rrc_half": HALF_SCALE, "augmix": CROP_SCALE}.get(kind)
-    crop = [DecodedCrop(clip.image_size, scale, _interpolation(clip))] if scale else _eval_crop(clip)
+    scale = CROP_SCALES.get("rrc" if kind == "augmix" else kind)
+    crop = [DecodedCrop(clip.image_size, scale, interpolation_of(clip))] if scale else eval_crop(clip)
     flip = [v2.RandomHorizontalFlip()] if mirror else []
     mixed = [AugMix()] if kind == "augmix" else []
     return v2.Compose([*crop, *flip, *mixed, *_to_tensor(clip)])
@@ -206,7 +207,7 @@ def eval_transform(clip: Preprocessing) -> v2.Compose:
     of the time. It goes over rows and then columns, as Pillow did before version 13; that version turns this round
     where a tall image is squashed, which moves edges of drawings by up to four levels.
     """
-    return v2.Compose([*_eval_crop(clip), *_to_tensor(clip)])
+    return v2.Compose([*eval_crop(clip), *_to_tensor(clip)])
 
 
 def transform_fingerprint(transform: Any) -> str:
@@ -214,12 +215,14 @@ def transform_fingerprint(transform: Any) -> str:
     return hashlib.sha256(repr(transform).encode()).hexdigest()[:16]
 
 
-def _interpolation(clip: Preprocessing) -> InterpolationMode:
+def interpolation_of(clip: Preprocessing) -> InterpolationMode:
+    """How a model's images are resized."""
     return InterpolationMode.BILINEAR if clip.interpolation == "bilinear" else InterpolationMode.BICUBIC
 
 
-def _eval_crop(clip: Preprocessing) -> list[Any]:
-    size, interpolation = clip.image_size, _interpolation(clip)
+def eval_crop(clip: Preprocessing, interpolation: InterpolationMode | None = None) -> list[Any]:
+    """The steps of evaluation up to bytes of the model's size; ``interpolation`` in place of the model's."""
+    size, interpolation = clip.image_size, interpolation or interpolation_of(clip)
     if clip.resize_mode == "longest":
         return [ResizeKeepRatio(size, interpolation=interpolation, longest=1), CenterCropOrPad(size)]
     if clip.resize_mode == "squash":

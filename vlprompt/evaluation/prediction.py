@@ -122,13 +122,16 @@ def image_features(
         raise VlpromptError(f"image_features: model must be a FrozenCLIP or a learner, not {told(model)}")
     clip = model.eval().clip if isinstance(model, PromptLearner) else model
 
-    def encode(read: Tensor) -> Tensor:
+    masks = isinstance(model, PromptLearner) and "mask" in model.facts.inputs
+
+    def encode(read: Batch) -> Tensor:
         if isinstance(model, PromptLearner):
-            return finite(model.image_features(read), model)
-        return model.encode_image(read)
+            return finite(model.image_features(read if masks else read["image"]), model)
+        return model.encode_image(read["image"])
 
     with torch.no_grad():
-        rows = [encode(read).float().cpu().numpy() for _, read in _read(images, clip, batch_size, threads)]
+        found = _read(images, clip, batch_size, threads, masks=masks)
+        rows = [encode(read).float().cpu().numpy() for _, read in found]
     return np.concatenate([np.empty((0, clip.embed_dim), np.float32), *rows])
 
 
@@ -143,10 +146,12 @@ def _predicted(
     views, generated = learner.eval().test_views, learner.generated_views
     waiting: list[Any] = []  # read, and not predicted yet
 
+    masks = "mask" in learner.facts.inputs
+
     def batches() -> Iterator[Batch]:
-        for sources, read in _read(images, learner.clip, batch_size, threads, on_unreadable, views, generated):
+        for sources, batch in _read(images, learner.clip, batch_size, threads, on_unreadable, views, generated, masks):
             waiting.extend(sources)
-            yield Batch(image=read) if views is None else Batch(views=read)
+            yield batch
 
     for logits in learner.predict_all(batches()):
         sources, waiting[:] = waiting[: len(logits)], waiting[len(logits) :]
@@ -161,19 +166,24 @@ def _read(
     on_unreadable: Report | None = None,
     views: TestViews | None = None,
     generated: GeneratedViews | None = None,
-) -> Iterator[tuple[list[Any], Tensor]]:
-    """Yield the images of each batch that were read, as they were given and as a tensor on the backbone's device."""
+    masks: bool = False,
+) -> Iterator[tuple[list[Any], Batch]]:
+    """Yield the images of each batch that were read, as they were given and as tensors on the backbone's device."""
     batch_size = at_least("batch_size", batch_size, 1)
     threads = None if threads is None else at_least("threads", threads, 0)
-    for batch in stream_images(
-        samples(several_images(images)), clip, batch_size=batch_size, threads=threads, views=views, generated=generated
-    ):
+    how: dict[str, Any] = {"views": views, "generated": generated, "masks": masks}
+    several = samples(several_images(images))
+    for batch in stream_images(several, clip, batch_size=batch_size, threads=threads, **how):
         for sentence in batch.unreadable:
             if on_unreadable is None:
                 raise VlpromptError(sentence)
             on_unreadable(sentence)
         if batch.sources:
-            yield batch.sources, batch.images.to(clip.device)
+            read = batch.images.to(clip.device)
+            found = Batch(image=read) if views is None else Batch(views=read)
+            if batch.masks is not None:
+                found["mask"] = batch.masks.to(clip.device)
+            yield batch.sources, found
 
 
 def several_images(images: Any) -> Iterable[Any]:

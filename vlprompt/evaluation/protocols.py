@@ -9,7 +9,7 @@ from typing import Any, Literal
 from datasets_registry.catalog import domains_of, list_collections, list_datasets, name_here
 from vlprompt.base.registry import Registry
 from vlprompt.clip.naming import same_names
-from vlprompt.data.splits import DatasetSplits, Half
+from vlprompt.data.splits import DatasetSplits, Half, has_masks
 from vlprompt.errors import VlpromptError, nearest
 from vlprompt.learner.class_part import find_part
 from vlprompt.learner.facts import Facts, Familiar
@@ -302,6 +302,8 @@ def check_suits(protocol: str, plan: Plan, parts: Mapping[Part, DatasetSplits], 
         raise VlpromptError(f"{method} learns from labelled images, and protocol={protocol} has none: use few_shot")
     if plan.pool == "none" and facts.labels in ("some", "any"):
         raise VlpromptError(f"{method} learns from images without labels too: use protocol=semi_supervised")
+    if "mask" in facts.inputs:
+        _check_masks(plan, parts, method)
     learnt = parts[plan.train].class_names
     tested = [parts[part] for part in plan.tests.values()]
     if facts.new_classes or all(find_part(learnt, test.class_names, test.class_places) for test in tested):
@@ -311,3 +313,14 @@ def check_suits(protocol: str, plan: Plan, parts: Mapping[Part, DatasetSplits], 
         f"protocol={protocol} tests classes that were not trained on, and {method} with these settings is bound to its "
         f"training classes: use protocol=few_shot{hint}"
     )
+
+
+def _check_masks(plan: Plan, parts: Mapping[Part, DatasetSplits], method: str) -> None:
+    """Refuse datasets whose images have no masks of regions."""
+    tested = [(parts[part], parts[part].test) for part in plan.tests.values()]
+    for splits, items in [(parts[plan.train], parts[plan.train].train), *tested]:
+        if not has_masks(splits, items):
+            raise VlpromptError(
+                f"{method} looks at a region of each image, and {splits.name} has no masks of regions: put "
+                "NAME_mask.png beside NAME.jpg, give a table a column mask, or use dataset=shapes"
+            )

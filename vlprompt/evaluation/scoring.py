@@ -31,6 +31,7 @@ from vlprompt.data import (
     resolve_templates,
 )
 from vlprompt.data.generated import WithGenerated
+from vlprompt.data.masks import RegionItems, RegionTransform
 from vlprompt.data.readable import leave_out_unreadable
 from vlprompt.data.splits import DatasetSplits, Half, Item
 from vlprompt.errors import VlpromptError
@@ -256,6 +257,9 @@ def _batches(
             images = ImageItems(splits, in_order, views)
         batches = eval_batches(images, max(1, VIEWS_AT_ONCE // views.count), workers=workers, device=clip.device)
         return (batch | {"views": batch["image"]} for batch in batches)
+    if "mask" in learner.facts.inputs:
+        regions = RegionItems(splits, in_order, RegionTransform(clip))
+        return eval_batches(regions, workers=workers, device=clip.device)
     transform = eval_transform(clip)
     if learner.predicts_from_images:
         return eval_batches(ImageItems(splits, in_order, transform), workers=workers, device=clip.device)

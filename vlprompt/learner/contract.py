@@ -357,9 +357,10 @@ class PromptLearner(Method):
 
     @property
     def image_keys(self) -> tuple[str, ...]:
-        """The images that a training batch must carry: ``image``, and ``image_strong`` if an objective asks for it."""
+        """What a training batch must carry: ``image``, ``image_strong`` if an objective asks for it, ``mask``."""
         strong = any("image_strong" in o.needs for o in self.objectives)
-        return ("image", "image_strong") if strong else ("image",)
+        masks = ("mask",) if "mask" in self.facts.inputs else ()
+        return (("image", "image_strong") if strong else ("image",)) + masks
 
     @property
     def takes_features(self) -> bool:
@@ -402,6 +403,8 @@ class PromptLearner(Method):
             raise VlpromptError(f"after_step={self.config.after_step} cannot be, since {who} {reason}")
         for objective in self.objectives:
             reason = objective.refuses(self)
+            if objective.needs and "mask" in self.facts.inputs:
+                reason = "asks for a second view of an image, and a region's mask goes with one"
             if reason:
                 raise VlpromptError(f"objective {objective.name} {reason}")
         names = [o.name for o in self.objectives]

@@ -24,6 +24,7 @@ from vlprompt.data import (
     mask_other_tasks,
     train_transform,
 )
+from vlprompt.data.masks import RegionItems, RegionTransform
 from vlprompt.data.splits import Item
 from vlprompt.data.transforms import Views
 from vlprompt.errors import VlpromptError, warn
@@ -81,7 +82,8 @@ class ImageFeed:
         clip: the learner's frozen model, or what else makes its image features.
         loading: how images become batches.
         cacheable: whether the learner takes the frozen tower's features for images.
-        names: tensors of augmented images that the learner's batches must carry; each is a draw of its own.
+        names: tensors of augmented images that the learner's batches must carry, each a draw of its own; ``mask`` if
+            their regions' masks go with them.
         weights: of the labelled images in the loss (N,).
         chosen: places in the pool that the first of the labelled images were taken from (N,), so that nothing is
             encoded twice.
@@ -166,7 +168,12 @@ class ImageFeed:
         if self.cacheable:
             yield from replace(self.bank(source), labels=None).eval_batches()
             return
-        images = ImageItems(self.splits, self._items(source), eval_transform(self.clip))
+        items = self._items(source)
+        images = (
+            RegionItems(self.splits, items, RegionTransform(self.clip))
+            if "mask" in self.names
+            else ImageItems(self.splits, items, eval_transform(self.clip))
+        )
         for batch in eval_batches(images, workers=self.loading.workers, device=self.clip.device):
             del batch["label"]
             yield batch
@@ -267,8 +274,12 @@ class ImageFeed:
         return cached, len(bank) * (bank.views if every_view else 1)
 
     def _fresh(self, items: Sequence[Item]) -> Draw:
-        augment, names, how = self._transform(self.clip), self.names, self.loading
-        images = ImageItems(self.splits, items, augment if len(names) == 1 else Views(augment, len(names)))
+        augment, how = self._transform(self.clip), self.loading
+        names = [name for name in self.names if name != "mask"]
+        if len(names) == len(self.names):
+            images = ImageItems(self.splits, items, augment if len(names) == 1 else Views(augment, len(names)))
+        else:
+            images = RegionItems(self.splits, items, RegionTransform(self.clip, how.transform, self.splits.mirror))
 
         def fresh(epoch: int, batch_size: int) -> Iterator[Batch]:
             for batch in epoch_batches(

@@ -1,0 +1,150 @@
+"""Regions of images: a mask beside each image, and transforms that move both alike.
+
+A mask is an image of the same size: what is not black belongs to the region. It is the image's ``mask`` (a column of a
+table), or a file called ``<name>_mask.png`` beside the image.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torchvision import tv_tensors
+from torchvision.transforms import InterpolationMode, v2
+from torchvision.transforms.v2 import functional as F
+
+from vlprompt.data.images import open_rgb, reads_from_disk
+from vlprompt.data.loading import ImageItems
+from vlprompt.data.splits import DatasetSplits, Item, mask_beside, mask_of
+from vlprompt.data.transforms import (
+    CROP_SCALES,
+    Preprocessing,
+    eval_crop,
+    eval_transform,
+    interpolation_of,
+    train_transform,
+)
+from vlprompt.errors import VlpromptError
+
+DRAWS = 10  # of a random crop that shows nothing of the region, before the middle is taken
+
+
+def to_region(image: Image.Image) -> Image.Image:
+    """A mask as bytes, 255 in the region and 0 outside: what is not black, or not a palette's first colour."""
+    pixels = np.asarray(image)
+    if image.mode in ("LA", "RGBA", "PA", "La", "RGBa"):
+        pixels = pixels[..., :-1]  # the last says how opaque a pixel is
+    inside = pixels != 0
+    return Image.fromarray(np.uint8(255) * (inside.any(axis=2) if inside.ndim == 3 else inside).astype(np.uint8))
+
+
+def open_mask(splits: DatasetSplits, item: Item) -> Image.Image:
+    """Open the mask of an item's image, as ``to_region`` gives it.
+
+    Raises:
+        VlpromptError: it has none, or it cannot be read.
+    """
+    place = mask_of(splits, item)
+    if not place:
+        raise VlpromptError(
+            f"{item.path} of {splits.name} has no region mask: put {mask_beside(os.path.basename(item.path))} beside "
+            "it, or give a table a column mask"
+        )
+    masked = replace(item, path=place)
+    region: Image.Image = (
+        splits.open_image(masked, to_region) if reads_from_disk(splits) else to_region(splits.open_image(masked))
+    )
+    return region
+
+
+def open_mask_beside(path: str | os.PathLike[str]) -> Image.Image:
+    """Open ``<name>_mask.png`` beside an image file, as ``to_region`` gives it.
+
+    Raises:
+        VlpromptError: it is not there, or cannot be read.
+    """
+    region: Image.Image = open_rgb(mask_beside(os.fspath(path)), to_region)
+    return region
+
+
+class RegionTransform:
+    """A transform of images that a region's mask goes through too, so that the two lie on each other.
+
+    An image's pixels are those that it has without a mask, where the same numbers are drawn. A random crop that shows
+    nothing of the region is drawn again, ten times at most.
+
+    Args:
+        clip: the frozen model.
+        kind: of ``train_transform``; None is the evaluation crop.
+        mirror: whether half of the training images are flipped.
+
+    Raises:
+        VlpromptError: the kind changes where things are in ways that no mask follows.
+    """
+
+    def __init__(self, clip: Preprocessing, kind: str | None = None, mirror: bool = True):
+        if kind not in (None, "center", *CROP_SCALES):
+            raise VlpromptError(f"transform={kind} has operations that no mask follows: use rrc, rrc_half or center")
+        self.whole = train_transform(clip, kind, mirror) if kind else eval_transform(clip)
+        self.middle = v2.Compose(eval_crop(clip))
+        self.middle_of_mask = v2.Compose(eval_crop(clip, InterpolationMode.NEAREST))
+        scale = CROP_SCALES.get(kind or "")
+        how = interpolation_of(clip)
+        self.crop = v2.RandomResizedCrop(clip.image_size, scale, interpolation=how, antialias=True) if scale else None
+        self.flip = v2.RandomHorizontalFlip() if kind and mirror else None
+
+    def __call__(self, image: Image.Image, mask: Image.Image) -> tuple[torch.Tensor, torch.Tensor]:
+        """The image as bytes (3, S, S), and 1 in the region, 0 outside: (1, S, S) float32.
+
+        Raises:
+            VlpromptError: they are not of one size, or nothing is in the region.
+        """
+        if image.size != mask.size:
+            raise VlpromptError(
+                f"its mask is of {mask.width} x {mask.height} pixels, and the image of {image.width} x {image.height}"
+            )
+        if mask.getbbox() is None:
+            raise VlpromptError("its mask is black throughout, so there is no region")
+        pixels, region = self._cropped(image, mask)
+        if self.flip:
+            pixels, region = self.flip(pixels, region)
+        return pixels.as_subclass(torch.Tensor), (region > 0).float().as_subclass(torch.Tensor)
+
+    def _cropped(self, image: Image.Image, mask: Image.Image) -> tuple[tv_tensors.Image, tv_tensors.Mask]:
+        if self.crop:
+            pair = tv_tensors.Image(F.pil_to_tensor(image)), tv_tensors.Mask(F.pil_to_tensor(mask))
+            for _ in range(DRAWS):
+                pixels, region = self.crop(*pair)
+                if region.any():
+                    return pixels, region
+        pixels, region = map(F.to_image, (self.middle(image), self.middle_of_mask(mask)))
+        return pixels, tv_tensors.Mask(region)
+
+
+class RegionItems(ImageItems):
+    """Items with their images and masks: beside ``image``, ``mask`` (1, H, W) is 1 in the region and 0 outside.
+
+    Args:
+        splits: the dataset, which knows how to open an image and its mask.
+        items: the items to serve.
+        transform: of both.
+    """
+
+    def __init__(self, splits: DatasetSplits, items: Sequence[Item], transform: RegionTransform):
+        super().__init__(splits, items, transform.whole)
+        self.region = transform
+
+    def load(self, index: int) -> dict[str, Any]:
+        """Return a sample before what can be done to a whole batch."""
+        item = self.items[index]
+        image, mask = self.splits.open_image(item), open_mask(self.splits, item)
+        try:
+            pixels, region = self.region(image, mask)
+        except VlpromptError as error:
+            raise VlpromptError(f"the image {item.path} cannot be used: {error}") from error
+        return {"image": pixels, "mask": region, "label": item.label, "index": index}
