@@ -13,18 +13,20 @@ import golden_unlabelled
 import pytest
 import torch
 import torch.nn.functional as F
-from golden_files import MORE, Case, case_names, read_case
+from golden_files import CORE, MORE, Case, case_names, read_case, read_config
 from golden_numbers import Check, alike, clip_of, close
 from torch import Tensor
 
 from vlprompt import FrozenCLIP, create_learner
 from vlprompt.base.parts import parse_part
+from vlprompt.clip.edits import Edit, Rows
 from vlprompt.data import FeatureBank
 from vlprompt.learner.labelers import LABELERS, Growing, growing_shots
 from vlprompt.learner.selection import Selection
 from vlprompt.methods.heads import gda as gda_module
 from vlprompt.methods.heads.gaussians import fit_gaussians, nearest_samples, synthesise
 from vlprompt.methods.heads.lp_plus_plus import StepSizes
+from vlprompt.methods.prompts.mask_prompt import seen_patches
 from vlprompt.methods.test_time import tpt as tpt_module
 from vlprompt.methods.test_time.tpt import entropy_of_mean, surest_views
 
@@ -231,6 +233,46 @@ def tpt(case: Case, clip: FrozenCLIP, monkeypatch: pytest.MonkeyPatch) -> None:
     alike(gradients[0], t["grad_ctx_step1"], "grad_ctx_step1")
     close(learner.predict({"views": t["views"][None]}), t["logits_after"], "logits_after", atol=1e-4)
     close(F.normalize(learner.text_features(), dim=-1), t["text_features_init"], "the start is left as it was")
+
+
+class Watch(Edit):
+    """Keeps the image tower's tokens before the first norm (key None), and as they enter each block (by its index)."""
+
+    tower = "vision"
+
+    def __init__(self) -> None:
+        self.seen: dict[int | None, Tensor] = {}
+
+    def embedded(self, x: Tensor) -> Tensor:
+        self.seen[None] = x
+        return x
+
+    def tokens(self, layer: int, x: Tensor, rows: Rows) -> Tensor:
+        self.seen[layer] = x
+        return x
+
+
+@check
+def mask_prompt(case: Case, clip: FrozenCLIP, monkeypatch: pytest.MonkeyPatch) -> None:
+    facts, t, watch = case.facts["parameters"], case.tensors, Watch()
+    names = read_config(CORE)["class_names"]
+    learner = create_learner("mask_prompt", clip, names, depth=facts["depth"], blank=False)
+    assert (clip.visual.layers, clip.visual.width) == (facts["layers"], facts["width"])
+    assert learner.published_state()["visual.mask_embedding"].shape == t["mask_embedding"].shape
+    learner.load_published({"visual.mask_embedding": t["mask_embedding"]})
+    masks = t["mask"][:, None]
+    assert torch.equal(seen_patches(masks.float(), clip.visual.patch_size), t["patch_visible"])
+    learner.edits.append(watch)
+    feature = learner.encode_images({"image": t["image"], "mask": masks})
+    close(watch.seen[None], t["tokens_before_ln_pre"], "tokens_before_ln_pre")
+    inside = case.under("tokens_into_block_")
+    assert inside
+    for block, tokens in inside.items():
+        close(watch.seen[int(block)], tokens, f"tokens_into_block_{block}")
+    close(feature, t["feature"], "feature")
+    close(learner.encode_images({"image": t["image"]}), t["feature_no_mask"], "feature_no_mask")
+    (feature * t["cotangent"]).sum().backward()
+    alike(learner.tokens.grad, t["grad_mask_embedding"], "grad_mask_embedding")
 
 
 @pytest.mark.parametrize("name", case_names(MORE))

@@ -1,4 +1,4 @@
-"""Datasets that need no files of the user's: emoji, glyphs, and scikit-learn's handwritten digits."""
+"""Datasets that need no files of the user's: emoji, glyphs, shapes, and scikit-learn's handwritten digits."""
 
 from __future__ import annotations
 
@@ -29,6 +29,14 @@ def read_glyphs(card: Card, folder: Path | None, variant: str) -> DatasetSplits:
     from vlprompt.demo import glyphs
 
     return glyphs.read_glyphs(variant)
+
+
+@readers.register("shapes")
+def read_shapes(card: Card, folder: Path | None, variant: str) -> DatasetSplits:
+    """Symbols before others, with masks of their regions."""
+    from vlprompt.demo import shapes
+
+    return shapes.read_shapes()
 
 
 @readers.register("digits")

@@ -1,1 +1,1 @@
-"""The embedded default: its datasets, emoji and glyphs, and the weights of `vlprompt-tiny`."""
+"""The embedded default: its datasets, emoji, glyphs and shapes, and the weights of `vlprompt-tiny`."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 import unicodedata
+from collections.abc import Sequence
 from functools import cache, lru_cache, partial
 from pathlib import Path
 
@@ -276,6 +277,22 @@ def _rendition(mask: Mask, rng: np.random.Generator) -> Picture:
     ink, paper = _colours(rng, 0.4)
     second_ink, second_paper = rng.random((2, 3), dtype=np.float32)
     return _paint(mask, _texture(rng, ink, second_ink, 0.7), _texture(rng, paper, second_paper, 0.6))
+
+
+def random_glyph(code: int, rng: np.random.Generator, scale: tuple[float, float]) -> Mask:
+    """Return a glyph in an everyday font, turned, scaled (share of the image) and shifted at random, as a mask."""
+    return _place(_stamp(EVERYDAY_FONTS[rng.integers(len(EVERYDAY_FONTS))], code), rng, 14, 0.15, scale)
+
+
+def painted_over(mask: Mask, others: Sequence[Mask], rng: np.random.Generator) -> Image.Image:
+    """Paint a glyph in dark ink before others in any colour, rolled to anywhere, on a light and textured surface."""
+    ink, (paper, tint) = 0.35 * rng.random(3, dtype=np.float32), 0.6 + 0.4 * rng.random((2, 3), dtype=np.float32)
+    picture = _texture(rng, paper, tint)
+    for other in others:
+        away = np.roll(other, rng.integers(0, SIZE, 2), axis=(0, 1))
+        picture = _paint(away, rng.random(3, dtype=np.float32), picture)
+    picture = _paint(mask, ink, picture)
+    return Image.fromarray((255 * picture.clip(0, 1)).astype(np.uint8))
 
 
 PAINTERS = {"": _plain, "v2": _plain, "sketch": _sketch, "a": _adverse, "r": _rendition}

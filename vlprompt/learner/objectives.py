@@ -95,6 +95,27 @@ def competing(logits: Tensor, batch: Batch) -> Tensor:
     return logits.masked_fill(~batch["class_mask"], float("-inf")) if "class_mask" in batch else logits
 
 
+@OBJECTIVES.register("batch_contrastive")
+class BatchContrastive(Objective):
+    """CLIP's own loss between the images of a batch and the texts of their classes (OVSeg's loss of mask prompts).
+
+    Each image is told among the batch's texts, and each text among its images, so that another image of a class counts
+    as a negative, as published; with few classes take ``ce``.
+    """
+
+    def refuses(self, learner: PromptLearner) -> str | None:
+        """A head's logits are more than similarities, and class features of an image's own have no other images."""
+        if not learner.facts.head and learner.facts.classifier == "shared":
+            return None
+        return f"compares images with class features that all share, and {learner.method} scores in another way"
+
+    def __call__(self, learner: PromptLearner, outputs: Outputs, batch: Batch) -> Tensor:
+        """Mean of the two directions."""
+        logits = outputs.logits[:, batch["label"]]  # (B, B): image i with the text of image j's class
+        own = torch.arange(len(logits), device=logits.device)
+        return (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
+
+
 class _TextObjective(Objective):
     """An objective that compares learnt with frozen class features."""
 

@@ -1,0 +1,224 @@
+"""Regions of images: masks that are found, that move with their images, and what mask prompts make of them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from vlprompt import VlpromptError, create_learner, load_split, run
+from vlprompt.clip.edits import Edit
+from vlprompt.data import ImageItems, check_items, epoch_batches, eval_transform, images_fingerprint, train_transform
+from vlprompt.data.masks import RegionItems, RegionTransform, open_mask, to_region
+from vlprompt.data.splits import Item
+from vlprompt.evaluation.prediction import predict_images
+from vlprompt.evaluation.score import score
+from vlprompt.learner.objectives import Outputs
+from vlprompt.testing import NAMES, close, make, small_clip, toy_batch
+
+
+class WholeLast(Edit):
+    """Changes nothing, but has the last block compute all tokens."""
+
+    tower = "vision"
+    needs_all_tokens = True
+
+
+def framed(size: tuple[int, int], box: tuple[int, int, int, int]) -> tuple[Image.Image, Image.Image]:
+    """A red box on blue, and the mask of the box."""
+    image, mask = Image.new("RGB", size, (0, 0, 255)), Image.new("L", size)
+    image.paste((255, 0, 0), box)
+    mask.paste(1, box)  # what is not black is inside, however dark
+    return image, mask
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Class folders of images with their masks beside them."""
+    top = tmp_path_factory.mktemp("regions")
+    for name in ("cat", "dog"):
+        (top / name).mkdir()
+        for i in range(6):
+            image, mask = framed((40 + i, 50), (4 + i, 8, 30, 40))
+            image.save(top / name / f"{i}.jpg", quality=95)
+            mask.save(top / name / f"{i}_mask.png")
+    return top
+
+
+def test_a_mask_is_what_is_not_black() -> None:
+    colours = np.zeros((2, 3, 3), np.uint8)
+    colours[1, 2] = (0, 0, 7)
+    see_through = np.dstack([colours, np.full((2, 3), 255, np.uint8)])
+    deep = np.zeros((2, 3), np.uint16)
+    deep[1, 2] = 300
+    for image in map(Image.fromarray, (colours, see_through, deep, colours[..., 2])):
+        assert np.asarray(to_region(image)).tolist() == [[0, 0, 0], [0, 0, 255]]
+
+
+@pytest.mark.parametrize("kind", [None, "rrc", "rrc_half", "center"])
+def test_crops_move_image_and_mask_alike_and_leave_the_pixels_as_they_are(kind: str | None) -> None:
+    clip = small_clip()
+    image, mask = framed((90, 60), (20, 10, 70, 45))
+    both = RegionTransform(clip, kind, mirror=True)
+    alone = train_transform(clip, kind, mirror=True) if kind else eval_transform(clip)
+    for seed in range(5):
+        torch.manual_seed(seed)
+        pixels, region = both(image, mask)
+        torch.manual_seed(seed)
+        assert region.shape == (1, clip.image_size, clip.image_size)
+        assert type(pixels) is type(region) is torch.Tensor
+        assert torch.equal(alone.transforms[-1](alone.transforms[-2](pixels)), alone(image)), "no pixel is another's"
+        red = pixels[0].float() > pixels[2].float()
+        assert (red == region[0].bool()).float().mean() > 0.95, "edges alone may differ, where pixels are mixed"
+
+
+def test_a_crop_that_misses_the_region_is_drawn_again() -> None:
+    image, mask = framed((200, 200), (98, 98, 103, 103))
+    transform = RegionTransform(small_clip(), "rrc", mirror=False)
+    for seed in range(20):
+        torch.manual_seed(seed)
+        assert transform(image, mask)[1].any()
+
+
+def test_masks_beside_images_are_found_and_are_no_images(folder: Path) -> None:
+    splits = load_split(f"folder:{folder}")
+    items = [*splits.train, *splits.val, *splits.test]
+    assert sorted(item.path for item in items) == sorted(f"{c}/{i}.jpg" for c in ("cat", "dog") for i in range(6))
+    check_items(splits, items)
+    sample = RegionItems(splits, splits.train, RegionTransform(small_clip()))[0]
+    plain = ImageItems(splits, splits.train, eval_transform(small_clip()))[0]
+    assert torch.equal(sample["image"], plain["image"])
+    assert 0 < sample["mask"].mean() < 1
+    one, two = (
+        list(epoch_batches(RegionItems(splits, splits.train, RegionTransform(small_clip(), "rrc")), 4, seed=1, epoch=e))
+        for e in (0, 0)
+    )
+    assert all(torch.equal(a[key], b[key]) for a, b in zip(one, two, strict=True) for key in ("image", "mask"))
+
+
+def test_another_mask_makes_another_fingerprint(folder: Path, tmp_path: Path) -> None:
+    splits = load_split(f"folder:{folder}")
+    before = images_fingerprint(splits, splits.train)
+    path = folder / splits.train[0].path
+    mask = path.with_name(f"{path.stem}_mask.png")
+    kept = mask.read_bytes()
+    Image.new("L", Image.open(path).size, 1).save(mask)
+    assert images_fingerprint(splits, splits.train) != before
+    mask.write_bytes(kept)
+    assert images_fingerprint(splits, splits.train) == before
+
+
+def test_a_table_may_name_masks(folder: Path) -> None:
+    lines = [f"{c}/{i}.jpg,{c},{c}/{i}_mask.png" for c in ("cat", "dog") for i in range(6)]
+    lines[-1] = lines[-1].replace("5_mask", "4_mask")
+    (folder / "t.csv").write_text("\n".join(["path,class,mask", *lines]))
+    splits = load_split(f"csv:{folder / 't.csv'}")
+    assert {item.mask for item in splits.train} <= {line.split(",")[2] for line in lines}
+    assert np.asarray(open_mask(splits, splits.train[0])).max() == 255
+
+
+def test_what_is_wrong_with_a_mask_is_one_sentence(folder: Path) -> None:
+    splits = load_split(f"folder:{folder}")
+    item, clip = splits.train[0], small_clip()
+    stray = replace(splits, image_dir=None)
+    with pytest.raises(VlpromptError, match=r"has no region mask: put \d_mask.png beside it"):
+        open_mask(stray, Item("cat/7.jpg", 0, "cat"))
+    other = replace(item, mask=next(i.path for i in splits.train if i.path[4] != item.path[4]))
+    with pytest.raises(VlpromptError, match=r"its mask is of .* pixels, and the image of"):
+        RegionItems(splits, [other], RegionTransform(clip))[0]
+    with pytest.raises(VlpromptError, match="black throughout"):
+        RegionTransform(clip)(Image.new("RGB", (9, 9)), Image.new("L", (9, 9)))
+    with pytest.raises(VlpromptError, match="transform=randaugment has operations that no mask follows"):
+        RegionTransform(clip, "randaugment")
+    batch = toy_batch()
+    del batch["mask"]
+    with pytest.raises(VlpromptError, match="a batch needs mask"):
+        make("mask_prompt").loss(batch)
+    with pytest.raises(VlpromptError, match="digits has no masks of regions"):
+        run(method="mask_prompt", dataset="digits", quiet=True)
+    with pytest.raises(VlpromptError, match="image_anchor asks for a second view of an image, and a region's mask"):
+        make("mask_prompt", objective=["ce", "image_anchor(view='image_strong')"])
+
+
+def test_masks_of_ones_are_plain_clip_on_the_fast_and_the_plain_path() -> None:
+    learner = make("mask_prompt").eval()
+    batch = toy_batch()
+    ones = {**batch, "mask": torch.ones_like(batch["mask"])}
+    assert torch.equal(learner.encode_images(ones), learner.clip.encode_image(batch["image"]))
+    assert torch.equal(learner.encode_images(ones), learner.encode_images({"image": batch["image"]}))
+    assert torch.equal(learner.predict(ones), create_learner("zero_shot", learner.clip, NAMES).predict(batch))
+    learner.edits.append(WholeLast())
+    plain = learner.encode_images(ones)
+    assert close(plain, learner.clip.encode_image(batch["image"]))
+    (gradient,) = torch.autograd.grad(plain.sum(), learner.tokens)
+    assert not gradient.any(), "no token is seen"
+
+
+def test_masked_images_are_exact_where_cls_alone_asks() -> None:
+    learner = make("mask_prompt", depth=3)
+    fast = learner.encode_images(toy_batch())
+    learner.edits.append(WholeLast())
+    plain = learner.encode_images(toy_batch())
+    assert close(fast, plain)
+    direction = torch.randn_like(plain)
+    ours, theirs = (torch.autograd.grad((f * direction).sum(), learner.tokens)[0] for f in (fast, plain))
+    assert theirs.flatten(1).any(dim=1).all(), "every block's tokens are learnt"
+    assert close(ours, theirs)
+
+
+def test_blank_hides_the_pixels_of_patches_that_are_seen_in_part() -> None:
+    hidden, shown = make("mask_prompt"), make("mask_prompt", blank=False)
+    batch = toy_batch()
+    batch["mask"][:, :, :, ::2] = 0  # every patch of the region is seen in part
+    other = {**batch, "image": torch.where(batch["mask"] > 0, batch["image"], -batch["image"])}
+    assert torch.equal(hidden.encode_images(batch), hidden.encode_images(other))
+    assert not close(shown.encode_images(batch), shown.encode_images(other), 1e-3)
+
+
+def test_the_batch_contrastive_loss_is_clips_own() -> None:
+    learner = make("mask_prompt", objective=["batch_contrastive"])
+    batch = toy_batch(4)
+    outputs: Outputs = learner(batch)
+    texts = outputs.text_features[batch["label"]]
+    logits = learner.clip.logit_scale * outputs.image_features @ texts.T
+    places = torch.arange(4)
+    expected = (F.cross_entropy(logits, places) + F.cross_entropy(logits.T, places)) / 2
+    assert close(learner.loss(batch)["batch_contrastive"], expected)
+    with pytest.raises(VlpromptError, match="batch_contrastive compares images with class features that all share"):
+        make("cocoop", objective=["batch_contrastive"])
+
+
+def test_files_are_predicted_with_the_masks_beside_them(folder: Path) -> None:
+    learner = make("mask_prompt", names=("cat", "dog"))
+    splits = load_split(f"folder:{folder}")
+    paths = [folder / item.path for item in splits.test]
+    found = list(predict_images(learner, paths, top=2, threads=0))
+    assert score(learner, splits).logits.softmax(dim=1).amax(dim=1).tolist() == pytest.approx(
+        [each.probabilities[0] for each in found], abs=1e-5
+    )
+    with pytest.raises(VlpromptError, match="give paths in place of images"):
+        list(predict_images(learner, [Image.open(paths[0])], threads=0))
+    with pytest.raises(VlpromptError, match=r"3_mask_mask.png does not exist"):
+        list(predict_images(learner, [folder / "cat" / "3_mask.png"], threads=0))
+
+
+def test_shapes_are_drawn_where_their_masks_say() -> None:
+    splits = load_split("shapes")
+    for item in splits.test[:: len(splits.test) // 12]:
+        pixels, mask = np.asarray(splits.open_image(item)).astype(int), np.asarray(open_mask(splits, item)) > 0
+        ink = pixels[mask]
+        assert np.median(np.abs(ink - np.median(ink, axis=0))) < 20, "one ink, but for the edges of thin strokes"
+        assert 0.01 < mask.mean() < 0.7
+        assert (np.asarray(splits.open_image(item)) == pixels).all()
+
+
+def test_a_run_on_regions_from_end_to_end(tmp_path: Path) -> None:
+    how = {"shots": 1, "epochs": 1, "limit": 24, "output": str(tmp_path), "quiet": True}
+    result = run(method="mask_prompt", backbone="vlprompt-tiny", **how)
+    assert (result.dataset, result.protocol, result.views) == ("shapes", "base_to_new", "fresh")
+    assert [row.n_images for row in result.rows] == [24, 24]
