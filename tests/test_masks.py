@@ -17,7 +17,7 @@ from vlprompt.data import ImageItems, check_items, epoch_batches, eval_transform
 from vlprompt.data.masks import RegionItems, RegionTransform, open_mask, to_region
 from vlprompt.data.splits import Item
 from vlprompt.evaluation.prediction import predict_images
-from vlprompt.evaluation.score import score
+from vlprompt.evaluation.scoring import score
 from vlprompt.learner.objectives import Outputs
 from vlprompt.testing import NAMES, close, make, small_clip, toy_batch
 
