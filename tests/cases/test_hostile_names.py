@@ -17,7 +17,8 @@ from vlprompt.data import splits_from_pairs
 from vlprompt.evaluation import evaluate, save_predictions
 from vlprompt.evaluation.prediction import Prediction, write_predictions
 from vlprompt.report.cells import Cell
-from vlprompt.report.render import as_csv, as_latex, as_markdown, print_terminal
+from vlprompt.report.latex import as_latex
+from vlprompt.report.render import as_csv, as_markdown, print_terminal
 from vlprompt.report.tables import Column, Line, Section, Table
 
 ESCAPES = ("\x1b[31mred", "a\x07b", "\x9b2J", "line\nbreak", "tab\there", "\u202eturned", "\ufeffmark", "\x00", "\x7f")

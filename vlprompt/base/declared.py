@@ -43,18 +43,25 @@ def registered(package: str, decorator: str = "register") -> dict[str, Declared]
 def fields_of(owner: Declared, inner: str = "Config") -> list[str] | None:
     """The fields of the dataclass that a class calls ``inner``, or inherits, with those of its bases."""
     own = next((n for n in owner.node.body if isinstance(n, ast.ClassDef) and n.name == inner), None)
-    if own is None:
-        bases = (_class(owner.module, base.id) for base in owner.node.bases if isinstance(base, ast.Name))
-        return next((fields for base in bases if base and (fields := fields_of(base, inner)) is not None), None)
+    if own is not None:
+        return _fields(Declared(owner.module, own))
+    bases = (_class(owner.module, base.id) for base in owner.node.bases if isinstance(base, ast.Name))
+    return next((fields for base in bases if base and (fields := fields_of(base, inner)) is not None), None)
+
+
+def _fields(settings: Declared) -> list[str] | None:
+    """The fields of a dataclass whose bases are dataclasses too, alone or of a class: ``PromptLearner.Config``."""
     names: list[str] = []
-    for base in own.bases:  # such as PromptLearner.Config
-        known = isinstance(base, ast.Attribute) and base.attr == inner and isinstance(base.value, ast.Name)
-        cls = _class(owner.module, base.value.id) if known else None  # type: ignore[attr-defined]
-        inherited = fields_of(cls, inner) if cls else None
+    for base in settings.node.bases:
+        inside = isinstance(base, ast.Attribute) and isinstance(base.value, ast.Name)
+        name = base.value.id if inside else getattr(base, "id", "")  # type: ignore[attr-defined]
+        cls = _class(settings.module, name)
+        inherited = None if cls is None else fields_of(cls, base.attr) if inside else _fields(cls)  # type: ignore[attr-defined]
         if inherited is None:
             return None
         names += inherited
-    return [*names, *(n.target.id for n in own.body if isinstance(n, ast.AnnAssign) and isinstance(n.target, ast.Name))]
+    own = (node.target for node in settings.node.body if isinstance(node, ast.AnnAssign))
+    return [*names, *(target.id for target in own if isinstance(target, ast.Name))]
 
 
 def docstring(module: str) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -13,6 +15,8 @@ from rich.text import Text
 from vlprompt.base.shown import printable
 
 WIDTH = 100  # of tables and lines that do not go to a terminal
+LONG = 10.0  # seconds from which on whoever waits is told how long it will be
+LOOKED_BACK = 20  # reports of progress that the time left is worked out from: the pace may change
 Update = Callable[..., None]
 
 
@@ -31,15 +35,62 @@ def make_console() -> Console:
     return console
 
 
+class Pace:
+    """How fast work gets on, and when it will be done.
+
+    Args:
+        clock: seconds.
+    """
+
+    def __init__(self, clock: Callable[[], float]):
+        self.clock, self.start = clock, clock()
+        self.seen: deque[tuple[float, float]] = deque([(self.start, 0.0)], maxlen=LOOKED_BACK)
+
+    def update(self, done: float) -> None:
+        """Take note of what is done; less than before is the start of other work."""
+        now = self.clock()
+        if done < self.seen[-1][1]:
+            self.start = now
+            self.seen.clear()
+        self.seen.append((now, done))
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since the start."""
+        return self.seen[-1][0] - self.start
+
+    def left(self, total: float) -> float | None:
+        """Seconds until ``total`` is done; None while nothing tells."""
+        (before, first), (now, done) = self.seen[0], self.seen[-1]
+        return (now - before) / (done - first) * (total - done) if done > first else None
+
+    def say_left(self, total: float) -> str:
+        """The time left in words, of work that takes long; empty for what is done soon, and at the end."""
+        left = self.left(total)
+        return f"{duration(left)} left" if left and self.elapsed + left >= LONG else ""
+
+
+def duration(seconds: float) -> str:
+    """Seconds in words that are as exact as one cares.
+
+    >>> duration(7.2), duration(200), duration(9000)
+    ('7 s', '3 min', '2.5 h')
+    """
+    if seconds < 100:
+        return f"{max(seconds, 1):.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
 class Reporter:
     """Tells how work gets on.
 
     Args:
         quiet: say nothing.
+        clock: seconds, for the time left.
     """
 
-    def __init__(self, quiet: bool = False):
-        self.quiet = quiet
+    def __init__(self, quiet: bool = False, clock: Callable[[], float] = time.monotonic):
+        self.quiet, self.clock = quiet, clock
         self.console = make_console()
 
     def say(self, text: str) -> None:
@@ -49,7 +100,10 @@ class Reporter:
 
     @contextmanager
     def bar(self, title: str, lines: int = 10) -> Iterator[Update]:
-        """Yield ``update(done, total, note="")``; off a terminal it prints at most ``lines`` lines."""
+        """Yield ``update(done, total, note="")``; off a terminal it prints at most ``lines`` lines with the time left.
+
+        One more tells of work that has shown nothing for ten seconds. ``done`` may be a fraction.
+        """
         if self.quiet:
             yield lambda done, total, note="": None
         elif self.console.is_terminal:
@@ -61,13 +115,17 @@ class Reporter:
                 task = bars.add_task(printable(title), total=None, note="")
                 yield lambda done, total, note="": bars.update(task, completed=done, total=total, note=printable(note))
         else:
-            printed = 0
+            printed, pace, told = 0, Pace(self.clock), False
 
-            def update(done: int, total: int, note: str = "") -> None:
-                nonlocal printed
-                printed = min(printed, done * lines // total)  # another stage begins anew
-                if done * lines // total > printed:
-                    printed = done * lines // total
-                    self.say(f"{title} {done}/{total}  {note}".rstrip())
+            def update(done: float, total: int, note: str = "") -> None:
+                nonlocal printed, told
+                pace.update(done)
+                due = int(done * lines // total)
+                printed = min(printed, due)  # another stage begins anew
+                early = not told and printed == 0 and pace.elapsed >= LONG
+                if due > printed or early:
+                    printed, told = due, True
+                    left = pace.say_left(total)
+                    self.say("  ".join(filter(None, [f"{title} {int(done)}/{total}", note, left])))
 
             yield update

@@ -90,6 +90,8 @@ class RunConfig(LearnOptions):
         checkpoint: weights from a file, .safetensors or .pt; pretrained then says whose preprocessing they have.
         precision: of the frozen towers, fp32, bf16 or (CUDA) fp16; learnables are always fp32.
         device: auto, cpu, cuda, cuda:1, mps.
+        threads: that compute on a CPU; null takes one for a small model (vlprompt-tiny), which several only hinder, and
+            else what torch takes; OMP_NUM_THREADS says more than null.
         on_unreadable: skip images of your own that cannot be read, and say which and how many, or stop at them before
             any work; published datasets always stop.
         follow_links: read linked files and folders that lead out of a folder of your own.
@@ -124,6 +126,7 @@ class RunConfig(LearnOptions):
     checkpoint: str | None = None
     precision: str = "fp32"
     device: str = "auto"
+    threads: Annotated[int, Field(ge=1, le=4096)] | None = None
     on_unreadable: str = "skip"
     follow_links: bool = False
     targets: Any = None
@@ -154,6 +157,7 @@ INCIDENTAL = (
     "output",
     "quiet",
     "resume",
+    "threads",
     "workers",
 )
 

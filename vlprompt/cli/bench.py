@@ -30,6 +30,9 @@ vlprompt bench sweep [method=kgcoop] [dataset=emoji] [shots=[1,2,4,8]] [seeds=10
 
 vlprompt bench start [repeats=5] [output=bench.json]
 
+vlprompt bench threads [backbone=vlprompt-tiny] [method=coop] [classes=20] [batch=32] [steps=200] [load=N] [threads=N]
+               [repeats=3] [output=bench.json]
+
 vlprompt bench heads [classes=1000] [width=512] [shots=16] [views=10] [methods=[gda,...]] [epochs=1]
                [output=bench.json]
 
@@ -39,8 +42,10 @@ attention and cached features. Some minutes on two cores. With "data",
 decoding: our batches against ImageFolder, on any dataset. With "predict", predicting image files: memory as they pass,
 and throughput against a bare OpenCLIP loop, turn by turn. With "sweep", a sweep against as many train commands. With
 "start", what commands take that compute nothing, against Python itself and "import torch". With
+"threads", training steps by one thread and by several, on the machine as it is and beside busy processes. With
 "heads", seconds and memory to fit each head to made features; of one that is trained, epochs=N of its recipe's."""
-OTHERS = ("data", "predict", "sweep", "start", "heads")  # vlprompt.bench.data.bench_data and so on
+OTHERS = ("data", "predict", "sweep", "start", "threads", "heads")  # vlprompt.bench.data.bench_data and so on
+COUNTS = {"epochs": 1, "load": 0, "threads": 0}  # numbers that may be left out, and the least of each
 
 
 @command(USAGE)
@@ -58,8 +63,8 @@ def main(argv: Sequence[str]) -> int:
     output = file_setting(settings, "output")
     settings.pop("output", None)
     for key in settings:
-        if type(known[key]) is int:
-            number_setting(settings, key, least=min(1, known[key]))
+        if type(known[key]) is int or key in COUNTS:
+            number_setting(settings, key, least=min(1, known[key] or COUNTS[key]))
     for key in ("classes", "methods", "shots"):
         if key in settings and type(known[key]) is not int and not isinstance(settings[key], list):
             settings[key] = [settings[key]]

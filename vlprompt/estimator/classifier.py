@@ -20,6 +20,7 @@ from torch.utils.data import Dataset
 from vlprompt.base.checks import told
 from vlprompt.base.devices import Precision, resolve_device
 from vlprompt.base.reporter import Reporter
+from vlprompt.base.threads import computing_with, threads_for
 from vlprompt.clip.frozen import FrozenCLIP
 from vlprompt.clip.loading import TINY, shared_clip
 from vlprompt.data import DatasetSplits, resolve_templates
@@ -42,7 +43,7 @@ from vlprompt.learner.objectives import Batch, Templates
 from vlprompt.learner.registration import METHODS, method_facts
 from vlprompt.training.feed import FeatureFeed, ImageFeed, make_feed
 from vlprompt.training.recipes import Learning, adapt_depths, resolve_learning
-from vlprompt.training.trainer import BestEpoch, Trainer, TrainOptions
+from vlprompt.training.trainer import BestEpoch, Trainer, TrainOptions, in_words
 
 ROWS = 1000  # of features that are scored together
 SETTINGS = ("epochs", "lr", "batch_size", "views", "workers")
@@ -260,14 +261,18 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  #
 
     def _train(self, X: Any, labels: np.ndarray, data: DatasetSplits, learning: Learning, selection: Selection) -> None:
         config, reporter, before = learning.config, Reporter(quiet=not self.verbose), len(self.history_)
-        with torch.enable_grad(), reporter.bar("epoch", lines=5) as update:  # whoever calls
+        threads = computing_with(threads_for(self.learner_.clip.model))
+        with torch.enable_grad(), threads, reporter.bar("epoch", lines=5) as update:  # whoever calls
 
             def tell(stage: str, options: TrainOptions, record: dict[str, Any]) -> None:
-                update(record["epoch"] + 1, options.epochs, f"loss {record['loss']:.3f}")
+                update(record["epoch"] + 1, options.epochs, in_words(record))
+
+            def tell_steps(stage: str, options: TrainOptions, done: float, means: Mapping[str, float]) -> None:
+                update(done, options.epochs, in_words(means))
 
             feed = self._feed(X, labels, data, learning, reporter, selection)
             best = BestEpoch(lambda: accuracy_on_held_out(self.learner_, feed)) if selection.epoch else None
-            trainer = Trainer(config, {"seed": config.seed, "selection": best}, tell)
+            trainer = Trainer(config, {"seed": config.seed, "selection": best}, tell, on_steps=tell_steps)
             trainer.fit(self.learner_, feed)
         self.searches_ = selection.searches
         places = {item.path: i for i, item in enumerate(data.train)} or {str(i): i for i in range(len(labels))}

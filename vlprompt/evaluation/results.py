@@ -119,7 +119,7 @@ class Result:
         n_parameters: learnt numbers.
         times: seconds of ``load``, ``encode``, ``train`` and ``test``.
         peak_memory_mb: of the ``process``, and of the GPU as ``cuda`` where there is one.
-        versions: of python, vlprompt, torch, open_clip.
+        versions: of python, vlprompt, torch, open_clip; and how many threads computed, which rounds differently.
         git_commit: of vlprompt's checkout, if it runs from one.
         created: UTC, ISO 8601.
         selection: what was chosen on: ``last``, nothing (settings as given, the last epoch's weights); ``fewshot_val``,

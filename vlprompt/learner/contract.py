@@ -43,6 +43,7 @@ from vlprompt.learner.objectives import (
     LogitObjective,
     Outputs,
     Templates,
+    competing,
     parse_objectives,
 )
 from vlprompt.learner.teacher import SavedTeacher, Teacher
@@ -95,6 +96,7 @@ class PromptLearner(Method):
         self.gradient_rule = parse_part(rule, GRADIENT_RULES) if rule else None
         self.aggregator = parse_part(aggregator, AGGREGATORS) if aggregator else None
         self.last_state: dict[str, Tensor] | None = None  # the last weights, where others took their place
+        self.right_of_batch: Tensor | None = None  # share of the last training batch that it had right, see ``loss``
         self._cached: tuple[list[Tensor], Tensor] | None = None  # the state that gave these class features
         self.class_names = self.trained_names = checked_names(class_names)
         self.part: tuple[int, ...] | None = None
@@ -341,6 +343,7 @@ class PromptLearner(Method):
         checked_batch = cast(Batch, check_batch(batch, len(self.class_names), self.facts))
         batch = _moved(checked_batch, self.clip.device)
         outputs = self.outputs(self.encoded(batch), self.frozen_image_features(batch), learning=True)
+        self.right_of_batch = _share_right(outputs.logits, batch)
         parts = {o.name: o(self, outputs, batch) for o in self.objectives}
         weights = {o.name: o.weight for o in self.objectives}
         if self.second_head is not None:
@@ -546,6 +549,13 @@ def _moved(batch: Batch, device: torch.device) -> Batch:
     own = cast("Mapping[str, Any]", batch)  # tensors and, under ``unlabeled``, a batch
     moved = {key: _moved(cast(Batch, v), device) if isinstance(v, Mapping) else v.to(device) for key, v in own.items()}
     return cast(Batch, moved)
+
+
+def _share_right(logits: Tensor, batch: Batch) -> Tensor | None:
+    """Share () of a batch's images whose likeliest class is the labelled one; None where there are no labels."""
+    if "label" not in batch:
+        return None
+    return (competing(logits.detach(), batch).argmax(dim=-1) == batch["label"]).float().mean()
 
 
 def _recomputed(encode: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:

@@ -8,12 +8,15 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from datasets_registry.catalog import register_dataset
 from vlprompt.base.checks import checked
 from vlprompt.base.environment import Clock
 from vlprompt.base.layout import DESCRIBED, LEARNER, RESULT, SETTINGS
 from vlprompt.base.reporter import Reporter
 from vlprompt.base.settings import RunConfig
+from vlprompt.base.threads import computing_with, threads_for
 from vlprompt.clip.frozen import FrozenCLIP
 from vlprompt.data import (
     DatasetSplits,
@@ -40,7 +43,7 @@ from vlprompt.saving.description import description_hash
 from vlprompt.training.checkpoint import checkpoints, threads_of
 from vlprompt.training.feed import Labelling, effective_views, make_feed
 from vlprompt.training.recipes import adapt_depths
-from vlprompt.training.trainer import BestEpoch, Trainer, TrainOptions
+from vlprompt.training.trainer import BestEpoch, Trainer, TrainOptions, in_words
 
 
 @checked
@@ -106,7 +109,7 @@ def execute(resolved: Resolved, clip: FrozenCLIP | None = None, shared: Shared |
             return finished
         claim_folder(resolved, reporter)
         with (
-            threads_of(folder, reporter.say),
+            threads_of(folder, reporter.say, threads_for(clip.model, config.threads)),
             open_loggers(config.logger, LoggedRun(folder, asdict(config))) as loggers,
         ):
             images = fingerprints(plan, data, config)
@@ -178,7 +181,8 @@ def reevaluate(folder: Path, stored: Result, reporter: Reporter, **changes: Any)
         if stored.data.get("images", {}).get("tests", {}).get(name, found) != found:
             reporter.say(f"the test images of {name} are no longer those of the run")
     learner = load_own_learner(folder, clip)
-    return list(measure_all(learner, plan, data, config, reporter).values())
+    with computing_with(threads_for(clip.model, config.threads)):
+        return list(measure_all(learner, plan, data, config, reporter).values())
 
 
 def _settings_of(clip: FrozenCLIP) -> dict[str, Any]:
@@ -211,6 +215,10 @@ def _announce(resolved: Resolved, adapted: dict[str, int], clip: FrozenCLIP, rep
     for key, value in adapted.items():
         asked = getattr(resolved.config, key)
         reporter.say(f"{key}={value} and not {asked} as in the recipe, since {clip.name} has no more layers")
+    if resolved.config.threads is None and threads_for(clip.model) < torch.get_num_threads():
+        reporter.say(
+            f"one thread computes: {clip.name} is too small to be shared by several (threads=N says otherwise)"
+        )
 
 
 def is_seeded(learner: PromptLearner, trained: bool, config: RunConfig) -> bool:
@@ -247,14 +255,18 @@ def fit(
 
         def tell(stage: str, options: TrainOptions, record: dict[str, Any]) -> None:
             name = f"{stage}: " if stage else ""
-            update(record["epoch"] + 1, options.epochs, f"{name}loss {record['loss']:.3f}  lr {record['lr']:.2e}")
+            update(record["epoch"] + 1, options.epochs, name + in_words(record))
             loggers.epoch(record)
+
+        def tell_steps(stage: str, options: TrainOptions, done: float, means: Mapping[str, float]) -> None:
+            name = f"{stage}: " if stage else ""
+            update(done, options.epochs, name + in_words(means))
 
         others = {"taught by": learner.taught_by, "on": learner.beneath}
         taught = "".join(f" {how} {other.identity['sha256']}" for how, other in others.items() if other is not None)
         identity = {"settings": resolved.id + taught, "backbone": backbone, "data": images}
         keeping = {"seed": config.seed, "folder": resolved.folder, "resume": config.resume, "identity": identity}
-        trainer = Trainer(config, keeping | {"selection": best}, tell, clock)
+        trainer = Trainer(config, keeping | {"selection": best}, tell, clock, on_steps=tell_steps)
         feed = make_feed(learner, source, resolved, reporter, clock, selection, later_names)
         history = trainer.fit(learner, feed)
     if history and selection.epoch:

@@ -9,6 +9,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from vlprompt.base.environment import git_commit, peak_memory, versions
 from vlprompt.base.files import atomic_write, sha256_file
 from vlprompt.base.layout import DESCRIBED, LEARNER, PREDICTIONS, RESULT, SEARCH, SETTINGS
@@ -59,7 +61,7 @@ def keep_result(
         n_parameters=sum(p.numel() for p in learner.trainable_parameters()),
         times=times,
         peak_memory_mb=peak_memory(clip.device),
-        versions=versions(),
+        versions=versions() | {"threads": str(torch.get_num_threads())},
         git_commit=git_commit(),
         fidelity=learner.facts.fidelity,
         created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from vlprompt.base.layout import CHECKPOINT
 from vlprompt.base.sealed import TENSOR_SEAL, read_tensors, write_tensors
+from vlprompt.base.threads import computing_with
 from vlprompt.errors import VlpromptError
 from vlprompt.learner.aggregation import aggregation_state, load_aggregation_state
 from vlprompt.learner.contract import PromptLearner
@@ -145,22 +146,20 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 @contextmanager
-def threads_of(folder: Path, say: Callable[[str], None]) -> Iterator[None]:
+def threads_of(folder: Path, say: Callable[[str], None], wanted: int | None = None) -> Iterator[None]:
     """Compute with as many threads as the run that left a checkpoint, if there is one: others round differently.
 
     Args:
         folder: of the run.
-        say: told if that is another number than this process's.
+        say: told if that is another number than is wanted.
+        wanted: of a run that begins; None takes this process's.
     """
-    here = torch.get_num_threads()
-    before = next(filter(None, map(_threads, checkpoints(folder))), here)
-    if before != here:
-        say(f"going on with {before} threads as before, not {here}, so that the bits are the same")
-        torch.set_num_threads(before)
-    try:
+    wanted = wanted or torch.get_num_threads()
+    before = next(filter(None, map(_threads, checkpoints(folder))), wanted)
+    if before != wanted:
+        say(f"going on with {before} threads as before, not {wanted}, so that the bits are the same")
+    with computing_with(before):
         yield
-    finally:
-        torch.set_num_threads(here)
 
 
 def _threads(path: Path) -> int | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from itertools import islice
 from typing import Any, Protocol, cast
 
@@ -20,7 +20,11 @@ from vlprompt.learner.objectives import Batch
 from vlprompt.training.options import make_schedule
 from vlprompt.training.schedules import Moment
 
+TELL = 1.0  # seconds between two words on how training gets on
 LOOK = 20  # steps between two looks at losses on a device that would have to wait for them
+
+
+OnSteps = Callable[[float, Mapping[str, float]], None]
 
 
 class _Trained(Protocol):
@@ -38,6 +42,7 @@ class Loop:
         batches: of an epoch.
         options: the recipe.
         seed: of random numbers while training.
+        on_steps: called now and then within an epoch, with the epochs done, as a fraction, and the means so far.
     """
 
     def __init__(
@@ -47,7 +52,9 @@ class Loop:
         batches: Batches,
         options: TrainOptions,
         seed: int | str,
+        on_steps: OnSteps | None = None,
     ):
+        self.on_steps, self.told = on_steps, time.monotonic()
         self.learner, self.optimizer, self.batches, self.options, self.seed = learner, optimizer, batches, options, seed
         self.schedule = make_schedule(options)
         self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
@@ -84,13 +91,14 @@ class Loop:
                     lr = self._set_rate(Moment(epoch, self.epochs, before + step - 1, self.steps))
                 self.optimizer.zero_grad()
                 losses = _losses(self.learner, batch)
-                means.add(losses)
+                means.add(losses, getattr(self.learner, "right_of_batch", None))
                 _backward(self.learner, losses)
                 if self.options.clip_grad is not None:
                     nn.utils.clip_grad_norm_(self.parameters, self.options.clip_grad)
                 self.optimizer.step()
                 if after_step is not None:
                     after_step()
+                self._tell(before + step, means)
             if not step:
                 raise VlpromptError(f"epoch {epoch + 1} has no batches: there are no training images")
             after_epoch = getattr(self.learner, "after_epoch", None)
@@ -103,6 +111,13 @@ class Loop:
         if tested:
             self._check_last_step(batch, epoch)
         return {"epoch": epoch, "lr": lr, "seconds": round(time.perf_counter() - start, 4), **found}
+
+    def _tell(self, step: int, means: Means) -> None:
+        """Say how training gets on, once a second at most: an epoch may take hours, or a millisecond."""
+        now = time.monotonic()
+        if self.on_steps and self.steps and now - self.told >= TELL:
+            self.told = now
+            self.on_steps(step * self.epochs / self.steps, means.found())
 
     def _check_last_step(self, batch: Batch, epoch: int) -> None:
         """Raise one sentence if the last step, which no loss of the epoch has seen, left weights that are of no use."""
@@ -120,7 +135,7 @@ class Loop:
 
 
 class Means:
-    """Means of the loss parts over the steps of an epoch, looked at every so many steps.
+    """Means of the loss parts, and of the share that is right, over the steps of an epoch, looked at now and then.
 
     Args:
         learner: whose losses they are.
@@ -131,10 +146,18 @@ class Means:
     def __init__(self, learner: nn.Module, epoch: int, every: int):
         self.learner, self.epoch, self.every = learner, epoch, every
         self.totals: dict[str, Tensor] = {}
+        self.right: Tensor | None = None
         self.steps = 0
 
-    def add(self, losses: Mapping[str, Tensor]) -> None:
-        """Add the losses of a step; raise one sentence when a look finds one that is not finite."""
+    def add(self, losses: Mapping[str, Tensor], right: Tensor | None = None) -> None:
+        """Add the losses of a step; raise one sentence when a look finds one that is not finite.
+
+        Args:
+            losses: by name.
+            right: the share () of the step's images that were right, where that is known.
+        """
+        if right is not None:
+            self.right = right if self.right is None else self.right + right
         for name, loss in losses.items():
             value = loss.detach().double()
             self.totals[name] = self.totals[name] + value if name in self.totals else value
@@ -143,14 +166,14 @@ class Means:
             self.found()
 
     def found(self) -> dict[str, float]:
-        """The means so far."""
+        """The means so far, with the training ``accuracy`` in percent where it is known."""
         means = {name: float(total) / self.steps for name, total in self.totals.items()}
         for name, value in means.items():
             if not math.isfinite(value):
                 raise VlpromptError(
                     _not_finite(self.learner, f"the loss part '{name}' is {value}", self.epoch, self.steps)
                 )
-        return means
+        return means if self.right is None else means | {"accuracy": round(100 * float(self.right) / self.steps, 4)}
 
 
 def _losses(learner: nn.Module, batch: Batch) -> Mapping[str, Tensor]:

@@ -26,7 +26,7 @@ from vlprompt.learner.learning import Batches, EpochBatches, Feed, History, Para
 from vlprompt.learner.selection import Point, Search, training_points
 from vlprompt.training.checkpoint import Checkpoint, as_mapping
 from vlprompt.training.feed import ImageFeed
-from vlprompt.training.loop import Loop
+from vlprompt.training.loop import Loop, OnSteps
 from vlprompt.training.options import learning_rate as learning_rate
 from vlprompt.training.options import make_optimizer
 
@@ -77,6 +77,7 @@ def train(
     attempt: str = "",
     selection: BestEpoch | None = None,
     on_epoch: Callable[[dict[str, Any]], None] | None = None,
+    on_steps: OnSteps | None = None,
 ) -> History:
     """Train a learner in place and leave it in evaluation mode; one without learnables returns at once.
 
@@ -96,10 +97,11 @@ def train(
         attempt: names it among several of one stage, which draw alike.
         selection: chooses among the epochs' learnables; None keeps the last.
         on_epoch: called with each epoch's record, restored ones included.
+        on_steps: called once a second at most within an epoch, with the epochs that are done and the means so far.
 
     Returns:
-        One record an epoch: ``epoch`` (0-based), ``lr``, ``seconds``, the mean of each part of the loss and, if it
-        selects, ``selection``, the epoch's score.
+        One record an epoch: ``epoch`` (0-based), ``lr``, ``seconds``, the mean of each part of the loss, in percent the
+        ``accuracy`` on training batches that have labels, and ``selection``, the epoch's score, if it selects.
 
     Raises:
         VlpromptError: a loss or parameter is not finite, or the checkpoint is damaged or another run's.
@@ -121,7 +123,7 @@ def train(
     for record in history:
         if on_epoch:
             on_epoch(record)
-    loop = Loop(learner, optimizer, batches, options, f"{seed}/{stage}" if stage else seed)
+    loop = Loop(learner, optimizer, batches, options, f"{seed}/{stage}" if stage else seed, on_steps)
     unsaved, saved_at = None, time.monotonic()
     learner.train()
     try:
@@ -183,6 +185,7 @@ class Trainer:
         history: what was recorded, stage by stage.
         stages: names that were taken.
         attempt: the point of a grid that is tried.
+        on_steps: called with a stage's name, its options, the epochs that are done, and the means of this one so far.
     """
 
     options: TrainOptions
@@ -192,6 +195,7 @@ class Trainer:
     history: History = field(default_factory=list)
     stages: set[str] = field(default_factory=set)
     attempt: str = ""
+    on_steps: Callable[[str, TrainOptions, float, Mapping[str, float]], None] | None = None
 
     def fit(self, learner: PromptLearner, feed: Feed) -> History:
         """Let a learner learn from a feed, at each point of its grid if settings of the training are chosen."""
@@ -250,10 +254,12 @@ class Trainer:
         options = replace(self.options, **changes)
         if "batch_size" in changes and isinstance(batches, EpochBatches):
             batches = batches.sized(options.batch_size)
-        tell = partial(self.on_epoch, f"{self.attempt} {stage}".strip(), options) if self.on_epoch else None
+        name = f"{self.attempt} {stage}".strip()
+        callbacks = {"on_epoch": self.on_epoch, "on_steps": self.on_steps}
+        tell: dict[str, Any] = {key: partial(told, name, options) for key, told in callbacks.items() if told}
         keeping = {"stage": stage, "attempt": self.attempt, **self.keeping, **self._selection()}
         with self.clock("train"):
-            records = train(module, batches, options, on_epoch=tell, **keeping)
+            records = train(module, batches, options, **tell, **keeping)
         self.history.extend({"stage": stage} | record if stage else record for record in records)
         return records
 
@@ -261,6 +267,16 @@ class Trainer:
         """What chooses among a stage's epochs, which knows nothing of an earlier stage's."""
         selection = self.keeping.get("selection")
         return {"selection": replace(selection, best=-math.inf, state={})} if selection else {}
+
+
+def in_words(record: Mapping[str, Any]) -> str:
+    """What a line of progress says of an epoch, or of what is done of it.
+
+    >>> in_words({"loss": 0.5, "accuracy": 71.25, "lr": 0.002})
+    'loss 0.500  training accuracy 71.2%  lr 2.00e-03'
+    """
+    forms = {"loss": "loss {:.3f}", "accuracy": "training accuracy {:.1f}%", "selection": "held-out accuracy {:.1f}%"}
+    return "  ".join(form.format(record[key]) for key, form in (forms | {"lr": "lr {:.2e}"}).items() if key in record)
 
 
 class Log:

@@ -1,0 +1,121 @@
+"""How many threads should compute: a training step by one, by all, and by all that wait passively, idle and under load.
+
+Every measurement is a process of its own, since threads read how to wait from the environment when they are made.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import Any
+
+import torch
+
+from vlprompt.bench.steps import Case, own_weights, work
+from vlprompt.clip.loading import TINY, load_clip
+from vlprompt.errors import VlpromptError
+
+BUSY = "while True: pass"
+
+
+def ways(threads: int) -> dict[str, dict[str, str]]:
+    """What is compared, as the environment of a process."""
+    every = {"OMP_NUM_THREADS": str(threads)}
+    return {
+        "one thread": {"OMP_NUM_THREADS": "1"},
+        f"{threads} threads": every,
+        f"{threads} threads, passive": every | {"OMP_WAIT_POLICY": "passive"},
+        f"{threads} threads, short waits": every | {"GOMP_SPINCOUNT": "20000"},
+    }
+
+
+def bench_threads(
+    backbone: str = TINY,
+    method: str = "coop",
+    *,
+    classes: int = 20,
+    batch: int = 32,
+    steps: int = 200,
+    load: int | None = None,
+    threads: int | None = None,
+    repeats: int = 3,
+    say: Callable[[str], None] = lambda line: None,
+) -> dict[str, Any]:
+    """Measure training steps by the number of threads, on the machine as it is and beside busy processes.
+
+    Args:
+        backbone, method, classes, batch: of the step; features of images are cached where the method takes them.
+        steps: of a measurement.
+        load: processes that are kept busy beside it; None keeps as many as there are cores.
+        threads: that "all" are; None takes the cores.
+        repeats: measurements of each way, in turns; medians are told.
+        say: told each result as a line.
+
+    Returns:
+        ``rows``: of each way ``idle`` and ``busy``, each with ``seconds`` and ``cpu_s`` of all steps.
+
+    Raises:
+        VlpromptError: a number is too small, or a measurement failed.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    load, threads = cores if load is None else load, threads or max(cores, 2)
+    if min(classes, batch, steps, repeats, threads) < 1 or load < 0:
+        raise VlpromptError("classes, batch, steps, repeats and threads must be at least 1, and load at least 0")
+    case = Case(method, classes=classes, batch=batch, images="cached")
+    asked = {"case": asdict(case), "backbone": backbone, "steps": steps}
+    rows: dict[str, dict[str, Any]] = {name: {} for name in ways(threads)}
+    for state, busy in (("idle", 0), ("busy", load)):
+        with kept_busy(busy):
+            turns = [{name: _measured(asked, way) for name, way in ways(threads).items()} for _ in range(repeats)]
+        for name in rows:
+            taken = {key: statistics.median(turn[name][key] for turn in turns) for key in ("seconds", "cpu_s")}
+            rows[name][state] = taken
+            beside = f", beside {busy} busy processes" if busy else ""
+            say(f"{name}{beside}: {steps} steps in {taken['seconds']:.2f} s, {taken['cpu_s']:.2f} s of CPU")
+    return {"backbone": backbone, "method": method, "cores": cores, "load": load, "steps": steps, "rows": rows}
+
+
+@contextmanager
+def kept_busy(processes: int) -> Iterator[list[subprocess.Popen[bytes]]]:
+    """Keep processes busy beside this one, each with one thread."""
+    beside = [subprocess.Popen([sys.executable, "-c", BUSY]) for _ in range(processes)]
+    try:
+        yield beside
+    finally:
+        for process in beside:
+            process.kill()
+            process.wait()
+
+
+def measure(case: Case, backbone: str, steps: int) -> dict[str, float]:
+    """Seconds, and seconds of CPU, of so many steps in this process."""
+    torch.manual_seed(0)
+    clip = load_clip(backbone, own_weights(backbone), precision=case.precision, device="cpu")
+    measured = work(case, clip)
+    measured.run(measured.fresh())
+    given = [measured.fresh() for _ in range(steps)]
+    start, busy = time.perf_counter(), time.process_time()
+    for each in given:
+        measured.run(each)
+    return {"seconds": time.perf_counter() - start, "cpu_s": time.process_time() - busy}
+
+
+def _measured(asked: dict[str, Any], way: dict[str, str]) -> dict[str, float]:
+    command = [sys.executable, "-W", "ignore", "-m", "vlprompt.bench.threads", json.dumps(asked)]
+    done = subprocess.run(command, env=os.environ | way, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise VlpromptError(f"the measurement failed: {(done.stderr.strip().splitlines() or ['killed'])[-1]}")
+    found: dict[str, float] = json.loads(done.stdout.strip().splitlines()[-1])
+    return found
+
+
+if __name__ == "__main__":
+    given = json.loads(sys.argv[1])
+    print(json.dumps(measure(Case(**given["case"]), given["backbone"], given["steps"])))
