@@ -231,7 +231,7 @@ class PromptLearner(Method):
         """
         if self.facts.predicts != "jointly":
             yield from map(self.predict, batches)
-        elif seen := [self.image_features(batch) for batch in batches]:
+        elif seen := [self.encoded(batch) for batch in batches]:
             yield self.outputs(torch.cat(seen)).logits
 
     def _outputs_per_image(self, x: Tensor, learning: bool) -> Outputs:

@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -28,26 +28,11 @@ from vlprompt.learner.facts import Facts
 from vlprompt.learner.learning import Feed, Train
 from vlprompt.learner.objectives import Batch
 from vlprompt.learner.selection import choose, grid_points, keep_settings, refitted
-from vlprompt.methods.heads.neighbours import as_sparse, most_similar
+from vlprompt.methods.heads.neighbours import most_similar
 from vlprompt.methods.heads.on_text import BesideZeroShot
+from vlprompt.methods.heads.transduction import Gaussians, Labelled, Votes
 
 KEPT = ("support", "support_labels", "val", "val_labels")  # what labelled images leave with the learner
-LEAST_VARIANCE = 1e-8  # of images that are all alike
-
-
-class State(NamedTuple):
-    """What is iterated over: log z (Q, C), the Gaussians' means μ (C, D) and their variance σ² (D,)."""
-
-    log_z: Tensor
-    means: Tensor
-    variance: Tensor
-
-
-class Votes(NamedTuple):
-    """Wᵀz + Wz: test images' among themselves, a symmetric matrix (Q, Q), and labelled images' (Q, C), which stay."""
-
-    own: Tensor
-    labelled: Tensor | float = 0.0
 
 
 @register(
@@ -184,64 +169,24 @@ class TransCLIP(BesideZeroShot):
 
     def solve(self, v: Tensor, log_y: Tensor, gammas: Sequence[float], of_a_learner: bool = False) -> list[Tensor]:
         """Log z (Q, C) for each γ, of which there is one that nothing asks for without labelled images."""
-        c, votes, found = self.config, self.votes(v), []
-        state = start = State(log_y, self.first_means(v, log_y.exp()), torch.full_like(v[0], 1 / v.shape[1]))
+        c, labelled, found = self.config, self.labelled(), []
+        votes = Votes.of(v, c.neighbours, labelled, c.as_published)
+        log_z, fitted = start = log_y, Gaussians.first(v, log_y.exp(), c.confident, labelled)
         for gamma in gammas:
-            state = state if c.as_published else start
+            log_z, fitted = (log_z, fitted) if c.as_published else start
             for i in range(c.rounds):
-                log_z = state.log_z
-                # a Gaussian's log-likelihood but for |v|²/σ², which all classes share
-                likelihood = (v / state.variance) @ state.means.T - state.means.square() @ (0.5 / state.variance)
-                fixed = likelihood / c.temperature + votes.labelled
+                fixed = fitted.log_likelihood(v) / c.temperature + votes.labelled
                 for _ in range(c.sweeps):
                     text = log_z if of_a_learner and c.as_published else log_y
                     heard = torch.sparse.mm(votes.own, log_z.exp())
                     log_z = torch.add(heard, text, alpha=c.text_weight).add_(fixed).log_softmax(dim=1)
-                last = i == c.rounds - 1
-                state = State(log_z, *(state[1:] if last else self.gaussians(v, log_z.exp(), gamma)))
-            found.append(state.log_z)
+                if i < c.rounds - 1:
+                    fitted = Gaussians.of(v, log_z.exp(), c.temperature * gamma, labelled)
+            found.append(log_z)
         return found
 
-    def votes(self, v: Tensor) -> Votes:
-        """What images v (Q, D) hear from the neighbours that each has, and from those whose neighbour it is."""
-        k, published = self.config.neighbours, self.config.as_published
-        each = most_similar(v, v, k, own=0)
+    def labelled(self) -> Labelled | None:
+        """The labelled images, if they take part."""
         if not self.config.support:
-            return Votes(self.both_ways(as_sparse(each, len(v))))
-        labelled = most_similar(self.support, v, k, skip=int(published))
-        # theirs has labelled images first in the rows, and last among the assignments
-        rows = torch.cat([as_sparse(labelled, len(v)), as_sparse(each, len(v))])
-        place = torch.arange(rows.shape[0], device=v.device)
-        own, known = (place[: len(v)], place[len(v) :]) if published else (place[-len(v) :], place[: -len(v)])
-        classes = F.one_hot(self.support_labels.long(), len(self.learnt_names)).to(v)
-        heard: Tensor = torch.sparse.mm(rows.index_select(0, known).t(), classes)
-        return Votes(self.both_ways(rows.index_select(0, own)), heard / (2 * k))
-
-    def both_ways(self, own: Tensor) -> Tensor:
-        """W + Wᵀ (Q, Q), so scaled that each neighbour's whole vote counts 1/2k."""
-        both: Tensor = ((own + own.t()) / (2 * self.config.neighbours)).coalesce()
-        return both
-
-    def first_means(self, v: Tensor, z: Tensor) -> Tensor:
-        """Means (C, D) of labelled images, or of those that the start takes for a class most surely."""
-        if self.config.support:
-            return F.normalize(self.support_sums(), dim=-1)
-        surest = z.topk(min(self.config.confident, len(z)), dim=0)  # (8, C)
-        return F.normalize(torch.einsum("kc,kcd->cd", surest.values, v[surest.indices]), dim=-1)
-
-    def support_sums(self) -> Tensor:
-        """Sums (C, D) of the labelled images of each class."""
-        zeros = self.support.new_zeros(len(self.learnt_names), self.support.shape[1])
-        return zeros.index_add_(0, self.support_labels.long(), self.support)
-
-    def gaussians(self, v: Tensor, z: Tensor, gamma: float) -> tuple[Tensor, Tensor]:
-        """Means (C, D) of length 1 and the variance (D,) that all classes share, by assignments z (Q, C)."""
-        sums, total, square = z.T @ v / len(v), z.sum(dim=0) / len(v), v.square().mean(dim=0)
-        if self.config.support:
-            weight = self.config.temperature * gamma / len(self.support)
-            counts = torch.bincount(self.support_labels.long(), minlength=len(total))
-            sums, total = sums + weight * self.support_sums(), total + weight * counts
-            square = square + weight * self.support.square().sum(dim=0)
-        means = F.normalize(sums, dim=-1)
-        spread = square - 2 * (means * sums).sum(dim=0) + total @ means.square()
-        return means, (spread / total.sum()).clamp_min(LEAST_VARIANCE)
+            return None
+        return Labelled(self.support, self.support_labels.long(), len(self.learnt_names))
