@@ -14,7 +14,7 @@ from vlprompt.bench import Case, measure, pairs
 from vlprompt.bench.heads import Case as HeadCase
 from vlprompt.bench.heads import list_heads
 from vlprompt.bench.heads import measure as measure_head
-from vlprompt.bench.steps import Work, work
+from vlprompt.bench.steps import INSIDE, Work, work
 from vlprompt.cli.__main__ import main
 
 
@@ -47,6 +47,14 @@ def test_careful_code_does_less_than_published_code_and_more_than_ours() -> None
     assert ours["gflop"] < careful["gflop"] < plain["gflop"] / 2
 
 
+@pytest.mark.parametrize("method", INSIDE)
+def test_what_stands_inside_the_text_tower_leaves_prefixes_shared(method: str) -> None:
+    text, step = pairs([5], [method], layers=4)
+    shared, full = measure(text.fast, "vlprompt-tiny", 1), measure(text.plain, "vlprompt-tiny", 1)
+    assert full["gflop"] > 3 * shared["gflop"]
+    assert measure(step.fast, "vlprompt-tiny", 1)["gflop"] > shared["gflop"]
+
+
 def test_a_test_image_is_tuned_on_by_the_same_work_with_fewer_tokens() -> None:
     text, whole = (replace(pair.fast, batch=4) for pair in pairs([6], ["tpt"], layers=4))
     shared, full, all_of_it = (measure(case, "vlprompt-tiny", 1) for case in (text, replace(text, text="full"), whole))
@@ -55,7 +63,7 @@ def test_a_test_image_is_tuned_on_by_the_same_work_with_fewer_tokens() -> None:
 
 
 def test_every_comparison_differs_in_what_its_title_says() -> None:
-    for pair in pairs([10], ["images", "coop", "maple", "cocoop", "promptsrc", "proda", "tpt"], layers=4):
+    for pair in pairs([10], ["images", "coop", "maple", "cocoop", "promptsrc", "proda", *INSIDE, "tpt"], layers=4):
         assert pair.fast != pair.plain, pair.title
         assert ("full length" in pair.title) == (pair.plain.text == "full" and "bf16" not in pair.title), pair.title
 

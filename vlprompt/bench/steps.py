@@ -232,6 +232,13 @@ SRC = {
     ]
 }
 
+# what enters the text tower in the middle or stands beside its blocks, with the recipes' batches
+INSIDE: dict[str, dict[str, Any]] = {
+    "tcp": {"batch": 32},
+    "mma": {"batch": 16, "images": "fresh"},
+    "mmrl": {"batch": 4, "images": "fresh"},
+}
+
 
 def pairs(classes: Sequence[int], methods: Sequence[str], layers: int) -> list[Pair]:
     """All comparisons for class counts C, on a backbone whose shallower tower has so many layers."""
@@ -292,6 +299,14 @@ def pairs(classes: Sequence[int], methods: Sequence[str], layers: int) -> list[P
     if "proda" in methods:
         proda = {"method": "proda", "classes": hundred, "batch": 4, "groups": 4}
         add(f"proda C={hundred}: step, prefix sharing / full length", proda, {"text": "full"})
+    for method in [method for method in INSIDE if method in methods]:
+        inside = {"method": method, "classes": hundred, **INSIDE[method]}
+        add(
+            f"{method} C={hundred}: text forward+backward, prefix sharing / full length",
+            inside | {"what": "text"},
+            {"text": "full"},
+        )
+        add(f"{method} C={hundred}: step, prefix sharing / full length", inside, {"text": "full"})
     if "tpt" in methods:
         tpt = {"method": "tpt", "classes": hundred, "batch": 64, "what": "adapt", "settings": {"n_views": 64}}
         add(f"tpt C={hundred}: text side of one test image, prefix sharing / full length", tpt, {"text": "full"})
@@ -309,7 +324,7 @@ def pairs(classes: Sequence[int], methods: Sequence[str], layers: int) -> list[P
 def bench(
     backbone: str = "ViT-B-16",
     classes: Sequence[int] = (10, 100, 1000),
-    methods: Sequence[str] = ("images", "coop", "maple", "cocoop", "promptsrc", "proda", "tpt"),
+    methods: Sequence[str] = ("images", "coop", "maple", "cocoop", "promptsrc", "proda", *INSIDE, "tpt"),
     repeats: int = 5,
     say: Callable[[str], None] = print,
 ) -> dict[str, Any]:
@@ -318,8 +333,8 @@ def bench(
     Args:
         backbone: an architecture, with random weights.
         classes: class counts C.
-        methods: what to measure: ``images``, ``coop``, ``maple``, ``cocoop``, ``promptsrc``, ``proda``,
-            ``tpt``.
+        methods: what to measure: ``images``, ``coop``, ``maple``, ``cocoop``, ``promptsrc``, ``proda``, ``tcp``,
+            ``mma``, ``mmrl``, ``tpt``.
         repeats: timed runs of a measurement at most; slow ones stop after 20 s.
         say: told of each comparison as it is measured.
 

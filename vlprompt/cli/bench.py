@@ -18,7 +18,7 @@ from vlprompt.cli._shared import check_keys, command, file_setting, number_setti
 from vlprompt.errors import VlpromptError
 
 USAGE = """vlprompt bench [backbone=ViT-B-16] [classes=[10,100,1000]] [repeats=5] [output=bench.json]
-               [methods=[images,coop,maple,cocoop,promptsrc,proda,tpt]]
+               [methods=[images,coop,maple,cocoop,promptsrc,proda,tcp,mma,mmrl,tpt]]
 
 vlprompt bench data [dataset=NAME] [data_root=DATA] [split=generated] [images=256] [workers=0] [repeats=5]
                [output=bench.json]
