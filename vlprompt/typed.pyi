@@ -36,6 +36,7 @@ from vlprompt.methods.prompts.kgcoop import KgCoOp
 from vlprompt.methods.heads.linear_probe import LinearProbe
 from vlprompt.methods.heads.lp_plus_plus import LPPlusPlus
 from vlprompt.methods.prompts.maple import MaPLe
+from vlprompt.methods.prompts.mask_prompt import MaskPrompt
 from vlprompt.methods.edits.mma import MMA
 from vlprompt.methods.prompts.mmrl import MMRL
 from vlprompt.methods.prompts.mmrlpp import MMRLPP
@@ -63,7 +64,7 @@ from vlprompt.methods.heads.zlap import ZLaP
 from vlprompt.methods.heads.clap import ZSLP
 
 StrPath = str | PathLike[str]
-Known = Literal['clap', 'clip_adapter', 'clip_lora', 'cocoop', 'coop', 'coprompt', 'cross_modal_lp', 'cupl', 'difftpt', 'fpl', 'gda', 'grip', 'ifpl', 'ivlp', 'kgcoop', 'linear_probe', 'lp_plus_plus', 'maple', 'mma', 'mmrl', 'mmrlpp', 'mocoop', 'mvlpt', 'pouf', 'pre', 'proda', 'prograd', 'promptsrc', 'restore', 'taskres', 'tcp', 'tda', 'tfup', 'tfup_t', 'tip_adapter', 'tip_adapter_f', 'tpt', 'transclip', 'upl', 'vpt', 'zero_shot', 'zlap', 'zs_lp']
+Known = Literal['clap', 'clip_adapter', 'clip_lora', 'cocoop', 'coop', 'coprompt', 'cross_modal_lp', 'cupl', 'difftpt', 'fpl', 'gda', 'grip', 'ifpl', 'ivlp', 'kgcoop', 'linear_probe', 'lp_plus_plus', 'maple', 'mask_prompt', 'mma', 'mmrl', 'mmrlpp', 'mocoop', 'mvlpt', 'pouf', 'pre', 'proda', 'prograd', 'promptsrc', 'restore', 'taskres', 'tcp', 'tda', 'tfup', 'tfup_t', 'tip_adapter', 'tip_adapter_f', 'tpt', 'transclip', 'upl', 'vpt', 'zero_shot', 'zlap', 'zs_lp']
 
 class MethodSettings(TypedDict, total=False):
     objective: list[str]
@@ -112,6 +113,7 @@ class RunSettings(TypedDict, total=False):
     checkpoint: StrPath | None
     precision: str
     device: str
+    threads: int | None
     on_unreadable: str
     follow_links: bool
     targets: Any
@@ -319,6 +321,12 @@ class MapleSettings(MethodSettings, total=False):
     depth: int
 
 class MapleRun(RunSettings, MapleSettings, total=False): ...
+
+class MaskPromptSettings(MethodSettings, total=False):
+    depth: int
+    blank: bool
+
+class MaskPromptRun(RunSettings, MaskPromptSettings, total=False): ...
 
 class MmaSettings(MethodSettings, total=False):
     adapter_start: int | None
@@ -677,6 +685,10 @@ def create_learner(method: Literal['maple'], clip: FrozenCLIP, class_names: Sequ
     """Deep text prompts, and visual prompts coupled to them by linear maps."""
 
 @overload
+def create_learner(method: Literal['mask_prompt'], clip: FrozenCLIP, class_names: Sequence[str], *, templates: Sequence[str] = ..., seed: int = ..., shared_names: bool = ..., **settings: Unpack[MaskPromptSettings]) -> MaskPrompt:
+    """Learnt tokens in the place of the patches outside an image's region."""
+
+@overload
 def create_learner(method: Literal['mma'], clip: FrozenCLIP, class_names: Sequence[str], *, templates: Sequence[str] = ..., seed: int = ..., shared_names: bool = ..., **settings: Unpack[MmaSettings]) -> MMA:
     """Adapters beside the upper blocks of both towers, with a shared middle."""
 
@@ -853,6 +865,10 @@ def run(*, method: Literal['lp_plus_plus'], clip: FrozenCLIP | None = ..., **set
 @overload
 def run(*, method: Literal['maple'], clip: FrozenCLIP | None = ..., **settings: Unpack[MapleRun]) -> Result:
     """Deep text prompts, and visual prompts coupled to them by linear maps."""
+
+@overload
+def run(*, method: Literal['mask_prompt'], clip: FrozenCLIP | None = ..., **settings: Unpack[MaskPromptRun]) -> Result:
+    """Learnt tokens in the place of the patches outside an image's region."""
 
 @overload
 def run(*, method: Literal['mma'], clip: FrozenCLIP | None = ..., **settings: Unpack[MmaRun]) -> Result:
