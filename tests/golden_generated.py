@@ -6,12 +6,16 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from golden_files import Case
 from golden_numbers import Check, alike, clip_of, close
 from torch import Tensor
 
 from vlprompt import FrozenCLIP, create_learner
+from vlprompt.base.settings import TrainOptions
+from vlprompt.methods.prompts.cgan import Adversaries, Discriminator, Generator
 from vlprompt.methods.prompts.mocoop import MoCoOp
+from vlprompt.training import train
 
 CHECKS: dict[str, Check] = {}
 
@@ -71,3 +75,49 @@ def mocoop(case: Case, clip: FrozenCLIP, monkeypatch: pytest.MonkeyPatch) -> Non
         expected = t.get(f"{kind}_grad_expert_raw_text_loss", torch.zeros_like(raw)).clone()
         expected[:, :n_learnt] += t[f"{kind}_grad_expert_raw"]
         alike(raw.grad, expected, "grad_expert_raw")
+
+
+@check
+def spg_cgan(case: Case, clip: FrozenCLIP, monkeypatch: pytest.MonkeyPatch) -> None:
+    facts, t = case.facts["parameters"], case.tensors
+    width, shape = facts["feature_width"], (facts["tokens"], facts["token_width"])
+    names = ("d_weight", "d_bias", "d_ends", "g_weight", "g_bias", "g_last_biases")
+    theirs = ("D_weight", "D_bias", "D_first_and_last", "G_weight", "G_bias", "G_last_bn_bias_and_output_bias")
+    limits = {ours: facts["clipping"][key] for ours, key in zip(names, theirs, strict=True)}
+    other = F.normalize(t["fake_features_raw"], dim=-1)
+    for suffix, clipping in (("", {}), ("_clipped", limits)):
+        generator = Generator(width, facts["noise_width"], facts["generator_dim"], shape)
+        discriminator = Discriminator(width, facts["discriminator_dim"], shape, dropout=0.0)
+        generator.load_state_dict(case.under("G."), strict=False)
+        discriminator.load_state_dict(case.under("D."))
+        norm = generator.model[3]
+        assert (norm.eps, norm.momentum) == (facts["bn_eps"], facts["bn_momentum"])
+        context = generator.eval()(t["noise"], other)
+        close(context, t["generated_eval"], "generated_eval")
+        close(discriminator(context, other), t["validity_eval"], "validity_eval")
+
+        adversaries = Adversaries(
+            generator,
+            discriminator,
+            t["prompt_labels"],
+            facts["noise_width"],
+            lambda batch: F.normalize(batch["image_features"], dim=-1),
+            clipping,
+        )
+        monkeypatch.setattr(adversaries, "draw", lambda count: t["noise"])
+        fake = {"image_features": t["fake_features_raw"]}
+        batch = {"image_features": t["real_features_raw"], "domain": t["domain"], "unlabeled": fake}
+        how = {"lr": facts["lr"], "weight_decay": facts["weight_decay"], "optimizer": "adamw", "schedule": "constant"}
+        options = TrainOptions(epochs=1, **how)
+        (told,) = train(adversaries, [[batch, fake]].__getitem__, options)
+        kind = "_with_clipping" if clipping else ""
+        found = torch.tensor([told["discriminator"], told["generator"]])
+        close(found, torch.tensor([facts[f"d_loss{kind}"], facts[f"g_loss{kind}"]]), f"losses{kind}")
+        after = {"G": generator.state_dict(), "D": discriminator.state_dict()}
+        compared = 0
+        for name, tensor in t.items():
+            model, _, key = name.partition(f"_after{suffix}.")
+            if model in after and key:
+                close(after[model][key], tensor, name, atol=1e-6)
+                compared += 1
+        assert compared >= 5

@@ -63,6 +63,7 @@ def test_the_matrix_scores_as_the_learner(method: str, tmp_path: Path) -> None:
     reasons = {
         "cocoop": "class features depend on each image",
         "mocoop": "class features depend on each image",
+        "spg": "class features depend on each image",
         "tpt": "predicts from views",
         "difftpt": "predicts from views",
     }

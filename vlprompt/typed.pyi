@@ -48,6 +48,7 @@ from vlprompt.methods.prompts.proda import ProDA
 from vlprompt.methods.prompts.prograd import ProGrad
 from vlprompt.methods.prompts.promptsrc import PromptSRC
 from vlprompt.methods.prompts.restore import RESTORE
+from vlprompt.methods.prompts.spg import SPG
 from vlprompt.methods.heads.taskres import TaskRes
 from vlprompt.methods.prompts.tcp import TCP
 from vlprompt.methods.test_time.tda import TDA
@@ -64,7 +65,7 @@ from vlprompt.methods.heads.zlap import ZLaP
 from vlprompt.methods.heads.clap import ZSLP
 
 StrPath = str | PathLike[str]
-Known = Literal['clap', 'clip_adapter', 'clip_lora', 'cocoop', 'coop', 'coprompt', 'cross_modal_lp', 'cupl', 'difftpt', 'fpl', 'gda', 'grip', 'ifpl', 'ivlp', 'kgcoop', 'linear_probe', 'lp_plus_plus', 'maple', 'mask_prompt', 'mma', 'mmrl', 'mmrlpp', 'mocoop', 'mvlpt', 'pouf', 'pre', 'proda', 'prograd', 'promptsrc', 'restore', 'taskres', 'tcp', 'tda', 'tfup', 'tfup_t', 'tip_adapter', 'tip_adapter_f', 'tpt', 'transclip', 'upl', 'vpt', 'zero_shot', 'zlap', 'zs_lp']
+Known = Literal['clap', 'clip_adapter', 'clip_lora', 'cocoop', 'coop', 'coprompt', 'cross_modal_lp', 'cupl', 'difftpt', 'fpl', 'gda', 'grip', 'ifpl', 'ivlp', 'kgcoop', 'linear_probe', 'lp_plus_plus', 'maple', 'mask_prompt', 'mma', 'mmrl', 'mmrlpp', 'mocoop', 'mvlpt', 'pouf', 'pre', 'proda', 'prograd', 'promptsrc', 'restore', 'spg', 'taskres', 'tcp', 'tda', 'tfup', 'tfup_t', 'tip_adapter', 'tip_adapter_f', 'tpt', 'transclip', 'upl', 'vpt', 'zero_shot', 'zlap', 'zs_lp']
 
 class MethodSettings(TypedDict, total=False):
     objective: list[str]
@@ -448,6 +449,22 @@ class RestoreSettings(MethodSettings, total=False):
 
 class RestoreRun(RunSettings, RestoreSettings, total=False): ...
 
+class SpgSettings(MethodSettings, total=False):
+    n_ctx: int | None
+    ctx_init: str | None
+    label_epochs: int | None
+    label_lr: float
+    noise: Literal['fixed', 'drawn', 'averaged']
+    draws: int
+    test_draws: int
+    noise_width: int
+    generator_width: int
+    discriminator_width: int
+    clipping: dict[str, float]
+    image_chunk: int | None
+
+class SpgRun(RunSettings, SpgSettings, total=False): ...
+
 class TaskresSettings(MethodSettings, total=False):
     text: StrPath | None
     alpha: float
@@ -733,6 +750,10 @@ def create_learner(method: Literal['restore'], clip: FrozenCLIP, class_names: Se
     """Coupled deep prompts whose shift stays alike in both modalities."""
 
 @overload
+def create_learner(method: Literal['spg'], clip: FrozenCLIP, class_names: Sequence[str], *, templates: Sequence[str] = ..., seed: int = ..., shared_names: bool = ..., **settings: Unpack[SpgSettings]) -> SPG:
+    """Contexts that a generator makes for each image, learnt from those of several domains."""
+
+@overload
 def create_learner(method: Literal['taskres'], clip: FrozenCLIP, class_names: Sequence[str], *, templates: Sequence[str] = ..., seed: int = ..., shared_names: bool = ..., **settings: Unpack[TaskresSettings]) -> TaskRes:
     """A residual on each class feature."""
 
@@ -913,6 +934,10 @@ def run(*, method: Literal['promptsrc'], clip: FrozenCLIP | None = ..., **settin
 @overload
 def run(*, method: Literal['restore'], clip: FrozenCLIP | None = ..., **settings: Unpack[RestoreRun]) -> Result:
     """Coupled deep prompts whose shift stays alike in both modalities."""
+
+@overload
+def run(*, method: Literal['spg'], clip: FrozenCLIP | None = ..., **settings: Unpack[SpgRun]) -> Result:
+    """Contexts that a generator makes for each image, learnt from those of several domains."""
 
 @overload
 def run(*, method: Literal['taskres'], clip: FrozenCLIP | None = ..., **settings: Unpack[TaskresRun]) -> Result:

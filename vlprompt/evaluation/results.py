@@ -66,6 +66,7 @@ class Row:
         per_class: lists ``class``, ``images``, ``correct``, ``zero_shot_correct``, one entry a class in label order.
         reliability: lists ``images``, ``confidence``, ``accuracy`` in [0, 1], one entry a bin of confidence.
         format_spread: zero-shot accuracy by template, if it was asked for.
+        draws: accuracies with other draws of what the learner draws at a test, such as noise; None if it draws nothing.
         predicts: whether the learner predicted each image ``alone``, as in all results that do not tell; ``online``; or
             ``jointly`` with the others of the test (see ``vlprompt.learner.facts``).
         order: of what was predicted online, the seed that the order of the test images follows from; else None.
@@ -92,6 +93,7 @@ class Row:
     per_class: PerClass | None = None
     reliability: Reliability | None = None
     format_spread: dict[str, Percent] | None = None
+    draws: list[Percent] | None = None
     predicts: Predicts = "alone"
     order: int | None = None
     familiar: Familiar | None = None
@@ -290,6 +292,21 @@ def headline(result: Result) -> str:
         if not name.startswith("zero_shot_"):
             return f"{name.replace('_', ' ')} {value:.2f}{mark}"
     return ", ".join(f"{row.target} {row.accuracy:.2f}" for row in result.rows) + mark
+
+
+def spread_over_draws(rows: Iterable[Row]) -> str:
+    """How far accuracies lie apart over draws of noise, the one of the table among them, test by test; empty if none.
+
+    >>> row = Row("new", "pacs", 7, 10, 60, 60, 50, 50, "", draws=[62.0, 58.0])
+    >>> spread_over_draws([row])
+    'over 3 draws of noise: new 60.00 ± 2.00 (58.00 to 62.00)'
+    """
+    every = {row.target: [row.accuracy, *row.draws] for row in rows if row.draws}
+    told = [
+        f"{target} {statistics.fmean(found):.2f} ± {statistics.stdev(found):.2f} ({min(found):.2f} to {max(found):.2f})"
+        for target, found in every.items()
+    ]
+    return f"over {len(next(iter(every.values())))} draws of noise: {', '.join(told)}" if told else ""
 
 
 def average_rows(rule: str | None, values: Mapping[str, float]) -> dict[str, float]:

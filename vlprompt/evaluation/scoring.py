@@ -349,13 +349,25 @@ def evaluate(
     with learner.scoring(splits.class_names, splits.class_places):
         learner.familiar = known = familiar or learner.familiar
         frozen, learnt = scored(zero_shot), scored(learner)
+        others = [100 * scored(learner).accuracy for _ in redrawn(learner)]
     row = _make_row(target, splits, learnt, frozen, learner.facts.predicts, known)
+    row = replace(row, draws=others) if others else row
     if row.predicts == "online":
         row = replace(row, order=seed)
     if spread is not None:
         by_template = format_spread(learner.clip, splits, spread, limit=limit, workers=workers)
         row = replace(row, format_spread={template: 100 * value for template, value in by_template.items()})
     return Evaluation(row, splits.class_names, limited(splits.test, limit), learnt, frozen)
+
+
+def redrawn(learner: PromptLearner) -> Iterator[int]:
+    """Let a learner predict with one other draw after another of what is drawn, and with its own again afterwards."""
+    try:
+        for turn in range(1, learner.n_draws + 1):
+            learner.draw(turn)
+            yield turn
+    finally:
+        learner.draw(0)
 
 
 def check_predictions_file(path: Path) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from rich.console import Group
 from rich.table import Table
 
-from vlprompt.evaluation.results import Result, Row
+from vlprompt.evaluation.results import Result, Row, spread_over_draws
 from vlprompt.learner.facts import NOTES, RECONSTRUCTION, Fidelity, mark_of, marked
 
 
@@ -20,6 +20,8 @@ def result_table(result: Result) -> Group:
     caption += "; generated split" if result.config.get("split") == "generated" else ""
     caption += f"; {NOTES[result.predicts]}" if NOTES[result.predicts] else ""
     caption += f"; {RECONSTRUCTION}" if result.fidelity == "reconstruction" else ""
+    spread = spread_over_draws(result.rows)
+    caption += f"; {spread}" if spread else ""
     table = Table("tested on")
     plain = result.method == "zero_shot" and not any(result.config.get(key) for key in ("template", "descriptions"))
     learnt = not plain or any(row.accuracy != row.zero_shot for row in result.rows)
@@ -62,6 +64,7 @@ def metrics_table(method: str, row: Row, fidelity: Fidelity | None = None) -> Gr
         spread = f"{worst:.2f} to {best:.2f}"
         table.add_row(f"format spread, {len(row.format_spread)} templates", f"{best - worst:.2f}", "", "")
     caption = f"zero-shot with single templates: {spread}" if row.format_spread else ""
+    caption = "; ".join(filter(None, [caption, spread_over_draws([row])]))
     title = f"{method} on {row.dataset}: {row.target} classes ({row.n_classes}), {row.n_images:,} images"
     return Group(title, table, *([caption] if caption else []))
 

@@ -180,7 +180,15 @@ class Feed(Protocol):
 class Train(Protocol):
     """The training loop, with the run's recipe, checkpoints and progress behind it."""
 
-    def __call__(self, module: nn.Module, batches: Batches, *, stage: str = "", **options: Any) -> History:
+    def __call__(
+        self,
+        module: nn.Module,
+        batches: Batches,
+        *,
+        stage: str = "",
+        score: Callable[[], float] | None = None,
+        **options: Any,
+    ) -> History:
         """Train a module in place, and return a record for each epoch.
 
         Args:
@@ -188,5 +196,6 @@ class Train(Protocol):
             batches: of an epoch.
             stage: names this training among several of one ``learn``. Each has a checkpoint of its own; a stage that
                 was finished before an interruption gives back its end state at once.
+            score: of a stage's module on held-out images, in place of the learner's, where epochs are chosen.
             options: in place of the recipe's, such as ``epochs`` or ``lr``; see ``vlprompt.training.TrainOptions``.
         """

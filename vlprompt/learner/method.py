@@ -224,6 +224,14 @@ class Method(nn.Module):
         return TestViews(self.tower, self.n_views, augmix=getattr(self.config, "augmix", False))
 
     @property
+    def n_draws(self) -> int:
+        """With how many other draws a test is scored too, where chance bears on a prediction; 0 where it does not."""
+        return 0
+
+    def draw(self, turn: int) -> None:
+        """Predict with another draw of what is drawn; 0 is the learner's own."""
+
+    @property
     def generated_views(self) -> GeneratedViews | None:
         """Views of test images that were generated beforehand and stand behind the others; None if it has no use."""
         return None

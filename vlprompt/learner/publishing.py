@@ -19,16 +19,19 @@ if TYPE_CHECKING:
     from vlprompt.learner.contract import PromptLearner
 
 PARTS = {"prompt.attributes.blocks.{i}": "ctx_att{i+1}"}  # of any design
+STATISTICS = (".running_mean", ".running_var")
 NUMBER = re.compile(r"\{i([+-]\d+)?\}")
 
 
 def published_names(learner: PromptLearner) -> dict[str, str]:
-    """The authors' name of each learnable tensor, by ours."""
+    """The authors' name of each learnable tensor, and of the statistics of batch norms, by ours."""
     head = learner.second_head
     others = (
         PARTS if head is None else PARTS | {f"second_head.{ours}": theirs for ours, theirs in head.published.items()}
     )
-    return {name: published_name(name, {**others, **learner.published}) for name, _ in learner.named_parameters()}
+    statistics = [name for name, _ in learner.named_buffers() if name.endswith(STATISTICS)]
+    names = [*dict(learner.named_parameters()), *statistics]
+    return {name: published_name(name, {**others, **learner.published}) for name in names}
 
 
 def published_name(name: str, table: Mapping[str, str]) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 from vlprompt.base.settings import INCIDENTAL, RunConfig
 from vlprompt.errors import VlpromptError, nearest
 from vlprompt.evaluation.protocols import PROTOCOLS
-from vlprompt.evaluation.results import Result, Row
+from vlprompt.evaluation.results import Result, Row, spread_over_draws
 from vlprompt.learner.facts import MARKS, NOTES, RECONSTRUCTION, Predicts, mark_of
 from vlprompt.learner.held_out import say_seen
 
@@ -204,11 +204,18 @@ def _group(runs: Sequence[Run], order: Sequence[str]) -> Group:
             label = _marked(label, members)
             group.values[label] = _cells(label, members, group)
     group.notes += [note for predicts, note in NOTES.items() if note and predicts in {each for _, each in by_method}]
+    group.notes += filter(None, map(_say_draws, runs))
     group.notes += [RECONSTRUCTION] if any(run.result.fidelity == "reconstruction" for run in runs) else []
     versions = sorted({run.result.versions.get("vlprompt", "?") for run in runs})
     if len(versions) > 1:
         group.notes.append(f"results of vlprompt {' and '.join(versions)} stand together here")
     return group
+
+
+def _say_draws(run: Run) -> str:
+    """A note on a run whose predictions hang on draws of noise; empty for others."""
+    result, spread = run.result, spread_over_draws(run.result.rows)
+    return f"{result.method} on {result.dataset}, seed {result.seed}, {spread}" if spread else ""
 
 
 def _marked(label: str, runs: Sequence[Run]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from itertools import islice
 from typing import Any, Protocol, cast
@@ -135,7 +136,7 @@ class Loop:
 
 
 class Means:
-    """Means of the loss parts, and of the share that is right, over the steps of an epoch, looked at now and then.
+    """Means of the loss parts, over the steps that have them, and of the share that is right, looked at now and then.
 
     Args:
         learner: whose losses they are.
@@ -146,6 +147,7 @@ class Means:
     def __init__(self, learner: nn.Module, epoch: int, every: int):
         self.learner, self.epoch, self.every = learner, epoch, every
         self.totals: dict[str, Tensor] = {}
+        self.counts: Counter[str] = Counter()
         self.right: Tensor | None = None
         self.steps = 0
 
@@ -161,13 +163,14 @@ class Means:
         for name, loss in losses.items():
             value = loss.detach().double()
             self.totals[name] = self.totals[name] + value if name in self.totals else value
+        self.counts.update(losses.keys())
         self.steps += 1
         if self.steps % self.every == 0:
             self.found()
 
     def found(self) -> dict[str, float]:
         """The means so far, with the training ``accuracy`` in percent where it is known."""
-        means = {name: float(total) / self.steps for name, total in self.totals.items()}
+        means = {name: float(total) / self.counts[name] for name, total in self.totals.items()}
         for name, value in means.items():
             if not math.isfinite(value):
                 raise VlpromptError(

@@ -45,7 +45,7 @@ class BestEpoch:
     best: float = -math.inf
     state: dict[str, Tensor] = field(default_factory=dict)
 
-    def update(self, learner: PromptLearner) -> float:
+    def update(self, learner: nn.Module) -> float:
         """Score the learner after an epoch, keep its learnables if none was better, and return the score."""
         learner.eval()
         score = self.score()
@@ -58,8 +58,11 @@ class BestEpoch:
         """Go on from a checkpoint."""
         self.state, self.best = state, max((record["selection"] for record in history), default=-math.inf)
 
-    def choose(self, learner: PromptLearner) -> None:
-        """Put the best learnables in the place of the last, which stay beside them."""
+    def choose(self, learner: nn.Module) -> None:
+        """Put the best learnables in the place of the last, which stay beside a learner's."""
+        if not isinstance(learner, PromptLearner):
+            learner.load_state_dict(self.state)
+            return
         learner.last_state = _copied(learner)
         learner.load_learnables(self.state, "the best epoch's tensors")
 
@@ -129,7 +132,7 @@ def train(
     try:
         for epoch in loop.epochs_after(history):
             record = loop.run(epoch, tested=selection is not None or loop.is_last(epoch))
-            history.append(record | ({"selection": selection.update(_selectable(learner))} if selection else {}))
+            history.append(record | ({"selection": selection.update(learner)} if selection else {}))
             log.write(history[-1])
             if path:
                 unsaved = Checkpoint.of(learner, optimizer, history, identity, selection.state if selection else {})
@@ -143,17 +146,13 @@ def train(
             unsaved.save(path)
         raise
     if selection:
-        selection.choose(_selectable(learner))
+        selection.choose(learner)
     learner.eval()
     return history
 
 
 def _copied(module: nn.Module) -> dict[str, Tensor]:
     return {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
-
-
-def _selectable(learner: nn.Module) -> PromptLearner:
-    return cast(PromptLearner, learner)  # no other module is given a ``BestEpoch``, which scores a learner
 
 
 def parameter_groups(module: nn.Module) -> list[ParameterGroup]:
@@ -242,7 +241,15 @@ class Trainer:
         source = cast(Source, feed.selection.settings)
         feed.selection.searches.append(Search(source, feed.count(source), tried, chosen))
 
-    def __call__(self, module: nn.Module, batches: Batches, *, stage: str = "", **changes: Any) -> History:
+    def __call__(
+        self,
+        module: nn.Module,
+        batches: Batches,
+        *,
+        stage: str = "",
+        score: Callable[[], float] | None = None,
+        **changes: Any,
+    ) -> History:
         """Train a module in place; see ``vlprompt.learner.learning.Train``."""
         known = [f.name for f in fields(TrainOptions)]
         for key in changes:
@@ -257,16 +264,18 @@ class Trainer:
         name = f"{self.attempt} {stage}".strip()
         callbacks = {"on_epoch": self.on_epoch, "on_steps": self.on_steps}
         tell: dict[str, Any] = {key: partial(told, name, options) for key, told in callbacks.items() if told}
-        keeping = {"stage": stage, "attempt": self.attempt, **self.keeping, **self._selection()}
+        keeping = {"stage": stage, "attempt": self.attempt, **self.keeping, **self._selection(score)}
         with self.clock("train"):
             records = train(module, batches, options, **tell, **keeping)
         self.history.extend({"stage": stage} | record if stage else record for record in records)
         return records
 
-    def _selection(self) -> dict[str, BestEpoch]:
-        """What chooses among a stage's epochs, which knows nothing of an earlier stage's."""
-        selection = self.keeping.get("selection")
-        return {"selection": replace(selection, best=-math.inf, state={})} if selection else {}
+    def _selection(self, score: Callable[[], float] | None) -> dict[str, BestEpoch]:
+        """What chooses among a stage's epochs, by a score of its own or the run's; it knows of no earlier stage."""
+        selection: BestEpoch | None = self.keeping.get("selection")
+        if selection is None:
+            return {}
+        return {"selection": replace(selection, score=score or selection.score, best=-math.inf, state={})}
 
 
 def in_words(record: Mapping[str, Any]) -> str:

@@ -215,7 +215,8 @@ class MoCoOp(PromptLearner):
         """Class features (B, C, D) of the experts (G, C, D) that the router takes for each image, not normalised."""
         best, chosen = self.router(v).topk(self.config.active)
         shares = torch.zeros(len(v), len(experts), device=v.device).scatter(1, chosen, best.softmax(dim=-1))  # (B, G)
-        return (shares @ experts.flatten(1)).unflatten(1, experts.shape[1:])
+        mixed: Tensor = (shares @ experts.flatten(1)).unflatten(1, experts.shape[1:])
+        return mixed
 
     def text_encoder(self) -> Callable[[Tensor], Tensor]:
         """Mixtures of experts that are encoded here."""

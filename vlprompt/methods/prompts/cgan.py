@@ -1,0 +1,212 @@
+"""A conditional GAN over prompts, as SPG trains it: a generator of contexts, and what tells them from learnt ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vlprompt.errors import VlpromptError
+from vlprompt.learner.learning import EpochBatches
+from vlprompt.learner.objectives import Batch
+
+SLOPE = 0.2  # of LeakyReLU
+NORM_EPS = 0.8  # of the batch norms: in the authors' code a momentum stands in its place, and this is what they trained
+DROPOUT = 0.4
+LIMITS = ("d_weight", "d_bias", "d_ends", "g_weight", "g_bias", "g_last_biases")
+
+
+class Norm(nn.Module):
+    """A batch norm of vectors (B, width) that counts no batches, so that all that it holds are learnt numbers."""
+
+    running_mean: Tensor
+    running_var: Tensor
+    eps, momentum = NORM_EPS, 0.1
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.ones(width)), nn.Parameter(torch.zeros(width))
+        self.register_buffer("running_mean", torch.zeros(width))
+        self.register_buffer("running_var", torch.ones(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normed by the batch while it learns, else by the running statistics."""
+        statistics = (self.running_mean, self.running_var)
+        scale = (self.weight, self.bias)
+        normed: Tensor = F.batch_norm(x, *statistics, *scale, self.training, self.momentum, self.eps)
+        return normed
+
+
+class Generator(nn.Module):
+    """From noise and an image feature to a context: six linear layers of growing width, and tanh.
+
+    Args:
+        condition: D, width of the image feature.
+        noise: z, numbers of noise.
+        width: of the second of the hidden layers w/2, w, 2w, 4w.
+        shape: (n, d_t) of a context.
+    """
+
+    def __init__(self, condition: int, noise: int, width: int, shape: tuple[int, int]):
+        super().__init__()
+        sizes = [max(1, width // 2), width, 2 * width, 4 * width]
+        layers: list[nn.Module] = [nn.Linear(noise + condition, sizes[0]), nn.LeakyReLU(SLOPE)]
+        for before, after in pairwise(sizes):
+            layers += [nn.Linear(before, after), Norm(after), nn.LeakyReLU(SLOPE)]
+        self.model = nn.Sequential(*layers, nn.Linear(sizes[-1], shape[0] * shape[1]), nn.Tanh())
+        self.shape = shape
+        self.model.apply(_start)
+
+    def forward(self, noise: Tensor, v: Tensor) -> Tensor:
+        """Contexts (B, n, d_t) of noise (B, z) and normalised image features v (B, D)."""
+        context: Tensor = self.model(torch.cat([noise, v], dim=-1)).unflatten(-1, self.shape)
+        return context
+
+
+class Discriminator(nn.Module):
+    """From a context and an image feature to how real they look together: four linear layers.
+
+    Args:
+        condition: D, width of the image feature.
+        width: of the hidden layers.
+        shape: (n, d_t) of a context.
+        dropout: in the second and third layer.
+    """
+
+    def __init__(self, condition: int, width: int, shape: tuple[int, int], dropout: float = DROPOUT):
+        super().__init__()
+        layers: list[nn.Module] = [nn.Linear(shape[0] * shape[1] + condition, width), nn.LeakyReLU(SLOPE)]
+        for _ in range(2):
+            layers += [nn.Linear(width, width), nn.Dropout(dropout), nn.LeakyReLU(SLOPE)]
+        self.model = nn.Sequential(*layers, nn.Linear(width, 1))
+        self.model.apply(_start)
+
+    def forward(self, context: Tensor, v: Tensor) -> Tensor:
+        """Scores (B, 1), 1 for real, of contexts (B, n, d_t) beside normalised image features v (B, D)."""
+        validity: Tensor = self.model(torch.cat([context.flatten(1), v], dim=-1))
+        return validity
+
+
+def _start(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear):
+        nn.init.kaiming_uniform_(module.weight)
+
+
+class Adversaries(nn.Module):
+    """Generator and discriminator in turns, with least squares for losses (SPG's second stage).
+
+    A step is one of two: with a batch that carries another one as ``unlabeled``, the discriminator learns from the
+    learnt contexts of the batch's domains and from what is generated for the other batch; with that other batch alone,
+    which comes next, the generator learns from the same contexts by the discriminator as it is now.
+
+    Args:
+        generator, discriminator: who learn.
+        labels: the learnt context of each domain (N, n, d_t).
+        noise: z.
+        encode: from a batch to normalised image features (B, D).
+        clipping: largest norms of the gradient of single tensors, by ``LIMITS``; empty clips nothing.
+    """
+
+    labels: Tensor
+
+    def __init__(
+        self,
+        generator: Generator,
+        discriminator: Discriminator,
+        labels: Tensor,
+        noise: int,
+        encode: Callable[[Batch], Tensor],
+        clipping: Mapping[str, float],
+    ):
+        super().__init__()
+        self.generator, self.discriminator = generator, discriminator
+        self.register_buffer("labels", labels)
+        self.noise, self.encode = noise, encode
+        self.limits = limits_of(generator, discriminator, clipping)
+        self._generated: tuple[Tensor, Tensor] | None = None  # what the discriminator has just seen
+
+    def draw(self, count: int) -> Tensor:
+        """Noise (B, z) from N(0, 1)."""
+        return torch.randn(count, self.noise, device=self.labels.device)
+
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        """The loss of whose turn it is."""
+        if "unlabeled" in batch:
+            return self._discriminated(batch)
+        context, v = self._generated or self._looked_at(batch)
+        self._generated = None
+        return _named("generator", _from(self.discriminator(context, v), 1.0))
+
+    def _discriminated(self, batch: Batch) -> dict[str, Tensor]:
+        v, other = self.encode(batch), self.encode(batch["unlabeled"])
+        context = self.generator(self.draw(len(other)), other)
+        self._generated = context, other
+        real = self.labels[batch["domain"]] if "domain" in batch else self.labels.expand(len(v), -1, -1)
+        loss = _from(self.discriminator(real, v), 1.0) + _from(self.discriminator(context.detach(), other), 0.0)
+        return _named("discriminator", loss)
+
+    def _looked_at(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Contexts for a look that is nobody's turn, which leaves the batch norms' statistics alone."""
+        v, learning = self.encode(batch), self.generator.training
+        self.generator.eval()
+        context = self.generator(self.draw(len(v)), v)
+        self.generator.train(learning)
+        return context, v
+
+    def backward(self, losses: Mapping[str, Tensor]) -> None:
+        """Fill the gradients of whose turn it is, each tensor's clipped by itself; the optimiser passes over others."""
+        turn = self.generator if "generator" in losses else self.discriminator
+        losses["loss"].backward(inputs=list(turn.parameters()))
+        for parameter in turn.parameters():
+            if parameter in self.limits:
+                nn.utils.clip_grad_norm_(parameter, self.limits[parameter])
+
+
+def _named(turn: str, loss: Tensor) -> dict[str, Tensor]:
+    return {"loss": loss, turn: loss}
+
+
+def _from(validity: Tensor, target: float) -> Tensor:
+    return F.mse_loss(validity, torch.full_like(validity, target))
+
+
+def limits_of(
+    generator: Generator, discriminator: Discriminator, clipping: Mapping[str, float]
+) -> dict[nn.Parameter, float]:
+    """The largest norm of each tensor's gradient.
+
+    Args:
+        generator, discriminator: whose tensors.
+        clipping: ``d_ends`` is of the discriminator's first and last layer, ``d_weight`` and ``d_bias`` of those
+            between; ``g_last_biases`` of the biases of the generator's last batch norm and last layer, ``g_bias`` of
+            its other biases, ``g_weight`` of its weights.
+    """
+    if not clipping:
+        return {}
+    if set(clipping) != set(LIMITS):
+        raise VlpromptError(f"clipping must have {', '.join(LIMITS)}, or be empty, and has {', '.join(clipping)}")
+    found: dict[nn.Parameter, float] = {}
+    for model, letter in ((discriminator.model, "d"), (generator.model, "g")):
+        parts = [part for part in model if isinstance(part, nn.Linear | Norm)]
+        for part in parts:
+            at_end = part in ((parts[0], parts[-1]) if letter == "d" else parts[-2:])
+            for name, parameter in part.named_parameters():
+                last = at_end and (letter == "d" or name == "bias")
+                limit = {"d": "d_ends", "g": "g_last_biases"}[letter] if last else f"{letter}_{name}"
+                found[parameter] = clipping[limit]
+    return found
+
+
+def in_turns(batches: EpochBatches) -> Callable[[int], Iterable[Batch]]:
+    """Batches for ``Adversaries``: each with another one, of another order, beside it, and then that one alone."""
+    others = batches.redrawn(1)
+
+    def turns(epoch: int) -> Iterator[Batch]:
+        for batch, other in zip(batches(epoch), others(epoch), strict=True):
+            yield batch | {"unlabeled": other}
+            yield other
+
+    return turns
