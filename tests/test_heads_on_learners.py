@@ -5,16 +5,20 @@ from __future__ import annotations
 import json
 import pickle
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from open_clip import SimpleTokenizer
 from test_joint import Feed, features
 
 from vlprompt import FrozenCLIP, PromptClassifier, VlpromptError, export_learner, load_learner, run
+from vlprompt.base.layout import CARD
 from vlprompt.cli.evaluate import main as evaluate
 from vlprompt.data import FeatureBank, eval_transform, few_shot_split, load_split
 from vlprompt.learner import PromptLearner
@@ -29,6 +33,13 @@ SOURCE = {"name": "ViT-B-32", "pretrained": None, "checkpoint": None}
 HEADS = [name for name in METHODS.names() if issubclass(METHODS.get(name), OnText)]
 BESIDE = [name for name in HEADS if METHODS.get(name).text_features is BesideText.text_features]
 Saved = Callable[..., str]
+ELSEWHERE = """
+import sys
+import numpy as np, torch, vlprompt
+torch.set_num_threads(1)
+head = vlprompt.load_learner(sys.argv[1], device="cpu")
+np.save(sys.argv[2] + "/logits.npy", head(torch.from_numpy(np.load(sys.argv[2] + "/images.npy"))).detach().numpy())
+"""
 
 
 @pytest.fixture
@@ -266,6 +277,24 @@ def test_tip_adapter_on_maple_is_a_setting_of_a_run(tmp_path: Path) -> None:
     images = torch.stack([eval_transform(head.clip)(splits.open_image(item)) for item in splits.train[:4]])
     torch.testing.assert_close(head.keys[:4], maple.image_features(images), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(torch.nn.functional.normalize(bank.features[0], dim=1), head.keys)
+
+    # without the run that it stands on, and in another process
+    shutil.rmtree(tmp_path / "maple")
+    np.save(tmp_path / "images.npy", images.numpy())
+    done = subprocess.run(
+        [sys.executable, "-c", ELSEWHERE, *map(str, (tmp_path / "top" / "learner", tmp_path))], check=True
+    )
+    assert done.returncode == 0
+    assert np.array_equal(np.load(tmp_path / "logits.npy"), head.eval()(images).detach().numpy())
+
+    # and by its name
+    told = {"method": "maple", "weights": head.clip.identity()["weights"]}
+    assert told.items() <= on_top.beneath.items()
+    assert (on_top.called, alone.called, alone.beneath) == ("tip_adapter on maple", "tip_adapter", None)
+    card = (tmp_path / "top" / "learner" / CARD).read_text(encoding="utf-8")
+    assert f"| stands on | maple (SHA-256 of its folder {on_top.beneath['sha256'][:16]}…" in card
+    assert "# tip_adapter on maple on" in card
+    assert "tip_adapter, 10 classes, on maple" in repr(head)
 
 
 def test_the_estimator_fits_a_head_on_a_learner(saved: Saved) -> None:

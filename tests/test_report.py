@@ -269,6 +269,23 @@ def test_what_needs_no_training_is_parted_by_its_method_settings_alone(tmp_path:
         assert [line.label for line in table.sections[0].lines] == ["zero_shot", *labels]
 
 
+def test_a_head_on_learners_of_each_seed_is_one_row_that_names_their_method(tmp_path: Path) -> None:
+    beneath = {"maple": {"method": "maple"}, "coop": {"method": "coop"}}
+    results = [
+        make_result(
+            {"all": 70.0 + seed}, method="gda", protocol="few_shot", seed=seed, beneath=beneath[name],
+            id=f"{name}{seed}", config={"text": f"runs/{name}{seed}"},
+        )
+        for name in beneath for seed in (1, 2)
+    ]  # fmt: skip
+    results.append(make_result({"all": 60.0}, method="gda", protocol="few_shot", config={"text": None}))
+    (table,) = report_of(tmp_path / "each", results).tables
+    assert rows_of(table) == ["zero_shot", "gda", "gda on coop", "gda on maple"]
+    again = replace(results[0], id="other", config=results[0].config | {"text": "runs/deeper"})
+    (table,) = report_of(tmp_path / "two", [*results, again]).tables
+    assert "gda on maple (text=runs/deeper)" in rows_of(table), "two of one seed are no seeds"
+
+
 def test_settings_may_differ_between_datasets_as_in_the_recipes(tmp_path: Path) -> None:
     digits = make_result({"base": 50.0, "new": 50.0}, dataset="digits", config={"lr": 0.1})
     mean, _ = report_of(tmp_path, [make_result({"base": 80.0, "new": 60.0}), digits]).tables

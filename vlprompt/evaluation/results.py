@@ -134,6 +134,8 @@ class Result:
         seeded: whether another seed could have given other numbers, since something was trained or a few-shot draw was
             learnt from; None in results that do not tell (read ``has_seeds``).
         fidelity: what the method was held to, see ``vlprompt.learner.facts``; None in results that do not tell.
+        beneath: the saved learner that it stands on: its ``method``, the hash of its backbone's ``weights``, and its
+            folder's, ``sha256``; None if it stands on none.
         files: hashes of what else the run left: of ``config.yaml`` its bytes', of ``learner/config.json`` and
             ``predictions.safetensors`` those of their content.
         schema: version of this layout.
@@ -167,8 +169,14 @@ class Result:
     limit: Annotated[int, Field(ge=1)] | None = None
     seeded: bool | None = None
     fidelity: Fidelity | None = None
+    beneath: dict[str, str] | None = None
     files: dict[str, str] = field(default_factory=dict)
     schema: int = field(default=SCHEMA)
+
+    @property
+    def called(self) -> str:
+        """The method, with that of the learner that it stands on: ``tip_adapter on maple``."""
+        return f"{self.method} on {self.beneath['method']}" if self.beneath else self.method
 
     @property
     def has_seeds(self) -> bool:

@@ -505,6 +505,11 @@ class PromptLearner(Method):
 
     # State
 
+    def extra_repr(self) -> str:
+        """What ``repr`` tells besides the parts: the method, how many classes, and what it stands on."""
+        on = f", on {self.beneath.learner.method}" if self.beneath else ""
+        return f"{self.method}, {len(self.class_names)} classes{on}"
+
     def load_learnables(self, state: Mapping[str, Tensor], source: str) -> None:
         """Load a state dict of learnables; one sentence names the first tensor whose name or shape does not fit."""
         self.check_shapes({key: tensor.shape for key, tensor in state.items()}, source)

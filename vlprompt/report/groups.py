@@ -19,6 +19,7 @@ from vlprompt.learner.held_out import say_seen
 BY_SOURCE = ("cross_dataset", "domain_generalization", "multitask")  # their columns belong to one training set
 STUDY = "few_shot"  # its numbers of shots are columns of one table
 ZERO_SHOT = "zero_shot"
+STANDS_ON = "text"  # the setting that names a saved learner to stand on
 OWN = "own file"  # the source of a split that is not the published one, though it goes by its name
 Key = tuple[str, str, Any]  # dataset, target, shots (None unless the table has several)
 
@@ -197,9 +198,10 @@ def _group(runs: Sequence[Run], order: Sequence[str]) -> Group:
     group = Group(conditions.pop("protocol"), conditions)
     by_method: dict[tuple[str, Predicts], list[Run]] = {}
     for run in runs:
-        by_method.setdefault((run.result.method, run.result.predicts), []).append(run)
+        by_method.setdefault((run.result.called, run.result.predicts), []).append(run)
+    first = {called: runs[0].result.method for (called, _), runs in by_method.items()}
     ranks = {method: rank for rank, method in enumerate(order)}
-    for method, predicts in sorted(by_method, key=lambda m: (m[0] != ZERO_SHOT, ranks.get(m[0], 0), m)):
+    for method, predicts in sorted(by_method, key=lambda m: (m[0] != ZERO_SHOT, ranks.get(first[m[0]], 0), m)):
         for label, members in _variants(method, by_method[method, predicts]):
             label = _marked(label, members)
             group.values[label] = _cells(label, members, group)
@@ -270,9 +272,19 @@ def _variants(method: str, runs: Sequence[Run]) -> list[tuple[str, list[Run]]]:
     differing: dict[str, None] = {}
     for members in cells.values():
         for key in sorted({key for run in members for key in run.result.config}.difference(shared)):
-            if len({repr(run.result.config[key]) for run in members if key in run.result.config}) > 1:
+            if _differs(key, members):
                 differing[key] = None
     return _parted(method, runs, differing, unset=...)
+
+
+def _differs(key: str, runs: Sequence[Run]) -> bool:
+    """Whether a setting tells runs apart, which a learner of each seed's own to stand on does not."""
+    values: dict[int, set[str]] = {}
+    for run in runs:
+        if key in run.result.config:
+            seed = run.result.seed if key == STANDS_ON and run.result.beneath else -1
+            values.setdefault(seed, set()).add(repr(run.result.config[key]))
+    return any(len(each) > 1 for each in values.values())
 
 
 def _parted(method: str, runs: Sequence[Run], keys: Iterable[str], unset: Any) -> list[tuple[str, list[Run]]]:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from vlprompt.evaluation.results import Result
 
 SHOWN_NAMES = 10
+SAVED = {"text": "stands on", "teacher": "taught by"}  # what other saved learners are to it
 
 
 def model_card(
@@ -48,7 +49,7 @@ def model_card(
         **({"fidelity": RECONSTRUCTION} if facts.fidelity == "reconstruction" else {}),
         "templates": ", ".join(f"`{t}`" for t in description["templates"][:3]),
         **({"data": data} if (data := _data(extra)) else {}),
-        **{key: value for key, value in extra.items() if key != "dataset"},
+        **{SAVED.get(key, key): _saved(value) for key, value in extra.items() if key != "dataset"},
         **({"recipe": f"{result.recipe['name']} ({result.recipe['source']})"} if result and result.recipe else {}),
         "vlprompt": description["vlprompt"],
     }
@@ -58,7 +59,8 @@ def model_card(
             _front_matter(description, facts, result),
             "---",
             "",
-            f"# {_cell(marked(method, 'alone', mark_of(facts.fidelity)))} on {_cell(backbone['architecture'])}",
+            f"# {_cell(marked(method, 'alone', mark_of(facts.fidelity)))}{_beneath(extra)} on "
+            f"{_cell(backbone['architecture'])}",
             "",
             f"{n_numbers:,} learnt numbers that steer a frozen vision-language model; the model itself is not in here.",
             "",
@@ -88,6 +90,21 @@ def model_card(
             "",
         ]
     )
+
+
+def _saved(value: Any) -> Any:
+    """Another saved learner's identity in words; what is none as it is."""
+    if not isinstance(value, Mapping) or not {"method", "weights", "sha256"} <= value.keys():
+        return value
+    return (
+        f"{value['method']} (SHA-256 of its folder {value['sha256'][:16]}…, of its backbone {value['weights'][:16]}…)"
+    )
+
+
+def _beneath(extra: Mapping[str, Any]) -> str:
+    """The method of the learner that it stands on, as the end of a name."""
+    told = extra.get("text")
+    return f" on {_cell(told['method'])}" if isinstance(told, Mapping) and "method" in told else ""
 
 
 def _front_matter(description: Mapping[str, Any], facts: Facts, result: Result | None) -> str:
