@@ -224,7 +224,7 @@ def test_the_command_saves_a_learner(tmp_path: Path, capsys) -> None:
         ([str(file)], "method= is missing"),
         (start, "either classes=[cat,dog] or dataset=NAME"),
         ([*start, "classes=cat"], "classes=cat is no list and no readable file"),
-        ([*start, "classes=[a,b]", "n_cxt=4"], "unknown key 'n_cxt': did you mean n_ctx?"),
+        ([*start, "classes=[a,b]", "n_cxt=4"], "unknown key 'n_cxt': did you mean n_ctx"),
         ([*start, "dataset=emoji", "half=old"], "half must be all, base or new"),
         (["/no/file", *start[1:], "classes=[a,b]"], "no checkpoint at /no/file"),
     ):

@@ -83,9 +83,17 @@ def test_mmas_gradients_are_those_of_autograd_but_for_the_scale(scale: float, mo
     assert all(close(scale * ours[name], plain[name], 1e-4) for name in ours)
 
 
+def test_a_deeper_text_tower_has_branches_by_itself() -> None:
+    learner = make("mma", small_clip(layers=5), adapter_start=3, adapter_end=4)
+    assert (list(learner.text_adapter), list(learner.visual_adapter)) == (["3", "4"], ["3"])
+    assert list(make("mma", small_clip(layers=5)).shared_adapter) == ["2", "3"]
+    learner.backward(learner.loss(toy_batch()))
+    assert all(parameter.grad is not None for parameter in learner.parameters())
+
+
 @pytest.mark.parametrize(("start", "end"), [(3, 2), (1, 4), (4, None)])
 def test_blocks_that_are_not_there_are_refused(start: int, end: int | None) -> None:
-    with pytest.raises(VlpromptError, match="has 3 blocks in its shallower tower"):
+    with pytest.raises(VlpromptError, match="has towers of 3 and 3 blocks, and adapters were asked for"):
         make("mma", adapter_start=start, adapter_end=end)
 
 

@@ -5,14 +5,15 @@ by ``fuse``. The first is what objectives look at, and what classes that nothing
 those are, ``Familiar``, the evaluator says, since the rule uses what the protocol knows; without its word the names
 decide. A result keeps the accuracy of each part beside that of the rule, so that what it buys shows.
 
-``head=dept`` puts a second head beside the similarities of any design that learns from labels.
+``part_ce`` is the loss of one part. ``head=dept`` puts a second head beside the similarities of any design that learns
+from labels.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -24,9 +25,37 @@ from vlprompt.clip.frozen import same_names
 from vlprompt.errors import VlpromptError
 from vlprompt.learner.facts import Facts
 from vlprompt.learner.method import Method
-from vlprompt.learner.objectives import Outputs
+from vlprompt.learner.objectives import OBJECTIVES, Batch, CrossEntropy, Outputs
+
+if TYPE_CHECKING:
+    from vlprompt.learner.contract import PromptLearner
 
 OWN_WAYS = ("loss", "score", "parts", "text_features", "text_encoder", "parameter_groups")
+
+
+@OBJECTIVES.register("part_ce")
+class PartCrossEntropy(CrossEntropy):
+    """Cross-entropy of one part of the logits by itself, where a learner has several (MMRL's).
+
+    Args:
+        part: its name.
+        weight: its factor.
+    """
+
+    def __init__(self, part: str, weight: float = 1.0):
+        super().__init__(weight)
+        self.part = part
+
+    def refuses(self, learner: PromptLearner) -> str | None:
+        """A learner whose logits have no such part."""
+        parts = learner.facts.parts
+        if self.part in parts:
+            return None
+        return f"is of logits called {self.part}, and {learner.method}'s are {' and '.join(parts) or 'in one piece'}"
+
+    def __call__(self, learner: PromptLearner, outputs: Outputs, batch: Batch) -> Tensor:
+        """Mean over the batch."""
+        return self.of(outputs.parts[self.part], batch)
 
 
 class SecondHead(Part, nn.Module):

@@ -124,12 +124,12 @@ class MMA(PromptLearner):
         """Create the branches: d -> r and r -> d a tower and block, r -> r a block; go by the authors' names."""
         config, clip = self.config, self.clip
         clip.require(text=1, vision=1)
-        blocks = self._blocks(min(clip.text.layers, clip.visual.layers))
+        blocks = self._blocks(clip.text.layers, clip.visual.layers)
         self.text_adapter, self.visual_adapter = (
-            nn.ModuleDict({str(block): Bottleneck(tower.width, config.adapter_dim) for block in blocks})
+            nn.ModuleDict({str(n): Bottleneck(tower.width, config.adapter_dim) for n in blocks if n <= tower.layers})
             for tower in (clip.text, clip.visual)
         )
-        middle = {str(b): nn.Sequential(nn.Linear(config.adapter_dim, config.adapter_dim), nn.ReLU()) for b in blocks}
+        middle = {str(n): nn.Sequential(nn.Linear(config.adapter_dim, config.adapter_dim), nn.ReLU()) for n in blocks}
         self.shared_adapter = nn.ModuleDict(middle)
         for part in (self.text_adapter, self.visual_adapter, self.shared_adapter):
             part.apply(branch_weights)
@@ -137,15 +137,17 @@ class MMA(PromptLearner):
         self.edits.append(SideBranches(clip, "text", self.text_adapter, shared, scale))
         self.edits.append(SideBranches(clip, "vision", self.visual_adapter, shared, scale))
 
-    def _blocks(self, most: int) -> range:
-        """Numbers of the blocks that have a branch, of so many."""
+    def _blocks(self, *layers: int) -> range:
+        """Numbers of the blocks that have a branch, of towers with so many; the deeper one may have some by itself."""
+        most = min(layers)
         first = most // 3 + 1 if self.config.adapter_start is None else self.config.adapter_start
         last = most if self.config.adapter_end is None else self.config.adapter_end
-        if first <= last <= most:
+        if first <= last <= max(layers) and first <= most:
             return range(first, last + 1)
         raise VlpromptError(
-            f"{self.clip.name} has {most} blocks in its shallower tower, and adapters were asked for in blocks {first} "
-            f"to {last}: set adapter_start and adapter_end to 1 or more and {most} or less, in this order"
+            f"{self.clip.name} has towers of {layers[0]} and {layers[1]} blocks, and adapters were asked for in blocks "
+            f"{first} to {last}: set adapter_start to {most} or less, and adapter_end to no less than that and to "
+            f"{max(layers)} or less"
         )
 
     def prepare_classes(self) -> None:

@@ -29,36 +29,11 @@ from vlprompt.base.checks import check_templates
 from vlprompt.clip.edits import Edit, Rows, Tower
 from vlprompt.errors import VlpromptError
 from vlprompt.learner import PromptLearner, register
-from vlprompt.learner.objectives import OBJECTIVES, Batch, CrossEntropy, Outputs
+from vlprompt.learner.objectives import Batch
 from vlprompt.learner.prompts import random_tokens
 from vlprompt.learner.teacher import filled
 
 Share = Annotated[float, Field(ge=0, le=1)]
-
-
-@OBJECTIVES.register("part_ce")
-class PartCrossEntropy(CrossEntropy):
-    """Cross-entropy of one part of the logits by itself, where a learner has several (MMRL).
-
-    Args:
-        part: its name.
-        weight: its factor.
-    """
-
-    def __init__(self, part: str, weight: float = 1.0):
-        super().__init__(weight)
-        self.part = part
-
-    def refuses(self, learner: PromptLearner) -> str | None:
-        """A learner whose logits have no such part."""
-        parts = learner.facts.parts
-        if self.part in parts:
-            return None
-        return f"is of logits called {self.part}, and {learner.method}'s are {' and '.join(parts) or 'in one piece'}"
-
-    def __call__(self, learner: PromptLearner, outputs: Outputs, batch: Batch) -> Tensor:
-        """Mean over the batch."""
-        return self.of(outputs.parts[self.part], batch)
 
 
 class InsertedTokens(Edit):
