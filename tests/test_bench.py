@@ -14,7 +14,7 @@ from vlprompt.bench import Case, measure, pairs
 from vlprompt.bench.heads import Case as HeadCase
 from vlprompt.bench.heads import list_heads
 from vlprompt.bench.heads import measure as measure_head
-from vlprompt.bench.steps import INSIDE, Work, work
+from vlprompt.bench.steps import INSIDE, Work, class_names, work
 from vlprompt.cli.__main__ import main
 
 
@@ -62,6 +62,12 @@ def test_a_test_image_is_tuned_on_by_the_same_work_with_fewer_tokens() -> None:
     assert all_of_it["gflop"] > shared["gflop"]
 
 
+def test_there_are_names_for_as_many_classes_as_imagenet21k() -> None:
+    names = class_names(21_000)
+    assert len(set(names)) == 21_000 - 2  # of ImageNet's thousand two pairs have one name
+    assert names[:1000] == class_names(1000)
+
+
 def test_every_comparison_differs_in_what_its_title_says() -> None:
     for pair in pairs([10], ["images", "coop", "maple", "cocoop", "promptsrc", "proda", *INSIDE, "tpt"], layers=4):
         assert pair.fast != pair.plain, pair.title
@@ -76,8 +82,8 @@ def test_the_command_prints_a_table_and_writes_json(tmp_path: Path, capsys: pyte
     assert row["times_faster"] > 0
     assert main(["bench", "clases=3"]) == 2
     assert "did you mean classes?" in capsys.readouterr().err
-    assert main(["bench", "classes=[10,2000]"]) == 2
-    assert "classes=2000 is more than there are names" in capsys.readouterr().err
+    assert main(["bench", "classes=[10,2000000]"]) == 2
+    assert "classes=2000000 is more than there are names" in capsys.readouterr().err
 
 
 def test_a_sweep_is_measured_against_the_same_runs_one_by_one(tmp_path: Path) -> None:

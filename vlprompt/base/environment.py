@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.metadata
+import os
 import platform
 import re
 import subprocess
@@ -20,6 +22,8 @@ from vlprompt.version import __version__
 if TYPE_CHECKING:
     import torch
 
+MEMORY_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")  # of a container
+UNKNOWN_MEMORY = 8 << 30  # where the system does not say
 NO_MEMORY = re.compile(r"can't allocate memory|out of memory|not enough memory|Storage size calculation overflowed")
 
 
@@ -31,7 +35,9 @@ def enough_memory(what: str) -> Iterator[None]:
     except (MemoryError, RuntimeError) as error:
         if not isinstance(error, MemoryError) and not NO_MEMORY.search(str(error)):
             raise
-        raise VlpromptError(f"there is not enough memory for {what}: make it smaller, or use another device") from error
+        raise VlpromptError(
+            f"there is not enough memory for {what}: make it smaller (text_chunk, batch_size), or use another device"
+        ) from error
 
 
 class Clock:
@@ -82,6 +88,27 @@ def process_peak() -> float | None:
         return None
     unit = 2**20 if sys.platform == "darwin" else 2**10  # bytes there, KiB elsewhere
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+
+
+def total_memory(device: torch.device) -> int:
+    """Bytes of memory that a device has: a GPU's own, else this machine's, or what this process's group may take."""
+    if device.type == "cuda":
+        import torch
+
+        return torch.cuda.get_device_properties(device).total_memory
+    return _host_memory()
+
+
+@functools.cache
+def _host_memory() -> int:
+    try:
+        found = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):  # Windows
+        found = UNKNOWN_MEMORY
+    for limit in MEMORY_LIMITS:
+        with contextlib.suppress(OSError, ValueError):  # "max", where there is none
+            found = min(found, int(Path(limit).read_text()))
+    return found
 
 
 def versions() -> dict[str, str]:

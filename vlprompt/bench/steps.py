@@ -13,13 +13,13 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any, cast
 
@@ -28,7 +28,8 @@ import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from vlprompt.base.devices import Precision
-from vlprompt.base.environment import process_peak
+from vlprompt.base.environment import process_peak, total_memory
+from vlprompt.clip.chunks import KEPT
 from vlprompt.clip.edits import FullLength, Trimmed
 from vlprompt.clip.frozen import FrozenCLIP
 from vlprompt.clip.loading import TINY, load_clip
@@ -41,7 +42,7 @@ from vlprompt.methods.test_time.tpt import TPT
 
 SMALL_STEP = 1e-6  # learning rate: learnables move, and random weights stay finite
 MATMUL_SIZE = 2048  # of the matrices whose product gives the machine's peak
-BYTES_PER_FULL_TOKEN = 28 * 4  # per layer and unit of width, kept by autograd at full length
+TRIMMED = 40  # tokens of a long class prompt, at most
 
 
 @dataclass(frozen=True)
@@ -73,10 +74,12 @@ class Case:
 
 
 def class_names(count: int) -> list[str]:
-    """ImageNet's first names, which seldom begin alike."""
-    if count > len(IMAGENET_CLASSNAMES):
-        raise VlpromptError(f"classes={count} is more than there are names to measure with: {len(IMAGENET_CLASSNAMES)}")
-    return list(IMAGENET_CLASSNAMES[:count])
+    """ImageNet's first names, which seldom begin alike; behind its thousand, two of them at a time."""
+    most = len(IMAGENET_CLASSNAMES)
+    if count > most**2:
+        raise VlpromptError(f"classes={count} is more than there are names to measure with: {most**2}")
+    made = (f"{second} and {first}" for first in IMAGENET_CLASSNAMES for second in IMAGENET_CLASSNAMES)
+    return [*IMAGENET_CLASSNAMES[:count], *islice(made, max(count - most, 0))]
 
 
 @dataclass(frozen=True)
@@ -193,8 +196,9 @@ def matmul_peak(dtype: torch.dtype) -> float:
 
 def full_length_bytes(case: Case, clip: FrozenCLIP) -> float:
     """Rough memory that autograd keeps for the text side of a case, of whole sequences."""
-    tokens = clip.context_length * case.classes * (1 if case.one_by_one else case.groups)
-    return tokens * clip.text.layers * clip.text.width * BYTES_PER_FULL_TOKEN
+    length = clip.context_length if case.text == "full" else TRIMMED
+    tokens = length * case.classes * (1 if case.one_by_one else case.groups)
+    return tokens * clip.text.layers * clip.text.width * KEPT
 
 
 def in_process(case: Case, backbone: str, repeats: int) -> dict[str, Any]:
@@ -251,7 +255,7 @@ def pairs(classes: Sequence[int], methods: Sequence[str], layers: int) -> list[P
 
     for c in classes:
         if "coop" in methods:
-            coop = {"method": "coop", "settings": {"n_ctx": 16}, "classes": c}
+            coop = {"method": "coop", "settings": {"n_ctx": 16, "text_chunk": "auto"}, "classes": c}
             add(
                 f"coop C={c}: text forward+backward, prefix sharing / full length",
                 coop | {"what": "text"},
@@ -344,14 +348,14 @@ def bench(
     class_names(max(classes))  # too many are refused before anything is measured
     torch.manual_seed(0)
     clip = load_clip(backbone, own_weights(backbone), device="cpu")
-    room = 0.8 * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    room = 0.8 * total_memory(clip.device)
     peaks = {"fp32": matmul_peak(torch.float32), "bf16": matmul_peak(torch.bfloat16)}
     known: dict[str, dict[str, Any]] = {}
 
     def result_of(case: Case) -> dict[str, Any]:
         key = json.dumps(asdict(case))
         if key not in known:
-            too_large = case.text == "full" and full_length_bytes(case, clip) > room
+            too_large = case.text != "shared" and full_length_bytes(case, clip) > room
             known[key] = {"skipped": "would not fit in memory"} if too_large else in_process(case, backbone, repeats)
         return known[key]
 

@@ -18,6 +18,7 @@ from vlprompt.base.checks import listed, told
 from vlprompt.base.devices import DTYPES, Precision, check_precision, resolve_device
 from vlprompt.base.tensor_checks import check_images
 from vlprompt.clip.backbone_tags import PREPROCESSING
+from vlprompt.clip.chunks import Chunk
 from vlprompt.clip.edits import Edit, edits_of
 from vlprompt.clip.naming import natural_name as natural_name
 from vlprompt.clip.naming import same_names as same_names
@@ -276,7 +277,7 @@ class FrozenCLIP:
         """Embedding of start-of-text (1, d_t); (0, d_t) for tokenizers that have none."""
         return self.text.embed(self._start_ids)
 
-    def encode_prompts(self, prompts: Prompts, chunk: int | None = None, edits: Sequence[Edit] = ()) -> Tensor:
+    def encode_prompts(self, prompts: Prompts, chunk: Chunk = None, edits: Sequence[Edit] = ()) -> Tensor:
         """Encode prompts given as embeddings (see ``vlprompt.clip.text``): features (G, C, D), fp32, not normalised."""
         return encode_prompts(self.text, prompts, chunk, edits)
 

@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from vlprompt.clip.chunks import Chunk, classes_at_once
 from vlprompt.clip.edits import Edit, Rows, Trimmed, edits_of, shared_layers
 from vlprompt.clip.towers import Block, TextTower
 from vlprompt.errors import VlpromptError
@@ -85,14 +86,15 @@ def same_beginnings(ids: Tensor) -> Tensor:
     return torch.stack(columns[1:], dim=1)
 
 
-def encode_prompts(tower: TextTower, prompts: Prompts, chunk: int | None = None, edits: Sequence[Edit] = ()) -> Tensor:
+def encode_prompts(tower: TextTower, prompts: Prompts, chunk: Chunk = None, edits: Sequence[Edit] = ()) -> Tensor:
     """Encode class prompts exactly, sharing the prefix where the tower and the edits allow it.
 
     Args:
         tower: the text tower.
         prompts: G·C prompts; positional embeddings are added here.
         chunk: classes encoded at a time. While gradients are recorded each chunk is checkpointed: its activations are
-            computed again in the backward pass, so that memory grows with the chunk and not with C.
+            computed again in the backward pass, so that memory grows with the chunk and not with C. ``auto`` takes as
+            many as memory does.
         edits: of any tower; the text tower's are applied.
 
     Returns:
@@ -103,14 +105,14 @@ def encode_prompts(tower: TextTower, prompts: Prompts, chunk: int | None = None,
         return encode_prompts_plain(tower, prompts, edits, chunk)
     prompts = _entering(prompts, edits)
     prefix = _encode_prefix(tower, prompts, edits)
+    chunk = classes_at_once(tower, prompts, chunk, shared=True)
     return _in_chunks(prompts, chunk, lambda part, rows: _encode_suffix(tower, prefix, part, edits, rows))
 
 
-def encode_prompts_plain(
-    tower: TextTower, prompts: Prompts, edits: Sequence[Edit] = (), chunk: int | None = None
-) -> Tensor:
+def encode_prompts_plain(tower: TextTower, prompts: Prompts, edits: Sequence[Edit] = (), chunk: Chunk = None) -> Tensor:
     """Encode the same prompts as full-length sequences, one by one per class as the published code does: (G, C, D)."""
     edits = edits_of("text", edits, tower.promptable)
+    chunk = classes_at_once(tower, prompts, chunk, shared=False)
     return _in_chunks(_entering(prompts, edits), chunk, lambda part, rows: _encode_full(tower, part, edits, rows))
 
 

@@ -101,7 +101,7 @@ class PromptLearner(Method):
         self.class_names = self.trained_names = checked_names(class_names)
         self.part: tuple[int, ...] | None = None
         self.familiar: Familiar = "trained"
-        if self.config.text_chunk is not None and self.config.text_chunk < 1:
+        if isinstance(self.config.text_chunk, int) and self.config.text_chunk < 1:
             raise VlpromptError(f"text_chunk must be at least 1 class, not {self.config.text_chunk}")
         self.edits: list[Edit] = []
         with torch.random.fork_rng(devices=[]):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -41,7 +41,8 @@ class Method(nn.Module):
             gradient_rule: what is handed to the optimiser instead of the loss's gradient, see ``gradients``.
             aggregator: how weights are aggregated over epochs, see ``aggregation``; None keeps the last.
             init_from: a saved learner, a run's folder or a ``.safetensors`` file whose learnables to start from.
-            text_chunk: classes encoded at a time, with activation checkpointing; None takes all at once.
+            text_chunk: classes encoded at a time, with activation checkpointing; auto takes what memory does, None all,
+                or what memory does where no gradient is asked for.
             descriptions: a JSON file ``{class: [sentences]}``, for ``description_anchor`` and for methods that put such
                 sentences in place of templates; refused where nothing would read it.
             teacher: a saved learner, a run's folder or ``hf://user/name`` whose logits ``logit_kl`` and
@@ -61,7 +62,7 @@ class Method(nn.Module):
         gradient_rule: str | None = None
         aggregator: str | None = None
         init_from: str | None = None
-        text_chunk: int | None = None
+        text_chunk: int | Literal["auto"] | None = None
         descriptions: str | None = None
         teacher: str | None = None
         context: str = "full"

@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from vlprompt.clip.chunks import Chunk
 from vlprompt.clip.edits import Edit
 from vlprompt.clip.frozen import ClassTokens, FrozenCLIP
 from vlprompt.clip.text import Prompts
@@ -135,7 +136,7 @@ class TextPrompt(nn.Module):
         clip: FrozenCLIP,
         tokens: ClassTokens,
         ctx: Tensor | None = None,
-        chunk: int | None = None,
+        chunk: Chunk = None,
         edits: Sequence[Edit] = (),
     ) -> Tensor:
         """Encode the class prompts.
@@ -145,7 +146,7 @@ class TextPrompt(nn.Module):
             tokens: what ``tokenize`` returned.
             ctx: in the place of ``self.ctx``: (n, d_t), (C, n, d_t) if class-specific, or (G, n, d_t) for G prompts
                 side by side.
-            chunk: classes at a time.
+            chunk: classes at a time; ``auto`` takes as many as memory does.
             edits: what the learner does inside the text tower, ``learner.edits``.
 
         Returns:
