@@ -75,11 +75,11 @@ class Case:
 
 def class_names(count: int) -> list[str]:
     """ImageNet's first names, which seldom begin alike; behind its thousand, two of them at a time."""
-    most = len(IMAGENET_CLASSNAMES)
-    if count > most**2:
-        raise VlpromptError(f"classes={count} is more than there are names to measure with: {most**2}")
-    made = (f"{second} and {first}" for first in IMAGENET_CLASSNAMES for second in IMAGENET_CLASSNAMES)
-    return [*IMAGENET_CLASSNAMES[:count], *islice(made, max(count - most, 0))]
+    different = dict.fromkeys(IMAGENET_CLASSNAMES)
+    if count > len(different) ** 2:
+        raise VlpromptError(f"classes={count} is more than there are names to measure with: {len(different) ** 2}")
+    made = (f"{second} and {first}" for first in different for second in different)
+    return [*IMAGENET_CLASSNAMES[:count], *islice(made, max(count - len(IMAGENET_CLASSNAMES), 0))]
 
 
 @dataclass(frozen=True)
