@@ -22,6 +22,7 @@ def plan(protocol: str, dataset: str, **options: object) -> Plan:
 def test_protocols_are_data() -> None:
     assert list_protocols() == [
         "base_to_new",
+        "base_to_new_unlabelled",
         "cross_dataset",
         "domain_generalization",
         "few_shot",

@@ -127,6 +127,12 @@ def halves(dataset: str, targets: Targets, held_out: str | None) -> Plan:
     return Plan(Part(dataset, "base"), {half: Part(dataset, half) for half in ("base", "new")})
 
 
+def halves_of_all(dataset: str, targets: Targets, held_out: str | None) -> Plan:
+    """Learn from all classes, whose images have no labels; test on each half among its own classes."""
+    _none_of(targets=targets, held_out=held_out)
+    return Plan(Part(dataset), {half: Part(dataset, half) for half in ("base", "new")})
+
+
 def joint_halves(dataset: str, targets: Targets, held_out: str | None) -> Plan:
     """Train on the base half; test on each half's images among all classes."""
     _none_of(targets=targets, held_out=held_out)
@@ -222,6 +228,14 @@ for name, protocol in {
         joint_halves,
         "harmonic_mean",
         BASE_TO_NEW_RULE,
+    ),
+    "base_to_new_unlabelled": Protocol(
+        "train on all training images without their labels, by the names of both halves; test each half among its own",
+        halves_of_all,
+        "harmonic_mean",
+        BASE_TO_NEW_RULE,
+        labelled="none",
+        pool="all",
     ),
     "multitask": Protocol(
         "train on several datasets at once (dataset=A+B); test on each among its own classes",

@@ -44,6 +44,7 @@ from vlprompt.learner.objectives import (
     Outputs,
     Templates,
     competing,
+    labels_of,
     parse_objectives,
 )
 from vlprompt.learner.teacher import SavedTeacher, Teacher
@@ -64,6 +65,7 @@ class PromptLearner(Method):
         templates: the dataset's hand-written templates, for teachers and zero-shot classifiers.
         seed: of the initial weights.
         on: the saved learner that it stands on, see ``stands_on``.
+        taught_by: the saved learner that teaches it, which a learner that was loaded does without.
 
     Attributes:
         facts: what this learner is; the one place that says so.
@@ -80,6 +82,7 @@ class PromptLearner(Method):
         templates: Sequence[str] = (DEFAULT_TEMPLATE,),
         seed: int = 1,
         on: SavedTeacher | None = None,
+        taught_by: SavedTeacher | None = None,
     ):
         super().__init__()
         self.clip = clip
@@ -88,8 +91,8 @@ class PromptLearner(Method):
         self.set_ensemble(self.config.ensemble)
         self.templates = tuple(templates)
         self.teacher = Teacher(clip)
-        self.taught_by: SavedTeacher | None = None  # see ``vlprompt.saving.teacher``
-        self.taught_by_identity: dict[str, Any] | None = None  # of a loaded learner, whose teacher is not
+        self.taught_by = taught_by
+        self.taught_by_identity = None if taught_by is None else taught_by.identity  # kept where the teacher is not
         self.objectives = parse_objectives(self.config.objective)
         self.constraint = make_constraint(self.config.after_step)
         rule, aggregator = self.config.gradient_rule, self.config.aggregator
@@ -213,7 +216,7 @@ class PromptLearner(Method):
 
     def classify(self, image_features: Tensor) -> Tensor:
         """Logits (B, C) of the learner's own image features (B, D), normalised or not, but for a second head."""
-        return self.outputs(check_features(image_features, self.clip.embed_dim)).logits
+        return self.outputs(check_features(image_features, self.feature_width)).logits
 
     @torch.no_grad()
     def predict(self, batch: Batch) -> Tensor:
@@ -318,6 +321,7 @@ class PromptLearner(Method):
     def _own_facts(cls, config: Any, beneath: SavedTeacher | None) -> Facts:
         own = cls.facts_of(config) if beneath is None else cls.facts_on(beneath, cls.facts_of(config))
         own = facts_with_attributes(config, edited_facts(cls, config, own))
+        own = replace(own, labels=labels_of(own, parse_objectives(config.objective), config.head))
         return facts_with_head(cls, config, own, PromptLearner)
 
     def set_ensemble(self, setting: str | None) -> None:
@@ -498,7 +502,7 @@ class PromptLearner(Method):
             raise VlpromptError(
                 f"{self.method}'s class features depend on each image, so it has no (C, D) classifier matrix"
             )
-        if self.facts.head:
+        if self.facts.head and not (self.facts.parts and self.familiar == "new"):
             raise VlpromptError(f"{self.method} scores with more than class features, so no (C, D) matrix holds it")
         with torch.no_grad():
             return self.of_scored(self.class_features(), dim=0).clone()

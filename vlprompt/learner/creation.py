@@ -56,15 +56,15 @@ def create_learner(
     names = checked_names(class_names)
     check_names(clip, names, shared_names)
     seed, cls = check_seed(seed), METHODS.get(method)
-    place = cls.stands_on(config)
-    on = None if place is None else wired("load_saved")(place, clip, names, "learner")
+    places = {"on": (cls.stands_on(config), "learner"), "taught_by": (config.teacher, "teacher")}
+    others = {
+        key: wired("load_saved")(place, clip, names, role) for key, (place, role) in places.items() if place is not None
+    }
     with enough_memory(f"the learnt parts of {method} with these settings"):
-        learner = cls(clip, names, config, templates, seed, **({} if on is None else {"on": on}))
+        learner = cls(clip, names, config, templates, seed, **others)
     anchors = [o.descriptions for o in learner.objectives if isinstance(o, DescriptionAnchor)]
     for file in filter(names_file, [config.descriptions, *anchors]):
         read_descriptions(file, learner.class_names)  # says what is wrong with it now, and not at the first step
-    if config.teacher is not None:
-        wired("teach")(learner, config.teacher)
     return learner
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 Predicts = Literal["alone", "online", "jointly"]
+Labels = Literal["needed", "some", "any", "none"]
 # classes that are scored: those that were trained on; those, in images of another dataset or domain; or others
 Familiar = Literal["trained", "shifted", "new"]
 # what stands behind a method's name wherever its numbers do, if they depend on other test images
@@ -80,7 +81,7 @@ class Facts:
     head: bool = False
     parts: tuple[str, ...] = ()
     inputs: tuple[str, ...] = ("image",)
-    labels: Literal["needed", "some", "any", "none"] = "needed"
+    labels: Labels = "needed"
     predicts: Predicts = "alone"
     paper_settings: Literal["none", "val", "whole_val", "test", "unnamed"] | None = None
     paper_epoch: Literal["last", "val", "whole_val", "test"] = "last"

@@ -80,6 +80,8 @@ class Method(nn.Module):
     edits: list[Edit]
     constraint: Constraint | None
     beneath: SavedTeacher | None
+    taught_by: SavedTeacher | None  # see ``vlprompt.saving.teacher``
+    trained_names: tuple[str, ...]
     familiar: Familiar  # what the classes that it scores are to it, for ``fuse``
 
     @property
@@ -91,6 +93,11 @@ class Method(nn.Module):
     def learnt_names(self) -> tuple[str, ...]:
         """The classes that it computes for: all that it is bound to; the contract takes the part that it scores."""
         return self.class_names if self.part is None else self.trained_names
+
+    @property
+    def feature_width(self) -> int:
+        """Width D of the features that it scores with: the frozen model's, unless a method projects them."""
+        return self.clip.embed_dim
 
     def trainable_parameters(self) -> list[nn.Parameter]:
         """The learnable tensors; empty for training-free methods."""
@@ -158,9 +165,12 @@ class Method(nn.Module):
     def learn(self, feed: Feed, train: Train) -> None:
         """Learn from a feed: by the loop, over its labelled images, unless a method fits itself otherwise.
 
+        Where no objective reads labels, over its pool if it has one.
+
         Tensors that are fitted and not trained are buffers, so that they are saved, checked and loaded.
         """
-        train(self, feed.batches())
+        pool = self.facts.labels == "none" and feed.count("pool") > 0
+        train(self, feed.batches("pool" if pool else "labelled"))
 
     def parameter_groups(self) -> list[ParameterGroup]:
         """Learnables that are optimised alike; by default all of them but those of parts with an ``lr_scale``."""

@@ -18,6 +18,7 @@ from vlprompt.base.parts import Part, parse_part
 from vlprompt.base.registry import Registry
 from vlprompt.data.batch import Batch as Batch
 from vlprompt.errors import VlpromptError
+from vlprompt.learner.facts import Facts, Labels
 
 if TYPE_CHECKING:
     from vlprompt.learner.contract import PromptLearner
@@ -54,9 +55,11 @@ class Objective(Part):
 
     Attributes:
         needs: ``image_strong`` if batches must carry a second view.
+        labelled: whether it asks for labels.
     """
 
     needs: frozenset[str] = frozenset()
+    labelled: bool = True
 
     def __init__(self, weight: float = 1.0):
         self.weight = weight
@@ -118,6 +121,8 @@ class BatchContrastive(Objective):
 
 class _TextObjective(Objective):
     """An objective that compares learnt with frozen class features."""
+
+    labelled = False
 
     def refuses(self, learner: PromptLearner) -> str | None:
         """A design that learns nothing of text has nothing to compare."""
@@ -190,6 +195,8 @@ class ImageAnchor(Objective):
         view: of the frozen tower: the learner's own, ``image``, or a second one, ``image_strong``.
     """
 
+    labelled = False
+
     def __init__(self, weight: float = 1.0, distance: str = "l1", view: Literal["image", "image_strong"] = "image"):
         super().__init__(weight)
         self.distance, self.view = _known(distance), view
@@ -222,6 +229,8 @@ class LogitArguments(TypedDict, total=False):
 
 class LogitObjective(Objective):
     """An objective on the frozen model's logits of the same view, or on those of the learner's ``teacher``."""
+
+    labelled = False
 
     def __init__(
         self,
@@ -287,6 +296,8 @@ class Distillation(LogitObjective):
 class _Unlabelled(Objective):
     """An objective that asks for no labels, but for class features that images are compared with."""
 
+    labelled = False
+
     def refuses(self, learner: PromptLearner) -> str | None:
         """A head's logits are more than similarities."""
         if not learner.facts.head:
@@ -336,10 +347,29 @@ def distance(a: Tensor, b: Tensor, kind: str) -> Tensor:
     return (F.l1_loss if kind == "l1" else F.mse_loss)(a, b.expand_as(a))
 
 
+_ENSEMBLE = "templates='imagenet80', normalise_first=False"
+# what papers add to other designs, by name
+SETS = {
+    "promptsrc": [
+        "ce",
+        f"text_anchor(weight=25.0, distance='l1', {_ENSEMBLE})",
+        "image_anchor(weight=10.0, distance='l1')",
+        f"logit_kl({_ENSEMBLE})",
+    ],
+    "promptkd": ["logit_kl(weight=1000)"],
+}
+
+
 def parse_objectives(texts: Sequence[str]) -> list[Objective]:
-    """Make the objectives of a list; each may stand in it once, and one must have a weight."""
-    objectives = [parse_part(text, OBJECTIVES) for text in texts]
+    """Make the objectives of a list, which may name sets of them; each may stand in it once, and one needs a weight."""
+    objectives = [parse_part(part, OBJECTIVES) for text in texts for part in SETS.get(text.strip(), [text])]
     names = [o.name for o in objectives]
     if len(set(names)) < len(names) or not any(o.weight for o in objectives):
         raise VlpromptError(f"objective={list(texts)} must name each part once, and one part must have a weight")
     return objectives
+
+
+def labels_of(facts: Facts, objectives: Sequence[Objective], head: str | None) -> Labels:
+    """Whether a learner of these facts needs labels: not where it would, but for its objectives, which ask for none."""
+    asked = head is not None or any(o.labelled for o in objectives if o.weight)
+    return "none" if facts.labels == "needed" and facts.trains and not facts.head and not asked else facts.labels

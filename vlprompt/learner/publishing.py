@@ -69,5 +69,15 @@ def load_published(learner: PromptLearner, tensors: Mapping[str, Tensor]) -> Non
     missing = [theirs for theirs in names.values() if theirs not in tensors]
     if missing:
         raise VlpromptError(f"{learner.method}: the tensors lack {', '.join(missing)}")
-    state = learner.state_dict() | {ours: tensors[theirs] for ours, theirs in names.items()}
+    own = learner.state_dict()
+    state = own | {ours: _as_linear(tensors[theirs], own[ours]) for ours, theirs in names.items()}
     learner.load_learnables(state, "the published tensors")
+
+
+def _as_linear(theirs: Tensor, ours: Tensor) -> Tensor:
+    """A 1×1 convolution's weight (out, in, 1, 1) as the linear map (out, in) that it is."""
+    return (
+        theirs.flatten(1)
+        if theirs.dim() == 4 and theirs.shape[:2] == ours.shape and theirs[0, 0].numel() == 1
+        else theirs
+    )

@@ -99,7 +99,8 @@ class LearnerTeacher:
         same = learner.clip is student or learner.clip.identity() == student.identity()
         self.needs_images = not (same and learner.facts.cacheable_images)  # the student's features do not serve it
         self.new_classes = learner.facts.new_classes
-        by_class = learner.facts.classifier == "shared" and not learner.facts.head
+        own_width = learner.feature_width == learner.clip.embed_dim
+        by_class = learner.facts.classifier == "shared" and not learner.facts.head and own_width
         self.lacks = "" if by_class and same else "stands on another backbone" if by_class else OTHERWISE
         self._tower = student if learner.facts.cacheable_images else LearntTower(learner)
 

@@ -53,8 +53,9 @@ def save_learner(learner: PromptLearner, path: str | os.PathLike[str], extra: Ma
     if learner.beneath is not None:
         learner.beneath.save(folder / TEXT, learner.learnt_names)
         others["text"] = learner.beneath.identity | {"kept": description_hash(folder / TEXT)}
-    # what is fused by another rule for classes that were trained on must know them again
-    trained = {"trained_on": list(learner.trained_names)} if learner.facts.parts else {}
+    # what is scored by another rule for classes that were trained on must know them again
+    other = learner.facts.parts or learner.trained_names != learner.class_names
+    trained = {"trained_on": list(learner.trained_names)} if other else {}
     description = trained | {
         "vlprompt": __version__,
         "method": learner.method,

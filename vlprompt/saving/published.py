@@ -46,7 +46,7 @@ LENGTHS = {
 BRANCH = re.compile(r"shared_adapter\.(\d+)\.0\.weight")
 # what is saved beside prompts: buffers of the classes, the frozen model, a frozen teacher, settings
 NOT_LEARNT = re.compile(
-    r"token_(prefix|suffix)|text_encoder\.|image_encoder\.|logit_scale|ZS_image_encoder\.|model_distill|.*_cali_ratio"
+    r"token_(prefix|suffix)|text_encoder\.|image_encoder\.|logit_scale|ZS_image_encoder\.|.*num_batches_tracked|model_distill|.*_cali_ratio"
 )
 SAME = 1e-2  # relative difference of two tensors that differ by half precision alone
 
