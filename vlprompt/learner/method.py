@@ -75,7 +75,6 @@ class Method(nn.Module):
     config: Config
     facts: Facts
     class_names: tuple[str, ...]  # that it scores
-    trained_names: tuple[str, ...]
     part: tuple[int, ...] | None  # the places of those among the trained, where it is bound to them and scores some
     edits: list[Edit]
     constraint: Constraint | None
