@@ -46,6 +46,7 @@ from vlprompt.methods.unlabelled.pouf import POUF
 from vlprompt.methods.prompts.pre import PRE
 from vlprompt.methods.prompts.proda import ProDA
 from vlprompt.methods.prompts.prograd import ProGrad
+from vlprompt.methods.unlabelled.promptkd import PromptKD
 from vlprompt.methods.prompts.promptsrc import PromptSRC
 from vlprompt.methods.prompts.restore import RESTORE
 from vlprompt.methods.prompts.spg import SPG
@@ -65,7 +66,7 @@ from vlprompt.methods.heads.zlap import ZLaP
 from vlprompt.methods.heads.clap import ZSLP
 
 StrPath = str | PathLike[str]
-Known = Literal['clap', 'clip_adapter', 'clip_lora', 'cocoop', 'coop', 'coprompt', 'cross_modal_lp', 'cupl', 'difftpt', 'fpl', 'gda', 'grip', 'ifpl', 'ivlp', 'kgcoop', 'linear_probe', 'lp_plus_plus', 'maple', 'mask_prompt', 'mma', 'mmrl', 'mmrlpp', 'mocoop', 'mvlpt', 'pouf', 'pre', 'proda', 'prograd', 'promptsrc', 'restore', 'spg', 'taskres', 'tcp', 'tda', 'tfup', 'tfup_t', 'tip_adapter', 'tip_adapter_f', 'tpt', 'transclip', 'upl', 'vpt', 'zero_shot', 'zlap', 'zs_lp']
+Known = Literal['clap', 'clip_adapter', 'clip_lora', 'cocoop', 'coop', 'coprompt', 'cross_modal_lp', 'cupl', 'difftpt', 'fpl', 'gda', 'grip', 'ifpl', 'ivlp', 'kgcoop', 'linear_probe', 'lp_plus_plus', 'maple', 'mask_prompt', 'mma', 'mmrl', 'mmrlpp', 'mocoop', 'mvlpt', 'pouf', 'pre', 'proda', 'prograd', 'promptkd', 'promptsrc', 'restore', 'spg', 'taskres', 'tcp', 'tda', 'tfup', 'tfup_t', 'tip_adapter', 'tip_adapter_f', 'tpt', 'transclip', 'upl', 'vpt', 'zero_shot', 'zlap', 'zs_lp']
 
 class MethodSettings(TypedDict, total=False):
     objective: list[str]
@@ -424,6 +425,12 @@ class ProgradSettings(MethodSettings, total=False):
 
 class ProgradRun(RunSettings, ProgradSettings, total=False): ...
 
+class PromptkdSettings(MethodSettings, total=False):
+    n_ctx: int
+    depth: int
+
+class PromptkdRun(RunSettings, PromptkdSettings, total=False): ...
+
 class PromptsrcSettings(MethodSettings, total=False):
     attributes: list[str]
     n_att: int | None
@@ -742,6 +749,10 @@ def create_learner(method: Literal['prograd'], clip: FrozenCLIP, class_names: Se
     """CoOp whose gradient does not go against the zero-shot model."""
 
 @overload
+def create_learner(method: Literal['promptkd'], clip: FrozenCLIP, class_names: Sequence[str], *, templates: Sequence[str] = ..., seed: int = ..., shared_names: bool = ..., **settings: Unpack[PromptkdSettings]) -> PromptKD:
+    """A student that learns from a larger learner's predictions of images without labels."""
+
+@overload
 def create_learner(method: Literal['promptsrc'], clip: FrozenCLIP, class_names: Sequence[str], *, templates: Sequence[str] = ..., seed: int = ..., shared_names: bool = ..., **settings: Unpack[PromptsrcSettings]) -> PromptSRC:
     """Independent deep prompts, held near the frozen model in features, logits and over time."""
 
@@ -926,6 +937,10 @@ def run(*, method: Literal['proda'], clip: FrozenCLIP | None = ..., **settings: 
 @overload
 def run(*, method: Literal['prograd'], clip: FrozenCLIP | None = ..., **settings: Unpack[ProgradRun]) -> Result:
     """CoOp whose gradient does not go against the zero-shot model."""
+
+@overload
+def run(*, method: Literal['promptkd'], clip: FrozenCLIP | None = ..., **settings: Unpack[PromptkdRun]) -> Result:
+    """A student that learns from a larger learner's predictions of images without labels."""
 
 @overload
 def run(*, method: Literal['promptsrc'], clip: FrozenCLIP | None = ..., **settings: Unpack[PromptsrcRun]) -> Result:
