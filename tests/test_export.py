@@ -18,7 +18,7 @@ from torch import Tensor
 from vlprompt import FrozenCLIP, VlpromptError, create_learner, list_methods, load_clip, method_info
 from vlprompt.cli.export import main as export
 from vlprompt.saving.export import ONNX_TORCH, export_learner
-from vlprompt.testing import fit, make, small_clip
+from vlprompt.testing import fit, make, make_ready, small_clip
 
 NAMES = ("cat", "annual_crop land", "an owl", "dog")
 # a context of words in front of the class name, or words alone, in whose towers what was learnt is
@@ -109,6 +109,40 @@ def test_onnx_and_torch_give_the_learners_logits_at_any_batch_size(to: str, tmp_
         images = images_for(learner.clip, count)
         with torch.no_grad():
             assert same(GRAPH_LOGITS[to](path, images), learner(images))
+
+
+@pytest.mark.parametrize(
+    ("method", "beneath", "to"),
+    [
+        pytest.param("gda", None, "onnx", marks=needs_onnx_exporter),
+        pytest.param("tip_adapter", None, "onnx", marks=needs_onnx_exporter),
+        ("clip_adapter", None, "torch"),
+        ("tip_adapter_f", "vpt", "torch"),
+        *(
+            pytest.param(method, beneath, to, marks=[pytest.mark.nightly, needs_onnx_exporter])
+            for method, beneath, to in (
+                ("gda", None, "torch"),
+                ("tip_adapter", None, "torch"),
+                ("clip_adapter", None, "onnx"),
+                ("tip_adapter_f", "vpt", "onnx"),
+                ("zs_lp", None, "torch"),
+                ("zs_lp", None, "onnx"),
+            )
+        ),
+    ],
+)
+def test_heads_of_each_kind_give_their_logits_from_images(
+    method: str, beneath: str | None, to: str, tmp_path: Path
+) -> None:
+    place = make(beneath).save_pretrained(tmp_path / "beneath") if beneath else None
+    head = make_ready(method, text=place and str(place)).eval()
+    path = export_learner(head, to, tmp_path / f"head.{to}")
+    facts = json.loads((tmp_path / "head.json").read_text())
+    assert facts["image_tower"] == ("prompted" if beneath else "frozen")
+    for count in (1, 5):
+        images = images_for(head.clip, count)
+        with torch.no_grad():
+            assert same(GRAPH_LOGITS[to](path, images), head(images))
 
 
 @needs_onnx_exporter

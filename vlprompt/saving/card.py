@@ -96,9 +96,8 @@ def _saved(value: Any) -> Any:
     """Another saved learner's identity in words; what is none as it is."""
     if not isinstance(value, Mapping) or not {"method", "weights", "sha256"} <= value.keys():
         return value
-    return (
-        f"{value['method']} (SHA-256 of its folder {value['sha256'][:16]}…, of its backbone {value['weights'][:16]}…)"
-    )
+    folder, weights = (f"{value[key][:16]}…" for key in ("sha256", "weights"))
+    return f"{value['method']} (SHA-256 of its folder {folder}, of its backbone {weights})"
 
 
 def _beneath(extra: Mapping[str, Any]) -> str:
