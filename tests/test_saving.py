@@ -24,7 +24,7 @@ CODE = """
 import sys, torch, vlprompt
 for folder in sys.argv[1:]:
     learner = vlprompt.load_learner(folder, device="cpu")
-    images = torch.linspace(-1, 1, 2 * 3 * 48 * 48).view(2, 3, 48, 48)
+    images = torch.linspace(-1, 1, 2 * 3 * 64 * 64).view(2, 3, 64, 64)
     with torch.no_grad():
         print(learner(images).tolist())
 """

@@ -38,6 +38,7 @@ ALIGN_DEFAULTS = {
     "whole_from": 0.7,  # the share of the steps behind which all patches are seen
     "text_lr": 0.5,  # of the rate
     "kind_share": 0.3,
+    "one_kind": ["glyphs"],
     "phrases": 192,
     "probe_every": 100,
     "frame_share": TEXT_DEFAULTS["frame_share"],

@@ -44,6 +44,7 @@ DEFAULTS = {
     "teacher_weight": 2.0,
     "drift_weight": 10.0,
     "bank_lr": 0.2,  # of the rate
+    "one_kind": [],  # sources of which a step sees one kind alone
 }
 
 
@@ -137,7 +138,12 @@ class Material:
         size = MODEL_CONFIG["vision_cfg"]["image_size"]
         for source, count in config.batch.items():
             data = self.sources[source]
-            index = torch.multinomial(data["weight"], count, generator=generator)
+            weight, narrow = data["weight"], source in config.one_kind
+            if narrow:  # the others of its kind are what an image is hardest to tell from
+                kinds = data["kinds"][data["kinds"] >= 0].unique()
+                kind = kinds[torch.randint(len(kinds), (1,), generator=generator, device=kinds.device)]
+                weight = weight * (data["kinds"] == kind).any(1)
+            index = torch.multinomial(weight, count, replacement=narrow, generator=generator)
             images.append(draw_images(source, data["pixels"][index], size, generator))
             targets.append(self.targets(source, index, config.name_share))
             since = config.taught.get(source, math.inf)

@@ -1,4 +1,4 @@
-"""`vlprompt-tiny`: a real OpenCLIP model of 5.5 million parameters that ships with the library. See MODEL_CARD.md."""
+"""`vlprompt-tiny`: a real OpenCLIP model of 14 million parameters that ships with the library. See MODEL_CARD.md."""
 
 from __future__ import annotations
 
@@ -28,7 +28,6 @@ LITTLE = frozenset(("a", "an", "and", "at", "by", "for", "from", "in", "of", "on
 
 EMBEDDING = "token_embedding.weight"
 ROWS, ROW_SCALES = "token_embedding.int8", "token_embedding.scale"
-KEPT_IDS, KEPT_ROWS = "token_embedding.ids", "token_embedding.rows"
 
 
 def tiny_config(folder: Path = FOLDER) -> dict[str, Any]:
@@ -51,7 +50,7 @@ def load_tiny(folder: Path = FOLDER) -> tuple[CLIP, SimpleTokenizer]:
     with torch.random.fork_rng(devices=[]):  # building draws random weights, which must not move the caller's seed
         model = CLIP(**config)
     try:
-        model.load_state_dict(unpacked(load_file(weights), config["text_cfg"]["vocab_size"]))
+        model.load_state_dict(unpacked(load_file(weights)))
     except (RuntimeError, KeyError, SafetensorError) as error:
         problem = str(error).strip().splitlines()[-1].strip()
         raise VlpromptError(f"'{weights}' does not hold the model of {CONFIG} beside it ({problem})") from error
@@ -83,15 +82,10 @@ def unseen_names(class_names: Sequence[str]) -> list[str]:
     return [n for n in class_names if (words := words_of(n)) and not seen_words().intersection(words)]
 
 
-def unpacked(tensors: dict[str, torch.Tensor], vocabulary: int) -> dict[str, torch.Tensor]:
+def unpacked(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Return OpenCLIP's state dict, fp32, of what the file holds."""
     state = {name: tensor.float() for name, tensor in tensors.items() if not name.startswith("token_embedding.")}
-    if KEPT_IDS in tensors:  # a file of few tokens: every other one gets their mean
-        rows = tensors[KEPT_ROWS].float()  # (K, d_t)
-        state[EMBEDDING] = rows.mean(0).repeat(vocabulary, 1)
-        state[EMBEDDING][tensors[KEPT_IDS].long()] = rows
-    else:
-        state[EMBEDDING] = tensors[ROWS].float() * tensors[ROW_SCALES].float()  # (V, d_t), (V, 1)
+    state[EMBEDDING] = tensors[ROWS].float() * tensors[ROW_SCALES].float()  # (V, d_t), (V, 1)
     return state
 
 
