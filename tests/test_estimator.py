@@ -451,17 +451,19 @@ def test_the_readmes_five_lines_and_its_command_classify_photos(
     command = re.findall(r"^vlprompt (predict .*)$", section, re.M)[0]
     assert sum(bool(line) for line in code.splitlines()) == 5
     monkeypatch.chdir(tmp_path)
-    for i, (image, name) in enumerate(zip(*coloured(2), strict=True)):
-        path = tmp_path / "photos" / name / f"{i}.jpg"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        image.save(path)
+    splits = vlprompt.load_split("emoji")
+    for name in ("ground transport", "household item", "mammal"):
+        Path("photos", name).mkdir(parents=True)
+        for i, item in enumerate([i for i in splits.train if splits.class_names[i.label] == name][:2]):
+            splits.open_image(item).save(Path("photos", name, f"{i}.png"))
     Path("more-photos").mkdir()
+    item = next(item for item in splits.test if splits.class_names[item.label] == "mammal")
     for path in ("another.jpg", "more-photos/1.jpg"):
-        Image.new("RGB", (40, 30), COLOURS["red"]).save(path)
+        splits.open_image(item).save(path)
     exec(code, {})
-    assert capsys.readouterr().out == "['red']\n"
+    assert capsys.readouterr().out == "['mammal']\n"
     assert main(shlex.split(command)) == 0
-    assert Path("found.csv").read_text().splitlines()[1].startswith("more-photos/1.jpg,red,")
+    assert Path("found.csv").read_text().splitlines()[1].startswith("more-photos/1.jpg,mammal,")
 
 
 def test_runs_and_evaluation_take_a_torch_dataset(tmp_path: Path) -> None:
