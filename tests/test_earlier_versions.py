@@ -22,7 +22,8 @@ from vlprompt.evaluation.results import read_predictions, read_result
 from vlprompt.moved import MOVED
 from vlprompt.runs.sweep import expand, sweep
 
-# made by 0.1.0's code on the embedded weights of today: a sweep of one run, a run of promptsrc, a bank, logits of four images, the checkpoint after one epoch
+# made by 0.1.0's code on the embedded weights of today: a sweep of one run, a run of promptsrc, a bank, logits of four
+# images, the checkpoint after one epoch
 OLD = Path(__file__).parent / "data/v0_1_0"
 NAME = "few_shot-2shot-seed1-2fd54fa1"
 SETTINGS = {
