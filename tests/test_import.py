@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from golden_files import CORE, NEW, case_names, read_case, read_config
-from golden_learned import WAYS, learnt_cases
+from golden_learned import SETTINGS, learnt_cases
 from golden_numbers import close
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -24,6 +24,13 @@ from vlprompt.saving.published import import_checkpoint
 from vlprompt.testing import NAMES, logits_of, make, small_clip
 
 WHOLE_MODEL = {"vpt", "ivlp", "promptsrc", "maple", "coprompt", "restore", "mvlpt"}  # saved with the frozen towers
+# where newer repositories keep what is learnt, and the settings that its shapes tell
+SAVED = {
+    "tcp": ("prompt_learner.", ("n_ctx", "meta_width")),
+    "mma": ("adapter_learner.", ("adapter_start", "adapter_end", "adapter_dim")),
+    "mmrl": ("", ("n_rep_tokens", "rep_dim")),
+    "mmrlpp": ("", ("n_rep_tokens", "rep_dim", "residual_rank", "projection_rank")),
+}
 MOVED = (
     (r"text_prompts\.0", "prompt_learner.ctx"),
     (r"text_prompts\.(\d+)", r"text_encoder.transformer.resblocks.\1.VPT_shallow"),
@@ -108,21 +115,19 @@ def test_a_published_style_checkpoint_gives_the_golden_logits(
         assert torch.equal(again(images), learner(images))
 
 
-@pytest.mark.parametrize("name", learnt_cases())
+@pytest.mark.parametrize("name", [name for name in learnt_cases() if read_case(NEW, name).facts["method"] in SAVED])
 def test_what_newer_repositories_save_gives_the_golden_logits(
     name: str, golden_clip: FrozenCLIP, tmp_path: Path
 ) -> None:
     case, names = read_case(NEW, name), read_config()["class_names"]
-    method, images = case.facts["method"], load_file(CORE / "batch.safetensors")["image"]
-    way = WAYS[method]
-    settings = way.settings(case.facts)
-    shown = {key: settings.pop(key) for key in way.shown}  # what shapes show need not be said
-    state = {way.place(tensor): value for tensor, value in case.under("final/").items()}
-    file = save(state, tmp_path / "model.pth.tar-5")
-    learner = import_checkpoint(file, method, golden_clip, names, **settings)
-    assert {key: getattr(learner.config, key) for key in shown} == shown
+    images, (prefix, shown) = load_file(CORE / "batch.safetensors")["image"], SAVED[case.facts["method"]]
+    method, settings = SETTINGS[case.facts["method"]](case.facts)
+    told = {key: settings.pop(key) for key in shown}
+    state = {f"{prefix}{tensor}": value for tensor, value in case.under("final/").items()}
+    learner = import_checkpoint(save(state, tmp_path / "model.pth.tar-5"), method, golden_clip, names, **settings)
+    assert {key: getattr(learner.config, key) for key in told} == told
     with torch.no_grad():
-        close(learner(images), case.tensors["logits_final"], name, atol=way.atol)
+        close(learner(images), case.tensors["logits_final"], name, atol=2e-4)
 
 
 @pytest.mark.parametrize(
