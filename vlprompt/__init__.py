@@ -59,6 +59,7 @@ wire(
     {
         "methods": "vlprompt.methods",  # importing them registers them
         "read_learnables": "vlprompt.saving.folder:read_learnables",
+        "describe_start": "vlprompt.saving.starts:describe_start",
         "save_learner": "vlprompt.saving.folder:save_learner",
         "push_learner": "vlprompt.saving.push:push_learner",
         "teach": "vlprompt.saving.teacher:teach",

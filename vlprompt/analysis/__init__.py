@@ -7,6 +7,7 @@
 | how far do prompts move the towers' states? | ``feature_shift`` | ``plot_feature_shift`` |
 | where do images and class names go? | ``project_features`` | ``plot_projection`` |
 | how much does the wording alone matter? | ``template_spread`` | ``plot_template_spread`` |
+| which saved prompt could another task start from? | ``transferability`` | ``plot_transferability`` |
 
 Figures are matplotlib's and are imported when one is drawn; ``figure.savefig("name.pdf")`` keeps one.
 ``sample_images`` gives a few test images of a dataset to look at.
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from vlprompt.analysis.samples import Samples, sample_images
     from vlprompt.analysis.shift import FeatureShift, feature_shift, plot_feature_shift
     from vlprompt.analysis.spread import TemplateSpread, plot_template_spread, template_spread
+    from vlprompt.analysis.transfer import Transferability, plot_transferability, transferability
     from vlprompt.analysis.words import NearestWords, nearest_words, plot_nearest_words
 
 __all__ = [
@@ -31,6 +33,7 @@ __all__ = [
     "NearestWords",
     "Samples",
     "TemplateSpread",
+    "Transferability",
     "attention_maps",
     "feature_shift",
     "nearest_words",
@@ -40,9 +43,11 @@ __all__ = [
     "plot_nearest_words",
     "plot_projection",
     "plot_template_spread",
+    "plot_transferability",
     "project_features",
     "sample_images",
     "template_spread",
+    "transferability",
 ]
 
 __getattr__, __dir__ = face(__name__)

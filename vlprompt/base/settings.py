@@ -176,6 +176,7 @@ LATER: dict[str, Any] = {
     "edits": [],
     "ensemble": None,
     "head": None,
+    "init_length": "same",
     "n_att": None,
     "pool_classes": None,
     "published_slicing": False,

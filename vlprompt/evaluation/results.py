@@ -136,6 +136,8 @@ class Result:
         fidelity: what the method was held to, see ``vlprompt.learner.facts``; None in results that do not tell.
         beneath: the saved learner that it stands on: its ``method``, the hash of its backbone's ``weights``, and its
             folder's, ``sha256``; None if it stands on none.
+        start: of ``init_from``, what is known of the learner whose numbers it started from (see
+            ``vlprompt.saving.starts``); None if it started anew, and in results that do not tell.
         files: hashes of what else the run left: of ``config.yaml`` its bytes', of ``learner/config.json`` and
             ``predictions.safetensors`` those of their content.
         schema: version of this layout.
@@ -170,6 +172,7 @@ class Result:
     seeded: bool | None = None
     fidelity: Fidelity | None = None
     beneath: dict[str, str] | None = None
+    start: dict[str, Any] | None = None
     files: dict[str, str] = field(default_factory=dict)
     schema: int = field(default=SCHEMA)
 
@@ -190,8 +193,21 @@ class Result:
 
     @property
     def marked_method(self) -> str:
-        """The method's name as it stands beside its numbers, marked if it predicts not alone or is a reconstruction."""
-        return marked(self.method, self.predicts, mark_of(self.fidelity))
+        """The method's name as it stands beside its numbers, marked if it predicts not alone or is a reconstruction,
+        or if its start saw what it is tested on."""
+        return marked(self.method, self.predicts, mark_of(self.fidelity), self.start_mark)
+
+    @property
+    def start_mark(self) -> str:
+        """What a start has seen of the datasets that are tested: ``start saw eurosat``; empty if nothing."""
+        if self.start is None:
+            return ""
+        known = self.start.get("datasets")
+        if known is None:
+            return "start of unknown data"
+        tested = dict.fromkeys(row.dataset for row in self.rows if row.target != "source")
+        saw = [name for name in tested if name in known]
+        return f"start saw {' and '.join(saw)}" if saw else ""
 
     def write(self, path: str | Path) -> Path:
         """Write the JSON file atomically."""
@@ -295,7 +311,9 @@ def harmonic_mean(base: float, new: float) -> float:
 
 def headline(result: Result) -> str:
     """Return the number that a run is known by: its average, or its only row, with what it is."""
-    mark = "".join(f", {each}" for each in (MARKS[result.predicts], mark_of(result.fidelity)) if each)
+    mark = "".join(
+        f", {each}" for each in (MARKS[result.predicts], mark_of(result.fidelity), result.start_mark) if each
+    )
     for name, value in result.averages.items():
         if not name.startswith("zero_shot_"):
             return f"{name.replace('_', ' ')} {value:.2f}{mark}"

@@ -47,6 +47,7 @@ from vlprompt.learner.objectives import (
     labels_of,
     parse_objectives,
 )
+from vlprompt.learner.starts import load_start
 from vlprompt.learner.teacher import SavedTeacher, Teacher
 from vlprompt.learner.unit import unit
 
@@ -118,11 +119,9 @@ class PromptLearner(Method):
             if self.second_head is not None:
                 self.second_head.setup(clip.embed_dim, len(self.trained_names))
         self.to(clip.device)
+        self.start: dict[str, Any] | None = None  # what is known of the learnables that it started from
         if self.config.init_from:
-            start = Path(self.config.init_from)
-            tensors = wired("read_learnables")(start)
-            self.reserve({name: tensor.shape for name, tensor in tensors.items()})
-            self.load_learnables(tensors, f"the tensors of {start}")
+            self.start = load_start(self, self.config.init_from, self.config.init_length)
         self._check_parts()
         self.prepare_classes()
 

@@ -22,6 +22,7 @@ from vlprompt.learner.objectives import (
     LogitObjective,
     Objective,
 )
+from vlprompt.learner.starts import Length
 from vlprompt.learner.teacher import SavedTeacher
 
 
@@ -41,6 +42,7 @@ class Method(nn.Module):
             gradient_rule: what is handed to the optimiser instead of the loss's gradient, see ``gradients``.
             aggregator: how weights are aggregated over epochs, see ``aggregation``; None keeps the last.
             init_from: a saved learner, a run's folder or a ``.safetensors`` file whose learnables to start from.
+            init_length: of its prompts, same as theirs, or fit: the first tokens of longer ones, shorter ones repeated.
             text_chunk: classes encoded at a time, with activation checkpointing; auto takes what memory does, None all,
                 or what memory does where no gradient is asked for.
             descriptions: a JSON file ``{class: [sentences]}``, for ``description_anchor`` and for methods that put such
@@ -62,6 +64,7 @@ class Method(nn.Module):
         gradient_rule: str | None = None
         aggregator: str | None = None
         init_from: str | None = None
+        init_length: Length = "same"
         text_chunk: int | Literal["auto"] | None = None
         descriptions: str | None = None
         teacher: str | None = None

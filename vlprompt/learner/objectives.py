@@ -280,6 +280,18 @@ class LogitKL(LogitObjective):
         return divergence / (learnt.numel() if self.reduction == "numel" else len(learnt))
 
 
+@OBJECTIVES.register("logit_mse")
+class LogitMSE(LogitObjective):
+    """Mean squared difference of the learnt and the frozen logits over their temperature (PANDA).
+
+    The setting ``teacher`` puts a learner in the frozen model's place.
+    """
+
+    def __call__(self, learner: PromptLearner, outputs: Outputs, batch: Batch) -> Tensor:
+        """Mean over the batch and the classes."""
+        return F.mse_loss(outputs.logits / self.temperature, self.frozen_logits(learner, batch))
+
+
 @OBJECTIVES.register("distillation")
 class Distillation(LogitObjective):
     """Cross-entropy of the learnt with the frozen probabilities (ProGrad; the gradient is that of the KL).

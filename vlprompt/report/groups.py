@@ -229,6 +229,7 @@ def _marked(label: str, runs: Sequence[Run]) -> str:
     marks = [
         MARKS[first.predicts],
         mark_of(first.fidelity),
+        first.start_mark,
         say_seen([source for run in runs for source in run.result.saw or ()]),
     ]
     told = ", ".join(filter(None, marks))

@@ -264,7 +264,8 @@ def fit(
 
         others = {"taught by": learner.taught_by, "on": learner.beneath}
         taught = "".join(f" {how} {other.identity['sha256']}" for how, other in others.items() if other is not None)
-        identity = {"settings": resolved.id + taught, "backbone": backbone, "data": images}
+        begun = f" from {learner.start['sha256']}" if learner.start else ""
+        identity = {"settings": resolved.id + taught + begun, "backbone": backbone, "data": images}
         keeping = {"seed": config.seed, "folder": resolved.folder, "resume": config.resume, "identity": identity}
         trainer = Trainer(config, keeping | {"selection": best}, tell, clock, on_steps=tell_steps)
         feed = make_feed(learner, source, resolved, reporter, clock, selection, later_names)

@@ -65,6 +65,7 @@ def keep_result(
         versions=versions() | {"threads": str(torch.get_num_threads())},
         git_commit=git_commit(),
         fidelity=learner.facts.fidelity,
+        start=learner.start,
         created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         files={
             SETTINGS: sha256_file(folder / SETTINGS),

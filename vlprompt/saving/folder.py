@@ -50,6 +50,8 @@ def save_learner(learner: PromptLearner, path: str | os.PathLike[str], extra: Ma
     """
     folder = Path(path)
     others = {"teacher": learner.taught_by_identity} if learner.taught_by_identity else {}
+    if learner.start is not None:
+        others["start"] = learner.start
     if learner.beneath is not None:
         learner.beneath.save(folder / TEXT, learner.learnt_names)
         others["text"] = learner.beneath.identity | {"kept": description_hash(folder / TEXT)}
@@ -170,6 +172,8 @@ def _load(folder: Path, path: str, remote: bool, clip: FrozenCLIP | None, device
         ) from error
     learner.teacher.reads_files = False
     learner.taught_by_identity = _identity_of_teacher(saved)
+    told = saved["extra"].get("start")
+    learner.start = dict(told) if isinstance(told, dict) else None
     learner.reserve(declared)
     learner.check_shapes(declared, f"the tensors of {path}")
     learnables = read_learnables(folder, saved["files"].get(LEARNABLES))
