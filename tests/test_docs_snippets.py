@@ -34,7 +34,7 @@ BLOCK = re.compile(r"^(?:<!-- not run:(?P<reason>.*?)-->\n)?```(?P<kind>python|b
 TRAIN = "python -m vlprompt.train"
 SHELL_SIGNS = set("|<>;&$`#")
 FILE = re.compile(r"# (\S+\.py)\n")
-SHIPPED = dict(METHODS._entries)
+SHIPPED = {name: METHODS.info(name) for name in METHODS.names()}
 
 
 @dataclass(frozen=True)

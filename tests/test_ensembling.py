@@ -17,7 +17,8 @@ from vlprompt.runs.settings import resolve
 from vlprompt.saving.export import export_learner
 from vlprompt.testing import NAMES, logits_of, loss_of, make, make_ready, toy_batch
 
-ALONE = [m for m in list_methods() if method_info(m)["predicts"] == "alone" and m not in ("tpt", "difftpt", "cupl")]
+OTHERS = ("tpt", "difftpt", "cupl", "mask_prompt")
+ALONE = [m for m in list_methods() if method_info(m)["predicts"] == "alone" and m not in OTHERS]
 WITH_WEIGHTS = ("coop", "kgcoop", "proda", "zs_lp", "taskres", "zero_shot")
 
 

@@ -22,7 +22,7 @@ from vlprompt.testing import fit, make, make_ready, small_clip
 
 NAMES = ("cat", "annual_crop land", "an owl", "dog")
 # a context of words in front of the class name, or words alone, in whose towers what was learnt is
-WORDS_HOLD_IT = {"clip_lora", "coop", "kgcoop", "pouf", "pre", "prograd", "upl"}
+WORDS_HOLD_IT = {"clip_lora", "coop", "kgcoop", "panda", "pouf", "pre", "prograd", "upl"}
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +66,7 @@ def test_the_matrix_scores_as_the_learner(method: str, tmp_path: Path) -> None:
         "spg": "class features depend on each image",
         "tpt": "predicts from views",
         "difftpt": "predicts from views",
+        "mask_prompt": "predicts from image and mask",
     }
     if learner.facts.predicts != "alone":
         reasons[method] = "needs other test images"

@@ -1,8 +1,8 @@
 """PANDA: prompt transfer meets knowledge distillation (Zhong et al., 2022, arXiv:2208.10160), for CLIP's text context.
 
 Trained: CoOp's context, from a start of its own. Three steps: a prompt of a source task; that prompt tuned on the
-target (``method=coop init_from=SOURCE``), the teacher; then ``method=panda teacher=RUN``, whose loss is cross-entropy plus
-0.1·β·MSE of the student's and the teacher's logits, β = 0.1. Vanilla transfer, the paper's other mode, is step two.
+target (``method=coop init_from=SOURCE``), the teacher; then ``method=panda teacher=RUN``, whose loss is cross-entropy
+plus 0.1·β·MSE of the student's and the teacher's logits, β = 0.1. Step two alone is the paper's vanilla transfer.
 Protocols: few-shot, base-to-new.
 Differs from the authors' code, which is for language models: the mean squared difference is not divided by the batch
 once more, the teacher is in evaluation mode, and β is fixed. ``vlprompt.analysis.transferability`` compares prompts.
