@@ -42,12 +42,14 @@ from vlprompt.methods.prompts.mmrl import MMRL
 from vlprompt.methods.prompts.mmrlpp import MMRLPP
 from vlprompt.methods.prompts.mocoop import MoCoOp
 from vlprompt.methods.prompts.mvlpt import MVLPT
+from vlprompt.methods.prompts.panda import PANDA
 from vlprompt.methods.unlabelled.pouf import POUF
 from vlprompt.methods.prompts.pre import PRE
 from vlprompt.methods.prompts.proda import ProDA
 from vlprompt.methods.prompts.prograd import ProGrad
 from vlprompt.methods.unlabelled.promptkd import PromptKD
 from vlprompt.methods.prompts.promptsrc import PromptSRC
+from vlprompt.methods.prompts.pvp import PVP
 from vlprompt.methods.prompts.restore import RESTORE
 from vlprompt.methods.prompts.spg import SPG
 from vlprompt.methods.heads.taskres import TaskRes
@@ -66,14 +68,15 @@ from vlprompt.methods.heads.zlap import ZLaP
 from vlprompt.methods.heads.clap import ZSLP
 
 StrPath = str | PathLike[str]
-Known = Literal['clap', 'clip_adapter', 'clip_lora', 'cocoop', 'coop', 'coprompt', 'cross_modal_lp', 'cupl', 'difftpt', 'fpl', 'gda', 'grip', 'ifpl', 'ivlp', 'kgcoop', 'linear_probe', 'lp_plus_plus', 'maple', 'mask_prompt', 'mma', 'mmrl', 'mmrlpp', 'mocoop', 'mvlpt', 'pouf', 'pre', 'proda', 'prograd', 'promptkd', 'promptsrc', 'restore', 'spg', 'taskres', 'tcp', 'tda', 'tfup', 'tfup_t', 'tip_adapter', 'tip_adapter_f', 'tpt', 'transclip', 'upl', 'vpt', 'zero_shot', 'zlap', 'zs_lp']
+Known = Literal['clap', 'clip_adapter', 'clip_lora', 'cocoop', 'coop', 'coprompt', 'cross_modal_lp', 'cupl', 'difftpt', 'fpl', 'gda', 'grip', 'ifpl', 'ivlp', 'kgcoop', 'linear_probe', 'lp_plus_plus', 'maple', 'mask_prompt', 'mma', 'mmrl', 'mmrlpp', 'mocoop', 'mvlpt', 'panda', 'pouf', 'pre', 'proda', 'prograd', 'promptkd', 'promptsrc', 'pvp', 'restore', 'spg', 'taskres', 'tcp', 'tda', 'tfup', 'tfup_t', 'tip_adapter', 'tip_adapter_f', 'tpt', 'transclip', 'upl', 'vpt', 'zero_shot', 'zlap', 'zs_lp']
 
 class MethodSettings(TypedDict, total=False):
     objective: list[str]
     gradient_rule: str | None
     aggregator: str | None
     init_from: StrPath | None
-    text_chunk: int | None
+    init_length: Literal['same', 'fit']
+    text_chunk: int | Literal['auto'] | None
     descriptions: StrPath | None
     teacher: StrPath | None
     context: str
@@ -382,6 +385,17 @@ class MvlptSettings(MethodSettings, total=False):
 
 class MvlptRun(RunSettings, MvlptSettings, total=False): ...
 
+class PandaSettings(MethodSettings, total=False):
+    attributes: list[str]
+    n_att: int | None
+    published_slicing: bool
+    n_ctx: int | None
+    ctx_init: str | None
+    class_token_position: Literal['end', 'middle', 'front']
+    class_specific: bool
+
+class PandaRun(RunSettings, PandaSettings, total=False): ...
+
 class PoufSettings(MethodSettings, total=False):
     attributes: list[str]
     n_att: int | None
@@ -442,6 +456,14 @@ class PromptsrcSettings(MethodSettings, total=False):
     vision_depth: int
 
 class PromptsrcRun(RunSettings, PromptsrcSettings, total=False): ...
+
+class PvpSettings(MethodSettings, total=False):
+    n_ctx: int
+    depth: int
+    place: Literal['pre_ln', 'post_ln']
+    template: str
+
+class PvpRun(RunSettings, PvpSettings, total=False): ...
 
 class RestoreSettings(MethodSettings, total=False):
     attributes: list[str]
@@ -733,6 +755,10 @@ def create_learner(method: Literal['mvlpt'], clip: FrozenCLIP, class_names: Sequ
     """Prompts for several tasks at once, to start other tasks from."""
 
 @overload
+def create_learner(method: Literal['panda'], clip: FrozenCLIP, class_names: Sequence[str], *, templates: Sequence[str] = ..., seed: int = ..., shared_names: bool = ..., **settings: Unpack[PandaSettings]) -> PANDA:
+    """CoOp that is taught by a prompt which came from a source task."""
+
+@overload
 def create_learner(method: Literal['pouf'], clip: FrozenCLIP, class_names: Sequence[str], *, templates: Sequence[str] = ..., seed: int = ..., shared_names: bool = ..., **settings: Unpack[PoufSettings]) -> POUF:
     """A context and a logit scale that bring images without labels and classes together."""
 
@@ -755,6 +781,10 @@ def create_learner(method: Literal['promptkd'], clip: FrozenCLIP, class_names: S
 @overload
 def create_learner(method: Literal['promptsrc'], clip: FrozenCLIP, class_names: Sequence[str], *, templates: Sequence[str] = ..., seed: int = ..., shared_names: bool = ..., **settings: Unpack[PromptsrcSettings]) -> PromptSRC:
     """Independent deep prompts, held near the frozen model in features, logits and over time."""
+
+@overload
+def create_learner(method: Literal['pvp'], clip: FrozenCLIP, class_names: Sequence[str], *, templates: Sequence[str] = ..., seed: int = ..., shared_names: bool = ..., **settings: Unpack[PvpSettings]) -> PVP:
+    """Visual prompt tuning from the tokens of a source task."""
 
 @overload
 def create_learner(method: Literal['restore'], clip: FrozenCLIP, class_names: Sequence[str], *, templates: Sequence[str] = ..., seed: int = ..., shared_names: bool = ..., **settings: Unpack[RestoreSettings]) -> RESTORE:
@@ -923,6 +953,10 @@ def run(*, method: Literal['mvlpt'], clip: FrozenCLIP | None = ..., **settings: 
     """Prompts for several tasks at once, to start other tasks from."""
 
 @overload
+def run(*, method: Literal['panda'], clip: FrozenCLIP | None = ..., **settings: Unpack[PandaRun]) -> Result:
+    """CoOp that is taught by a prompt which came from a source task."""
+
+@overload
 def run(*, method: Literal['pouf'], clip: FrozenCLIP | None = ..., **settings: Unpack[PoufRun]) -> Result:
     """A context and a logit scale that bring images without labels and classes together."""
 
@@ -945,6 +979,10 @@ def run(*, method: Literal['promptkd'], clip: FrozenCLIP | None = ..., **setting
 @overload
 def run(*, method: Literal['promptsrc'], clip: FrozenCLIP | None = ..., **settings: Unpack[PromptsrcRun]) -> Result:
     """Independent deep prompts, held near the frozen model in features, logits and over time."""
+
+@overload
+def run(*, method: Literal['pvp'], clip: FrozenCLIP | None = ..., **settings: Unpack[PvpRun]) -> Result:
+    """Visual prompt tuning from the tokens of a source task."""
 
 @overload
 def run(*, method: Literal['restore'], clip: FrozenCLIP | None = ..., **settings: Unpack[RestoreRun]) -> Result:
