@@ -78,6 +78,7 @@ class Card:
             in ``<name>.tsv`` beside the card, one class a line.
         shared_names: whether two labels may have the same name, as in ImageNet.
         description_keys: class name to its key in published files of descriptions, where it has other words.
+        synonyms: class name to what else its class is called, for ``names=card``.
         templates: prompt templates, each with one ``{}``; empty leaves the reader's.
         mirror: whether a mirrored image keeps its class.
         domains: names of the domains, for sets made for domain generalisation; by default those of ``letters``.
@@ -111,6 +112,7 @@ class Card:
     variants: list[str] = field(default_factory=list)
     class_names: dict[str, str] = field(default_factory=dict)
     description_keys: dict[str, str] = field(default_factory=dict)
+    synonyms: dict[str, list[str]] = field(default_factory=dict)
     shared_names: bool = False
     templates: list[Template] = field(default_factory=list)
     mirror: bool = True

@@ -157,18 +157,31 @@ def _refuse_shared(found: Mapping[str, str], where: str) -> None:
 def _read(path: str | Path) -> dict[str, Any]:
     if str(path) in DESCRIPTION_SETS:
         return DESCRIPTION_SETS[str(path)]()
+    return read_lists(path, "descriptions", "sentences")
+
+
+def read_lists(path: str | Path, what: str, of: str) -> dict[str, Any]:
+    """Read a JSON file ``{class: [texts]}``, where a text alone may stand for a list of one.
+
+    Args:
+        path: of the file.
+        what: it holds, and ``of`` what its lists are of, for sentences.
+
+    Raises:
+        VlpromptError: there is no such file, or it is of another form.
+    """
     try:
         content = json.loads(read_text(Path(path).expanduser()), object_pairs_hook=partial(_once, path))
     except OSError as error:
-        raise VlpromptError(f"no descriptions at {path}: give a JSON file {{class: [sentences]}}") from error
+        raise VlpromptError(f"no {what} at {path}: give a JSON file {{class: [{of}]}}") from error
     except (json.JSONDecodeError, RecursionError) as error:
-        raise VlpromptError(f"the descriptions in {path} are not JSON ({error})") from error
+        raise VlpromptError(f"the {what} in {path} are not JSON ({error})") from error
     if not isinstance(content, dict):
-        raise VlpromptError(f"{path} must be a JSON file {{class: [sentences]}}, not {type(content).__name__}")
+        raise VlpromptError(f"{path} must be a JSON file {{class: [{of}]}}, not {type(content).__name__}")
     for key, value in content.items():
         if not _are_sentences(_sentences(value)):
-            raise VlpromptError(f"{path} must have a list of sentences for '{key}', not {value!r:.60}")
-    return content
+            raise VlpromptError(f"{path} must have a list of {of} for '{key}', not {value!r:.60}")
+    return {key: _sentences(value) for key, value in content.items()}
 
 
 def _once(path: str | Path, pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -79,6 +79,8 @@ class MethodSettings(TypedDict, total=False):
     text_chunk: int | Literal['auto'] | None
     descriptions: StrPath | None
     teacher: StrPath | None
+    names: dict[str, list[str]] | str | None
+    names_by: Literal['mean', 'best']
     context: str
     after_step: str | None
     edits: list[str]

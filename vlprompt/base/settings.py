@@ -178,6 +178,8 @@ LATER: dict[str, Any] = {
     "head": None,
     "init_length": "same",
     "n_att": None,
+    "names": None,
+    "names_by": "mean",
     "pool_classes": None,
     "published_slicing": False,
     "schedule": "dassl",

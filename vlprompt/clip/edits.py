@@ -30,10 +30,13 @@ class Rows(NamedTuple):
 
     groups: slice = slice(None)
     classes: slice = slice(None)
+    owners: Tensor | None = None  # of classes that go by several names: whose the row of each name is
 
     def take(self, t: Tensor) -> Tensor:
         """These rows of t (G or 1, C or 1, …); an axis of size one is the same for all, and stays."""
-        groups, classes = (rows if size > 1 else slice(None) for rows, size in zip(self, t.shape[:2], strict=True))
+        if self.owners is not None and t.shape[1] > 1:
+            return (t[self.groups] if t.shape[0] > 1 else t).index_select(1, self.owners)
+        groups, classes = (rows if size > 1 else slice(None) for rows, size in zip(self[:2], t.shape[:2], strict=True))
         return t[groups, classes]
 
 

@@ -7,7 +7,7 @@ import functools
 import hashlib
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
@@ -20,6 +20,7 @@ from vlprompt.base.tensor_checks import check_images
 from vlprompt.clip.backbone_tags import PREPROCESSING
 from vlprompt.clip.chunks import Chunk
 from vlprompt.clip.edits import Edit, edits_of
+from vlprompt.clip.naming import ClassNames, spoken
 from vlprompt.clip.naming import natural_name as natural_name
 from vlprompt.clip.naming import same_names as same_names
 from vlprompt.clip.text import Prompts, encode_prompts, same_beginnings
@@ -41,6 +42,8 @@ class ClassTokens:
         name_lengths: (C,) tokens of the bare class name.
         n_words: leading tokens that are the same fixed words for every class.
         beginnings: (C, S) as ``vlprompt.clip.text.same_beginnings`` gives them.
+        owners: (C,) where some classes go by several names, which then have rows of their own: whose each is.
+        averaged: whether those of a class give one feature, see ``vlprompt.clip.text.Prompts``.
     """
 
     ids: Tensor
@@ -48,6 +51,8 @@ class ClassTokens:
     name_lengths: Tensor
     n_words: int
     beginnings: Tensor
+    owners: Tensor | None = None
+    averaged: bool = True
 
 
 class FrozenCLIP:
@@ -252,15 +257,32 @@ class FrozenCLIP:
     def class_tokens(
         self, class_names: Sequence[str], words: str = "", inserted: int = 0, stop: str = "."
     ) -> ClassTokens:
-        """Tokenize "words name." for each class, leaving room for ``inserted`` learnt vectors after start-of-text."""
-        names = [natural_name(name) for name in class_names]
+        """Tokenize "words name." for each class, leaving room for ``inserted`` learnt vectors after start-of-text.
+
+        Classes that go by several names (``ClassNames``) have a row for each of them.
+        """
+        names = [natural_name(name) for name in spoken(class_names)[0]]
         ids = self.tokenize([f"{words} {name}{stop}".strip() for name in names], inserted)
         lengths = self._lengths(ids) - self._start
         ids = ids[:, self._start :]
         if self.text.shares_prefix:
             ids = ids[:, : int(lengths.max())]  # nothing after end-of-text is ever read
         n_words = int(self.count_tokens([words])) if words else 0
-        return ClassTokens(ids, lengths, self.count_tokens(names), n_words, same_beginnings(ids))
+        beginnings, named = same_beginnings(ids), self._names_of(class_names)
+        return ClassTokens(ids, lengths, self.count_tokens(names), n_words, beginnings, **named)
+
+    def _names_of(self, class_names: Sequence[str]) -> dict[str, Any]:
+        """What prompts must know of classes that go by several names; nothing of others."""
+        _, owners = spoken(class_names)
+        if owners is None:
+            return {}
+        best = isinstance(class_names, ClassNames) and class_names.best
+        return {"owners": torch.tensor(owners, device=self.device), "averaged": not best}
+
+    def prompts_of_classes(self, class_names: Sequence[str], template: str) -> Prompts:
+        """A template with one ``{}`` and each class's names, as ``encode_prompts`` takes them."""
+        texts = [template.replace("{}", natural_name(name)) for name in spoken(class_names)[0]]
+        return replace(self.prompts_of(texts), **self._names_of(class_names))
 
     def count_tokens(self, texts: Sequence[str]) -> Tensor:
         """Tokens of each bare text, without start and end: (N,)."""

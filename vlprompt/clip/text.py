@@ -41,6 +41,8 @@ class Prompts:
             ``same_beginnings`` gives them; None takes every token for a different one.
         deep: {layer: (n, d_t) or (G, n, d_t)}, tokens that replace positions 1…n at the input of that block.
         start: position of the first replaced token, after start-of-text (0 for tokenizers that have none).
+        owners: (C,) where rows are names and several may be of one class: whose each is. None if each is a class's.
+        averaged: whether those of a class then give one feature, the mean of their directions.
         context: the learnt vectors among them, as they were handed over; for those who ask, encoding has no use for it.
     """
 
@@ -51,12 +53,15 @@ class Prompts:
     deep: Mapping[int, Tensor] | None = None
     start: int = 1
     context: Tensor | None = None
+    owners: Tensor | None = None
+    averaged: bool = True
 
     def of_classes(self, classes: slice) -> Prompts:
         """The prompts of some classes."""
         beginnings = None if self.beginnings is None else self.beginnings[classes]
         suffix = self.suffix[..., classes, :, :]
-        return replace(self, suffix=suffix, lengths=self.lengths[classes], beginnings=beginnings)
+        owners = None if self.owners is None else self.owners[classes]
+        return replace(self, suffix=suffix, lengths=self.lengths[classes], beginnings=beginnings, owners=owners)
 
     def of_group(self, group: slice) -> Prompts:
         """One of the G prompts of each class, with a group axis of size one in prefix and suffix (1, C, S, d_t)."""
@@ -106,14 +111,32 @@ def encode_prompts(tower: TextTower, prompts: Prompts, chunk: Chunk = None, edit
     prompts = _entering(prompts, edits)
     prefix = _encode_prefix(tower, prompts, edits)
     chunk = classes_at_once(tower, prompts, chunk, shared=True)
-    return _in_chunks(prompts, chunk, lambda part, rows: _encode_suffix(tower, prefix, part, edits, rows))
+    features = _in_chunks(prompts, chunk, lambda part, rows: _encode_suffix(tower, prefix, part, edits, rows))
+    return _of_classes(features, prompts)
 
 
 def encode_prompts_plain(tower: TextTower, prompts: Prompts, edits: Sequence[Edit] = (), chunk: Chunk = None) -> Tensor:
     """Encode the same prompts as full-length sequences, one by one per class as the published code does: (G, C, D)."""
     edits = edits_of("text", edits, tower.promptable)
     chunk = classes_at_once(tower, prompts, chunk, shared=False)
-    return _in_chunks(_entering(prompts, edits), chunk, lambda part, rows: _encode_full(tower, part, edits, rows))
+    prompts = _entering(prompts, edits)
+    features = _in_chunks(prompts, chunk, lambda part, rows: _encode_full(tower, part, edits, rows))
+    return _of_classes(features, prompts)
+
+
+def average_names(features: Tensor, owners: Tensor) -> Tensor:
+    """The mean direction of each class's names: features (…, M, D) and whose each is (M,) -> (…, C, D)."""
+    counts = owners.bincount()
+    means = features.new_zeros(*features.shape[:-2], len(counts), features.shape[-1])
+    means = means.index_add(-2, owners, F.normalize(features, dim=-1))
+    return means / counts.unsqueeze(-1)
+
+
+def _of_classes(features: Tensor, prompts: Prompts) -> Tensor:
+    """Features (G, C, D) of prompts whose rows are names."""
+    if prompts.owners is None or not prompts.averaged:
+        return features
+    return average_names(features, prompts.owners)
 
 
 def _entering(prompts: Prompts, edits: Sequence[Edit]) -> Prompts:
@@ -126,9 +149,10 @@ def _in_chunks(prompts: Prompts, chunk: int | None, encode: Encode) -> Tensor:
     """Encode slices of the class axis and join the results on it."""
     count = len(prompts.lengths)
     if chunk is None or chunk >= count:
-        return encode(prompts, Rows())
+        return encode(prompts, Rows(owners=prompts.owners))
     slices = [slice(first, min(first + chunk, count)) for first in range(0, count, chunk)]
-    pieces = [(prompts.of_classes(classes), Rows(classes=classes)) for classes in slices]
+    parts = [prompts.of_classes(classes) for classes in slices]
+    pieces = [(part, Rows(classes=classes, owners=part.owners)) for part, classes in zip(parts, slices, strict=True)]
     if torch.is_grad_enabled():
         return torch.cat([checkpoint(encode, *piece, use_reentrant=False) for piece in pieces], dim=1)
     return torch.cat([encode(*piece) for piece in pieces], dim=1)

@@ -22,6 +22,7 @@ from vlprompt.base.wiring import wired
 from vlprompt.clip.class_names import check_names
 from vlprompt.clip.edits import Edit
 from vlprompt.clip.frozen import FrozenCLIP, natural_name, same_names
+from vlprompt.clip.naming import spoken
 from vlprompt.data.splits import DEFAULT_TEMPLATE
 from vlprompt.data.templates import resolve_templates
 from vlprompt.errors import VlpromptError
@@ -37,6 +38,7 @@ from vlprompt.learner.facts import Facts, Familiar
 from vlprompt.learner.fusion import facts_with_head, first_kind, is_known, parse_head, rows_of
 from vlprompt.learner.gradients import GRADIENT_RULES
 from vlprompt.learner.method import Method
+from vlprompt.learner.names import facts_with_names, named, nearest_names
 from vlprompt.learner.objectives import (
     Batch,
     ImageAnchor,
@@ -102,7 +104,7 @@ class PromptLearner(Method):
         self.last_state: dict[str, Tensor] | None = None  # the last weights, where others took their place
         self.right_of_batch: Tensor | None = None  # share of the last training batch that it had right, see ``loss``
         self._cached: tuple[list[Tensor], Tensor] | None = None  # the state that gave these class features
-        self.class_names = self.trained_names = checked_names(class_names)
+        self.class_names = self.trained_names = named(self.config, checked_names(class_names))
         self.part: tuple[int, ...] | None = None
         self.familiar: Familiar = "trained"
         if isinstance(self.config.text_chunk, int) and self.config.text_chunk < 1:
@@ -259,7 +261,13 @@ class PromptLearner(Method):
 
     def text_encoder(self) -> Callable[[Tensor], Tensor]:
         """``text_features`` of images, for all chunks of a batch; a method computes here what its images share."""
-        return self.text_features
+        _, owners = spoken(self.learnt_names)
+        if owners is None or self.config.names_by == "mean":
+            return self.text_features
+        if self.facts_of(self.config).classifier == "per_image":
+            return lambda v: nearest_names(self.text_features(v), v, owners)
+        shared = self._text_features()  # (M, D)
+        return lambda v: nearest_names(shared, v, owners)
 
     def linear(self) -> tuple[Tensor, Tensor] | None:
         """``linear_head`` of what is scored with, an ensemble's if there is one; None if no linear map gives it."""
@@ -321,6 +329,7 @@ class PromptLearner(Method):
         own = cls.facts_of(config) if beneath is None else cls.facts_on(beneath, cls.facts_of(config))
         own = facts_with_attributes(config, edited_facts(cls, config, own))
         own = replace(own, labels=labels_of(own, parse_objectives(config.objective), config.head))
+        own = facts_with_names(cls, config, own, PromptLearner)
         return facts_with_head(cls, config, own, PromptLearner)
 
     def set_ensemble(self, setting: str | None) -> None:
@@ -401,6 +410,16 @@ class PromptLearner(Method):
         chosen = resolve_templates(templates, self)
         return self.teacher.text_features(self.learnt_names, chosen, normalise_first, normalise_last)
 
+    def class_text(self, templates: Templates = None) -> Tensor:
+        """``frozen_text``, for class features; of classes that go by several names the features of all (M, D) where
+        images are scored with the best.
+        """
+        every, owners = spoken(self.learnt_names)
+        if owners is None or self.config.names_by == "mean":
+            return self.frozen_text(templates)
+        self.teacher.refuse_file(templates)
+        return self.teacher.text_features(every, resolve_templates(templates, self))
+
     def _check_parts(self) -> None:
         """Refuse what says nothing on this design, before any work starts."""
         reason = None if self.constraint is None else self.constraint.refuses(self)
@@ -431,7 +450,7 @@ class PromptLearner(Method):
         Raises:
             VlpromptError: it is bound to classes of which one of these is none.
         """
-        names = checked_names(class_names)
+        names = named(self.config, checked_names(class_names))
         self.familiar = "trained" if is_known(names, self.trained_names) else "new"
         if same_names(names) == same_names(self.learnt_names):
             self.class_names, self.part = names, None
@@ -447,7 +466,7 @@ class PromptLearner(Method):
                 f"{self.method} with these settings is bound to the classes that it learnt and cannot score new class "
                 f"names: train on all classes{hint}"
             )
-        check_names(self.clip, names)
+        check_names(self.clip, spoken(names)[0])
         previous, self.class_names = self.class_names, names
         try:
             self.prepare_classes()

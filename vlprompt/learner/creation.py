@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from datasets_registry.descriptions import names_file, read_descriptions
+from datasets_registry.synonyms import read_synonyms
 from vlprompt.base.checks import check_seed, check_templates, checked
 from vlprompt.base.environment import enough_memory
 from vlprompt.base.wiring import wired
 from vlprompt.clip.class_names import check_names
 from vlprompt.clip.frozen import FrozenCLIP
+from vlprompt.clip.naming import spoken
 from vlprompt.data.splits import DEFAULT_TEMPLATE
 from vlprompt.errors import VlpromptError
 from vlprompt.learner.contract import PromptLearner, checked_names
+from vlprompt.learner.names import named
 from vlprompt.learner.objectives import (
     DescriptionAnchor,
     parse_objectives,
@@ -50,11 +54,13 @@ def create_learner(
     >>> create_learner("coop", load_clip("vlprompt-tiny"), ["cat", "dog"], n_ctx=4)  # doctest: +SKIP
     """
     config = make_config(method, settings)
+    if isinstance(config.names, str):
+        config = replace(config, names=read_synonyms(config.names))
     templates = (DEFAULT_TEMPLATE,) if templates is None else check_templates(templates)
     check_descriptions(method, config)
     check_teacher(method, config)
     names = checked_names(class_names)
-    check_names(clip, names, shared_names)
+    check_names(clip, spoken(named(config, names))[0], shared_names)
     seed, cls = check_seed(seed), METHODS.get(method)
     places = {"on": (cls.stands_on(config), "learner"), "taught_by": (config.teacher, "teacher")}
     others = {

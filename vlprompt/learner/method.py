@@ -49,6 +49,8 @@ class Method(nn.Module):
                 sentences in place of templates; refused where nothing would read it.
             teacher: a saved learner, a run's folder or ``hf://user/name`` whose logits ``logit_kl`` and
                 ``distillation`` take in place of the frozen model's; refused where nothing would ask it.
+            names: more names of classes, {class: [names]}, a JSON file, or card for the dataset's card's.
+            names_by: whether a class's feature is the mean of its names', or an image is scored with the best of them.
             context: what is trained of learnt words, full, lowrank(rank=4), factored(rank=4), multispace or reparam,
                 see ``contexts``.
             after_step: what they are held to after each step, such as project(eps=0.1), see ``constraints``.
@@ -68,6 +70,8 @@ class Method(nn.Module):
         text_chunk: int | Literal["auto"] | None = None
         descriptions: str | None = None
         teacher: str | None = None
+        names: dict[str, list[str]] | str | None = None
+        names_by: Literal["mean", "best"] = "mean"
         context: str = "full"
         after_step: str | None = None
         edits: list[str] = field(default_factory=list)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any, Literal, get_args
 
 import torch
@@ -152,7 +153,8 @@ class TextPrompt(nn.Module):
         Returns:
             Features (G, C, D), fp32, not normalised; G is 1 unless ``ctx`` holds several prompts.
         """
-        return clip.encode_prompts(self.assemble(clip, tokens, self.ctx if ctx is None else ctx), chunk, edits)
+        prompts = self.assemble(clip, tokens, self.ctx if ctx is None else ctx)
+        return clip.encode_prompts(replace(prompts, owners=tokens.owners, averaged=tokens.averaged), chunk, edits)
 
     def assemble(self, clip: FrozenCLIP, tokens: ClassTokens, ctx: Tensor) -> Prompts:
         """Cut the prompts into what is the same for all classes and what follows for each; ``ctx`` as in ``encode``."""
@@ -161,6 +163,8 @@ class TextPrompt(nn.Module):
             start, behind = torch.cat([start, self.attributes()]), self.attributes.behind
         deep = {i + 1: prompt for i, prompt in enumerate(self.deep)}
         body = self._embed(clip, tokens)  # (C, S, d_t)
+        if self.class_specific and tokens.owners is not None:
+            ctx = ctx[tokens.owners]
         head, tail = ctx[..., : self.before, :], ctx[..., self.before :, :]
         if self.class_specific:
             middle = [head, behind.expand(len(head), -1, -1)]

@@ -14,7 +14,9 @@ from torch import Tensor
 
 from datasets_registry.descriptions import DESCRIPTION_SETS, names_file, read_descriptions
 from vlprompt.base.checks import check_templates
-from vlprompt.clip.frozen import FrozenCLIP, natural_name
+from vlprompt.clip.frozen import FrozenCLIP
+from vlprompt.clip.naming import natural_name, spoken
+from vlprompt.clip.text import average_names
 from vlprompt.data.splits import DEFAULT_TEMPLATE
 from vlprompt.data.templates import TEMPLATE_SETS
 from vlprompt.errors import VlpromptError
@@ -92,18 +94,22 @@ class Teacher:
         """Mean text feature of each class over templates, normalised: (C, D).
 
         Args:
-            class_names: underscores become spaces.
+            class_names: underscores become spaces. The features of names that are one class's (``ClassNames``) are
+                averaged, as directions.
             templates: each with one ``{}``.
             normalise_first: whether each template's feature is normalised before the mean (CLIP's ensembles), or only
                 the mean is (PromptSRC's teacher).
             normalise_last: whether the mean is normalised.
         """
-        key = ("text", tuple(class_names), tuple(templates), normalise_first, normalise_last)
+        every, owners = spoken(class_names)
+        key = ("text", tuple(every), owners, tuple(templates), normalise_first, normalise_last)
         if key not in self._cache:
-            texts = filled(class_names, templates)
+            texts = filled(every, templates)
             features = self.clip.encode_text(texts).unflatten(0, (len(templates), -1))  # (T, C, D)
             features = F.normalize(features, dim=-1) if normalise_first else features
             mean = features.mean(dim=0)
+            if owners is not None:
+                mean = average_names(mean, torch.tensor(owners, device=mean.device))
             self._cache[key] = F.normalize(mean, dim=-1) if normalise_last else mean
         return self._cache[key]
 

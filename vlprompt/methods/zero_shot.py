@@ -39,6 +39,8 @@ class ZeroShot(PromptLearner):
         """Learn nothing."""
         if self.config.template is not None and self.config.descriptions is not None:
             raise VlpromptError(f"{self.method} takes its texts from template or from descriptions: give one of them")
+        if self.config.names and self.config.descriptions is not None:
+            raise VlpromptError(f"{self.method} says descriptions in place of names: give names or descriptions")
 
     @classmethod
     def reads_descriptions(cls, objectives: Sequence[Objective]) -> bool:
@@ -52,4 +54,4 @@ class ZeroShot(PromptLearner):
         """Class features (C, D)."""
         if self.config.descriptions is not None:
             return self.teacher.described(self.class_names, self.config.descriptions)
-        return self.frozen_text(self.config.template)
+        return self.class_text(self.config.template)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from datasets_registry.catalog import register_dataset
+from datasets_registry.synonyms import CARD, card_synonyms
 from vlprompt.base.checks import checked
 from vlprompt.base.environment import Clock
 from vlprompt.base.layout import DESCRIBED, LEARNER, RESULT, SETTINGS
@@ -100,7 +101,7 @@ def execute(resolved: Resolved, clip: FrozenCLIP | None = None, shared: Shared |
         clip = shared.clip_for(config)
         data = usable_parts(data, plan, config, clip, reporter)
         adapted = adapt_depths(resolved, clip)
-        learner = _make_learner(resolved, clip, data[plan.train], adapted)
+        learner = _make_learner(resolved, clip, data[plan.train], adapted | _names_of_cards(config, plan))
         check_suits(config.protocol, plan, data, config.method, learner.facts)  # of what it stands on, too
     _announce(resolved, adapted, clip, reporter)
     with lock_run(folder):
@@ -197,12 +198,20 @@ def _settings_of(clip: FrozenCLIP) -> dict[str, Any]:
 
 
 def _make_learner(
-    resolved: Resolved, clip: FrozenCLIP, source: DatasetSplits, adapted: dict[str, int]
+    resolved: Resolved, clip: FrozenCLIP, source: DatasetSplits, instead: Mapping[str, Any]
 ) -> PromptLearner:
-    settings = resolved.method_settings | adapted
+    settings = {**resolved.method_settings, **instead}
     method, seed = resolved.config.method, resolved.config.seed
     names, shared = source.class_names, bool(source.tasks)
     return create_learner(method, clip, names, templates=source.templates, seed=seed, shared_names=shared, **settings)
+
+
+def _names_of_cards(config: RunConfig, plan: Plan) -> dict[str, Any]:
+    """Other names of the classes of all datasets of a run, where its settings ask for those of the cards."""
+    if getattr(config, "names", None) != CARD:
+        return {}
+    parts = (plan.train, *plan.tests.values())
+    return {"names": card_synonyms(name for part in parts for name in part.joined or (part.dataset,))}
 
 
 def _announce(resolved: Resolved, adapted: dict[str, int], clip: FrozenCLIP, reporter: Reporter) -> None:

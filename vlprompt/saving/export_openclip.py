@@ -86,6 +86,8 @@ def _check_towers(learner: PromptLearner) -> None:
         raise VlpromptError(f"{who} scores with more than class features: {other}")
     if not learner.facts.cacheable_images and not _same_images(learner, learner.clip):
         raise VlpromptError(f"{who} prompts the image tower, and OpenCLIP's has no place for learnt tokens: {other}")
+    if learner.config.names:
+        raise VlpromptError(f"{who} has classes of several names, which one template does not fill: use to=matrix")
     if not learner.trainable_parameters():
         raise VlpromptError(f"{who} learns nothing: the original weights with its templates are the same classifier")
 

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from vlprompt.learner import PromptLearner, register
 from vlprompt.learner.editing import LoRASetting, Where
 from vlprompt.learner.facts import Facts
-from vlprompt.learner.teacher import filled
 
 
 @register("clip_lora", paper="arXiv:2405.18541", trains=("text", "vision"), cacheable_images=False, fidelity="code")
@@ -67,10 +66,10 @@ class CLIPLoRA(PromptLearner):
     def prepare_classes(self) -> None:
         """Tokenize the template with each class name."""
         if "text" in self.facts.trains:
-            self.prompts = self.clip.prompts_of(filled(self.class_names, [self._template]))
+            self.prompts = self.clip.prompts_of_classes(self.class_names, self._template)
 
     def encode_text(self, v: Tensor | None = None) -> Tensor:
         """Class features (C, D)."""
         if "text" not in self.facts.trains:
-            return self.frozen_text(self._template)
+            return self.class_text(self._template)
         return self.clip.encode_prompts(self.prompts, self.config.text_chunk, self.edits)[0]

@@ -26,7 +26,6 @@ from vlprompt.clip.frozen import FrozenCLIP
 from vlprompt.data.splits import DEFAULT_TEMPLATE
 from vlprompt.errors import VlpromptError
 from vlprompt.learner import PromptLearner, register
-from vlprompt.learner.teacher import filled
 
 
 class _Scaled(torch.autograd.Function):
@@ -152,7 +151,8 @@ class MMA(PromptLearner):
 
     def prepare_classes(self) -> None:
         """Tokenize the template with each class name."""
-        self.prompts = self.clip.prompts_of(filled(self.class_names, check_templates([self.config.template])))
+        (template,) = check_templates([self.config.template])
+        self.prompts = self.clip.prompts_of_classes(self.class_names, template)
 
     def encode_text(self, v: Tensor | None = None) -> Tensor:
         """Class features (C, D)."""

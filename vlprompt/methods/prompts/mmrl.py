@@ -31,7 +31,6 @@ from vlprompt.errors import VlpromptError
 from vlprompt.learner import PromptLearner, register
 from vlprompt.learner.objectives import Batch
 from vlprompt.learner.prompts import random_tokens
-from vlprompt.learner.teacher import filled
 
 Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -188,7 +187,7 @@ class MMRL(PromptLearner):
 
     def prepare_classes(self) -> None:
         """Tokenize the template with each class name."""
-        self.prompts = self.clip.prompts_of(filled(self.class_names, self.templates))
+        self.prompts = self.clip.prompts_of_classes(self.class_names, self.templates[0])
 
     def encode_text(self, v: Tensor | None = None) -> Tensor:
         """Class features (C, D)."""

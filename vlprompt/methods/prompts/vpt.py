@@ -49,7 +49,7 @@ class VPT(PromptLearner):
 
     def encode_text(self, v: Tensor | None = None) -> Tensor:
         """Class features (C, D), fixed."""
-        return self.frozen_text(self.config.template)
+        return self.class_text(self.config.template)
 
     def encode_images(self, batch: Batch) -> Tensor:
         """Features (B, D) of images seen with the learnt tokens."""

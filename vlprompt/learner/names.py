@@ -1,0 +1,74 @@
+"""Several names of a class: ``names={cat: [kitty, feline]}``, a JSON file, or what the card of a dataset says.
+
+A class's own name always counts. With ``names_by=mean`` a class's feature is the mean direction of its names', for
+learnt and for frozen text alike; with ``best`` an image is scored with the nearest of them, the analogue of a
+verbalizer's best label word (SciPrompt, arXiv:2410.01946).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from vlprompt.clip.naming import ClassNames
+from vlprompt.errors import VlpromptError
+from vlprompt.learner.facts import Facts
+
+By = Literal["mean", "best"]
+
+
+def named(config: Any, names: tuple[str, ...]) -> tuple[str, ...]:
+    """Class names with the others that settings give them."""
+    if not config.names:
+        return names
+    if isinstance(config.names, str):
+        raise VlpromptError(f"names={config.names} is a file, which create_learner reads: give a learner its content")
+    return ClassNames(names, config.names, best=config.names_by == "best")
+
+
+def facts_with_names(cls: type, config: Any, facts: Facts, base: type) -> Facts:
+    """What a learner of these facts is with several names of a class.
+
+    Args:
+        cls: its class.
+        config: its settings.
+        facts: of it without them.
+        base: ``PromptLearner``, whose functions tell whether it makes class features in the usual way.
+
+    Raises:
+        VlpromptError: the best of several names is none of its class features.
+    """
+    if config.names_by == "mean":
+        return facts
+    if not config.names:
+        raise VlpromptError("names_by=best says how several names of a class count, and there are none: give names too")
+    usual = ("text_features", "text_encoder", "score", "predict", "predict_all")
+    if facts.head or config.head is not None or any(getattr(cls, name) is not getattr(base, name) for name in usual):
+        raise VlpromptError(
+            f"names_by=best cannot be, since {getattr(cls, 'method', '')} with these settings does not score by the "
+            "cosines of class features alone: take names_by=mean"
+        )
+    return replace(facts, classifier="per_image")
+
+
+def nearest_names(features: Tensor, v: Tensor, owners: Sequence[int]) -> Tensor:
+    """Of each class's names the feature that is nearest to each image: (B, C, D).
+
+    Args:
+        features: normalised, of all names (M, D), or of each image's own (B, M, D).
+        v: normalised image features (B, D).
+        owners: whose each name is (M,).
+    """
+    rows = [[row for row, owner in enumerate(owners) if owner == c] for c in range(owners[-1] + 1)]
+    longest = max(map(len, rows))
+    table = torch.tensor([row + row[:1] * (longest - len(row)) for row in rows], device=v.device)  # (C, N)
+    of_names = v @ features.T if features.dim() == 2 else torch.einsum("bd,bmd->bm", v, features)
+    best = of_names[:, table].argmax(dim=-1)  # (B, C)
+    chosen = table.expand(len(v), -1, -1).gather(2, best.unsqueeze(-1)).squeeze(-1)  # (B, C), rows of names
+    if features.dim() == 2:
+        return features[chosen]
+    return features.gather(1, chosen.unsqueeze(-1).expand(-1, -1, features.shape[-1]))
