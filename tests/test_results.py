@@ -8,10 +8,12 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from made_results import make_result
 
 from vlprompt import VlpromptError
 from vlprompt.evaluation.results import Result, Row, harmonic_mean, read_result
 from vlprompt.evaluation.statistics import summarise
+from vlprompt.evaluation.tables import explain
 from vlprompt.learner.facts import Facts
 from vlprompt.runs import is_seeded
 
@@ -170,3 +172,31 @@ def test_results_that_differ_in_more_than_seed_and_dataset_are_not_averaged(othe
 def test_nothing_cannot_be_summarised() -> None:
     with pytest.raises(VlpromptError, match="no results"):
         summarise([])
+
+
+@pytest.mark.parametrize(
+    ("scores", "settings", "said"),
+    [
+        (
+            {"base": 48.0, "new": 35.5},
+            {},
+            "The base classes are those that coop learnt: there it gains 8.0 points over the frozen model, which knows "
+            "all classes by name alone. Of the new classes it has seen no image: there it loses 4.5 points, and the "
+            "harmonic mean is low where either is.",
+        ),
+        (
+            {"all": 43.0},
+            {"protocol": "few_shot"},
+            "Zero-shot is the frozen model, which knows the classes by name alone. coop gains 3.0 points over it.",
+        ),
+        (
+            {"source": 60.0, "dtd": 42.0, "eurosat": 35.0},
+            {"protocol": "cross_dataset", "dataset": "imagenet"},
+            "Zero-shot is the frozen model, which knows the classes by name alone. coop loses 1.5 points against it in "
+            "the mean of 2 tests, and is above it in 1.",
+        ),
+    ],
+)
+def test_a_table_is_explained_in_two_sentences(scores: dict, settings: dict, said: str) -> None:
+    averages = {"harmonic_mean": 40.0, "zero_shot_harmonic_mean": 40.0} if "base" in scores else {}
+    assert explain(make_result(scores, averages=averages, **settings)) == said

@@ -29,7 +29,7 @@ def main(argv: Sequence[str]) -> int:
         print(f"vlprompt {__version__}")
         return 0
     refuse_early(arguments.settings)
-    from vlprompt.evaluation.tables import result_table
+    from vlprompt.evaluation.tables import explain, result_table
     from vlprompt.runs.one import execute
     from vlprompt.runs.settings import resolve
 
@@ -45,13 +45,28 @@ def main(argv: Sequence[str]) -> int:
         raise KeyboardInterrupt(f"interrupted; to go on: {COMMAND} {again}") from None
     console = make_console()
     console.print(result_table(result))
+    if result.method != "zero_shot":
+        console.print(explain(result), markup=False)
     if not resolved.config.quiet:
         for name, what in (("learner", resolved.folder / LEARNER), ("result", resolved.folder / RESULT)):
             console.print(f"{name:<8} {what}", markup=False, soft_wrap=True)
-        console.print(
-            f"again    vlprompt evaluate run={shlex.quote(str(resolved.folder))}", markup=False, soft_wrap=True
-        )
+        for name, what in go_on(resolved):
+            console.print(f"{name:<8} {what}", markup=False, soft_wrap=True)
     return 0
+
+
+def go_on(resolved: Resolved) -> list[tuple[str, str]]:
+    """Return three commands to go on with: score the run again, compare it with other methods, use its learner."""
+    config, folder = resolved.config, shlex.quote(str(resolved.folder))
+    others = [name for name in ("coop", "kgcoop", "promptsrc") if name != config.method]
+    dataset = config.dataset if shlex.quote(config.dataset) == config.dataset else f'"{config.dataset}"'
+    data = f" data_root={shlex.quote(str(config.data_root))}" if config.data_root else ""
+    settings = f"methods=[{','.join([config.method, *others])}] datasets=[{dataset}]{data} protocol={config.protocol}"
+    return [
+        ("again", f"vlprompt evaluate run={folder}"),
+        ("compare", f"vlprompt sweep {settings} && vlprompt report runs"),
+        ("use", f"vlprompt predict learner={folder} IMAGES"),
+    ]
 
 
 def show_help(resolved: Resolved) -> None:

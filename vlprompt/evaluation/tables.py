@@ -10,6 +10,9 @@ from rich.table import Table
 from vlprompt.evaluation.results import Result, Row, spread_over_draws
 from vlprompt.learner.facts import NOTES, RECONSTRUCTION, Fidelity, mark_of, marked
 
+FROZEN = "the frozen model"
+FEW = 100  # test images below which a difference of some points is chance
+
 
 def result_table(result: Result) -> Group:
     """Return a result as a table: each test beside zero-shot, and the protocol's average."""
@@ -42,6 +45,30 @@ def result_table(result: Result) -> Group:
         if not name.startswith("zero_shot_"):
             table.add_row(name.replace("_", " "), "", "", *numbers(result.averages[f"zero_shot_{name}"], value))
     return Group(title, table, caption)
+
+
+def explain(result: Result) -> str:
+    """Say in two sentences what a result's table tells."""
+    gains = {row.target: row.accuracy - row.zero_shot for row in result.rows}
+    if "zero_shot_harmonic_mean" in result.averages:
+        (learnt, on_learnt), (other, on_other) = list(gains.items())[:2]
+        return (
+            f"The {learnt} classes are those that {result.marked_method} learnt: there it {_moved(on_learnt, FROZEN)}, "
+            f"which knows all classes by name alone. Of the {other} classes it has seen no image: there it "
+            f"{_moved(on_other)}, and the harmonic mean is low where either is."
+        )
+    targets = {name: gain for name, gain in gains.items() if name != "source"} or gains
+    mean = sum(targets.values()) / len(targets)
+    told = _moved(mean, "it")
+    if len(targets) > 1:
+        told += f" in the mean of {len(targets)} tests, and is above it in {sum(gain > 0 for gain in targets.values())}"
+    few = " So few test images say little more." if min(row.n_images for row in result.rows) < FEW else ""
+    return f"Zero-shot is the frozen model, which knows the classes by name alone. {result.marked_method} {told}.{few}"
+
+
+def _moved(gain: float, than: str = "") -> str:
+    moved, word = (f"gains {gain:.1f} points", "over") if gain >= 0 else (f"loses {-gain:.1f} points", "against")
+    return f"{moved} {word} {than}" if than else moved
 
 
 def metrics_table(method: str, row: Row, fidelity: Fidelity | None = None) -> Group:

@@ -120,7 +120,7 @@ def _of_group(group: Group, layout: Layout, figures: Figures | None, chosen: Seq
     rows = {label: Line(display_method(label), tuple(cells)) for label, cells in lines}
     if figures:
         rows |= _published_rows(figures, blocks, chosen)
-    table = _table(group.protocol, blocks, rows, layout, f"{group.title}, {say_conditions(group)}")
+    table = _table(group.protocol, blocks, rows, layout, f"{_named(group)}, {say_conditions(group)}")
     table.conditions = {key: value for key, value in group.conditions.items() if key != "identity"}
     table.notes = [*group.notes, *incomplete(table), *_sources(figures, chosen)]
     if layout.significance:
@@ -129,6 +129,11 @@ def _of_group(group: Group, layout: Layout, figures: Figures | None, chosen: Seq
             "and seeds, with Holm's correction over the table"
         )
     return table
+
+
+def _named(group: Group) -> str:
+    source = group.conditions.get("source")
+    return group.protocol.replace("_", " ") + (f" from {display_dataset(source)}" if source else "")
 
 
 def _of_figures(protocol: str, figures: Figures, layout: Layout, chosen: Sequence[str] | None) -> Table:
