@@ -9,6 +9,8 @@ Differs from the authors' code: fp32; a class without images has λ_c = 1, where
 Prototypes and anchor are text features as the tower gives them, not normalised (their length, about 10 for OpenAI's
 models, sets what lr=0.1 means and how strong the constraint is): on another backbone try other rates. Class features of
 a saved learner are given the same lengths.
+The schedule is long: with 1,000 classes, 16 shots and 20 views it is 375,000 steps, whose products alone are 197 TFLOP,
+12 minutes of two cores that do 280 GFLOP a second (docs/methods/heads.md); steps=12000 costs three per cent of it.
 zs_lp with variant=cones starts from normalised class features: the classification analogue of ConES (concept embedding
 search), which learns the text tower's output itself; of it the abstract alone was read, and there is no public code.
 """
