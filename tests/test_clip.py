@@ -182,3 +182,27 @@ def test_bf16_towers_hold_their_matrices_in_bf16() -> None:
     assert block.ln_1.weight.dtype == torch.float32
     assert clip.encode_text(NAMES).dtype == torch.float32
     assert close(clip.encode_text(NAMES), small_clip().encode_text(NAMES), 0.03)
+
+
+def test_class_prompts_are_tokenised_once_for_all_learners_of_a_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    clip, names = FrozenCLIP(small_model(), open_clip.SimpleTokenizer(), device="cpu"), ["cat", "white dog", "owl"]
+    first = create_learner("coop", clip, names, n_ctx=4)
+    asked: list[int] = []
+    tokenize = clip.tokenizer
+
+    def asking(texts: list[str], **options: int) -> torch.Tensor:
+        asked.append(len(texts))
+        return tokenize(texts, **options)
+
+    monkeypatch.setattr(clip, "tokenizer", asking)
+    second = create_learner("kgcoop", clip, names, n_ctx=4, ctx_init=None)
+    assert second.tokens is first.tokens
+    second.set_class_names(["okapi", "tapir"])
+    again = len(asked)
+    second.set_class_names(names)
+    second.set_class_names(["okapi", "tapir"])
+    assert len(asked) == again > 0
+    assert torch.equal(second.tokens.ids, clip._class_tokens(["okapi", "tapir"], "", 4, ".").ids)
+    monkeypatch.setattr("vlprompt.clip.frozen.LISTS_KEPT", 1)
+    clip.class_tokens(names, inserted=5)
+    assert clip.class_tokens(names, inserted=4) is not first.tokens

@@ -9,6 +9,7 @@ import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
+from weakref import WeakKeyDictionary
 
 import torch
 from open_clip.transform import PreprocessCfg, image_transform_v2, merge_preprocess_dict
@@ -29,6 +30,7 @@ from vlprompt.clip.vision import Place, encode_images
 from vlprompt.errors import VlpromptError
 
 Tokenizer = Callable[..., Tensor]
+LISTS_KEPT = 64  # of tokenised class prompts
 SHORTEST_TEXT = 3  # start of text, a word of one token, end of text
 
 
@@ -53,6 +55,10 @@ class ClassTokens:
     beginnings: Tensor
     owners: Tensor | None = None
     averaged: bool = True
+
+
+# Class prompts by model, for as long as it lives.
+_TOKENIZED: WeakKeyDictionary[FrozenCLIP, dict[tuple[Any, ...], ClassTokens]] = WeakKeyDictionary()
 
 
 class FrozenCLIP:
@@ -259,8 +265,19 @@ class FrozenCLIP:
     ) -> ClassTokens:
         """Tokenize "words name." for each class, leaving room for ``inserted`` learnt vectors after start-of-text.
 
-        Classes that go by several names (``ClassNames``) have a row for each of them.
+        Classes that go by several names (``ClassNames``) have a row for each of them. The last lists are kept for all
+        learners of the model: a sweep, and a test of both halves, asks for few.
         """
+        names, owners = spoken(class_names)
+        best = isinstance(class_names, ClassNames) and class_names.best
+        asked, kept = (tuple(names), owners, best, words, inserted, stop), _TOKENIZED.setdefault(self, {})
+        found = kept.pop(asked, None) or self._class_tokens(class_names, words, inserted, stop)
+        kept[asked] = found  # the latest stands last
+        if len(kept) > LISTS_KEPT:
+            kept.pop(next(iter(kept)))
+        return found
+
+    def _class_tokens(self, class_names: Sequence[str], words: str, inserted: int, stop: str) -> ClassTokens:
         names = [natural_name(name) for name in spoken(class_names)[0]]
         ids = self.tokenize([f"{words} {name}{stop}".strip() for name in names], inserted)
         lengths = self._lengths(ids) - self._start
