@@ -42,6 +42,10 @@ VARIANTS = [(m, {}) for m in list_methods()] + [
     ("coop", {"attributes": ["color", "playfulness"], "n_ctx": 2, "class_specific": True}),
     ("cocoop", {"attributes": ["color"], "n_att": 1, "image_chunk": 3}),
     ("promptsrc", {"attributes": ["playfulness", "energy"], "published_slicing": True, "ctx_init": None}),
+    ("tcp", {"class_layer": 1, "class_weight": 0.5, "edits": ["lora(tower=text)"]}),
+    ("tcp", {"head": "dept"}),
+    ("mma", {"edits": ["layer_norms"], "adapter_start": 1, "adapter_end": 2}),
+    ("mmrl", {"rep_end": 2, "edits": ["lora"]}),
     ("zero_shot", {"template": ["a photo of a {}.", "itap of a {}."]}),
 ]
 

@@ -128,7 +128,7 @@ def test_the_rule_is_by_what_the_classes_are_and_keeps_both_parts(method: str) -
 
 
 def test_nothing_of_the_second_head_is_learnt_where_the_loss_leaves_it_out() -> None:
-    learner = make("mmrl", objective=["ce"])
+    learner = make("mmrl", objective=["ce"], alpha=1.0)
     learner.backward(learner.loss(toy_batch()))
     assert not learner.proj_rep.grad.any()
     assert learner.tokens.grad.norm() > 0
@@ -156,8 +156,9 @@ def test_blended_tokens_are_those_that_flow_where_nothing_new_has_a_share() -> N
         ("mmrlpp", {"rep_end": 4}, "has 3 blocks in its shallower tower"),
         ("mmrl", {"alpha": 1.1}, "alpha must be"),
         ("mmrl", {"head": "dept"}, "has a head of its own"),
+        ("mmrlpp", {"objective": ["ce"]}, "which nothing in its objective trains: add part_ce(part=rep, weight=0.3)"),
         ("coop", {"objective": ["ce", "part_ce(part=rep)"]}, "of logits called rep, and coop's are in one piece"),
-        ("mmrl", {"objective": ["ce", "part_ce(part=linear)"]}, "and mmrl's are class and rep"),
+        ("mmrl", {"objective": ["ce", "part_ce(part=linear)"], "alpha": 1.0}, "and mmrl's are class and rep"),
     ],
     ids=str,
 )

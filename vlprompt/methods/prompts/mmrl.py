@@ -29,6 +29,7 @@ from vlprompt.base.checks import check_templates
 from vlprompt.clip.edits import Edit, Rows, Tower
 from vlprompt.errors import VlpromptError
 from vlprompt.learner import PromptLearner, register
+from vlprompt.learner.fusion import PartCrossEntropy
 from vlprompt.learner.objectives import Batch
 from vlprompt.learner.prompts import random_tokens
 
@@ -146,6 +147,12 @@ class MMRL(PromptLearner):
         clip.require(text=1, vision=1)
         if clip.visual.projection is None:
             raise VlpromptError(f"{clip.name}: its image tower has no projection, which {self.method} has a second of")
+        trained = any(isinstance(each, PartCrossEntropy) and each.part == "rep" for each in self.objectives)
+        if config.alpha < 1 and not trained:
+            raise VlpromptError(
+                f"{self.method} scores the classes that it learns by representation features too, which nothing in its "
+                "objective trains: add part_ce(part=rep, weight=0.3), or set alpha=1"
+            )
         self.templates = check_templates([config.template or self.templates[0]])  # of the anchor as well
         self.blocks = self._blocks(min(clip.text.layers, clip.visual.layers))
         self.tokens = random_tokens(config.n_rep_tokens, config.rep_dim)
