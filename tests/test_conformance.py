@@ -31,6 +31,7 @@ VARIANTS = [(m, {}) for m in list_methods()] + [
     ("ivlp", {"context": "factored(rank=3)"}),
     ("coop", {"edits": ["lora(tower=text)", "approx(tower=text)"]}),
     ("ivlp", {"edits": ["layer_norms(tower=both)", "surgery"]}),
+    ("ctp_tft", {"image_chunk": 3}),
     ("spg", {"noise": "averaged", "draws": 3}),
     ("upl", {"members": 2}),
     ("grip", {"prompts": "visual"}),

@@ -64,6 +64,7 @@ def test_the_matrix_scores_as_the_learner(method: str, tmp_path: Path) -> None:
         "cocoop": "class features depend on each image",
         "mocoop": "class features depend on each image",
         "spg": "class features depend on each image",
+        "ctp_tft": "class features depend on each image",
         "tpt": "predicts from views",
         "difftpt": "predicts from views",
         "mask_prompt": "predicts from image and mask",

@@ -12,8 +12,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from vlprompt import PromptLearner, VlpromptError, load_split, run
+from vlprompt import FrozenCLIP, PromptLearner, VlpromptError, load_split, run
 from vlprompt.base.layout import LEARNABLES
+from vlprompt.clip.edits import Edit
+from vlprompt.clip.text import Prompts, encode_prompts_plain
 from vlprompt.data import DatasetSplits
 from vlprompt.evaluation.results import read_result, spread_over_draws
 from vlprompt.methods.prompts import mocoop
@@ -207,3 +209,43 @@ def test_clipping_names_every_limit_or_none() -> None:
     learner = make("spg", **SMALL, clipping={"d_weight": 1.0})
     with pytest.raises(VlpromptError, match="clipping must have d_weight, d_bias, d_ends, g_weight, g_bias"):
         learner.learn(toy_feed(learner), lambda *_, **__: [])
+
+
+# CTP and TFT
+
+
+def plainly(clip: FrozenCLIP, prompts: Prompts, chunk: int | None = None, edits: Sequence[Edit] = ()) -> torch.Tensor:
+    return encode_prompts_plain(clip.text, prompts, edits, chunk)
+
+
+@pytest.mark.parametrize("plain", [False, True])
+def test_ctp_tft_starts_as_clip_gradients_included(plain: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    learner, coop = make("ctp_tft", image_chunk=4), make("coop", ctx_init="a photo of a")
+    if plain:
+        monkeypatch.setattr(FrozenCLIP, "encode_prompts", plainly)
+    assert close(logits_of(learner), logits_of(make("zero_shot", template=["a photo of a {}."])))
+    for each in (learner, coop):
+        each.train().backward(each.loss(toy_batch()))
+    assert close(learner.prompt.ctx.grad, coop.prompt.ctx.grad, 1e-4)
+
+
+def test_ctp_tft_has_a_context_of_each_image_and_class() -> None:
+    learner = make("ctp_tft")
+    fit(learner, 3, lr=0.01)
+    x = torch.nn.functional.normalize(learner.encoded(toy_batch()["image"]), dim=-1)
+    assert x.shape == (10, 1 + 16, learner.clip.embed_dim)
+    ctx, (n, d_t) = learner.contexts(x[:, 1:]), learner.prompt.ctx.shape
+    assert ctx.shape == (10, len(NAMES), n, d_t)
+    assert not close(ctx[0, 0], ctx[0, 1], 1e-4)
+    assert not close(ctx[0, 0], ctx[1, 0], 1e-4)
+    f = learner.clip.encode_image(toy_batch()["image"])
+    assert not close(x[:, 0], torch.nn.functional.normalize(f, dim=-1), 1e-4)
+    with pytest.raises(VlpromptError, match="depend on each image's patches"):
+        learner.classify(f)
+
+
+def test_ctp_tft_is_marked_as_a_reconstruction() -> None:
+    pages = Path(__file__).parents[1] / "docs/methods"
+    assert "Fidelity: reconstruction" in (pages / "ctp_tft.md").read_text(encoding="utf-8")
+    (line,) = (x for x in (pages / "README.md").read_text(encoding="utf-8").splitlines() if x.startswith("| [ctp_tft]"))
+    assert "| reconstruction |" in line

@@ -19,6 +19,7 @@ from vlprompt.clip.frozen import natural_name
 from vlprompt.data.splits import DEFAULT_TEMPLATE
 from vlprompt.errors import VlpromptError
 from vlprompt.learner.contract import PromptLearner
+from vlprompt.learner.fusion import first_kind
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -86,8 +87,9 @@ def project_features(
     learner.eval()
     texts = [template.replace("{}", natural_name(name)) for name in learner.class_names]
     image_before = F.normalize(learner.clip.encode_image(images), dim=-1)
-    image_after = learner.image_features(images.to(learner.clip.device))
-    text_before, text_after = F.normalize(learner.clip.encode_text(texts), dim=-1), _text_after(learner, image_after)
+    encoded = learner.encoded(images.to(learner.clip.device))
+    image_after = F.normalize(first_kind(encoded), dim=-1)
+    text_before, text_after = F.normalize(learner.clip.encode_text(texts), dim=-1), _text_after(learner, encoded)
     pairs = [(image_before, image_after), (text_before, text_after)]
     if close_gap:
         pairs = [(before - before.mean(dim=0), after - before.mean(dim=0)) for before, after in pairs]
@@ -97,11 +99,11 @@ def project_features(
     return FeatureProjection(i0, i1, t0, t1, labels.cpu().numpy(), learner.class_names, by, explained)
 
 
-def _text_after(learner: PromptLearner, image_features: Tensor) -> Tensor:
+def _text_after(learner: PromptLearner, encoded: Tensor) -> Tensor:
     """Normalised class features (C, D), their mean over the images where each has its own."""
     if learner.facts.classifier == "shared":
         return F.normalize(learner.text_features(), dim=-1)
-    each = torch.cat([learner.outputs(v).text_features for v in image_features.split(1)])  # (B, C, D)
+    each = torch.cat([learner.outputs(x).text_features for x in encoded.split(1)])  # (B, C, D)
     return F.normalize(each.mean(dim=0), dim=-1)
 
 

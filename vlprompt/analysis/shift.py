@@ -74,7 +74,7 @@ def feature_shift(learner: PromptLearner, images: Tensor, template: str = DEFAUL
     prompted, frozen = TextRecorder(), TextRecorder()
     with added(learner, prompted):
         if learner.facts.classifier == "per_image":
-            features = torch.cat([learner.outputs(v).text_features for v in learner.image_features(images).split(1)])
+            features = torch.cat([learner.outputs(x).text_features for x in learner.encoded(images).split(1)])
         else:
             features = learner.text_features().unsqueeze(0)  # (1, C, D)
     if not prompted.calls:

@@ -145,8 +145,8 @@ class TextPrompt(nn.Module):
         Args:
             clip: the frozen model.
             tokens: what ``tokenize`` returned.
-            ctx: in the place of ``self.ctx``: (n, d_t), (C, n, d_t) if class-specific, or (G, n, d_t) for G prompts
-                side by side.
+            ctx: in the place of ``self.ctx``: (n, d_t), (C, n, d_t) if class-specific, (G, n, d_t) for G prompts side
+                by side, or (G, C, n, d_t) for G of each class's own.
             chunk: classes at a time; ``auto`` takes as many as memory does.
             edits: what the learner does inside the text tower, ``learner.edits``.
 
@@ -166,9 +166,10 @@ class TextPrompt(nn.Module):
         if self.class_specific and tokens.owners is not None:
             ctx = ctx[tokens.owners]
         head, tail = ctx[..., : self.before, :], ctx[..., self.before :, :]
-        if self.class_specific:
-            middle = [head, behind.expand(len(head), -1, -1)]
-            suffix = torch.cat([*middle, _insert(body, tail, tokens.name_lengths)], dim=1)
+        if self.class_specific or ctx.dim() == 4:
+            sets = ctx.shape[:-2]  # (C,) or (G, C)
+            named = _insert(body, tail, tokens.name_lengths).expand(*sets, -1, -1)
+            suffix = torch.cat([head, behind.expand(*sets, -1, -1), named], dim=-2)
             return Prompts(start.unsqueeze(0), suffix, tokens.lengths + self.n_ctx + len(behind), context=ctx)
         head = head if head.dim() == 3 else head.unsqueeze(0)  # (G, h, d_t)
         words = body[0, : tokens.n_words]
