@@ -22,6 +22,9 @@ from vlprompt.cli.__main__ import commands, module, usage
 from vlprompt.clip import FrozenCLIP
 from vlprompt.errors import VlpromptError
 from vlprompt.learner import METHODS
+from vlprompt.learner.constraints import CONSTRAINTS
+from vlprompt.learner.contexts import CONTEXTS
+from vlprompt.learner.editing import EDITS
 from vlprompt.learner.facts import FIDELITIES, NOTES, RECONSTRUCTION, Predicts, marked
 from vlprompt.runs.settings import describe_keys, resolve
 from vlprompt.training.recipes import list_recipes, load_recipe
@@ -204,7 +207,24 @@ def overview(counts: dict[str, str]) -> str:
         "or for the part that is theirs alone; what must hold whatever the numbers; or, a reconstruction, what is "
         "written of a method whose code is not public. The figures' conditions are on each page."
     )
-    return "\n".join([MADE, "# Methods", "", head, rule, *lines, "", note, ""])
+    return "\n".join([MADE, "# Methods", "", head, rule, *lines, "", note, "", *parts_table(), ""])
+
+
+def parts_table() -> list[str]:
+    """Lines on what the literature has and any design can take, by setting."""
+    lines = []
+    for setting, registry in (("context", CONTEXTS), ("after_step", CONSTRAINTS), ("edits", EDITS)):
+        for name in registry.order():
+            entry = registry.info(name)
+            if "fidelity" in entry.facts:
+                paper, held = entry.facts["paper"], FIDELITIES[entry.facts["fidelity"]]
+                about = entry.summary.partition("; see")[0].rstrip(".") + "."
+                lines.append(f"| `{setting}={name}` | {about} | {paper} | {held} |")
+    several = "More names of classes, averaged or the best of them."
+    lines.append(f"| `names` | {several} | after SciPrompt, arXiv:2410.01946 | {FIDELITIES['invariants']} |")
+    head = "| setting |  | from | fidelity |"
+    about = "Settings that any design can take where it has what they change ([combine](../howto/combine.md))."
+    return ["## Parts of methods", "", about, "", head, "| --- | --- | --- | --- |", *lines]
 
 
 def command_page() -> str:

@@ -81,6 +81,11 @@ def test_a_factored_context_starts_nearest_and_counts_fewer_numbers() -> None:
     assert close(torch.cat(exact()), before)
 
 
+def test_a_learner_with_a_reconstructed_context_is_one() -> None:
+    assert make("coop", context="multispace").facts.fidelity == "reconstruction"
+    assert make("coop", context="lowrank").facts.fidelity == make("coop").facts.fidelity
+
+
 def test_pre_is_coop_behind_its_encoder() -> None:
     pre, coop = make("pre"), make("coop", ctx_init="a photo of a", context="reparam")
     coop.prompt.tokens.raw[0].data.copy_(pre.prompt.ctx)
@@ -116,7 +121,7 @@ def test_a_parameterised_context_is_kept_and_scores_new_classes(context: str, tm
             {"after_step": "project"},
             "after_step=project cannot be, since coop with these settings has no context",
         ),
-        ("kgcoop", {"after_step": "project", "context": "reparam"}, "follows from what is trained"),
+        ("kgcoop", {"after_step": "project", "context": "reparam"}, "follows from something else that is trained"),
         ("kgcoop", {"after_step": "project(eps=0)"}, "leaves nothing to learn"),
         ("vpt", {"after_step": "project"}, "has no context that starts from words"),
     ],

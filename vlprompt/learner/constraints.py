@@ -26,7 +26,7 @@ class Constraint(Part):
 CONSTRAINTS: Registry[type[Constraint]] = Registry("constraint")
 
 
-@CONSTRAINTS.register("project")
+@CONSTRAINTS.register("project", paper="CPT, arXiv:2410.17222", fidelity="invariants")
 class Project(Constraint):
     """Keeps each vector of a context within a ball around the word that it starts from (CPT, arXiv:2410.17222).
 
@@ -46,8 +46,8 @@ class Project(Constraint):
         prompts = [part for part in learner.modules() if isinstance(part, TextPrompt)]
         if not prompts or any(prompt.start is None for prompt in prompts):
             return "has no context that starts from words: say ctx_init='a photo of a' where it can"
-        if any(prompt.follows for prompt in prompts):
-            return "has a context that follows from what is trained: say context=full or lowrank"
+        if not all(prompt.trains_vectors for prompt in prompts):
+            return "has a context that follows from something else that is trained: take context=full or lowrank"
         return None
 
     @torch.no_grad()

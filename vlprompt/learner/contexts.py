@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Literal
+from dataclasses import replace
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,7 @@ from vlprompt.base.parts import Part, parse_part
 from vlprompt.base.registry import Registry
 from vlprompt.clip.frozen import FrozenCLIP
 from vlprompt.errors import VlpromptError
+from vlprompt.learner.facts import Facts
 from vlprompt.learner.method import Method
 from vlprompt.learner.prompts import TextPrompt
 
@@ -209,7 +211,7 @@ class Full(ContextSetting):
     """The vectors themselves."""
 
 
-@CONTEXTS.register("lowrank")
+@CONTEXTS.register("lowrank", paper="DePT (decomposed), arXiv:2309.05173", fidelity="code")
 class LowRank(ContextSetting):
     """The vectors, and an update of the words behind them by position; see ``LowRankUpdate``."""
 
@@ -222,7 +224,7 @@ class LowRank(ContextSetting):
         prompt.update = LowRankUpdate(length, clip.text.width, self.rank, self.alpha, self.lr_scale)
 
 
-@CONTEXTS.register("factored")
+@CONTEXTS.register("factored", paper="", fidelity="invariants")
 class FactoredSetting(ContextSetting):
     """Two factors of the vectors of all prompted blocks; see ``Factored``."""
 
@@ -234,7 +236,7 @@ class FactoredSetting(ContextSetting):
         prompt.follow(Factored([prompt.ctx, *prompt.deep], self.rank))
 
 
-@CONTEXTS.register("multispace")
+@CONTEXTS.register("multispace", paper="EPT, arXiv:2405.11464", fidelity="reconstruction")
 class MultiSpaceSetting(ContextSetting):
     """The vectors, and what gated sub-spaces make of them; see ``MultiSpace``."""
 
@@ -246,7 +248,7 @@ class MultiSpaceSetting(ContextSetting):
         prompt.follow(MultiSpace([prompt.ctx, *prompt.deep], self.spaces, self.rank))
 
 
-@CONTEXTS.register("reparam")
+@CONTEXTS.register("reparam", paper="PRE, arXiv:2309.07760", fidelity="code")
 class Reparameterised(ContextSetting):
     """The vectors behind PRE's encoder; see ``Encoded``."""
 
@@ -266,6 +268,12 @@ def parse_context(setting: str) -> ContextSetting:
     return parse_part(setting, CONTEXTS)
 
 
+def facts_with_context(config: Any, facts: Facts) -> Facts:
+    """What a learner of these facts is with its parameterisation: a reconstruction, where that is one."""
+    held = CONTEXTS.info(parse_context(config.context).name).facts.get("fidelity")
+    return replace(facts, fidelity="reconstruction") if held == "reconstruction" else facts
+
+
 def parameterise(learner: Method, setting: str) -> None:
     """Change what is trained of each context of a learner that was just set up.
 
@@ -275,7 +283,7 @@ def parameterise(learner: Method, setting: str) -> None:
     chosen = parse_context(setting)
     if isinstance(chosen, Full):
         return
-    prompts = [part for part in learner.modules() if isinstance(part, TextPrompt)]
+    prompts = [part for part in learner.modules() if isinstance(part, TextPrompt) and part.trains_vectors]
     reason = ""
     if not prompts:
         reason = "learns no words of a text prompt: take it with coop, ivlp or maple"

@@ -31,7 +31,7 @@ from vlprompt.learner.aggregation import AGGREGATORS
 from vlprompt.learner.attributes import facts_with_attributes
 from vlprompt.learner.class_part import find_part
 from vlprompt.learner.constraints import make_constraint
-from vlprompt.learner.contexts import parameterise
+from vlprompt.learner.contexts import facts_with_context, parameterise
 from vlprompt.learner.editing import edited_facts, make_edits
 from vlprompt.learner.ensembling import make_ensemble
 from vlprompt.learner.facts import Facts, Familiar
@@ -329,7 +329,7 @@ class PromptLearner(Method):
         own = cls.facts_of(config) if beneath is None else cls.facts_on(beneath, cls.facts_of(config))
         own = facts_with_attributes(config, edited_facts(cls, config, own))
         own = replace(own, labels=labels_of(own, parse_objectives(config.objective), config.head))
-        own = facts_with_names(cls, config, own, PromptLearner)
+        own = facts_with_context(config, facts_with_names(cls, config, own, PromptLearner))
         return facts_with_head(cls, config, own, PromptLearner)
 
     def set_ensemble(self, setting: str | None) -> None:

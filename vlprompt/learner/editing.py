@@ -55,7 +55,7 @@ class More(TypedDict, total=False):
     lr_scale: float
 
 
-@EDITS.register("lora")
+@EDITS.register("lora", paper="CLIP-LoRA, arXiv:2405.18541", fidelity="code")
 class LoRASetting(EditSetting):
     """Low-rank updates of attention's maps; see ``vlprompt.learner.edits.LoRA``."""
 
@@ -65,7 +65,7 @@ class LoRASetting(EditSetting):
         super().__init__(tower, partial(LoRA, rank=rank, alpha=alpha, maps=maps, **more))
 
 
-@EDITS.register("layer_norms")
+@EDITS.register("layer_norms", paper="MoCoOp, arXiv:2409.12011", fidelity="invariants")
 class LayerNormsSetting(EditSetting):
     """The blocks' norms, learnt; see ``vlprompt.learner.edits.LayerNorms``."""
 
@@ -73,7 +73,7 @@ class LayerNormsSetting(EditSetting):
         super().__init__(tower, partial(LayerNorms, lr_scale=lr_scale))
 
 
-@EDITS.register("approx")
+@EDITS.register("approx", paper="APT (approximated), arXiv:2306.15706", fidelity="code")
 class ApproximatedSetting(EditSetting):
     """Prompts in each block as a term behind attention; see ``vlprompt.learner.edits.Approximated``."""
 
@@ -89,7 +89,7 @@ class ApproximatedSetting(EditSetting):
         return [self._among(clip, tower, among=among) for tower in self.towers]
 
 
-@EDITS.register("adapter")
+@EDITS.register("adapter", paper="CoPrompt, arXiv:2306.01195", fidelity="code")
 class AdapterSetting(EditSetting):
     """A bottleneck mixed into what the tower gives; see ``vlprompt.learner.edits.Adapter``."""
 
@@ -97,7 +97,7 @@ class AdapterSetting(EditSetting):
         super().__init__(tower, partial(Adapter, reduction=reduction, ratio=ratio, lr_scale=lr_scale))
 
 
-@EDITS.register("surgery")
+@EDITS.register("surgery", paper="RESTORE, arXiv:2403.06136", fidelity="code")
 class SurgerySetting(EditSetting):
     """A residual on what the tower gives; see ``vlprompt.learner.edits.Surgery``."""
 

@@ -117,6 +117,11 @@ class TextPrompt(nn.Module):
         """Whether the tokens follow from something else that is trained."""
         return "tokens" in self._modules
 
+    @property
+    def trains_vectors(self) -> bool:
+        """Whether the context's vectors are trained themselves, and not what a module, or a method, makes them of."""
+        return "ctx" in self._parameters
+
     def __getattr__(self, name: str) -> Any:
         if name in ("ctx", "deep") and self.follows:
             ctx, *deep = self.tokens()
