@@ -32,7 +32,7 @@ NAMES = notebooks.names()
 
 def numbers(pattern: str, text: str) -> list[float]:
     """The groups of a pattern, which must be there, as numbers."""
-    found = re.search(pattern, text)
+    found = re.search(pattern, text, re.M)
     assert found, f"{pattern} is not in:\n{text}"
     return [float(group) for group in found.groups()]
 
@@ -92,6 +92,19 @@ def domains(text: str) -> None:
     assert re.search(r"^\| kgcoop \| 2 \|(?: \**[\d.]+ ± [^|]*\|){4}$", text, re.M)
 
 
+def few_labels(text: str) -> None:
+    names = ("zero-shot", "CoOp", "UPL", "TFUP", "TFUP-T", "GRIP")
+    found = {name: numbers(rf"^{name} +([\d.]+)%$", text)[0] for name in names}
+    assert min(found.values()) > 100 / 6
+    assert max(found[name] for name in names[2:]) > found["zero-shot"]
+    shares = [numbers(rf"round {i}: (\d+) pseudo-labels, (\d+)% right", text) for i in range(1, 5)]
+    assert sorted(count for count, _ in shares) == [count for count, _ in shares]
+    assert shares[0][1] > 100 / 3
+    assert numbers(r"TPT: (\d+)% of 60 photos", text)[0] > 100 / 6
+    frozen, online = (numbers(rf"{name}: ([\d.]+)% of a stream", text)[0] for name in ("zero-shot", "TDA"))
+    assert online > frozen - 5
+
+
 SHOWN: dict[str, Callable[[str], None]] = {
     "01_first_learner": first_learner,
     "02_few_shot_study": few_shot_study,
@@ -99,6 +112,7 @@ SHOWN: dict[str, Callable[[str], None]] = {
     "04_your_own_photos": own_photos,
     "05_write_a_method": write_a_method,
     "06_domains": domains,
+    "07_few_labels_many_photos": few_labels,
 }
 
 
