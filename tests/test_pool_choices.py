@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_pools import few, grip, learnt
+from test_pools import features_of, few, fitted, grip, learnt
 
 from vlprompt import VlpromptError, load_split
 from vlprompt.data.pools import with_pool_classes
@@ -57,6 +57,7 @@ def test_classes_of_a_pool_go_by_the_names_that_prompts_have() -> None:
         ({"pool_classes": [1, 2]}, "must be a text or a list of texts"),
         ({"grid": {"lr": []}}, "grid's lr must be a list of numbers"),
         ({"grid": {"n_ctx": [1, 2]}}, "grip chooses no 'n_ctx' from a grid: known: lr, weight_decay"),
+        ({"shots": "all"}, "takes all training images of digits, so that none is left for a pool"),
         ({"selection": "fewshot_val", "protocol": "unsupervised", "shots": "none"}, "needs labelled images to choose"),
     ],
 )
@@ -87,3 +88,13 @@ def test_a_rate_that_is_chosen_gives_what_a_run_with_it_learns(tmp_path: Path) -
 def test_a_grid_that_nothing_is_chosen_from_changes_nothing() -> None:
     told = {"method": "grip", "protocol": "semi_supervised"}
     assert resolve(told | {"grid": {"lr": [0.1, 0.01]}}).id == resolve(told).id
+
+
+def test_the_estimator_says_which_classes_have_no_label_and_refuses_an_empty_pool() -> None:
+    X, y = features_of()
+    names = {name: name for name in [*y, "okapi"]}
+    with pytest.warns(UserWarning, match="no image with a label is of 'okapi', which the pool alone can teach"):
+        assert "okapi" in fitted(X, y, names, X_unlabelled=X).classes_
+    for nothing in (X[:0], []):
+        with pytest.raises(VlpromptError, match="X_unlabelled holds no images"):
+            fitted(X, y, X_unlabelled=nothing)

@@ -169,6 +169,8 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  #
         classes = labels if missing is None or not missing.all() else classes_of(self.class_names)
         classes = np.unique(list(self.class_names) if isinstance(self.class_names, Mapping) else classes)
         if X_unlabelled is not None:
+            if hasattr(X_unlabelled, "__len__") and not len(X_unlabelled):
+                raise VlpromptError("X_unlabelled holds no images: give some, or leave it out")
             more = self._checked_images_or_features(X_unlabelled, reset=False)
             missing = np.r_[np.zeros(len(labels), bool) if missing is None else missing, np.ones(len(more), bool)]
             X, labels = joined(X, more), np.r_[labels, np.full(len(more), labels[0], labels.dtype)]

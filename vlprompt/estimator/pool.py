@@ -10,9 +10,11 @@ import numpy as np
 
 from vlprompt.data import DatasetSplits
 from vlprompt.data.splits import NO_LABEL, Item, without_labels
-from vlprompt.errors import VlpromptError
+from vlprompt.errors import VlpromptError, warn
 from vlprompt.learner.facts import Facts
 from vlprompt.training.feed import Labelling
+
+SHOWN = 5  # class names in a warning
 
 
 class Both(Sequence[Any]):
@@ -78,6 +80,11 @@ def divided(data: DatasetSplits, items: Sequence[Item], facts: Facts) -> Dataset
     pool = items if facts.labels == "none" else [item for item in items if item.label < 0]
     if not pool and facts.labels in ("some", "any"):
         raise VlpromptError("this method learns from images without labels too: give X_unlabelled, or label them -1")
+    lacking = sorted(set(range(len(data.class_names))) - {item.label for item in labelled})
+    if labelled and lacking and pool:
+        of = ", ".join(repr(data.class_names[label]) for label in lacking[:SHOWN])
+        more = f" and {len(lacking) - SHOWN} more" if len(lacking) > SHOWN else ""
+        warn(f"no image with a label is of {of}{more}, which the pool alone can teach")
     return DatasetSplits(**{**vars(data), "train": labelled, "val": (), "pool": without_labels(pool)})
 
 

@@ -15,6 +15,7 @@ from vlprompt.data.pools import with_pool, with_pool_classes
 from vlprompt.data.sampling import Shots
 from vlprompt.data.splits import without_labels
 from vlprompt.data.subsets import seen_classes
+from vlprompt.errors import VlpromptError
 from vlprompt.evaluation.protocols import Part, Plan
 from vlprompt.runs.images import check_present
 from vlprompt.runs.preflight import check_classes
@@ -81,7 +82,13 @@ def _draw(source: DatasetSplits, plan: Plan, config: RunConfig) -> DatasetSplits
             drawn = _without_unseen(drawn, source, config.class_split)
         elif plan.pool == "rest":
             labelled = set(drawn.train)
-            drawn = replace(drawn, pool=without_labels([item for item in source.train if item not in labelled]))
+            rest = [item for item in source.train if item not in labelled]
+            if not rest and not config.unlabelled:
+                raise VlpromptError(
+                    f"shots={config.shots} takes all training images of {source.name}, so that none is left for a "
+                    "pool: take fewer shots, or give images without labels by unlabelled=folder:PATH"
+                )
+            drawn = replace(drawn, pool=without_labels(rest))
     if config.unlabelled:
         drawn = with_pool(drawn, config.unlabelled, follow_links=config.follow_links)
     return drawn if config.pool_classes is None else with_pool_classes(drawn, config.pool_classes)
