@@ -99,9 +99,9 @@ class TPT(CoOp):
             return super().encode_text(v)
         if v is None:
             raise VlpromptError(f"{self.method}'s class features depend on each image, so there are none without one")
-        return self.prompt.encode(self.clip, self.tokens, self.start(v), self.config.text_chunk, edits=self.edits)
+        return self.prompt.encode(self.clip, self.tokens, self.own_context(v), self.config.text_chunk, edits=self.edits)
 
-    def start(self, v: Tensor) -> Tensor:
+    def own_context(self, v: Tensor) -> Tensor:
         """The context before tuning: (n, d_t), or (B, n, d_t) for image features v (B, D) if it is conditional."""
         return self.prompt.ctx + self.meta_net(v).unsqueeze(1) if self.config.conditional else self.prompt.ctx
 
@@ -114,7 +114,7 @@ class TPT(CoOp):
 
     def tune(self, views: Tensor) -> Tensor:
         """The context (n, d_t) after tuning on normalised features (V, D) of one image's views."""
-        ctx = self.start(views[:1]).detach().reshape(self.prompt.ctx.shape).clone().requires_grad_()
+        ctx = self.own_context(views[:1]).detach().reshape(self.prompt.ctx.shape).clone().requires_grad_()
         c, kept = self.config, None
         optimizer = torch.optim.AdamW([ctx], lr=c.tuning_lr, weight_decay=c.tuning_decay)
         for _ in range(self.config.steps_per_image):
