@@ -27,7 +27,7 @@ HEADERS = {
     ),
     "class": (
         *("class", "classes", "class_name", "classname", "category", "category_name", "label_name", "label_text"),
-        *("target_name", "species"),
+        *("target_name", "species", "caption"),
     ),
     "split": ("split", "partition", "subset"),
     "domain": ("domain",),

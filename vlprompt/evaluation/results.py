@@ -207,7 +207,9 @@ class Result:
             return "start of unknown data"
         tested = dict.fromkeys(row.dataset for row in self.rows if row.target != "source")
         saw = [name for name in tested if name in known]
-        return f"start saw {' and '.join(saw)}" if saw else ""
+        start = self.start.get("reconstructs")
+        marks = [f"start of {start}, reconstruction" if start else "", f"start saw {' and '.join(saw)}" if saw else ""]
+        return ", ".join(filter(None, marks))
 
     def write(self, path: str | Path) -> Path:
         """Write the JSON file atomically."""

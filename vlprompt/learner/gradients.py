@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from vlprompt.base.parts import Part
 from vlprompt.base.registry import Registry
 from vlprompt.errors import VlpromptError
+from vlprompt.learner.regulation import Regulator
 
 
 class GradientRule(Part):
@@ -67,3 +69,25 @@ class ProGradRule(GradientRule):
         if along >= 0 or size == 0:
             return learnt
         return learnt - self.weight * along / size * general
+
+
+@GRADIENT_RULES.register("regulated")
+class RegulatedRule(GradientRule):
+    """Turn each gradient as a function that was learnt over many tasks does (GRAM, reconstructed).
+
+    Args:
+        file: that ``vlprompt meta-train`` wrote. It is read when the first gradient is asked for, since a saved learner
+            may come from anyone and is tested without.
+    """
+
+    def __init__(self, file: str):
+        self.file = file
+        self.regulator: Regulator | None = None
+
+    def __call__(self, losses: Mapping[str, Tensor], parameters: Sequence[nn.Parameter]) -> None:
+        """Set ``grad`` of each parameter."""
+        gradients = torch.autograd.grad(losses["loss"], parameters, materialize_grads=True)
+        if self.regulator is None:
+            self.regulator = Regulator.load(Path(self.file).expanduser()).to(parameters[0].device)
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = self.regulator(gradient)

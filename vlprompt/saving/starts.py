@@ -15,15 +15,15 @@ def describe_start(path: Path) -> dict[str, Any]:
 
     Returns:
         ``sha256`` of the learner's description, or of a bare file of tensors; ``method``, ``protocol``, ``shots`` and
-        ``seed`` where they are known; ``datasets`` that it had learnt from, those of its own start included, or None
-        where that is not known.
+        ``seed`` where they are known; ``reconstructs``, a method that it is our reading of; ``datasets`` that it had
+        learnt from, those of its own start included, or None where that is not known.
     """
     folder = next((f for f in (path, path / LEARNER) if (f / CONFIG).is_file()), None)
     if folder is None:
         return {"sha256": sha256_file(path) if path.is_file() else None, "datasets": None}
     saved = read_description(folder)
     extra = saved["extra"]
-    known = {key: extra[key] for key in ("protocol", "shots", "seed") if key in extra}
+    known = {key: extra[key] for key in ("protocol", "shots", "seed", "reconstructs") if key in extra}
     told = {"sha256": description_hash(folder), "method": saved["method"], **known}
     return told | {"datasets": _datasets(extra)}
 

@@ -1,0 +1,64 @@
+"""Learn a start and a gradient-regulating function over tasks made of image–text pairs, for later runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from vlprompt.base.reporter import make_console
+from vlprompt.cli._shared import backbone_settings, check_keys, command, flag_setting, number_setting, parse
+from vlprompt.errors import VlpromptError
+
+USAGE = """vlprompt meta-train [pairs=NAME|captions:FOLDER|csv:FILE] [method=coop] [output=meta]
+         [backbone=vlprompt-tiny] [pretrained=TAG] [checkpoint=FILE] [device=auto] [data_root=DIR]
+         [epochs=20] [tasks=25] [task_size=16] [topics=8] [styles=3] [inner_lr=0.02] [lr=0.001] [rank=8]
+         [seed=1] [resume=true] [KEY=VALUE …] [--quiet]
+
+Learns where prompts should start and how their gradients should be turned, over tasks that are clustered from pairs of
+an image and a text: a dataset's training images with their class names, a folder of images with NAME.txt beside them,
+or a table with columns path and caption. Nothing is labelled. `KEY=VALUE` are settings of the method, such as n_ctx=4.
+A reconstruction of GRAM, whose code nobody has; what starts from it is marked. Afterwards:
+
+  python -m vlprompt.train method=coop n_ctx=4 init_from=meta \\
+      "gradient_rule=regulated(file='meta/regulator.safetensors')"
+"""
+BACKBONE = ("backbone", "pretrained", "checkpoint", "device")
+COUNTS = ("epochs", "tasks", "task_size", "topics", "styles", "rank")
+TEXTS = ("pairs", "method", "output", "data_root")
+
+
+@command(USAGE)
+def main(argv: Sequence[str]) -> int:
+    """Meta-train, and say where the start and the regulator are."""
+    arguments = parse(argv)
+    settings = {"backbone": "vlprompt-tiny", **arguments.settings}
+    from vlprompt.clip.loading import load_clip
+    from vlprompt.learner.registration import method_info
+    from vlprompt.runs.meta_train import REGULATOR, MetaConfig, meta_train
+
+    method = str(settings.get("method", "coop"))
+    own = method_info(method)["config"]
+    known = (*BACKBONE, *COUNTS, *TEXTS, "inner_lr", "lr", "seed", "resume")
+    check_keys(settings, [*known, *own])
+    given: dict[str, Any] = {key: number_setting(settings, key) for key in COUNTS if key in settings}
+    given |= {key: str(settings[key]) for key in TEXTS if key in settings}
+    given |= {key: _rate(settings, key) for key in ("inner_lr", "lr") if key in settings}
+    if "seed" in settings:
+        given["seed"] = number_setting(settings, "seed", least=0, most=2**32 - 1)
+    others = {key: value for key, value in settings.items() if key not in known}
+    quiet = "--quiet" in arguments.flags
+    config = MetaConfig(**given, resume=flag_setting(settings, "resume"), quiet=quiet, settings=others)
+    clip = load_clip(*backbone_settings(settings), device=str(settings.get("device", "auto")))
+    folder = meta_train(clip, config)
+    if not quiet:
+        said = f"{folder}: a start for method={method} (init_from={folder}) and {folder / REGULATOR}"
+        make_console().print(said, markup=False, soft_wrap=True)
+    return 0
+
+
+def _rate(settings: dict[str, Any], key: str) -> float:
+    """A learning rate."""
+    value = settings[key]
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
+        raise VlpromptError(f"{key} must be a number above 0, not {value!r:.60}")
+    return float(value)

@@ -1,0 +1,239 @@
+"""``vlprompt meta-train``: from image–text pairs to a start and a regulator, in a folder that ``init_from`` takes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from datasets_registry.catalog import load_split
+from vlprompt.base.environment import versions
+from vlprompt.base.files import atomic_write, remove_leftovers
+from vlprompt.base.layout import LEARNER
+from vlprompt.base.reporter import Reporter
+from vlprompt.base.sealed import read_tensors, seal, write_tensors
+from vlprompt.base.settings import TrainOptions
+from vlprompt.clip.frozen import FrozenCLIP
+from vlprompt.data import DatasetSplits, FeatureBank, ImageItems, eval_transform, images_fingerprint
+from vlprompt.data.captions import read_captions
+from vlprompt.errors import VlpromptError, warn
+from vlprompt.learner.contract import PromptLearner
+from vlprompt.learner.creation import create_learner
+from vlprompt.learner.regulation import Regulator
+from vlprompt.runs.folder import lock_run
+from vlprompt.training.checkpoint import checkpoints
+from vlprompt.training.meta import MetaLearner, Tasks, clustered, unit
+from vlprompt.training.trainer import train
+
+REGULATOR, CLUSTERS, META = "regulator.safetensors", "clusters.safetensors", "meta.json"
+LONGEST = 40  # tokens of a caption, which stands beside a context
+RECONSTRUCTS = "GRAM"
+WHERE = (
+    "output",
+    "data_root",
+    "checkpoint_seconds",
+    "resume",
+    "quiet",
+)  # settings that change nothing of what is learnt
+
+
+@dataclass(kw_only=True)
+class MetaConfig:
+    """What meta-training can be told, besides the settings of its method.
+
+    Attributes:
+        pairs: a dataset, whose training images have their class names for texts; ``captions:FOLDER``, images with
+            ``NAME.txt`` beside them; or ``csv:FILE`` with columns path and caption.
+        method: whose start is learnt; it scores new classes.
+        epochs: of ``tasks`` tasks.
+        tasks: an epoch.
+        task_size: pairs of a task's support, and of its query.
+        topics, styles: clusters of texts, and of images in each.
+        inner_lr: of the step on a task's support.
+        lr: of Adam, for start and regulator.
+        rank: of the regulator.
+        seed: of everything drawn.
+        output: the folder.
+        checkpoint_seconds: least time between two checkpoints.
+        resume: go on with what an interrupted one left.
+    """
+
+    pairs: str = "emoji"
+    method: str = "coop"
+    epochs: int = 20
+    tasks: int = 25
+    task_size: int = 16
+    topics: int = 8
+    styles: int = 3
+    inner_lr: float = 0.02
+    lr: float = 1e-3
+    rank: int = 8
+    seed: int = 1
+    output: str = "meta"
+    data_root: str | None = None
+    checkpoint_seconds: float = 5.0
+    resume: bool = False
+    quiet: bool = False
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+def meta_train(clip: FrozenCLIP, config: MetaConfig) -> Path:
+    """Learn a start and a regulator, and return their folder: ``learner/``, ``regulator.safetensors``, ``meta.json``.
+
+    Killed at any moment and resumed, it ends with the same bits on a CPU.
+
+    Raises:
+        VlpromptError: a setting or the pairs are not right, or the method learns nothing or is bound to its classes.
+    """
+    folder, reporter = Path(config.output).expanduser(), Reporter(config.quiet)
+    pairs = _fitting(clip, read_pairs(config), reporter)
+    learner = create_learner(
+        config.method, clip, pairs.class_names[:2], templates=pairs.templates, seed=config.seed, **config.settings
+    )
+    _check(learner, config)
+    folder.mkdir(parents=True, exist_ok=True)
+    with lock_run(folder):
+        remove_leftovers(folder)
+        identity = _identity(clip, pairs, config)
+        features = _bank(clip, pairs, reporter)
+        clusters = _clusters(folder, identity, clip, pairs, features, config)
+        labels = torch.tensor([item.label for item in pairs.train])
+        images = features if learner.takes_features and not learner.learns_from_images else _images(clip, pairs)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)
+            regulator = Regulator([p.shape[-1] for p in learner.trainable_parameters() if p.dim()], config.rank)
+        module = MetaLearner(
+            learner, regulator.to(clip.device), images.to(clip.device), labels, pairs.class_names, config.inner_lr
+        )
+        how: dict[str, Any] = {"optimizer": "adam", "weight_decay": 0, "schedule": "constant", "clip_grad": 1.0}
+        seconds = config.checkpoint_seconds
+        options = TrainOptions(epochs=config.epochs, lr=config.lr, checkpoint_seconds=seconds, **how)
+        tasks = Tasks(clusters, labels, config.task_size, config.tasks, config.seed)
+        with reporter.bar("epoch", lines=5) as update:
+            history = train(
+                module,
+                tasks,
+                options,
+                seed=config.seed,
+                folder=folder,
+                resume=config.resume,
+                identity=identity,
+                on_epoch=lambda record: update(record["epoch"] + 1, config.epochs, f"loss {record['loss']:.3f}"),
+            )
+        _keep(folder, learner, regulator, config, pairs, history)
+    return folder
+
+
+def read_pairs(config: MetaConfig) -> DatasetSplits:
+    """Return image–text pairs as training images whose classes are their texts."""
+    if config.pairs.startswith("captions:"):
+        return read_captions(config.pairs.removeprefix("captions:"))
+    splits = load_split(config.pairs, config.data_root)
+    if config.pairs.startswith("csv:"):  # pairs of a user's own have no test images
+        return splits.with_parts({"train": [*splits.train, *splits.val, *splits.test], "val": (), "test": ()})
+    return splits
+
+
+def _fitting(clip: FrozenCLIP, pairs: DatasetSplits, reporter: Reporter) -> DatasetSplits:
+    """The pairs whose captions leave room for a context."""
+    lengths = clip.count_tokens(pairs.class_names)
+    short = {label for label, n in enumerate(lengths.tolist()) if n <= LONGEST}
+    kept = [item for item in pairs.train if item.label in short]
+    if len({item.label for item in kept}) < 4:
+        raise VlpromptError(f"{pairs.name} has captions of fewer than four kinds that are short enough to learn from")
+    if len(kept) < len(pairs.train):
+        warn(f"{len(pairs.train) - len(kept)} pairs have captions of more than {LONGEST} tokens and are left out")
+    return pairs.with_parts({"train": kept, "val": (), "test": ()})
+
+
+def _check(learner: PromptLearner, config: MetaConfig) -> None:
+    """Refuse methods that have no start to learn, or no other classes than their own."""
+    if not learner.trainable_parameters() or learner.facts.head or not learner.facts.new_classes:
+        raise VlpromptError(
+            f"{config.method} with these settings has no start that other tasks could take: use a prompt that scores "
+            "new classes, such as coop, vpt or ivlp"
+        )
+    if learner.facts.inputs != ("image",):
+        raise VlpromptError(
+            f"{config.method} needs {' and '.join(learner.facts.inputs)} of an image, and pairs have one"
+        )
+
+
+def _identity(clip: FrozenCLIP, pairs: DatasetSplits, config: MetaConfig) -> dict[str, str]:
+    """What makes two meta-trainings the same."""
+    telling = {k: v for k, v in asdict(config).items() if k not in WHERE}
+    told = json.dumps([telling, list(pairs.class_names)], sort_keys=True).encode()
+    return {
+        "settings": hashlib.sha256(told).hexdigest(),
+        "backbone": clip.identity()["weights"],
+        "data": images_fingerprint(pairs, pairs.train),
+    }
+
+
+def _bank(clip: FrozenCLIP, pairs: DatasetSplits, reporter: Reporter) -> Tensor:
+    """Features (N, D) of the pairs' images."""
+    with reporter.bar("encoding images", lines=1) as update:
+        bank = FeatureBank.open_or_build(clip, pairs, pairs.train, transform=eval_transform(clip), progress=update)
+    return bank.features[0]
+
+
+def _images(clip: FrozenCLIP, pairs: DatasetSplits) -> Tensor:
+    """The pairs' images (N, 3, H, W), for methods that prompt the image tower."""
+    items = ImageItems(pairs, pairs.train, eval_transform(clip))
+    return torch.stack([items[i]["image"] for i in range(len(items))])
+
+
+def _clusters(
+    folder: Path,
+    identity: dict[str, str],
+    clip: FrozenCLIP,
+    pairs: DatasetSplits,
+    features: Tensor,
+    config: MetaConfig,
+) -> Tensor:
+    """The pairs' clusters (N, 2), kept in the folder, since another number of threads may round them otherwise."""
+    path, key = folder / CLUSTERS, json.dumps(identity, sort_keys=True)
+    if config.resume and path.is_file():
+        tensors, facts = read_tensors(path, "the clusters", "delete the folder and begin again")
+        if facts.get("identity") == key:
+            return tensors["clusters"]
+    labels = torch.tensor([item.label for item in pairs.train])
+    text = unit(clip.encode_text([f"a photo of a {name}." for name in pairs.class_names], cut=True))[labels]
+    found = clustered(text, unit(features), config.topics, config.styles, config.seed)
+    write_tensors(path, {"clusters": found}, {"identity": key})
+    return found
+
+
+def _keep(
+    folder: Path,
+    learner: PromptLearner,
+    regulator: Regulator,
+    config: MetaConfig,
+    pairs: DatasetSplits,
+    history: Sequence[dict[str, Any]],
+) -> None:
+    """Write what was learnt, and what it is; the checkpoint goes when all is there."""
+    learner.class_names = pairs.class_names[:2]
+    learner.prepare_classes()
+    known = {"dataset": pairs.name, "protocol": "meta-train", "seed": config.seed, "reconstructs": RECONSTRUCTS}
+    learner.save_pretrained(folder / LEARNER, extra=known)
+    found = regulator.save(folder / REGULATOR)
+    told = {
+        "reconstructs": RECONSTRUCTS,
+        "settings": asdict(config) | {"resume": False},
+        "pairs": len(pairs.train),
+        "captions": len({item.label for item in pairs.train}),
+        "regulator": found,
+        "loss": [record["loss"] for record in history],
+        "versions": versions(),
+    }
+    with atomic_write(folder / META) as temporary:
+        temporary.write_text(json.dumps(seal(told), indent=1) + "\n", encoding="utf-8")
+    for left in checkpoints(folder):
+        left.unlink(missing_ok=True)
