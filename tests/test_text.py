@@ -177,3 +177,21 @@ def test_word_embeddings_are_the_models_own() -> None:
     clip = FrozenCLIP(small_model(), open_clip.SimpleTokenizer(), device="cpu")
     ids = clip.tokenizer(["a photo of a"])[0, 1:5]
     assert torch.equal(clip.word_embeddings("a photo of a"), clip.model.token_embedding(ids))
+
+
+@pytest.mark.parametrize(
+    "texts",
+    [
+        ["a photo of an owl.", "a photo of a boeing 737-200.", "a photo of an owl."],
+        ["a photo of", "a photo of an owl."],
+        ["a photo of an owl."] * 2,
+        ["an owl"],
+        ["an owl", "a photo of an owl."],
+    ],
+    ids=len,
+)
+def test_texts_that_begin_alike_are_encoded_as_by_themselves(texts: list[str]) -> None:
+    clip = small_clip()
+    plain = clip.model.encode_text(clip.tokenizer(texts))
+    assert close(clip.encode_text(texts), plain)
+    assert close(clip.encode_text(texts, chunk=1), plain)
