@@ -76,6 +76,13 @@ def test_a_class_feature_is_the_mean_of_its_names(method: str) -> None:
     assert logits_of(several).shape == (10, 5)
 
 
+def test_a_class_specific_context_is_each_of_its_names() -> None:
+    several, single = (called("coop", class_specific=True, names=names) for names in (OTHERS, None))
+    single.load_state_dict(several.state_dict())
+    differ = (several.text_features() - single.text_features()).norm(dim=1) > 1e-3
+    assert differ.tolist() == [True, True, False, False, False]
+
+
 @pytest.mark.parametrize("method", ["coop", "maple", "tcp"])
 def test_gradients_are_those_of_the_names_at_full_length(method: str) -> None:
     found = []

@@ -168,10 +168,11 @@ class TextPrompt(nn.Module):
             start, behind = torch.cat([start, self.attributes()]), self.attributes.behind
         deep = {i + 1: prompt for i, prompt in enumerate(self.deep)}
         body = self._embed(clip, tokens)  # (C, S, d_t)
-        if self.class_specific and tokens.owners is not None:
-            ctx = ctx[tokens.owners]
+        of_classes = self.class_specific or ctx.dim() == 4
+        if of_classes and tokens.owners is not None:  # a class's context for each of its names
+            ctx = ctx.index_select(-3, tokens.owners)
         head, tail = ctx[..., : self.before, :], ctx[..., self.before :, :]
-        if self.class_specific or ctx.dim() == 4:
+        if of_classes:
             sets = ctx.shape[:-2]  # (C,) or (G, C)
             named = _insert(body, tail, tokens.name_lengths).expand(*sets, -1, -1)
             suffix = torch.cat([head, behind.expand(*sets, -1, -1), named], dim=-2)
