@@ -36,6 +36,7 @@ AT_ONCE = [
     ["push", "lerner=here"],
     ["report", "metrc=ece"],
     ["sweep", "executor=slurm"],
+    ["sweep", "methods=[coop,mapel]"],
     ["train", "--version"],
     ["train", "method=coop", "n_cxt=4"],
     ["train", "method=mapel"],

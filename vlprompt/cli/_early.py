@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from typing import Any
 
@@ -24,13 +24,11 @@ def refuse_early(settings: Mapping[str, Any]) -> None:
     Raises:
         VlpromptError: as ``vlprompt.runs.settings.resolve`` would.
     """
-    load_installed()
-    if "config" in settings or "vlprompt.learner.registration" in sys.modules:
+    if "config" in settings or not only_shipped():
         return
     method = str(settings.get("method", read_defaults()["method"]))
+    refuse_unknown([method])
     shipped = registered("vlprompt.methods")
-    if method not in shipped:
-        raise VlpromptError(f"unknown method '{method}': {nearest(method, shipped)}")
     if "protocol" in settings:
         PROTOCOLS.info(str(settings["protocol"]))
     own, of = fields_of(shipped[method]), f" for method={method}"
@@ -40,3 +38,17 @@ def refuse_early(settings: Mapping[str, Any]) -> None:
             settings_of(RunConfig, {key: value}, of=of)
         elif own is not None and key not in own:
             raise VlpromptError(f"unknown key '{key}'{of}: {nearest(key, [*running, *own])}")
+
+
+def refuse_unknown(methods: Iterable[Any]) -> None:
+    """Raise for the first name that is none of a method, unless a plugin may know it."""
+    shipped = registered("vlprompt.methods")
+    for method in methods if only_shipped() else ():
+        if str(method) not in shipped:
+            raise VlpromptError(f"unknown method '{method}': {nearest(str(method), shipped)}")
+
+
+def only_shipped() -> bool:
+    """Whether no other methods than those that ship can have been registered, since nothing has asked for any yet."""
+    load_installed()
+    return "vlprompt.learner.registration" not in sys.modules

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import fnmatch
-import sys
 from collections.abc import Callable, Sequence
 
 from rich.table import Table
 
 from datasets_registry.catalog import dataset_info, is_own, list_datasets
 from vlprompt.base.declared import registered
-from vlprompt.base.plugins import load_installed
 from vlprompt.base.reporter import make_console
+from vlprompt.cli._early import only_shipped
 from vlprompt.cli._shared import check_keys, command, parse
 from vlprompt.clip.known import PURPOSE, TINY, list_backbones
 from vlprompt.errors import VlpromptError, nearest
@@ -24,8 +23,7 @@ Lines = list[tuple[str, str]]
 
 def methods(pattern: str) -> Lines:
     """Name and summary of each method; where nothing has imported the methods yet, of those that ship."""
-    load_installed()
-    if "vlprompt.learner.registration" not in sys.modules:
+    if only_shipped():
         found = registered("vlprompt.methods")
         return [(name, found[name].summary) for name in fnmatch.filter(found, pattern)]
     from vlprompt.learner.registration import METHODS

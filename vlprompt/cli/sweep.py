@@ -11,6 +11,7 @@ from rich.table import Table
 
 from vlprompt.base.reporter import Reporter, make_console
 from vlprompt.base.settings_text import read_settings
+from vlprompt.cli._early import refuse_unknown
 from vlprompt.cli._shared import command, flag_setting, number_setting, parse
 from vlprompt.errors import VlpromptError, nearest
 
@@ -46,6 +47,8 @@ def main(argv: Sequence[str]) -> int:
     only_plan = flag_setting(settings, "plan")
     settings.pop("plan", None)
     check_executor(settings)
+    asked = settings.get("methods", [])
+    refuse_unknown(asked if isinstance(asked, list) else [asked])
     from vlprompt.runs.sweep import expand, sweep
 
     executor = make_executor(settings)
