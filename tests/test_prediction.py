@@ -20,7 +20,6 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 
-import vlprompt.cli.predict
 from vlprompt import FrozenCLIP, VlpromptError, create_learner, image_features, load_clip, load_learner
 from vlprompt.cli.predict import main as predict
 from vlprompt.data.streaming import AHEAD, stream_images
@@ -359,7 +358,7 @@ def test_an_output_is_whole_or_as_it_was(
         raise VlpromptError("the power is gone")
 
     (tmp_path / "found.csv").write_text("before")
-    monkeypatch.setattr(vlprompt.cli.predict, "predict_images", half_way)
+    monkeypatch.setattr("vlprompt.evaluation.prediction.predict_images", half_way)
     assert predict([f"learner={saved}", "a.png", f"output={tmp_path / 'found.csv'}"]) == 2
     assert capsys.readouterr().err == "error: the power is gone\n"
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("found.csv", "before")]
