@@ -86,6 +86,21 @@ ELSEWHERE = [
         {"method": "mmrlpp", "dataset": "food101", "selection": "paper", "protocol": "few_shot"},
         {"beta": 0.1, "objective": anchored(1.0), "lr": 2e-3, "epochs": 100},
     ),
+    ({"method": "coop", "head": "dept"}, {"lr": 3.5e-3, "batch_size": 4, "epochs": 10, "n_ctx": 16, "ctx_init": None}),
+    ({"method": "kgcoop", "head": "dept(weight=0.5)"}, {"epochs": 10, "objective": ["ce", "text_anchor(weight=2.0)"]}),
+    ({"method": "coop", "attributes": ["color"]}, {"epochs": 100, "n_ctx": 2, "ctx_init": None}),
+    ({"method": "coop", "attributes": ["color"], "dataset": "imagenet"}, {"epochs": 10}),
+    (
+        {"method": "coop", "dataset": "dtd", "selection": "paper"},
+        {"attributes": ["pattern", "color", "design"], "n_ctx": 4},
+    ),
+    (
+        {"method": "maple", "dataset": "eurosat", "selection": "paper"},
+        {"attributes": ["habitat"], "epochs": 10, "n_ctx": 4},
+    ),
+    ({"method": "promptkd", "dataset": "dtd"}, {"objective": ["logit_kl(weight=1000)"], "batch_size": 8, "depth": 9}),
+    ({"method": "promptkd", "dataset": "dtd", "selection": "paper"}, {"objective": ["logit_kl(weight=200)"]}),
+    ({"method": "promptkd", "protocol": "unsupervised"}, {"depth": 3, "lr": 5e-3, "epochs": 20}),
     ({"method": "restore", "dataset": "oxford_pets"}, {"image_ratio": 0.01, "text_ratio": 0.1}),
 ]
 NEEDED = {"pvp": {"init_from": "RUN"}, "panda": {"teacher": "RUN"}}  # what a method cannot do without

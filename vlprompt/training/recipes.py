@@ -48,7 +48,8 @@ class Recipe:
         published: the figure that the recipe belongs to, with its conditions.
         values: settings.
         by: settings for certain values of others, ``{"shots": {1: {"epochs": 50}}}``; a case may have its own ``by``.
-            Of a list it is told apart whether it has ``some`` entries or ``none``.
+            Of a list it is told apart whether it has ``some`` entries or ``none``, of a part its name alone if the
+            whole is no case.
     """
 
     name: str
@@ -248,6 +249,8 @@ def _set_cases(
         if key not in known:
             raise VlpromptError(f"{where}unknown key '{key}' below by: {nearest(key, known)}")
         value = ("some" if known[key] else "none") if isinstance(known[key], list) else known[key]
+        if isinstance(value, str) and value not in by_value:
+            value = value.partition("(")[0]
         matching = dict(by_value.get(value, {})) if isinstance(value, Hashable) else {}
         inner = matching.pop("by", {})
         vars(config).update(_taken(config, {k: v for k, v in matching.items() if k not in given}, where))
