@@ -50,8 +50,8 @@ def main(argv: Sequence[str]) -> int:
     if not resolved.config.quiet:
         for name, what in (("learner", resolved.folder / LEARNER), ("result", resolved.folder / RESULT)):
             console.print(f"{name:<8} {what}", markup=False, soft_wrap=True)
-        for name, what in go_on(resolved):
-            console.print(f"{name:<8} {what}", markup=False, soft_wrap=True)
+        for name, line in go_on(resolved):
+            console.print(f"{name:<8} {line}", markup=False, soft_wrap=True)
     return 0
 
 
