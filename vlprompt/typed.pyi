@@ -25,6 +25,7 @@ from vlprompt.methods.prompts.cocoop import CoCoOp
 from vlprompt.methods.prompts.coop import CoOp
 from vlprompt.methods.prompts.coprompt import CoPrompt
 from vlprompt.methods.heads.cross_modal_lp import CrossModalLP
+from vlprompt.methods.prompts.ctp_tft import CTPTFT
 from vlprompt.methods.heads.cupl import CuPL
 from vlprompt.methods.test_time.difftpt import DiffTPT
 from vlprompt.methods.unlabelled.grip import FPL
@@ -68,7 +69,7 @@ from vlprompt.methods.heads.zlap import ZLaP
 from vlprompt.methods.heads.clap import ZSLP
 
 StrPath = str | PathLike[str]
-Known = Literal['clap', 'clip_adapter', 'clip_lora', 'cocoop', 'coop', 'coprompt', 'cross_modal_lp', 'cupl', 'difftpt', 'fpl', 'gda', 'grip', 'ifpl', 'ivlp', 'kgcoop', 'linear_probe', 'lp_plus_plus', 'maple', 'mask_prompt', 'mma', 'mmrl', 'mmrlpp', 'mocoop', 'mvlpt', 'panda', 'pouf', 'pre', 'proda', 'prograd', 'promptkd', 'promptsrc', 'pvp', 'restore', 'spg', 'taskres', 'tcp', 'tda', 'tfup', 'tfup_t', 'tip_adapter', 'tip_adapter_f', 'tpt', 'transclip', 'upl', 'vpt', 'zero_shot', 'zlap', 'zs_lp']
+Known = Literal['clap', 'clip_adapter', 'clip_lora', 'cocoop', 'coop', 'coprompt', 'cross_modal_lp', 'ctp_tft', 'cupl', 'difftpt', 'fpl', 'gda', 'grip', 'ifpl', 'ivlp', 'kgcoop', 'linear_probe', 'lp_plus_plus', 'maple', 'mask_prompt', 'mma', 'mmrl', 'mmrlpp', 'mocoop', 'mvlpt', 'panda', 'pouf', 'pre', 'proda', 'prograd', 'promptkd', 'promptsrc', 'pvp', 'restore', 'spg', 'taskres', 'tcp', 'tda', 'tfup', 'tfup_t', 'tip_adapter', 'tip_adapter_f', 'tpt', 'transclip', 'upl', 'vpt', 'zero_shot', 'zlap', 'zs_lp']
 
 class MethodSettings(TypedDict, total=False):
     objective: list[str]
@@ -200,6 +201,18 @@ class CrossModalLpSettings(MethodSettings, total=False):
     text: StrPath | None
 
 class CrossModalLpRun(RunSettings, CrossModalLpSettings, total=False): ...
+
+class CtpTftSettings(MethodSettings, total=False):
+    attributes: list[str]
+    n_att: int | None
+    published_slicing: bool
+    n_ctx: int | None
+    ctx_init: str | None
+    class_token_position: Literal['end', 'middle', 'front']
+    class_specific: bool
+    image_chunk: int | None
+
+class CtpTftRun(RunSettings, CtpTftSettings, total=False): ...
 
 class CuplSettings(MethodSettings, total=False):
     template: list[str] | None
@@ -689,6 +702,10 @@ def create_learner(method: Literal['cross_modal_lp'], clip: FrozenCLIP, class_na
     """A linear probe on image and text features alike."""
 
 @overload
+def create_learner(method: Literal['ctp_tft'], clip: FrozenCLIP, class_names: Sequence[str], *, templates: Sequence[str] = ..., seed: int = ..., shared_names: bool = ..., **settings: Unpack[CtpTftSettings]) -> CTPTFT:
+    """Contexts of each image and class, made of the patches that concern the class, and image features led by text."""
+
+@overload
 def create_learner(method: Literal['cupl'], clip: FrozenCLIP, class_names: Sequence[str], *, templates: Sequence[str] = ..., seed: int = ..., shared_names: bool = ..., **settings: Unpack[CuplSettings]) -> CuPL:
     """Zero-shot by sentences about each class."""
 
@@ -885,6 +902,10 @@ def run(*, method: Literal['coprompt'], clip: FrozenCLIP | None = ..., **setting
 @overload
 def run(*, method: Literal['cross_modal_lp'], clip: FrozenCLIP | None = ..., **settings: Unpack[CrossModalLpRun]) -> Result:
     """A linear probe on image and text features alike."""
+
+@overload
+def run(*, method: Literal['ctp_tft'], clip: FrozenCLIP | None = ..., **settings: Unpack[CtpTftRun]) -> Result:
+    """Contexts of each image and class, made of the patches that concern the class, and image features led by text."""
 
 @overload
 def run(*, method: Literal['cupl'], clip: FrozenCLIP | None = ..., **settings: Unpack[CuplRun]) -> Result:
