@@ -9,11 +9,7 @@ from typing import Any
 
 from vlprompt.base.declared import fields_of, registered
 from vlprompt.base.plugins import load_installed
-from vlprompt.base.schema import settings_of
-from vlprompt.base.settings import RunConfig
 from vlprompt.errors import VlpromptError, nearest
-from vlprompt.evaluation.protocols import PROTOCOLS
-from vlprompt.training.shipped import read_defaults
 
 
 def refuse_early(settings: Mapping[str, Any]) -> None:
@@ -26,6 +22,11 @@ def refuse_early(settings: Mapping[str, Any]) -> None:
     """
     if "config" in settings or not only_shipped():
         return
+    from vlprompt.base.schema import settings_of
+    from vlprompt.base.settings import RunConfig
+    from vlprompt.evaluation.protocols import PROTOCOLS
+    from vlprompt.training.shipped import read_defaults
+
     method = str(settings.get("method", read_defaults()["method"]))
     refuse_unknown([method])
     shipped = registered("vlprompt.methods")

@@ -7,15 +7,12 @@ from collections.abc import Callable, Sequence
 
 from rich.table import Table
 
-from datasets_registry.catalog import dataset_info, is_own, list_datasets
 from vlprompt.base.declared import registered
 from vlprompt.base.reporter import make_console
 from vlprompt.cli._early import only_shipped
 from vlprompt.cli._shared import check_keys, command, parse
 from vlprompt.clip.known import PURPOSE, TINY, list_backbones
 from vlprompt.errors import VlpromptError, nearest
-from vlprompt.evaluation.protocols import PROTOCOLS
-from vlprompt.training.shipped import list_recipes
 
 USAGE = "vlprompt list methods|datasets|protocols|backbones|recipes [PATTERN]"
 Lines = list[tuple[str, str]]
@@ -33,11 +30,15 @@ def methods(pattern: str) -> Lines:
 
 def datasets(pattern: str) -> Lines:
     """Name and title of each dataset; those that a plugin made have no card."""
+    from datasets_registry.catalog import dataset_info, is_own, list_datasets  # what one list needs, others do not
+
     return [(name, "" if is_own(name) else dataset_info(name)["title"]) for name in list_datasets(pattern)]
 
 
 def protocols(pattern: str) -> Lines:
     """Name and summary of each protocol."""
+    from vlprompt.evaluation.protocols import PROTOCOLS
+
     return [(name, PROTOCOLS.get(name).summary) for name in PROTOCOLS.names(pattern)]
 
 
@@ -50,6 +51,8 @@ def backbones(pattern: str) -> Lines:
 
 def recipes(pattern: str) -> Lines:
     """Name of each shipped recipe, with the provenance that it states."""
+    from vlprompt.training.shipped import list_recipes
+
     return [(name, "") for name in fnmatch.filter(list_recipes(), pattern)]
 
 
