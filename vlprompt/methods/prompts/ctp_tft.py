@@ -9,7 +9,7 @@ Decided here: with q_c the frozen class features, V the image's patch tokens in 
 v_c = softmax_p(s·q_c·K V_p) V, and the context of an image and class is ctx + h(v_c); the image feature is
 f' = f + Σ_c softmax_c(s·f·q_c)·A(q_c); the loss is CLIP's cross-entropy between f' and the classes' prompts. h and A
 are small MLPs whose last layer starts at zero and K starts as the identity, so that the first step is CLIP's with the
-words of the context.
+words of the context; A learns at 1/s of the rate, since CLIP's logits take its steps s-fold.
 Protocols: few-shot, base-to-new. B·C prompts a batch, which share no context: as heavy as CoCoOp without its shortcuts.
 """
 
@@ -52,13 +52,21 @@ class PatchTokens(Edit):
         return out
 
 
-def zero_started(width: int, out: int) -> nn.Sequential:
-    """An MLP width -> width/16 -> out that gives zeros until it has learnt."""
-    hidden = max(1, width // REDUCTION)
-    last = nn.Linear(hidden, out)
-    nn.init.zeros_(last.weight)
-    nn.init.zeros_(last.bias)
-    return nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), last)
+class ZeroStarted(nn.Sequential):
+    """An MLP width -> width/16 -> out that gives zeros until it has learnt.
+
+    Args:
+        width, out: of what enters and leaves.
+        lr_scale: of the recipe's learning rate.
+    """
+
+    def __init__(self, width: int, out: int, lr_scale: float = 1.0):
+        hidden = max(1, width // REDUCTION)
+        last = nn.Linear(hidden, out)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+        super().__init__(nn.Linear(width, hidden), nn.ReLU(), last)
+        self.lr_scale = lr_scale
 
 
 @register(
@@ -96,8 +104,8 @@ class CTPTFT(CoOp):
         joint = self.clip.embed_dim
         self.key = nn.Linear(joint, joint, bias=False)
         nn.init.eye_(self.key.weight)
-        self.context_of = zero_started(joint, self.clip.text.width)
-        self.guided_by = zero_started(joint, joint)
+        self.context_of = ZeroStarted(joint, self.clip.text.width)
+        self.guided_by = ZeroStarted(joint, joint, 1 / self.clip.logit_scale)  # its steps are taken that many fold
 
     def encode_images(self, batch: Batch) -> Tensor:
         """Features (B, 1+N, D): the image's, led by the classes' texts, and those of its patches."""
