@@ -30,16 +30,20 @@ def warn(sentence: str) -> None:
 
 
 def nearest(name: str, known: Iterable[str], limit: int = 3) -> str:
-    """Return a hint that lists the known names closest to ``name``.
+    """Return a hint that lists the known names closest to ``name``, or those alone that have its very letters.
 
     >>> nearest("mapel", ["coop", "maple", "vpt"])
     'did you mean maple?'
+    >>> nearest("n_cxt", ["n_att", "n_ctx"])
+    'did you mean n_ctx?'
     >>> nearest("???", ["coop", "maple"])
     'known: coop, maple'
     """
     known = sorted(known)
     close = difflib.get_close_matches(str(name).lower(), [k.lower() for k in known], n=limit, cutoff=0.6)
     by_lower = {k.lower(): k for k in known}
+    # letters in another order are a slip of the fingers, beside which names that only look alike say nothing
+    close = [c for c in close if sorted(c) == sorted(str(name).lower())] or close
     if close:
         return f"did you mean {' or '.join(by_lower[c] for c in close)}?"
     shown = ", ".join(known[:20])
