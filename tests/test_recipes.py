@@ -255,7 +255,8 @@ def test_a_recipe_extends_another_and_never_itself(tmp_path: Path, monkeypatch: 
     (tmp_path / "m").mkdir()
     (tmp_path / "m/a.yaml").write_text("extends: m/b\n")
     (tmp_path / "m/b.yaml").write_text("extends: m/a\n")
-    monkeypatch.setattr("vlprompt.training.recipes.CONFIGS", tmp_path)
+    for module in ("shipped", "recipes"):  # what is listed, and what is read
+        monkeypatch.setattr(f"vlprompt.training.{module}.CONFIGS", tmp_path)
     with pytest.raises(VlpromptError, match="extends itself: m/a extends m/b extends m/a"):
         load_recipe("m", "a")
 
