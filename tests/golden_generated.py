@@ -38,12 +38,14 @@ def mocoop_learner(case: Case, n_learnt: int, monkeypatch: pytest.MonkeyPatch) -
     assert isinstance(learner, MoCoOp)
     monkeypatch.setattr(clip, "encode_text", lambda texts: torch.stack([hard[places[text]] for text in texts]))
     raw = t["expert_text_raw"].clone().requires_grad_()
-    given = {id(tokens): raw[g, :n_learnt] for g, tokens in enumerate(learner.tokens)}
     if n_learnt < len(names):
         learner.see_names(names[n_learnt:])
-        given |= {id(tokens): raw[g, n_learnt:] for g, tokens in enumerate(learner.later_tokens)}
-    for expert in learner.prompts:
-        monkeypatch.setattr(expert, "encode", lambda clip, tokens, **_: given[id(tokens)][None])
+    # experts whose contexts are alike long have their tokens in common, so each has a table of its own
+    for g, expert in enumerate(learner.prompts):
+        given = {id(learner.tokens[g]): raw[g, :n_learnt]}
+        if learner.later_tokens:
+            given[id(learner.later_tokens[g])] = raw[g, n_learnt:]
+        monkeypatch.setattr(expert, "encode", lambda clip, tokens, given=given, **_: given[id(tokens)][None])
     with torch.no_grad():
         learner.w.copy_(t["w"])
         learner.router.weight.copy_(t["gate_weight"])
