@@ -85,7 +85,7 @@ def test_wrong_card_is_told_in_one_sentence(tmp_path: Path, lines: str, message:
 
 def test_datasets_are_listed_by_pattern_and_described():
     assert set(COOP) < set(list_datasets())
-    assert list_datasets("s*") == ["stanford_cars", "sun397"]
+    assert list_datasets("s*") == ["shapes", "stanford_cars", "sun397"]
     assert dataset_info("dtd")["templates"] == ["{} texture."]
     with pytest.raises(VlpromptError, match=r"unknown dataset 'eurosta': did you mean eurosat\?"):
         dataset_info("eurosta")
