@@ -101,7 +101,12 @@ def _same_images(learner: PromptLearner, clip: FrozenCLIP) -> bool:
 
 
 def _template(learner: PromptLearner) -> str:
-    """The template of a learner without learnt words, or one sentence if its class features are of more than one."""
+    """The template of a learner without learnt words, or one sentence if its class features are no template's."""
+    if not learner.facts.new_classes:  # where they start a template may give them, and say nothing of other classes
+        raise VlpromptError(
+            f"{learner.method} with these settings learns weights of its own classes, which no template gives others: "
+            "use to=matrix"
+        )
     with torch.no_grad():
         features = learner.text_features()
     written = getattr(learner.config, "template", None)
