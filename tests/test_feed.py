@@ -161,7 +161,10 @@ def test_a_stage_has_a_checkpoint_and_options_of_its_own(tmp_path) -> None:
 
 def test_what_is_drawn_between_stages_follows_from_the_seed(splits) -> None:
     class Drawing:
-        clip = small_clip()
+        clip, config = small_clip(), None
+
+        def refuse_part(self) -> None:
+            pass
 
         def learn(self, feed, train) -> None:
             self.drawn = torch.rand(3)
