@@ -33,7 +33,7 @@ class _OfWidth(nn.Module):
         """Regulate rows g (n, d)."""
         size = g.norm(dim=-1, keepdim=True)
         unit = g / size.clamp_min(1e-12)
-        turned = F.normalize(unit + self.up(F.relu(self.down(unit))), dim=-1) * size  # ψ(g), as long as g
+        turned: Tensor = F.normalize(unit + self.up(F.relu(self.down(unit))), dim=-1) * size  # ψ(g), as long as g
         k: Tensor = torch.sigmoid(self.gate(unit.mean(dim=0)))
         return (1 - k) * turned + k * g
 
