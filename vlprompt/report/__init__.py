@@ -8,7 +8,7 @@ from pathlib import Path
 
 from vlprompt.base.files import atomic_write
 from vlprompt.errors import VlpromptError, nearest
-from vlprompt.evaluation.results import find_results
+from vlprompt.evaluation.results import Result, find_results
 from vlprompt.report.cells import check_metric
 from vlprompt.report.failures import Failure, failure_table, find_failures
 from vlprompt.report.groups import Group, collect
@@ -100,6 +100,18 @@ class Report:
         return path
 
 
+def _groups(
+    found: Sequence[tuple[Path, Result]], methods: Sequence[str] | None, protocol: str | None, published: bool
+) -> list[Group]:
+    """The groups of results; beside published figures there may be none, and methods of those alone."""
+    if published and protocol is not None:
+        found = [each for each in found if each[1].protocol == protocol]
+    if published and methods:
+        found = [each for each in found if each[1].method in methods]
+        methods = [name for name in methods if name in {result.method for _, result in found}]
+    return collect(found, methods, protocol) if found or not published else []
+
+
 def make_report(
     folders: Iterable[str | Path] = ("runs",),
     *,
@@ -134,7 +146,7 @@ def make_report(
     if not found and failures:
         first = failures[0]
         raise VlpromptError(f"none of the {len(failures)} runs has a result; the first, {first.run}: {first.reason}")
-    groups = collect(found, methods, protocol) if found or compare is None else []
+    groups = _groups(found, methods, protocol, compare is not None)
     if layout is not None:
         layout = replace(layout, metric=metric, published=compare is not None)
         tables = paper_tables(groups, layout, methods, protocol)
