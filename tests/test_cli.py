@@ -224,9 +224,7 @@ def test_a_run_that_is_killed_and_interrupted_resumes_to_the_same_weights(tmp_pa
 
     whole = start("whole")
     for stop in (signal.SIGKILL, signal.SIGINT, signal.SIGTERM):
-        goal = (
-            epochs_done() + 20
-        )  # more than the log holds until this process trains, however late the last was stopped
+        goal = epochs_done() + 20  # reached by what this process trains, however late the last was stopped
         process = start("parts", "resume=true")
         deadline = time.monotonic() + patience
         while epochs_done() < goal and process.poll() is None and time.monotonic() < deadline:
