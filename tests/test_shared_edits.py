@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import pytest
@@ -102,6 +103,22 @@ def test_merged_updates_are_the_learner_to_rounding_error(settings: dict) -> Non
     assert not close(plain, expected, 1e-2)
     assert learner.clip.weights_hash() == before
     assert merged(small_clip("bf16"), learner.edits)[1] == learner.edits
+
+
+def test_merging_leaves_the_model_that_goes_by_its_name() -> None:
+    """Other processes' learners, and copies, are answered by one model a name: it is never merged into."""
+    clip = load_clip("vlprompt-tiny", device="cpu")
+    of_its_name = copy.copy(clip)
+    learner = create_learner("clip_lora", clip, ["cat", "dog"], maps="qkvo")
+    for p in learner.parameters():
+        p.data += 0.02
+    other, rest = merged(clip, learner.edits)
+    assert rest == []
+    assert copy.copy(clip).weights_hash() == of_its_name.weights_hash() == clip.weights_hash()
+    assert other.model is not clip.model
+    assert other.model is not of_its_name.model
+    kept = clip.model.state_dict()
+    assert all(torch.equal(kept[name], tensor) for name, tensor in copy.copy(clip).model.state_dict().items())
 
 
 def test_an_exported_model_has_the_updates_in_its_weights(tmp_path: Path) -> None:

@@ -284,16 +284,13 @@ def test_a_resumed_run_takes_the_threads_that_it_began_with(
     # case: resume with another number of threads
     settings = small(tmp_path, name="it", checkpoint_seconds=0, epochs=3)
     with stopped(monkeypatch):
-        run(**settings)
+        run(**settings, threads=1)
     used = []
     original = PromptLearner.loss
     monkeypatch.setattr(PromptLearner, "loss", lambda *a: used.append(torch.get_num_threads()) or original(*a))
-    torch.set_num_threads(2)
-    try:
-        run(**settings | {"quiet": False}, resume=True)
-        assert torch.get_num_threads() == 2
-    finally:
-        torch.set_num_threads(1)
+    before = torch.get_num_threads()
+    run(**settings | {"quiet": False, "threads": 2}, resume=True)
+    assert torch.get_num_threads() == before
     assert set(used) == {1}
     assert "going on with 1 threads as before, not 2" in capsys.readouterr().out
 

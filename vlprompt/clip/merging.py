@@ -23,7 +23,8 @@ def merged(clip: FrozenCLIP, edits: Sequence[Edit]) -> tuple[FrozenCLIP, list[Ed
     """
     if clip.precision != "fp32" or all(type(edit).merge is Edit.merge for edit in edits):
         return clip, list(edits)
-    other = copy.copy(clip)
+    other: FrozenCLIP = object.__new__(type(clip))  # copy.copy would be answered by the shared model of its name
+    vars(other).update(vars(clip))
     other.model = copy.deepcopy(clip.model)
     other.text, other.visual = TextTower(other.model), VisionTower(other.model)
     other.text.shares_prefix = clip.text.shares_prefix
