@@ -210,7 +210,7 @@ def test_an_interrupt_before_the_first_epoch_says_how_to_go_on(
 
 @pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
 def test_a_run_that_is_killed_and_interrupted_resumes_to_the_same_weights(tmp_path: Path) -> None:
-    settings = ["dataset=digits", "shots=4", "epochs=300", "limit=10", "checkpoint_seconds=0"]
+    settings = ["dataset=digits", "shots=4", "epochs=600", "limit=10", "checkpoint_seconds=0"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     patience = 600  # seconds, of a machine that is busy with other tests
 

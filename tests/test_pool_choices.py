@@ -67,7 +67,7 @@ def test_what_is_refused(settings: dict, says: str, tmp_path: Path) -> None:
 
 
 def test_a_rate_that_is_chosen_gives_what_a_run_with_it_learns(tmp_path: Path) -> None:
-    splits = few("chosen")
+    splits = few("rate-chosen")
     splits = replace(splits, val=splits.train[1::6])
     chosen = {"selection": "fewshot_val", "rounds": 2}
     rates = [1e-5, 0.05]

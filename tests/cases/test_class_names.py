@@ -2,7 +2,7 @@
 
 import unicodedata
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import open_clip
@@ -14,6 +14,7 @@ from vlprompt import FrozenCLIP, PromptClassifier, create_learner, load_clip, lo
 from vlprompt.cli.__main__ import main
 from vlprompt.clip import tiny
 from vlprompt.clip.class_names import find_alike
+from vlprompt.clip.loading import _loaded_once
 from vlprompt.data import join_datasets, splits_from_pairs
 from vlprompt.errors import VlpromptError
 
@@ -39,7 +40,7 @@ def test_the_embedded_model_tells_all_names_apart(clip: FrozenCLIP, names: list[
 
 
 @pytest.fixture
-def forgetful(monkeypatch: pytest.MonkeyPatch) -> None:
+def forgetful(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Let the embedded model know few tokens: every other one has the mean of their rows, as small models have."""
     known = tiny.unpacked
     _, tokenizer = tiny.load_tiny()
@@ -53,6 +54,9 @@ def forgetful(monkeypatch: pytest.MonkeyPatch) -> None:
         return state
 
     monkeypatch.setattr(tiny, "unpacked", forgotten)
+    _loaded_once.cache_clear()
+    yield
+    _loaded_once.cache_clear()  # no later test is to be answered by it
 
 
 @pytest.mark.parametrize("names", [EVERYDAY, *OTHER_SCRIPTS])
