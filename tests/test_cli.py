@@ -8,7 +8,9 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -210,13 +212,15 @@ def test_an_interrupt_before_the_first_epoch_says_how_to_go_on(
 
 @pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
 def test_a_run_that_is_killed_and_interrupted_resumes_to_the_same_weights(tmp_path: Path) -> None:
-    settings = ["dataset=digits", "shots=4", "epochs=600", "limit=10", "checkpoint_seconds=0"]
+    settings = ["dataset=digits", "shots=4", "epochs=300", "limit=10", "checkpoint_seconds=0"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     patience = 600  # seconds, of a machine that is busy with other tests
 
     def start(name: str, *more: str) -> subprocess.Popen[str]:
         argv = [sys.executable, "-m", "vlprompt.train", *settings, f"output={tmp_path}", f"name={name}", *more]
-        return subprocess.Popen(argv, env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+        heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # which a job in the background has ignored
+        pipes: dict[str, Any] = {"stderr": subprocess.PIPE, "stdout": subprocess.DEVNULL, "text": True}
+        return subprocess.Popen(argv, env=environment, preexec_fn=heard, **pipes)
 
     def epochs_done() -> int:
         log = tmp_path / "parts/train.jsonl"
