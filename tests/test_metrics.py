@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from sklearn import metrics as sk
 
+from vlprompt.errors import VlpromptError
+from vlprompt.evaluation.abstention import AccuracyCoverage, accuracy_coverage
 from vlprompt.evaluation.metrics import Reliability, confusion_matrix, count_per_class, macro_accuracy, top_k_accuracy
 
 generator = torch.Generator().manual_seed(0)
@@ -44,3 +47,45 @@ def test_a_sure_and_right_classifier_is_calibrated() -> None:
     reliability = Reliability.of(torch.tensor([0, 1]), torch.tensor([[100.0, 0], [0, 100]]))
     assert reliability.expected_calibration_error == pytest.approx(0, abs=1e-9)
     assert reliability.images[-1] == 2
+
+
+def test_the_accuracy_coverage_curve_worked_by_hand() -> None:
+    # confidences 0.9 right, 0.8 wrong, 0.8 right, 0.6 wrong
+    curve = accuracy_coverage([[0.9, 0.1], [0.2, 0.8], [0.2, 0.8], [0.6, 0.4]], [0, 0, 1, 1])
+    assert curve.threshold.tolist() == [0.9, 0.8, 0.6]
+    assert curve.coverage.tolist() == [0.25, 0.75, 1.0]
+    assert curve.accuracy == pytest.approx([1, 2 / 3, 1 / 2])
+    assert [curve.threshold_for(share) for share in (0.25, 0.26, 0.75, 1)] == [0.9, 0.8, 0.8, 0.6]
+    assert curve.at(0.85) == (0.25, 1.0)
+    assert curve.at(0.95) == (0.0, None)
+    assert curve.aurc == pytest.approx(0.25 * 0 + 0.5 / 3 + 0.25 / 2)
+
+
+def test_a_curve_that_is_kept_has_its_thresholds_and_ends_with_all_images() -> None:
+    probabilities = LOGITS.softmax(dim=1)
+    curve = accuracy_coverage(probabilities, LABELS)
+    assert len(curve.threshold) == len(LABELS)
+    assert curve.accuracy[-1] == pytest.approx(sk.accuracy_score(LABELS, PREDICTED))
+    errors = (PREDICTED != LABELS)[probabilities.amax(dim=1).argsort(descending=True)].double().numpy()
+    assert curve.aurc == pytest.approx((errors.cumsum() / np.arange(1, 201)).mean())
+    kept = AccuracyCoverage.from_kept(curve.kept())
+    assert kept.coverage == pytest.approx(np.arange(1, 21) / 20)
+    for share, threshold in zip(kept.coverage, kept.threshold, strict=True):
+        assert curve.at(threshold)[0] == pytest.approx(share)
+        assert kept.threshold_for(share) == threshold
+
+
+@pytest.mark.parametrize(
+    ("probabilities", "labels", "sentence"),
+    [
+        ([[3.0, -1.0]], [0], "take the softmax of logits first"),
+        ([[float("nan"), 0.5]], [0], "take the softmax of logits first"),
+        ([[0.5, 0.5]], [0, 1], r"have shapes \(1, 2\) and \(2,\)"),
+        (np.empty((0, 2)), [], r"have shapes \(0, 2\)"),
+    ],
+)
+def test_what_is_no_probability_is_told(probabilities: list, labels: list, sentence: str) -> None:
+    with pytest.raises(VlpromptError, match=sentence):
+        accuracy_coverage(probabilities, labels)
+    with pytest.raises(VlpromptError, match="above 0 and at most 1"):
+        AccuracyCoverage.of([0.5], [True]).threshold_for(0)

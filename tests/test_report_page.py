@@ -12,11 +12,12 @@ from typing import Any
 import pytest
 from made_results import make_result, over_seeds, write_results
 
+from vlprompt.evaluation.abstention import AccuracyCoverage
 from vlprompt.evaluation.metrics import Reliability
 from vlprompt.evaluation.statistics import ClassChange
 from vlprompt.report import make_report
 from vlprompt.report.cells import Cell
-from vlprompt.report.charts import base_new_chart, few_shot_chart, gains_chart, reliability_chart
+from vlprompt.report.charts import base_new_chart, coverage_chart, few_shot_chart, gains_chart, reliability_chart
 from vlprompt.report.summaries import COLOURS, SHAPES, style_index
 from vlprompt.report.tables import Line, Section
 
@@ -208,6 +209,14 @@ def test_reliability_bars_are_as_high_as_the_accuracy_and_as_full_as_the_bin() -
     assert numbers(svg, r'height="([\d.]+)"') == [47.0, 188.0]
     assert numbers(svg, r'fill-opacity="([\d.]+)"') == [0.44, 1.0]
     assert "confidence 0.67 to 1.00: accuracy 1.00 of 40 images" in svg
+
+
+def test_the_coverage_chart_marks_a_threshold() -> None:
+    curve = AccuracyCoverage.of([0.9, 0.8, 0.7, 0.6], [True, True, False, True])
+    svg = coverage_chart(curve, "c1", min_probability=0.75)
+    assert 'class="line c1"' in svg
+    assert "from 0.75: 50.0% of the images answered, 100.0% of these right" in svg
+    assert "<circle" not in coverage_chart(curve, "c1", min_probability=0.95)
 
 
 def test_results_of_an_older_schema_have_tables_without_charts_of_classes(tmp_path: Path) -> None:

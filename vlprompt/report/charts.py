@@ -14,6 +14,7 @@ from html import escape
 
 from vlprompt.base.lettering import shorten
 from vlprompt.base.shown import printable
+from vlprompt.evaluation.abstention import AccuracyCoverage
 from vlprompt.evaluation.metrics import Reliability
 from vlprompt.evaluation.statistics import ClassChange
 from vlprompt.report.cells import Cell
@@ -22,6 +23,7 @@ from vlprompt.report.summaries import SHAPES, WIDEST, Style, reach, within_perce
 from vlprompt.report.tables import Line, Section
 
 Styles = Mapping[str, Style]  # of a method's curve and dots
+MOST_POINTS = 100  # of a curve over images
 
 
 @dataclass(frozen=True)
@@ -216,3 +218,25 @@ def reliability_chart(each: Reliability, colour: str) -> str:
             )
     parts.append(f'<path class="diagonal" d="M{x(0)} {y(0)}L{x(1)} {y(1)}"/>')
     return _svg(320, 216, "Accuracy by confidence", parts)
+
+
+def coverage_chart(curve: AccuracyCoverage, colour: str, min_probability: float | None = None) -> str:
+    """Draw accuracy by the share of images that are answered, the surest first; a dot at a threshold, if one is given.
+
+    Args:
+        curve: as ``vlprompt.evaluation.abstention.accuracy_coverage`` makes it, of images of any number.
+        colour: a class of the page, such as ``c0``.
+        min_probability: what the learner answers from.
+    """
+    points = list(zip(*curve.kept(MOST_POINTS).values(), strict=True))
+    x = Axis(0, 1, 34, 312)
+    y = Axis(*within_percent(*_around([100 * accuracy for *_, accuracy in points])), 196, 8)
+    parts = _grid(x, y, {"0": 0, "50%": 0.5, "100%": 1})
+    path = "L".join(f"{x(coverage)} {y(100 * accuracy)}" for _, coverage, accuracy in points)
+    parts.append(f'<path class="line {colour}" d="M{path}"/>')
+    marked = points[-1:] if min_probability is None else [(min_probability, *curve.at(min_probability))]
+    for threshold, coverage, accuracy in marked:
+        if accuracy is not None:
+            told = f"from {threshold:.2f}: {coverage:.1%} of the images answered, {accuracy:.1%} of these right"
+            parts.append(_dot(x(coverage), y(100 * accuracy), told, colour, 4))
+    return _svg(320, 216, "Accuracy by the share of images that are answered", parts)
