@@ -7,14 +7,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from vlprompt import load_clip
 from vlprompt.bench import Case, measure, pairs
+from vlprompt.bench.cases import INSIDE, class_names
 from vlprompt.bench.heads import Case as HeadCase
 from vlprompt.bench.heads import list_heads
 from vlprompt.bench.heads import measure as measure_head
-from vlprompt.bench.steps import INSIDE, Work, class_names, work
+from vlprompt.bench.measuring import Work, describe, work
 from vlprompt.cli.__main__ import main
 
 
@@ -110,3 +112,19 @@ def test_an_epoch_of_a_trained_head_tells_of_the_others() -> None:
     row = measure_head(HeadCase("taskres", classes=4, width=16, shots=2, views=2, epochs=1))
     assert row["whole_s"] > 10 * row["seconds"]
     assert {"gda", "linear_probe", "lp_plus_plus", "taskres"} <= set(list_heads())
+
+
+def test_a_device_is_measured_by_what_it_can_do(capsys: pytest.CaptureFixture[str]) -> None:
+    facts = describe(torch.device("cpu"))
+    assert set(facts["gflops"]) == {"fp32", "bf16"}
+    assert min(facts["gflops"].values()) > 0
+    assert main(["bench", "device=abacus"]) == 2
+    assert "device 'abacus' is not available here" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpu_is_measured_on_itself() -> None:
+    assert {"fp32", "tf32", "bf16", "fp16"} <= set(describe(torch.device("cuda"))["gflops"])
+    row = measure(Case(classes=6), "vlprompt-tiny", 1, "cuda")
+    assert row["seconds"] > 0
+    assert 0 < row["memory_mb"] < 1000

@@ -5,7 +5,9 @@ from typing import TYPE_CHECKING
 from vlprompt.base.wiring import face
 
 if TYPE_CHECKING:
-    from vlprompt.bench.steps import Case, bench, measure, pairs
+    from vlprompt.bench.cases import Case, pairs
+    from vlprompt.bench.measuring import measure
+    from vlprompt.bench.steps import bench
 
 __all__ = ["Case", "bench", "measure", "pairs"]
 

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from vlprompt.base.environment import Clock, process_peak
 from vlprompt.base.reporter import Reporter
-from vlprompt.bench.steps import class_names, reset_peak_memory
+from vlprompt.bench.cases import class_names
+from vlprompt.bench.measuring import reset_peak_memory
 from vlprompt.clip.frozen import FrozenCLIP
 from vlprompt.data import DatasetSplits, FeatureBank
 from vlprompt.data.splits import Item, without_labels

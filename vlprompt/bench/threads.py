@@ -18,7 +18,8 @@ from typing import Any
 
 import torch
 
-from vlprompt.bench.steps import Case, own_weights, work
+from vlprompt.bench.cases import Case
+from vlprompt.bench.measuring import own_weights, work
 from vlprompt.clip.loading import TINY, load_clip
 from vlprompt.errors import VlpromptError
 

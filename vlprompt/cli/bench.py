@@ -17,7 +17,7 @@ from vlprompt.base.reporter import make_console
 from vlprompt.cli._shared import check_keys, command, file_setting, number_setting, parse
 from vlprompt.errors import VlpromptError
 
-USAGE = """vlprompt bench [backbone=ViT-B-16] [classes=[10,100,1000]] [repeats=5] [output=bench.json]
+USAGE = """vlprompt bench [backbone=ViT-B-16] [classes=[10,100,1000]] [repeats=5] [device=cpu] [output=bench.json]
                [methods=[images,coop,maple,cocoop,promptsrc,proda,tcp,mma,mmrl,tpt]]
 
 vlprompt bench data [dataset=NAME] [data_root=DATA] [split=generated] [images=256] [workers=0] [repeats=5]
@@ -38,7 +38,8 @@ vlprompt bench heads [classes=1000] [width=512] [shots=16] [views=10] [methods=[
 
 Every comparison is measured in this one run, each side in a process of its own, on images that no step has seen before.
 The plain side is the published code's way; "than careful" compares with sequences cut behind the longest prompt, fused
-attention and cached features. Some minutes on two cores. With "data",
+attention and cached features. Some minutes on two cores; device=cuda measures there, by the device's own clock.
+With "data",
 decoding: our batches against ImageFolder, on any dataset. With "predict", predicting image files: memory as they pass,
 and throughput against a bare OpenCLIP loop, turn by turn. With "sweep", a sweep against as many train commands. With
 "start", what commands take that compute nothing, against Python itself and "import torch". With
