@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import sys
+import warnings
 from pathlib import Path
 from types import ModuleType
 
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 from vlprompt import list_methods
+from vlprompt.base import devices
 
 SCRIPT = Path(__file__).resolve().parents[1] / "scripts" / "check_device.py"
 gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device here")
@@ -62,3 +64,15 @@ def test_what_is_off_is_told(
     assert "device 'tpu' is not available here" in capsys.readouterr().err
     assert script.main(["device=cpu", "methods=mapel"]) == 2
     assert "did you mean maple?" in capsys.readouterr().err
+
+
+def test_bf16_that_is_slower_than_fp32_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "bf16_rate", lambda: 0.5)
+    with pytest.warns(UserWarning, match=r"saves memory here and no time: this processor .* at 0.5 times its speed"):
+        devices.tell_slow_bf16(torch.device("cpu"))
+    monkeypatch.setattr(devices, "bf16_rate", lambda: 1.9)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        devices.tell_slow_bf16(torch.device("cpu"))
+    monkeypatch.undo()
+    assert devices.bf16_rate() > 0

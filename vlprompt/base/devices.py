@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import time
+from functools import cache
 from typing import Literal
 
 import torch
 
-from vlprompt.errors import VlpromptError
+from vlprompt.errors import VlpromptError, warn
 
 Precision = Literal["fp32", "bf16", "fp16"]
 DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+SLOW_BF16 = 0.8  # of the speed in fp32, from which on it is told
 
 
 def resolve_device(device: str | torch.device) -> torch.device:
@@ -31,3 +34,28 @@ def check_precision(precision: str, device: torch.device) -> None:
         raise VlpromptError(f"unknown precision '{precision}': use {', '.join(DTYPES)}")
     if precision == "fp16" and device.type != "cuda":
         raise VlpromptError(f"precision=fp16 needs a CUDA device, and this is {device.type}; use bf16 or fp32")
+
+
+def tell_slow_bf16(device: torch.device) -> None:
+    """Warn where a processor multiplies in bf16 more slowly than in fp32, as those without the instructions do."""
+    ratio = bf16_rate() if device.type == "cpu" else 1.0
+    if ratio < SLOW_BF16:
+        warn(
+            f"precision=bf16 saves memory here and no time: this processor multiplies matrices in bf16 at {ratio:.1f} "
+            "times its speed in fp32"
+        )
+
+
+@cache
+def bf16_rate() -> float:
+    """How many times as fast this machine's processor multiplies matrices in bf16 as in fp32, the best of a few."""
+    seconds = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        a, b = torch.ones(2, 768, 768).to(dtype).unbind()
+        times = []
+        for _ in range(4):
+            start = time.perf_counter()
+            a @ b
+            times.append(time.perf_counter() - start)
+        seconds[dtype] = min(times)
+    return seconds[torch.float32] / seconds[torch.bfloat16]

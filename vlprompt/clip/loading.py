@@ -19,7 +19,7 @@ from huggingface_hub.constants import HF_HUB_CACHE
 from torch import nn
 
 from vlprompt.base.checks import checked
-from vlprompt.base.devices import Precision, check_precision, resolve_device
+from vlprompt.base.devices import Precision, check_precision, resolve_device, tell_slow_bf16
 from vlprompt.clip.backbone_files import from_checkpoint
 from vlprompt.clip.backbone_tags import tag_facts
 from vlprompt.clip.frozen import FrozenCLIP, Tokenizer
@@ -32,6 +32,7 @@ UNREACHED = {
     *("ConnectionError", "TimeoutError", "Timeout", "TransportError", "URLError", "gaierror"),
     *("OfflineModeIsEnabled", "LocalEntryNotFoundError"),
 }
+LARGE = 512  # width of a text tower from which on the towers' precision tells in time
 OFFLINE_WAYS = (
     "copy the weights into that folder, or give checkpoint=FILE (.safetensors or .pt), or "
     f"backbone=local-dir:FOLDER, or use the embedded backbone={TINY}"
@@ -87,7 +88,10 @@ def load_clip(
         model = _create(name, pretrained, None if checkpoint is None else Path(checkpoint))
     label = pretrained if checkpoint is None else Path(checkpoint).name
     source = {"name": name, "pretrained": pretrained, "checkpoint": None if checkpoint is None else str(checkpoint)}
-    return FrozenCLIP(model, tokenizer, name=name, pretrained=label, precision=precision, device=device, source=source)
+    clip = FrozenCLIP(model, tokenizer, name=name, pretrained=label, precision=precision, device=device, source=source)
+    if precision == "bf16" and clip.text.width >= LARGE:
+        tell_slow_bf16(device)
+    return clip
 
 
 def shared_clip(
