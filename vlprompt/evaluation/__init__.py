@@ -6,7 +6,8 @@ from vlprompt.base.wiring import face
 
 if TYPE_CHECKING:
     from vlprompt.evaluation.protocols import PROTOCOLS, list_protocols
-    from vlprompt.evaluation.results import Result, Row, read_result
+    from vlprompt.evaluation.results import Result, read_result
+    from vlprompt.evaluation.rows import Row
     from vlprompt.evaluation.scoring import Evaluation, Scores, evaluate, evaluate_learner, save_predictions, score
 
 __all__ = [

@@ -1,103 +1,56 @@
-"""The result of a run: one JSON file, and beside it the prediction for every test image."""
+"""The result of a run: one JSON file."""
 
 from __future__ import annotations
 
 import json
 import os
-import statistics
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 from pydantic import Field
-from torch import Tensor
-from typing_extensions import TypedDict
 
 from vlprompt.base.files import atomic_write, sha256_file
-from vlprompt.base.layout import PREDICTIONS, RESULT, SETTINGS
+from vlprompt.base.layout import RESULT, SETTINGS
 from vlprompt.base.schema import read_as, strict
-from vlprompt.base.sealed import SEAL, read_tensors, seal, unseal, write_tensors
+from vlprompt.base.sealed import SEAL, seal, unseal
 from vlprompt.base.settings import differing_setting
 from vlprompt.base.settings_text import read_settings
+from vlprompt.base.wiring import face
 from vlprompt.errors import VlpromptError
-from vlprompt.learner.facts import MARKS, Familiar, Fidelity, Predicts, mark_of, marked
+from vlprompt.evaluation.rows import Count, Percent, Row
+from vlprompt.learner.facts import Fidelity, Predicts, mark_of, marked
 
+if TYPE_CHECKING:  # which have modules of their own since, and are still found here
+    from vlprompt.evaluation.averages import (
+        SIDES,
+        average_rows,
+        harmonic_mean,
+        headline,
+        sides_of,
+        spread_over_draws,
+    )
+    from vlprompt.evaluation.predicted import Predictions, read_predictions, write_predictions
+
+__all__ = [
+    "SIDES",
+    "Predictions",
+    "Result",
+    "Row",
+    "average_rows",
+    "find_results",
+    "harmonic_mean",
+    "headline",
+    "read_predictions",
+    "read_result",
+    "sides_of",
+    "spread_over_draws",
+    "write_predictions",
+]
+
+__getattr__, __dir__ = face(__name__)
 SCHEMA = 3  # 2, of vlprompt 0.1.0, has no hashes
-
-Count = Annotated[int, Field(ge=0)]
-Percent = Annotated[float, Field(ge=0, le=100 + 1e-9)]
-Share = Annotated[float, Field(ge=0, le=1 + 1e-9)]
-
-
-@strict()
-class Reliability(TypedDict):
-    """How often a learner is right by its confidence, one entry a bin."""
-
-    images: list[Count]
-    confidence: list[Share]
-    accuracy: list[Share]
-
-
-PerClass = TypedDict(
-    "PerClass",
-    {"class": list[str], "images": list[Count], "correct": list[Count], "zero_shot_correct": list[Count]},
-)
-PerClass.__doc__ = "What was right of each class, one entry a class in label order."
-strict()(PerClass)
-
-
-@strict()
-@dataclass(frozen=True)
-class Row:
-    """One test of the learner; accuracies in percent.
-
-    Attributes:
-        target: name of the test in its protocol, such as ``base``.
-        dataset: whose test images they are.
-        n_classes: C, the classes that are told apart.
-        n_images: test images that were scored.
-        accuracy: top-1.
-        macro_accuracy: mean of the classes' own accuracies.
-        zero_shot, zero_shot_macro: the same of the frozen model with the dataset's hand-written templates.
-        split: SHA-256 of the tested classes and images.
-        top5, zero_shot_top5: share of images whose label is among the five likeliest; None below six classes.
-        ece, zero_shot_ece: expected calibration error in percentage points, 15 bins.
-        per_class: lists ``class``, ``images``, ``correct``, ``zero_shot_correct``, one entry a class in label order.
-        reliability: lists ``images``, ``confidence``, ``accuracy`` in [0, 1], one entry a bin of confidence.
-        format_spread: zero-shot accuracy by template, if it was asked for.
-        draws: accuracies with other draws of what the learner draws at a test, such as noise; None if it draws nothing.
-        predicts: whether the learner predicted each image ``alone``, as in all results that do not tell; ``online``; or
-            ``jointly`` with the others of the test (see ``vlprompt.learner.facts``).
-        order: of what was predicted online, the seed that the order of the test images follows from; else None.
-        familiar: what the classes are to the learner: ``trained``, those that it was trained on; ``shifted``, those in
-            images of another dataset or domain; or ``new``. None in results that do not tell.
-        parts: accuracy of each part of the logits by itself, where several were fused; else None.
-
-    What stands after ``split``, but for ``predicts``, is None in results of schema 1.
-    """
-
-    target: str
-    dataset: str
-    n_classes: Annotated[int, Field(ge=1)]
-    n_images: Annotated[int, Field(ge=1)]
-    accuracy: Percent
-    macro_accuracy: Percent
-    zero_shot: Percent
-    zero_shot_macro: Percent
-    split: str
-    top5: Percent | None = None
-    zero_shot_top5: Percent | None = None
-    ece: Percent | None = None
-    zero_shot_ece: Percent | None = None
-    per_class: PerClass | None = None
-    reliability: Reliability | None = None
-    format_spread: dict[str, Percent] | None = None
-    draws: list[Percent] | None = None
-    predicts: Predicts = "alone"
-    order: int | None = None
-    familiar: Familiar | None = None
-    parts: dict[str, Percent] | None = None
 
 
 @strict()
@@ -291,119 +244,6 @@ def _check_settings(result: Result, settings: Path, path: Path) -> None:
             f"{path} is of another run than {settings.name} beside it ({key}={result.config.get(key)} in the result, "
             f"{beside.get(key)} in the settings): one of the two was changed or belongs elsewhere"
         )
-
-
-SIDES = (("base", "new"), ("seen", "unseen"))  # tests whose harmonic mean is taken
-
-
-def sides_of(targets: Iterable[str]) -> tuple[str, str] | None:
-    """The two tests, among those of a protocol, whose harmonic mean is taken; None if there are none such."""
-    there = set(targets)
-    return next((pair for pair in SIDES if there >= set(pair)), None)
-
-
-def harmonic_mean(base: float, new: float) -> float:
-    """Return 2·base·new / (base + new), 0 if both are 0.
-
-    >>> round(harmonic_mean(80.47, 71.69), 2)
-    75.83
-    """
-    return 2 * base * new / (base + new) if base + new else 0.0
-
-
-def headline(result: Result) -> str:
-    """Return the number that a run is known by: its average, or its only row, with what it is."""
-    mark = "".join(
-        f", {each}" for each in (MARKS[result.predicts], mark_of(result.fidelity), result.start_mark) if each
-    )
-    for name, value in result.averages.items():
-        if not name.startswith("zero_shot_"):
-            return f"{name.replace('_', ' ')} {value:.2f}{mark}"
-    return ", ".join(f"{row.target} {row.accuracy:.2f}" for row in result.rows) + mark
-
-
-def spread_over_draws(rows: Iterable[Row]) -> str:
-    """How far accuracies lie apart over draws of noise, the one of the table among them, test by test; empty if none.
-
-    >>> row = Row("new", "pacs", 7, 10, 60, 60, 50, 50, "", draws=[62.0, 58.0])
-    >>> spread_over_draws([row])
-    'over 3 draws of noise: new 60.00 ± 2.00 (58.00 to 62.00)'
-    """
-    every = {row.target: [row.accuracy, *row.draws] for row in rows if row.draws}
-    told = [
-        f"{target} {statistics.fmean(found):.2f} ± {statistics.stdev(found):.2f} ({min(found):.2f} to {max(found):.2f})"
-        for target, found in every.items()
-    ]
-    return f"over {len(next(iter(every.values())))} draws of noise: {', '.join(told)}" if told else ""
-
-
-def average_rows(rule: str | None, values: Mapping[str, float]) -> dict[str, float]:
-    """Apply a protocol's average to one value a row: ``harmonic_mean``, ``mean_of_targets``, or nothing."""
-    if rule == "harmonic_mean":
-        return {rule: harmonic_mean(*values.values())}
-    targets = [value for name, value in values.items() if name != "source"]
-    return {rule: statistics.fmean(targets)} if rule == "mean_of_targets" and len(targets) > 1 else {}
-
-
-@dataclass(frozen=True)
-class Predictions:
-    """What was said of N test images, in the order of the test list.
-
-    Attributes:
-        label: true classes (N,).
-        predicted: the learner's (N,).
-        zero_shot: the frozen model's (N,).
-        confidence: of the learner, its largest softmax probability (N,).
-    """
-
-    label: Tensor
-    predicted: Tensor
-    zero_shot: Tensor
-    confidence: Tensor
-
-
-def write_predictions(folder: Path, predictions: Mapping[str, Predictions]) -> str:
-    """Write the predictions of each target beside a run's result, and return the file's hash."""
-    tensors = {
-        f"{target}/{f.name}": getattr(each, f.name) for target, each in predictions.items() for f in fields(each)
-    }
-    return write_tensors(folder / PREDICTIONS, tensors)
-
-
-def read_predictions(folder: str | Path) -> dict[str, Predictions]:
-    """Return the predictions that a run left in its folder, by target.
-
-    Raises:
-        VlpromptError: there are none, or they were changed or are another run's than ``result.json`` beside them.
-    """
-    path, beside = Path(folder) / PREDICTIONS, Path(folder) / RESULT
-    if not path.exists():
-        raise VlpromptError(f"no predictions at {path}: the run has not finished, or is of an older version")
-    result = read_result(beside) if beside.exists() else None
-    remedy = "restore it, or delete the run's folder and run it again"
-    tensors, _ = read_tensors(path, "the file", remedy, result.files.get(PREDICTIONS) if result else None)
-    targets = dict.fromkeys(name.rpartition("/")[0] for name in tensors)
-    try:
-        found = {t: Predictions(*(tensors[f"{t}/{f.name}"] for f in fields(Predictions))) for t in targets}
-    except KeyError as error:
-        raise VlpromptError(f"{path} is not a run's predictions: {error} is missing") from error
-    for row in result.rows if result else ():
-        if row.target not in found or not _fit(found[row.target], row):
-            raise VlpromptError(
-                f"{path} is of another run than {RESULT} beside it: {row.target} does not fit; {remedy}"
-            )
-    return found
-
-
-def _fit(said: Predictions, row: Row) -> bool:
-    """Whether predictions have a row's images, classes and accuracy."""
-    classes = (said.label, said.predicted, said.zero_shot)
-    if any(t.shape != (row.n_images,) or t.is_floating_point() or t.is_complex() for t in classes):
-        return False
-    if said.confidence.shape != (row.n_images,) or any(t.min() < 0 or t.max() >= row.n_classes for t in classes):
-        return False
-    right = int((said.label == said.predicted).sum())
-    return abs(right - row.accuracy / 100 * row.n_images) < 0.51  # tests round to whole images
 
 
 def find_results(paths: Iterable[str | Path]) -> list[tuple[Path, Result]]:

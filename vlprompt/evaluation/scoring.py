@@ -36,7 +36,8 @@ from vlprompt.data.readable import leave_out_unreadable
 from vlprompt.data.splits import DatasetSplits, Half, Item
 from vlprompt.errors import VlpromptError
 from vlprompt.evaluation.metrics import Reliability, count_per_class, macro_accuracy, top_k_accuracy
-from vlprompt.evaluation.results import Predictions, Row
+from vlprompt.evaluation.predicted import Predictions
+from vlprompt.evaluation.rows import Row
 from vlprompt.learner.contract import PromptLearner
 from vlprompt.learner.creation import create_learner
 from vlprompt.learner.facts import Familiar, Predicts

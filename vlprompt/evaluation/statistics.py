@@ -12,7 +12,9 @@ from pathlib import Path
 import numpy as np
 
 from vlprompt.errors import VlpromptError
-from vlprompt.evaluation.results import Result, harmonic_mean, read_predictions, sides_of
+from vlprompt.evaluation.averages import harmonic_mean, sides_of
+from vlprompt.evaluation.predicted import read_predictions
+from vlprompt.evaluation.results import Result
 
 # what the numbers after ± and in brackets are, wherever they are shown
 SPREAD = (

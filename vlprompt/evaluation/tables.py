@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from rich.console import Group
 from rich.table import Table
 
-from vlprompt.evaluation.results import Result, Row, spread_over_draws
+from vlprompt.evaluation.averages import spread_over_draws
+from vlprompt.evaluation.results import Result
+from vlprompt.evaluation.rows import Row
 from vlprompt.learner.facts import NOTES, RECONSTRUCTION, Fidelity, mark_of, marked
 
 FROZEN = "the frozen model"

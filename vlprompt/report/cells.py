@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from vlprompt.errors import VlpromptError, nearest
-from vlprompt.evaluation.results import harmonic_mean
+from vlprompt.evaluation.averages import harmonic_mean
 from vlprompt.evaluation.statistics import Statistic
 from vlprompt.learner.facts import Predicts
 from vlprompt.report.groups import ZERO_SHOT, Group, Key, Measured, Run

@@ -13,8 +13,8 @@ from matplotlib.figure import Figure
 from vlprompt.base.lettering import legible, shorten
 from vlprompt.base.shown import figure_text
 from vlprompt.errors import VlpromptError
+from vlprompt.evaluation.averages import harmonic_mean
 from vlprompt.evaluation.protocols import PROTOCOLS
-from vlprompt.evaluation.results import harmonic_mean
 from vlprompt.report.cells import METRICS, Cell
 from vlprompt.report.groups import STUDY, ZERO_SHOT, Group, Key, say_shots
 from vlprompt.report.summaries import (

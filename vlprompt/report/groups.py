@@ -11,8 +11,10 @@ from typing import Any
 
 from vlprompt.base.settings import INCIDENTAL, RunConfig
 from vlprompt.errors import VlpromptError, nearest
+from vlprompt.evaluation.averages import spread_over_draws
 from vlprompt.evaluation.protocols import PROTOCOLS
-from vlprompt.evaluation.results import Result, Row, spread_over_draws
+from vlprompt.evaluation.results import Result
+from vlprompt.evaluation.rows import Row
 from vlprompt.learner.facts import MARKS, NOTES, RECONSTRUCTION, Predicts, mark_of
 from vlprompt.learner.held_out import say_seen
 

@@ -14,8 +14,8 @@ from jinja2 import Environment, Template
 from markupsafe import Markup
 
 from vlprompt.base.shown import printable
+from vlprompt.evaluation.averages import SIDES, sides_of
 from vlprompt.evaluation.protocols import PROTOCOLS
-from vlprompt.evaluation.results import SIDES, sides_of
 from vlprompt.evaluation.statistics import SPREAD
 from vlprompt.report.cells import METRICS
 from vlprompt.report.charts import (

@@ -15,8 +15,9 @@ import numpy as np
 
 from datasets_registry.catalog import list_collections
 from vlprompt.errors import VlpromptError, nearest
+from vlprompt.evaluation.averages import SIDES, sides_of
+from vlprompt.evaluation.predicted import read_predictions
 from vlprompt.evaluation.protocols import PROTOCOLS
-from vlprompt.evaluation.results import SIDES, read_predictions, sides_of
 from vlprompt.evaluation.significance import LEVEL, draw_rule, holm, p_value, paired_draws
 from vlprompt.report.cells import METRICS, Cell, Metric, Rule, check_metric, combine, first, h_of_averages, tested
 from vlprompt.report.groups import STUDY, ZERO_SHOT, Group, Key, say_shots

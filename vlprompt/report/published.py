@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vlprompt.base.settings_text import read_settings
-from vlprompt.evaluation.results import harmonic_mean
+from vlprompt.evaluation.averages import harmonic_mean
 from vlprompt.learner.facts import Predicts, marked
 from vlprompt.report.cells import METRICS, Cell, Rule, combine, first, h_of_averages, mean_of_h, tested
 from vlprompt.report.groups import STUDY, ZERO_SHOT, Group, Key, say_shots

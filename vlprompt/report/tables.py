@@ -8,8 +8,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from datasets_registry.catalog import list_collections
+from vlprompt.evaluation.averages import SIDES, sides_of
 from vlprompt.evaluation.protocols import PROTOCOLS
-from vlprompt.evaluation.results import SIDES, sides_of
 from vlprompt.evaluation.statistics import ONE_SEED, SPREAD
 from vlprompt.learner.facts import Predicts
 from vlprompt.learner.held_out import FIXED

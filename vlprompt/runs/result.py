@@ -16,8 +16,11 @@ from vlprompt.base.files import atomic_write, sha256_file
 from vlprompt.base.layout import DESCRIBED, LEARNER, PREDICTIONS, RESULT, SEARCH, SETTINGS
 from vlprompt.base.settings import RunConfig
 from vlprompt.data import DatasetSplits, images_fingerprint
+from vlprompt.evaluation.averages import average_rows
+from vlprompt.evaluation.predicted import write_predictions
 from vlprompt.evaluation.protocols import PROTOCOLS, Part, Plan
-from vlprompt.evaluation.results import Result, Row, average_rows, write_predictions
+from vlprompt.evaluation.results import Result
+from vlprompt.evaluation.rows import Row
 from vlprompt.evaluation.scoring import Evaluation, limited
 from vlprompt.learner.contract import PromptLearner
 from vlprompt.learner.held_out import FIXED, Search

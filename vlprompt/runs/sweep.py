@@ -16,8 +16,9 @@ from vlprompt.base.files import atomic_write
 from vlprompt.base.layout import FAILED, RESULT, TRACEBACK
 from vlprompt.base.registry import Registry
 from vlprompt.errors import VlpromptError, nearest
+from vlprompt.evaluation.averages import headline
 from vlprompt.evaluation.protocols import PROTOCOLS
-from vlprompt.evaluation.results import Result, headline
+from vlprompt.evaluation.results import Result
 from vlprompt.learner.registration import METHODS
 from vlprompt.runs.folder import RunInUse, changed_names, read_result_of
 from vlprompt.runs.one import execute
