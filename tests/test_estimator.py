@@ -31,6 +31,7 @@ from vlprompt import FrozenCLIP, PromptClassifier, VlpromptError
 from vlprompt.cli.__main__ import main
 from vlprompt.data import few_shot_split
 from vlprompt.data.sampling import hold_out
+from vlprompt.estimator.settings import learning_of
 
 NAMED = ("vlprompt-tiny", "ViT-B-16")
 COLOURS = {"green": (30, 200, 40), "red": (220, 20, 30), "yellow": (230, 220, 30)}
@@ -157,9 +158,9 @@ def test_it_learns_the_weights_that_a_run_learns(tmp_path: Path) -> None:
 def test_settings_come_from_the_recipe_for_so_many_images_a_class() -> None:
     few, many = np.repeat([0, 1], 2), np.repeat([0, 1], 50)
     plain = PromptClassifier()
-    assert (plain._learning(few).config.epochs, plain._learning(many).config.epochs) == (100, 200)
-    assert plain._learning(few).recipe.name == "coop/few_shot"
-    given = PromptClassifier(epochs=7, options={"n_ctx": 3, "momentum": 0.5})._learning(few).config
+    assert (learning_of(plain, few).config.epochs, learning_of(plain, many).config.epochs) == (100, 200)
+    assert learning_of(plain, few).recipe.name == "coop/few_shot"
+    given = learning_of(PromptClassifier(epochs=7, options={"n_ctx": 3, "momentum": 0.5}), few).config
     assert (given.epochs, given.n_ctx, given.momentum) == (7, 3, 0.5)
 
 
@@ -175,18 +176,21 @@ def test_settings_come_from_the_recipe_for_so_many_images_a_class() -> None:
 def test_what_no_backbone_is_needed_for_is_told_before_it_is_loaded(
     settings: dict[str, Any], sentence: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(PromptClassifier, "_clip", lambda self: pytest.fail("the backbone was loaded"))
+    monkeypatch.setattr(
+        "vlprompt.estimator.classifier.clip_of", lambda estimator: pytest.fail("the backbone was loaded")
+    )
     with pytest.raises(VlpromptError, match=sentence):
         PromptClassifier(**settings).fit(*coloured(1))
 
 
 def test_cases_of_a_recipe_for_a_backbone_hold_for_the_one_at_hand() -> None:
-    parts = {name: PromptClassifier("promptsrc", name)._learning(np.arange(2)).config.objective for name in NAMED}
+    parts = {name: learning_of(PromptClassifier("promptsrc", name), np.arange(2)).config.objective for name in NAMED}
     assert "hand" in str(parts["vlprompt-tiny"])
     assert "hand" not in str(parts["ViT-B-16"])
-    in_hand = PromptClassifier("promptsrc", tiny_clip())._learning(np.arange(2)).config.objective
-    assert in_hand == parts["vlprompt-tiny"]
-    assert PromptClassifier("promptsrc", one_block_clip())._learning(np.arange(2)).config.objective == parts["ViT-B-16"]
+    models = {"in hand": tiny_clip(), "one block": one_block_clip()}
+    found = {name: learning_of(PromptClassifier("promptsrc", model), np.arange(2)) for name, model in models.items()}
+    assert found["in hand"].config.objective == parts["vlprompt-tiny"]
+    assert found["one block"].config.objective == parts["ViT-B-16"]
 
 
 @pytest.mark.parametrize("method", ["cocoop", "maple", "vpt", "zero_shot"])

@@ -3,50 +3,56 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import fields, replace
-from numbers import Integral, Number
+from dataclasses import replace
+from numbers import Number
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
 from sklearn.base import BaseEstimator, ClassifierMixin
-from sklearn.utils import check_random_state
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_consistent_length, check_is_fitted, validate_data
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from vlprompt.base.checks import told
-from vlprompt.base.devices import Precision, resolve_device
+from vlprompt.base.devices import Precision
 from vlprompt.base.reporter import Reporter
 from vlprompt.base.threads import computing_with, threads_for
 from vlprompt.clip.frozen import FrozenCLIP
-from vlprompt.clip.loading import TINY, shared_clip
+from vlprompt.clip.loading import TINY
 from vlprompt.data import DatasetSplits, resolve_templates
 from vlprompt.data.in_hand import as_torch
 from vlprompt.data.pairs import labels_of
 from vlprompt.data.readable import leave_out_unreadable
 from vlprompt.data.splits import NO_LABEL, Item
 from vlprompt.data.streaming import is_preprocessed
-from vlprompt.errors import VlpromptError, nearest
+from vlprompt.errors import VlpromptError
 from vlprompt.estimator.held_out import accuracy_on_held_out, held_out, selection_of
-from vlprompt.estimator.inputs import as_images, check_alike, holds_images, names_of, published_shots, training_set
+from vlprompt.estimator.inputs import (
+    as_images,
+    check_alike,
+    check_fits,
+    holds_images,
+    names_of,
+    names_of_dataset,
+    training_set,
+)
 from vlprompt.estimator.pool import classes_of, divided, joined, marked_unlabelled, told_labels
+from vlprompt.estimator.settings import clip_of, learning_of
 from vlprompt.evaluation.prediction import image_features, image_logits
 from vlprompt.evaluation.scoring import finite
 from vlprompt.learner.contract import PromptLearner
 from vlprompt.learner.creation import create_learner
-from vlprompt.learner.facts import Facts
 from vlprompt.learner.held_out import Search, Selection
 from vlprompt.learner.objectives import Batch, Templates
 from vlprompt.learner.registration import METHODS, method_facts
 from vlprompt.training.feed import FeatureFeed, ImageFeed, make_feed
-from vlprompt.training.recipes import Learning, adapt_depths, resolve_learning
+from vlprompt.training.recipes import Learning, adapt_depths
 from vlprompt.training.trainer import BestEpoch, Trainer, TrainOptions, in_words
 
 ROWS = 1000  # of features that are scored together
-SETTINGS = ("epochs", "lr", "batch_size", "views", "workers")
 
 
 class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-learn brings no types
@@ -234,26 +240,26 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  #
         if len(unknown):
             hint = "add it with add_class" if classes is None else "class_names or classes lack it"
             raise VlpromptError(f"the label {unknown.tolist()[0]!r} is none of the classes: {hint}")
-        named = self.class_names if self.class_names is not None else _names_of_dataset(X, known)
+        named = self.class_names if self.class_names is not None else names_of_dataset(X, known)
         names = names_of(known, named) if classes is not None else self.learner_.class_names
         labels = np.searchsorted(known, y)
         if missing is not None:
             labels[missing] = NO_LABEL
-        learning = self._learning(labels)
+        learning = learning_of(self, labels)
         images = () if isinstance(X, np.ndarray) else X
         data = training_set(images, labels.tolist() if len(images) else (), names, mirror=self.mirror)
         templates = resolve_templates(self.templates, data)
         facts = method_facts(self.method, learning.method_settings)
         selection = selection_of(self.selection, self.method, learning.config, facts, once)
-        clip = self._clip()
-        _check_input(X, self.method, facts, clip, training=True)
+        clip = clip_of(self)
+        check_fits(X, self.method, facts, clip, training=True)
         if data.image_dir:
             data = leave_out_unreadable(data, ["train"], self.on_unreadable)
         if classes is not None:
             settings = learning.method_settings | adapt_depths(learning, clip)
             seed = learning.config.seed
             learner = create_learner(self.method, clip, names, templates=templates, seed=seed, **settings)
-            _check_input(X, self.method, learner.facts, clip, training=True)
+            check_fits(X, self.method, learner.facts, clip, training=True)
             self.learner_, self.classes_, self.history_ = learner, classes, []
         if once:
             seed = learning.config.seed + len(self.history_)  # a new draw for each pass
@@ -302,38 +308,6 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  #
         rows = X if features else image_features(self.learner_.tower, X, threads=self.workers)
         return FeatureFeed(**vars(feed), rows=torch.from_numpy(rows))
 
-    def _learning(self, labels: np.ndarray) -> Learning:
-        """The method's few-shot recipe with the settings that were given."""
-        allowed = {f.name for f in (*fields(TrainOptions), *fields(METHODS.get(self.method).Config))} | {"transform"}
-        if not isinstance(self.options, (Mapping, type(None))):
-            raise VlpromptError(f"options must be a dictionary of settings, not {told(self.options)}")
-        options = {key: _plain(value) for key, value in (self.options or {}).items()}
-        for key in options:
-            if key not in allowed:
-                raise VlpromptError(f"unknown option '{key}' for method={self.method}: {nearest(key, allowed)}")
-        seed = self.random_state
-        if not isinstance(seed, Integral):
-            seed = check_random_state(seed).randint(2**31 - 1)
-        given = {key: _plain(getattr(self, key)) for key in SETTINGS if getattr(self, key) is not None}
-        settings = {"shots": published_shots(labels), "seed": int(seed)} | given | options
-        protocol = "few_shot"
-        if (labels < 0).any():
-            protocol = "semi_supervised" if (labels >= 0).any() else "unsupervised"
-        return resolve_learning(self.method, settings, protocol=protocol, backbone=self._backbone_name())
-
-    def _clip(self) -> FrozenCLIP:
-        if isinstance(self.backbone, FrozenCLIP):
-            return self.backbone
-        if not isinstance(self.backbone, (str, nn.Module)):
-            raise VlpromptError(f"backbone must be a name or a model, not {told(self.backbone)}")
-        return shared_clip(self.backbone, self.pretrained, None, self.precision, str(resolve_device(self.device)))
-
-    def _backbone_name(self) -> str | None:
-        """The name that recipes may have cases for."""
-        if isinstance(self.backbone, FrozenCLIP):
-            return self.backbone.source["name"] if self.backbone.source else None
-        return self.backbone if isinstance(self.backbone, str) else None
-
     def _is_of_this_method(self) -> bool:
         return hasattr(self, "learner_") and self.learner_.method == self.method
 
@@ -357,7 +331,7 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  #
     def _logits(self, X: Any) -> Tensor:
         check_is_fitted(self, "learner_")
         X = self._checked_images_or_features(X, reset=False)
-        _check_input(X, self.learner_.method, self.learner_.facts, self.learner_.clip)
+        check_fits(X, self.learner_.method, self.learner_.facts, self.learner_.clip)
         if not isinstance(X, np.ndarray):
             return image_logits(self.learner_, X, threads=self.workers)
         learner = self.learner_
@@ -393,27 +367,3 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  #
 def _writable(rows: np.ndarray) -> np.ndarray:
     """Rows that torch may share: a table's may be read-only."""
     return rows if rows.flags.writeable else rows.copy()
-
-
-def _plain(value: Any) -> Any:
-    """A NumPy number, as grids of settings hold them, as Python's own."""
-    return value.item() if isinstance(value, np.generic) else value
-
-
-def _names_of_dataset(X: Any, labels: np.ndarray) -> Mapping[Any, str] | None:
-    """The class names that a dataset brings, if the labels are those that it names."""
-    names = getattr(X, "class_names", None)
-    return names if names and set(labels.tolist()) <= names.keys() else None
-
-
-def _check_input(X: Any, method: str, facts: Facts, clip: FrozenCLIP, training: bool = False) -> None:
-    """Refuse features of another width, and what a prompted image tower cannot use."""
-    features = isinstance(X, np.ndarray)
-    if features and X.shape[1] != clip.embed_dim:
-        raise VlpromptError(
-            f"X has {X.shape[1]} columns, and image features of {clip.name} have {clip.embed_dim}: "
-            "vlprompt.image_features makes them"
-        )
-    if not facts.cacheable_images and (features or (training and is_preprocessed(X[0]))):
-        given = "features of them" if features else "tensors that were cropped already"
-        raise VlpromptError(f"{method} prompts the image tower, so it needs images as they are and not {given}")

@@ -17,11 +17,13 @@ from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 
 from vlprompt.base.checks import listed, told
+from vlprompt.clip.frozen import FrozenCLIP
 from vlprompt.data import DatasetSplits, Item, as_rgb
 from vlprompt.data.images import open_listed
 from vlprompt.data.in_hand import class_names_of, image_of
 from vlprompt.data.streaming import is_preprocessed
 from vlprompt.errors import VlpromptError
+from vlprompt.learner.facts import Facts
 
 PUBLISHED_SHOTS = (1, 2, 4, 8, 16)  # images a class that few-shot recipes are published for
 PATHS = (str, os.PathLike)
@@ -195,3 +197,22 @@ def published_shots(labels: np.ndarray) -> int:
         return PUBLISHED_SHOTS[-1]
     mean = len(labels) / len(np.unique(labels))
     return max((shots for shots in PUBLISHED_SHOTS if shots <= mean), default=PUBLISHED_SHOTS[0])
+
+
+def names_of_dataset(X: Any, labels: np.ndarray) -> Mapping[Any, str] | None:
+    """The class names that a dataset brings, if the labels are those that it names."""
+    names = getattr(X, "class_names", None)
+    return names if names and set(labels.tolist()) <= names.keys() else None
+
+
+def check_fits(X: Any, method: str, facts: Facts, clip: FrozenCLIP, training: bool = False) -> None:
+    """Refuse features of another width, and what a prompted image tower cannot use."""
+    features = isinstance(X, np.ndarray)
+    if features and X.shape[1] != clip.embed_dim:
+        raise VlpromptError(
+            f"X has {X.shape[1]} columns, and image features of {clip.name} have {clip.embed_dim}: "
+            "vlprompt.image_features makes them"
+        )
+    if not facts.cacheable_images and (features or (training and is_preprocessed(X[0]))):
+        given = "features of them" if features else "tensors that were cropped already"
+        raise VlpromptError(f"{method} prompts the image tower, so it needs images as they are and not {given}")
