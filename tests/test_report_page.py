@@ -17,7 +17,14 @@ from vlprompt.evaluation.metrics import Reliability
 from vlprompt.evaluation.statistics import ClassChange
 from vlprompt.report import make_report
 from vlprompt.report.cells import Cell
-from vlprompt.report.charts import base_new_chart, coverage_chart, few_shot_chart, gains_chart, reliability_chart
+from vlprompt.report.charts import (
+    base_new_chart,
+    coverage_chart,
+    few_shot_chart,
+    gains_chart,
+    reliability_chart,
+    robin_hood_chart,
+)
 from vlprompt.report.summaries import COLOURS, SHAPES, style_index
 from vlprompt.report.tables import Line, Section
 
@@ -202,6 +209,20 @@ def test_gains_are_cut_in_the_middle_and_nothing_has_no_bar() -> None:
     assert re.findall(r">([+-]?\d+)<", still) == ["0", "0"]
     assert still.count("<rect") == 1
     assert gains_chart([]) == ""
+
+
+def test_a_chart_of_who_gains_has_a_dot_a_class_and_the_line_inside_its_axes() -> None:
+    changes = [ClassChange(f"class {i}", 10, 60.0, 10.0 * i) for i in range(8)]
+    svg = robin_hood_chart(changes, "c2 square")
+    assert svg.count('class="dot c2 square"') == 8
+    assert "slope -1.00, Spearman&#x27;s ρ -1.00" in svg
+    line = re.search(r'class="line c2 square" d="M([\d.]+) ([\d.]+)L([\d.]+) ([\d.]+)"', svg)
+    assert [8 <= float(y) <= 196 for y in line.group(2, 4)] == [True, True]
+    assert "class 7: 70.0 -10.0" in svg
+    many = robin_hood_chart([ClassChange(str(i), 10, 50.0, i / 5) for i in range(300)], "c0")
+    assert (many.count("<circle"), many.count("h0")) == (0, 300)
+    assert "slope" not in robin_hood_chart(changes[:4], "c0")
+    assert robin_hood_chart([], "c0") == ""
 
 
 def test_reliability_bars_are_as_high_as_the_accuracy_and_as_full_as_the_bin() -> None:

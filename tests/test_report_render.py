@@ -17,9 +17,10 @@ from vlprompt.cli.__main__ import main
 from vlprompt.evaluation.tables import result_table
 from vlprompt.report import FORMATS, Report, make_report
 from vlprompt.report.cells import Cell
-from vlprompt.report.figures import base_new, confusion, few_shot_curves, reliability
+from vlprompt.report.figures import base_new, confusion, few_shot_curves, reliability, robin_hood
 from vlprompt.report.latex import as_latex
 from vlprompt.report.render import CSV_COLUMNS, as_markdown
+from vlprompt.report.saved_figures import save_figures
 from vlprompt.report.tables import Column, Line, Section, Table
 
 CLASSES = ["cat", "dog", "owl", "fox"]
@@ -384,6 +385,31 @@ def test_a_runs_table_shows_zero_shot_of_descriptions_even_where_it_gains_nothin
     assert headings == ["tested on", "classes", "images", "zero-shot"]
     assert said == [*headings, "zero_shot", "gain"]
     assert "generated split" in str(result_table(described).renderables[-1])
+
+
+def test_who_gains_is_told_of_each_method_and_drawn(tmp_path: Path) -> None:
+    poor_first = [10, 12, 14, 16, 18]  # right of 20 images a class
+    results = []
+    for seed in (1, 2):
+        for method, right in (("coop", [18, 18, 18, 18, 18]), ("kgcoop", [10 + seed, *poor_first[1:]])):
+            result = make_result({"all": 70.0}, protocol="few_shot", seed=seed, method=method, classes="abcde")
+            counts = {"class": list("abcde"), "images": [20] * 5, "correct": right, "zero_shot_correct": poor_first}
+            results.append(replace(result, rows=[replace(result.rows[0], per_class=counts)]))
+    folder = write_with_predictions(tmp_path / "runs", results)
+    report = make_report([folder], analysis="robin_hood")
+    [table] = report.classes
+    assert report.all_tables[-1] is table
+    slopes = [find_cell(table, method, "slope") for method in ("coop", "kgcoop")]
+    assert [cell.value for cell in slopes] == pytest.approx([-1.0, -0.15])  # 7.5 points for the poorest alone
+    assert slopes[1].seeds == (1, 2)
+    assert find_cell(table, "coop", "poorer half").value == pytest.approx(35.0)
+    assert find_cell(table, "coop", "richer half").value == pytest.approx(5.0)
+    group = report.group("few_shot")
+    figure = robin_hood(group, group.telling_keys[0])
+    assert figure.axes[0].get_title() == "coop: slope -1.00, ρ -1.00"
+    assert "who-gains" in " ".join(path.name for path in save_figures([group], tmp_path / "drawn", "svg"))
+    assert "<h2>Who gains</h2>" in make_report([folder]).text("html")
+    assert make_report([folder]).classes == []
 
 
 def test_a_legend_of_long_names_stays_inside_its_figure(tmp_path: Path) -> None:

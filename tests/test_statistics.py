@@ -13,7 +13,8 @@ from test_results import result
 
 from vlprompt import VlpromptError
 from vlprompt.evaluation.results import Predictions, Result, write_predictions
-from vlprompt.evaluation.statistics import Statistic, class_changes, compare
+from vlprompt.evaluation.robin_hood import robin_hood
+from vlprompt.evaluation.statistics import ClassChange, Statistic, class_changes, compare
 
 
 def test_the_interval_is_students_on_the_logit_scale() -> None:
@@ -112,3 +113,26 @@ def test_changes_of_classes_are_gains_and_losses_over_zero_shot() -> None:
     older = replace(runs[1], rows=[replace(runs[1].rows[0], per_class=None)])  # of schema 1
     with pytest.raises(VlpromptError, match="no per-class counts for 'base'"):
         class_changes([runs[0], older], "base")
+
+
+def test_the_slope_of_gains_that_are_chance_is_the_one_that_chance_would_make() -> None:
+    rng, images = np.random.default_rng(0), 12
+    p = rng.uniform(0.3, 0.8, 4000)  # both right as often in each class, and independently
+    learnt, frozen = (100 * rng.binomial(images, p) / images for _ in range(2))
+    each = [
+        ClassChange(str(i), images, a, b) for i, (a, b) in enumerate(zip(learnt.tolist(), frozen.tolist(), strict=True))
+    ]
+    found = robin_hood(each)
+    assert found is not None
+    assert found.by_chance == pytest.approx(-0.49, abs=0.03)
+    assert found.slope == pytest.approx(found.by_chance, abs=0.04)
+    assert found.poorer > 0 > found.richer
+
+
+def test_who_gains_is_not_asked_of_few_classes_or_of_classes_that_are_alike() -> None:
+    still = [ClassChange(str(i), 1, 40.0 + i, 40.0 + i) for i in range(5)]
+    found = robin_hood(still)
+    assert found is not None
+    assert (found.slope, found.rho, found.by_chance) == (pytest.approx(0), None, None)
+    assert robin_hood(still[:4]) is None
+    assert robin_hood([ClassChange(str(i), 9, 10.0 * i, 50.0) for i in range(5)]) is None

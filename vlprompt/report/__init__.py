@@ -10,6 +10,7 @@ from vlprompt.base.files import atomic_write
 from vlprompt.errors import VlpromptError, nearest
 from vlprompt.evaluation.results import Result, find_results
 from vlprompt.report.cells import check_metric
+from vlprompt.report.class_gains import robin_hood_tables
 from vlprompt.report.failures import Failure, failure_table, find_failures
 from vlprompt.report.groups import Group, collect
 from vlprompt.report.latex import as_latex
@@ -23,6 +24,7 @@ __all__ = ["FORMATS", "LAYOUTS", "Layout", "Report", "make_report"]
 
 FORMATS = ("terminal", "markdown", "latex", "csv", "html")
 LAYOUTS = ("long", "paper")
+ANALYSES = ("robin_hood",)
 NO_PAPER_PAGE = "the page has a layout of its own: leave layout=paper out, or choose another format"
 SUFFIXES = {".md": "markdown", ".tex": "latex", ".csv": "csv", ".html": "html", ".htm": "html"}
 
@@ -36,6 +38,7 @@ class Report:
         tables_of: the tables of each group.
         published: the published figures beside ours, if asked for.
         pair: the comparison of two methods, if asked for.
+        classes: how classes' gains go with their zero-shot accuracies, if asked for; the page has it always.
         failures: runs without a result.
         metric: of the tables.
     """
@@ -44,6 +47,7 @@ class Report:
     tables_of: list[list[Table]]
     published: list[Table] = field(default_factory=list)
     pair: list[Table] = field(default_factory=list)
+    classes: list[Table] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
     metric: str = "accuracy"
 
@@ -70,7 +74,7 @@ class Report:
     def all_tables(self) -> list[Table]:
         """Every table, that of runs without a result last."""
         failed = failure_table(self.failures)
-        return [*self.tables, *self.published, *self.pair, *([failed] if failed else [])]
+        return [*self.tables, *self.published, *self.pair, *self.classes, *([failed] if failed else [])]
 
     def text(self, format: str) -> str:
         """Return the report in one of ``FORMATS`` but ``terminal``.
@@ -120,6 +124,7 @@ def make_report(
     metric: str = "accuracy",
     compare: str | None = None,
     pair: Sequence[str] | None = None,
+    analysis: str | None = None,
     layout: Layout | None = None,
 ) -> Report:
     """Read result files and make their tables.
@@ -131,6 +136,7 @@ def make_report(
         metric: ``accuracy``, ``macro_accuracy``, ``top5`` or ``ece``.
         compare: ``published`` sets the published figures beside ours.
         pair: two methods to compare image by image.
+        analysis: ``robin_hood`` adds how classes' gains over zero-shot go with their zero-shot accuracies.
         layout: methods in rows and datasets in columns, as papers print them, in place of the long tables.
 
     Raises:
@@ -142,20 +148,18 @@ def make_report(
     check_metric(metric)
     if compare not in (None, "published"):
         raise VlpromptError(f"compare takes published, not {compare!r}")
+    if analysis not in (None, *ANALYSES):
+        raise VlpromptError(f"unknown analysis '{analysis}': {nearest(str(analysis), ANALYSES)}")
     found, failures = find_results(folders), find_failures(folders)
     if not found and failures:
         first = failures[0]
         raise VlpromptError(f"none of the {len(failures)} runs has a result; the first, {first.run}: {first.reason}")
     groups = _groups(found, methods, protocol, compare is not None)
+    paired = pair_tables(groups, pair) if pair else []
+    classes = robin_hood_tables(groups) if analysis else []
     if layout is not None:
         layout = replace(layout, metric=metric, published=compare is not None)
-        tables = paper_tables(groups, layout, methods, protocol)
-        return Report(groups, [tables], [], pair_tables(groups, pair) if pair else [], failures, metric)
-    return Report(
-        groups,
-        [make_tables(group, metric) for group in groups],
-        published_tables(groups, methods, protocol) if compare else [],
-        pair_tables(groups, pair) if pair else [],
-        failures,
-        metric,
-    )
+        return Report(groups, [paper_tables(groups, layout, methods, protocol)], [], paired, classes, failures, metric)
+    tables = [make_tables(group, metric) for group in groups]
+    beside = published_tables(groups, methods, protocol) if compare else []
+    return Report(groups, tables, beside, paired, classes, failures, metric)

@@ -16,6 +16,7 @@ from vlprompt.base.lettering import shorten
 from vlprompt.base.shown import printable
 from vlprompt.evaluation.abstention import AccuracyCoverage
 from vlprompt.evaluation.metrics import Reliability
+from vlprompt.evaluation.robin_hood import robin_hood
 from vlprompt.evaluation.statistics import ClassChange
 from vlprompt.report.cells import Cell
 from vlprompt.report.groups import ZERO_SHOT
@@ -24,6 +25,7 @@ from vlprompt.report.tables import Line, Section
 
 Styles = Mapping[str, Style]  # of a method's curve and dots
 MOST_POINTS = 100  # of a curve over images
+MANY = 200  # classes, above which dots have no words of their own: ImageNet's would be half of the page
 
 
 @dataclass(frozen=True)
@@ -200,6 +202,53 @@ def gains_chart(changes: Sequence[ClassChange], most: int = 8) -> str:
         end, kind = (round(left - 4, 1), "end") if change.gain < 0 else (round(right + 4, 1), "")
         parts.append(_text(end, middle, f"{change.gain:+.0f}" if abs(change.gain) >= 0.5 else "0", kind))
     return _svg(336, len(shown) * 17 + 6, "Change of each class's accuracy against zero-shot", parts)
+
+
+def robin_hood_chart(changes: Sequence[ClassChange], classes: str) -> str:
+    """Draw classes' gains over their zero-shot accuracies, a dot a class, with the fitted line; empty without classes.
+
+    The dashed line is the most that there is to gain.
+
+    Args:
+        changes: as ``vlprompt.evaluation.statistics.class_changes`` gives them.
+        classes: the page's, of the method's colour and shape, as ``style_classes`` gives them.
+    """
+    if not changes:
+        return ""
+    found = robin_hood(changes)
+    x = Axis(*within_percent(*_around([each.zero_shot for each in changes])), 34, 312)
+    y = Axis(*_around([0.0, *(each.gain for each in changes)]), 196, 8)
+    parts = _grid(x, y, {f"{tick:g}": tick for tick in x.ticks})
+    parts.append(f'<path class="zero" d="M{x.start} {y(0)}H{x.end}"/>')
+    parts += _segment(x, y, 100, -1, "diagonal")
+    parts += [_dots(changes, x, y, classes)]
+    if found is not None:
+        parts += _segment(x, y, found.intercept, found.slope, f"line {classes}")
+        rho = "" if found.rho is None else f", Spearman's ρ {found.rho:+.2f}"
+        parts.append(_text(312, 18, f"slope {found.slope:+.2f}{rho}", "end"))
+    parts.append(_text(312, 228, "zero-shot accuracy →", "end"))
+    parts.append(_text(34, 228, "↑ gain"))
+    return _svg(320, 234, "Gain of each class against its zero-shot accuracy", parts)
+
+
+def _dots(changes: Sequence[ClassChange], x: Axis, y: Axis, classes: str) -> str:
+    """A dot a class; of many, all in one element without words."""
+    if len(changes) <= MANY:
+        told = ((each, f"{each.name}: {each.zero_shot:.1f} {each.gain:+.1f}") for each in changes)
+        return "".join(_dot(x(each.zero_shot), y(each.gain), text, classes) for each, text in told)
+    places = "".join(f"M{x(each.zero_shot)} {y(each.gain)}h0" for each in changes)
+    return f'<path class="dots {classes}" d="{places}"/>'
+
+
+def _segment(x: Axis, y: Axis, at_zero: float, slope: float, kind: str) -> list[str]:
+    """The part of a straight line that is inside the axes, if any is."""
+    ends = [x.low, x.high]
+    if slope:
+        ends = sorted(min(max((value - at_zero) / slope, x.low), x.high) for value in (y.low, y.high))
+    inside = all(y.low - 1e-6 <= at_zero + slope * end <= y.high + 1e-6 for end in ends)
+    if ends[0] == ends[1] or not inside:
+        return []
+    return [f'<path class="{kind}" d="M{"L".join(f"{x(end)} {y(at_zero + slope * end)}" for end in ends)}"/>']
 
 
 def reliability_chart(each: Reliability, colour: str) -> str:

@@ -16,7 +16,9 @@ from vlprompt.errors import VlpromptError
 from vlprompt.evaluation.averages import harmonic_mean
 from vlprompt.evaluation.protocols import PROTOCOLS
 from vlprompt.report.cells import METRICS, Cell
+from vlprompt.report.class_gains import robin_hoods
 from vlprompt.report.groups import STUDY, ZERO_SHOT, Group, Key, say_shots
+from vlprompt.report.pairs import changes
 from vlprompt.report.summaries import (
     COLOURS,
     WIDEST,
@@ -196,6 +198,44 @@ def confusion(group: Group, key: Key, methods: Sequence[str] | None = None) -> F
     bar.set_label("share of the true class", fontsize=8)
     bar.ax.tick_params(labelsize=7)
     return figure
+
+
+@legible
+def robin_hood(group: Group, key: Key) -> Figure:
+    """Draw each class's gain over its zero-shot accuracy with the fitted line, a panel a method.
+
+    The dashed line is the most that there is to gain.
+
+    Args:
+        group: of ``collect``.
+        key: a test of the group, such as ``("emoji", "new", None)``; see ``group.keys``.
+
+    Raises:
+        VlpromptError: no method counted the test's images by class, or there are fewer than five classes.
+    """
+    found = robin_hoods(group, key)
+    if not found:
+        raise VlpromptError(f"no method has counts of five classes or more on {key[0]}, {key[1]}")
+    figure, panels = _panels(len(found))
+    styles = method_styles(group)
+    for axes, (label, fitted) in zip(panels, found.items(), strict=False):
+        x, y = np.array([(each.zero_shot, each.gain) for each in changes(group, label, key)]).T
+        ends, style = np.array([x.min(), x.max()]), styles[label]
+        axes.axhline(0, color=GREY, linewidth=0.8)
+        axes.plot(ends, 100 - ends, color=GREY, linestyle="--", linewidth=0.8)
+        axes.plot(x, y, **style | {"linestyle": "", "markersize": 4}, alpha=0.7)
+        axes.plot(ends, fitted.intercept + fitted.slope * ends, color=style["color"], linewidth=1.5)
+        axes.set_ylim(*_with_margin(np.append(y, 0.0)))
+        rho = "" if fitted.rho is None else f", ρ {fitted.rho:+.2f}"
+        axes.set_title(f"{figure_text(label)}: slope {fitted.slope:+.2f}{rho}", fontsize=9)
+        axes.set_xlabel("zero-shot accuracy of a class (%)")
+    panels[0].set_ylabel("gain (points)")
+    return figure
+
+
+def _with_margin(values: np.ndarray) -> tuple[float, float]:
+    pad = max(float(np.ptp(values)) * 0.08, 1.0)
+    return float(values.min()) - pad, float(values.max()) + pad
 
 
 def _panels(n: int, square: bool = False, size: float = 2.8) -> tuple[Figure, list[Axes]]:

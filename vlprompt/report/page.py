@@ -24,8 +24,10 @@ from vlprompt.report.charts import (
     few_shot_chart,
     gains_chart,
     reliability_chart,
+    robin_hood_chart,
     style_classes,
 )
+from vlprompt.report.class_gains import robin_hood_tables
 from vlprompt.report.failures import failure_table
 from vlprompt.report.groups import STUDY, ZERO_SHOT, Group, Key, Measured, Run, say_shots
 from vlprompt.report.pairs import changes
@@ -78,6 +80,7 @@ def make_page(report: Report) -> str:
     extra = [
         ("Beside published figures", report.published),
         ("Pairs of methods", report.pair),
+        ("Who gains", report.classes or robin_hood_tables(report.groups)),
         ("Runs without a result", [failed] if failed else []),
     ]
     return _template().render(
@@ -150,8 +153,11 @@ def _panel(group: Group, key: Key, styles: Styles) -> Panel:
     for label in group.values:
         if label == ZERO_SHOT:
             continue
-        if svg := gains_chart(changes(group, label, key)):
+        classes = changes(group, label, key)
+        if svg := gains_chart(classes):
             panel.gains.append(Figure(f"{label}: classes against zero-shot", Markup(svg)))
+        if svg := robin_hood_chart(classes, style_classes(label, styles)):
+            panel.gains.append(Figure(f"{label}: who gains", Markup(svg)))
         if each := pooled_reliability(group, label, [key]):
             title = f"{label}: calibration, ECE {100 * each.expected_calibration_error:.1f}%"
             panel.calibration.append(Figure(title, Markup(reliability_chart(each, style_classes(label, styles)))))

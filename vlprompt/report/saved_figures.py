@@ -12,7 +12,8 @@ from vlprompt.base.files import atomic_write
 from vlprompt.errors import VlpromptError, nearest
 from vlprompt.evaluation.protocols import PROTOCOLS
 from vlprompt.report.cells import check_metric
-from vlprompt.report.figures import base_new, confusion, few_shot_curves, reliability
+from vlprompt.report.class_gains import robin_hoods
+from vlprompt.report.figures import base_new, confusion, few_shot_curves, reliability, robin_hood
 from vlprompt.report.groups import STUDY, Group
 from vlprompt.report.paper_figures import FEWEST, critical_difference, dataset_scores, radar
 from vlprompt.report.summaries import pooled_reliability
@@ -57,9 +58,11 @@ def _figures_of(group: Group, metric: str) -> Iterator[tuple[str, Figure]]:
     if any(pooled_reliability(group, label) for label in group.values):
         yield f"{group.title}-reliability", reliability(group)
     for key in group.telling_keys:
+        name = "-".join(str(part) for part in key if part is not None)
         if any(test.row.per_class for cells in group.values.values() for test in cells.get(key, ())):
-            name = "-".join(str(part) for part in key if part is not None)
             yield f"{group.title}-confusion-{name}", confusion(group, key)
+        if robin_hoods(group, key):
+            yield f"{group.title}-who-gains-{name}", robin_hood(group, key)
 
 
 def _file_name(name: str, used: set[str]) -> str:

@@ -76,7 +76,7 @@ class Table:
 
     Attributes:
         title: in a few words.
-        kind: the protocol, or ``published``, ``pair``, ``classes``.
+        kind: the protocol, or ``published``, ``pair``, ``classes``, ``robin_hood``.
         caption: conditions and averaging rule.
         columns: as many as each row has cells.
         sections: at least one.

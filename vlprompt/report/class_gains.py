@@ -1,0 +1,55 @@
+"""The Robin Hood effect of every method: a table of how classes' gains go with their zero-shot accuracies."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from vlprompt.evaluation.robin_hood import RobinHood, robin_hood
+from vlprompt.report.cells import Cell
+from vlprompt.report.groups import ZERO_SHOT, Group, Key, Measured, say_shots
+from vlprompt.report.pairs import changes
+from vlprompt.report.tables import Column, Line, Section, Table, say_conditions
+
+COLUMNS = ("slope", "by chance", "Spearman's rho", "poorer half", "richer half", "classes")
+CAPTION = (
+    "gain of each class over zero-shot against its zero-shot accuracy, means over seeds; {}. Slope: points of gain a "
+    "point of zero-shot accuracy, least squares; below zero the classes that zero-shot is poor at gain more, at -1 all "
+    "end alike. By chance: as far as the draw of test images alone could take it. Halves: mean gain in percentage "
+    "points of the classes that zero-shot is worse and better at."
+)
+
+
+def robin_hood_tables(groups: Sequence[Group]) -> list[Table]:
+    """A table for each group with counts by class: a section a test, a row a method; of several shots, the most."""
+    return [table for group in groups if (table := _table(group)) is not None]
+
+
+def _table(group: Group) -> Table | None:
+    sections = [Section(f"{key[0]}: {key[1]}", lines) for key in group.telling_keys if (lines := _lines(group, key))]
+    if not sections:
+        return None
+    shots = group.telling_keys[0][2]
+    title = f"who gains: {group.title}" + (f", {say_shots(shots)}" if shots else "")
+    columns = tuple(Column(name, ranked=False) for name in COLUMNS)
+    conditions = {key: value for key, value in group.conditions.items() if key != "identity"}
+    caption = CAPTION.format(say_conditions(group))
+    return Table(title, "robin_hood", caption, columns, tuple(sections), conditions=conditions)
+
+
+def robin_hoods(group: Group, key: Key) -> dict[str, RobinHood]:
+    """What is found of each method on a test, by its label; of those that counted five classes or more."""
+    each = {label: robin_hood(changes(group, label, key)) for label in group.values if label != ZERO_SHOT}
+    return {label: found for label, found in each.items() if found is not None}
+
+
+def _lines(group: Group, key: Key) -> tuple[Line, ...]:
+    return tuple(
+        Line(label, _cells(found, group.values[label][key])) for label, found in robin_hoods(group, key).items()
+    )
+
+
+def _cells(found: RobinHood, tests: Sequence[Measured]) -> tuple[Cell, ...]:
+    seeds, runs = tuple(test.seed for test in tests), tuple(test.run for test in tests)
+    numbers = (found.slope, found.by_chance, found.rho, found.poorer, found.richer)
+    cells = (Cell(text="–") if n is None else Cell(n, signed=True, seeds=seeds, runs=runs) for n in numbers)
+    return (*cells, Cell(text=str(found.n_classes)))
