@@ -98,11 +98,12 @@ def test_a_sweep_is_measured_against_the_same_runs_one_by_one(tmp_path: Path) ->
 
 def test_heads_are_fitted_to_made_features(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "bench.json"
-    small = ["classes=4", "width=16", "shots=2", "views=2", "methods=[gda]", f"output={file}"]
+    small = ["classes=4", "width=16", "shots=2", "views=2", "methods=[gda,tfup]", f"output={file}"]
     assert main(["bench", "heads", *small]) == 0
     assert "passes over all class scores" in capsys.readouterr().out
     measured = json.loads(file.read_text())
-    assert (measured["classes"], list(measured["heads"])) == (4, ["gda"])
+    assert (measured["classes"], list(measured["heads"])) == (4, ["gda", "tfup"])
+    assert measured["heads"]["tfup"]["seconds"] > 0  # which is fitted to a part of a pool
     assert measured["heads"]["gda"]["whole_s"] == measured["heads"]["gda"]["seconds"] > 0
     assert main(["bench", "heads", "methods=[coop]"]) == 2
     assert "'coop' is no head" in capsys.readouterr().err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -91,6 +92,17 @@ def test_a_probe_needs_an_image_of_each_class() -> None:
     features, labels = samples(20)
     with pytest.raises(VlpromptError, match="linear_probe needs an image of each class, and label 2 has none"):
         fitted("linear_probe", (features[:, labels != 2], labels[labels != 2]))
+
+
+def test_a_probe_takes_one_image_of_each_class_for_what_it_is() -> None:
+    features, labels = samples(20)
+    first = torch.stack([(labels == y).nonzero()[0, 0] for y in labels.unique()])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # scikit-learn would take so few images for a regression
+        learner = fitted("linear_probe", (features[:, first], labels[first]))
+    assert (
+        learner.score(F.normalize(features[0, first], dim=-1), learner.text_features()).argmax(1) == labels[first]
+    ).all()
 
 
 def test_a_probe_of_two_classes_is_a_softmax_of_two() -> None:

@@ -59,7 +59,10 @@ class MadeFeed(FeatureFeed):
     made: Tensor = field(default_factory=lambda: torch.empty(0, 0, 0))
 
     def _encoded(self, clip: FrozenCLIP, items: Sequence[Item], views: int, progress: Any) -> FeatureBank:
-        return FeatureBank(self.made[:views], torch.tensor([item.label for item in items]))
+        made, rows = self.made[:views], [int(item.path) for item in items]
+        if rows != list(range(made.shape[1])):  # all of them in order are no copy
+            made = made[:, rows]
+        return FeatureBank(made, torch.tensor([item.label for item in items]))
 
 
 def list_heads() -> list[str]:

@@ -83,6 +83,7 @@ class LinearProbe(PromptLearner):
         found = LogisticRegression(C=strength, max_iter=self.config.max_iter, solver="lbfgs")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)  # max_iter is a setting
+            warnings.filterwarnings("ignore", "The number of unique classes")  # one shot is no regression
             found.fit(v.cpu().numpy(), labels.cpu().numpy())
         seen, n_classes = torch.from_numpy(found.classes_), len(self.class_names)
         if len(seen) < n_classes:
