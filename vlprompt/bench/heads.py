@@ -102,7 +102,8 @@ def measure(case: Case) -> dict[str, float]:
     peak = process_peak() or 0.0
     product = min(_timed(lambda: made[0] @ centres.T)[1] for _ in range(PRODUCTS))
     done, all_of_it = (x.steps if x.steps is not None else x.epochs for x in (learning.config, options))
-    loop, more = sum(record["seconds"] for record in trainer.history), all_of_it / done - 1  # what comes once is left out
+    # what comes once is left out
+    loop, more = sum(record["seconds"] for record in trainer.history), all_of_it / done - 1
     whole_s, whole_busy = seconds + more * loop, busy + more * busy_in_loop.seconds.get("train", 0.0)
     costs = {"seconds": seconds, "cpu_s": busy, "whole_s": whole_s, "whole_cpu_s": whole_busy}
     passes = whole_busy / (case.views * product)
