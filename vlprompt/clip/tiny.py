@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,8 @@ from open_clip import SimpleTokenizer
 from open_clip.model import CLIP, set_model_preprocess_cfg
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from vlprompt.base.files import atomic_write
 from vlprompt.clip.known import PURPOSE as PURPOSE
@@ -28,6 +30,18 @@ LITTLE = frozenset(("a", "an", "and", "at", "by", "for", "from", "in", "of", "on
 
 EMBEDDING = "token_embedding.weight"
 ROWS, ROW_SCALES = "token_embedding.int8", "token_embedding.scale"
+
+DRAWS = {nn.init.kaiming_uniform_, nn.init.normal_, nn.init.uniform_}
+
+
+class Undrawn(TorchFunctionMode):
+    """Leaves weights as their memory is where a module that is built would draw them, for a file's to come there."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Do what is asked, unless it draws."""
+        return (kwargs or {})["tensor"] if func in DRAWS else func(*args, **(kwargs or {}))
 
 
 def tiny_config(folder: Path = FOLDER) -> dict[str, Any]:
@@ -47,7 +61,8 @@ def load_tiny(folder: Path = FOLDER) -> tuple[CLIP, SimpleTokenizer]:
         raise VlpromptError(f"the weights of {TINY_NAME} are missing at '{weights}': reinstall vlprompt")
     whole = tiny_config(folder)
     config, preprocessing = whole["model_cfg"], whole["preprocess_cfg"]
-    with torch.random.fork_rng(devices=[]):  # building draws random weights, which must not move the caller's seed
+    # the few weights that are drawn all the same must not move the caller's seed
+    with torch.random.fork_rng(devices=[]), Undrawn():
         model = CLIP(**config)
     try:
         model.load_state_dict(unpacked(load_file(weights)))
@@ -55,7 +70,13 @@ def load_tiny(folder: Path = FOLDER) -> tuple[CLIP, SimpleTokenizer]:
         problem = str(error).strip().splitlines()[-1].strip()
         raise VlpromptError(f"'{weights}' does not hold the model of {CONFIG} beside it ({problem})") from error
     set_model_preprocess_cfg(model, {"size": config["vision_cfg"]["image_size"], "mode": "RGB", **preprocessing})
-    return model.eval(), SimpleTokenizer(context_length=config["text_cfg"]["context_length"])
+    return model.eval(), tokenizer_of(config["text_cfg"]["context_length"])
+
+
+@cache
+def tokenizer_of(context_length: int) -> SimpleTokenizer:
+    """Return CLIP's tokenizer, which is read once in a process."""
+    return SimpleTokenizer(context_length=context_length)
 
 
 @cache
