@@ -13,6 +13,7 @@ import re
 import shutil
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import nbformat
@@ -54,9 +55,12 @@ def strip(notebook: NotebookNode) -> str:
     return nbformat.writes(kept, version=4) + "\n"
 
 
-def execute(name: str, folder: Path) -> NotebookNode:
-    """Run a notebook from top to bottom in a folder, and return it with its outputs."""
+def execute(name: str, folder: Path, change: Callable[[str], str] = str) -> NotebookNode:
+    """Run a notebook from top to bottom in a folder, and return it with its outputs; ``change`` is done to its code."""
     notebook = read(name)
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.source = change(cell.source)
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # so that `!vlprompt` is this one
     # a busy machine may be late with outputs, and nbclient would go on without them
     options = {"timeout": 600, "iopub_timeout": 120, "kernel_name": "python3", "coalesce_streams": True}
