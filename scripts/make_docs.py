@@ -56,11 +56,12 @@ mistake, and 130 if it was interrupted. Progress is drawn on a terminal and told
 """
 SURFACE = {
     "Models and learners": ["load_clip", "FrozenCLIP", "create_learner", "PromptLearner", "register"],
-    "What there is": ["list_methods", "method_info", "list_datasets", "list_protocols"],
+    "What there is": ["list_methods", "method_info", "list_datasets", "list_protocols", "list_backbones"],
     "Data": ["load_split", "load_folder", "few_shot_indices"],
     "Train and score": ["run", "evaluate_learner", "PromptClassifier", "predict_images", "image_features"],
+    "Look at results": ["load_results"],
     "Keep and share": ["load_learner", "export_learner", "import_checkpoint"],
-    "Else": ["VlpromptError"],
+    "Else": ["show_versions", "VlpromptError"],
 }
 
 

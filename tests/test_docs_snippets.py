@@ -2,7 +2,7 @@
 
 A python block whose first line is ``# my_package/noisy.py`` is a file of that name. A block that cannot run here has
 ``<!-- not run: REASON -->`` on the line above; its runs and sweeps are planned all the same, so that no unknown key or
-name stands in it.
+name stands in it. A page that begins with ``<!-- needs: PACKAGE -->`` runs where that extra is installed.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
 PAGES = [DOCS / "index.md", DOCS / "concepts.md", *sorted((DOCS / "howto").glob("*.md"))]
 BLOCK = re.compile(r"^(?:<!-- not run:(?P<reason>.*?)-->\n)?```(?P<kind>python|bash)\n(?P<code>.*?)^```$", re.M | re.S)
+NEEDS = re.compile(r"<!-- needs: (\w+) -->\n")
 TRAIN = "python -m vlprompt.train"
 SHELL_SIGNS = set("|<>;&$`#")
 FILE = re.compile(r"# (\S+\.py)\n")
@@ -125,6 +126,9 @@ def run_bash(block: Block, page: str) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_the_page_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    needs = NEEDS.match(page.read_text(encoding="utf-8"))
+    if needs:
+        pytest.importorskip(needs[1])
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")

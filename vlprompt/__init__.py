@@ -14,6 +14,8 @@ from vlprompt.version import __version__
 if TYPE_CHECKING:
     from datasets_registry.catalog import list_datasets, load_split
     from datasets_registry.readers.folder import load_folder
+    from vlprompt.base.installation import show_versions
+    from vlprompt.clip.backbones import list_backbones
     from vlprompt.clip.frozen import FrozenCLIP
     from vlprompt.clip.loading import load_clip
     from vlprompt.data.sampling import few_shot_indices
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from vlprompt.evaluation.scoring import evaluate_learner
     from vlprompt.learner.contract import PromptLearner
     from vlprompt.learner.registration import list_methods, method_info, register
+    from vlprompt.report.frames import load_results
     from vlprompt.saving.export import export_learner
     from vlprompt.saving.folder import load_learner
     from vlprompt.saving.published import import_checkpoint
@@ -40,17 +43,20 @@ __all__ = [
     "few_shot_indices",
     "image_features",
     "import_checkpoint",
+    "list_backbones",
     "list_datasets",
     "list_methods",
     "list_protocols",
     "load_clip",
     "load_folder",
     "load_learner",
+    "load_results",
     "load_split",
     "method_info",
     "predict_images",
     "register",
     "run",
+    "show_versions",
 ]
 
 _UNTYPED = {"create_learner": "vlprompt.learner.creation:create_learner", "run": "vlprompt.runs.one:run"}

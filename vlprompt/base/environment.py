@@ -96,11 +96,12 @@ def total_memory(device: torch.device) -> int:
         import torch
 
         return torch.cuda.get_device_properties(device).total_memory
-    return _host_memory()
+    return host_memory()
 
 
 @functools.cache
-def _host_memory() -> int:
+def host_memory() -> int:
+    """Bytes of this machine's memory, or what this process's group may take of it."""
     try:
         found = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):  # Windows

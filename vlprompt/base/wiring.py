@@ -13,7 +13,6 @@ from functools import cache
 from importlib import import_module
 from importlib.machinery import SourceFileLoader
 from importlib.util import find_spec
-from pkgutil import iter_modules
 from typing import Any, cast
 
 _places: dict[str, str] = {}
@@ -34,6 +33,8 @@ def wired(name: str) -> Any:
 
 def face(package: str, formerly: str = "", elsewhere: Mapping[str, str] | None = None) -> Face:
     """Return ``__getattr__`` and ``__dir__`` of a package whose names are imported when they are asked for.
+
+    ``dir`` shows what ``__all__`` names, which is what users are to find; modules are there when they are asked for.
 
     What the package, or a module alone, offers, and where that is, stands under ``if TYPE_CHECKING:`` in its own file,
     and nowhere else: what type checkers and editors are told is what is found. Its modules are attributes too.
@@ -63,8 +64,7 @@ def face(package: str, formerly: str = "", elsewhere: Mapping[str, str] | None =
 
     def names() -> list[str]:
         module = sys.modules[package]
-        modules = (found.name for found in iter_modules(getattr(module, "__path__", ())))
-        return sorted({*vars(module), *offered(package), *modules})
+        return sorted(getattr(module, "__all__", None) or {*vars(module), *offered(package)})
 
     return find, names
 

@@ -11,7 +11,7 @@ from vlprompt.base.declared import registered
 from vlprompt.base.reporter import make_console
 from vlprompt.cli._early import only_shipped
 from vlprompt.cli._shared import check_keys, command, parse
-from vlprompt.clip.known import PURPOSE, TINY, list_backbones
+from vlprompt.clip.known import PURPOSE, TINY, tags_by_backbone
 from vlprompt.errors import VlpromptError, nearest
 
 USAGE = "vlprompt list methods|datasets|protocols|backbones|recipes [PATTERN]"
@@ -44,7 +44,7 @@ def protocols(pattern: str) -> Lines:
 
 def backbones(pattern: str) -> Lines:
     """Name of each backbone, with its pretrained tags, or what the embedded one is for."""
-    tags = {name: ", ".join(tags) for name, tags in list_backbones().items()}
+    tags = {name: ", ".join(tags) for name, tags in tags_by_backbone().items()}
     every = {TINY: PURPOSE, **tags}
     return [(name, every[name] or "no published weights") for name in fnmatch.filter(every, pattern)]
 

@@ -15,15 +15,20 @@ PURPOSE = (
 QUICK = "quick_gelu"  # of a tag's facts: the architecture has it under a second name, too
 
 
-def list_backbones() -> dict[str, tuple[str, ...]]:
+def tags_by_backbone() -> dict[str, tuple[str, ...]]:
     """Return OpenCLIP's architectures in its own order, each with the tags of its published weights."""
-    spec = find_spec("open_clip")
-    assert spec is not None  # a dependency
-    assert spec.origin is not None  # of every package that has a file of its own
-    folder = Path(spec.origin).parent
+    folder = open_clip_folder()
     tags = _pretrained(folder / "pretrained.py")
     names = sorted((path.stem for path in (folder / "model_configs").glob("*.json")), key=_natural)
     return {name: tags.get(name, ()) for name in names}
+
+
+def open_clip_folder() -> Path:
+    """Where OpenCLIP is installed."""
+    spec = find_spec("open_clip")
+    assert spec is not None  # a dependency
+    assert spec.origin is not None  # of every package that has a file of its own
+    return Path(spec.origin).parent
 
 
 def _natural(name: str) -> list[int | str]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from numbers import Number
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -39,6 +41,7 @@ from vlprompt.estimator.inputs import (
     names_of_dataset,
     training_set,
 )
+from vlprompt.estimator.keeping import read_saved, save, settings_of
 from vlprompt.estimator.pool import classes_of, divided, joined, marked_unlabelled, told_labels
 from vlprompt.estimator.settings import clip_of, learning_of
 from vlprompt.evaluation.prediction import image_features, image_logits
@@ -91,7 +94,7 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  #
         verbose: tell how training gets on.
 
     Attributes:
-        learner_: the trained ``PromptLearner``; ``learner_.save_pretrained(folder)`` keeps it.
+        learner_: the trained ``PromptLearner``; ``save_pretrained(folder)`` keeps it.
         classes_: (C,) labels, sorted.
         history_: one record for each epoch of training.
         searches_: what was chosen from a grid, with every point that was tried.
@@ -152,6 +155,39 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  #
         self.warm_start = warm_start
         self.random_state = random_state
         self.verbose = verbose
+
+    # Keeping
+
+    def save_pretrained(self, path: str | os.PathLike[str]) -> Path:
+        """Keep what was learnt in a folder, made if need be: the learner, in kilobytes, and the labels of its classes.
+
+        ``from_pretrained`` reads it, ``vlprompt.load_learner`` too, and ``vlprompt predict learner=`` from a shell.
+        """
+        check_is_fitted(self, "learner_")
+        return save(self.learner_, self.classes_, path)
+
+    @classmethod
+    def from_pretrained(
+        cls, path: str | os.PathLike[str], backbone: FrozenCLIP | None = None, device: str = "auto"
+    ) -> PromptClassifier:
+        """Return a classifier that predicts as the saved one does, and has its settings to be fitted anew with.
+
+        Args:
+            path: a folder of ``save_pretrained``, of a classifier or of a learner, a run's folder, or
+                ``hf://user/name[@revision]``. Where no labels are kept, as of a run, class names are the labels.
+            backbone: the frozen model; by default it is loaded as it was when the learner was saved.
+            device: for a backbone that is loaded here.
+
+        Raises:
+            VlpromptError: there is no learner, it was tampered with, or the backbone is another.
+
+        >>> PromptClassifier.from_pretrained("my-learner").predict(["another.jpg"])  # doctest: +SKIP
+        """
+        learner, labels, extra = read_saved(path, backbone, device)
+        made = cls(**settings_of(learner, labels, extra), device=device)
+        made.learner_, made.classes_ = learner, labels
+        made.history_, made.searches_, made.pseudo_labels_ = [], [], []
+        return made
 
     # Learning
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 from pydantic import Field
+from rich.console import RenderableType
 
 from vlprompt.base.files import atomic_write, sha256_file
 from vlprompt.base.layout import RESULT, SETTINGS
@@ -19,44 +20,32 @@ from vlprompt.base.settings import differing_setting
 from vlprompt.base.settings_text import read_settings
 from vlprompt.base.wiring import face
 from vlprompt.errors import VlpromptError
+from vlprompt.evaluation.averages import headline as headline
+from vlprompt.evaluation.frames import data_frame, tests_of
 from vlprompt.evaluation.rows import Count, Percent, Row
+from vlprompt.evaluation.tables import conditions, result_html, result_table
 from vlprompt.learner.facts import Fidelity, Predicts, mark_of, marked
 
-if TYPE_CHECKING:  # which have modules of their own since, and are still found here
-    from vlprompt.evaluation.averages import (
-        SIDES,
-        average_rows,
-        harmonic_mean,
-        headline,
-        sides_of,
-        spread_over_draws,
-    )
-    from vlprompt.evaluation.predicted import Predictions, read_predictions, write_predictions
+if TYPE_CHECKING:
+    import pandas
 
-__all__ = [
-    "SIDES",
-    "Predictions",
-    "Result",
-    "Row",
-    "average_rows",
-    "find_results",
-    "harmonic_mean",
-    "headline",
-    "read_predictions",
-    "read_result",
-    "sides_of",
-    "spread_over_draws",
-    "write_predictions",
-]
+    # which version 0.1 had here
+    from vlprompt.evaluation.averages import SIDES as SIDES
+    from vlprompt.evaluation.averages import average_rows as average_rows
+    from vlprompt.evaluation.averages import harmonic_mean as harmonic_mean
+    from vlprompt.evaluation.averages import sides_of as sides_of
+    from vlprompt.evaluation.averages import spread_over_draws as spread_over_draws
+    from vlprompt.evaluation.predicted import Predictions as Predictions
+    from vlprompt.evaluation.predicted import read_predictions as read_predictions
+    from vlprompt.evaluation.predicted import write_predictions as write_predictions
 
-__getattr__, __dir__ = face(__name__)
 SCHEMA = 3  # 2, of vlprompt 0.1.0, has no hashes
 
 
 @strict()
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Result:
-    """What a run did and what came out.
+    """What a run did and what came out. It prints as one line, as a table with rich, and as one in a notebook.
 
     Attributes:
         id: the settings' hash, see ``vlprompt.runs.settings.Resolved.id``.
@@ -164,6 +153,39 @@ class Result:
         marks = [f"start of {start}, reconstruction" if start else "", f"start saw {' and '.join(saw)}" if saw else ""]
         return ", ".join(filter(None, marks))
 
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Result:
+        """Read a result, whose every field is checked.
+
+        Args:
+            path: a run's folder, or its ``result.json``.
+
+        Raises:
+            VlpromptError: as ``read_result``.
+        """
+        place = Path(path).expanduser()
+        return read_result(place / RESULT if place.is_dir() else place)
+
+    def to_frame(self) -> pandas.DataFrame:
+        """Return a line for each test as a pandas ``DataFrame``; ``load_results`` makes one of many runs.
+
+        Columns: method, dataset, protocol, shots, seed; target, tested_on, classes, images; accuracy, zero_shot, gain
+        and the other numbers of ``Row``, in percent; then what stands behind them, see ``vlprompt.load_results``.
+
+        Raises:
+            VlpromptError: pandas is not installed.
+        """
+        return data_frame(tests_of(self))
+
+    def __repr__(self) -> str:
+        return f"<Result {self.called} on {conditions(self)}; {headline(self)}>"
+
+    def __rich__(self) -> RenderableType:
+        return result_table(self)
+
+    def _repr_html_(self) -> str:
+        return result_html(self)
+
     def write(self, path: str | Path) -> Path:
         """Write the JSON file atomically."""
         with atomic_write(path) as temporary:
@@ -265,3 +287,6 @@ def _result_files(folder: Path) -> Iterator[Path]:
     for parent, _, files in os.walk(folder):
         if RESULT in files:
             yield Path(parent) / RESULT
+
+
+__getattr__, __dir__ = face(__name__)

@@ -1,52 +1,124 @@
-"""Results as tables for the screen."""
+"""Results as tables for the screen and for notebooks."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+from typing import TYPE_CHECKING
 
 from rich.console import Group
 from rich.table import Table
+from rich.text import Text
 
+from vlprompt.base.shown import printable
 from vlprompt.evaluation.averages import spread_over_draws
-from vlprompt.evaluation.results import Result
 from vlprompt.evaluation.rows import Row
 from vlprompt.learner.facts import NOTES, RECONSTRUCTION, Fidelity, mark_of, marked
+
+if TYPE_CHECKING:
+    from vlprompt.evaluation.results import Result
 
 FROZEN = "the frozen model"
 FEW = 100  # test images below which a difference of some points is chance
 
 
-def result_table(result: Result) -> Group:
-    """Return a result as a table: each test beside zero-shot, and the protocol's average."""
+@dataclass(frozen=True)
+class Shown:
+    """A result as a table, before it is drawn.
+
+    Attributes:
+        title, caption: what stands above and below.
+        headings: of the columns.
+        lines: one a test, and one a part of its logits.
+        averages: the protocol's, below them.
+    """
+
+    title: str
+    caption: str
+    headings: list[str]
+    lines: list[list[str]]
+    averages: list[list[str]]
+
+
+def conditions(result: Result) -> str:
+    """What was run but for the method: ``emoji: base_to_new, 16 shots, seed 1``."""
     shots = {"all": "all training images", "none": "no labels", 1: "1 shot"}.get(result.shots, f"{result.shots} shots")
-    title = f"{result.marked_method} on {result.dataset}: {result.protocol}, {shots}, seed {result.seed}"
-    backbone = " ".join(str(result.backbone[k]) for k in ("architecture", "pretrained") if result.backbone[k])
-    caption = f"{backbone}; top-1 accuracy in percent" + (f"; at most {result.limit} images" if result.limit else "")
-    caption += "; generated split" if result.config.get("split") == "generated" else ""
-    caption += f"; {NOTES[result.predicts]}" if NOTES[result.predicts] else ""
-    caption += f"; {RECONSTRUCTION}" if result.fidelity == "reconstruction" else ""
-    spread = spread_over_draws(result.rows)
-    caption += f"; {spread}" if spread else ""
-    table = Table("tested on")
+    return f"{result.dataset}: {result.protocol}, {shots}, seed {result.seed}"
+
+
+def _shown(result: Result) -> Shown:
     plain = result.method == "zero_shot" and not any(result.config.get(key) for key in ("template", "descriptions"))
     learnt = not plain or any(row.accuracy != row.zero_shot for row in result.rows)
-    for heading in ["classes", "images", "zero-shot", *([result.marked_method, "gain"] if learnt else [])]:
-        table.add_column(heading, justify="right")
 
     def numbers(zero_shot: float, accuracy: float) -> list[str]:
         return [f"{zero_shot:.2f}"] + ([f"{accuracy:.2f}", f"{accuracy - zero_shot:+.2f}"] if learnt else [])
 
+    lines = []
     for row in result.rows:
         name = row.target if row.dataset == result.dataset else f"{row.target} ({row.dataset})"
-        table.add_row(name, str(row.n_classes), f"{row.n_images:,}", *numbers(row.zero_shot, row.accuracy))
+        lines.append([name, str(row.n_classes), f"{row.n_images:,}", *numbers(row.zero_shot, row.accuracy)])
         for part, accuracy in (row.parts or {}).items():
-            table.add_row(f"  {part} alone", "", "", *numbers(row.zero_shot, accuracy))
-    if result.averages:
+            lines.append([f"  {part} alone", "", "", *numbers(row.zero_shot, accuracy)])
+    return Shown(
+        f"{result.marked_method} on {conditions(result)}",
+        _caption(result),
+        ["tested on", "classes", "images", "zero-shot", *([result.marked_method, "gain"] if learnt else [])],
+        lines,
+        [
+            [name.replace("_", " "), "", "", *numbers(result.averages[f"zero_shot_{name}"], value)]
+            for name, value in result.averages.items()
+            if not name.startswith("zero_shot_")
+        ],
+    )
+
+
+def _caption(result: Result) -> str:
+    backbone = " ".join(str(result.backbone[k]) for k in ("architecture", "pretrained") if result.backbone[k])
+    told = [
+        f"{backbone}; top-1 accuracy in percent",
+        f"at most {result.limit} images" if result.limit else "",
+        "generated split" if result.config.get("split") == "generated" else "",
+        NOTES[result.predicts],
+        RECONSTRUCTION if result.fidelity == "reconstruction" else "",
+        spread_over_draws(result.rows),
+    ]
+    return "; ".join(filter(None, told))
+
+
+def result_table(result: Result) -> Group:
+    """Return a result as a table: each test beside zero-shot, and the protocol's average."""
+    shown = _shown(result)
+    table = Table()
+    for heading in shown.headings:
+        table.add_column(_text(heading), justify="right" if table.columns else "left")
+    for line in shown.lines:
+        table.add_row(*map(_text, line))
+    if shown.averages:
         table.add_section()
-    for name, value in result.averages.items():
-        if not name.startswith("zero_shot_"):
-            table.add_row(name.replace("_", " "), "", "", *numbers(result.averages[f"zero_shot_{name}"], value))
-    return Group(title, table, caption)
+    for line in shown.averages:
+        table.add_row(*map(_text, line))
+    return Group(_text(shown.title), table, _text(shown.caption))
+
+
+def _text(text: str) -> Text:
+    """Text that any console shows as it is: names may hold what rich would take for markup."""
+    return Text(printable(text))
+
+
+def result_html(result: Result) -> str:
+    """Return the same table as HTML, for a notebook."""
+    shown = _shown(result)
+    head = "".join(f'<th scope="col">{escape(heading)}</th>' for heading in shown.headings)
+    bodies = "".join(f"<tbody>{''.join(map(_html_line, lines))}</tbody>" for lines in (shown.lines, shown.averages))
+    caption = f"<caption>{escape(shown.title)}<br><small>{escape(shown.caption)}</small></caption>"
+    return f"<table>{caption}<thead><tr>{head}</tr></thead>{bodies}</table>"
+
+
+def _html_line(line: Sequence[str]) -> str:
+    name, *numbers = map(escape, line)
+    cells = "".join(f'<td style="text-align: right">{number}</td>' for number in numbers)
+    return f'<tr><th scope="row" style="text-align: left">{name}</th>{cells}</tr>'
 
 
 def explain(result: Result) -> str:

@@ -1,0 +1,84 @@
+"""What is installed and what computes: what whoever looks into a report of a bug asks first."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import re
+from collections.abc import Iterator
+
+from vlprompt.base.environment import git_commit, host_memory
+from vlprompt.version import __version__
+
+THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
+TOOLS = re.compile(r"extra == .(dev|docs|notebooks)")  # which a run has nothing of
+
+
+def show_versions() -> None:
+    """Print versions, threads and devices, for a report of a bug; ``vlprompt versions`` does it from a shell.
+
+    It tells no paths, and needs neither a network nor that torch can be imported.
+
+    >>> show_versions()  # doctest: +SKIP
+    vlprompt        0.2.0
+    commit          -
+    ...
+    """
+    for name, told in _found():
+        print(f"{name:<18} {told}")
+
+
+def _found() -> Iterator[tuple[str, str]]:
+    yield "vlprompt", __version__
+    yield "commit", git_commit() or "-"
+    yield "python", f"{platform.python_version()} ({platform.python_implementation()})"
+    yield "system", platform.platform()
+    yield "processor", f"{platform.machine()}, {_cores()} cores, {host_memory() / 2**30:.1f} GiB of memory"
+    for package in _packages():
+        version = _version(package)
+        if version:
+            yield package, version
+    yield from _computing()
+
+
+def _cores() -> str:
+    """The cores that this process may use, of those that there are."""
+    every = os.cpu_count() or 1
+    mine = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else every
+    return str(every) if mine == every else f"{mine} of {every}"
+
+
+def _packages() -> list[str]:
+    """What vlprompt depends on, extras included, as its own metadata have it."""
+    try:
+        needed = importlib.metadata.requires("vlprompt") or []
+    except importlib.metadata.PackageNotFoundError:  # a folder on the path
+        needed = ["torch", "torchvision", "open_clip_torch", "numpy"]
+    names = [re.split(r"[^\w.-]", each, maxsplit=1)[0] for each in needed if not TOOLS.search(each)]
+    return [name for name in dict.fromkeys(names) if name != "vlprompt"]
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _computing() -> Iterator[tuple[str, str]]:
+    """Threads and devices, as torch has them."""
+    set_here = [f"{name}={os.environ[name]}" for name in THREADS if name in os.environ]
+    try:
+        import torch  # which takes seconds, and whose installation may be what the report is about
+    except (ImportError, OSError) as error:
+        yield "torch", f"cannot be imported: {error}"
+        return
+    yield "threads", ", ".join([str(torch.get_num_threads()), *set_here])
+    yield "instructions", torch.backends.cpu.get_cpu_capability()
+    yield "cuda", str(torch.version.cuda or "-")
+    for index in range(torch.cuda.device_count()):
+        facts = torch.cuda.get_device_properties(index)
+        yield f"cuda:{index}", f"{facts.name}, {facts.total_memory / 2**30:.1f} GiB"
+    if torch.backends.mps.is_available():
+        yield "mps", "available"

@@ -1,0 +1,84 @@
+"""A classifier kept in a folder and read back: a saved learner, with the labels that its classes have."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vlprompt.clip.frozen import FrozenCLIP
+from vlprompt.errors import VlpromptError
+from vlprompt.learner.contract import PromptLearner
+from vlprompt.saving.description import read_description
+from vlprompt.saving.folder import find_saved, load_learner
+from vlprompt.saving.hub import PREFIX, fetch
+
+LABELS = "labels"  # of the facts beside a learner's configuration: one for each class, in their order
+
+
+def read_saved(
+    path: str | os.PathLike[str], clip: FrozenCLIP | None, device: str
+) -> tuple[PromptLearner, np.ndarray, Mapping[str, Any]]:
+    """Return a saved learner, the labels (C,) of its classes, sorted, and the facts that are kept beside it.
+
+    Args:
+        path: a folder that a classifier or a learner was saved to, a run's folder, or ``hf://user/name[@revision]``.
+        clip, device: as in ``load_learner``.
+
+    Raises:
+        VlpromptError: as ``load_learner``; its labels are none, or two classes have one name and no labels.
+    """
+    remote = str(path).startswith(PREFIX)
+    folder = fetch(str(path)) if remote else find_saved(path)
+    learner = load_learner(str(path) if remote else folder, clip=clip, device=device)
+    extra = read_description(folder)["extra"]
+    names = list(learner.class_names)
+    labels = _checked(extra[LABELS], len(names), path) if LABELS in extra else _distinct(names, path)
+    order = sorted(range(len(labels)), key=lambda i: labels[i])
+    if order != list(range(len(labels))):  # as of a run, whose classes stand in their dataset's order
+        learner.set_class_names([names[i] for i in order])
+    return learner, np.array([labels[i] for i in order]), extra
+
+
+def _checked(labels: Any, count: int, path: object) -> list[Any]:
+    """Labels of a file that may be anyone's: as many as classes, all different, all texts or all numbers."""
+    if (
+        isinstance(labels, list)
+        and len(labels) == count
+        and any(all(isinstance(label, kind) for label in labels) for kind in (str, (int, float)))
+        and len(set(labels)) == count
+    ):
+        return labels
+    raise VlpromptError(f"{path} does not have a label for each of its {count} classes: save it again, or load_learner")
+
+
+def _distinct(names: Sequence[str], path: object) -> list[str]:
+    twice = next((name for i, name in enumerate(names) if name in names[:i]), None)
+    if twice is not None:
+        raise VlpromptError(
+            f"{path} has two classes of the name '{twice}', which cannot both be labels: use vlprompt.load_learner"
+        )
+    return list(names)
+
+
+def settings_of(learner: PromptLearner, labels: np.ndarray, extra: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a classifier that learns as a saved learner did, on its backbone and in its words."""
+    names = dict(zip(labels.tolist(), learner.class_names, strict=True))
+    seed = extra.get("seed")
+    return {
+        "method": learner.method,
+        "backbone": learner.clip,
+        "class_names": None if all(label == name for label, name in names.items()) else names,
+        "templates": list(learner.templates),
+        "options": asdict(learner.config),
+        **({"random_state": seed} if type(seed) is int and seed >= 0 else {}),
+    }
+
+
+def save(learner: PromptLearner, labels: np.ndarray, path: str | os.PathLike[str]) -> Path:
+    """Keep a learner with the labels (C,) of its classes."""
+    return learner.save_pretrained(path, extra={LABELS: labels.tolist()})

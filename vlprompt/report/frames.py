@@ -1,0 +1,126 @@
+"""``load_results``: the results of many runs as one table of pandas, for what no report foresees."""
+
+from __future__ import annotations
+
+import os
+import statistics
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Literal
+
+from vlprompt.errors import VlpromptError, nearest
+from vlprompt.evaluation.averages import sides_of
+from vlprompt.evaluation.frames import (
+    H,
+    Line,
+    data_frame,
+    line_of,
+    run_of,
+    tests_of,
+    what_stands_behind,
+    zero_shot_name,
+)
+from vlprompt.evaluation.results import find_results
+from vlprompt.report.cells import METRICS, Rule, Tested, combine, first, h_of_averages, tested
+from vlprompt.report.groups import ZERO_SHOT, Group, Key, collect
+
+if TYPE_CHECKING:
+    import pandas
+
+PER = ("run", "test", "method")
+ONE_RUN = (
+    "recipe",
+    "recipe_source",
+    "parameters",
+    "train_seconds",
+    "id",
+    "created",
+)  # which differ between runs of a method
+
+
+def load_results(
+    folders: str | os.PathLike[str] | Iterable[str | os.PathLike[str]] = "runs",
+    *,
+    per: Literal["run", "test", "method"] = "run",
+) -> pandas.DataFrame:
+    """Read the results under folders into a pandas ``DataFrame``.
+
+    Accuracies are in percent. Every line has ``method``, ``dataset`` (trained on), ``protocol``, ``shots``; ``marks``
+    for what makes its number one of another kind (``transductive``, ``online``, ``reconstruction``, ``start saw …``);
+    ``saw`` for images that bore on the learner besides those it was trained on; ``selection``, ``backbone``,
+    ``pretrained`` and ``precision``. That of a run or test has ``seed`` too, and of the run its ``recipe`` with the
+    ``recipe_source``, learnt ``parameters``, ``train_seconds``, ``id``, ``created`` and ``file``.
+
+    Args:
+        folders: that hold runs at any depth, or result files; one or several.
+        per: what a line is. A ``run``: ``accuracy``, of several tests the protocol's mean, with a column for each;
+            where the field takes a harmonic mean, ``base``, ``new`` (or ``seen``, ``unseen``) and ``H`` instead;
+            and ``zero_shot``, or ``zero_shot_base`` and so on. A ``test`` of a run: as ``Result.to_frame``. A
+            ``method`` on a dataset with a number of shots: the columns of a run, as means over so many ``seeds``, each
+            beside its population standard deviation (``std``, ``base_std``, …), by the rules of ``vlprompt report``:
+            ``H`` is that of the averages, ``label`` tells variants of a method apart, ``missing`` says what lacks.
+
+    Raises:
+        VlpromptError: pandas is not installed, a folder does not exist or holds no results, or a file is no result.
+
+    >>> frame = load_results("runs")  # doctest: +SKIP
+    >>> frame.pivot_table("H", "method", "dataset")  # doctest: +SKIP
+    """
+    if per not in PER:
+        raise VlpromptError(f"a line cannot be per {per!r}: {nearest(str(per), PER)}")
+    data_frame(())  # is pandas there?
+    places = [folders] if isinstance(folders, (str, os.PathLike)) else list(folders)
+    found = find_results(os.path.expanduser(place) for place in places)
+    if not found:
+        told = ", ".join(map(str, places))
+        raise VlpromptError(f"there are no results in {told}: give the folder of the runs, or result files")
+    if per == "method":
+        return data_frame(line for group in collect(found) for line in _means(group))
+    lines = ([run_of(result)] if per == "run" else tests_of(result) for _, result in found)
+    return data_frame(line | {"file": str(path)} for (path, _), some in zip(found, lines, strict=True) for line in some)
+
+
+def _means(group: Group) -> Iterator[Line]:
+    """A line for each method, dataset and number of shots of a group."""
+    for label, cells in group.values.items():
+        places: dict[tuple[str, object], list[Key]] = {}
+        for key in cells:
+            places.setdefault((key[0], key[2]), []).append(key)
+        for (dataset, shots), keys in places.items():
+            result = cells[keys[0]][0].run.result
+            behind = {name: told for name, told in what_stands_behind(result).items() if name not in ONE_RUN}
+            run = {"method": result.called, "label": label, "dataset": dataset, "protocol": group.protocol}
+            run["shots"] = result.shots if shots is None else shots
+            yield line_of(run, _numbers(group, label, keys), behind)
+
+
+def _numbers(group: Group, label: str, keys: Sequence[Key]) -> Line:
+    """Means over seeds with their deviations, and zero-shot's numbers."""
+    learnt, frozen = (
+        {key[1]: tested(group, each, key, METRICS["accuracy"]) for key in keys} for each in (label, ZERO_SHOT)
+    )
+    line: Line = {}
+    missing: dict[str, None] = {}
+    rules = _rules(list(learnt))
+    for name, (rule, targets) in rules.items():
+        cell = combine([learnt[target] for target in targets], rule, group.seeds)
+        line |= {name: cell.value, "std" if name == "accuracy" else f"{name}_std": cell.std}
+        line["seeds"] = min(len(cell.seeds), line.get("seeds", len(cell.seeds)))
+        missing |= dict.fromkeys(filter(None, [cell.missing]))
+    told = [name for name in rules if name == "accuracy" or H in rules]
+    line |= {zero_shot_name(name): _frozen(frozen, *rules[name]) for name in told}
+    return line | {"missing": "; ".join(missing)}
+
+
+def _rules(targets: Sequence[str]) -> Mapping[str, tuple[Rule, Sequence[str]]]:
+    """What the numbers of some tests are: by name, a rule and the tests that it is over."""
+    each: dict[str, tuple[Rule, Sequence[str]]] = {target: (first, [target]) for target in targets}
+    sides = sides_of(targets)
+    if sides:
+        return each | {H: (h_of_averages, sides)}
+    if len(targets) == 1:
+        return {"accuracy": (first, targets)}
+    return {"accuracy": (statistics.fmean, [target for target in targets if target != "source"]), **each}
+
+
+def _frozen(tests: Mapping[str, Tested | None], rule: Rule, targets: Sequence[str]) -> float | None:
+    return combine([tests[target] for target in targets], rule, ()).value
