@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from here import python_here
 from torch.utils.flop_counter import FlopCounterMode
 
 from vlprompt import load_clip
@@ -16,7 +17,7 @@ from vlprompt.bench.cases import INSIDE, class_names
 from vlprompt.bench.heads import Case as HeadCase
 from vlprompt.bench.heads import list_heads
 from vlprompt.bench.heads import measure as measure_head
-from vlprompt.bench.measuring import Work, describe, work
+from vlprompt.bench.measuring import Work, describe, in_process, work
 from vlprompt.cli.__main__ import main
 
 
@@ -76,7 +77,17 @@ def test_every_comparison_differs_in_what_its_title_says() -> None:
         assert ("full length" in pair.title) == (pair.plain.text == "full" and "bf16" not in pair.title), pair.title
 
 
-def test_the_command_prints_a_table_and_writes_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_measurement_in_a_process_of_its_own_is_the_one_here() -> None:
+    case = Case(what="images", batch=2)
+    alone, here = in_process(case, "vlprompt-tiny", 1), measure(case, "vlprompt-tiny", 1)
+    assert alone.keys() == here.keys()
+    assert alone["gflop"] == here["gflop"]
+
+
+def test_the_command_prints_a_table_and_writes_json(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("subprocess.run", python_here)
     file = tmp_path / "bench.json"
     assert main(["bench", "backbone=vlprompt-tiny", "methods=images", "repeats=1", f"output={file}"]) == 0
     assert "bf16 / fp32" in capsys.readouterr().out
@@ -88,7 +99,8 @@ def test_the_command_prints_a_table_and_writes_json(tmp_path: Path, capsys: pyte
     assert "classes=2000000 is more than there are names" in capsys.readouterr().err
 
 
-def test_a_sweep_is_measured_against_the_same_runs_one_by_one(tmp_path: Path) -> None:
+def test_a_sweep_is_measured_against_the_same_runs_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("subprocess.run", python_here)
     file = tmp_path / "bench.json"
     assert main(["bench", "sweep", "dataset=digits", "shots=1", "seeds=1", "epochs=1", f"output={file}"]) == 0
     measured = json.loads(file.read_text())
@@ -96,7 +108,10 @@ def test_a_sweep_is_measured_against_the_same_runs_one_by_one(tmp_path: Path) ->
     assert measured["ratio"] == pytest.approx(measured["sweep_s"] / measured["separate_s"])
 
 
-def test_heads_are_fitted_to_made_features(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_heads_are_fitted_to_made_features(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("subprocess.run", python_here)
     file = tmp_path / "bench.json"
     small = ["classes=4", "width=16", "shots=2", "views=2", "methods=[gda,tfup]", f"output={file}"]
     assert main(["bench", "heads", *small]) == 0

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 import re
-import subprocess
 import sys
 import types
 from pathlib import Path
 
 import pytest
+from here import python_here
+from test_docs_snippets import new_process
 
 from vlprompt.cli.__main__ import main
 from vlprompt.learner import METHODS
@@ -49,30 +49,21 @@ def test_the_documented_method_keeps_every_promise(documented_method: str, check
     check(documented_method, tmp_path, noise=0.0)
 
 
-def test_the_documented_method_is_found_by_commands_and_their_workers(tmp_path: Path) -> None:
+def test_the_documented_method_is_found_by_commands_and_their_workers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)  # as of a command in that folder
     (tmp_path / "my_package").mkdir()
     (tmp_path / "my_package" / "noisy.py").write_text(example(), encoding="utf-8")
-    run = ["dataset=digits", "shots=1", "epochs=1", "views=1", "limit=10", "seed=1", "noise=0.05", "--quiet"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    for arguments in (
-        ["vlprompt.train", "plugin=my_package.noisy", "method=noisy_coop"],
-        [
-            "vlprompt.cli",
-            "sweep",
-            "plugin=my_package/noisy.py",
-            "methods=[noisy_coop]",
-            "executor=processes",
-            "processes=1",
-        ],
-    ):
-        done = subprocess.run(
-            [sys.executable, "-m", *arguments, *run],
-            cwd=tmp_path,
-            env=environment,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+    run = ["dataset=digits", "shots=1", "epochs=1", "views=1", "limit=10", "noise=0.05", "--quiet"]
+    environment = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    train = ["vlprompt.train", "plugin=my_package.noisy", "method=noisy_coop"]
+    sweep = ["vlprompt.cli", "sweep", "plugin=my_package/noisy.py", "methods=[noisy_coop]"]
+    sweep += ["executor=processes", "processes=1"]  # a process that is new indeed
+    for arguments in ([*train, "seed=1"], [*sweep, "seeds=[2]"]):  # another run, which is not there already
+        with new_process():
+            done = python_here([sys.executable, "-m", *arguments, *run], env=environment)
         assert (done.returncode, done.stderr) == (0, "")
         assert "noisy_coop" in done.stdout
 

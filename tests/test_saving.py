@@ -22,8 +22,10 @@ from vlprompt.testing import fit, make
 NAMES = ("cat", "annual_crop land", "an owl")
 CODE = """
 import sys, torch, vlprompt
+clip = None  # the first learner finds its own
 for folder in sys.argv[1:]:
-    learner = vlprompt.load_learner(folder, device="cpu")
+    learner = vlprompt.load_learner(folder, clip, device="cpu")
+    clip = learner.clip
     images = torch.linspace(-1, 1, 2 * 3 * 64 * 64).view(2, 3, 64, 64)
     with torch.no_grad():
         print(learner(images).tolist())

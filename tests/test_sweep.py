@@ -203,20 +203,32 @@ def test_two_processes_share_the_runs(tmp_path: Path) -> None:
 def test_a_sweep_that_is_killed_again_and_again_loses_and_doubles_nothing(tmp_path: Path) -> None:
     settings = small(tmp_path / "runs", epochs=3, checkpoint_seconds=0)
     argv = [sys.executable, "-m", "vlprompt.cli", "sweep", *(_word(k, v) for k, v in settings.items())]
-    argv += ["executor=processes", "processes=2"]
     environment = os.environ | {"VLPROMPT_CACHE": str(cache_dir()), "OMP_NUM_THREADS": "1"}
     done: dict[Path, int] = {}
-    for seconds in (6.0, 8.0, None):
-        process = subprocess.Popen(argv, env=environment, start_new_session=True, stdout=subprocess.DEVNULL)
-        try:
-            process.wait(seconds)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-            assert gone(process.pid), "workers outlive the sweep"
-        for path, _ in find_results([tmp_path / "runs"] if (tmp_path / "runs").exists() else []):
+
+    def found() -> set[Path]:
+        return {*(tmp_path / "runs").rglob("result.json")}
+
+    def look() -> None:
+        for path in found():
             assert done.setdefault(path, path.stat().st_mtime_ns) == path.stat().st_mtime_ns
-    assert process.returncode == 0
+
+    def begun() -> bool:
+        return any((tmp_path / "runs").rglob("train.jsonl"))
+
+    for processes, reached in ((1, begun), (2, lambda: found() - done.keys())):
+        command = [*argv, "executor=processes", f"processes={processes}"]
+        process = subprocess.Popen(command, env=environment, start_new_session=True, stdout=subprocess.DEVNULL)
+        deadline = time.monotonic() + 600  # of a machine that is busy with other tests
+        while not reached() and time.monotonic() < deadline:
+            assert process.poll() is None, "the sweep ended before it could be killed"
+            time.sleep(0.01)
+        process.kill()
+        process.wait()
+        assert gone(process.pid), "workers outlive the sweep"
+        look()
+    assert {outcome.status for outcome in sweep(settings, in_processes(1))} == {"done", "kept"}
+    look()
     results = [result for _, result in find_results([tmp_path / "runs"])]
     assert sorted((r.method, r.seed) for r in results) == [(m, s) for m in ("coop", "zero_shot") for s in (1, 2)]
     alone = run(**SMALL | {"epochs": 3}, method="coop", seed=1, output=str(tmp_path / "alone"), quiet=True)
