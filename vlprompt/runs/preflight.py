@@ -62,7 +62,8 @@ def _check_selection(config: RunConfig, plan: Plan, source: DatasetSplits, facts
             f"selection={config.selection} needs labelled images to choose on, and protocol={config.protocol} has "
             "none: use fixed"
         )
-    if not source.val and (selection.epoch or grid) and selection.settings != "test":
+    chooses = selection.epoch or (grid and selection.settings)
+    if not source.val and chooses and selection.settings != "test":
         raise VlpromptError(
             f"selection={config.selection} needs validation images, and {source.name} has none: use fixed"
         )
