@@ -18,6 +18,7 @@ import torch
 from open_clip.model import CLIP
 from PIL import Image
 from safetensors.torch import load_file
+from scipy.special import softmax
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 from sklearn.model_selection import GridSearchCV, StratifiedKFold, cross_val_score
@@ -31,7 +32,10 @@ from vlprompt import FrozenCLIP, PromptClassifier, VlpromptError
 from vlprompt.cli.__main__ import main
 from vlprompt.data import few_shot_split
 from vlprompt.data.sampling import hold_out
+from vlprompt.data.splits import Item
 from vlprompt.estimator.settings import learning_of
+from vlprompt.evaluation.calibration import fit_temperature
+from vlprompt.training.cross_fitting import folds
 
 NAMED = ("vlprompt-tiny", "ViT-B-16")
 COLOURS = {"green": (30, 200, 40), "red": (220, 20, 30), "yellow": (230, 220, 30)}
@@ -248,6 +252,85 @@ def test_a_selection_without_a_choice_is_told(settings: dict[str, Any], sentence
     images, names = coloured(1)
     with pytest.raises(VlpromptError, match=sentence):
         classifier(**settings).fit(images, names)
+
+
+@pytest.fixture(scope="module")
+def mislabelled() -> tuple[np.ndarray, np.ndarray]:
+    """Features of images, and labels of which every seventh is another's."""
+    images, names = coloured(7)
+    labels = np.array([names[(i + 1) % len(names)] if i % 7 == 3 else name for i, name in enumerate(names)])
+    return vlprompt.image_features(tiny_clip(), images), labels
+
+
+def test_its_temperature_is_that_of_cross_fitting_on_the_training_images(
+    mislabelled: tuple[np.ndarray, np.ndarray],
+) -> None:
+    features, labels = mislabelled
+    fitted = classifier(method="gda", options={}, calibrate="temperature", coverage=0.6).fit(features, labels)
+    places = np.searchsorted(fitted.classes_, labels)
+    parts = folds([Item(str(i), label, "") for i, label in enumerate(places.tolist())], seed=1)
+    logits = np.empty((len(labels), 3), dtype=np.float32)
+    for held in parts:
+        others = np.setdiff1d(np.arange(len(labels)), held)
+        part = classifier(method="gda", options={}).fit(features[others], labels[others])
+        logits[held] = part.decision_function(features[held])
+    expected = fit_temperature(torch.from_numpy(logits), torch.from_numpy(places))
+    assert fitted.calibration_.on == "cross_fit"
+    assert fitted.calibration_.temperature == pytest.approx(expected, rel=1e-4) != 1
+    scores = fitted.decision_function(features) / expected
+    np.testing.assert_allclose(fitted.predict_proba(features), softmax(scores, axis=1), atol=1e-4)
+    held_out = classifier(method="gda", options={}, calibrate="temperature", selection="fewshot_val")
+    assert held_out.set_params(options={"grid": {"alpha": [0.1, 1.0]}}).fit(features, labels).calibration_.on == "val"
+
+
+def test_what_it_is_not_sure_of_is_left_unanswered_in_the_words_asked_for(
+    mislabelled: tuple[np.ndarray, np.ndarray],
+) -> None:
+    features, labels = mislabelled
+    fitted = classifier(method="gda", options={}, coverage=0.6).fit(features, labels)
+    plain = classifier(method="gda", options={}).fit(features, labels)
+    sure = fitted.predict_proba(features).max(axis=1) >= fitted.calibration_.min_probability
+    for unsure, kind in ((None, "O"), ("not sure at all", "U"), (-1, "O")):
+        said = fitted.set_params(unsure=unsure).predict(features)
+        assert said.dtype.kind == kind
+        assert said.tolist() == [
+            y if answered else unsure for y, answered in zip(plain.predict(features), sure, strict=True)
+        ]
+    assert fitted.score(features, labels) == plain.score(features, labels)
+    curve = fitted.accuracy_coverage(features, labels)
+    assert curve.accuracy[-1] == pytest.approx(plain.score(features, labels))
+    numbers = classifier(method="gda", options={}, min_probability=1.0, unsure=-1)
+    assert set(numbers.fit(features, np.unique(labels, return_inverse=True)[1]).predict(features)) <= {-1, 0, 1, 2}
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"calibrate": "platt"}, "unknown calibrate 'platt'"),
+        ({"coverage": 0}, "coverage must be a number above 0"),
+        ({"coverage": 0.5, "min_probability": 0.5}, "give one of them"),
+        ({"min_probability": 2}, "min_probability must be a number of at least 0"),
+    ],
+)
+def test_an_abstention_that_cannot_be_is_told(
+    settings: dict[str, Any], sentence: str, mislabelled: tuple[np.ndarray, np.ndarray]
+) -> None:
+    features, labels = mislabelled
+    with pytest.raises(VlpromptError, match=sentence):
+        classifier(method="gda", options={}, **settings).fit(features, labels)
+
+
+def test_calibration_asks_for_other_images_than_were_learnt_from(
+    mislabelled: tuple[np.ndarray, np.ndarray],
+) -> None:
+    features, labels = mislabelled
+    with pytest.raises(VlpromptError, match="has a single training image"):
+        classifier(method="gda", options={}, coverage=0.5).fit(features[:3], ["a", "b", "c"])
+    with pytest.raises(VlpromptError, match="use fit, without warm_start"):
+        classifier(calibrate="temperature").partial_fit(features, labels, sorted(COLOURS))
+    plain = classifier(method="gda", options={}).fit(features, labels)
+    with pytest.raises(VlpromptError, match="coverage needs a learner that was calibrated"):
+        plain.set_params(coverage=0.5).predict(features)
 
 
 def test_partial_fit_chooses_nothing() -> None:

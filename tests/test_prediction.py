@@ -290,6 +290,19 @@ def test_every_format_is_read_back() -> None:
     assert write_predictions([], io.StringIO(), "csv") == 0
 
 
+def test_what_is_not_answered_is_told_in_every_format() -> None:
+    said = [Prediction("a.png", ("cat", "dog"), (0.75, 0.25)), Prediction("b.png", ("dog",), (0.4,), sure=False)]
+    written = {}
+    for form in ("table", "jsonl", "csv"):
+        file = io.StringIO()
+        write_predictions(said, file, form, width=6, unsure="unsure")
+        written[form] = file.getvalue().splitlines()
+    assert written["table"] == ["cat     75.0%  dog     25.0%  a.png", "unsure  (dog     40.0%)  b.png"]
+    assert [json.loads(line)["answer"] for line in written["jsonl"]] == ["cat", None]
+    assert written["csv"][0].endswith(",answer")
+    assert [line.rpartition(",")[2] for line in written["csv"][1:]] == ["cat", "unsure"]
+
+
 # The command
 
 
@@ -415,6 +428,8 @@ def test_other_classes_are_a_list_or_a_file(saved: Path, tmp_path: Path, capsys:
         (["learner=/nowhere", "a.png"], "no saved learner in /nowhere: config.json is missing"),
         (["learner={}", "a.png", "clases=[a,b]"], "unknown key 'clases': did you mean classes?"),
         (["learner={}", "a.png", "--top=3"], "unknown flag '--top=3': settings are written top=VALUE"),
+        (["learner={}", "a.png", "coverage=0.9"], "coverage needs a learner that was calibrated on held-out images"),
+        (["learner={}", "a.png", "min_probability=9"], "min_probability must be a number of at least 0 and at most 1"),
         (["learner={}", "a.png", "format=xml"], "unknown format 'xml': known: csv, jsonl, table"),
         (["learner={}", "a.png", "top=0"], "top must be a whole number of at least 1, not 0"),
         (["learner={}", "a.png", "top=2.5"], "top must be a whole number of at least 1, not 2.5"),

@@ -101,6 +101,10 @@ class RunConfig(LearnOptions):
             as they are, the last epoch's weights. fewshot_val takes the point of the method's grid, and the epoch, that
             are best on up to 4 validation images a class, of epochs the later of equals. paper chooses on what the
             method's authors chose on, the whole validation split or test images; rows say what was seen.
+        calibrate: temperature fits one number that makes probabilities mean what they say, on the few-shot validation
+            images or, where there are none, by cross-fitting on the training images (two trainings more); none.
+        coverage: share of images to answer, the surest, as in 0.9; the least probability for it is chosen on the same
+            images and kept with the learner, whose predictions below it are unsure.
         format_spread: templates (as in templates=) to score zero-shot with one by one: how much the wording matters.
         limit: test images at most in each test, for a quick look; null takes all.
         logger: where a run's numbers also go besides its own files, none, tensorboard, wandb or a list.
@@ -132,6 +136,8 @@ class RunConfig(LearnOptions):
     targets: Any = None
     held_out: str | None = None
     selection: str = "last"
+    calibrate: str = "none"
+    coverage: Annotated[float, Field(gt=0, le=1)] | None = None
     format_spread: Any = None
     limit: Annotated[int, Field(ge=1)] | None = None
     logger: Any = "none"
@@ -168,10 +174,12 @@ LATER: dict[str, Any] = {
     "after_step": None,
     "augmix": False,
     "attributes": [],
+    "calibrate": "none",
     "class_split": 500,
     "clip_grad": None,
     "conditional": False,
     "context": "full",
+    "coverage": None,
     "descriptions": None,
     "edits": [],
     "ensemble": None,

@@ -6,10 +6,11 @@ import io
 import os
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from vlprompt.base.files import atomic_write
 from vlprompt.base.shown import printable
@@ -17,6 +18,7 @@ from vlprompt.cli._shared import (
     check_keys,
     command,
     file_setting,
+    flag_setting,
     load_named_learner,
     names_setting,
     number_setting,
@@ -24,8 +26,13 @@ from vlprompt.cli._shared import (
 )
 from vlprompt.errors import VlpromptError, nearest
 
+if TYPE_CHECKING:
+    from vlprompt.evaluation.prediction import Prediction
+
 USAGE = """vlprompt predict learner=DIR IMAGE… [classes=[cat,dog,…]|FILE] [top=1] [format=table|jsonl|csv] [output=FILE]
-                 [device=auto] [batch_size=64] [threads=N] [backbone=NAME [pretrained=TAG] [checkpoint=FILE]] [--quiet]
+                 [min_probability=P | coverage=SHARE] [unsure=WORD] [device=auto] [batch_size=64] [threads=N]
+                 [backbone=NAME [pretrained=TAG] [checkpoint=FILE]] [--quiet]
+vlprompt predict model=FILE.onnx IMAGE… [top=1] [format=…] [output=FILE] [min_probability=P] [unsure=WORD] [threads=N]
 
   vlprompt predict learner=my-learner photos/ new/*.jpg 'more/**/*.png' top=3
   find . -name '*.jpg' | vlprompt predict learner=hf://me/it - format=csv output=found.csv
@@ -35,7 +42,12 @@ a pattern, or - for paths from stdin, one a line. Names and probabilities come i
 ones are decoded in threads; any number fits in memory. A transductive learner predicts all of them jointly, and the
 output says so. `classes` has other class names, as a list or a file with one a line. jsonl is one JSON object a line;
 in csv, text that a spreadsheet would take for a formula has an apostrophe in front. Images that cannot be read are
-told on stderr and left out; the exit status is then 1."""
+told on stderr and left out; the exit status is then 1.
+
+An image whose largest probability is below `min_probability` is answered with `unsure`. `coverage=0.9` takes the
+probability that nine of ten held-out images reach, which a learner knows that was trained with calibrate=temperature or
+coverage=; one trained with coverage= keeps to its own where nothing is said (min_probability=0 answers all). `model` is
+what vlprompt export wrote: an .onnx file or, with trust=true, a .pt2 of your own."""
 KEYS = (
     "learner",
     "run",
@@ -49,7 +61,12 @@ KEYS = (
     "backbone",
     "pretrained",
     "checkpoint",
+    "min_probability",
+    "coverage",
+    "unsure",
 )
+OF_LEARNERS = ("classes", "device", "backbone", "pretrained", "checkpoint", "coverage")
+UNSURE = "unsure"
 STDIN = "-"  # to ``find_images``
 SUFFIXES = {".csv": "csv", ".jsonl": "jsonl", ".json": "jsonl"}
 
@@ -58,31 +75,33 @@ SUFFIXES = {".csv": "csv", ".jsonl": "jsonl", ".json": "jsonl"}
 def main(argv: Sequence[str]) -> int:
     """Predict, and tell how many images could not be read."""
     images = [argument for argument in argv if _is_image(argument)]
-    arguments = parse([argument for argument in argv if not _is_image(argument)], texts=["classes"])
+    arguments = parse([argument for argument in argv if not _is_image(argument)], texts=["classes", "unsure"])
     settings = arguments.settings
-    check_keys(settings, KEYS)
-    if not images or len({"learner", "run"} & settings.keys()) != 1:
+    check_keys(settings, (*KEYS, "model", "trust"))
+    if not images or len({"learner", "run", "model"} & settings.keys()) != 1:
         raise VlpromptError("say which learner and which images: vlprompt predict learner=DIR photos/ (- reads stdin)")
+    of_the_other = OF_LEARNERS if "model" in settings else ("trust",)
+    for key in settings:
+        if key in of_the_other:
+            what = "a learner, and what was exported is as it is" if "model" in settings else "model=FILE"
+            raise VlpromptError(f"{key} is of {what}: leave it out")
     output = file_setting(settings, "output")
     form = _format(settings, output)
     bounds = {"top": (1, 10**6), "batch_size": (1, 10**6), "threads": (0, 1024)}
     numbers = {key: number_setting(settings, key, *bound) for key, bound in bounds.items()}
     from vlprompt.data.streaming import BATCH
-    from vlprompt.evaluation.prediction import find_images, predict_images, write_predictions
+    from vlprompt.evaluation.prediction import find_images, write_predictions
 
     paths = find_images(images, _stdin(), lambda note: print(printable(note), file=sys.stderr))
-    names = names_setting(settings["classes"], "classes") if "classes" in settings else None
-    learner = load_named_learner({"learner": settings.get("run"), **settings})
-    if names is not None:
-        learner.set_class_names(names)
+    names, may_be_unsure, predict = _predictor(settings)
+    unsure = _word_for_unsure(settings, names) if may_be_unsure else None
     unreadable: list[str] = []
 
     def tell(sentence: str) -> None:
         unreadable.append(sentence)
         print(f"left out: {printable(sentence)}", file=sys.stderr)
 
-    predictions = predict_images(
-        learner,
+    predictions = predict(
         paths,
         top=numbers["top"] or 1,
         batch_size=numbers["batch_size"] or BATCH,
@@ -90,14 +109,41 @@ def main(argv: Sequence[str]) -> int:
         on_unreadable=tell,
     )
     with _opened(output) as file:
-        count = write_predictions(
-            predictions, file, form, width=max(len(printable(name)) for name in learner.class_names)
-        )
+        width = max(len(printable(name)) for name in (*names, unsure or ""))
+        count = write_predictions(predictions, file, form, width=width, unsure=unsure)
     if output and "--quiet" not in arguments.flags:
         print(printable(f"{output}: {count} images"))
     if unreadable:
         print(f"{len(unreadable)} of {count + len(unreadable)} images could not be read", file=sys.stderr)
     return 1 if unreadable else 0
+
+
+def _predictor(settings: dict[str, Any]) -> tuple[tuple[str, ...], bool, Callable[..., Iterator[Prediction]]]:
+    """The class names of what predicts, whether it may leave images unanswered, and what takes images."""
+    asked = {key: settings.get(key) for key in ("min_probability", "coverage")}
+    if "model" in settings:
+        from vlprompt.saving.exported import load_exported
+
+        model = load_exported(str(settings["model"]), trust=flag_setting(settings, "trust"))
+        threshold = model.threshold(asked["min_probability"])
+        return model.class_names, bool(threshold), partial(model.predict, min_probability=threshold)
+    from vlprompt.evaluation.calibration import threshold_for
+    from vlprompt.evaluation.prediction import predict_images
+
+    names = names_setting(settings["classes"], "classes") if "classes" in settings else None
+    learner = load_named_learner({"learner": settings.get("run"), **settings})
+    if names is not None:
+        learner.set_class_names(names)
+    threshold = threshold_for(learner, **asked)
+    return learner.class_names, bool(threshold), partial(predict_images, learner, min_probability=threshold)
+
+
+def _word_for_unsure(settings: dict[str, Any], names: Sequence[str]) -> str:
+    """The word in the place of a class, which must be none."""
+    word = str(settings.get("unsure", UNSURE))
+    if word in names:
+        raise VlpromptError(f"a class is called '{word}': give another word for what is not answered, unsure=WORD")
+    return word
 
 
 def _is_image(argument: str) -> bool:

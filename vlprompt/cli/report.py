@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from vlprompt.report import Layout, Report
 
 USAGE = """vlprompt report [FOLDER …] [format=terminal|markdown|latex|csv|html] [output=FILE] [methods=[…]] [protocol=…]
-                [metric=accuracy|macro_accuracy|top5|ece] [compare=published] [pair=A,B]
+                [metric=accuracy|macro_accuracy|top5|ece|aurc] [compare=published] [pair=A,B]
                 [analysis=robin_hood]
                 [layout=paper] [decimals=N] [spread=none|std|interval] [gain=METHOD] [significance=METHOD]
                 [figures=DIR] [figure_format=pdf|png|svg] [--quiet]

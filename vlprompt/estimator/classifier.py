@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from numbers import Number
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,13 @@ from vlprompt.data.readable import leave_out_unreadable
 from vlprompt.data.splits import NO_LABEL, Item
 from vlprompt.data.streaming import is_preprocessed
 from vlprompt.errors import VlpromptError
+from vlprompt.estimator.answers import (
+    Answers,
+    asks_to_calibrate,
+    calibration_of,
+    check_answering,
+    check_calibration,
+)
 from vlprompt.estimator.held_out import accuracy_on_held_out, held_out, selection_of
 from vlprompt.estimator.inputs import (
     as_images,
@@ -51,6 +59,7 @@ from vlprompt.learner.creation import create_learner
 from vlprompt.learner.held_out import Search, Selection
 from vlprompt.learner.objectives import Batch, Templates
 from vlprompt.learner.registration import METHODS, method_facts
+from vlprompt.training.cross_fitting import Make
 from vlprompt.training.feed import FeatureFeed, ImageFeed, make_feed
 from vlprompt.training.recipes import Learning, adapt_depths
 from vlprompt.training.trainer import BestEpoch, Trainer, TrainOptions, in_words
@@ -58,7 +67,7 @@ from vlprompt.training.trainer import BestEpoch, Trainer, TrainOptions, in_words
 ROWS = 1000  # of features that are scored together
 
 
-class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-learn brings no types
+class PromptClassifier(Answers, ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-learn has no types
     """Prompt learning with scikit-learn's conventions: ``fit``, ``predict``, pipelines, cross-validation, grid search.
 
     Training is that of ``vlprompt train``: the same loop, the method's few-shot recipe, and cached image features where
@@ -89,6 +98,12 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  #
         workers: processes that decode training images, and threads that decode those to predict.
         on_unreadable: ``skip``, with a warning, image files to fit on that cannot be read, or ``stop`` at them; those
             to predict always stop.
+        calibrate: ``temperature`` fits one number that makes ``predict_proba`` mean what it says, on the images that
+            ``selection=fewshot_val`` held out, or else by cross-fitting on the training images: two trainings more.
+        min_probability: leave an image unanswered whose largest probability is below this.
+        coverage: share of images to answer, such as 0.9; ``fit`` chooses the least probability for it on the images
+            that ``calibrate`` looks at.
+        unsure: what ``predict`` says of an image that it leaves unanswered.
         warm_start: let ``fit`` go on from what the last one learnt.
         random_state: seed of initial weights, batches and augmentation; None draws another each time.
         verbose: tell how training gets on.
@@ -100,6 +115,8 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  #
         searches_: what was chosen from a grid, with every point that was tried.
         pseudo_labels_: for each time that the method labelled images without a label, what it took them for: ``index``
             (M,) in X with X_unlabelled behind it, ``label`` and ``confidence``.
+        calibration_: what held-out images said of the probabilities, see ``vlprompt.learner.calibration``; None if
+            they were not asked.
         n_features_in_: D, where X was features.
 
     >>> paths, names = vlprompt.load_folder("photos")  # doctest: +SKIP
@@ -132,6 +149,10 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  #
         selection: str = "fixed",
         workers: int = 0,
         on_unreadable: str = "skip",
+        calibrate: str = "none",
+        min_probability: float | None = None,
+        coverage: float | None = None,
+        unsure: Any = None,
         warm_start: bool = False,
         random_state: int | np.random.RandomState | None = 1,
         verbose: bool = False,
@@ -152,6 +173,10 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  #
         self.selection = selection
         self.workers = workers
         self.on_unreadable = on_unreadable
+        self.calibrate = calibrate
+        self.min_probability = min_probability
+        self.coverage = coverage
+        self.unsure = unsure
         self.warm_start = warm_start
         self.random_state = random_state
         self.verbose = verbose
@@ -287,6 +312,7 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  #
         templates = resolve_templates(self.templates, data)
         facts = method_facts(self.method, learning.method_settings)
         selection = selection_of(self.selection, self.method, learning.config, facts, once)
+        check_answering(self.calibrate, self.min_probability, self.coverage)
         clip = clip_of(self)
         check_fits(X, self.method, facts, clip, training=True)
         if data.image_dir:
@@ -294,16 +320,26 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  #
         if classes is not None:
             settings = learning.method_settings | adapt_depths(learning, clip)
             seed = learning.config.seed
-            learner = create_learner(self.method, clip, names, templates=templates, seed=seed, **settings)
+            make = partial(create_learner, self.method, clip, names, templates=templates, seed=seed, **settings)
+            learner = make()
             check_fits(X, self.method, learner.facts, clip, training=True)
             self.learner_, self.classes_, self.history_ = learner, classes, []
         if once:
             seed = learning.config.seed + len(self.history_)  # a new draw for each pass
             learning = replace(learning, config=replace(learning.config, epochs=1, warmup_epochs=0, seed=seed))
-        self._train(X, labels, data, learning, selection)
+        self._train(X, labels, data, learning, selection, None if classes is None or once else make)
         return self
 
-    def _train(self, X: Any, labels: np.ndarray, data: DatasetSplits, learning: Learning, selection: Selection) -> None:
+    def _train(
+        self,
+        X: Any,
+        labels: np.ndarray,
+        data: DatasetSplits,
+        learning: Learning,
+        selection: Selection,
+        make: Make | None,
+    ) -> None:
+        """Train ``learner_``; ``make`` gives others like it, where it was not trained before and is not again."""
         config, reporter, before = learning.config, Reporter(quiet=not self.verbose), len(self.history_)
         threads = computing_with(threads_for(self.learner_.clip.model))
         with torch.enable_grad(), threads, reporter.bar("epoch", lines=5) as update:  # whoever calls
@@ -315,9 +351,15 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  #
                 update(done, options.epochs, in_words(means))
 
             feed = self._feed(X, labels, data, learning, reporter, selection)
+            calibrating = asks_to_calibrate(self.calibrate, self.coverage)
+            if calibrating:
+                check_calibration(self.method, self.learner_.facts, feed, config.seed, make)
             best = BestEpoch(lambda: accuracy_on_held_out(self.learner_, feed)) if selection.epoch else None
             trainer = Trainer(config, {"seed": config.seed, "selection": best}, tell, on_steps=tell_steps)
             trainer.fit(self.learner_, feed)
+            if calibrating and make is not None:
+                setting, coverage = self.calibrate, self.coverage
+                self.learner_.calibration = calibration_of(self.learner_, feed, make, config, setting, coverage)
         self.searches_ = selection.searches
         places = {item.path: i for i, item in enumerate(data.train)} or {str(i): i for i in range(len(labels))}
         self.pseudo_labels_ = [told_labels(made, places, self.classes_) for made in feed.labellings]
@@ -348,16 +390,6 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  #
         return hasattr(self, "learner_") and self.learner_.method == self.method
 
     # Predicting
-
-    def predict(self, X: Any) -> np.ndarray:
-        """Return the label (N,) of each image."""
-        best = self._logits(X).argmax(dim=1).numpy()
-        labels: np.ndarray = self.classes_[best]
-        return labels
-
-    def predict_proba(self, X: Any) -> np.ndarray:
-        """Return the probability (N, C) of each class, in the order of ``classes_``."""
-        return self._logits(X).softmax(dim=1).numpy()
 
     def decision_function(self, X: Any) -> np.ndarray:
         """Return the logits (N, C); of two classes, the second's less the first's: (N,)."""

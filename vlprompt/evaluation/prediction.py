@@ -28,6 +28,7 @@ from vlprompt.data.pairs import samples
 from vlprompt.data.streaming import BATCH, stream_images
 from vlprompt.data.transforms import TestViews
 from vlprompt.errors import VlpromptError
+from vlprompt.evaluation.calibration import threshold_for
 from vlprompt.evaluation.scoring import finite
 from vlprompt.learner.contract import PromptLearner
 from vlprompt.learner.facts import NOTES, Predicts
@@ -46,12 +47,19 @@ class Prediction:
         classes: names of the likeliest classes, the likeliest first.
         probabilities: theirs, among all classes of the learner.
         predicts: whether it was predicted ``alone``, ``online``, or ``jointly`` with all images that were given.
+        sure: whether the likeliest class is the answer; False where its probability is too low to give one.
     """
 
     image: Any
     classes: tuple[str, ...]
     probabilities: tuple[float, ...]
     predicts: Predicts = "alone"
+    sure: bool = True
+
+    @property
+    def answer(self) -> str | None:
+        """The likeliest class, or None where it is not sure of it."""
+        return self.classes[0] if self.sure else None
 
 
 @checked
@@ -63,6 +71,8 @@ def predict_images(
     batch_size: int = BATCH,
     threads: int | None = None,
     on_unreadable: Report | None = None,
+    min_probability: float | None = None,
+    coverage: float | None = None,
 ) -> Iterator[Prediction]:
     """Yield what a learner says of images, in their order; jointly, after the last was read, where it predicts so.
 
@@ -73,9 +83,13 @@ def predict_images(
         batch_size: images that are scored together.
         threads: that decode images; None takes one for each core.
         on_unreadable: called with one sentence for each image that cannot be read and is left out; None raises it.
+        min_probability: from what largest probability on to answer; None takes what the learner was trained to, if it
+            was (``coverage`` of a run). Others are unsure: their ``answer`` is None.
+        coverage: in its place, the share in (0, 1] of images to answer, of a learner that was calibrated; held-out
+            images decide the probability, so that the share of others may be another.
 
     Raises:
-        VlpromptError: an image cannot be read.
+        VlpromptError: an image cannot be read, or the learner does not know the coverage.
 
     >>> list(predict_images(learner, ["cat.jpg"]))  # doctest: +SKIP
     [Prediction(image='cat.jpg', classes=('cat',), probabilities=(0.93,))]
@@ -83,11 +97,24 @@ def predict_images(
     top = at_least("top", top, 1)
     if not (on_unreadable is None or callable(on_unreadable)):
         raise VlpromptError(f"on_unreadable must be a function that takes a sentence, not {told(on_unreadable)}")
-    names = learner.class_names
+    names, threshold = learner.class_names, threshold_for(learner, min_probability, coverage)
     for sources, logits in _predicted(learner, images, batch_size, threads, on_unreadable):
-        best = logits.softmax(dim=1).topk(min(top, len(names)), dim=1)
-        for source, found, values in zip(sources, best.indices.tolist(), best.values.tolist(), strict=True):
-            yield Prediction(source, tuple(names[i] for i in found), tuple(values), learner.facts.predicts)
+        yield from named(sources, learner.probabilities(logits), names, top, threshold, learner.facts.predicts)
+
+
+def named(
+    sources: Sequence[Any],
+    probabilities: Tensor,
+    names: Sequence[str],
+    top: int,
+    min_probability: float | None,
+    predicts: Predicts = "alone",
+) -> Iterator[Prediction]:
+    """Yield the ``top`` likeliest classes of images, given their probabilities (B, C)."""
+    best = probabilities.topk(min(top, len(names)), dim=1)
+    for source, found, values in zip(sources, best.indices.tolist(), best.values.tolist(), strict=True):
+        sure = min_probability is None or values[0] >= min_probability
+        yield Prediction(source, tuple(names[i] for i in found), tuple(values), predicts, sure)
 
 
 @checked
@@ -252,7 +279,9 @@ def _expand(argument: str, on_left_out: Report | None) -> list[str]:
 FORMATS = ("table", "jsonl", "csv")
 
 
-def write_predictions(predictions: Iterable[Prediction], file: TextIO, form: str = "table", width: int = 0) -> int:
+def write_predictions(
+    predictions: Iterable[Prediction], file: TextIO, form: str = "table", width: int = 0, unsure: str | None = None
+) -> int:
     """Write predictions as they come, and return how many there were.
 
     Args:
@@ -263,11 +292,16 @@ def write_predictions(predictions: Iterable[Prediction], file: TextIO, form: str
             text that a spreadsheet would take for a formula has an apostrophe in front. All write control characters
             out. What was not predicted alone is told: in a line above a table, and as ``predicts`` of each image.
         width: of a class name in a table.
+        unsure: where some may be left unanswered, the word for those: in a table in front of the class, which is then
+            in brackets; as ``answer``, the last column, of csv; in jsonl an ``answer`` is null.
     """
     count, rows = 0, csv.writer(file, lineterminator="\n")
     for count, each in enumerate(predictions, start=1):
         image, probabilities = _shown(each.image), [round(p, 6) for p in each.probabilities]
-        mark = {} if each.predicts == "alone" else {"predicts": each.predicts}
+        mark: dict[str, str | None] = {} if each.predicts == "alone" else {"predicts": each.predicts}
+        told = f"{unsure:<{width}}  " if unsure is not None and not each.sure else ""
+        if unsure is not None:
+            mark["answer"] = each.answer if each.sure or form == "jsonl" else unsure
         if form == "jsonl":
             said = {"image": image, "classes": each.classes, "probabilities": probabilities, **mark}
             file.write(json_line(json.dumps(said, ensure_ascii=False)) + "\n")
@@ -279,10 +313,11 @@ def write_predictions(predictions: Iterable[Prediction], file: TextIO, form: str
             cells = [image, *chain.from_iterable(zip(each.classes, probabilities, strict=True)), *mark.values()]
             rows.writerow(map(csv_cell, cells))
         else:
-            if count == 1 and mark:
+            if count == 1 and "predicts" in mark:
                 file.write(f"{NOTES[each.predicts]}\n")
             words = [f"{printable(n):<{width}} {p:>6.1%}" for n, p in zip(each.classes, probabilities, strict=True)]
-            file.write("  ".join([*words, printable(image)]) + "\n")
+            shown = f"{told}({'  '.join(words)})" if told else "  ".join(words)
+            file.write(f"{shown}  {printable(image)}\n")
     return count
 
 

@@ -80,6 +80,8 @@ class Result:
             folder's, ``sha256``; None if it stands on none.
         start: of ``init_from``, what is known of the learner whose numbers it started from (see
             ``vlprompt.saving.starts``); None if it started anew, and in results that do not tell.
+        calibration: what held-out images said of its probabilities: see ``vlprompt.learner.calibration``, without the
+            curve; None if they were not asked. ``saw`` does not tell of them, since no prediction is another for it.
         files: hashes of what else the run left: of ``config.yaml`` its bytes', of ``learner/config.json`` and
             ``predictions.safetensors`` those of their content.
         schema: version of this layout.
@@ -115,6 +117,7 @@ class Result:
     fidelity: Fidelity | None = None
     beneath: dict[str, str] | None = None
     start: dict[str, Any] | None = None
+    calibration: dict[str, Any] | None = None
     files: dict[str, str] = field(default_factory=dict)
     schema: int = field(default=SCHEMA)
 
@@ -230,9 +233,14 @@ def _parsed(data: dict[str, Any], path: Path) -> Result:
 
 def _check_counts(row: Row, path: Path) -> None:
     """Refuse counts of classes and bins that do not go with each other."""
-    for name, entries, length in (("per_class", row.per_class, row.n_classes), ("reliability", row.reliability, None)):
-        lists = cast("Mapping[str, list[Any]] | None", entries)
-        if lists is not None and {len(values) for values in lists.values()} != {length or len(lists["images"])}:
+    for name, entries, length in (
+        ("per_class", row.per_class, row.n_classes),
+        ("reliability", row.reliability, None),
+        ("selective", row.selective, None),
+    ):
+        lists = cast("Mapping[str, list[Any]]", entries or {})
+        lengths = {len(values) for values in lists.values()}
+        if lists and lengths != {length or max(lengths)}:
             raise VlpromptError(f"{path}, rows, {row.target}: the lists of field '{name}' differ in length")
     counts = row.per_class
     if counts is None:

@@ -25,6 +25,24 @@ class Reliability(TypedDict):
     accuracy: list[Share]
 
 
+@strict()
+class Selective(TypedDict):
+    """Accuracy of the images that are answered, the surest first; one entry a share of them."""
+
+    threshold: list[Share]
+    coverage: list[Share]
+    accuracy: list[Share]
+
+
+@strict()
+class Answered(TypedDict):
+    """What a learner answers of a test that is told to leave out what it is not sure of."""
+
+    min_probability: Share
+    coverage: Share
+    accuracy: Share | None
+
+
 PerClass = TypedDict(
     "PerClass",
     {"class": list[str], "images": list[Count], "correct": list[Count], "zero_shot_correct": list[Count]},
@@ -59,8 +77,15 @@ class Row:
         familiar: what the classes are to the learner: ``trained``, those that it was trained on; ``shifted``, those in
             images of another dataset or domain; or ``new``. None in results that do not tell.
         parts: accuracy of each part of the logits by itself, where several were fused; else None.
+        uncalibrated_ece: the learner's ``ece`` without the temperature that was fitted; None if none was.
+        aurc, zero_shot_aurc: area under the risk–coverage curve in percent (see ``vlprompt.evaluation.abstention``).
+        selective: lists ``threshold``, ``coverage``, ``accuracy`` in [0, 1]: of the images whose largest probability
+            is from ``threshold`` on, their share of all and how many of them are right.
+        answered: of a learner that is told to leave out what it is not sure of: ``min_probability``, the ``coverage``
+            and ``accuracy`` of what it answers; else None.
 
-    What stands after ``split``, but for ``predicts``, is None in results of schema 1.
+    What stands after ``split``, but for ``predicts``, is None in results of schema 1, and what stands after ``parts``
+    in results of earlier versions.
     """
 
     target: str
@@ -84,3 +109,8 @@ class Row:
     order: int | None = None
     familiar: Familiar | None = None
     parts: dict[str, Percent] | None = None
+    uncalibrated_ece: Percent | None = None
+    aurc: Percent | None = None
+    zero_shot_aurc: Percent | None = None
+    selective: Selective | None = None
+    answered: Answered | None = None

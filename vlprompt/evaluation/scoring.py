@@ -35,6 +35,7 @@ from vlprompt.data.masks import RegionItems, RegionTransform
 from vlprompt.data.readable import leave_out_unreadable
 from vlprompt.data.splits import DatasetSplits, Half, Item
 from vlprompt.errors import VlpromptError
+from vlprompt.evaluation.abstention import AccuracyCoverage
 from vlprompt.evaluation.metrics import Reliability, count_per_class, macro_accuracy, top_k_accuracy
 from vlprompt.evaluation.predicted import Predictions
 from vlprompt.evaluation.rows import Row
@@ -56,11 +57,13 @@ class Scores:
         labels: (N,) true labels.
         logits: (N, C).
         parts: what they were fused of, by name, each (N, C); empty where they are in one piece.
+        temperature: what logits are divided by before they become probabilities.
     """
 
     labels: Tensor
     logits: Tensor
     parts: Mapping[str, Tensor] = field(default_factory=dict)
+    temperature: float = 1.0
 
     @cached_property
     def predicted(self) -> Tensor:
@@ -90,12 +93,17 @@ class Scores:
     @cached_property
     def reliability(self) -> Reliability:
         """Accuracy by confidence, and the expected calibration error."""
-        return Reliability.of(self.labels, self.logits)
+        return Reliability.of(self.labels, self.logits / self.temperature)
 
     @property
     def confidence(self) -> Tensor:
-        """Each image's largest softmax probability: (N,)."""
-        return self.logits.softmax(dim=1).amax(dim=1)
+        """Each image's largest probability: (N,)."""
+        return (self.logits / self.temperature).softmax(dim=1).amax(dim=1)
+
+    @cached_property
+    def by_coverage(self) -> AccuracyCoverage:
+        """Accuracy by the share of images that are answered, the surest first."""
+        return AccuracyCoverage.of(self.confidence.numpy(), (self.predicted == self.labels).numpy())
 
 
 @dataclass(frozen=True)
@@ -125,7 +133,13 @@ class Evaluation:
 
 
 def _make_row(
-    target: str, part: DatasetSplits, learnt: Scores, frozen: Scores, predicts: Predicts, familiar: Familiar
+    target: str,
+    part: DatasetSplits,
+    learnt: Scores,
+    frozen: Scores,
+    predicts: Predicts,
+    familiar: Familiar,
+    min_probability: float | None,
 ) -> Row:
     n_classes, bins = len(part.class_names), learnt.reliability
     images, correct = count_per_class(learnt.labels, learnt.predicted, n_classes)
@@ -154,7 +168,23 @@ def _make_row(
         predicts=predicts,
         familiar=familiar,
         parts={name: 100 * accuracy for name, accuracy in learnt.part_accuracies.items()} or None,
+        **_answering(learnt, frozen, min_probability),
     )
+
+
+def _answering(learnt: Scores, frozen: Scores, min_probability: float | None) -> dict[str, Any]:
+    """What a row says of probabilities that are meant: before a temperature, by coverage, and from a threshold on."""
+    found: dict[str, Any] = {
+        "aurc": 100 * learnt.by_coverage.aurc,
+        "zero_shot_aurc": 100 * frozen.by_coverage.aurc,
+        "selective": learnt.by_coverage.kept(),
+    }
+    if learnt.temperature != 1:
+        found["uncalibrated_ece"] = 100 * replace(learnt, temperature=1.0).reliability.expected_calibration_error
+    if min_probability is not None:
+        coverage, accuracy = learnt.by_coverage.at(min_probability)
+        found["answered"] = {"min_probability": min_probability, "coverage": coverage, "accuracy": accuracy}
+    return found
 
 
 def limited(items: Sequence[Item], limit: int | None) -> Sequence[Item]:
@@ -217,9 +247,11 @@ def score(
     if learner.facts.parts:  # which are asked for one by one, and so of learners that predict images alone
         found = [_in_parts(learner, batch) for batch in unlabelled()]
         several = {name: torch.cat([each[name] for each in found])[own] for name in found[0]}
-        return Scores(torch.cat(labels)[own], several.pop(FUSED), several if len(several) > 1 else {})
+        fused = several.pop(FUSED)
+        parts = several if len(several) > 1 else {}
+        return Scores(torch.cat(labels)[own], fused, parts, learner.temperature)
     logits = [finite(part.float().cpu(), learner) for part in learner.predict_all(unlabelled())]
-    return Scores(torch.cat(labels)[own], torch.cat(logits)[own])
+    return Scores(torch.cat(labels)[own], torch.cat(logits)[own], temperature=learner.temperature)
 
 
 def _in_parts(learner: PromptLearner, batch: Batch) -> dict[str, Tensor]:
@@ -351,7 +383,8 @@ def evaluate(
         learner.familiar = known = familiar or learner.familiar
         frozen, learnt = scored(zero_shot), scored(learner)
         others = [100 * scored(learner).accuracy for _ in redrawn(learner)]
-    row = _make_row(target, splits, learnt, frozen, learner.facts.predicts, known)
+    threshold = None if learner.calibration is None else learner.calibration.min_probability
+    row = _make_row(target, splits, learnt, frozen, learner.facts.predicts, known, threshold)
     row = replace(row, draws=others) if others else row
     if row.predicts == "online":
         row = replace(row, order=seed)

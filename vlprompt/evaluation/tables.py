@@ -82,6 +82,7 @@ def _caption(result: Result) -> str:
         NOTES[result.predicts],
         RECONSTRUCTION if result.fidelity == "reconstruction" else "",
         spread_over_draws(result.rows),
+        *_probabilities(result),
     ]
     return "; ".join(filter(None, told))
 
@@ -121,6 +122,21 @@ def _html_line(line: Sequence[str]) -> str:
     return f'<tr><th scope="row" style="text-align: left">{name}</th>{cells}</tr>'
 
 
+def _probabilities(result: Result) -> list[str]:
+    """What a temperature did to the tests' calibration error, and what is answered from a threshold on."""
+    told = []
+    errors = [(row.target, row.uncalibrated_ece, row.ece) for row in result.rows if row.uncalibrated_ece is not None]
+    if errors and result.calibration:
+        parts = (f"{target} {before:.1f} → {after:.1f}" for target, before, after in errors)
+        told.append(f"calibration error at temperature {result.calibration['temperature']:.3g}: {', '.join(parts)}")
+    for row in result.rows:
+        if row.answered is not None:
+            accuracy = row.answered["accuracy"]
+            right = "" if accuracy is None else f", {accuracy:.1%} of these right"
+            told.append(f"{row.target}: {row.answered['coverage']:.1%} of the images answered{right}")
+    return told
+
+
 def explain(result: Result) -> str:
     """Say in two sentences what a result's table tells."""
     gains = {row.target: row.accuracy - row.zero_shot for row in result.rows}
@@ -157,6 +173,8 @@ def metrics_table(method: str, row: Row, fidelity: Fidelity | None = None) -> Gr
         ("top-5 accuracy", row.zero_shot_top5, row.top5),
         ("macro accuracy", row.zero_shot_macro, row.macro_accuracy),
         ("calibration error (ECE)", row.zero_shot_ece, row.ece),
+        ("  without the temperature", row.zero_shot_ece, row.uncalibrated_ece),
+        ("error by coverage (AURC)", row.zero_shot_aurc, row.aurc),
     ):
         if frozen is not None and learnt is not None:
             table.add_row(name, f"{frozen:.2f}", f"{learnt:.2f}", f"{learnt - frozen:+.2f}")

@@ -69,6 +69,7 @@ class PromptLearner(Road):
         edits: what it does inside the towers (``vlprompt.clip.edits``), for a method to hand to all that encodes.
         trained_names: the classes that it learns from, whatever others it scores later.
         familiar: what the classes that it scores are to it: by their names, unless the evaluator knows better.
+        calibration: what held-out images said of its probabilities; None until it is asked, and when it learns anew.
     """
 
     def __init__(
@@ -150,6 +151,7 @@ class PromptLearner(Road):
         self.facts = self.facts_with(config, self.beneath)
         self.ensemble = make_ensemble(setting, self.method, self._own_facts(config, self.beneath))
         self.config = config
+        self.calibration = None  # one that was found is of other logits
 
     # Learning
 

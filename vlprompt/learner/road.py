@@ -16,6 +16,7 @@ from vlprompt.base.tensor_checks import as_batch, check_features
 from vlprompt.clip.naming import spoken
 from vlprompt.data.templates import resolve_templates
 from vlprompt.errors import VlpromptError
+from vlprompt.learner.calibration import Calibration
 from vlprompt.learner.ensembling import Ensemble
 from vlprompt.learner.fusion import SecondHead, first_kind, rows_of
 from vlprompt.learner.method import Method
@@ -32,6 +33,7 @@ class Road(Method):
     second_head: SecondHead | None
     teacher: Teacher
     templates: tuple[str, ...]
+    calibration: Calibration | None  # what held-out images said of its probabilities
     _cached: tuple[list[Tensor], Tensor] | None  # the state that gave these class features
 
     def forward(self, batch: Batch | Tensor) -> Outputs | Tensor:
@@ -123,6 +125,15 @@ class Road(Method):
     def classify(self, image_features: Tensor) -> Tensor:
         """Logits (B, C) of the learner's own image features (B, D), normalised or not, but for a second head."""
         return self.outputs(check_features(image_features, self.feature_width)).logits
+
+    @property
+    def temperature(self) -> float:
+        """What its logits are divided by before they become probabilities; 1 unless it was fitted."""
+        return 1.0 if self.calibration is None else self.calibration.temperature
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Probabilities (B, C) of its logits, at its temperature: what predictions say."""
+        return (logits / self.temperature).softmax(dim=-1)
 
     @torch.no_grad()
     def predict(self, batch: Batch) -> Tensor:

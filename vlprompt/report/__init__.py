@@ -133,7 +133,7 @@ def make_report(
         folders: that hold runs, at any depth, or result files; none for the published figures alone.
         methods: leave out all others.
         protocol: leave out all others.
-        metric: ``accuracy``, ``macro_accuracy``, ``top5`` or ``ece``.
+        metric: ``accuracy``, ``macro_accuracy``, ``top5``, ``ece`` or ``aurc``.
         compare: ``published`` sets the published figures beside ours.
         pair: two methods to compare image by image.
         analysis: ``robin_hood`` adds how classes' gains over zero-shot go with their zero-shot accuracies.

@@ -28,6 +28,7 @@ METRICS = {
     "macro_accuracy": Metric("macro_accuracy", "zero_shot_macro", "macro accuracy (%)"),
     "top5": Metric("top5", "zero_shot_top5", "top-5 accuracy (%)"),
     "ece": Metric("ece", "zero_shot_ece", "expected calibration error (%)", higher=False),
+    "aurc": Metric("aurc", "zero_shot_aurc", "area under the risk–coverage curve (%)", higher=False),
 }
 
 

@@ -23,6 +23,7 @@ from vlprompt.report.summaries import (
     COLOURS,
     WIDEST,
     confusion_counts,
+    mean_selective,
     pooled_reliability,
     reach,
     shot_positions,
@@ -164,6 +165,31 @@ def reliability(group: Group, keys: Sequence[Key] | None = None) -> Figure:
     panels[0].set_ylabel("accuracy")
     panels[0].legend(frameon=False, fontsize=7, loc="upper left")
     return figure
+
+
+@legible
+def accuracy_coverage(group: Group, keys: Sequence[Key] | None = None) -> Figure:
+    """Draw accuracy by the share of images that are answered, the surest first: a curve a method, mean over tests.
+
+    Args:
+        group: of ``collect``.
+        keys: the tests; all of the group's unless given, of several numbers of shots the most.
+
+    Raises:
+        VlpromptError: no result of the group holds its curve.
+    """
+    curves = {label: mean_selective(group, label, keys) for label in group.values}
+    found = {label: curve for label, curve in curves.items() if curve is not None}
+    if not found:
+        raise VlpromptError(f"the results of {group.title} hold no accuracy by coverage: run them again")
+    figure, [axes] = _panels(1, size=4)
+    styles = method_styles(group)
+    for label, (coverage, accuracy) in found.items():
+        axes.plot(coverage, accuracy, **styles[label] | {"markersize": 3.5}, label=figure_text(label))
+    axes.set_xlim(0, 100)
+    axes.set_ylim(*within_percent(*axes.get_ylim()))
+    axes.set(xlabel="images answered, the surest first (%)", ylabel="accuracy of those (%)")
+    return _with_legend(figure, axes)
 
 
 @legible

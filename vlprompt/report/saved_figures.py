@@ -13,10 +13,10 @@ from vlprompt.errors import VlpromptError, nearest
 from vlprompt.evaluation.protocols import PROTOCOLS
 from vlprompt.report.cells import check_metric
 from vlprompt.report.class_gains import robin_hoods
-from vlprompt.report.figures import base_new, confusion, few_shot_curves, reliability, robin_hood
+from vlprompt.report.figures import accuracy_coverage, base_new, confusion, few_shot_curves, reliability, robin_hood
 from vlprompt.report.groups import STUDY, Group
 from vlprompt.report.paper_figures import FEWEST, critical_difference, dataset_scores, radar
-from vlprompt.report.summaries import pooled_reliability
+from vlprompt.report.summaries import mean_selective, pooled_reliability
 
 FORMATS = ("pdf", "png", "svg")
 
@@ -57,6 +57,8 @@ def _figures_of(group: Group, metric: str) -> Iterator[tuple[str, Figure]]:
         yield f"{group.title}-critical-difference", critical_difference(group, metric)
     if any(pooled_reliability(group, label) for label in group.values):
         yield f"{group.title}-reliability", reliability(group)
+    if any(mean_selective(group, label) for label in group.values):
+        yield f"{group.title}-coverage", accuracy_coverage(group)
     for key in group.telling_keys:
         name = "-".join(str(part) for part in key if part is not None)
         if any(test.row.per_class for cells in group.values.values() for test in cells.get(key, ())):

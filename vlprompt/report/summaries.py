@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from vlprompt.errors import VlpromptError
+from vlprompt.evaluation.abstention import POINTS
 from vlprompt.evaluation.metrics import Reliability, confusion_matrix
 from vlprompt.evaluation.predicted import read_predictions
 from vlprompt.report.cells import Cell
@@ -59,6 +60,25 @@ def pooled_reliability(group: Group, label: str, keys: Sequence[Key] | None = No
 
     confidence, accuracy = mean(each["confidence"] for each in found), mean(each["accuracy"] for each in found)
     return Reliability(total.tolist(), confidence, accuracy)
+
+
+def mean_selective(
+    group: Group, label: str, keys: Sequence[Key] | None = None
+) -> tuple[list[float], list[float]] | None:
+    """A method's accuracy by coverage, both in percent: the mean over tests and seeds; None for earlier results.
+
+    Args:
+        group: of ``collect``.
+        label: a method of the group.
+        keys: the tests; all of the group's unless given, of several numbers of shots the most.
+    """
+    tests = [test for key in keys or group.telling_keys for test in group.values[label].get(key, ())]
+    found = [test.row.selective for test in tests if test.row.selective is not None]
+    if not found:
+        return None
+    shares = (np.arange(POINTS) + 1) / POINTS
+    curves = [np.interp(shares, each["coverage"], each["accuracy"]) for each in found]
+    return (100 * shares).tolist(), (100 * np.mean(curves, axis=0)).tolist()
 
 
 def confusion_counts(group: Group, label: str, key: Key) -> tuple[list[str], np.ndarray]:

@@ -15,6 +15,7 @@ from vlprompt.data.readable import leave_out_unreadable
 from vlprompt.evaluation.protocols import Part, Plan
 from vlprompt.evaluation.scoring import limited
 from vlprompt.learner.held_out import FIXED
+from vlprompt.runs.calibration import asks_to_calibrate
 
 
 def check_present(data: Mapping[Part, DatasetSplits], plan: Plan) -> None:
@@ -39,7 +40,8 @@ def usable_parts(
             if part == plan.train and config.unlabelled:
                 usable[part] = leave_out_unreadable(splits, ["pool"], config.on_unreadable)
             continue
-        asked = [each for each in _asked(part, plan) if each != "val" or config.selection != FIXED]
+        uses_val = config.selection != FIXED or asks_to_calibrate(config)
+        asked = [each for each in _asked(part, plan) if each != "val" or uses_val]
         if "test" in asked and FeatureBank.is_kept(clip, splits, splits.test, transform=eval_transform(clip)):
             asked.remove("test")
         with reporter.bar("looking at images", lines=1) as update:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from vlprompt.learner.contract import PromptLearner
 from vlprompt.learner.creation import create_learner
 from vlprompt.learner.held_out import Selection, make_selection, say_selection
 from vlprompt.learner.registration import method_facts
+from vlprompt.runs.calibration import calibrate_run, check_calibration, held_apart
 from vlprompt.runs.folder import claim_folder, find_finished, load_own_learner, lock_run, refuse_if_in_use
 from vlprompt.runs.images import encode_tests, image_facts, usable_parts
 from vlprompt.runs.loggers import LoggedRun, Loggers, check_installed, open_loggers
@@ -97,11 +99,13 @@ def execute(resolved: Resolved, clip: FrozenCLIP | None = None, shared: Shared |
         plan = replace(plan, selection=make_selection(config.selection, config.method, facts))
         data, split = load_parts(plan, config, shared)
         check_run(config, folder, plan, data, facts)
+        check_calibration(config, plan, data, facts)
         check_suits(config.protocol, plan, data, config.method, facts)
         clip = shared.clip_for(config)
         data = usable_parts(data, plan, config, clip, reporter)
         adapted = adapt_depths(resolved, clip)
-        learner = _make_learner(resolved, clip, data[plan.train], adapted | _names_of_cards(config, plan))
+        instead = adapted | _names_of_cards(config, plan)
+        learner = _make_learner(resolved, clip, data[plan.train], instead)
         check_suits(config.protocol, plan, data, config.method, learner.facts)  # of what it stands on, too
     _announce(resolved, adapted, clip, reporter)
     with lock_run(folder):
@@ -128,6 +132,8 @@ def execute(resolved: Resolved, clip: FrozenCLIP | None = None, shared: Shared |
                 plan.selection,
                 plan.later_names(data),
             )
+            make = partial(_make_learner, resolved, clip, data[plan.train], instead)
+            calibrate_run(learner, held_apart(plan, data), resolved, make, reporter, clock)
             truth = labels_of_pool(data[plan.train], config, shared) if labellings else {}
             pseudo_labels = keep_pseudo_labels(folder, labellings, data[plan.train], truth, reporter)
             saw, searches = plan.seen(data), plan.selection.searches

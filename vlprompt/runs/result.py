@@ -69,6 +69,7 @@ def keep_result(
         git_commit=git_commit(),
         fidelity=learner.facts.fidelity,
         start=learner.start,
+        calibration=_calibration(learner),
         created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         files={
             SETTINGS: sha256_file(folder / SETTINGS),
@@ -81,6 +82,12 @@ def keep_result(
     for checkpoint in checkpoints(folder):
         checkpoint.unlink()  # the learner is kept, and a finished run has nothing to resume
     return result
+
+
+def _calibration(learner: PromptLearner) -> dict[str, Any] | None:
+    """What held-out images said of its probabilities, in a few numbers."""
+    found = learner.calibration
+    return None if found is None else {key: value for key, value in asdict(found).items() if key != "curve"}
 
 
 def write_searches(folder: Path, searches: Sequence[Search]) -> None:

@@ -19,6 +19,7 @@ from vlprompt.base.settings_text import check_plain, show
 from vlprompt.data.readable import ACTIONS
 from vlprompt.errors import VlpromptError, nearest
 from vlprompt.evaluation.protocols import PROTOCOLS
+from vlprompt.learner.calibration import CALIBRATIONS
 from vlprompt.learner.held_out import FIXED, OTHER_NAMES, SELECTIONS
 from vlprompt.learner.registration import METHODS
 from vlprompt.runs.loggers import parse_loggers
@@ -126,7 +127,8 @@ def check_values(config: RunConfig) -> None:
         raise VlpromptError(
             f"name must be a folder in {config.output}, of at most {MAX_NAME} characters, not {show(config.name)}"
         )
-    for key, known in (("precision", DTYPES), ("selection", SELECTIONS), ("on_unreadable", ACTIONS)):
+    choices = {"precision": DTYPES, "selection": SELECTIONS, "on_unreadable": ACTIONS, "calibrate": CALIBRATIONS}
+    for key, known in choices.items():
         if getattr(config, key) not in known:
             raise VlpromptError(f"unknown {key} '{getattr(config, key)}': {nearest(getattr(config, key), known)}")
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from vlprompt.base.shown import printable
 from vlprompt.clip.openclip import on_the_hub
 from vlprompt.errors import VlpromptError
+from vlprompt.learner.calibration import read_calibration, say_calibration
 from vlprompt.learner.facts import NOTES, RECONSTRUCTION, Facts, mark_of, marked
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ def model_card(
         **({"data": data} if (data := _data(extra)) else {}),
         **{SAVED.get(key, key): _saved(value) for key, value in extra.items() if key != "dataset"},
         **({"recipe": f"{result.recipe['name']} ({result.recipe['source']})"} if result and result.recipe else {}),
+        **({"probabilities": _calibrated(description["calibration"])} if "calibration" in description else {}),
         "vlprompt": description["vlprompt"],
     }
     return "\n".join(
@@ -76,7 +78,7 @@ def model_card(
             "",
             f'learner = vlprompt.load_learner("{address}")',
             "images = learner.clip.preprocess(image).unsqueeze(0)  # a PIL image",
-            "probabilities = learner(images).softmax(dim=-1)  # (1, C), in the order of learner.class_names",
+            "probabilities = learner.probabilities(learner(images))  # (1, C), in the order of learner.class_names",
             *(('learner.set_class_names(["okapi", "tapir"])  # other classes',) if facts.new_classes else ()),
             "```",
             "",
@@ -90,6 +92,11 @@ def model_card(
             "",
         ]
     )
+
+
+def _calibrated(found: Mapping[str, Any]) -> str:
+    """What held-out images said of its probabilities."""
+    return say_calibration(read_calibration(found, "calibration"))
 
 
 def _saved(value: Any) -> Any:

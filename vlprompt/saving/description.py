@@ -70,6 +70,7 @@ class Description(TypedDict):
         Field(description=f"a list of texts of at most {MAX_NAME} characters with one {{}} each", min_length=1),
     ]
     extra: Annotated[dict[str, Any], Field(description="an object")]
+    calibration: NotRequired[Annotated[dict[str, Any], Field(description="an object")]]
     files: Annotated[dict[str, Text], Field(description="hashes by name of file")]
     sha256: Annotated[Text, Field(description="a hash of the other fields")]
 

@@ -27,6 +27,7 @@ from vlprompt.clip.class_names import check_names
 from vlprompt.clip.frozen import FrozenCLIP
 from vlprompt.clip.loading import load_clip
 from vlprompt.errors import VlpromptError, first_line
+from vlprompt.learner.calibration import read_calibration
 from vlprompt.learner.contract import PromptLearner
 from vlprompt.learner.registration import METHODS, make_config
 from vlprompt.learner.standing import LearnerTeacher
@@ -58,7 +59,10 @@ def save_learner(learner: PromptLearner, path: str | os.PathLike[str], extra: Ma
     # what is scored by another rule for classes that were trained on must know them again
     other = learner.facts.parts or learner.trained_names != learner.class_names
     trained = {"trained_on": list(learner.trained_names)} if other else {}
-    description = trained | {
+    calibrated = {"calibration": dataclasses.asdict(learner.calibration)} if learner.calibration else {}
+    description = {
+        **trained,
+        **calibrated,
         "vlprompt": __version__,
         "method": learner.method,
         "config": dataclasses.asdict(learner.config),
@@ -179,6 +183,8 @@ def _load(folder: Path, path: str, remote: bool, clip: FrozenCLIP | None, device
     learnables = read_learnables(folder, saved["files"].get(LEARNABLES))
     learner.load_learnables(learnables, f"the tensors of {path}")
     learner.set_class_names(saved["class_names"])
+    if "calibration" in saved:
+        learner.calibration = read_calibration(saved["calibration"], f"{file}, calibration")
     check_names(clip, learner.class_names, shared_names=True)
     return learner.eval()
 

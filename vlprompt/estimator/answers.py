@@ -1,0 +1,154 @@
+"""Which images ``PromptClassifier`` answers, how its probabilities are made to mean what they say, and the word for
+those that it leaves out.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+from sklearn.metrics import accuracy_score
+from sklearn.utils.validation import check_is_fitted
+from torch import Tensor
+
+from vlprompt.base.settings import LearnOptions
+from vlprompt.errors import VlpromptError, nearest
+from vlprompt.evaluation.abstention import AccuracyCoverage, accuracy_coverage
+from vlprompt.evaluation.calibration import calibrate, check_share, refuse_facts, threshold_for, threshold_of
+from vlprompt.learner.calibration import CALIBRATIONS, NO_CALIBRATION, TEMPERATURE, Calibration
+from vlprompt.learner.contract import PromptLearner
+from vlprompt.learner.facts import Facts
+from vlprompt.training.cross_fitting import Make, folds, held_out_logits
+from vlprompt.training.feed import ImageFeed
+from vlprompt.training.trainer import Trainer
+
+
+class Answers:
+    """What ``PromptClassifier`` says of images, from the logits of its learner."""
+
+    learner_: PromptLearner
+    classes_: np.ndarray
+    min_probability: float | None
+    coverage: float | None
+    unsure: Any
+
+    def _logits(self, X: Any) -> Tensor:
+        """Logits (N, C) of images or features."""
+        raise NotImplementedError
+
+    def predict(self, X: Any) -> np.ndarray:
+        """Return the label (N,) of each image, ``unsure`` where its probability is too low to answer."""
+        logits, threshold = self._logits(X), self._threshold()
+        labels: np.ndarray = self.classes_[logits.argmax(dim=1).numpy()]
+        if threshold is None:
+            return labels
+        sure = self.learner_.probabilities(logits).amax(dim=1) >= threshold
+        return with_unsure(labels, sure.numpy(), self.unsure)
+
+    def predict_proba(self, X: Any) -> np.ndarray:
+        """Return the probability (N, C) of each class, in the order of ``classes_``."""
+        logits = self._logits(X)
+        return self.learner_.probabilities(logits).numpy()
+
+    def score(self, X: Any, y: ArrayLike, sample_weight: ArrayLike | None = None) -> float:
+        """Return the share of images whose likeliest class is the true one, those left unanswered among them."""
+        likeliest = self.classes_[self._logits(X).argmax(dim=1).numpy()]
+        return float(accuracy_score(y, likeliest, sample_weight=sample_weight))
+
+    def accuracy_coverage(self, X: Any, y: ArrayLike) -> AccuracyCoverage:
+        """Return how accuracy grows as fewer images are answered, see ``vlprompt.evaluation.abstention``."""
+        places = {label: i for i, label in enumerate(self.classes_.tolist())}
+        return accuracy_coverage(self.predict_proba(X), [places.get(label, -1) for label in np.asarray(y).tolist()])
+
+    @property
+    def calibration_(self) -> Calibration | None:
+        """What held-out images said of the probabilities."""
+        check_is_fitted(self, "learner_")
+        return self.learner_.calibration
+
+    def _threshold(self) -> float | None:
+        """From what probability on to answer, as the settings are now; None answers all."""
+        if self.min_probability is None and self.coverage is None:
+            return None
+        return threshold_for(self.learner_, self.min_probability, self.coverage)
+
+
+def check_answering(setting: str, min_probability: float | None, coverage: float | None) -> None:
+    """Refuse settings that are not known, are out of their range, or contradict each other."""
+    if setting not in CALIBRATIONS:
+        raise VlpromptError(f"unknown calibrate '{setting}': {nearest(str(setting), CALIBRATIONS)}")
+    if coverage is not None and min_probability is None:
+        check_share("coverage", coverage)
+    else:
+        threshold_of(None, min_probability, coverage)
+
+
+def asks_to_calibrate(setting: str, coverage: float | None) -> bool:
+    """Whether a classifier is to look at its probabilities on images that are held out."""
+    return setting != NO_CALIBRATION or coverage is not None
+
+
+def check_calibration(method: str, facts: Facts, feed: ImageFeed, seed: int, make: Make | None) -> None:
+    """Refuse, before anything is trained, what no held-out image can say something of.
+
+    Args:
+        method: its name.
+        facts: what the learner is.
+        feed: what it learns from.
+        seed: of the parting of labelled images.
+        make: others like it; None if it goes on from what it has learnt.
+    """
+    asked = "calibrate or coverage"
+    refuse_facts(asked, method, facts)
+    if make is None:
+        raise VlpromptError(f"{asked} looks at all images that were learnt from: use fit, without warm_start")
+    if not feed.splits.val:
+        folds(feed.splits.train, seed)
+
+
+def calibration_of(
+    learner: PromptLearner, feed: ImageFeed, make: Make, config: LearnOptions, setting: str, coverage: float | None
+) -> Calibration:
+    """What the images say that a classifier held out or, where it held out none, training images by cross-fitting.
+
+    Args:
+        learner: trained.
+        feed: that it learnt from.
+        make: others like it, not trained yet.
+        config: how it learns.
+        setting: ``temperature`` or ``none``.
+        coverage: share of images to answer.
+    """
+
+    def fit(other: PromptLearner, part: ImageFeed) -> None:
+        Trainer(config, {"seed": config.seed}).fit(other, part)
+
+    on, logits, labels = held_out_logits(learner, feed, make, fit, config.seed)
+    return calibrate(logits, labels, on, temperature=setting == TEMPERATURE, coverage=coverage)
+
+
+def with_unsure(labels: np.ndarray, answered: np.ndarray, unsure: Any) -> np.ndarray:
+    """Labels (N,) with a word, or None, in the place of those that are not answered.
+
+    The array has the labels' own type where the word is of their kind, and else holds objects.
+
+    Args:
+        labels: (N,).
+        answered: (N,), whether each is.
+        unsure: the word.
+
+    >>> with_unsure(np.array(["cat", "dog"]), np.array([True, False]), "unsure").tolist()
+    ['cat', 'unsure']
+    >>> with_unsure(np.array([3, 5]), np.array([True, False]), None).tolist()
+    [3, None]
+    """
+    if labels.dtype.kind == "U" and isinstance(unsure, str):
+        kind: Any = np.promote_types(labels.dtype, np.asarray(unsure).dtype)  # no letter is cut off
+    elif labels.dtype.kind in "iu" and isinstance(unsure, (int, np.integer)) and not isinstance(unsure, bool):
+        kind = np.int64
+    else:
+        kind = object
+    found = labels.astype(kind)
+    found[~answered] = unsure
+    return found
