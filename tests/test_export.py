@@ -2,22 +2,41 @@
 
 from __future__ import annotations
 
+import ast
 import json
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import open_clip
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from vlprompt import FrozenCLIP, VlpromptError, create_learner, list_methods, load_clip, method_info
+import vlprompt
+from vlprompt import (
+    FrozenCLIP,
+    PromptLearner,
+    VlpromptError,
+    create_learner,
+    list_methods,
+    load_clip,
+    method_info,
+    predict_images,
+)
 from vlprompt.cli.export import main as export
+from vlprompt.cli.predict import main as predict
+from vlprompt.data import as_rgb, eval_transform
+from vlprompt.learner.calibration import Calibration, Curve
+from vlprompt.saving import run_onnx
 from vlprompt.saving.export import ONNX_TORCH, export_learner
+from vlprompt.saving.exported import ExportFacts, load_exported
 from vlprompt.testing import fit, make, make_ready, small_clip
 
 NAMES = ("cat", "annual_crop land", "an owl", "dog")
@@ -147,15 +166,156 @@ def test_heads_of_each_kind_give_their_logits_from_images(
             assert same(GRAPH_LOGITS[to](path, images), head(images))
 
 
-@needs_onnx_exporter
-def test_an_onnx_file_says_how_it_is_used(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[PromptLearner, Path]:
+    """A calibrated learner and its ONNX file."""
     learner = make("vpt").eval()
-    path = export_learner(learner, "onnx", tmp_path / "learner.onnx")
+    kept = Curve(threshold=[0.25], coverage=[1.0], accuracy=[0.5])
+    learner.calibration = Calibration("val", 20, kept, 9.0, 3.0, 0.7, 0.5, 0.25)
+    return learner, export_learner(learner, "onnx", tmp_path_factory.mktemp("onnx") / "learner.onnx")
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> list[str]:
+    """Smooth pictures of several shapes, a grey one and one that lies on its side among them."""
+    random, paths = np.random.default_rng(0), []
+    for i, shape in enumerate([(32, 32), (90, 50), (41, 127), (20, 24), (64, 63)]):
+        coarse = Image.fromarray(random.integers(0, 256, (5, 4, 3), dtype=np.uint8))
+        picture = coarse.resize(shape, Image.Resampling.BICUBIC).convert("L" if i == 2 else "RGB")
+        exif = picture.getexif()
+        exif[0x0112] = 6 if i == 1 else 1
+        paths.append(str(tmp_path / f"{i}.png"))
+        picture.save(paths[-1], exif=exif)
+    return paths
+
+
+@needs_onnx_exporter
+def test_an_onnx_file_says_how_it_is_used(exported: tuple[PromptLearner, Path]) -> None:
+    learner, path = exported
     session = onnx_session(path)
     assert session.get_inputs()[0].shape == ["batch", 3, 32, 32]
-    facts = session.get_modelmeta().custom_metadata_map
-    assert json.loads(facts["class_names"]) == list(learner.class_names)
-    assert json.loads(facts["mean"]) == pytest.approx(learner.clip.image_mean)
+    facts = {key: json.loads(text) for key, text in session.get_modelmeta().custom_metadata_map.items()}
+    assert facts["class_names"] == list(learner.class_names)
+    assert facts["mean"] == pytest.approx(learner.clip.image_mean)
+    assert (facts["interpolation"], facts["resize_mode"], facts["crop"]) == ("bicubic", "shortest", "center")
+    assert (facts["temperature"], facts["min_probability"], facts["vlprompt"]) == (0.7, 0.25, vlprompt.__version__)
+
+
+@needs_onnx_exporter
+def test_the_script_beside_an_onnx_file_gives_the_learners_answers_without_torch(
+    exported: tuple[PromptLearner, Path], photos: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    learner, path = exported
+    script = path.with_name("run_onnx.py").read_text(encoding="utf-8")
+    imported = {node for node in ast.walk(ast.parse(script)) if isinstance(node, (ast.Import, ast.ImportFrom))}
+    names = {getattr(node, "module", None) or node.names[0].name for node in imported}
+    assert names == {"json", "sys", "typing", "numpy", "PIL", "onnxruntime"}
+    exec(script, code := {"__name__": "script"})
+    code["main"](str(path), *photos)
+    lines = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
+    expected = list(predict_images(learner, photos))
+    assert {prediction.sure for prediction in expected} == {True, False}
+    assert [line[2] for line in lines] == photos
+    assert [line[0] for line in lines] == [prediction.answer or "unsure" for prediction in expected]
+    assert [float(line[1]) for line in lines] == pytest.approx([p.probabilities[0] for p in expected], abs=2e-3)
+
+
+@pytest.mark.parametrize("mode", ["shortest", "longest", "squash"])
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+def test_the_scripts_pixels_are_the_transforms_to_a_level_of_255(
+    mode: str, interpolation: str, photos: list[str]
+) -> None:
+    facts = {
+        "class_names": ["a", "b"],
+        "image_size": 32,
+        "batch": "any",
+        "mean": [0.5, 0.4, 0.3],
+        "std": [0.2, 0.3, 0.4],
+    }
+    facts |= {"resize_mode": mode, "interpolation": interpolation}
+    transform = eval_transform(ExportFacts(**facts))
+    for photo in photos:
+        image = as_rgb(photo)
+        ours = torch.from_numpy(run_onnx.prepare(image, facts))[0]
+        assert ours.dtype == torch.float32
+        levels = (ours - transform(image)) * torch.tensor(facts["std"]).view(3, 1, 1) * 255
+        assert float(levels.abs().max()) < 1.01
+        assert float(levels.abs().mean()) < 0.1
+
+
+@needs_onnx_exporter
+def test_predict_takes_what_was_exported(
+    exported: tuple[PromptLearner, Path], photos: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    learner, path = exported
+    expected = list(predict_images(learner, photos, top=3))
+    program = export_learner(learner, "torch", tmp_path / "learner.pt2")
+    for model, more in ((path, []), (program, ["trust=true"])):
+        assert predict([f"model={model}", *photos, "top=3", "format=jsonl", "batch_size=2", *more]) == 0
+        for line, each in zip(map(json.loads, capsys.readouterr().out.splitlines()), expected, strict=True):
+            assert (line["image"], line["answer"], line["classes"]) == (each.image, each.answer, list(each.classes))
+            assert line["probabilities"] == pytest.approx(each.probabilities, abs=1e-4)
+    assert predict([f"model={path}", photos[0], "min_probability=0", "format=csv"]) == 0
+    assert capsys.readouterr().out.splitlines()[0] == "image,class,probability"
+    for arguments, sentence in (
+        ([f"model={program}"], "which can run code of whoever wrote it: say trust=true"),
+        ([f"model={path}", "classes=[okapi,tapir]"], "classes is of a learner, and what was exported is as it is"),
+        ([f"model={path}", "coverage=0.5"], "coverage is of a learner"),
+        ([f"model={path}", "min_probability=2"], "min_probability must be a number"),
+        (["model=absent.onnx"], "there is no file absent.onnx"),
+        ([f"model={photos[0]}"], "is no exported learner: give a file that ends in .onnx or .pt2"),
+        ([f"model={path}", f"unsure={learner.class_names[0]}"], "give another word for what is not answered"),
+        ([f"model={path}", f"learner={tmp_path}"], "say which learner and which images"),
+        ([f"learner={tmp_path}", "trust=true"], "trust is of model=FILE"),
+    ):
+        assert predict([*arguments, photos[0]]) == 2
+        assert sentence in capsys.readouterr().err
+
+
+@needs_onnx_exporter
+@pytest.mark.parametrize(
+    ("key", "text", "sentence"),
+    [
+        ("class_names", None, "says nothing of classes"),
+        ("class_names", '["a", "b"]', "its graph does not go with its metadata"),
+        ("class_names", "[", "has metadata that are no JSON"),
+        ("class_names", "[" * 100_000, "has metadata that are no JSON"),
+        ("image_size", "64", "its graph does not go with its metadata"),
+        ("image_size", "1000000000", "field 'image_size' is not right"),
+        ("std", "[0.0, 1.0, 1.0]", "'std'|std"),
+        ("mean", "[NaN, 1.0, 1.0]", "mean"),
+        ("resize_mode", '"as you like"', "field 'resize_mode' is not right"),
+        ("temperature", "-1", "field 'temperature' is not right"),
+        ("batch", None, "it lacks field 'batch'"),
+    ],
+    ids=str,
+)
+def test_a_strangers_metadata_are_held_to_their_kind(
+    key: str, text: str | None, sentence: str, exported: tuple[PromptLearner, Path], tmp_path: Path
+) -> None:
+    onnx = pytest.importorskip("onnx", reason="no export extra")
+    model = onnx.load(exported[1])
+    [entry] = [each for each in model.metadata_props if each.key == key]
+    if text is None:
+        model.metadata_props.remove(entry)
+    else:
+        entry.value = text
+    onnx.save(model, tmp_path / "odd.onnx")
+    with pytest.raises(VlpromptError, match=sentence):
+        load_exported(tmp_path / "odd.onnx")
+
+
+def test_what_is_no_model_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("odd.onnx", "odd.pt2"):
+        (tmp_path / name).write_bytes(b"PK\x03\x04 nothing")
+    with pytest.raises(VlpromptError, match=r"odd\.pt2 cannot be read by torch\.export"):
+        load_exported(tmp_path / "odd.pt2", trust=True)
+    if find_spec("onnxruntime"):
+        with pytest.raises(VlpromptError, match=r"odd\.onnx cannot be read by onnxruntime"):
+            load_exported(tmp_path / "odd.onnx")
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(VlpromptError, match=r'odd\.onnx needs onnxruntime: pip install "vlprompt\[export\]"'):
+        load_exported(tmp_path / "odd.onnx")
 
 
 @pytest.mark.skipif(not all(map(find_spec, ("onnx", "onnxruntime", "onnxscript"))), reason="no export extra")
@@ -256,7 +416,8 @@ def test_the_command_exports_a_saved_learner(tiny: FrozenCLIP, tmp_path: Path, c
     assert json.loads(output.with_suffix(".json").read_text())["class_names"] == ["tapir", "okapi"]
     said = capsys.readouterr().out
     assert "2 classes" in said
-    assert "its image features are prompted" in said
+    assert "left out: the image tower, which is prompted: to=torch and to=onnx have it" in said
+    assert "left out: the text tower, so that other class names need another export" in said
     for arguments, message in (
         (["to=onnx"], "needs learner=DIR"),
         ([f"learner={folder}"], "needs to=matrix|torch|onnx|openclip"),

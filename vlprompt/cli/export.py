@@ -28,7 +28,7 @@ def main(argv: Sequence[str]) -> int:
     arguments = parse(argv, texts=["classes"])
     settings = arguments.settings
     check_keys(settings, KEYS)
-    from vlprompt.saving.export import FORMATS, SUFFIXES, check_form, export_learner
+    from vlprompt.saving.export import FORMATS, SUFFIXES, check_form, export_learner, left_out
     from vlprompt.saving.folder import find_saved
     from vlprompt.saving.hub import PREFIX
 
@@ -46,7 +46,6 @@ def main(argv: Sequence[str]) -> int:
     if "--quiet" not in arguments.flags:
         console = make_console()
         console.print(f"{path}: {len(learner.class_names)} classes", markup=False, soft_wrap=True)
-        if to == "matrix" and not learner.facts.cacheable_images:
-            note = "its image features are prompted: the matrix needs the image tower of to=torch or to=onnx"
-            console.print(note, markup=False, soft_wrap=True)
+        for what in left_out(learner, to):
+            console.print(f"left out: {what}", markup=False, soft_wrap=True)
     return 0

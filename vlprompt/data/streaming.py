@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,11 +17,8 @@ from vlprompt.data.generated import GeneratedViews
 from vlprompt.data.images import as_rgb
 from vlprompt.data.in_hand import image_of
 from vlprompt.data.masks import RegionTransform, open_mask_beside
-from vlprompt.data.transforms import TestViews, eval_transform, split_transform
+from vlprompt.data.transforms import Preprocessing, TestViews, eval_transform, split_transform
 from vlprompt.errors import VlpromptError
-
-if TYPE_CHECKING:
-    from vlprompt.clip.frozen import FrozenCLIP
 
 BATCH = 64
 AHEAD = 2  # batches that are decoded before they are asked for
@@ -46,7 +43,7 @@ class ImageBatch:
 
 def stream_images(
     sources: Iterable[Any],
-    clip: FrozenCLIP,
+    clip: Preprocessing,
     *,
     batch_size: int = BATCH,
     threads: int | None = None,
@@ -59,7 +56,7 @@ def stream_images(
     Args:
         sources: images as ``vlprompt.data.as_rgb`` takes them, float tensors (3, S, S) that went through
             ``clip.preprocess``, or samples of a dataset: (image, …) or ``{"image": …}``. May be endless.
-        clip: whose transform is applied.
+        clip: whose transform is applied, a frozen model or what is known of one.
         batch_size: sources of a batch.
         views: draws several of each image, so that images are (B, V, 3, H, W); None for the crop alone.
         generated: views that stand behind those, of sources that are paths.
@@ -106,7 +103,7 @@ def _result(load: _Loader, chunk: list[Any], futures: list[Future[Any]]) -> Imag
 class _Loader:
     """Reads an image as bytes (3, S, S), or returns the sentence that says why not."""
 
-    def __init__(self, clip: FrozenCLIP, views: TestViews | None = None, generated: GeneratedViews | None = None):
+    def __init__(self, clip: Preprocessing, views: TestViews | None = None, generated: GeneratedViews | None = None):
         self.shape, self.views, self.generated = (3, clip.image_size, clip.image_size), views, generated
         _, self.before, self.after = split_transform(views or eval_transform(clip))
 
@@ -148,7 +145,7 @@ class _Loader:
 class _RegionLoader(_Loader):
     """Reads an image and the mask beside it, the mask as a fourth channel: (4, S, S) bytes."""
 
-    def __init__(self, clip: FrozenCLIP):
+    def __init__(self, clip: Preprocessing):
         super().__init__(clip)
         self.region = RegionTransform(clip)
 

@@ -22,15 +22,21 @@ from torch import Tensor, nn
 
 from vlprompt.base.files import atomic_write, temporary_folder, writing
 from vlprompt.clip.edits import FullLength
+from vlprompt.data.transforms import interpolation_of
 from vlprompt.errors import VlpromptError, nearest
+from vlprompt.evaluation.calibration import threshold_for
 from vlprompt.evaluation.scoring import finite
 from vlprompt.learner.contract import PromptLearner
 from vlprompt.learner.recording import added
+from vlprompt.saving import run_onnx
 from vlprompt.saving.export_openclip import export_openclip
+from vlprompt.saving.exported import FACTS
 from vlprompt.saving.merging import merged_into
+from vlprompt.version import __version__
 
 ONNX_TORCH = "2.7"  # the exporters before take no batch of any size
 MOST_IMAGES = 2**31 - 1  # of a batch: torch 2.5 finds its own default bound to be out of range
+SCRIPT = "run_onnx.py"
 TOLERANCE = 1e-4  # of logits, absolute and relative
 Dynamic = dict[str, dict[int, Any]]  # the axes of each input that may change
 
@@ -92,17 +98,19 @@ def export_torch(learner: PromptLearner, path: Path) -> Path:
         # strict tracing, the default before torch 2.7, refuses much of plain Python
         program = torch.export.export(graph, (example,), dynamic_shapes=dynamic, strict=False)
     made = io.BytesIO()  # torch's own writer ends the process where the disk is full
-    torch.export.save(program, made)
+    facts = describe(learner)
+    torch.export.save(program, made, extra_files={FACTS: json.dumps(facts)})
     _compare(torch.export.load(io.BytesIO(made.getvalue())).module(), learner, path)
     with atomic_write(path) as temporary:
         temporary.write_bytes(made.getbuffer())
-    return _write_facts(describe(learner), path)
+    return _write_facts(facts, path)
 
 
 def export_onnx(learner: PromptLearner, path: Path) -> Path:
     """Write an ONNX model from ``images`` (batch, 3, H, W) to ``logits`` (batch, C), compared in onnxruntime.
 
-    Weights of more than 2 GB lie in a second file beside it, as ONNX asks.
+    Beside it lies ``run_onnx.py``, which predicts with it where there is no torch. Weights of more than 2 GB lie in
+    another file beside it, as ONNX asks.
     """
     runtime = _needed("onnxruntime")
     for package in ("onnx", "onnxscript"):
@@ -117,9 +125,13 @@ def export_onnx(learner: PromptLearner, path: Path) -> Path:
         _compare(lambda x: torch.from_numpy(session.run(["logits"], {"images": x.numpy()})[0]), learner, path)
         for file in sorted(Path(folder).iterdir(), reverse=True):  # the weights before the model that points to them
             file.replace(path.with_name(file.name))
+    with atomic_write(path.with_name(SCRIPT)) as temporary:
+        temporary.write_text(Path(run_onnx.__file__).read_text(encoding="utf-8"), encoding="utf-8")
     return _write_facts(facts, path)
 
 
+# how a resized image becomes a square
+CROPS = {"shortest": "center", "longest": "pad with black", "squash": "none"}
 FORMATS: dict[str, Callable[[PromptLearner, Path], Path]] = {
     "matrix": export_matrix,
     "torch": export_torch,
@@ -127,6 +139,20 @@ FORMATS: dict[str, Callable[[PromptLearner, Path], Path]] = {
     "openclip": export_openclip,
 }
 SUFFIXES = {"matrix": ".safetensors", "torch": ".pt2", "onnx": ".onnx", "openclip": ""}
+
+
+def left_out(learner: PromptLearner, to: str) -> list[str]:
+    """What an export does not hold, a sentence each, for whoever takes it for the whole learner."""
+    if to == "openclip":
+        return ["the temperature and the threshold, which classifier.json has: OpenCLIP has no place for them"]
+    prompted = not learner.facts.cacheable_images
+    tower = "which is prompted: to=torch and to=onnx have it" if prompted else f"that of {learner.clip.name}"
+    facts = "which the facts beside the file describe"
+    how = f"{facts} and {SCRIPT} does" if to == "onnx" else facts
+    found = [f"the image tower, {tower}"] if to == "matrix" else [f"reading images and making them ready, {how}"]
+    if not _per_image(learner):
+        found.append("the text tower, so that other class names need another export")
+    return [*found, "the temperature and the threshold: they stand in the facts, and what comes out are logits"]
 
 
 def _linear_head(learner: PromptLearner) -> tuple[Tensor, Tensor] | None:
@@ -139,12 +165,16 @@ def describe(learner: PromptLearner) -> dict[str, Any]:
     """What a user of an export must know: classes in order, how images are made ready, whose features are scored."""
     clip = learner.clip
     return {
+        "vlprompt": __version__,
         "class_names": list(learner.class_names),
         "image_size": clip.image_size,
         "mean": list(clip.image_mean),
         "std": list(clip.image_std),
-        "interpolation": clip.interpolation,
+        "interpolation": interpolation_of(clip).value,
         "resize_mode": clip.resize_mode,
+        "crop": CROPS[clip.resize_mode],
+        "temperature": learner.temperature,
+        "min_probability": threshold_for(learner),
         "image_tower": "frozen" if learner.facts.cacheable_images else "prompted",
         "batch": 1 if _per_image(learner) else "any",
         "backbone": clip.identity(),

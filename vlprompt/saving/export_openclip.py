@@ -23,6 +23,7 @@ from vlprompt.clip.loading import load_clip
 from vlprompt.clip.openclip import SimpleTokenizer, get_model_config, list_models
 from vlprompt.clip.tiny import TINY_NAME, tiny_config
 from vlprompt.errors import VlpromptError
+from vlprompt.evaluation.calibration import threshold_for
 from vlprompt.learner.contract import PromptLearner
 from vlprompt.learner.prompts import TextPrompt
 from vlprompt.learner.recording import TextRecorder, added
@@ -50,6 +51,8 @@ def export_openclip(learner: PromptLearner, folder: Path) -> Path:
         "template": template,
         "class_names": [natural_name(name) for name in learner.class_names],
         "replaced": signs,
+        "temperature": learner.temperature,
+        "min_probability": threshold_for(learner),
         "backbone": learner.clip.identity(),
         "method": learner.method,
     }
