@@ -3,7 +3,8 @@
     python scripts/make_tables.py docs/methods/heads.md
 
 In a page, what stands between ``<!-- report: FOLDER … -->`` and ``<!-- end of report -->`` is replaced by what
-``vlprompt report FOLDER … format=markdown`` says; folders are those of the working directory.
+``vlprompt report FOLDER … format=markdown`` says; folders, and patterns of them, are those of the working directory.
+``key=value`` beside the folders is of the layout of papers.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import sys
 from pathlib import Path
 
 from vlprompt.base.files import atomic_write
-from vlprompt.report import make_report
+from vlprompt.report import Layout, make_report
 
 PLACE = re.compile(r"(<!-- report: (.+?) -->\n).*?(<!-- end of report -->)", re.DOTALL)
 
@@ -23,9 +24,12 @@ def with_reports(page: str) -> str:
     return PLACE.sub(lambda found: f"{found[1]}\n{_report(found[2].split())}\n{found[3]}", page)
 
 
-def _report(folders: list[str]) -> str:
+def _report(words: list[str]) -> str:
     """The tables alone: pages have headings of their own."""
-    return re.sub(r"\A### .*\n\n", "", make_report(folders).text("markdown"))
+    asked = dict(word.split("=") for word in words if "=" in word)
+    folders = [folder for word in words if "=" not in word for folder in sorted(Path().glob(word)) or [word]]
+    report = make_report(folders, layout=Layout(**asked) if asked else None)
+    return re.sub(r"\A### .*\n\n", "", report.text("markdown"))
 
 
 def main() -> None:

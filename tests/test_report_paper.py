@@ -95,6 +95,17 @@ def test_gains_decimals_and_spread_are_as_asked(tmp_path: Path) -> None:
     assert "<u>70.0 ± 0.0</u>" in report.text("markdown")
 
 
+def test_averages_may_stand_alone(tmp_path: Path) -> None:
+    for dataset in ("emoji", "digits"):
+        write_results(tmp_path / dataset, [make_result({"base": 80, "new": 60}, dataset=dataset)])
+    [table] = make_report([tmp_path], layout=Layout(columns="average")).tables
+    assert [column.heading for column in table.columns] == ["base", "new", "H"]
+    [whole] = make_report([tmp_path], layout=Layout()).tables
+    assert len(whole.columns) == 9
+    [alone] = make_report([tmp_path / "emoji"], layout=Layout(columns="average")).tables
+    assert len(alone.columns) == 3  # of one dataset there is no average
+
+
 def test_a_run_method_stands_beside_the_published_rows_only_under_their_conditions(tmp_path: Path) -> None:
     write_results(tmp_path, [make_result({"base": 80, "new": 60})])
     tables = make_report([tmp_path], compare="published", layout=Layout()).tables
@@ -201,6 +212,7 @@ def test_radar_needs_three_datasets(tmp_path: Path) -> None:
         (["layout=wide"], "unknown layout 'wide'"),
         (["decimals=1"], "decimals belong to layout=paper"),
         (["layout=paper", "decimals=9"], "decimals takes a number from 0 to 4"),
+        (["layout=paper", "columns=few"], "columns takes all, average, not 'few'"),
         (["layout=paper", "spread=range"], "spread takes none, std, interval"),
         (["layout=paper", "gain=copo"], "gain=copo: there are no results of 'copo'"),
         (["layout=paper", "significance=coop", "metric=ece"], "significance is of accuracy"),

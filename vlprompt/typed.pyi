@@ -127,6 +127,8 @@ class RunSettings(TypedDict, total=False):
     targets: Any
     held_out: str | None
     selection: str
+    calibrate: str
+    coverage: float | None
     format_spread: Any
     limit: int | None
     logger: Any

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 USAGE = """vlprompt report [FOLDER …] [format=terminal|markdown|latex|csv|html] [output=FILE] [methods=[…]] [protocol=…]
                 [metric=accuracy|macro_accuracy|top5|ece|aurc] [compare=published] [pair=A,B]
                 [analysis=robin_hood]
-                [layout=paper] [decimals=N] [spread=none|std|interval] [gain=METHOD] [significance=METHOD]
+                [layout=paper] [columns=all|average] [decimals=N] [spread=none|std|interval] [gain=METHOD]
+                [significance=METHOD]
                 [figures=DIR] [figure_format=pdf|png|svg] [--quiet]
 
 Reads every result.json under the folders (runs by default) and nothing else. What differs in protocol, backbone, split,
@@ -30,12 +31,13 @@ compare=published sets the published figures beside ours. pair=A,B compares two 
 seeds. analysis=robin_hood tells how classes' gains go with their zero-shot accuracies: whether a method gives to the
 poor. layout=paper puts methods in rows and datasets in columns, as papers print them, the best in bold and the second
 underlined; with compare=published the published figures are rows of it, and without any run it is made of them alone.
-spread= says what stands beside a number, gain= sets arrows over a method's numbers, significance= marks what differs
-from a method on the same images and seeds (paired bootstrap, Holm's correction).
+columns=average leaves single datasets out, spread= says what stands beside a number, gain= sets arrows over a method's
+numbers, significance= marks what differs from a method on the same images and seeds (paired bootstrap, Holm's
+correction).
 
 figures=DIR draws few-shot curves, base against new, calibration, confusion, who gains, a radar of datasets and the
 critical-difference diagram with matplotlib."""
-PAPER = ("decimals", "spread", "gain", "significance")  # of layout=paper
+PAPER = ("columns", "decimals", "spread", "gain", "significance")  # of layout=paper
 KEYS = (
     *("format", "output", "methods", "protocol", "metric", "compare", "pair", "analysis"),
     *("figures", "figure_format", "layout", *PAPER),

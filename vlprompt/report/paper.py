@@ -26,6 +26,7 @@ from vlprompt.report.published import Figures, Published, comparable, load_publi
 from vlprompt.report.tables import Column, Line, Section, Style, Table, incomplete, labels, mark_best, say_conditions
 
 SPREADS = ("none", "std", "interval")
+COLUMNS = ("all", "average")
 BEST_EVIDENCE = ("released", "rerun", "second-hand", "recalled")
 
 
@@ -40,6 +41,7 @@ class Layout:
         gain: a method whose numbers all others are set against, in points, as arrows; empty for none.
         significance: a method that all others are tested against on the same images and seeds; empty for none.
         published: set the published figures among the rows, marked as such.
+        columns: ``all``, or ``average``: those over datasets or targets alone.
     """
 
     metric: str = "accuracy"
@@ -48,11 +50,14 @@ class Layout:
     gain: str = ""
     significance: str = ""
     published: bool = False
+    columns: str = "all"
 
     def __post_init__(self) -> None:
         check_metric(self.metric)
         if self.spread not in SPREADS:
             raise VlpromptError(f"spread takes {', '.join(SPREADS)}, not '{self.spread}'")
+        if self.columns not in COLUMNS:
+            raise VlpromptError(f"columns takes {', '.join(COLUMNS)}, not '{self.columns}'")
         if isinstance(self.decimals, bool) or self.decimals not in range(5):
             raise VlpromptError(f"decimals takes a number from 0 to 4, not {self.decimals!r}")
         if self.significance and self.metric != "accuracy":
@@ -113,7 +118,7 @@ def _figures(protocol: str) -> Figures | None:
 
 
 def _of_group(group: Group, layout: Layout, figures: Figures | None, chosen: Sequence[str] | None) -> Table:
-    blocks = make_blocks(group.protocol, group.keys)
+    blocks = shown(make_blocks(group.protocol, group.keys), layout)
     lines = [(label, _cells(group, label, blocks, layout.measure)) for label in labels(group)]
     lines = [(label, cells) for label, cells in lines if any(cell.value is not None for cell in cells)]
     if layout.significance:
@@ -138,7 +143,7 @@ def _named(group: Group) -> str:
 
 
 def _of_figures(protocol: str, figures: Figures, layout: Layout, chosen: Sequence[str] | None) -> Table:
-    blocks = make_blocks(protocol, figures.keys)
+    blocks = shown(make_blocks(protocol, figures.keys), layout)
     c = figures.conditions
     told = ", ".join(filter(None, [c["backbone"], say_shots(c["shots"]) if "shots" in c else ""]))
     rows = _published_rows(figures, blocks, chosen, alone=True)
@@ -167,6 +172,18 @@ def make_blocks(protocol: str, keys: Sequence[Key]) -> list[Block]:
     columns = [(display_dataset(key[0] if key[1] in ("all", "test") else key[1]), (key,), first) for key in targets]
     average = [("average", tuple(targets), statistics.fmean)] if len(targets) > 1 else []
     return [*blocks, Block("target" if sources else "", (*columns, *average))] if targets else blocks
+
+
+def shown(blocks: Sequence[Block], layout: Layout) -> Sequence[Block]:
+    """The blocks that a layout asks for; where nothing is averaged, all of them."""
+    if layout.columns == "all":
+        return blocks
+    averages = [
+        replace(block, columns=tuple(column for column in block.columns if over_all or column[0] == "average"))
+        for block in blocks
+        for over_all in [block.heading.startswith("average over")]
+    ]
+    return [block for block in averages if block.columns] or blocks
 
 
 def _headed(datasets: Sequence[str]) -> list[tuple[str, Sequence[str]]]:
