@@ -1,5 +1,5 @@
 "use strict";
-const data = JSON.parse(document.getElementById("data").textContent);
+const data = JSON.parse(document.getElementById("data")?.textContent ?? "{}");
 
 // Sorting: each block of rows by itself; what has no number stays last.
 function valueOf(row, index) {

@@ -10,7 +10,7 @@ from functools import lru_cache
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
-from jinja2 import Environment, Template
+from jinja2 import Environment, FunctionLoader, Template
 from markupsafe import Markup
 
 from vlprompt.base.shown import printable
@@ -83,15 +83,15 @@ def make_page(report: Report) -> str:
         ("Who gains", report.classes or robin_hood_tables(report.groups)),
         ("Runs without a result", [failed] if failed else []),
     ]
-    return _template().render(
+    return template("page.html.jinja").render(
         parts=[_part(group, tables, styles) for group, tables in zip(report.groups, report.tables_of, strict=True)],
         extra=[(title, tables) for title, tables in extra if tables],
         metric=METRICS[report.metric].title,
         n_results=len({id(result) for result in results}),
         latest=max(result.created for result in results)[:10],
         version=__version__,
-        style=Markup(_asset("page.css")),
-        script=Markup(_asset("page.js")),
+        style=Markup(asset("page.css")),
+        script=Markup(asset("page.js")),
         runs=runs,
         counter=itertools.count(1),
         number=number,
@@ -108,7 +108,8 @@ def _tests(group: Group) -> list[Measured]:
     return [test for cells in group.values.values() for tests in cells.values() for test in tests]
 
 
-def _asset(name: str) -> str:
+def asset(name: str) -> str:
+    """The text of a file of this room."""
     return resources.files("vlprompt.report").joinpath(name).read_text(encoding="utf-8")
 
 
@@ -117,9 +118,12 @@ def _shown(value: Any) -> Any:
 
 
 @lru_cache
-def _template() -> Template:
-    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, finalize=_shown)
-    return environment.from_string(_asset("page.html.jinja"))
+def template(name: str) -> Template:
+    """A page's template, in which text is escaped and control characters are written out."""
+    environment = Environment(
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, finalize=_shown, loader=FunctionLoader(asset)
+    )
+    return environment.get_template(name)
 
 
 def _part(group: Group, tables: list[Table], styles: Styles) -> Part:

@@ -50,6 +50,7 @@ class Style:
     interval: bool = True
 
 
+ROWS = {"classes": "class", "failures": "run", "pair": "tested", "confusions": "class"}
 LONG = Style()
 PLAIN = Style(std=False, interval=False)
 
@@ -76,7 +77,7 @@ class Table:
 
     Attributes:
         title: in a few words.
-        kind: the protocol, or ``published``, ``pair``, ``classes``, ``robin_hood``.
+        kind: the protocol, or ``published``, ``pair``, ``classes``, ``robin_hood``, ``confusions``.
         caption: conditions and averaging rule.
         columns: as many as each row has cells.
         sections: at least one.
@@ -95,6 +96,11 @@ class Table:
     conditions: dict[str, Any] = field(default_factory=dict)
     seeds: bool = True
     style: Style = LONG
+
+    @property
+    def rows(self) -> str:
+        """What each row is, by the kind of table."""
+        return ROWS.get(self.kind, "method")
 
 
 def lines_of(table: Table) -> list[Line]:
