@@ -45,13 +45,18 @@ class Reliability:
     def of(cls, labels: Tensor, logits: Tensor, bins: int = BINS) -> Reliability:
         """Bin the images by confidence."""
         confidence, predicted = logits.double().softmax(dim=1).max(dim=1)
-        index = (confidence * bins).long().clamp(max=bins - 1)
+        return cls.binned(confidence, predicted == labels, bins)
+
+    @classmethod
+    def binned(cls, confidence: Tensor, right: Tensor, bins: int = BINS) -> Reliability:
+        """Bin images by the confidence (N,) of what was said of them, of which so much is right (N,)."""
+        index = (confidence.double() * bins).long().clamp(max=bins - 1)
         images = index.bincount(minlength=bins)
 
         def mean(values: Tensor) -> list[float]:
             return (index.bincount(values.double(), minlength=bins) / images.clamp(min=1)).tolist()
 
-        return cls(images.tolist(), mean(confidence), mean(predicted == labels))
+        return cls(images.tolist(), mean(confidence), mean(right))
 
     @property
     def expected_calibration_error(self) -> float:
