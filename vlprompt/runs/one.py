@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -158,22 +158,37 @@ def execute(resolved: Resolved, clip: FrozenCLIP | None = None, shared: Shared |
     return result
 
 
-def reevaluate(folder: Path, stored: Result, reporter: Reporter, **changes: Any) -> list[Evaluation]:
-    """Score the learner that a run saved on the run's tests again, from its folder alone.
+@dataclass(frozen=True)
+class Reopened:
+    """What a finished run was made of, once more.
+
+    Attributes:
+        config: its settings.
+        plan: what it trained on and tested.
+        data: the images of each part of the plan, the training part after its few-shot draw.
+        clip: the frozen model.
+    """
+
+    config: RunConfig
+    plan: Plan
+    data: Mapping[Part, DatasetSplits]
+    clip: FrozenCLIP
+
+
+def reopen(folder: Path, stored: Result, reporter: Reporter, **changes: Any) -> Reopened:
+    """Load the data and the frozen model of a run from its folder.
 
     Args:
         folder: of the run.
         stored: its result, read.
-        reporter: tells how it gets on.
+        reporter: is told of test images that have changed.
         changes: settings that may be others here, such as ``device`` and ``data_root``.
 
     Raises:
-        VlpromptError: the learner is not the one of the result.
+        VlpromptError: the settings are not those of the result, or the data is not there.
     """
     config = resolve({"config": folder / SETTINGS, **changes}).config
     plan = PROTOCOLS.get(config.protocol).plan(config.dataset, config.targets, config.held_out)
-    if stored.files.get(DESCRIBED) not in (None, description_hash(folder / LEARNER)):
-        raise VlpromptError(f"{folder / DESCRIBED} is not what {RESULT} describes: it is another run's, or changed")
     if list(plan.tests) != [row.target for row in stored.rows]:
         raise VlpromptError(
             f"{folder / RESULT} has other tests than {SETTINGS} beside it asks for: {', '.join(plan.tests)}"
@@ -187,9 +202,30 @@ def reevaluate(folder: Path, stored: Result, reporter: Reporter, **changes: Any)
     for name, found in fingerprints(plan, data, config)["tests"].items():
         if stored.data.get("images", {}).get("tests", {}).get(name, found) != found:
             reporter.say(f"the test images of {name} are no longer those of the run")
-    learner = load_own_learner(folder, clip)
-    with computing_with(threads_for(clip.model, config.threads)):
-        return list(measure_all(learner, plan, data, config, reporter).values())
+    return Reopened(config, plan, data, clip)
+
+
+def reevaluate(
+    folder: Path, stored: Result, reporter: Reporter, opened: Reopened | None = None, **changes: Any
+) -> list[Evaluation]:
+    """Score the learner that a run saved on the run's tests again, from its folder alone.
+
+    Args:
+        folder: of the run.
+        stored: its result, read.
+        reporter: tells how it gets on.
+        opened: its data, where that was loaded before.
+        changes: settings that may be others here, such as ``device`` and ``data_root``.
+
+    Raises:
+        VlpromptError: the learner is not the one of the result.
+    """
+    if stored.files.get(DESCRIBED) not in (None, description_hash(folder / LEARNER)):
+        raise VlpromptError(f"{folder / DESCRIBED} is not what {RESULT} describes: it is another run's, or changed")
+    opened = opened or reopen(folder, stored, reporter, **changes)
+    learner = load_own_learner(folder, opened.clip)
+    with computing_with(threads_for(opened.clip.model, opened.config.threads)):
+        return list(measure_all(learner, opened.plan, opened.data, opened.config, reporter).values())
 
 
 def _settings_of(clip: FrozenCLIP) -> dict[str, Any]:
