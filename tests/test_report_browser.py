@@ -1,4 +1,4 @@
-"""The report's page in headless Chromium: it sorts, shows where numbers come from, fits a phone, and asks for nothing.
+"""The pages of the report and of an inspection in headless Chromium: they sort, fit a phone, and ask for nothing.
 
 Screenshots are left in ``$VLPROMPT_ARTEFACTS``, or in the test's own folder.
 """
@@ -8,12 +8,18 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from made_results import over_seeds, write_results
+from PIL import Image
 
+from vlprompt.analysis import DataFindings, Inspection, label_errors, near_duplicates
+from vlprompt.evaluation.predicted import Predictions
 from vlprompt.report import make_report
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install playwright")
@@ -25,6 +31,13 @@ if CHROMIUM is None:
 
 DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
 BASES = {"coop": 76, "kgcoop": 71, "maple": 79}
+CUT = """() => [...document.querySelectorAll('svg')].flatMap((svg) => {
+    const frame = svg.viewBox.baseVal;
+    return [...svg.querySelectorAll('text')].filter((text) => {
+        const box = text.getBBox();
+        return box.width && (box.x < -0.5 || box.x + box.width > frame.width + 0.5);
+    }).map((text) => text.textContent);
+})"""
 CLASSES = ["cat", "dog", "owl", "NINE-POINTED WHITE STAR"]
 
 
@@ -65,23 +78,24 @@ Open = Callable[..., Any]
 @pytest.fixture
 def visit(browser: Any, page_file: Path) -> Iterator[Open]:
     """Open the page; afterwards nothing may have gone wrong in it, and nothing but its file been asked for."""
-    complaints, requests, contexts = [], [], []
+    complaints, requests, contexts, visited = [], [], [], []
 
-    def open_page(viewport: dict[str, int] = DESKTOP, **options: Any) -> Any:
+    def open_page(viewport: dict[str, int] = DESKTOP, *, path: Path = page_file, **options: Any) -> Any:
         context = browser.new_context(viewport=viewport, **options)
         contexts.append(context)
         page = context.new_page()
         page.on("console", lambda message: complaints.append(f"{message.type}: {message.text}"))
         page.on("pageerror", lambda error: complaints.append(str(error)))
         page.on("request", lambda request: requests.append(request.url))
-        page.goto(page_file.as_uri())
+        visited.append(path.as_uri())
+        page.goto(visited[-1])
         return page
 
     yield open_page
     for context in contexts:
         context.close()
     assert complaints == []
-    assert {url for url in requests if not url.startswith("data:")} == {page_file.as_uri()}
+    assert {url for url in requests if not url.startswith("data:")} == set(visited)
 
 
 @pytest.fixture
@@ -224,13 +238,66 @@ def test_a_phone_opens_what_is_behind_a_number(visit: Open, artefacts: Path) -> 
 @pytest.mark.parametrize("viewport", [DESKTOP, PHONE], ids=["desktop", "phone"])
 def test_no_words_of_a_chart_are_cut_off(viewport: dict[str, int], visit: Open) -> None:
     page = visit(viewport)
-    cut = page.evaluate(
-        """() => [...document.querySelectorAll('svg')].flatMap((svg) => {
-            const frame = svg.viewBox.baseVal;
-            return [...svg.querySelectorAll('text')].filter((text) => {
-                const box = text.getBBox();
-                return box.width && (box.x < -0.5 || box.x + box.width > frame.width + 0.5);
-            }).map((text) => text.textContent);
-        })"""
-    )
-    assert cut == []
+    assert page.evaluate(CUT) == []
+
+
+# The page of an inspection
+
+
+@pytest.fixture(scope="module")
+def inspect_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A page with long names, many mistakes, wrong labels and copies."""
+    n = 60
+    generator = np.random.default_rng(0)
+    names = ("river", "Permanent_Crop_Land_with_a_name_that_does_not_end", "sea or lake", "hülye 向日葵")
+    label = np.arange(n) % len(names)
+    predicted = np.where(np.arange(n) % 3, label, (label + 1) % len(names))
+    features = generator.normal(size=(n, 8)) + 3 * np.eye(8)[label]
+    features[1] = features[2]
+    files = [f"EuroSAT/photos-of-a-long-way-down/{names[i]}/{k:05d}.jpg" for k, i in enumerate(label)]
+
+    def open_image(place: int) -> Image.Image:
+        return Image.fromarray(generator.integers(0, 255, (40 + place, 64, 3), dtype=np.uint8))
+
+    parts = ["train" if i % 2 else "test" for i in range(n)]
+    errors, duplicates = label_errors(features, predicted), near_duplicates(features, parts)
+    found = DataFindings(names, files, parts, label, errors, duplicates, open_image)
+    said = [torch.from_numpy(x.astype(np.int32)) for x in (label, predicted, np.zeros(n))]
+    confidence = torch.from_numpy(generator.uniform(0.3, 1, n)).float()
+    facts = {"run": "runs/coop-EuroSAT-few_shot-16-seed1-0123456789ab", "backbone": "vlprompt-tiny", "shots": "16"}
+    inspection = Inspection("coop on EuroSAT: all", names, files, Predictions(*said, confidence), "alone", open_image)
+    return replace(inspection, facts=facts, findings=found).save(tmp_path_factory.mktemp("inspect"))
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_an_inspection_is_readable_in_light_and_dark(
+    scheme: str, visit: Open, inspect_file: Path, artefacts: Path
+) -> None:
+    page = visit(path=inspect_file, color_scheme=scheme)
+    paper = luminance(page, "body", "backgroundColor")
+    assert paper > 0.9 if scheme == "light" else paper < 0.05
+    for selector in ("dt", "dd.about", ".sheet span", ".sheet small", ".note", "figcaption", "table.classes td small"):
+        assert contrast(page, selector) > 4.5, selector
+    assert page.evaluate("[...document.images].filter((image) => !image.alt).length") == 0
+    page.screenshot(path=artefacts / f"inspect-{scheme}.png", full_page=True)
+
+
+@pytest.mark.parametrize("width", [360, 390, 1280])
+def test_nothing_of_an_inspection_is_cut_off(width: int, visit: Open, inspect_file: Path, artefacts: Path) -> None:
+    page = visit(PHONE | {"width": width}, path=inspect_file)
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    outside = """(width) => [...document.querySelectorAll('main *, header *')].filter((part) => {
+        const box = part.getBoundingClientRect();
+        return box.width && !part.closest('svg') && (box.left < 0 || box.right > width + 0.5);
+    }).map((part) => part.outerHTML.slice(0, 80))"""
+    assert page.evaluate(outside, width) == []
+    assert page.evaluate(CUT) == []
+    page.screenshot(path=artefacts / f"inspect-{width}.png", full_page=True)
+
+
+def test_the_tables_of_an_inspection_sort_by_keyboard(visit: Open, inspect_file: Path) -> None:
+    page = visit(path=inspect_file)
+    page.locator("table.classes thead button", has_text="gain").focus()
+    page.keyboard.press("Enter")
+    gains = [float(text) for text in column(page, 3, "table.classes")]
+    assert gains == sorted(gains, reverse=True)

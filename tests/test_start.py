@@ -32,6 +32,8 @@ AT_ONCE = [
     ["evaluate", "lerner=here"],
     ["export", "lerner=here"],
     ["import-checkpoint", "FILE", "method=coop", "backbone=RN50", "output=here", "n_cxt=4"],
+    ["inspect", "rum=here"],
+    ["inspect", "run=here", "limit=3"],
     ["predict", "lerner=here"],
     ["push", "lerner=here"],
     ["report", "metrc=ece"],

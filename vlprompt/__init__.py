@@ -68,6 +68,7 @@ wire(
         "describe_start": "vlprompt.saving.starts:describe_start",
         "save_learner": "vlprompt.saving.folder:save_learner",
         "push_learner": "vlprompt.saving.push:push_learner",
+        "save_inspections": "vlprompt.report.inspection:save_inspections",
         "teach": "vlprompt.saving.teacher:teach",
         "load_saved": "vlprompt.saving.folder:load_saved",
     }

@@ -8,9 +8,12 @@
 | where do images and class names go? | ``project_features`` | ``plot_projection`` |
 | how much does the wording alone matter? | ``template_spread`` | ``plot_template_spread`` |
 | which saved prompt could another task start from? | ``transferability`` | ``plot_transferability`` |
+| which images are mistaken, and how surely? | ``Inspection`` | ``plot_mistakes`` |
+| which labels look wrong, and which images are there twice? | ``inspect_data`` | the page of ``vlprompt inspect`` |
 
 Figures are matplotlib's and are imported when one is drawn; ``figure.savefig("name.pdf")`` keeps one.
-``sample_images`` gives a few test images of a dataset to look at.
+An ``Inspection`` is made by ``PromptClassifier.report`` and by ``vlprompt.runs.inspect_run``; ``label_errors`` and
+``near_duplicates`` take features in hand. ``sample_images`` gives a few test images of a dataset to look at.
 """
 
 from typing import TYPE_CHECKING
@@ -19,27 +22,40 @@ from vlprompt.base.wiring import face
 
 if TYPE_CHECKING:
     from vlprompt.analysis.attention import AttentionMaps, attention_maps, plot_attention, plot_attention_heads
+    from vlprompt.analysis.data_findings import DataFindings, inspect_data
+    from vlprompt.analysis.duplicates import NearDuplicates, near_duplicates
+    from vlprompt.analysis.inspection import Inspection
+    from vlprompt.analysis.mistakes import plot_mistakes
     from vlprompt.analysis.projection import FeatureProjection, plot_projection, project_features
     from vlprompt.analysis.samples import Samples, sample_images
     from vlprompt.analysis.shift import FeatureShift, feature_shift, plot_feature_shift
     from vlprompt.analysis.spread import TemplateSpread, plot_template_spread, template_spread
     from vlprompt.analysis.transfer import Transferability, plot_transferability, transferability
     from vlprompt.analysis.words import NearestWords, nearest_words, plot_nearest_words
+    from vlprompt.analysis.wrong_labels import LabelErrors, label_errors
 
 __all__ = [
     "AttentionMaps",
+    "DataFindings",
     "FeatureProjection",
     "FeatureShift",
+    "Inspection",
+    "LabelErrors",
+    "NearDuplicates",
     "NearestWords",
     "Samples",
     "TemplateSpread",
     "Transferability",
     "attention_maps",
     "feature_shift",
+    "inspect_data",
+    "label_errors",
+    "near_duplicates",
     "nearest_words",
     "plot_attention",
     "plot_attention_heads",
     "plot_feature_shift",
+    "plot_mistakes",
     "plot_nearest_words",
     "plot_projection",
     "plot_template_spread",

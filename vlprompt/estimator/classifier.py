@@ -19,6 +19,7 @@ from sklearn.utils.validation import check_consistent_length, check_is_fitted, v
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from vlprompt.analysis.inspection import Inspection
 from vlprompt.base.checks import told
 from vlprompt.base.devices import Precision
 from vlprompt.base.reporter import Reporter
@@ -49,6 +50,7 @@ from vlprompt.estimator.inputs import (
     names_of_dataset,
     training_set,
 )
+from vlprompt.estimator.inspecting import inspect_classifier, places_of
 from vlprompt.estimator.keeping import read_saved, save, settings_of
 from vlprompt.estimator.pool import classes_of, divided, joined, marked_unlabelled, told_labels
 from vlprompt.estimator.settings import clip_of, learning_of
@@ -395,6 +397,25 @@ class PromptClassifier(Answers, ClassifierMixin, BaseEstimator):  # type: ignore
         """Return the logits (N, C); of two classes, the second's less the first's: (N,)."""
         logits = self._logits(X)
         return (logits[:, 1] - logits[:, 0] if logits.shape[1] == 2 else logits).numpy()
+
+    def report(self, X: Any, y: ArrayLike | None = None, *, check_data: bool = True) -> Inspection:
+        """Look at labelled images one by one: how often the classifier is right, of which classes, its surest mistakes.
+
+        Args:
+            X: images that were not learnt from, or features of them; as for ``fit``.
+            y: their labels, of the classes that were learnt.
+            check_data: look for labels that seem wrong and for near-duplicates among them too.
+
+        Returns:
+            An ``Inspection``: ``save(folder)`` writes its page, contact sheet and tables, ``to_frame()`` makes a table.
+
+        Raises:
+            VlpromptError: an image cannot be read, or a label is unknown.
+        """
+        check_is_fitted(self, "learner_")
+        X, labels = self._checked(X, y, reset=False)
+        places = places_of(labels, self.classes_)
+        return inspect_classifier(self.learner_, self.predict_proba, X, places, check_data, self.workers)
 
     def _logits(self, X: Any) -> Tensor:
         check_is_fitted(self, "learner_")

@@ -24,6 +24,7 @@ from vlprompt.report.summaries import SHAPES, WIDEST, Style, reach, within_perce
 from vlprompt.report.tables import Line, Section
 
 Styles = Mapping[str, Style]  # of a method's curve and dots
+MARGIN, HALF_SIGN = 8, 4.0  # pixels on the right of an axis, and of half a sign's width
 MOST_POINTS = 100  # of a curve over images
 MANY = 200  # classes, above which dots have no words of their own: ImageNet's would be half of the page
 
@@ -78,12 +79,13 @@ def _text(x: float, y: float, text: str, kind: str = "") -> str:
 
 
 def _grid(x: Axis, y: Axis, x_ticks: Mapping[str, float]) -> list[str]:
-    """Horizontal lines with their values, and the values below."""
+    """Horizontal lines with their values, and the values below, the last of which stays within the chart."""
     parts = []
     for tick in y.ticks:
         parts.append(f'<path class="grid" d="M{x.start} {y(tick)}H{x.end}"/>')
         parts.append(_text(x.start - 5, y(tick) + 3, f"{tick:g}", "end"))
-    return parts + [_text(x(value), y.start + 14, name, "mid") for name, value in x_ticks.items()]
+    places = {name: min(x(value), round(x.end + MARGIN - HALF_SIGN * len(name), 1)) for name, value in x_ticks.items()}
+    return parts + [_text(place, y.start + 14, name, "mid") for name, place in places.items()]
 
 
 def style_classes(label: str, styles: Styles) -> str:
@@ -249,6 +251,41 @@ def _segment(x: Axis, y: Axis, at_zero: float, slope: float, kind: str) -> list[
     if ends[0] == ends[1] or not inside:
         return []
     return [f'<path class="{kind}" d="M{"L".join(f"{x(end)} {y(at_zero + slope * end)}" for end in ends)}"/>']
+
+
+def confusion_chart(names: Sequence[str], counts: Sequence[Sequence[int]], totals: Sequence[int]) -> str:
+    """Draw how many images of each class (rows) were taken for which (columns), which go by their numbers.
+
+    The fuller a cell, the larger its share of the true class; right ones and mistakes have colours of their own.
+
+    Args:
+        names: C class names.
+        counts: (C, C) images by true and predicted class.
+        totals: (C,) images of each true class, of which some may have been taken for classes that are not drawn.
+    """
+    n, left, top = len(names), 150, 18
+    size = max(14, min(30, 330 // n))
+    parts = [_text(left + (j + 0.5) * size, top - 6, str(j + 1), "mid") for j in range(n)]
+    for i, row in enumerate(counts):
+        middle = top + (i + 0.5) * size + 4
+        parts.append(_text(left - 6, middle, f"{shorten(names[i], WIDEST)} {i + 1}", "end"))
+        for j, images in enumerate(row):
+            if images:
+                parts.append(_cell(left + j * size, top + i * size, size, images / totals[i], images, i == j))
+                told = f"{images:,} of {totals[i]:,} images of {names[i]}: {names[j]}"
+                parts.append(f"<title>{_escaped(told)}</title></g>")
+    frame = f'<rect class="frame" x="{left}" y="{top}" width="{n * size}" height="{n * size}"/>'
+    told = f"Confusion of {n} classes: true ones in rows, what they were taken for in columns"
+    return _svg(left + n * size + 8, top + n * size + 6, told, [frame, *parts])
+
+
+def _cell(x: float, y: float, size: float, share: float, images: int, right: bool) -> str:
+    """A cell of a confusion matrix, whose group is left open for what is told of it; its number where that fits."""
+    shape = f'x="{x + 0.5}" y="{y + 0.5}" width="{size - 1}" height="{size - 1}"'
+    drawn = f'<g><rect class="{"right" if right else "wrong"}" fill-opacity="{0.12 + 0.88 * share:.2f}" {shape}/>'
+    if len(str(images)) * 6.2 > size:
+        return drawn
+    return drawn + _text(x + size / 2, y + size / 2 + 4, str(images), "mid over" if share > 0.5 else "mid ink")
 
 
 def reliability_chart(each: Reliability, colour: str) -> str:

@@ -1,0 +1,130 @@
+"""A finished run looked at image by image: what it said of its test images, and what is wrong with the images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from vlprompt.analysis.data_findings import TEST, DataFindings, inspect_data
+from vlprompt.analysis.inspection import Inspection
+from vlprompt.base.checks import checked
+from vlprompt.base.layout import PREDICTIONS, RESULT
+from vlprompt.base.reporter import Reporter
+from vlprompt.base.threads import computing_with, threads_for
+from vlprompt.data import DatasetSplits
+from vlprompt.errors import VlpromptError, nearest
+from vlprompt.evaluation.predicted import Predictions, read_predictions
+from vlprompt.evaluation.results import Result, read_result
+from vlprompt.evaluation.rows import Row
+from vlprompt.evaluation.scoring import limited
+from vlprompt.runs.one import Reopened, reevaluate, reopen
+
+
+@checked
+def inspect_run(
+    folder: str | Path,
+    *,
+    targets: Sequence[str] | None = None,
+    check_data: bool = True,
+    reporter: Reporter | None = None,
+    **changes: Any,
+) -> list[Inspection]:
+    """Look at a finished run image by image, one inspection a test; its folder is left as it is.
+
+    What was said of the images is read from the run's predictions, and scored again from its learner where those are
+    not there.
+
+    Args:
+        folder: of the run.
+        targets: tests of its protocol, such as ``new``; all unless given.
+        check_data: look for label errors and near-duplicates among the test and training images too.
+        reporter: tells how it gets on.
+        changes: settings that may be others here, such as ``device`` and ``data_root``.
+
+    Raises:
+        VlpromptError: there is no such run or test, or its test images are no longer there.
+
+    >>> [inspection] = inspect_run("runs/my-run")  # doctest: +SKIP
+    >>> inspection.mistakes(3)  # doctest: +SKIP
+    [17, 4, 201]
+    """
+    folder, reporter = Path(folder).expanduser(), reporter or Reporter(quiet=True)
+    stored = read_result(folder / RESULT)
+    known = [row.target for row in stored.rows]
+    for name in targets or ():
+        if name not in known:
+            raise VlpromptError(f"{folder} has no test '{name}': {nearest(str(name), known)}")
+    opened = reopen(folder, stored, reporter, **changes)
+    parts = {row.target: _tested(row, opened) for row in stored.rows if not targets or row.target in targets}
+    said = _what_was_said(folder, stored, opened, reporter)
+    found = []
+    for row in stored.rows:
+        if row.target in parts:
+            inspection = _inspection(stored, row, parts[row.target], said[row.target])
+            checks = _findings(row, parts[row.target], opened, reporter) if check_data else None
+            found.append(replace(inspection, facts=_facts(folder, stored), findings=checks))
+    return found
+
+
+def _tested(row: Row, opened: Reopened) -> DatasetSplits:
+    """The classes and images of a test, with those images alone that were scored.
+
+    Raises:
+        VlpromptError: they are not those that the run was tested on.
+    """
+    splits = opened.data[opened.plan.tests[row.target]]
+    if replace(splits, train=(), val=()).fingerprint() != row.split:
+        raise VlpromptError(
+            f"the test images of {row.dataset} are not the {row.n_images:,} that the run was tested on ({row.target}): "
+            "put them back, or run it again (vlprompt report needs no images)"
+        )
+    return replace(splits, test=limited(splits.test, opened.config.limit))
+
+
+def _what_was_said(folder: Path, stored: Result, opened: Reopened, reporter: Reporter) -> dict[str, Predictions]:
+    if (folder / PREDICTIONS).exists():
+        return read_predictions(folder)
+    reporter.say(f"{folder} holds no predictions, so its learner is asked again")
+    return {each.row.target: each.predictions for each in reevaluate(folder, stored, reporter, opened)}
+
+
+def _inspection(stored: Result, row: Row, splits: DatasetSplits, said: Predictions) -> Inspection:
+    items = splits.test
+
+    def open_image(place: int) -> Image.Image:
+        return splits.open_image(items[place])
+
+    return Inspection(
+        f"{stored.called} on {row.dataset}: {row.target}",
+        splits.class_names,
+        [item.path for item in items],
+        said,
+        row.predicts,
+        open_image,
+    )
+
+
+def _findings(row: Row, splits: DatasetSplits, opened: Reopened, reporter: Reporter) -> DataFindings | None:
+    """What the features say of a test's images, and of those that were learnt from where the classes are the same."""
+    source = opened.data[opened.plan.train]
+    parts = {TEST: splits.test}
+    if source.class_names == splits.class_names and source.name == splits.name:
+        parts = {"train": source.train, **parts}
+    with computing_with(threads_for(opened.clip.model, opened.config.threads)):
+        return inspect_data(opened.clip, splits, parts, workers=opened.config.workers, reporter=reporter)
+
+
+def _facts(folder: Path, stored: Result) -> dict[str, str]:
+    backbone = " ".join(str(v) for key in ("architecture", "pretrained") if (v := stored.backbone.get(key)))
+    return {
+        "run": str(folder),
+        "method": stored.marked_method,
+        "backbone": backbone,
+        "shots": str(stored.shots),
+        "seed": str(stored.seed),
+        "of": stored.created[:10],
+    }
