@@ -21,7 +21,7 @@ from torch import Tensor
 from vlprompt import FrozenCLIP, VlpromptError, create_learner, load_clip, load_learner
 from vlprompt.cli.import_checkpoint import main as import_command
 from vlprompt.saving.published import import_checkpoint
-from vlprompt.testing import NAMES, logits_of, make, small_clip
+from vlprompt.testing import NAMES, fit, logits_of, make, small_clip
 
 WHOLE_MODEL = {"vpt", "ivlp", "promptsrc", "maple", "coprompt", "restore", "mvlpt"}  # saved with the frozen towers
 # where newer repositories keep what is learnt, and the settings that its shapes tell
@@ -30,6 +30,8 @@ SAVED = {
     "mma": ("adapter_learner.", ("adapter_start", "adapter_end", "adapter_dim")),
     "mmrl": ("", ("n_rep_tokens", "rep_dim")),
     "mmrlpp": ("", ("n_rep_tokens", "rep_dim", "residual_rank", "projection_rank")),
+    "dept": ("", ("n_ctx",)),
+    "atprompt": ("", ("n_ctx", "n_att", "published_slicing")),
 }
 MOVED = (
     (r"text_prompts\.0", "prompt_learner.ctx"),
@@ -62,6 +64,15 @@ def as_published(method: str, learnt: dict[str, Tensor], facts: dict, clip: Froz
         moved[place or (name if inside else f"prompt_learner.{name}")] = tensor
     frozen = {f"image_encoder.{k}": v for k, v in clip.visual.module.state_dict().items()}
     return moved | frozen | {"logit_scale": torch.tensor(4.6)}
+
+
+def words_and_idle_vectors(learnt: dict[str, Tensor], facts: dict, clip: FrozenCLIP, classes: int) -> dict[str, Tensor]:
+    """What ATPrompt saves besides: where it takes words to be, a token each, and vectors of words that it has not."""
+    n, x, count = facts["n_att"], " X", len(facts["attributes"])
+    tokens = clip.word_embeddings("".join(f"{x * n} {word}" for word in facts["attributes"]) + x * facts["n_ctx"])
+    words = {f"token_middle{i}": tokens[(n + 1) * i - 1].expand(classes, 1, -1) for i in range(1, count + 1)}
+    idle = {f"ctx_att{i}": learnt["ctx_att1"] * 0 for i in range(count + 1, 4)}
+    return {name: tensor.contiguous() for name, tensor in (words | idle).items()}
 
 
 class WarmUp(torch.optim.lr_scheduler.LRScheduler):
@@ -123,7 +134,10 @@ def test_what_newer_repositories_save_gives_the_golden_logits(
     images, (prefix, shown) = load_file(CORE / "batch.safetensors")["image"], SAVED[case.facts["method"]]
     method, settings = SETTINGS[case.facts["method"]](case.facts)
     told = {key: settings.pop(key) for key in shown}
-    state = {f"{prefix}{tensor}": value for tensor, value in case.under("final/").items()}
+    learnt = case.under("final/")
+    if case.facts["method"] == "atprompt":
+        learnt |= words_and_idle_vectors(learnt, case.facts, golden_clip, len(names))
+    state = {f"{prefix}{tensor}": value for tensor, value in learnt.items()}
     learner = import_checkpoint(save(state, tmp_path / "model.pth.tar-5"), method, golden_clip, names, **settings)
     assert {key: getattr(learner.config, key) for key in told} == told
     with torch.no_grad():
@@ -149,6 +163,33 @@ def test_sizes_are_read_from_the_file(method: str, settings: dict, tmp_path: Pat
     again = import_checkpoint(file, method, small_clip(), NAMES)
     assert torch.equal(logits_of(again), logits_of(learner))
     assert {key: getattr(again.config, key) for key in settings} == settings
+
+
+def test_attribute_words_must_be_said_and_be_the_files_own(tmp_path: Path) -> None:
+    learner, clip = make("tcp", attributes=["color", "shape"], published_slicing=True), small_clip()
+    facts = {"n_att": 4, "n_ctx": 4, "attributes": ["color", "shape"]}
+    learnt = learner.published_state()
+    file = save(learnt | words_and_idle_vectors(learnt, facts, clip, len(NAMES)), tmp_path / "m.pt")
+    again = import_checkpoint(file, "tcp", clip, NAMES, attributes=["color", "shape"])
+    assert torch.equal(logits_of(again), logits_of(learner))
+    for words, message in (
+        ([], "say them, as in"),
+        (["color"], "2 attribute words"),
+        (["color", "size"], "that are not"),
+    ):
+        with pytest.raises(VlpromptError, match=message):
+            import_checkpoint(file, "tcp", clip, NAMES, attributes=words)
+
+
+def test_a_second_head_is_read_and_bound_to_its_classes(tmp_path: Path) -> None:
+    learner = make("kgcoop", head="dept")
+    fit(learner, 1)
+    file = save(learner.published_state(), tmp_path / "m.pt")
+    again = import_checkpoint(file, "kgcoop", small_clip(), NAMES)
+    assert again.config.head == "dept"
+    assert torch.equal(logits_of(again), logits_of(learner))
+    with pytest.raises(VlpromptError, match="its second head is of the classes that it learnt: give those"):
+        import_checkpoint(file, "kgcoop", small_clip(), NAMES[:3])
 
 
 def test_half_precision_and_wrapped_names_are_read(tmp_path: Path) -> None:

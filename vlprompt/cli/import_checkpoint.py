@@ -19,8 +19,9 @@ USAGE = """vlprompt import-checkpoint FILE method=NAME backbone=NAME output=DIR
 
 Reads a checkpoint that a method's published repository saved, such as prompt_learner/model.pth.tar-50, and saves the
 learner. The file may hold an optimizer, a scheduler and the like beside the weights; nothing in it runs. Numbers of
-tokens and layers are read from the file; `KEY=VALUE` are settings of the method that it does not show, such as
-class_token_position=middle. Most published checkpoints belong to backbone=ViT-B-16 pretrained=openai."""
+tokens and layers, and a second head, are read from the file; `KEY=VALUE` are settings of the method that it does not
+show, such as class_token_position=middle or attributes=[color,shape]. Most published checkpoints belong to
+backbone=ViT-B-16 pretrained=openai."""
 KEYS = (
     "method",
     "backbone",

@@ -68,12 +68,17 @@ class Attributes(nn.Module):
             placed, behind = _as_published(clip, words, n, n_ctx)
         self.lengths = [len(word) for word in placed]
         self.register_buffer("words", torch.cat(placed), persistent=False)
-        self.register_buffer("behind", behind, persistent=False)
+        self.register_buffer("behind", behind.clone(), persistent=False)  # no export holds a view of other words
+
+    @property
+    def front(self) -> int:
+        """Tokens that they take in front of the context."""
+        return sum(len(block) for block in self.blocks) + sum(self.lengths)
 
     @property
     def room(self) -> int:
         """Tokens that they take."""
-        return sum(len(block) for block in self.blocks) + sum(self.lengths) + len(self.behind)
+        return self.front + len(self.behind)
 
     def forward(self) -> Tensor:
         """What stands in front of the context (m, d_t)."""

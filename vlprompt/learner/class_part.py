@@ -9,6 +9,13 @@ from vlprompt.clip.naming import same_names
 from vlprompt.errors import VlpromptError
 
 
+def told_places(learnt: Sequence[str], asked: Sequence[str], places: Sequence[int]) -> tuple[int, ...]:
+    """The places of classes among those that were learnt as they are told beforehand; none if others stand there."""
+    known = same_names(learnt)
+    told = [known[place] for place in places if 0 <= place < len(known)]
+    return tuple(places) if told == [*same_names(asked)] and len(told) == len(places) else ()
+
+
 def find_part(learnt: Sequence[str], asked: Sequence[str], places: Sequence[int] = ()) -> tuple[int, ...] | None:
     """The places of classes that are asked for among those that were learnt; None if some of them were not.
 
@@ -23,9 +30,8 @@ def find_part(learnt: Sequence[str], asked: Sequence[str], places: Sequence[int]
     (2, 0)
     """
     known, wanted = same_names(learnt), same_names(asked)
-    told = [known[place] for place in places if 0 <= place < len(known)]
-    if told == [*wanted] and len(told) == len(places):
-        return tuple(places)
+    if told := told_places(learnt, asked, places):
+        return told
     where: dict[str, list[int]] = {}
     for place, name in enumerate(known):
         where.setdefault(name, []).append(place)

@@ -25,7 +25,7 @@ from vlprompt.errors import VlpromptError
 from vlprompt.learner import publishing
 from vlprompt.learner.aggregation import AGGREGATORS
 from vlprompt.learner.attributes import facts_with_attributes
-from vlprompt.learner.class_part import find_part
+from vlprompt.learner.class_part import find_part, told_places
 from vlprompt.learner.constraints import make_constraint
 from vlprompt.learner.contexts import facts_with_context, parameterise
 from vlprompt.learner.editing import edited_facts, make_edits
@@ -101,6 +101,7 @@ class PromptLearner(Road):
         self._cached: tuple[list[Tensor], Tensor] | None = None  # the state that gave these class features
         self.class_names = self.trained_names = named(self.config, checked_names(class_names))
         self.part: tuple[int, ...] | None = None
+        self.places: tuple[int, ...] = ()
         self.familiar: Familiar = "trained"
         if isinstance(self.config.text_chunk, int) and self.config.text_chunk < 1:
             raise VlpromptError(f"text_chunk must be at least 1 class, not {self.config.text_chunk}")
@@ -224,14 +225,16 @@ class PromptLearner(Road):
 
         Args:
             class_names: C of them. Of a bound learner its own, in any order: its logits follow the names.
-            places: of these among the classes that a bound learner learnt, where several of those have one name.
+            places: of these among the classes that were learnt, where several of those have one name.
 
         Raises:
             VlpromptError: it is bound to classes of which one of these is none.
         """
         names = named(self.config, checked_names(class_names))
         self.familiar = "trained" if is_known(names, self.trained_names) else "new"
-        if same_names(names) == same_names(self.learnt_names):
+        told = told_places(self.trained_names, names, places)
+        same_places = told in ((), self.places) or not self.facts.new_classes
+        if same_places and same_names(names) == same_names(self.learnt_names):
             self.class_names, self.part = names, None
             return
         part = None if self.facts.new_classes else find_part(self.learnt_names, names, places)
@@ -246,12 +249,12 @@ class PromptLearner(Road):
                 f"names: train on all classes{hint}"
             )
         check_names(self.clip, spoken(names)[0])
-        previous, self.class_names = self.class_names, names
+        previous, self.class_names, self.places = (self.class_names, self.places), names, told
         try:
             self.prepare_classes()
         except VlpromptError:
-            self.class_names = previous
-            self.familiar = "trained" if is_known(previous, self.trained_names) else "new"
+            self.class_names, self.places = previous
+            self.familiar = "trained" if is_known(self.class_names, self.trained_names) else "new"
             self.prepare_classes()
             raise
         self._cached = None
@@ -260,12 +263,12 @@ class PromptLearner(Road):
     @contextlib.contextmanager
     def scoring(self, class_names: Sequence[str], places: Sequence[int] = ()) -> Iterator[None]:
         """Score other classes for a while; arguments as ``set_class_names``."""
-        before, part = self.class_names, self.part
+        before, own = self.class_names, self.part or self.places
         self.set_class_names(class_names, places)
         try:
             yield
         finally:
-            self.set_class_names(before, part or ())
+            self.set_class_names(before, own)
 
     def refuse_part(self) -> None:
         """Raise one sentence if it scores a part of its classes, where it is to learn."""

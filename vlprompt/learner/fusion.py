@@ -218,11 +218,16 @@ def is_known(names: Sequence[str], trained: Sequence[str]) -> bool:
     return set(same_names(names)) <= set(same_names(trained))
 
 
-def rows_of(names: Sequence[str], trained: Sequence[str]) -> list[int]:
+def rows_of(names: Sequence[str], trained: Sequence[str], told: Sequence[int] = ()) -> list[int]:
     """The place of each class among those that were trained on, which hold all of them.
 
-    A name that stands there more than once, as two of ImageNet's do, means one place after the other.
+    Args:
+        names, trained: the classes.
+        told: their places, where they are known beforehand. Else a name that stands among the trained more than once,
+            as two of ImageNet's do, means one place after the other.
     """
+    if told:
+        return [*told]
     places: dict[str, list[int]] = {}
     for place, name in enumerate(same_names(trained)):
         places.setdefault(name, []).append(place)

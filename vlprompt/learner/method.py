@@ -83,6 +83,7 @@ class Method(nn.Module):
     facts: Facts
     class_names: tuple[str, ...]  # that it scores
     part: tuple[int, ...] | None  # the places of those among the trained, where it is bound to them and scores some
+    places: tuple[int, ...]  # of the classes that it scores among the trained, where that was told; else empty
     edits: list[Edit]
     constraint: Constraint | None
     beneath: SavedTeacher | None

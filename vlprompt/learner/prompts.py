@@ -137,6 +137,10 @@ class TextPrompt(nn.Module):
         """Tokens that stand beside words: the context, attributes and what is learnt before them."""
         return self.n_ctx + (self.attributes.room if self.attributes else 0)
 
+    def first(self, clip: FrozenCLIP) -> int:
+        """The position of the context's first token in a prompt, where the class name is at the end."""
+        return len(clip.start_embedding()) + (self.attributes.front if self.attributes else 0)
+
     def encode(
         self,
         clip: FrozenCLIP,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from vlprompt.base.registry import Registry
@@ -26,14 +26,17 @@ FORMER_HOOKS = {
 }
 
 
-def register(name: str, *, paper: str, trains: Sequence[str] = (), **facts: Any) -> Callable[[type[L]], type[L]]:
+def register(
+    name: str, *, paper: str, like: type[PromptLearner] | None = None, **facts: Any
+) -> Callable[[type[L]], type[L]]:
     """Register a method.
 
     Args:
         name: as in ``create_learner(name, …)``.
         paper: arXiv id or citation.
-        trains: of ``text``, ``vision`` and ``head``; empty for training-free methods.
-        facts: more of its ``Facts``, where they are not the usual ones.
+        like: a registered method whose facts it has, but for those that are given.
+        facts: its ``Facts``, where they are not the usual ones, or those of ``like``: ``trains`` of ``text``,
+            ``vision`` and ``head``, empty for training-free methods, and others.
 
     Raises:
         VlpromptError: the name is taken, a fact is none, a setting is one that every run has, or the class fills in
@@ -43,7 +46,8 @@ def register(name: str, *, paper: str, trains: Sequence[str] = (), **facts: Any)
     for key in facts:
         if key not in known:
             raise VlpromptError(f"method '{name}' is registered with the unknown fact '{key}': {nearest(key, known)}")
-    registered = Facts(paper=paper, trains=frozenset(trains), **facts)
+    given = {key: frozenset(value) if key == "trains" else value for key, value in facts.items()}
+    registered = dataclasses.replace(Facts(paper) if like is None else like.registered, paper=paper, **given)
     taken = {f.name for f in dataclasses.fields(RunConfig)}
 
     def file(cls: type[L]) -> type[L]:

@@ -103,7 +103,7 @@ class Road(Method):
         """The second head's rows of the classes that are scored."""
         if self.learnt_names == self.trained_names:
             return slice(None)
-        return rows_of(self.class_names, self.trained_names)
+        return rows_of(self.class_names, self.trained_names, self.places)
 
     def ensembled(self, logits: Tensor, v: Tensor, frozen: Tensor | None = None) -> Tensor:
         """Logits (B, C) with an ensemble's part of the frozen model, but while the learner is trained.

@@ -23,8 +23,10 @@ from vlprompt.clip.tensor_files import read_tensor_file
 from vlprompt.data.splits import DEFAULT_TEMPLATE
 from vlprompt.errors import VlpromptError
 from vlprompt.learner import publishing
+from vlprompt.learner.attributes import Attributes
 from vlprompt.learner.contract import PromptLearner
 from vlprompt.learner.creation import create_learner
+from vlprompt.learner.fusion import HEADS
 from vlprompt.learner.registration import METHODS
 
 # where a repository keeps a prompt -> the name it goes by there
@@ -42,11 +44,12 @@ LENGTHS = {
     "rep_dim": ("representation_learner.compound_rep_tokens", 1),
     "residual_rank": ("representation_learner.srra_r2vproj.srra.0.A", 1),
     "projection_rank": ("image_encoder.A", 1),
+    "n_att": ("ctx_att1", 0),
 }
 BRANCH = re.compile(r"shared_adapter\.(\d+)\.0\.weight")
 # what is saved beside prompts: buffers of the classes, the frozen model, a frozen teacher, settings
 NOT_LEARNT = re.compile(
-    r"token_(prefix|suffix)|text_encoder\.|image_encoder\.|logit_scale|ZS_image_encoder\.|.*num_batches_tracked|model_distill|.*_cali_ratio"
+    r"token_(prefix|suffix|middle\d)|text_encoder\.|image_encoder\.|logit_scale|ZS_image_encoder\.|.*num_batches_tracked|model_distill|.*_cali_ratio"
 )
 SAME = 1e-2  # relative difference of two tensors that differ by half precision alone
 
@@ -79,19 +82,28 @@ def import_checkpoint(
     tensors = published_names(_numbers(path))
     _check_backbone(tensors, clip, path)
     fields = {f.name for f in dataclasses.fields(METHODS.get(method).Config)}
-    found = {key: value for key, value in sizes(tensors).items() if key in fields}
+    found = {key: value for key, value in sizes(tensors).items() if key in fields} | _second_head(tensors)
+    if "attributes" in fields and "ctx_att1" in tensors:
+        found["published_slicing"] = True
+        if not settings.get("attributes"):
+            raise VlpromptError(
+                f"{path} has vectors before attribute words, and not the words: say them, as in attributes=[color]"
+            )
     if "ctx_init" in fields and "ctx_init" not in settings:
         found["ctx_init"] = _phrase(method, tensors, clip, found | settings)
     learner = create_learner(method, clip, class_names, templates=templates, **(found | settings))
     try:
         learner.load_published(tensors)
     except VlpromptError as error:
-        raise VlpromptError(f"{path}: {error}") from error
+        bound = "; its second head is of the classes that it learnt: give those, in their order"
+        raise VlpromptError(f"{path}: {error}{bound if 'second_head' in str(error) else ''}") from error
+    _check_words(tensors, learner, path)
     for name, tensor in learner.state_dict().items():
         if not tensor.isfinite().all():
             raise VlpromptError(f"{path} holds what is no finite number in {name}: it is of a run that diverged")
     unused = sorted(tensors.keys() - set(publishing.published_names(learner).values()) - {"ctx", "text_prompts.0"})
-    unused = [name for name in unused if not NOT_LEARNT.match(name)]
+    idle = "ctx_att" if "token_middle1" in tensors else "token_"  # vectors of three words are there, used or not
+    unused = [name for name in unused if not NOT_LEARNT.match(name) and not name.startswith(idle)]
     if unused:
         more = f" and {len(unused) - 1} more" if len(unused) > 1 else ""
         warnings.warn(
@@ -157,6 +169,26 @@ def _prompt_sizes(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
 
 def _layers(tensors: Mapping[str, Tensor], kind: str) -> int:
     return sum(re.fullmatch(rf"{kind}\.\d+", name) is not None for name in tensors)
+
+
+def _second_head(tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    """The setting of the second head whose tensors are there, if those of one are."""
+    for name in HEADS.names():
+        if all(any(each.startswith(theirs) for each in tensors) for theirs in HEADS.get(name).published.values()):
+            return {"head": name}
+    return {}
+
+
+def _check_words(tensors: Mapping[str, Tensor], learner: PromptLearner, path: Path) -> None:
+    """Raise one sentence unless the attribute words that were said are those whose embeddings were saved."""
+    told = [tensors[name][0, 0] for i in range(1, 10) if (name := f"token_middle{i}") in tensors]
+    attributes = next((each for each in learner.modules() if isinstance(each, Attributes)), None)
+    if not told or attributes is None:
+        return
+    words = attributes.get_buffer("words")
+    if len(words) != len(told) or not all(map(_alike, told, words)):
+        said = ", ".join(learner.config.attributes)
+        raise VlpromptError(f"{path} was trained with {len(told)} attribute words that are not [{said}], as it tells")
 
 
 def _phrase(method: str, tensors: Mapping[str, Tensor], clip: FrozenCLIP, settings: Mapping[str, Any]) -> str | None:

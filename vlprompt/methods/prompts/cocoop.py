@@ -49,8 +49,12 @@ class CoCoOp(CoOp):
     def setup(self) -> None:
         """Create the context (n, d_t) and the meta-net D -> D/16 -> d_t."""
         if self.config.class_specific or self.config.class_token_position != "end":
-            raise VlpromptError("cocoop has one context for all classes, with the class name at the end")
+            raise VlpromptError(f"{self.method} has one context for all classes, with the class name at the end")
         super().setup()
+        self.make_maps()
+
+    def make_maps(self) -> None:
+        """Create what makes contexts of images."""
         self.meta_net = make_meta_net(self.clip)
 
     def encode_text(self, v: Tensor | None = None) -> Tensor:

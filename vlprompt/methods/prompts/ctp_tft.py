@@ -15,8 +15,6 @@ Protocols: few-shot, base-to-new. B·C prompts a batch, which share no context: 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -26,8 +24,7 @@ from vlprompt.errors import VlpromptError
 from vlprompt.learner import register
 from vlprompt.learner.fusion import first_kind
 from vlprompt.learner.objectives import Batch
-from vlprompt.methods.prompts.cocoop import REDUCTION
-from vlprompt.methods.prompts.coop import CoOp
+from vlprompt.methods.prompts.cocoop import REDUCTION, CoCoOp
 
 
 class PatchTokens(Edit):
@@ -72,35 +69,19 @@ class ZeroStarted(nn.Sequential):
 @register(
     "ctp_tft",
     paper="arXiv:2303.17169",
+    like=CoCoOp,
     trains=("text", "head"),
-    classifier="per_image",
     cacheable_images=False,
     fidelity="reconstruction",
 )
-class CTPTFT(CoOp):
+class CTPTFT(CoCoOp):
     """Contexts of each image and class, made of the patches that concern the class, and image features led by text."""
 
-    @dataclass
-    class Config(CoOp.Config):
-        """Settings, as CoOp's with the class name at the end.
-
-        Attributes:
-            image_chunk: images whose prompts are encoded at a time; None takes a whole batch.
-        """
-
-        ctx_init: str | None = "a photo of a"
-        image_chunk: int | None = 8
-
-    config: Config
-
-    def setup(self) -> None:
-        """Create the context (n, d_t), K (D, D), h: D -> D/16 -> d_t and A: D -> D/16 -> D."""
-        if self.config.class_specific or self.config.class_token_position != "end":
-            raise VlpromptError("ctp_tft has one context to start from, with the class name at the end")
+    def make_maps(self) -> None:
+        """Create K (D, D), h: D -> D/16 -> d_t and A: D -> D/16 -> D."""
         self.clip.require(vision=1)
         if not self.clip.visual.cls_only:
             raise VlpromptError(f"ctp_tft needs an image tower that reads its CLS token, and {self.clip.name} does not")
-        super().setup()
         joint = self.clip.embed_dim
         self.key = nn.Linear(joint, joint, bias=False)
         nn.init.eye_(self.key.weight)

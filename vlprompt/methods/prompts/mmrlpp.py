@@ -57,16 +57,7 @@ class SharedMap(nn.Module):
         return [each(tokens, self.weight) for each in self.residuals]
 
 
-@register(
-    "mmrlpp",
-    paper="arXiv:2505.10088",
-    trains=("text", "vision"),
-    cacheable_images=False,
-    head=True,
-    parts=("class", "rep"),
-    paper_settings="unnamed",
-    fidelity="code",
-)
+@register("mmrlpp", paper="arXiv:2505.10088", like=MMRL)
 class MMRLPP(MMRL):
     """MMRL with one map a tower, low-rank residuals, and tokens that blend with what flows."""
 

@@ -3,7 +3,8 @@
 Trained: CoOp's context, and a meta-net that makes of each class's frozen text feature w_c tokens of its own, P_c. They
 take the context's place at the input of one block, two thirds up the text tower: what the context has become by then
 goes no further in the sequence, but through what has read it. The loss adds λ(1 - cos) to the frozen class features.
-Below that block the prefix is shared by all classes; from there on each has its own.
+Below that block the prefix is shared by all classes; from there on each has its own. Attribute words and their vectors
+stand in front of what is replaced, and flow through.
 Protocols: base-to-new; few-shot, cross-dataset and domain generalization, which the authors released no recipe for.
 Differs from the authors' code: the block follows from the tower's depth (theirs is typed, 8 of 12, and so is a width);
 λ is a setting (theirs is typed, and the configuration's is not read); fp32, so that Adam needs no larger eps, which the
@@ -26,6 +27,7 @@ from vlprompt.clip.edits import Edit, Rows
 from vlprompt.clip.openclip import QuickGELU
 from vlprompt.errors import VlpromptError
 from vlprompt.learner import PromptLearner, register
+from vlprompt.learner.attributes import AttributeSettings
 from vlprompt.learner.prompts import TextPrompt
 
 
@@ -62,7 +64,7 @@ class TCP(PromptLearner):
     published: ClassVar = {"prompt.ctx": "ctx"}
 
     @dataclass
-    class Config(PromptLearner.Config):
+    class Config(AttributeSettings, PromptLearner.Config):
         """Settings.
 
         Attributes:
@@ -88,7 +90,7 @@ class TCP(PromptLearner):
     def setup(self) -> None:
         """Create the context (n, d_t), and the meta-net D -> D/4 -> n·d_t."""
         config, text, width = self.config, self.clip.text, self.clip.embed_dim
-        self.prompt = TextPrompt(self.clip, config.n_ctx)
+        self.prompt = TextPrompt(self.clip, config.n_ctx, attributes=config)
         self.class_layer = 2 * text.layers // 3 if config.class_layer is None else config.class_layer
         if not 1 <= self.class_layer < text.layers:
             raise VlpromptError(
@@ -109,14 +111,13 @@ class TCP(PromptLearner):
         """Tokenize the class prompts."""
         (template,) = check_templates([self.config.prompt_template])
         before, _, behind = template.partition("{}")
-        self.tokens = self.clip.class_tokens(self.class_names, before.strip(), self.config.n_ctx, behind)
+        self.tokens = self.clip.class_tokens(self.class_names, before.strip(), self.prompt.room, behind)
 
     def class_aware(self) -> ClassAware:
         """P_c of the present classes (C, n, d_t), as an edit."""
         w = self.frozen_text()  # (C, D)
         own = self.meta_net(w).unflatten(-1, (self.config.n_ctx, -1))
-        start = len(self.clip.start_embedding())
-        return ClassAware(own, self.class_layer, start, self.config.class_weight)
+        return ClassAware(own, self.class_layer, self.prompt.first(self.clip), self.config.class_weight)
 
     def encode_text(self, v: Tensor | None = None) -> Tensor:
         """Class features (C, D)."""

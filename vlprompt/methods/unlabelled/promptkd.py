@@ -139,7 +139,7 @@ class PromptKD(PromptLearner):
             return self.frozen_text()
         if self._others is not None:
             return self._others
-        return self.teacher_text[rows_of(self.class_names, self.trained_names)]
+        return self.teacher_text[rows_of(self.class_names, self.trained_names, self.places)]
 
     def encode_images(self, batch: Batch) -> Tensor:
         """Projected features (B, D_t) of images seen with the learnt tokens."""
