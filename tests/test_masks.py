@@ -15,10 +15,12 @@ from vlprompt import VlpromptError, create_learner, load_split, run
 from vlprompt.clip.edits import Edit
 from vlprompt.data import ImageItems, check_items, epoch_batches, eval_transform, images_fingerprint, train_transform
 from vlprompt.data.masks import RegionItems, RegionTransform, open_mask, to_region
+from vlprompt.data.regions import NOTHING, showing_regions
 from vlprompt.data.splits import Item
 from vlprompt.evaluation.prediction import predict_images
 from vlprompt.evaluation.scoring import score
 from vlprompt.learner.objectives import Outputs
+from vlprompt.report import make_report
 from vlprompt.testing import NAMES, close, make, small_clip, toy_batch
 
 
@@ -215,6 +217,42 @@ def test_shapes_are_drawn_where_their_masks_say() -> None:
         assert np.median(np.abs(ink - np.median(ink, axis=0))) < 20, "one ink, but for the edges of thin strokes"
         assert 0.01 < mask.mean() < 0.7
         assert (np.asarray(splits.open_image(item)) == pixels).all()
+
+
+def test_a_region_is_shown_cut_out_or_with_nothing_around_it(folder: Path) -> None:
+    whole = load_split(f"folder:{folder}")
+    [item, *_] = whole.train
+    image, mask = whole.open_image(item), open_mask(whole, item)
+    left, upper, right, lower = mask.getbbox()
+    for region, size in (("crop", (32, 32)), ("blank", image.size), ("crop_blank", (32, 32))):
+        shown = showing_regions(whole, region)
+        seen, cut = np.asarray(shown.open_image(item)), np.asarray(open_mask(shown, item))
+        assert seen.shape[1::-1] == cut.shape[::-1] == size
+        assert (cut > 0).sum() == (np.asarray(mask) > 0).sum(), "the whole region is there"
+        outside = seen[cut == 0]
+        assert (outside == NOTHING).all() == ("blank" in region)
+        inside = np.asarray(image)[upper:lower, left:right].reshape(-1, 3)
+        assert (seen[cut > 0] == inside).all()
+        assert images_fingerprint(shown, shown.train) != images_fingerprint(whole, whole.train)
+    batch = RegionItems(shown, shown.train, RegionTransform(small_clip()))[0]
+    assert batch["mask"].shape[1:] == batch["image"].shape[1:]
+    with pytest.raises(VlpromptError, match="unknown region 'crops': did you mean crop"):
+        showing_regions(whole, "crops")
+    with pytest.raises(VlpromptError, match="region=crop is of images with masks, and those of emoji have none"):
+        showing_regions(load_split("emoji"), "crop")
+
+
+def test_methods_with_masks_and_without_are_told_together_on_what_they_were_shown(tmp_path: Path) -> None:
+    how = {"dataset": "shapes", "protocol": "few_shot", "shots": 1, "limit": 24, "quiet": True, "output": tmp_path}
+    whole, blank = (run(method="zero_shot", region=region, **how).rows[0] for region in (None, "blank"))
+    assert whole.accuracy != blank.accuracy
+    masked = run(method="mask_prompt", region="blank", epochs=1, **how).rows[0]
+    assert masked.zero_shot == blank.accuracy
+    tables = make_report([tmp_path]).tables
+    told = [("region=blank" in table.caption, len(table.sections[0].lines)) for table in tables]
+    assert sorted(told) == [(False, 1), (True, 2)]
+    with pytest.raises(VlpromptError, match="brings none: leave one out"):
+        run(method="upl", region="crop", unlabelled="folder:x", protocol="unsupervised", dataset="shapes")
 
 
 def test_a_run_on_regions_from_end_to_end(tmp_path: Path) -> None:

@@ -113,6 +113,7 @@ class RunSettings(TypedDict, total=False):
     templates: Any
     protocol: str
     unlabelled: str | None
+    region: str | None
     pool_classes: Any
     class_split: int
     allow_fewer: bool
@@ -518,6 +519,9 @@ class TaskresSettings(MethodSettings, total=False):
 class TaskresRun(RunSettings, TaskresSettings, total=False): ...
 
 class TcpSettings(MethodSettings, total=False):
+    attributes: list[str]
+    n_att: int | None
+    published_slicing: bool
     n_ctx: int
     prompt_template: str
     teacher_template: str | None

@@ -81,6 +81,8 @@ class RunConfig(LearnOptions):
         protocol: one of `vlprompt list protocols`.
         unlabelled: images to learn from without labels, folder:PATH with anything below it, in place of the protocol's
             own pool; the dataset's other training images are then left out.
+        region: what is shown of images with region masks, crop, blank or crop_blank, in place of whole images; a method
+            that takes masks has them cut alike.
         pool_classes: class names that the pool's images may be of, a list or all, where a pool of your own holds others
             than the protocol takes it to: unseen classes in transductive_zero_shot, else all.
         class_split: seed of the draw of seen classes (transductive_zero_shot); published are 500, 0 and 200.
@@ -122,6 +124,7 @@ class RunConfig(LearnOptions):
     templates: Any = None
     protocol: str
     unlabelled: str | None = None
+    region: str | None = None
     pool_classes: Any = None
     class_split: int = 500
     allow_fewer: bool = False
@@ -190,6 +193,7 @@ LATER: dict[str, Any] = {
     "names_by": "mean",
     "pool_classes": None,
     "published_slicing": False,
+    "region": None,
     "schedule": "dassl",
     "steps": None,
     "teacher": None,

@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 USAGE = """vlprompt evaluate run=DIR [device=auto] [data_root=DIR] [tolerance=0] [save_predictions=FILE] [--quiet]
 vlprompt evaluate learner=DIR dataset=NAME [half=all|base|new] [class_names=FILE] [templates=SET] [format_spread=SET]
                   [ensemble=PART] [limit=N] [seed=1] [data_root=DIR] [split=published] [on_unreadable=skip|stop]
-                  [follow_links=true] [backbone=NAME [pretrained=TAG | checkpoint=FILE]] [device=auto]
-                  [save_predictions=FILE] [output=FILE]
+                  [follow_links=true] [region=crop|blank|crop_blank] [backbone=NAME [pretrained=TAG | checkpoint=FILE]]
+                  [device=auto] [save_predictions=FILE] [output=FILE]
 
 The first form loads the learner that a run saved, scores it on the run's tests again and prints both numbers. The exit
 status is 1 if an accuracy differs by more than `tolerance` percentage points: 0 on the machine of the run; elsewhere an
@@ -61,6 +61,7 @@ LEARNER_KEYS = (
     "split",
     "on_unreadable",
     "follow_links",
+    "region",
     "device",
     "save_predictions",
     "output",
@@ -118,6 +119,7 @@ def evaluate_anywhere(settings: dict[str, Any], reporter: Reporter) -> int:
     """Score a learner on a dataset's test images and print all metrics."""
     from datasets_registry.catalog import is_own, load_split
     from vlprompt.data.readable import ACTIONS, leave_out_unreadable
+    from vlprompt.data.regions import showing_regions
     from vlprompt.evaluation.scoring import evaluate
     from vlprompt.evaluation.tables import metrics_table
 
@@ -128,6 +130,8 @@ def evaluate_anywhere(settings: dict[str, Any], reporter: Reporter) -> int:
         raise VlpromptError(f"unknown on_unreadable '{unreadable}': {nearest(unreadable, ACTIONS)}")
     name, links = str(settings["dataset"]), flag_setting(settings, "follow_links")
     splits = load_split(name, settings.get("data_root"), split=split_setting(settings), follow_links=links)
+    if settings.get("region") is not None:
+        splits = showing_regions(splits, str(settings["region"]))
     half = settings.get("half", "all")
     if half not in ("all", "base", "new"):
         raise VlpromptError(f"half must be all, base or new, not {half!r}")

@@ -17,7 +17,7 @@ from vlprompt.base.files import cache_dir, locked, remove_leftovers
 from vlprompt.base.sealed import TENSOR_SEAL, read_tensors, write_tensors
 from vlprompt.data.batch import Batch
 from vlprompt.data.loading import ImageItems, batch_order, eval_batches
-from vlprompt.data.splits import DatasetSplits, Item
+from vlprompt.data.splits import DatasetSplits, Item, mask_of
 from vlprompt.data.transforms import transform_fingerprint
 from vlprompt.errors import VlpromptError
 
@@ -164,8 +164,8 @@ def _key(clip: FrozenCLIP, splits: DatasetSplits, items: Sequence[Item], transfo
         # Devices round differently: a run on the CPU should not depend on whether a GPU once built its bank.
         "device": clip.device.type,
         "transform": transform_fingerprint(transform),
-        "dataset": [splits.name, splits.version],
-        "items": [[item.path, *_file_state(splits, item)] for item in items],
+        "dataset": [splits.name, splits.version, *([splits.region] if splits.region else [])],
+        "items": [[item.path, *_states(splits, item)] for item in items],
         "views": views,
         "seed": seed,
     }
@@ -175,6 +175,12 @@ def _key(clip: FrozenCLIP, splits: DatasetSplits, items: Sequence[Item], transfo
 def _place(splits: DatasetSplits, key: str, cache: str | Path | None = None) -> Path:
     folder = Path(cache) if cache else cache_dir() / "banks"
     return folder / f"{re.sub(r'[^a-z0-9]+', '-', splits.name.lower())[-40:]}-{key[:16]}.safetensors"
+
+
+def _states(splits: DatasetSplits, item: Item) -> tuple[int, ...]:
+    """``_file_state`` of an image, and of its mask where a region of it is shown."""
+    own = _file_state(splits, item)
+    return (*own, *_file_state(splits, replace(item, path=mask_of(splits, item)))) if splits.region else own
 
 
 def _file_state(splits: DatasetSplits, item: Item) -> tuple[int, ...]:

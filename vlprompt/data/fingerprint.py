@@ -36,7 +36,7 @@ def images_fingerprint(splits: DatasetSplits, items: Sequence[Item]) -> str:
     Raises:
         VlpromptError: an image is missing or cannot be read.
     """
-    digest = hashlib.sha256(str(len(items)).encode())
+    digest = hashlib.sha256(f"{len(items)}{splits.region}".encode())
     whole = [] if splits.image_dir is not None else [item for item in items if os.path.isabs(item.path)]
     if whole:  # of a pool beside images that are no files
         items = [item for item in items if not os.path.isabs(item.path)]

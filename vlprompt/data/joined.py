@@ -27,6 +27,8 @@ def join_datasets(parts: Sequence[DatasetSplits]) -> DatasetSplits:
     """
     if len(parts) < 2 or len({part.name for part in parts}) < len(parts):
         raise VlpromptError(f"joining takes at least two different datasets, not {', '.join(p.name for p in parts)}")
+    if any(part.region for part in parts):
+        raise VlpromptError("datasets that are joined show whole images: leave region out")
     starts = [0, *accumulate(len(part.class_names) for part in parts)][:-1]
     folders = [part.image_dir.resolve() for part in parts if part.image_dir]
     common = Path(os.path.commonpath(folders)) if len(folders) == len(parts) else None

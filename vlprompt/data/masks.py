@@ -31,6 +31,7 @@ from vlprompt.data.transforms import (
 )
 from vlprompt.errors import VlpromptError
 
+CROPS = ("crop", "crop_blank")  # ways to show a region that cut it out, see ``vlprompt.data.regions``
 DRAWS = 10  # of a random crop that shows nothing of the region, before the middle is taken
 
 
@@ -56,10 +57,27 @@ def open_mask(splits: DatasetSplits, item: Item) -> Image.Image:
             "it, or give a table a column mask"
         )
     masked = replace(item, path=place)
+    whole = splits if splits.open_whole is None else replace(splits, open_image=splits.open_whole)
     region: Image.Image = (
-        splits.open_image(masked, to_region) if reads_from_disk(splits) else to_region(splits.open_image(masked))
+        whole.open_image(masked, to_region) if reads_from_disk(whole) else to_region(whole.open_image(masked))
     )
-    return region
+    return region.crop(box_of(region)) if splits.region in CROPS else region
+
+
+def box_of(mask: Image.Image) -> tuple[int, int, int, int]:
+    """The square around a region, as far as it is in the image: left, upper, right, lower; all if there is no region.
+
+    >>> mask = Image.new("L", (40, 20))
+    >>> mask.paste(255, (10, 4, 22, 8))
+    >>> box_of(mask)
+    (10, 0, 22, 12)
+    """
+    left, upper, right, lower = mask.getbbox() or (0, 0, *mask.size)
+    side = max(right - left, lower - upper)
+    width, height = (min(side, length) for length in mask.size)
+    x = min(max((left + right - width) // 2, 0), mask.width - width)
+    y = min(max((upper + lower - height) // 2, 0), mask.height - height)
+    return x, y, x + width, y + height
 
 
 def open_mask_beside(path: str | os.PathLike[str]) -> Image.Image:

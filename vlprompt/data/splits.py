@@ -65,6 +65,8 @@ class DatasetSplits:
         class_places: of classes that are a part of another dataset's, as ImageNet-A's are of ImageNet's: their labels
             there; empty otherwise.
         pool_classes: labels that the pool's images may have, where that is known; empty for all.
+        region: what images are of their files, where that is a region of each: see ``vlprompt.data.regions``.
+        open_whole: ``open_image`` of the whole ones then; None where images are whole.
     """
 
     name: str
@@ -86,6 +88,8 @@ class DatasetSplits:
     pool: tuple[Item, ...] = ()
     pool_classes: tuple[int, ...] = ()
     class_places: tuple[int, ...] = ()
+    region: str = ""
+    open_whole: Callable[..., Image.Image] | None = field(default=None, repr=False, compare=False)
 
     @property
     def domains(self) -> tuple[str, ...]:

@@ -28,7 +28,7 @@ Key = tuple[str, str, Any]  # dataset, target, shots (None unless the table has 
 # settings that say what was run or that all results of a group share, so that they make no variant of a method
 SHARED = (
     *("method", "dataset", "protocol", "held_out", "shots", "seed", "targets", "format_spread"),
-    *("backbone", "pretrained", "checkpoint", "precision", "split", "selection", "limit", "templates"),
+    *("backbone", "pretrained", "checkpoint", "precision", "split", "selection", "limit", "templates", "region"),
     *INCIDENTAL,
 )
 
@@ -175,6 +175,7 @@ def _conditions(result: Result) -> dict[str, Any]:
         "selection": result.selection,
         "limit": result.limit,
         "templates": config.get("templates"),
+        "region": config.get("region"),
         "split": config.get("split"),
         "own_split": True if result.data.get("source") == OWN else None,
     }

@@ -244,6 +244,8 @@ def say_conditions(group: Group) -> str:
         words.append("a split of one's own")
     if "templates" in c:
         words.append(f"templates {c['templates']}")
+    if "region" in c:
+        words.append(f"region={c['region']} of each image")
     if "limit" in c:
         words.append(f"at most {c['limit']:,} test images each")
     return ", ".join(word for word in words if word)

@@ -12,6 +12,7 @@ from vlprompt.clip.frozen import FrozenCLIP
 from vlprompt.clip.loading import load_clip
 from vlprompt.data import DatasetSplits, few_shot_split, join_datasets, leave_domain_out, resolve_templates
 from vlprompt.data.pools import with_pool, with_pool_classes
+from vlprompt.data.regions import showing_regions
 from vlprompt.data.sampling import Shots
 from vlprompt.data.splits import without_labels
 from vlprompt.data.subsets import seen_classes
@@ -38,7 +39,8 @@ class Shared:
         """Return a dataset with the split and the templates that a run asks for."""
         options = {key: getattr(config, key) for key in ("download", "split", "follow_links")}
         splits = self._splits(name, config.data_root, **options)
-        return replace(splits, templates=resolve_templates(config.templates, splits))
+        splits = replace(splits, templates=resolve_templates(config.templates, splits))
+        return splits if config.region is None else showing_regions(splits, config.region)
 
 
 def load_parts(plan: Plan, config: RunConfig, shared: Shared) -> tuple[dict[Part, DatasetSplits], str]:

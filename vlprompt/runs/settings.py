@@ -114,6 +114,11 @@ def check_values(config: RunConfig) -> None:
             f"protocol={config.protocol} learns from no images without labels: unlabelled={config.unlabelled} is for "
             "semi_supervised, transductive_zero_shot and unsupervised"
         )
+    if config.unlabelled is not None and config.region is not None:
+        raise VlpromptError(
+            f"region={config.region} is of images with masks, and unlabelled={config.unlabelled} brings none: leave "
+            "one out"
+        )
     if config.pool_classes is not None and pool == "none":
         raise VlpromptError(f"pool_classes has no meaning in protocol={config.protocol}, which has no pool")
     if config.class_split != LATER["class_split"] and pool != "unseen":
