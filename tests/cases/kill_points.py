@@ -1,4 +1,6 @@
-"""Kill a run with SIGKILL, by ``python kill_points.py FOLDER COUNT [METHOD [outside]]``, and see what resuming gives.
+"""Kill runs with SIGKILL, by ``python kill_points.py FOLDER COUNT [METHODS [outside]]``, and see what resuming gives.
+
+METHODS are names below with commas between them; ``meta_train`` is no run of a method, but is stopped and resumed too.
 
 Each write has three points: before it, when all is in the temporary file and none of it in place, and after it. A run
 in a process of its own (a fork of this one, which has loaded everything) kills itself there, or with ``outside`` is
@@ -17,21 +19,32 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 
 import vlprompt.base.files
 import vlprompt.training.trainer
-from vlprompt import load_split, run
+from vlprompt import load_clip, load_split, run
 from vlprompt.evaluation.results import read_result
+from vlprompt.runs.meta_train import META as META_FILE
+from vlprompt.runs.meta_train import REGULATOR, MetaConfig, meta_train
 
 DIGITS = load_split("digits")
 FEW = replace(DIGITS, name="few-digits", train=DIGITS.train[::12], test=DIGITS.test[::40])  # for a pool
+OF_TWO = [replace(item, domain="ab"[i % 2]) for i, item in enumerate(DIGITS.train[::6])]  # each a stage of its own
 SETTINGS = {"limit": 12, "views": 1, "seed": 1, "device": "cpu", "checkpoint_seconds": 0, "quiet": True, "name": "it"}
 METHODS = {
     "coop": {"dataset": "digits", "shots": 2, "epochs": 6, "aggregator": "ema"},
     # three rounds, each of a stage of its own with some epochs
     "grip": {"dataset": FEW, "protocol": "semi_supervised", "shots": 2, "rounds": 3, "epochs": 3, "n_ctx": 2},
     "tfup_t": {"dataset": FEW, "protocol": "unsupervised", "epochs": 6, "first_epochs": 2, "batch_size": 32},
+    # a prompt for each of two domains, then the generator of such prompts
+    "spg": {
+        **{"dataset": replace(DIGITS, name="digits-of-two", train=OF_TWO), "protocol": "few_shot", "shots": 2},
+        **{"epochs": 3, "label_epochs": 2, "n_ctx": 2, "ctx_init": None, "noise_width": 8, "test_draws": 1},
+        **{"generator_width": 8, "discriminator_width": 8},
+    },
 }
+META = {"pairs": "digits", "epochs": 4, "tasks": 2, "task_size": 6, "topics": 3, "styles": 2, "settings": {"n_ctx": 2}}
 
 
 class Points:
@@ -123,22 +136,38 @@ def killed_outside(place: Path, method: str, point: int) -> int:
 
 def outcome(folder: Path) -> tuple:
     """What must not depend on a kill: the learner's bytes, the tests and what is left in the folder."""
-    result = read_result(folder / "it/result.json")
     names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
-    return (folder / "it/learner/learner.safetensors").read_bytes(), result.rows, result.averages, names
+    learnt = b"".join((folder / name).read_bytes() for name in names if name.endswith("learner.safetensors"))
+    if (folder / "it" / META_FILE).exists():
+        regulator = load_file(folder / "it" / REGULATOR)  # whose header tells several things, in any order
+        bits = [(name, regulator[name].numpy().tobytes()) for name in sorted(regulator)]
+        return (learnt, bits), json.loads((folder / "it" / META_FILE).read_text())["loss"], names
+    result = read_result(folder / "it/result.json")
+    return learnt, result.rows, result.averages, names
 
 
 def go(folder: Path, method: str, points: Points) -> None:
     """Run, or go on with, the run in a folder whose feature banks are its own."""
     os.environ["VLPROMPT_CACHE"] = str(folder.with_name(f"{folder.name}-cache"))
-    run(method=method, **SETTINGS, **METHODS[method], output=str(folder), resume=True)
+    if method == "meta_train":
+        config = MetaConfig(**META, checkpoint_seconds=0, quiet=True, output=str(folder / "it"), resume=True)
+        meta_train(load_clip("vlprompt-tiny", device="cpu"), config)
+    else:
+        run(method=method, **SETTINGS, **METHODS[method], output=str(folder), resume=True)
     if points.deadly is None:
         (folder.parent / "points").write_text(str(points.passed))
 
 
-def main(folder: Path, count: int, method: str = "coop", how: str = "inside") -> None:
-    """Print how many points there are, how many kills, and how many of these came after the first checkpoint."""
+def main(folder: Path, count: int, methods: str = "coop", how: str = "inside") -> None:
+    """Print for each method how many points it has, how many kills, and how many of these came after a checkpoint."""
     torch.set_num_threads(1)
+    for method in methods.split(","):
+        (folder / method).mkdir()
+        print(json.dumps(killed_and_resumed(folder / method, count, method, how)), flush=True)
+
+
+def killed_and_resumed(folder: Path, count: int, method: str, how: str) -> dict[str, int]:
+    """Kill runs of a method at so many of its points, and compare what resuming each gives with an unbroken run."""
     assert in_fork(lambda: go(folder / "whole", method, Points(None))) == 0
     right, total = outcome(folder / "whole"), int((folder / "points").read_text())
     chosen = range(total) if not count else [(2 * i + 1) * total // (2 * count) for i in range(count)]
@@ -151,7 +180,7 @@ def main(folder: Path, count: int, method: str = "coop", how: str = "inside") ->
         assert in_fork(lambda place=place: go(place, method, Points(None))) == 0, f"killed at {point} it does not go on"
         found = outcome(place)
         assert found == right, f"killed at point {point} it ends with something else: {found[1:]} and not {right[1:]}"
-    print(json.dumps({"points": total, "killed": len(chosen), "after_a_checkpoint": late}))
+    return {"points": total, "killed": len(chosen), "after_a_checkpoint": late}
 
 
 if __name__ == "__main__":
