@@ -38,6 +38,7 @@ LEARNS_FROM = {
     "none": "no labels",
 }
 MADE = "<!-- made by scripts/make_docs.py: do not edit -->"
+BY_HAND = "<!-- from here on by hand -->"  # of a method's page, which is then made down to here alone
 REFERENCE = ROOT / "docs" / "reference"
 TRAIN_USAGE = "python -m vlprompt.train key=value … [--quiet] [--help] [--version]"
 COMMANDS = """\
@@ -139,6 +140,12 @@ def held_to(fidelity: str) -> str:
     """A sentence on what a method was held to."""
     told = RECONSTRUCTION if fidelity == "reconstruction" else FIDELITIES[fidelity]
     return f"Fidelity: {told}."
+
+
+def by_hand(path: Path) -> str:
+    """What was written below the mark on a page, such as figures that were seen; empty if nothing was."""
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    return "".join(text.partition(BY_HAND)[1:])
 
 
 def page(method: str, count: str) -> str:
@@ -279,7 +286,8 @@ def pages() -> dict[Path, str]:
         except VlpromptError as error:
             counts[method] = str(error)
     folder = ROOT / "docs" / "methods"
-    methods = {folder / "README.md": overview(counts)} | {folder / f"{m}.md": page(m, c) for m, c in counts.items()}
+    methods = {folder / f"{m}.md": page(m, c) for m, c in counts.items()}
+    methods = {folder / "README.md": overview(counts)} | {p: text + by_hand(p) for p, text in methods.items()}
     made = {REFERENCE / "commands.md": command_page(), REFERENCE / "start.md": surface_page()}
     return methods | made | {ROOT / "vlprompt" / "typed.pyi": typed_settings.stub()}
 
