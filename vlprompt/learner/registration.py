@@ -46,7 +46,7 @@ def register(
     for key in facts:
         if key not in known:
             raise VlpromptError(f"method '{name}' is registered with the unknown fact '{key}': {nearest(key, known)}")
-    given = {key: frozenset(value) if key == "trains" else value for key, value in facts.items()}
+    given: dict[str, Any] = {key: frozenset(each) if key == "trains" else each for key, each in facts.items()}
     registered = dataclasses.replace(Facts(paper) if like is None else like.registered, paper=paper, **given)
     taken = {f.name for f in dataclasses.fields(RunConfig)}
 

@@ -187,8 +187,7 @@ def _check_words(tensors: Mapping[str, Tensor], learner: PromptLearner, path: Pa
         return
     words = attributes.get_buffer("words")
     if len(words) != len(told) or not all(map(_alike, told, words)):
-        said = ", ".join(learner.config.attributes)
-        raise VlpromptError(f"{path} was trained with {len(told)} attribute words that are not [{said}], as it tells")
+        raise VlpromptError(f"{path} was trained with {len(told)} attribute words that are not those given")
 
 
 def _phrase(method: str, tensors: Mapping[str, Tensor], clip: FrozenCLIP, settings: Mapping[str, Any]) -> str | None:
