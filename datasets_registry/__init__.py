@@ -1,7 +1,13 @@
 """One card (YAML) a dataset, and the readers that turn a card and a folder into a ``DatasetSplits``."""
 
-from datasets_registry.card import Card, load_card
-from datasets_registry.catalog import dataset_info, list_datasets, load_split
-from datasets_registry.readers import readers
+from typing import TYPE_CHECKING
 
-__all__ = ["Card", "dataset_info", "list_datasets", "load_card", "load_split", "readers"]
+from vlprompt.base.wiring import face
+
+if TYPE_CHECKING:
+    from datasets_registry.card import Card, load_card
+    from datasets_registry.catalog import load_split
+    from datasets_registry.listed import dataset_info, list_datasets
+
+__all__ = ["Card", "dataset_info", "list_datasets", "load_card", "load_split"]
+__getattr__, __dir__ = face(__name__)

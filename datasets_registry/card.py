@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator
+from pydantic import AfterValidator, Field
 
 from vlprompt.base.checks import Template
 from vlprompt.base.files import is_relative_inside
@@ -44,12 +44,14 @@ class Archive:
         md5: of its bytes, as its authors or torchvision state it; empty if nobody does.
         into: the folder below the data root that it is unpacked into, or put into if it is no archive.
         member: the folder in the archive whose content is wanted, or an archive in it to unpack; empty takes all.
+        megabytes: that it has, 10^6 bytes each, about; 0 if nobody says.
     """
 
     url: Address
     md5: str = ""
     into: Place = ""
     member: Place = ""
+    megabytes: Annotated[int, Field(ge=0)] = 0
 
 
 @strict()
@@ -74,6 +76,7 @@ class Card:
         split_page: where to get the split file.
         lister: who finds classes and images without the split file, for ``split=generated``.
         variants: what may follow ``name/``, for a card that stands for several datasets.
+        variant_counts: of each variant its ``classes``, and its images in ``train``, ``val`` and ``test``.
         class_names: folder, or other name in the files, to the name used in prompts, in label order. Long lists stand
             in ``<name>.tsv`` beside the card, one class a line.
         shared_names: whether two labels may have the same name, as in ImageNet.
@@ -110,6 +113,7 @@ class Card:
     split_page: str = ""
     lister: str = ""
     variants: list[str] = field(default_factory=list)
+    variant_counts: dict[str, dict[str, int]] = field(default_factory=dict)
     class_names: dict[str, str] = field(default_factory=dict)
     description_keys: dict[str, str] = field(default_factory=dict)
     synonyms: dict[str, list[str]] = field(default_factory=dict)
@@ -131,15 +135,15 @@ class Card:
     notes: str = ""
 
 
-def read_card(path: str | Path) -> Card:
-    """Read and check one card.
+def read_card(path: str | Path, shipped: bool = False) -> Card:
+    """Read and check one card; ``shipped`` is of those that come with the package.
 
     Raises:
         VlpromptError: the file is not YAML, a key is unknown, missing or of the wrong type, a template has not one
             ``{}``, the kind of split is unknown, the name is not the file's, or a path leads out of its folder.
     """
     path = Path(path)
-    values = read_settings(path, "facts of a dataset")
+    values = read_settings(path, "facts of a dataset", shipped=shipped)
     known = [each.name for cls in (Card, Archive) for each in fields(cls)]
     card = read_as(Card, values, f"the dataset card {path} is not valid", known)
     if card.name != path.stem:
@@ -179,7 +183,7 @@ def card_names() -> list[str]:
 @cache
 def load_card(name: str) -> Card:
     """Return the shipped card called ``name``, which must be one of ``card_names()``."""
-    return read_card(CARDS / f"{name}.yaml")
+    return read_card(CARDS / f"{name}.yaml", shipped=True)
 
 
 @cache

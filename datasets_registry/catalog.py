@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
-import fnmatch
 import os
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
-from functools import cache, partial
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from datasets_registry.acquire import download_dataset
-from datasets_registry.card import Card, card_names, collections, load_card, locate_images
+from datasets_registry.card import Card, card_names, locate_images
 from datasets_registry.layout_hints import where_or_how
+from datasets_registry.listed import (
+    LEAVE_OUT,
+    dataset_info,
+    domains_of,
+    find_card,
+    in_memory,
+    is_own,
+    list_collections,
+    list_datasets,
+    name_here,
+    scheme_of,
+)
 from datasets_registry.readers import readers
 from datasets_registry.readers.generated import read_generated
 from vlprompt.data.images import open_listed
@@ -23,50 +33,35 @@ from vlprompt.data.splits import PARTS, DatasetSplits
 from vlprompt.data.subsets import leave_domain_out, select_domains
 from vlprompt.errors import VlpromptError, nearest, warn
 
+# what is known of datasets before one is read is asked for here, too
+__all__ = [
+    "SplitChoice",
+    "check_classes",
+    "dataset_info",
+    "domains_of",
+    "find_card",
+    "find_folder",
+    "is_own",
+    "list_collections",
+    "list_datasets",
+    "load_split",
+    "name_here",
+    "register_dataset",
+    "rename_classes",
+]
 SplitChoice = Literal["published", "generated"]
-LEAVE_OUT = "to-"
-_in_memory: dict[str, DatasetSplits] = {}
-
-
-def list_datasets(pattern: str = "*") -> list[str]:
-    """Return the sorted names of the registered datasets that match a shell-style pattern, or a collection's members.
-
-    Folders and tables of your own need no registration: ``load_split("folder:PATH")``.
-    """
-    if pattern in collections():
-        return list(collections()[pattern])
-    cards = (load_card(name) for name in card_names())
-    names = [name for card in cards for name in ([f"{card.name}/{v}" for v in card.variants] or [card.name])]
-    return sorted(fnmatch.filter([*names, *_in_memory], pattern))
-
-
-def list_collections() -> dict[str, tuple[str, ...]]:
-    """Return the named lists of datasets that papers report on together, such as ``coop11``."""
-    return dict(collections())
-
-
-def dataset_info(name: str) -> dict[str, Any]:
-    """Return the facts on a registered dataset's card as a dictionary; an unknown name lists the nearest ones."""
-    return asdict(find_card(name)[0])
-
-
-def domains_of(name: str) -> tuple[str, ...]:
-    """Domains of a registered dataset or of one in memory; none where that is not known before it is read."""
-    if name in _in_memory:
-        return _in_memory[name].domains
-    return tuple(find_card(name)[0].domains) if name in list_datasets() else ()
 
 
 def register_dataset(splits: DatasetSplits) -> str:
     """Let ``load_split``, and so every run of this process, find a dataset in memory by its name; return the name."""
-    if _in_memory.get(splits.name) is splits:
+    if in_memory.get(splits.name) is splits:
         return splits.name
-    if splits.name in card_names() or splits.name in _in_memory or "/" in splits.name or ":" in splits.name:
+    if splits.name in card_names() or splits.name in in_memory or "/" in splits.name or ":" in splits.name:
         raise VlpromptError(
             f"the name '{splits.name}' is taken, or has a sign that a name may not have: choose another"
         )
     check_classes(splits, shared_names=False)
-    _in_memory[splits.name] = splits
+    in_memory[splits.name] = splits
     return splits.name
 
 
@@ -102,9 +97,9 @@ def load_split(
     """
     if split not in ("published", "generated"):
         raise VlpromptError(f"unknown split '{split}': {nearest(split, ['published', 'generated'])}")
-    if name in _in_memory:
-        splits, shared_names = _in_memory[name], False
-    elif _scheme(name):
+    if name in in_memory:
+        splits, shared_names = in_memory[name], False
+    elif scheme_of(name):
         splits, shared_names = _load_own(name, root, follow_links), False
     else:
         card, variant = find_card(name)
@@ -120,11 +115,6 @@ def load_split(
     return splits
 
 
-def is_own(name: str) -> bool:
-    """Tell whether a dataset is a user's: named by a path, or in memory."""
-    return bool(_scheme(name)) or name in _in_memory
-
-
 def rename_classes(splits: DatasetSplits, names: Mapping[str, str] | Sequence[str]) -> DatasetSplits:
     """Return ``splits`` with other class names: by present name, or one for each label."""
     if isinstance(names, Mapping):
@@ -138,47 +128,6 @@ def rename_classes(splits: DatasetSplits, names: Mapping[str, str] | Sequence[st
     return replace(splits.with_parts(parts), class_names=tuple(names))
 
 
-def find_card(name: str) -> tuple[Card, str]:
-    """Return the card and the variant that a registered name stands for."""
-    base, _, variant = name.partition("/")
-    if base in card_names():
-        card = load_card(base)
-        domains = ["", *card.domains, *(LEAVE_OUT + domain for domain in card.domains)]
-        known = card.variants or domains
-        if variant in known:
-            return card, variant
-        if variant and known != [""]:
-            raise VlpromptError(f"{card.title} has no '{variant}': {nearest(variant, [k for k in known if k])}")
-    here = name_here(name)
-    if here and here != name:
-        raise VlpromptError(f"unknown dataset '{name}': its name here is {here}")
-    schemes = [f"{r}:PATH" for r in readers if readers.info(r).facts.get("takes_path")]
-    raise VlpromptError(f"unknown dataset '{name}': {nearest(name, [*list_datasets(), *schemes])}")
-
-
-def name_here(name: str) -> str:
-    """Return the registered name of a dataset that goes by other names elsewhere, or an empty string."""
-    base, slash, variant = name.partition("/")
-    here = _other_names().get(_bare(base), "")
-    return here and here + slash + variant
-
-
-@cache
-def _other_names() -> dict[str, str]:
-    """Return what else people call the datasets: titles, folders (CoOp's, torchvision's) and the cards' aliases."""
-    names: dict[str, str] = {}
-    for card in map(load_card, card_names()):
-        theirs = [path.split("/")[0] for path in card.torchvision if "/" in path]
-        for name in (card.name, *re.split(r"[()]", card.title), card.folder, *theirs, *card.aliases):
-            names.setdefault(_bare(name), card.name)
-    return names
-
-
-def _bare(name: str) -> str:
-    """Return a name's letters and digits alone, in lower case."""
-    return re.sub(r"[^a-z0-9]", "", name.lower())
-
-
 def find_folder(card: Card, root: str | os.PathLike[str] | None) -> Path | None:
     """Return the dataset's folder, which may not exist; None if it needs none."""
     if not card.folder:
@@ -188,13 +137,8 @@ def find_folder(card: Card, root: str | os.PathLike[str] | None) -> Path | None:
     return Path(root).expanduser() / card.folder
 
 
-def _scheme(name: str) -> str:
-    scheme, colon, _ = name.partition(":")
-    return scheme if colon and scheme in readers and readers.info(scheme).facts.get("takes_path") else ""
-
-
 def _load_own(name: str, root: str | os.PathLike[str] | None, follow_links: bool = False) -> DatasetSplits:
-    scheme = _scheme(name)
+    scheme = scheme_of(name)
     path = Path(name.partition(":")[2]).expanduser()
     if scheme == "folder" and not path.is_dir():
         raise VlpromptError(f"dataset '{name}': the folder {path} does not exist")

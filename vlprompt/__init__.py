@@ -12,7 +12,8 @@ from vlprompt.moved import install
 from vlprompt.version import __version__
 
 if TYPE_CHECKING:
-    from datasets_registry.catalog import list_datasets, load_split
+    from datasets_registry.catalog import load_split
+    from datasets_registry.listed import list_datasets
     from datasets_registry.readers.folder import load_folder
     from vlprompt.base.installation import show_versions
     from vlprompt.clip.backbones import list_backbones

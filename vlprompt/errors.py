@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import sys
 import warnings
 from collections.abc import Iterable
@@ -39,6 +38,8 @@ def nearest(name: str, known: Iterable[str], limit: int = 3) -> str:
     >>> nearest("???", ["coop", "maple"])
     'known: coop, maple'
     """
+    import difflib  # which commands that go well do not need
+
     known = sorted(known)
     close = difflib.get_close_matches(str(name).lower(), [k.lower() for k in known], n=limit, cutoff=0.6)
     by_lower = {k.lower(): k for k in known}

@@ -5,9 +5,14 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from importlib.abc import Loader
+else:  # which brings a third of what `import vlprompt` takes, and nothing that is used
+    Loader = object
 
 # without the leading "vlprompt.", but for what has left the package
 MOVED = {
@@ -103,7 +108,7 @@ MOVED = {
 }
 
 
-class _Moved(MetaPathFinder, Loader):
+class _Moved(Loader):
     """Finds a module by its earlier path."""
 
     def find_spec(

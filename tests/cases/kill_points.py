@@ -14,6 +14,7 @@ import json
 import os
 import signal
 import sys
+import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -53,7 +54,7 @@ class Points:
     def __init__(self, deadly: int | None):
         self.passed, self.deadly = 0, deadly
         make, replace, log = (
-            vlprompt.base.files.tempfile.mkstemp,
+            tempfile.mkstemp,
             vlprompt.base.files.os.replace,
             vlprompt.training.trainer.Log.write,
         )
@@ -75,7 +76,7 @@ class Points:
             self.reach()
             log(self_, record)
 
-        vlprompt.base.files.tempfile.mkstemp, vlprompt.base.files.os.replace = mkstemp, replacing
+        tempfile.mkstemp, vlprompt.base.files.os.replace = mkstemp, replacing
         vlprompt.training.trainer.Log.write = write
 
     def reach(self) -> None:

@@ -9,10 +9,12 @@ from PIL import Image
 
 from datasets_registry.card import card_names, load_card, read_card
 from datasets_registry.check import check_dataset, datasets_below
+from datasets_registry.listed import find_card
 from datasets_registry.readers import readers
 from vlprompt.base.archives import extract
 from vlprompt.cli.__main__ import main
 from vlprompt.data import dataset_info, few_shot_split, leave_domain_out, list_collections, list_datasets, load_split
+from vlprompt.data.splits import PARTS
 from vlprompt.errors import VlpromptError
 
 # a made-up split is none that was published, which is said where the package knows the published one
@@ -343,6 +345,15 @@ def test_class_names_come_from_a_file_or_an_argument(make_images: Callable[..., 
 
 
 # Embedded
+
+
+def test_variants_are_as_their_card_counts_them():
+    for variant, counts in load_card("glyphs").variant_counts.items():
+        splits = load_split(f"glyphs/{variant}")
+        found = {"classes": len(splits.class_names)} | {part: len(getattr(splits, part)) for part in PARTS}
+        assert found == counts, variant
+        assert find_card(f"glyphs/{variant}")[0].classes == counts["classes"]
+    assert list(load_card("glyphs").variant_counts) == load_card("glyphs").variants
 
 
 def test_digits_need_no_files():

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import importlib.metadata
 import os
-import platform
 import re
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -114,6 +111,9 @@ def host_memory() -> int:
 
 def versions() -> dict[str, str]:
     """Return the versions that bear on numbers."""
+    import importlib.metadata
+    import platform
+
     packages = {"torch": "torch", "torchvision": "torchvision", "open_clip": "open_clip_torch", "pillow": "pillow"}
     found = {name: importlib.metadata.version(package) for name, package in packages.items()}
     return {"python": platform.python_version(), "vlprompt": __version__, **found}
@@ -121,6 +121,8 @@ def versions() -> dict[str, str]:
 
 def git_commit() -> str | None:
     """Return the commit of vlprompt's own checkout, or None if it is installed otherwise."""
+    import subprocess
+
     checkout = Path(__file__).resolve().parents[2]
     if not (checkout / ".git").exists():
         return None

@@ -8,13 +8,9 @@ import hashlib
 import os
 import re
 import stat
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PureWindowsPath
-
-from filelock import FileLock, Timeout
-from safetensors import SafetensorError
 
 from vlprompt.errors import VlpromptError
 
@@ -42,6 +38,8 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
     with writing(path):
         if os.path.exists(path):
             refuse_stream(path, of_shell=False)  # whose place would be taken, /dev/null's too
+        import tempfile  # as other modules here where they are used: commands that write nothing start without them
+
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=_temporary_prefix(path), suffix=".tmp")
         os.close(handle)
@@ -58,6 +56,8 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
 @contextmanager
 def temporary_folder(path: Path) -> Iterator[Path]:
     """Yield a folder beside ``path``, for what is to be moved there; it is gone afterwards."""
+    import tempfile
+
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=_temporary_prefix(path)) as folder:
         yield Path(folder)
@@ -79,6 +79,8 @@ def writing(path: Path) -> Iterator[None]:
 
 def _storage_failure(error: BaseException | None, path: Path) -> str | None:
     """Why storage failed, or None if an error is about something else; libraries hide the number in other errors."""
+    from safetensors import SafetensorError
+
     while error is not None:
         code = getattr(error, "errno", None)
         if isinstance(error, OSError) and (_names(error, path) or (not error.filename and code in OF_WRITING)):
@@ -109,6 +111,8 @@ def locked(path: Path, busy: VlpromptError | None = None) -> Iterator[None]:
         path: of the lock; missing folders are made.
         busy: raised at once if another process holds it; None waits for it.
     """
+    from filelock import FileLock, Timeout
+
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(path)

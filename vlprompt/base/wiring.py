@@ -6,13 +6,11 @@ here by name; the package's face, which stands above both, says where the functi
 
 from __future__ import annotations
 
-import ast
 import sys
 from collections.abc import Callable, Mapping
 from functools import cache
 from importlib import import_module
 from importlib.machinery import SourceFileLoader
-from importlib.util import find_spec
 from typing import Any, cast
 
 _places: dict[str, str] = {}
@@ -56,6 +54,8 @@ def face(package: str, formerly: str = "", elsewhere: Mapping[str, str] | None =
             setattr(sys.modules[package], name, found)  # which is not asked for again
             return found
         if not name.startswith("__"):
+            from importlib.util import find_spec
+
             if hasattr(sys.modules[package], "__path__") and find_spec(f"{package}.{name}"):
                 return import_module(f"{package}.{name}")
             if formerly and hasattr(import_module(formerly), name):
@@ -72,6 +72,8 @@ def face(package: str, formerly: str = "", elsewhere: Mapping[str, str] | None =
 @cache
 def offered(package: str) -> dict[str, str]:
     """Where a package tells type checkers that its names are: ``module:attribute`` by name."""
+    import ast  # here, since a package that is not asked for anything needs none of it
+
     spec = sys.modules[package].__spec__
     assert spec is not None  # of every package that was imported
     source = cast(SourceFileLoader, spec.loader).get_source(package) or ""

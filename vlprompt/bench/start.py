@@ -23,6 +23,8 @@ COMMANDS: dict[str, tuple[str, ...]] = {
         f"vlprompt list {kind}": ("-m", "vlprompt.cli", "list", kind)
         for kind in ("methods", "datasets", "protocols", "backbones", "recipes")
     },
+    "vlprompt completion, a method": ("-m", "vlprompt.cli", "completion", "words", "train", "method="),
+    "vlprompt completion, a key": ("-m", "vlprompt.cli", "completion", "words", "train", "method=maple", ""),
     "vlprompt evaluate --help": ("-m", "vlprompt.cli", "evaluate", "--help"),
     "vlprompt evaluate, an unknown key": ("-m", "vlprompt.cli", "evaluate", "lerner=here"),
     "vlprompt.train, an unknown key": ("-m", "vlprompt.train", "method=coop", "n_cxt=4"),

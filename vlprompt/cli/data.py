@@ -10,9 +10,9 @@ from rich.table import Table
 
 from datasets_registry.acquire import download_dataset, prepare_dataset
 from datasets_registry.card import Card, load_card, locate_images
-from datasets_registry.catalog import find_card, list_collections, list_datasets
 from datasets_registry.check import Report, check_dataset, class_hash, datasets_below
 from datasets_registry.layout_hints import hint_folder
+from datasets_registry.listed import download_size, find_card, list_collections, list_datasets
 from datasets_registry.readers.packaged import has_packaged, split_words
 from vlprompt.base.reporter import Reporter, make_console
 from vlprompt.cli._shared import (
@@ -56,8 +56,7 @@ CLASSES, FEWEST = 20, 3  # classes shown of one
 @command(USAGE)
 def main(argv: Sequence[str]) -> int:
     """Do one of the five things."""
-    argv = ["deep=true" if argument == "--deep" else argument for argument in argv]
-    arguments = parse(argv, words=2)
+    arguments = parse(argv, words=2, switches=("deep", "follow_links"))
     verb, *names = arguments.words or ("",)
     if verb not in KEYS:
         raise VlpromptError(f"say what to do with data: {nearest(verb, KEYS) if verb else ', '.join(KEYS)}")
@@ -84,7 +83,7 @@ def show_list(pattern: str, settings: dict[str, Any], reporter: Reporter) -> int
     for name in names:
         card = find_card(name)[0]
         counts = [f"{card.counts[p]:,}" if p in card.counts else "" for p in ("train", "val", "test")]
-        offered = "embedded" if not card.folder else "yes" if card.archives else "by hand"
+        offered = "embedded" if not card.folder else download_size(card) or "yes" if card.archives else "by hand"
         table.add_row(name, card.title, str(card.classes or ""), *counts, split_words(card), offered)
     console = make_console()
     console.print(table)

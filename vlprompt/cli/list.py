@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from rich.table import Table
 
@@ -14,11 +15,16 @@ from vlprompt.cli._shared import check_keys, command, parse
 from vlprompt.clip.known import PURPOSE, TINY, tags_by_backbone
 from vlprompt.errors import VlpromptError, nearest
 
-USAGE = "vlprompt list methods|datasets|protocols|backbones|recipes [PATTERN]"
-Lines = list[tuple[str, str]]
+USAGE = """vlprompt list methods|datasets|protocols|backbones|recipes [PATTERN]
+vlprompt list datasets [PATTERN | COLLECTION] [data_root=DIR]
+
+Datasets stand with their classes and images, and where they are: embedded, found in `data_root`, to download or to get
+by hand; recipes with whose hyper-parameters they have, and the figure that was published with them."""
+Lines = list[tuple[str, ...]]
+Settings = Mapping[str, Any]
 
 
-def methods(pattern: str) -> Lines:
+def methods(pattern: str, settings: Settings) -> Lines:
     """Name and summary of each method; where nothing has imported the methods yet, of those that ship."""
     if only_shipped():
         found = registered("vlprompt.methods")
@@ -28,55 +34,74 @@ def methods(pattern: str) -> Lines:
     return [(name, METHODS.info(name).summary) for name in METHODS.names(pattern)]
 
 
-def datasets(pattern: str) -> Lines:
-    """Name and title of each dataset; those that a plugin made have no card."""
-    from datasets_registry.catalog import dataset_info, is_own, list_datasets  # what one list needs, others do not
+def datasets(pattern: str, settings: Settings) -> Lines:
+    """Name, title, classes, images and whereabouts of each dataset; those that a plugin made have no card."""
+    from datasets_registry.listed import find_card, is_own, list_datasets, whereabouts  # which other lists do without
 
-    return [(name, "" if is_own(name) else dataset_info(name)["title"]) for name in list_datasets(pattern)]
+    def line(name: str) -> tuple[str, ...]:
+        if is_own(name):
+            return name, "", "", "", "in memory"
+        card = find_card(name)[0]
+        parts = [card.counts[part] for part in ("train", "val", "test", "total") if part in card.counts]
+        images = ("≈ " if card.approximate else "") + f"{sum(parts):,}" if parts else ""
+        return name, card.title, str(card.classes or ""), images, whereabouts(card, settings.get("data_root"))
+
+    return [line(name) for name in list_datasets(pattern)]
 
 
-def protocols(pattern: str) -> Lines:
+def protocols(pattern: str, settings: Settings) -> Lines:
     """Name and summary of each protocol."""
     from vlprompt.evaluation.protocols import PROTOCOLS
 
     return [(name, PROTOCOLS.get(name).summary) for name in PROTOCOLS.names(pattern)]
 
 
-def backbones(pattern: str) -> Lines:
+def backbones(pattern: str, settings: Settings) -> Lines:
     """Name of each backbone, with its pretrained tags, or what the embedded one is for."""
     tags = {name: ", ".join(tags) for name, tags in tags_by_backbone().items()}
     every = {TINY: PURPOSE, **tags}
     return [(name, every[name] or "no published weights") for name in fnmatch.filter(every, pattern)]
 
 
-def recipes(pattern: str) -> Lines:
-    """Name of each shipped recipe, with the provenance that it states."""
-    from vlprompt.training.shipped import list_recipes
+def recipes(pattern: str, settings: Settings) -> Lines:
+    """Name of each shipped recipe, whose hyper-parameters it has, and the figure that was published with them."""
+    from vlprompt.training.shipped import list_recipes, provenance
 
-    return [(name, "") for name in fnmatch.filter(list_recipes(), pattern)]
+    told = ((name, provenance(name)) for name in fnmatch.filter(list_recipes(), pattern))
+    return [(name, recipe.source, recipe.published) for name, recipe in told]
 
 
-KINDS: dict[str, Callable[[str], Lines]] = {f.__name__: f for f in (methods, datasets, protocols, backbones, recipes)}
+KINDS: dict[str, Callable[[str, Settings], Lines]] = {
+    each.__name__: each for each in (methods, datasets, protocols, backbones, recipes)
+}
+HEADINGS = {
+    "datasets": ("name", "title", "classes", "images", "where"),
+    "recipes": ("name", "source", "published"),
+}
+NUMBERS = ("classes", "images")
+TITLE = 32  # characters of one
+WHOLE = ("title", *NUMBERS)  # on one line, if need be cut short
 
 
 @command(USAGE)
 def main(argv: Sequence[str]) -> int:
     """Print a table of what there is."""
     arguments = parse(argv, words=2)
-    check_keys(arguments.settings, ())
     if not arguments.words:
-        raise VlpromptError(f"say what to list: {USAGE}")
+        raise VlpromptError(f"say what to list: vlprompt list {'|'.join(KINDS)}")
     kind, pattern = (*arguments.words, "*")[:2]
     if kind not in KINDS:
         raise VlpromptError(f"there is no list of '{kind}': {nearest(kind, KINDS)}")
-    lines = KINDS[kind](pattern)
+    check_keys(arguments.settings, ["data_root"] if kind == "datasets" else [])
+    lines = KINDS[kind](pattern, arguments.settings)
     if not lines:
-        raise VlpromptError(
-            f"none of the {kind} matches '{pattern}': {nearest(pattern, [n for n, _ in KINDS[kind]('*')])}"
-        )
-    table = Table(box=None, show_header=False, pad_edge=False)
-    table.add_column(no_wrap=True)
-    table.add_column()
+        known = [line[0] for line in KINDS[kind]("*", {})]
+        raise VlpromptError(f"none of the {kind} matches '{pattern}': {nearest(pattern, known)}")
+    headings = HEADINGS.get(kind, ())
+    table = Table(box=None, show_header=bool(headings), pad_edge=False)
+    for heading in headings or ("",) * len(lines[0]):
+        justify, whole = "right" if heading in NUMBERS else "left", not table.columns or heading in WHOLE
+        table.add_column(heading, justify=justify, no_wrap=whole, max_width=TITLE if heading == "title" else None)
     for line in lines:
         table.add_row(*line)
     make_console().print(table)

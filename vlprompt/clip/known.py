@@ -17,10 +17,13 @@ QUICK = "quick_gelu"  # of a tag's facts: the architecture has it under a second
 
 def tags_by_backbone() -> dict[str, tuple[str, ...]]:
     """Return OpenCLIP's architectures in its own order, each with the tags of its published weights."""
-    folder = open_clip_folder()
-    tags = _pretrained(folder / "pretrained.py")
-    names = sorted((path.stem for path in (folder / "model_configs").glob("*.json")), key=_natural)
-    return {name: tags.get(name, ()) for name in names}
+    tags = _pretrained(open_clip_folder() / "pretrained.py")
+    return {name: tags.get(name, ()) for name in list_architectures()}
+
+
+def list_architectures() -> list[str]:
+    """Return OpenCLIP's architectures in its own order."""
+    return sorted((path.stem for path in (open_clip_folder() / "model_configs").glob("*.json")), key=_natural)
 
 
 def open_clip_folder() -> Path:

@@ -7,14 +7,12 @@ from vlprompt.base.wiring import face
 if TYPE_CHECKING:
     # of rooms above this one
     from datasets_registry.catalog import (
-        dataset_info,
-        list_collections,
-        list_datasets,
         load_split,
         register_dataset,
         rename_classes,
     )
     from datasets_registry.descriptions import read_descriptions
+    from datasets_registry.listed import dataset_info, list_collections, list_datasets
     from datasets_registry.readers.folder import load_folder
     from vlprompt.data.bank import FeatureBank
     from vlprompt.data.fingerprint import backbone_fingerprint, images_fingerprint

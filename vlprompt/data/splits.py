@@ -9,11 +9,12 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
-
-from PIL import Image
+from typing import TYPE_CHECKING, Literal
 
 from vlprompt.errors import VlpromptError
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 Half = Literal["all", "base", "new"]
 PARTS = ("train", "val", "test")

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from datasets_registry.catalog import domains_of, list_collections, list_datasets, name_here
+from datasets_registry.listed import domains_of, list_collections, list_datasets, name_here
 from vlprompt.base.registry import Registry
 from vlprompt.clip.naming import same_names
 from vlprompt.data.splits import DatasetSplits, Half, has_masks

@@ -6,7 +6,7 @@ import inspect
 import re
 from functools import lru_cache
 
-from datasets_registry.catalog import dataset_info, list_datasets
+from datasets_registry.listed import dataset_info, list_datasets
 from vlprompt.learner.registration import METHODS
 
 LONGEST = 16  # signs of a dataset's title that still head a column

@@ -89,7 +89,7 @@ def load_published(protocol: str) -> Figures:
 
 
 def _read(name: str) -> dict[str, Any]:
-    return read_settings(FIGURES / f"{name}.yaml", "published figures")
+    return read_settings(FIGURES / f"{name}.yaml", "published figures", shipped=True)
 
 
 def _base_new_row(row: Mapping[str, Any], conditions: Mapping[str, Any]) -> Published:

@@ -61,7 +61,7 @@ class Recipe:
     @classmethod
     def read(cls, path: Path, name: str, extending: tuple[str, ...] = ()) -> Recipe:
         """Read a YAML file, and what it extends; ``extending`` names the recipes that extend this one."""
-        values = read_settings(path)
+        values = read_settings(path, shipped=path.is_relative_to(CONFIGS))
         if "extends" in values:
             base = _extended(values.pop("extends"), path, (*extending, name))
             values = _merged({"source": base.source, **base.values, "by": base.by}, values)

@@ -5,9 +5,7 @@ from __future__ import annotations
 from copy import deepcopy
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
-
-from vlprompt.base.settings_text import read_settings
+from typing import Any, NamedTuple
 
 PACKAGE = Path(__file__).resolve().parents[1]
 # inside the package when installed from a wheel, beside it in a checkout
@@ -27,4 +25,29 @@ def read_defaults() -> dict[str, Any]:
 
 @lru_cache(maxsize=4)
 def _defaults_in(path: Path, changed: int) -> dict[str, Any]:
-    return read_settings(path)
+    return _read(path)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    from vlprompt.base.settings_text import read_settings  # here, since who asks where recipes are needs no YAML
+
+    return read_settings(path, shipped=True)
+
+
+class Provenance(NamedTuple):
+    """Whose hyper-parameters a recipe has.
+
+    Attributes:
+        source: released code, paper, third party or ours, with the place.
+        published: the figure that the recipe belongs to, with its conditions; empty if there is none.
+    """
+
+    source: str
+    published: str
+
+
+def provenance(name: str) -> Provenance:
+    """Return where a shipped recipe says that it is from; a source that it does not name is of what it extends."""
+    values = _read(CONFIGS / f"{name}.yaml")
+    source = values.get("source") or (provenance(str(values["extends"])).source if "extends" in values else "")
+    return Provenance(str(source), str(values.get("published", "")))
