@@ -137,6 +137,7 @@ class RunSettings(TypedDict, total=False):
     name: str | None
     config: StrPath | None
     resume: bool
+    restart: bool
     quiet: bool
 
 class ClapSettings(MethodSettings, total=False):

@@ -113,7 +113,9 @@ class RunConfig(LearnOptions):
         output: folder of all runs.
         name: folder of this run in it; by default it tells dataset, method, protocol, shots and seed.
         config: a YAML file with settings, in place of the recipe; a run's own config.yaml repeats it.
-        resume: go on with an interrupted run, or show a finished one.
+        resume: go on with an interrupted run, or show a finished one; without it, and without restart, what an
+            interrupted one has left is an error.
+        restart: drop what an interrupted run has left, and begin anew.
         quiet: print the result only.
     """
 
@@ -148,6 +150,7 @@ class RunConfig(LearnOptions):
     name: str | None = None
     config: str | None = None
     resume: bool = False
+    restart: bool = False
     quiet: bool = False
 
 
@@ -165,6 +168,7 @@ INCIDENTAL = (
     "on_unreadable",
     "output",
     "quiet",
+    "restart",
     "resume",
     "threads",
     "workers",

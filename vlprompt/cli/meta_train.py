@@ -12,7 +12,7 @@ from vlprompt.errors import VlpromptError
 USAGE = """vlprompt meta-train [pairs=NAME|captions:FOLDER|csv:FILE] [method=coop] [output=meta]
          [backbone=vlprompt-tiny] [pretrained=TAG] [checkpoint=FILE] [device=auto] [data_root=DIR]
          [epochs=20] [tasks=25] [task_size=16] [topics=8] [styles=3] [inner_lr=0.02] [lr=0.001] [rank=8]
-         [seed=1] [resume=true] [KEY=VALUE …] [--quiet]
+         [seed=1] [resume=true | restart=true] [KEY=VALUE …] [--quiet]
 
 Learns where prompts should start and how their gradients should be turned, over tasks that are clustered from pairs of
 an image and a text: a dataset's training images with their class names, a folder of images with NAME.txt beside them,
@@ -38,7 +38,7 @@ def main(argv: Sequence[str]) -> int:
 
     method = str(settings.get("method", "coop"))
     own = method_info(method)["config"]
-    known = (*BACKBONE, *COUNTS, *TEXTS, "inner_lr", "lr", "seed", "resume")
+    known = (*BACKBONE, *COUNTS, *TEXTS, "inner_lr", "lr", "seed", "resume", "restart")
     check_keys(settings, [*known, *own])
     given: dict[str, Any] = {key: number_setting(settings, key) for key in COUNTS if key in settings}
     given |= {key: str(settings[key]) for key in TEXTS if key in settings}
@@ -47,7 +47,10 @@ def main(argv: Sequence[str]) -> int:
         given["seed"] = number_setting(settings, "seed", least=0, most=2**32 - 1)
     others = {key: value for key, value in settings.items() if key not in known}
     quiet = "--quiet" in arguments.flags
-    config = MetaConfig(**given, resume=flag_setting(settings, "resume"), quiet=quiet, settings=others)
+    going = {key: flag_setting(settings, key) for key in ("resume", "restart")}
+    if all(going.values()):
+        raise VlpromptError("resume goes on with what is there, and restart begins anew: say one of the two")
+    config = MetaConfig(**given, **going, quiet=quiet, settings=others)
     clip = load_clip(*backbone_settings(settings), device=str(settings.get("device", "auto")))
     folder = meta_train(clip, config)
     if not quiet:

@@ -24,9 +24,9 @@ USAGE = """vlprompt sweep methods=[…] [datasets=[…]] [protocols=[…]] [held
 Does every combination; KEY=VALUE is any setting of `python -m vlprompt.train` and holds for all runs. A dataset may be
 the name of a collection (mini11, coop11). FILE is YAML with the same keys, and may have settings for some of the runs,
 by: {method: {zs_lp: {epochs: 30}}}. `plan=true` shows the matrix and stops.
-What has a result is kept, so the same command goes on with a sweep that was stopped, and tries failed runs again. The
-table at the end has the report's rules: means over seeds, their deviation and interval, harmonic means of averages. The
-exit status is 1 if runs have failed.
+What has a result is kept, so the same command goes on with a sweep that was stopped, and tries failed runs again;
+restart=true begins the run anew in which it was stopped. The table at the end has the report's rules: means over seeds,
+their deviation and interval, harmonic means of averages. The exit status is 1 if runs have failed.
 
 executor=processes processes=N [devices=[cuda:0,cuda:1]]   N processes of this machine
 executor=ray [address=auto] [cpus=1] [gpus=0.25]           a Ray cluster; cpus and gpus are what a run takes"""
@@ -71,7 +71,7 @@ def main(argv: Sequence[str]) -> int:
         outcomes = sweep(settings, executor, tell)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(
-            f"interrupted; to go on: vlprompt sweep {shlex.join(a for a in argv if not a.startswith('-'))}"
+            f"interrupted; to go on: vlprompt sweep {shlex.join(arguments.again(restart=None))}"
         ) from None
     return conclude(matrix, outcomes, reporter)
 

@@ -39,7 +39,8 @@ from vlprompt.version import __version__
 if TYPE_CHECKING:
     from vlprompt.report import Report
 
-OWN = ("seed", "held_out", "output", "name", "resume", "quiet", "device", "workers")  # shown apart, or of no interest
+# shown apart, or of no interest
+OWN = ("seed", "held_out", "output", "name", "resume", "restart", "quiet", "device", "workers")
 TOLD_OF_ROWS = ("target", "accuracy", "zero_shot", "n_images", "split")
 
 

@@ -39,6 +39,15 @@ def refuse_if_in_use(folder: Path) -> None:
             pass
 
 
+def refuse_undecided(folder: Path, resume: bool, restart: bool) -> None:
+    """Raise one sentence if an interrupted run left a checkpoint in a folder, and nobody says what becomes of it."""
+    if not (resume or restart or (folder / RESULT).exists()) and checkpoints(folder):
+        raise VlpromptError(
+            f"{folder} holds what an interrupted run left: say resume=true to go on with it, or restart=true to drop "
+            "it and begin anew"
+        )
+
+
 def find_finished(resolved: Resolved) -> Result | None:
     """Return the result that a resumed run has left already.
 
@@ -119,20 +128,26 @@ def _named_alike(result: Result) -> Iterator[tuple[tuple[object, ...], Any]]:
 
 
 def claim_folder(resolved: Resolved, reporter: Reporter) -> None:
-    """Write the settings into the run's folder and drop what an earlier run of theirs left, unless it is resumed.
+    """Write the settings into the run's folder, and drop the result that an earlier run of theirs left.
 
     The caller holds ``lock_run``.
+
+    Raises:
+        VlpromptError: an interrupted run has left a checkpoint, and neither ``resume`` nor ``restart`` is set.
     """
-    folder = resolved.folder
+    folder, config = resolved.folder, resolved.config
     result, left = folder / RESULT, checkpoints(folder)
+    refuse_undecided(folder, config.resume, config.restart)
     remove_leftovers(folder)
     if result.exists():
         reporter.say(f"starting again: the result in {folder} will be replaced")
         result.unlink()
-    if left and resolved.config.resume:
+        for checkpoint in left:  # of a run that was killed when its result was there
+            checkpoint.unlink()
+    elif left and config.resume:
         reporter.say(f"going on with {folder}")
     elif left:
-        reporter.say(f"starting again: the checkpoint in {folder} is dropped (resume=true would have gone on with it)")
+        reporter.say(f"starting again: the checkpoint in {folder} is dropped")
         for checkpoint in left:
             checkpoint.unlink()
     with atomic_write(folder / SETTINGS) as temporary:

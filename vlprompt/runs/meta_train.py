@@ -26,7 +26,7 @@ from vlprompt.errors import VlpromptError, warn
 from vlprompt.learner.contract import PromptLearner
 from vlprompt.learner.creation import create_learner
 from vlprompt.learner.regulation import Regulator
-from vlprompt.runs.folder import lock_run
+from vlprompt.runs.folder import lock_run, refuse_if_in_use, refuse_undecided
 from vlprompt.training.checkpoint import checkpoints
 from vlprompt.training.meta import MetaLearner, Tasks, clustered, unit
 from vlprompt.training.trainer import train
@@ -39,6 +39,7 @@ WHERE = (
     "data_root",
     "checkpoint_seconds",
     "resume",
+    "restart",
     "quiet",
 )  # settings that change nothing of what is learnt
 
@@ -61,7 +62,7 @@ class MetaConfig:
         seed: of everything drawn.
         output: the folder.
         checkpoint_seconds: least time between two checkpoints.
-        resume: go on with what an interrupted one left.
+        resume, restart: go on with what an interrupted one left, or drop it; without either it is an error.
     """
 
     pairs: str = "emoji"
@@ -79,6 +80,7 @@ class MetaConfig:
     data_root: str | None = None
     checkpoint_seconds: float = 5.0
     resume: bool = False
+    restart: bool = False
     quiet: bool = False
     settings: dict[str, Any] = field(default_factory=dict)
 
@@ -89,9 +91,12 @@ def meta_train(clip: FrozenCLIP, config: MetaConfig) -> Path:
     Killed at any moment and resumed, it ends with the same bits on a CPU.
 
     Raises:
-        VlpromptError: a setting or the pairs are not right, or the method learns nothing or is bound to its classes.
+        VlpromptError: a setting or the pairs are not right, the method learns nothing or is bound to its classes, or
+            an interrupted one is in the folder and the settings do not say what becomes of it.
     """
     folder, reporter = Path(config.output).expanduser(), Reporter(config.quiet)
+    refuse_if_in_use(folder)
+    refuse_undecided(folder, config.resume, config.restart)
     pairs = _fitting(clip, read_pairs(config), reporter)
     learner = create_learner(
         config.method, clip, pairs.class_names[:2], templates=pairs.templates, seed=config.seed, **config.settings
@@ -226,7 +231,7 @@ def _keep(
     found = regulator.save(folder / REGULATOR)
     told = {
         "reconstructs": RECONSTRUCTS,
-        "settings": asdict(config) | {"resume": False},
+        "settings": asdict(config) | {"resume": False, "restart": False},
         "pairs": len(pairs.train),
         "captions": len({item.label for item in pairs.train}),
         "regulator": found,

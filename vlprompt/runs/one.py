@@ -34,7 +34,14 @@ from vlprompt.learner.creation import create_learner
 from vlprompt.learner.held_out import Selection, make_selection, say_selection
 from vlprompt.learner.registration import method_facts
 from vlprompt.runs.calibration import calibrate_run, check_calibration, held_apart
-from vlprompt.runs.folder import claim_folder, find_finished, load_own_learner, lock_run, refuse_if_in_use
+from vlprompt.runs.folder import (
+    claim_folder,
+    find_finished,
+    load_own_learner,
+    lock_run,
+    refuse_if_in_use,
+    refuse_undecided,
+)
 from vlprompt.runs.images import encode_tests, image_facts, usable_parts
 from vlprompt.runs.loggers import LoggedRun, Loggers, check_installed, open_loggers
 from vlprompt.runs.parts import Shared, labels_of_pool, load_parts
@@ -76,6 +83,8 @@ def run(*, clip: FrozenCLIP | None = None, **settings: Any) -> Result:
 def execute(resolved: Resolved, clip: FrozenCLIP | None = None, shared: Shared | None = None) -> Result:
     """Do a run whose settings are resolved; ``resume`` goes on with it, or returns the result that it left.
 
+    What an interrupted run left is neither gone on with nor dropped unless ``resume`` or ``restart`` says so.
+
     Args:
         resolved: the settings.
         clip: a frozen model in hand, instead of one loaded by ``backbone``.
@@ -91,6 +100,7 @@ def execute(resolved: Resolved, clip: FrozenCLIP | None = None, shared: Shared |
             left.unlink(missing_ok=True)
         return finished
     refuse_if_in_use(folder)
+    refuse_undecided(folder, config.resume, config.restart)
     check_installed(config.logger)
     protocol = PROTOCOLS.get(config.protocol)
     plan = protocol.plan(config.dataset, config.targets, config.held_out)

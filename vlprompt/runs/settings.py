@@ -63,7 +63,8 @@ class Resolved(Learning):
         """The settings as YAML that ``config=FILE`` takes."""
         from omegaconf import OmegaConf  # a tenth of a second, which no other step of a command needs
 
-        return OmegaConf.to_yaml(OmegaConf.create(asdict(self.config)))
+        # a run that is asked for by its own file is asked about again
+        return OmegaConf.to_yaml(OmegaConf.create(asdict(self.config) | {"resume": False, "restart": False}))
 
 
 def usual_protocol(method: str, default: str) -> str:
@@ -97,6 +98,8 @@ def resolve(settings: Mapping[str, Any] | None = None) -> Resolved:
     config = fill(RunConfig, {**defaults, **usual, "method": method, "protocol": protocol}, recipe, given)
     if PROTOCOLS.get(protocol).labelled == "none" and "shots" not in given:
         config.shots = NO_SHOTS
+    if given.get("restart") and "resume" not in given:
+        config.resume = False  # which a file of an earlier version may say
     config.selection = OTHER_NAMES.get(config.selection, config.selection)
     check_values(config)
     return Resolved(config, recipe, frozenset(given))
@@ -126,6 +129,8 @@ def check_values(config: RunConfig) -> None:
     if not 0 <= config.class_split < 2**32:
         raise VlpromptError(f"class_split must be from 0 to {2**32 - 1:,}, not {config.class_split}")
     check_learning(config, "all" if labelled == "shots" else NO_SHOTS)
+    if config.resume and config.restart:
+        raise VlpromptError("resume goes on with a run, and restart begins it anew: say one of the two")
     for key in MANY:
         _check_texts(key, getattr(config, key))
     if config.name is not None and (not is_relative_inside(config.name) or len(config.name) > MAX_NAME):

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from datasets_registry.catalog import dataset_info, list_collections, list_datasets
+from datasets_registry.listed import dataset_info, list_collections, list_datasets
 from vlprompt.base.files import atomic_write
 from vlprompt.base.layout import FAILED, RESULT, TRACEBACK
 from vlprompt.base.registry import Registry
@@ -103,7 +103,8 @@ def expand(settings: Mapping[str, Any]) -> Matrix:
     Raises:
         VlpromptError: a setting is unknown or wrong for all runs.
     """
-    fixed = {key: value for key, value in settings.items() if key not in AXES} | {"resume": True, "quiet": True}
+    fixed = {key: value for key, value in settings.items() if key not in AXES} | {"quiet": True}
+    fixed["resume"] = fixed.get("restart") is not True  # a sweep goes on with its own runs unless it is told otherwise
     by = _checked_cases(fixed.pop("by", {}))
     axes = {key: _values(key, settings[key]) for key in AXES if key in settings}
     if "seed" not in fixed:
@@ -243,7 +244,7 @@ def sweep(
     """Do all runs of a matrix that have no result yet, and return what became of each, kept ones first.
 
     It may be stopped at any moment and called again: finished runs are kept, one in progress goes on from its
-    checkpoint, and failed ones are tried anew.
+    checkpoint (``restart=True`` begins it anew), and failed ones are tried anew.
 
     Args:
         settings: as ``expand`` takes them.

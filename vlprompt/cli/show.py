@@ -1,0 +1,81 @@
+"""Show what a run did: its settings that are not the usual ones, its result, its files, and how to go on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vlprompt.base.reporter import make_console
+from vlprompt.cli._shared import check_keys, command, parse
+from vlprompt.errors import VlpromptError
+
+if TYPE_CHECKING:
+    from vlprompt.evaluation.results import Result
+    from vlprompt.runs.summary import Summary
+
+USAGE = """vlprompt show run=DIR
+
+DIR is the folder of a run, finished or not; `vlprompt show DIR` is the same. Intervals are of the number of test images
+alone (95%, Wilson): another training draw moves a number as well, which `vlprompt report` tells over seeds."""
+KEYS = ("run",)
+SHOWN = 60  # characters of a setting
+
+
+@command(USAGE)
+def main(argv: Sequence[str]) -> int:
+    """Print all of it."""
+    arguments = parse(argv, words=1)
+    check_keys(arguments.settings, KEYS)
+    named = [*arguments.words, *(str(value) for value in arguments.settings.values())]
+    if len(named) != 1:
+        raise VlpromptError("say which run: vlprompt show run=DIR, the folder that holds config.yaml")
+    from vlprompt.runs.summary import summarise_run
+
+    console = make_console()
+    for line in lines(summarise_run(Path(named[0]).expanduser())):
+        console.print(line, markup=False, soft_wrap=True)
+    return 0
+
+
+def lines(summary: Summary) -> Iterator[object]:
+    """What is printed, line by line; a table stands for itself."""
+    from vlprompt.cli.train import go_on
+    from vlprompt.evaluation.tables import explain, result_table
+
+    config, result, recipe = summary.resolved.config, summary.result, summary.usual.recipe
+    if result:
+        yield result_table(result)
+        yield f"95% intervals over test images: {intervals(result)}"
+        if result.method != "zero_shot":
+            yield explain(result)
+    else:
+        shots = {"all": "all training images", "none": "no labels"}.get(str(config.shots), f"{config.shots} shots")
+        yield f"{config.method} on {config.dataset}: {config.protocol}, {shots}, seed {config.seed}, {config.backbone}"
+    yield f"\n{'state':<9} {summary.state}"
+    changed = [f"{key}={say(value)} ({say(usual)})" for key, value, usual in summary.changed]
+    named = f"{recipe.name} ({recipe.source})" if recipe else "the general defaults"
+    yield f"{'recipe':<9} {named}"
+    yield f"{'settings':<9} {', '.join(changed)}" if changed else f"{'settings':<9} all as there"
+    for sentence in summary.cautions:
+        yield f"{'note':<9} {sentence}"
+    for path in summary.files:
+        yield f"{'file':<9} {path}"
+    for name, line in go_on(summary.resolved) if result else [("go on", summary.go_on)] if summary.go_on else []:
+        yield f"{name:<9} {line}"
+
+
+def intervals(result: Result) -> str:
+    """The interval of each test's accuracy."""
+    from vlprompt.evaluation.statistics import interval_over_images
+
+    ends = [interval_over_images(round(row.accuracy * row.n_images / 100), row.n_images) for row in result.rows]
+    told = [f"{row.target} {low:.1f} to {high:.1f}" for row, (low, high) in zip(result.rows, ends, strict=True)]
+    return ", ".join(told)
+
+
+def say(value: object) -> str:
+    """A setting as a command line has it, cut short."""
+    text = value if isinstance(value, str) else json.dumps(value)
+    return text if len(text) <= SHOWN else f"{text[: SHOWN // 2]} … {text[-SHOWN // 2 :]}"
