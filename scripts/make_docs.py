@@ -45,6 +45,14 @@ COMMANDS = """\
 `vlprompt` is installed with the package; `python -m vlprompt.cli` is the same, and `python -m vlprompt.train` is
 `vlprompt train`. Values are YAML: `shots=4`, `methods=[coop,maple]`, `'ctx_init=a photo of a'`.
 
+`--shots 4` and `--shots=4` are `shots=4` at every command, and `--text-chunk` is `text_chunk`. Where nothing follows
+`--key`, or another `--key` or `key=value`, it is true: `--resume`. A value that begins with a dash and is no number, or
+has the form `key=value` itself, is joined to its key: `--name=-x`. Behind `--` come words alone, such as a file whose
+name begins with a dash.
+
+What an interrupted run left is not touched by the same command: `resume=true` goes on with it, and `restart=true` drops
+it and begins anew.
+
 Every command takes `--help`, `--quiet` and `plugin=MODULE` (see [your own method](../howto/own_method.md)). It ends
 with status 0 if all went well, 1 if something that it looked at is not as it should be, 2 with one sentence for a
 mistake, and 130 if it was interrupted. Progress is drawn on a terminal and told in a few lines elsewhere.

@@ -15,12 +15,16 @@ from typing import Any
 import pytest
 
 import vlprompt.data
-from vlprompt import testing
+import vlprompt.training.loop
+from vlprompt import VlpromptError, testing
 from vlprompt.base.sealed import seal
 from vlprompt.cli.__main__ import main
 from vlprompt.evaluation.results import Result, read_result
+from vlprompt.evaluation.statistics import interval_over_images
 from vlprompt.runs import run
+from vlprompt.runs.meta_train import MetaConfig, meta_train
 from vlprompt.runs.settings import resolve
+from vlprompt.runs.sweep import expand
 from vlprompt.version import __version__
 
 QUICK = ["dataset=digits", "shots=2", "epochs=3", "limit=20"]
@@ -63,6 +67,24 @@ def test_evaluate_recreates_the_numbers_from_the_saved_learner(
     text = said(capsys, ["evaluate", f"run={finished}"])
     assert "base" in text
     assert "+0.00" in text
+
+
+def test_show_says_what_was_run_and_how_to_go_on(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = said(capsys, ["show", "--run", str(finished)])
+    row = read_result(finished / "result.json").rows[0]
+    low, high = interval_over_images(round(row.accuracy * row.n_images / 100), row.n_images)
+    for line in (
+        f"95% intervals over test images: base {low:.1f} to {high:.1f}, new ",
+        "recipe    coop/base_to_new (released code, KaiyangZhou/CoOp",
+        "settings  epochs=3 (200), limit=20 (null)",
+        "note      at most 20 images of each test were scored",
+        f"file      {finished}/learner",
+        f"again     vlprompt evaluate run={finished}",
+    ):
+        assert line in text
+    assert "is no folder of a run: it has no config.yaml" in said(capsys, ["show", f"run={tmp_path}"], status=2)
 
 
 def test_evaluate_fails_when_the_numbers_differ(
@@ -123,11 +145,43 @@ def test_a_model_in_hand_is_run_under_a_name_of_its_own(tmp_path: Path) -> None:
 def test_starting_again_says_what_it_replaces(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     argv = ["train", *DIGITS, "shots=2", "epochs=1", f"output={tmp_path}", "name=again"]
     said(capsys, argv)
-    (tmp_path / "again/checkpoint.safetensors").write_bytes(b"left by an interrupted run")
-    assert "starting again: the checkpoint in" in said(capsys, argv)
+    (tmp_path / "again/checkpoint.safetensors").write_bytes(b"left by a run that was killed when its result was there")
     assert "starting again: the result in" in said(capsys, argv)
     left = ["config.yaml", "predictions.safetensors", "result.json", "train.jsonl"]
     assert sorted(p.name for p in (tmp_path / "again").glob("*.*")) == left
+
+
+def test_what_an_interrupted_run_left_is_neither_gone_on_with_nor_dropped_unasked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["train", *DIGITS, "shots=1", "epochs=2", "checkpoint_seconds=0", f"output={tmp_path}", "name=it"]
+    checkpoint = tmp_path / "it/checkpoint.safetensors"
+
+    def interrupt(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as stop:
+        stop.setattr(vlprompt.training.loop.Loop, "_check_last_step", interrupt)
+        assert "resume=true" in said(capsys, argv, status=130)
+    before = checkpoint.read_bytes()
+    shown = said(capsys, ["show", str(tmp_path / "it")])
+    assert "interrupted after one epoch, and has a checkpoint to go on from" in shown
+    assert f"python -m vlprompt.train config={tmp_path}/it/config.yaml resume=true" in shown
+    left = f"{tmp_path / 'it'} holds what an interrupted run left: say resume=true to go on with it, or restart=true to"
+    assert left in said(capsys, argv, status=2)
+    with pytest.raises(VlpromptError, match="resume=true to go on"):
+        run(dataset="digits", limit=20, shots=1, epochs=2, checkpoint_seconds=0, output=tmp_path, name="it")
+    assert "say one of the two" in said(capsys, [*argv, "resume=true", "--restart"], status=2)
+    assert checkpoint.read_bytes() == before
+    assert "starting again: the checkpoint in" in said(capsys, [*argv, "--restart"])
+    assert not checkpoint.exists()
+    (tmp_path / "meta").mkdir()
+    (tmp_path / "meta/checkpoint.safetensors").write_bytes(before)
+    with pytest.raises(VlpromptError, match="restart=true to drop it"):  # told before there is a model
+        meta_train(None, MetaConfig(output=str(tmp_path / "meta")))
+    runs = {"methods": ["coop"], "datasets": ["digits"], "seeds": [1]}
+    goes_on = [task.resolved.config.resume for more in ({}, {"restart": True}) for task in expand(runs | more).tasks]
+    assert goes_on == [True, False], "a sweep goes on with its own runs unless it is told otherwise"
 
 
 def test_zero_shot_is_tested_without_training(tmp_path: Path) -> None:
@@ -152,7 +206,11 @@ def test_zero_shot_is_tested_without_training(tmp_path: Path) -> None:
         (["train", "dataset=eurosat"], "error: dataset 'eurosat' needs data_root"),
         (["train", "dataset=digits", "class_specific=true"], "error: protocol=base_to_new tests classes that were not"),
         (["train", "lr=1e-3", "oops"], "error: 'oops' is not key=value"),
-        (["train", "--n-ctx=4"], "error: unknown flag '--n-ctx=4': settings are written n_ctx=VALUE"),
+        (["train", "--n-cxt=4"], "error: unknown key 'n_cxt' for method=coop: did you mean n_ctx?"),
+        (["train", "--n-cxt", "4"], "error: unknown key 'n_cxt' for method=coop: did you mean n_ctx?"),
+        (["train", "-q"], "error: unknown flag '-q': settings are written key=value or --key value; flags are --help"),
+        (["train", "--qiuet"], "error: unknown flag '--qiuet': did you mean --quiet?"),
+        (["train", "--lr", "--resume"], "error: lr must be a number, not True"),
         (["train", "lr=[1"], "error: lr='[1' cannot be read (expected"),
         (["trian"], "error: unknown command 'trian': did you mean train"),
         ([], "vlprompt COMMAND key=value"),
@@ -177,13 +235,25 @@ def test_a_mistake_is_one_line_and_status_2(
     assert list(tmp_path.iterdir()) == [], "a refused run leaves nothing behind"
 
 
-def test_what_there_is_is_listed(capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_there_is_is_listed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "eurosat/2750").mkdir(parents=True)
     assert "kgcoop" in said(capsys, ["list", "methods"])
-    assert "digits" in said(capsys, ["list", "datasets", "dig*"])
+    text = said(capsys, ["list", "datasets", "--data-root", str(tmp_path)])
+    lines = {line.split()[0]: line for line in text.splitlines()[1:]}
+    for name, about in {
+        "digits": ["10", "1,797", "embedded"],
+        "eurosat": ["10", "27,000", "found in eurosat"],
+        "glyphs/greek": ["24", "2,496", "embedded"],
+        "dtd": ["47", "5,640", "to download (625 MB)"],
+        "stanford_cars": ["196", "to get by hand"],
+    }.items():
+        assert all(word in lines[name] for word in about), lines[name]
     assert "base_to_new" in said(capsys, ["list", "protocols"])
     assert "openai" in said(capsys, ["list", "backbones", "ViT-B-16"])
     assert "no substitute for CLIP" in said(capsys, ["list", "backbones", "vlprompt-tiny"])
-    assert "maple/base_to_new" in said(capsys, ["list", "recipes", "maple/*"])
+    recipe = " ".join(said(capsys, ["list", "recipes", "clip_lora/base_to_new"]).split())
+    assert "MaxZanella/CLIP-LoRA" in recipe, "the source of the recipe that it extends"
+    assert "85.32 / 70.63" in recipe
 
 
 def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:

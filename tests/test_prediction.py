@@ -427,7 +427,7 @@ def test_other_classes_are_a_list_or_a_file(saved: Path, tmp_path: Path, capsys:
         (["learner={}", "run={}", "a.png"], "say which learner and which images"),
         (["learner=/nowhere", "a.png"], "no saved learner in /nowhere: config.json is missing"),
         (["learner={}", "a.png", "clases=[a,b]"], "unknown key 'clases': did you mean classes?"),
-        (["learner={}", "a.png", "--top=3"], "unknown flag '--top=3': settings are written top=VALUE"),
+        (["learner={}", "a.png", "--tpo", "3"], "unknown key 'tpo': did you mean top?"),
         (["learner={}", "a.png", "coverage=0.9"], "coverage needs a learner that was calibrated on held-out images"),
         (["learner={}", "a.png", "min_probability=9"], "min_probability must be a number of at least 0 and at most 1"),
         (["learner={}", "a.png", "format=xml"], "unknown format 'xml': known: csv, jsonl, table"),

@@ -18,13 +18,29 @@ from vlprompt.cli.__main__ import commands
 from vlprompt.clip.known import tags_by_backbone
 from vlprompt.learner import METHODS
 
+# what a press of TAB, and what help and lists may not import; the lists of datasets and protocols need pydantic
+LISTING = ("numpy", "PIL", "filelock", "safetensors", "subprocess")
+COMPLETING = (*LISTING, "tempfile", "yaml", "rich", "pydantic", "inspect", "difflib")
 HEAVY = ("torch", "torchvision", "open_clip", "timm", "scipy", "sklearn", "matplotlib", "huggingface_hub", "ray")
-AT_ONCE = [
+TAB = [
+    ["completion", "words", *line]
+    for line in (
+        [""],
+        ["train", "method=maple", ""],
+        ["train", "--meth"],
+        ["data", "info", ""],
+        ["sweep", "methods=[co"],
+    )
+]
+LISTS = [
     [],
     ["--help"],
     ["--version"],
     *(["list", kind] for kind in ("methods", "datasets", "protocols", "backbones", "recipes")),
     ["list", "methds"],
+    ["completion", "bash"],
+]
+AT_ONCE = [
     ["data", "list"],
     ["data", "info", "eurosat"],
     *([name, "--help"] for name in commands() if name != "train"),
@@ -48,25 +64,29 @@ AT_ONCE = [
 ]
 SCRIPT = """
 import contextlib, io, json, sys
+before, found = set(sys.modules), {}  # of what starts Python itself, as an editable install does
 import vlprompt
-heavy, found = json.loads(sys.argv[1]), {}
-vlprompt.list_backbones(pretrained=True)
-found["import vlprompt"] = [name for name in heavy if name in sys.modules]
 from vlprompt.cli.__main__ import main
-for arguments in json.loads(sys.argv[2]):
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()) as told:
-        status = main(arguments)
-    found[" ".join(arguments)] = [name for name in heavy if name in sys.modules]
-    assert status == 0 or told.getvalue(), arguments
+for heavy, lines in json.loads(sys.argv[1]):
+    for arguments in lines:
+        with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as told:
+            status = main(arguments)
+        found[" ".join(arguments)] = [name for name in heavy if name in sys.modules and name not in before]
+        assert out.getvalue() if status == 0 else told.getvalue(), arguments
+vlprompt.list_backbones(pretrained=True)
+found["list_backbones"] = [name for name in heavy if name in sys.modules]
 print(json.dumps(found))
 """
 
 
 def test_what_computes_nothing_imports_nothing_heavy() -> None:
-    asked = [json.dumps(HEAVY), json.dumps(AT_ONCE)]
-    done = subprocess.run([sys.executable, "-c", SCRIPT, *asked], capture_output=True, text=True, check=False)
+    asked = [((*HEAVY, *COMPLETING), TAB), ((*HEAVY, *LISTING), LISTS), (HEAVY, AT_ONCE)]
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, json.dumps(asked)], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout) == {what: [] for what in ["import vlprompt", *map(" ".join, AT_ONCE)]}
+    told = ["list_backbones", *(" ".join(arguments) for _, lines in asked for arguments in lines)]
+    assert json.loads(done.stdout) == {what: [] for what in told}
 
 
 def test_methods_are_read_as_they_are_registered() -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from datasets_registry.card import read_card
+from datasets_registry.card import CARDS, read_card
 from vlprompt import VlpromptError
 from vlprompt.base.settings_text import read_settings, read_value
 from vlprompt.cli.__main__ import main
@@ -15,7 +16,9 @@ from vlprompt.cli._shared import parse
 from vlprompt.cli.sweep import read_spec
 from vlprompt.data.templates import resolve_templates
 from vlprompt.learner import make_config
+from vlprompt.report.published import FIGURES
 from vlprompt.runs.settings import resolve
+from vlprompt.training.shipped import CONFIGS
 
 SECRET = "the-home-of-a-user"
 
@@ -198,6 +201,56 @@ def test_what_is_no_decimal_number_stays_the_text_that_was_written() -> None:
     numbers = {"4": 4, "-3": -3, "1e-3": 1e-3, "2.5": 2.5, ".5": 0.5, "2E5": 2e5, "yes": True, "null": None}
     assert {text: read_value("key", text) for text in numbers} == numbers
     assert read_value("key", "[0x1F, 'yes', 12:30, 3]") == ["0x1F", "yes", "12:30", 3]
+
+
+def test_what_ships_is_read_alike_by_the_faster_parser() -> None:
+    shipped = [*CONFIGS.rglob("*.yaml"), *CARDS.glob("*.yaml"), *FIGURES.glob("*.yaml")]
+    assert len(shipped) > 100
+    for path in shipped:
+        assert repr(read_settings(path, shipped=True)) == repr(read_settings(path)), path
+
+
+SAYS = {"shots": 4, "ctx_init": "a photo of a", "text_chunk": 8}
+
+
+@pytest.mark.parametrize(
+    ("line", "read"),
+    [
+        (["shots=4", "ctx_init=a photo of a", "text_chunk=8"], SAYS),
+        (["--shots", "4", "--ctx-init", "a photo of a", "--text_chunk", "8"], SAYS),
+        (["--shots=4", "--ctx-init=a photo of a", "--text-chunk=8", "--quiet"], SAYS),
+        (["--lr", "-1", "--seed", "-.5"], {"lr": -1, "seed": -0.5}),
+        (["--resume", "lr=1"], {"resume": True, "lr": 1}),
+        (["--resume", "--lr", "1"], {"resume": True, "lr": 1}),
+        (["--resume", "false", "--download"], {"resume": False, "download": True}),
+        (["--name=-x", "--optimizer", "adamw(eps=1e-4)", "--ctx-init=a=b"], None),
+        (["--methods", "[coop,maple]"], {"methods": ["coop", "maple"]}),
+        (["plugin=noisy", "--plugin=other", "lr=1"], "plugin is given twice"),
+        (["--plugin", "noisy", "lr=1"], {"lr": 1}),
+        (["--lr", "1", "lr=2"], "lr is given twice"),
+        (["--a.b", "3"], "'a.b=3' has no name of a setting"),
+        (["--lr", ""], "lr= has no value"),
+        (["--", "lr=1"], "'lr=1' is not key=value"),
+        (["--versio"], "unknown flag '--versio': did you mean --version?"),
+    ],
+    ids=str,
+)
+def test_a_setting_is_written_as_one_likes(line: list[str], read: Any) -> None:
+    if isinstance(read, str):
+        assert read in refusal(parse, line)
+    else:
+        arguments = parse(line)
+        assert arguments.settings == (read or {"name": "-x", "optimizer": "adamw(eps=1e-4)", "ctx_init": "a=b"})
+        assert parse(arguments.again()) == arguments
+
+
+def test_words_stand_beside_settings_of_any_form(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("x=1.png").touch()
+    deep = parse(["check", "--deep", "pacs", "--lines", "3"], words=2, switches=["deep"])
+    assert (deep.words, deep.settings) == (("check", "pacs"), {"deep": True, "lines": 3})
+    images = parse(["--top", "3", "x=1.png", "a.png", "--", "-b.png"], words=9, is_word=os.path.exists)
+    assert (images.words, images.settings) == (("x=1.png", "a.png", "-b.png"), {"top": 3})
 
 
 def test_all_that_a_run_writes_is_read_again(tmp_path: Path) -> None:

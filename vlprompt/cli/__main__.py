@@ -2,42 +2,51 @@
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from types import ModuleType
+from typing import TYPE_CHECKING
 
-import vlprompt.cli
-from vlprompt.base.declared import docstring
-from vlprompt.cli._shared import Command, command
-from vlprompt.errors import VlpromptError, nearest
-from vlprompt.version import __version__
+from vlprompt.cli._candidates import answer, command_names
+
+if TYPE_CHECKING:
+    from vlprompt.cli._shared import Command
 
 
 def commands() -> list[str]:
     """Names of the commands: the modules of this package that do not start with an underscore, with dashes."""
-    modules = (m.name for m in pkgutil.iter_modules(vlprompt.cli.__path__))
-    return sorted(name.replace("_", "-") for name in modules if not name.startswith("_"))
+    return command_names()
 
 
 def module(name: str) -> ModuleType:
     """The module of a command."""
-    return importlib.import_module(f"vlprompt.cli.{name.replace('-', '_')}")
+    return import_module(f"vlprompt.cli.{name.replace('-', '_')}")
 
 
 def usage() -> str:
     """Return what ``vlprompt --help`` prints."""
+    from vlprompt.base.declared import docstring
+
     lines = ["vlprompt COMMAND key=value … [--help] [--quiet] [--version]", ""]
     for name in commands():
         doc = docstring(f"vlprompt.cli.{name.replace('-', '_')}")  # read and not run, which for all takes seconds
         lines.append(f"  {name:<18} {doc.splitlines()[0]}")
-    return "\n".join([*lines, "", "vlprompt COMMAND --help tells what a command takes."])
+    told = "vlprompt COMMAND --help tells what a command takes; --key value and --key=value are key=value, too."
+    return "\n".join([*lines, "", told])
 
 
-@command()
-def main(argv: Sequence[str]) -> int:
-    """Run a command and return its exit status."""
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit status; ``argv`` is by default this process's."""
+    argv = sys.argv[1:] if argv is None else argv
+    if list(argv[:2]) == ["completion", "words"]:  # at each press of TAB, and so before more is imported
+        return answer(argv[2:])
+    from vlprompt.cli._shared import command
+
+    return command()(_dispatch)(argv)
+
+
+def _dispatch(argv: Sequence[str]) -> int:
     if not argv:
         print(usage(), file=sys.stderr)
         return 2
@@ -46,9 +55,13 @@ def main(argv: Sequence[str]) -> int:
         print(usage())
         return 0
     if name == "--version":
+        from vlprompt.version import __version__
+
         print(f"vlprompt {__version__}")
         return 0
     if name not in commands():
+        from vlprompt.errors import VlpromptError, nearest
+
         raise VlpromptError(f"unknown command '{name}': {nearest(name, commands())}")
     run: Command = module(name).main
     return run(rest)

@@ -1,4 +1,4 @@
-"""What every command shares: ``key=value`` arguments, three flags, and errors told in one line.
+"""What every command shares: the values of its arguments, and errors told in one line.
 
 A command imports what computes where it computes, so that help, lists and refusals come at once: torch takes seconds.
 """
@@ -8,12 +8,10 @@ from __future__ import annotations
 import errno
 import functools
 import json
-import re
 import signal
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
@@ -23,15 +21,16 @@ from vlprompt.base.layout import LEARNER
 from vlprompt.base.plugins import use
 from vlprompt.base.settings_text import read_texts, read_value, show
 from vlprompt.base.shown import printable
-from vlprompt.errors import VlpromptError, nearest
+from vlprompt.cli._arguments import PLUGIN, read
+from vlprompt.cli._arguments import check_keys as check_keys  # for the commands, as the next
+from vlprompt.cli._arguments import parse as parse
+from vlprompt.errors import VlpromptError
 
 if TYPE_CHECKING:
     from datasets_registry.catalog import SplitChoice
     from vlprompt.learner.contract import PromptLearner
 
-FLAGS = ("--help", "--quiet", "--version")
 INTERRUPTED = 130
-KEY = re.compile(r"\w+")
 Main = Callable[[Sequence[str]], int]
 
 
@@ -39,58 +38,6 @@ class Command(Protocol):
     """What ``command`` makes: from arguments, by default this process's, to an exit status."""
 
     def __call__(self, argv: Sequence[str] | None = None) -> int: ...
-
-
-@dataclass(frozen=True)
-class Arguments:
-    """A command line, read.
-
-    Attributes:
-        settings: the ``key=value`` ones, with YAML's types.
-        words: those without an equals sign.
-        flags: of ``--help``, ``--quiet``, ``--version``.
-    """
-
-    settings: dict[str, Any]
-    words: tuple[str, ...]
-    flags: frozenset[str]
-
-
-def parse(argv: Sequence[str], words: int = 0, texts: Sequence[str] = ()) -> Arguments:
-    """Read a command line that may hold ``words`` arguments without an equals sign.
-
-    Args:
-        argv: the arguments.
-        words: of them, at most, without an equals sign.
-        texts: keys, such as class names, whose values stay the text that was written, whatever it looks like.
-
-    >>> parse(["shots=4", "ctx_init=a photo of a", "--quiet"]).settings
-    {'shots': 4, 'ctx_init': 'a photo of a'}
-    """
-    flags = frozenset("--help" if a == "-h" else a for a in argv if a.startswith("-"))
-    for unknown in sorted(flags - set(FLAGS)):
-        key = unknown.lstrip("-").partition("=")[0].replace("-", "_")
-        raise VlpromptError(f"unknown flag '{unknown}': settings are written {key}=VALUE; flags are {', '.join(FLAGS)}")
-    rest = [a for a in argv if not a.startswith("-")]
-    free = tuple(a for a in rest if "=" not in a)
-    if len(free) > words:
-        raise VlpromptError(f"'{free[words]}' is not key=value; quote values that hold spaces")
-    settings: dict[str, Any] = {}
-    for key, _, text in (a.partition("=") for a in rest if "=" in a):
-        if not KEY.fullmatch(key):
-            raise VlpromptError(f"{show(f'{key}={text}')} has no name of a setting before its =: write key=value")
-        if key in settings:
-            raise VlpromptError(f"{key} is given twice: say it once")
-        settings[key] = read_value(key, text, typed=key not in texts)
-    return Arguments(settings, free, flags)
-
-
-def check_keys(settings: Iterable[str], known: Iterable[str]) -> None:
-    """Raise one sentence for the first key that a command does not have."""
-    known = list(known)
-    for key in settings:
-        if key not in known:
-            raise VlpromptError(f"unknown key '{key}': {nearest(key, known)}")
 
 
 def names_setting(given: Any, key: str) -> list[str]:
@@ -204,7 +151,8 @@ def command(usage: str | None = None) -> Callable[[Main], Command]:
                     status = 0
                 else:
                     with enough_memory("what this command was told to do"):
-                        status = main(_without_plugins(argv))
+                        _import_plugins(argv)
+                        status = main(argv)
                 if sys.stdout is not None:
                     sys.stdout.flush()  # here, where what goes wrong is still told
                 return status
@@ -235,13 +183,12 @@ def command(usage: str | None = None) -> Callable[[Main], Command]:
     return make
 
 
-def _without_plugins(argv: Sequence[str]) -> list[str]:
-    """Import what ``plugin=`` names, and return the other arguments."""
-    named = [a for a in argv if a.startswith("plugin=")]
-    if named:
-        value = parse(named[-1:]).settings["plugin"]
-        use(value if isinstance(value, list) else str(value))
-    return [a for a in argv if a not in named]
+def _import_plugins(argv: Sequence[str]) -> None:
+    """Import what ``plugin=`` names."""
+    for kind, name, text in read(argv) if any(PLUGIN in argument for argument in argv) else ():
+        if kind == "setting" and name == PLUGIN:
+            value = read_value(name, text)
+            use(value if isinstance(value, list) else str(value))
 
 
 def _interrupt_on_sigterm() -> Any:

@@ -15,7 +15,7 @@ from vlprompt.errors import VlpromptError
 
 USAGE = """vlprompt import-checkpoint FILE method=NAME backbone=NAME output=DIR
          (classes=[cat,dog,…]|FILE | dataset=NAME [data_root=DIR] [half=all|base|new])
-         [pretrained=TAG] [checkpoint=FILE] [license=…] [KEY=VALUE …] [--quiet]
+         [pretrained=TAG] [checkpoint=FILE] [device=auto] [license=…] [KEY=VALUE …] [--quiet]
 
 Reads a checkpoint that a method's published repository saved, such as prompt_learner/model.pth.tar-50, and saves the
 learner. The file may hold an optimizer, a scheduler and the like beside the weights; nothing in it runs. Numbers of

@@ -74,9 +74,8 @@ SUFFIXES = {".csv": "csv", ".jsonl": "jsonl", ".json": "jsonl"}
 @command(USAGE)
 def main(argv: Sequence[str]) -> int:
     """Predict, and tell how many images could not be read."""
-    images = [argument for argument in argv if _is_image(argument)]
-    arguments = parse([argument for argument in argv if not _is_image(argument)], texts=["classes", "unsure"])
-    settings = arguments.settings
+    arguments = parse(argv, words=len(argv), texts=["classes", "unsure"], switches=["trust"], is_word=_is_image)
+    settings, images = arguments.settings, arguments.words
     check_keys(settings, (*KEYS, "model", "trust"))
     if not images or len({"learner", "run", "model"} & settings.keys()) != 1:
         raise VlpromptError("say which learner and which images: vlprompt predict learner=DIR photos/ (- reads stdin)")
@@ -147,7 +146,7 @@ def _word_for_unsure(settings: dict[str, Any], names: Sequence[str]) -> str:
 
 
 def _is_image(argument: str) -> bool:
-    """Tell an image from a setting or a flag; a file may have an equals sign in its name."""
+    """Tell an image from a setting or a flag: a file may have an equals sign in its name, or begin with a dash."""
     return argument == STDIN or os.path.exists(argument) or not re.match(r"-|\w+=", argument)
 
 

@@ -41,7 +41,7 @@ def main(argv: Sequence[str]) -> int:
     try:
         result = execute(resolved)
     except KeyboardInterrupt:
-        again = shlex.join([a for a in argv if not a.startswith("resume=")] + ["resume=true"])
+        again = shlex.join(arguments.again(restart=None, resume="true"))
         raise KeyboardInterrupt(f"interrupted; to go on: {COMMAND} {again}") from None
     console = make_console()
     console.print(result_table(result))
