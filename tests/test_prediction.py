@@ -430,7 +430,7 @@ def test_other_classes_are_a_list_or_a_file(saved: Path, tmp_path: Path, capsys:
         (["learner={}", "a.png", "--tpo", "3"], "unknown key 'tpo': did you mean top?"),
         (["learner={}", "a.png", "coverage=0.9"], "coverage needs a learner that was calibrated on held-out images"),
         (["learner={}", "a.png", "min_probability=9"], "min_probability must be a number of at least 0 and at most 1"),
-        (["learner={}", "a.png", "format=xml"], "unknown format 'xml': known: csv, jsonl, table"),
+        (["learner={}", "a.png", "format=xml"], "unknown format 'xml': known: csv, jsonl, parquet, table"),
         (["learner={}", "a.png", "top=0"], "top must be a whole number of at least 1, not 0"),
         (["learner={}", "a.png", "top=2.5"], "top must be a whole number of at least 1, not 2.5"),
         (["learner={}", "a.png", "batch_size=true"], "batch_size must be a whole number of at least 1, not True"),

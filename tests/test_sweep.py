@@ -1,4 +1,4 @@
-"""Sweeps: the matrix, what is kept and what is done again, several processes, a Ray cluster, and sudden deaths."""
+"""Sweeps: the matrix, what is kept and what is done again, several processes, and sudden deaths."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from vlprompt.data import load_split, register_dataset
 from vlprompt.evaluation.results import find_results, harmonic_mean
 from vlprompt.evaluation.statistics import ONE_SEED, SPREAD
 from vlprompt.report import make_report
-from vlprompt.runs.executors import in_processes, on_ray
+from vlprompt.runs.executors import in_processes
 from vlprompt.runs.sweep import expand, perform, sweep
 
 SMALL = {"dataset": "digits", "shots": 1, "epochs": 1, "views": 1, "limit": 10, "device": "cpu"}
@@ -248,30 +248,3 @@ def gone(group: int, seconds: float = 60) -> bool:
 
 def _word(key: str, value: object) -> str:
     return f"{key}=[{','.join(map(str, value))}]" if isinstance(value, list) else f"{key}={value}"
-
-
-def test_a_ray_cluster_that_loses_a_node_loses_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    ray = pytest.importorskip("ray", reason="Ray is not installed")
-    from ray.cluster_utils import Cluster
-
-    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-    monkeypatch.setenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # nodes on the loopback address
-    monkeypatch.setattr("ray._private.ray_constants.ENABLE_RAY_CLUSTER", False)
-    node = {"num_cpus": 1, "node_ip_address": "127.0.0.1", "include_dashboard": False, "object_store_memory": 10**8}
-    cluster = Cluster(initialize_head=True, head_node_args=node)
-    try:
-        second = cluster.add_node(num_cpus=1, node_ip_address="127.0.0.1", object_store_memory=10**8)
-        removed = []
-
-        def remove_once(outcome: object) -> None:
-            if not removed:  # both nodes are at work now
-                removed.append(outcome)
-                cluster.remove_node(second, allow_graceful=False)
-
-        outcomes = sweep(small(tmp_path, seeds=[1, 2, 3], epochs=3), on_ray(cluster.address), remove_once)
-    finally:
-        ray.shutdown()
-        cluster.shutdown()
-    assert all(outcome.status in ("done", "kept") for outcome in outcomes), outcomes
-    results = [result for _, result in find_results([tmp_path])]
-    assert sorted((r.method, r.seed) for r in results) == [(m, s) for m in ("coop", "zero_shot") for s in (1, 2, 3)]

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from vlprompt.base.environment import enough_memory
 from vlprompt.base.files import read_text, text_lines
-from vlprompt.base.layout import LEARNER
 from vlprompt.base.plugins import use
+from vlprompt.base.settings import backbone_settings as backbone_settings
 from vlprompt.base.settings_text import read_texts, read_value, show
 from vlprompt.base.shown import printable
 from vlprompt.cli._arguments import PLUGIN, read
@@ -100,36 +100,16 @@ def file_setting(settings: Mapping[str, Any], key: str) -> Path | None:
     return path
 
 
-def backbone_settings(settings: Mapping[str, Any]) -> tuple[str, str | None, str | None]:
-    """Return ``backbone``, ``pretrained`` and ``checkpoint`` as texts, the latter two None where they are not given."""
-    given = (settings.get(key) for key in ("pretrained", "checkpoint"))
-    pretrained, checkpoint = (None if value is None else str(value) for value in given)
-    return str(settings["backbone"]), pretrained, checkpoint
-
-
 def split_setting(settings: Mapping[str, Any]) -> SplitChoice:
     """Return the split that is asked for; ``load_split`` refuses what is none."""
     return cast("SplitChoice", str(settings.get("split", "published")))
 
 
 def load_named_learner(settings: Mapping[str, Any], device: str = "auto") -> PromptLearner:
-    """Load ``learner``: a saved learner, a run, or hf://user/name, on ``backbone`` where that is given."""
-    from vlprompt.clip.loading import load_clip
-    from vlprompt.runs.folder import load_own_learner
-    from vlprompt.saving.folder import find_saved, load_learner
-    from vlprompt.saving.hub import PREFIX
+    """Load ``learner`` as ``vlprompt.runs.named`` does, whose imports take seconds."""
+    from vlprompt.runs.named import load_named_learner as load
 
-    source, device = str(settings["learner"]), str(settings.get("device", device))
-    weightless = sorted({"pretrained", "checkpoint"} & settings.keys()) if "backbone" not in settings else []
-    if weightless:
-        raise VlpromptError(f"{weightless[0]} is of a backbone: say backbone=NAME too, or leave it out")
-    folder = source if source.startswith(PREFIX) else find_saved(source)
-    clip = None
-    if "backbone" in settings:
-        clip = load_clip(*backbone_settings(settings), device=device)
-    if folder == Path(source).expanduser() / LEARNER:
-        return load_own_learner(Path(source).expanduser(), clip, device)
-    return load_learner(folder, clip=clip, device=device)
+    return load(settings, device)
 
 
 def command(usage: str | None = None) -> Callable[[Main], Command]:

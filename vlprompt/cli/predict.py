@@ -6,14 +6,16 @@ import io
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from vlprompt.base.files import atomic_write
+from vlprompt.base.reporter import Reporter
 from vlprompt.base.shown import printable
+from vlprompt.cli._executors import PARTS, check_executor, make_workers
 from vlprompt.cli._shared import (
     check_keys,
     command,
@@ -29,25 +31,32 @@ from vlprompt.errors import VlpromptError, nearest
 if TYPE_CHECKING:
     from vlprompt.evaluation.prediction import Prediction
 
-USAGE = """vlprompt predict learner=DIR IMAGE… [classes=[cat,dog,…]|FILE] [top=1] [format=table|jsonl|csv] [output=FILE]
-                 [min_probability=P | coverage=SHARE] [unsure=WORD] [device=auto] [batch_size=64] [threads=N]
-                 [backbone=NAME [pretrained=TAG] [checkpoint=FILE]] [--quiet]
+USAGE = """vlprompt predict learner=DIR IMAGE… [classes=[cat,dog,…]|FILE] [top=1] [format=table|jsonl|csv|parquet]
+                 [output=FILE|FOLDER/ [shard=10000] [executor=local|ray]] [min_probability=P | coverage=SHARE]
+                 [unsure=WORD] [device=auto] [batch_size=64] [threads=N] [backbone=NAME [pretrained=TAG]
+                 [checkpoint=FILE]] [--quiet]
 vlprompt predict model=FILE.onnx IMAGE… [top=1] [format=…] [output=FILE] [min_probability=P] [unsure=WORD] [threads=N]
 
   vlprompt predict learner=my-learner photos/ new/*.jpg 'more/**/*.png' top=3
   find . -name '*.jpg' | vlprompt predict learner=hf://me/it - format=csv output=found.csv
+  vlprompt predict learner=my-learner 's3://bucket/shards/*.tar' format=parquet output=found/ executor=ray gpus=1
 
-`learner` (or `run`) is a saved learner, a run, or hf://user/name. An IMAGE is a file, a folder (all images below it),
-a pattern, or - for paths from stdin, one a line. Names and probabilities come in the order of the images, while later
-ones are decoded in threads; any number fits in memory. A transductive learner predicts all of them jointly, and the
-output says so. `classes` has other class names, as a list or a file with one a line. jsonl is one JSON object a line;
-in csv, text that a spreadsheet would take for a formula has an apostrophe in front. Images that cannot be read are
-told on stderr and left out; the exit status is then 1.
+`learner` (or `run`) is a saved learner, a run, or hf://user/name. An IMAGE is a file, a folder (all images below it, or
+tar shards where it has none), a pattern, a tar shard (webdataset), an address of any of these that fsspec knows, or -
+for paths from stdin, one a line. Names and probabilities come in the order of the images, while later ones are decoded
+in threads; any number fits in memory. A transductive learner predicts all of them jointly, and the output says so.
+`classes` has other class names, as a list or a file with one a line. jsonl is one JSON object a line; in csv, text that
+a spreadsheet would take for a formula has an apostrophe in front. Images that cannot be read are told on stderr and
+left out; the exit status is then 1.
 
 An image whose largest probability is below `min_probability` is answered with `unsure`. `coverage=0.9` takes the
 probability that nine of ten held-out images reach, which a learner knows that was trained with calibrate=temperature or
 coverage=; one trained with coverage= keeps to its own where nothing is said (min_probability=0 answers all). `model` is
-what vlprompt export wrote: an .onnx file or, with trust=true, a .pt2 of your own."""
+what vlprompt export wrote: an .onnx file or, with trust=true, a .pt2 of your own.
+
+output=FOLDER/ holds 00000.csv and so on, of `shard` images each (a tar shard has its own), in the images' order. Each
+is written when it is whole, and the same command makes those that are missing.
+executor=ray [address=auto] [cpus=1] [gpus=0] [actors=N]   a Ray cluster; cpus and gpus are what each actor takes"""
 KEYS = (
     "learner",
     "run",
@@ -64,11 +73,16 @@ KEYS = (
     "min_probability",
     "coverage",
     "unsure",
+    "executor",
+    "shard",
+    *PARTS["ray"],
 )
-OF_LEARNERS = ("classes", "device", "backbone", "pretrained", "checkpoint", "coverage")
+LEARNER = ("learner", "backbone", "pretrained", "checkpoint", "device")
+OF_LEARNERS = ("classes", "device", "backbone", "pretrained", "checkpoint", "coverage", "executor", "shard")
+FORMATS = ("table", "jsonl", "csv", "parquet")  # of ``vlprompt.evaluation.writing``, whose imports take seconds
 UNSURE = "unsure"
 STDIN = "-"  # to ``find_images``
-SUFFIXES = {".csv": "csv", ".jsonl": "jsonl", ".json": "jsonl"}
+SUFFIXES = {".csv": "csv", ".jsonl": "jsonl", ".json": "jsonl", ".parquet": "parquet"}
 
 
 @command(USAGE)
@@ -84,14 +98,21 @@ def main(argv: Sequence[str]) -> int:
         if key in of_the_other:
             what = "a learner, and what was exported is as it is" if "model" in settings else "model=FILE"
             raise VlpromptError(f"{key} is of {what}: leave it out")
-    output = file_setting(settings, "output")
-    form = _format(settings, output)
-    bounds = {"top": (1, 10**6), "batch_size": (1, 10**6), "threads": (0, 1024)}
+    check_executor(settings, PARTS)
+    folder = _folder(settings)
+    output = None if folder else file_setting(settings, "output")
+    form = _format(settings, output, "csv" if folder else "table")
+    bounds = {"top": (1, 10**6), "batch_size": (1, 10**6), "threads": (0, 1024), "shard": (1, 10**9)}
     numbers = {key: number_setting(settings, key, *bound) for key, bound in bounds.items()}
+    from vlprompt.data.remote import unpacked
     from vlprompt.data.streaming import BATCH
-    from vlprompt.evaluation.prediction import find_images, write_predictions
+    from vlprompt.evaluation.prediction import find_images
+    from vlprompt.evaluation.writing import check_format, write_parquet, write_predictions
 
+    check_format(form)
     paths = find_images(images, _stdin(), lambda note: print(printable(note), file=sys.stderr))
+    if folder:
+        return _into_folder(folder, list(paths), settings, numbers, form, "--quiet" in arguments.flags)
     names, may_be_unsure, predict = _predictor(settings)
     unsure = _word_for_unsure(settings, names) if may_be_unsure else None
     unreadable: list[str] = []
@@ -101,15 +122,19 @@ def main(argv: Sequence[str]) -> int:
         print(f"left out: {printable(sentence)}", file=sys.stderr)
 
     predictions = predict(
-        paths,
+        unpacked(paths),
         top=numbers["top"] or 1,
         batch_size=numbers["batch_size"] or BATCH,
         threads=numbers["threads"],
         on_unreadable=tell,
     )
-    with _opened(output) as file:
-        width = max(len(printable(name)) for name in (*names, unsure or ""))
-        count = write_predictions(predictions, file, form, width=width, unsure=unsure)
+    if form == "parquet" and output:
+        with atomic_write(output) as temporary, open(temporary, "wb") as binary:
+            count = write_parquet(predictions, binary, unsure)
+    else:
+        with _opened(output) as file:
+            width = max(len(printable(name)) for name in (*names, unsure or ""))
+            count = write_predictions(predictions, file, form, width=width, unsure=unsure)
     if output and "--quiet" not in arguments.flags:
         print(printable(f"{output}: {count} images"))
     if unreadable:
@@ -137,6 +162,54 @@ def _predictor(settings: dict[str, Any]) -> tuple[tuple[str, ...], bool, Callabl
     return learner.class_names, bool(threshold), partial(predict_images, learner, min_probability=threshold)
 
 
+def _into_folder(
+    output: Path, paths: list[str], settings: dict[str, Any], numbers: Mapping[str, int | None], form: str, quiet: bool
+) -> int:
+    """Predict into many files, here or on a cluster."""
+    workers = make_workers(settings)
+    from vlprompt.data.streaming import BATCH
+    from vlprompt.runs.predict import SHARD, Predicting, predict_in_shards
+
+    named = {"learner": settings.get("run"), **settings}
+    how = Predicting(
+        {key: named[key] for key in LEARNER if named.get(key) is not None},
+        names_setting(settings["classes"], "classes") if "classes" in settings else None,
+        numbers["top"] or 1,
+        numbers["batch_size"] or BATCH,
+        numbers["threads"],
+        form,
+        settings.get("min_probability"),
+        settings.get("coverage"),
+        str(settings.get("unsure", UNSURE)),
+    )
+    shard, reporter = numbers["shard"] or SHARD, Reporter(quiet)
+    said = predict_in_shards(how, paths, output, shard=shard, workers=workers, reporter=reporter)
+    there = said.files - len(said.failed)
+    if not quiet:
+        print(printable(f"{output}: {said.images} images now, {there} of {said.files} files are there"))
+    for sentence in said.left_out:
+        print(f"left out: {printable(sentence)}", file=sys.stderr)
+    for sentence in dict.fromkeys(said.failed):
+        print(f"failed: {printable(sentence)}", file=sys.stderr)
+    return 1 if said.left_out or said.failed else 0
+
+
+def _folder(settings: Mapping[str, Any]) -> Path | None:
+    """The folder for files of predictions, where they are asked for."""
+    output = str(settings.get("output", ""))
+    ray = settings.get("executor") == "ray"
+    if not (ray or "shard" in settings or output.endswith(("/", os.sep))):
+        return None
+    if "model" in settings:
+        raise VlpromptError("a folder of files is predicted by a learner: give output=FILE for model=")
+    if not output:
+        raise VlpromptError(f"{'executor=ray' if ray else 'shard'} is for a folder of files: say output=FOLDER/")
+    folder = Path(output).expanduser()
+    if folder.exists() and not folder.is_dir():
+        raise VlpromptError(f"output={folder} is a file: give the name of a folder")
+    return folder
+
+
 def _word_for_unsure(settings: dict[str, Any], names: Sequence[str]) -> str:
     """The word in the place of a class, which must be none."""
     word = str(settings.get("unsure", UNSURE))
@@ -157,13 +230,15 @@ def _stdin() -> TextIO:
     return sys.stdin
 
 
-def _format(settings: dict[str, Any], output: Path | None) -> str:
+def _format(settings: Mapping[str, Any], output: Path | None, usual: str) -> str:
     """The format that was asked for, or that the output's name tells."""
-    from vlprompt.evaluation.prediction import FORMATS
-
-    form = str(settings.get("format", SUFFIXES.get(output.suffix, "table") if output else "table"))
+    form = str(settings.get("format", SUFFIXES.get(output.suffix, usual) if output else usual))
     if form not in FORMATS:
         raise VlpromptError(f"unknown format '{form}': {nearest(form, FORMATS)}")
+    if form == "parquet" and usual == "table" and output is None:
+        raise VlpromptError("format=parquet is no text: say output=FILE.parquet")
+    if form == "table" and usual == "csv":
+        raise VlpromptError("format=table is to be read, and a folder's files are csv, jsonl or parquet")
     return form
 
 

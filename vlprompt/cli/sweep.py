@@ -12,11 +12,11 @@ from rich.table import Table
 from vlprompt.base.reporter import Reporter, make_console
 from vlprompt.base.settings_text import read_settings
 from vlprompt.cli._early import refuse_unknown
-from vlprompt.cli._shared import command, flag_setting, number_setting, parse
-from vlprompt.errors import VlpromptError, nearest
+from vlprompt.cli._executors import RUNS, check_executor, make_executor
+from vlprompt.cli._shared import command, flag_setting, parse
 
 if TYPE_CHECKING:
-    from vlprompt.runs.sweep import Executor, Matrix, Outcome
+    from vlprompt.runs.sweep import Matrix, Outcome
 
 USAGE = """vlprompt sweep methods=[…] [datasets=[…]] [protocols=[…]] [held_outs=[…]] [shots=[…]] [seeds=[1,2,3]]
                [backbones=[…]] [KEY=VALUE …] [spec=FILE] [plan=true] [executor=local|processes|ray] [--quiet]
@@ -30,11 +30,6 @@ their deviation and interval, harmonic means of averages. The exit status is 1 i
 
 executor=processes processes=N [devices=[cuda:0,cuda:1]]   N processes of this machine
 executor=ray [address=auto] [cpus=1] [gpus=0.25]           a Ray cluster; cpus and gpus are what a run takes"""
-EXECUTORS: dict[str, tuple[str, ...]] = {
-    "local": (),
-    "processes": ("processes", "devices"),
-    "ray": ("address", "cpus", "gpus"),
-}
 
 
 @command(USAGE)
@@ -46,7 +41,7 @@ def main(argv: Sequence[str]) -> int:
         settings = read_spec(Path(str(settings.pop("spec"))).expanduser()) | settings
     only_plan = flag_setting(settings, "plan")
     settings.pop("plan", None)
-    check_executor(settings)
+    check_executor(settings, RUNS)
     asked = settings.get("methods", [])
     refuse_unknown(asked if isinstance(asked, list) else [asked])
     from vlprompt.runs.sweep import expand, sweep
@@ -79,37 +74,6 @@ def main(argv: Sequence[str]) -> int:
 def read_spec(path: Path) -> dict[str, Any]:
     """Read the keys of a sweep from YAML."""
     return read_settings(path, "keys of a sweep")
-
-
-def check_executor(settings: dict[str, Any]) -> None:
-    """Refuse keys of another executor, and values that none takes."""
-    name = str(settings.get("executor", "local"))
-    if name not in EXECUTORS:
-        raise VlpromptError(f"unknown executor '{name}': {nearest(str(name), EXECUTORS)}")
-    for other, keys in EXECUTORS.items():
-        for key in keys:
-            if other != name and key in settings:
-                raise VlpromptError(f"{key} is of executor={other}, and the executor is {name}")
-    number_setting(settings, "processes", most=1024)
-    for key in ("cpus", "gpus"):
-        value = settings.get(key, 1)
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1e6:
-            raise VlpromptError(f"{key} must be a number of at least 0, not {value!r}")
-    devices = settings.get("devices", [])
-    if not isinstance(devices, list) or not all(isinstance(device, str) for device in devices):
-        raise VlpromptError(f"devices must be a list such as [cuda:0,cuda:1], not {devices!r}")
-    if name == "processes" and "processes" not in settings:
-        raise VlpromptError("say how many: executor=processes processes=2")
-
-
-def make_executor(settings: dict[str, Any]) -> Executor:
-    """Take the executor's keys out of the settings."""
-    from vlprompt.runs.executors import in_processes, on_ray
-    from vlprompt.runs.sweep import run_here
-
-    name = str(settings.pop("executor", "local"))
-    given = {key: settings.pop(key) for key in EXECUTORS[name] if key in settings}
-    return run_here if name == "local" else on_ray(**given) if name == "ray" else in_processes(**given)
 
 
 def show_plan(matrix: Matrix) -> None:

@@ -3,28 +3,28 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from vlprompt.base.files import cache_dir, locked, remove_leftovers
 from vlprompt.base.sealed import TENSOR_SEAL, read_tensors, write_tensors
 from vlprompt.data.batch import Batch
-from vlprompt.data.loading import ImageItems, batch_order, eval_batches
-from vlprompt.data.splits import DatasetSplits, Item, mask_of
-from vlprompt.data.transforms import transform_fingerprint
+from vlprompt.data.encoding import Encoding, hash_of, item_states
+from vlprompt.data.loading import ImageItems, batch_order
+from vlprompt.data.shards import SUFFIX, Encode, ShardedFile
+from vlprompt.data.splits import DatasetSplits, Item
 from vlprompt.errors import VlpromptError
 
 if TYPE_CHECKING:
     from vlprompt.clip.frozen import FrozenCLIP
 
 FORMAT = "vlprompt-bank/2"  # raised when the same file gives other pixels or another layout
+SHARD = 10_000  # images of a shard, and views of images from which on a bank is made in shards
 
 
 @dataclass(frozen=True)
@@ -58,10 +58,14 @@ class FeatureBank:
         batch_size: int = 100,
         workers: int = 0,
         progress: Callable[[int, int], None] | None = None,
+        shard: int | None = None,
+        encode: Encode | None = None,
+        device: str | None = None,
     ) -> FeatureBank:
         """Return the bank of ``items``, from the cache if it is there, else encoded now and written to it.
 
-        Of several processes that ask for the same bank one encodes, and the others wait for it.
+        Of several processes that ask for the same bank one encodes, and the others wait for it. A large bank is made in
+        shards (``vlprompt.data.shards``), and its features are mapped. Both kinds hold the same bits.
 
         Args:
             clip: the frozen model.
@@ -73,6 +77,9 @@ class FeatureBank:
             cache: the folder that holds banks; by default ``banks`` in ``vlprompt.base.files.cache_dir()``.
             batch_size, workers: of the encoding pass.
             progress: called with the number of images encoded so far and in all.
+            shard: images of a shard, to have shards whatever the size; rounded up to whole batches.
+            encode: from shards to their features (n, D), for shards that are encoded elsewhere.
+            device: the kind of device that ``encode`` computes on; None takes the model's.
 
         Raises:
             VlpromptError: an image cannot be read, a feature is not finite, or the bank on disk is damaged.
@@ -82,20 +89,21 @@ class FeatureBank:
         if not items:
             raise VlpromptError(f"no images of {splits.name} were given to build a feature bank from")
         seed = seed if views > 1 else 0
-        key = _key(clip, splits, items, transform, views, seed)
+        encoding = Encoding(clip, ImageItems(splits, items, transform), views, seed, batch_size, workers, progress)
+        key = _key(encoding, device)
         path = _place(splits, key, cache)
-        folder = path.parent
-        labels = torch.tensor([item.label for item in items])
+        labels, shape = torch.tensor([item.label for item in items]), (views, len(items))
         if path.exists():
-            return cls(_read(path, key, (views, len(items))), labels, key, path)
-        with locked(folder / f".{path.stem}.lock"):
+            return cls(_read(path, key, shape), labels, key, path)
+        shards = ShardedFile(path.with_suffix(SUFFIX), key, shape, -(-(shard or SHARD) // batch_size) * batch_size)
+        if shard or shards.record.exists() or views * len(items) > SHARD:
+            return cls(shards.completed(encode or encoding.in_turn), labels, key, shards.path)
+        with locked(path.parent / f".{path.stem}.lock"):
             if not path.exists():  # no other run has made it meanwhile
-                remove_leftovers(folder, path.name)
-                dataset = ImageItems(splits, items, transform)
-                features = _encode(clip, dataset, views, seed, batch_size, workers, progress)
+                remove_leftovers(path.parent, path.name)
                 facts = {"format": FORMAT, "key": key, "dataset": splits.name}
-                write_tensors(path, {"features": features}, facts)
-        return cls(_read(path, key, (views, len(items))), labels, key, path)
+                write_tensors(path, {"features": encoding.all()}, facts)
+        return cls(_read(path, key, shape), labels, key, path)
 
     @staticmethod
     def is_kept(
@@ -103,9 +111,11 @@ class FeatureBank:
     ) -> bool:
         """Tell whether the bank of one view of ``items`` is in the cache, so that no image need be read."""
         try:
-            return _place(splits, _key(clip, splits, items, transform, 1, 0)).exists()
+            key = _key(Encoding(clip, ImageItems(splits, items, transform)))
         except VlpromptError:  # an image is missing
             return False
+        path = _place(splits, key)
+        return path.exists() or ShardedFile(path.with_suffix(SUFFIX), key, (1, len(items)), SHARD).is_whole
 
     def __len__(self) -> int:
         return self.features.shape[1]
@@ -121,7 +131,9 @@ class FeatureBank:
         return replace(self, features=self.features.to(device), labels=labels)
 
     def taken(self, places: torch.Tensor) -> FeatureBank:
-        """Return the bank of some of its images, in the order of their places (M,)."""
+        """Return the bank of some of its images, in the order of their places (M,); of all as they are, itself."""
+        if torch.equal(places, torch.arange(len(self), device=places.device)):
+            return self  # and not a copy of features that may be too many for memory
         labels = None if self.labels is None else self.labels[places]
         return replace(self, features=self.features[:, places], labels=labels)
 
@@ -156,68 +168,16 @@ class FeatureBank:
         return batch
 
 
-def _key(clip: FrozenCLIP, splits: DatasetSplits, items: Sequence[Item], transform: Any, views: int, seed: int) -> str:
-    facts = {
-        "format": FORMAT,
-        "clip": clip.identity(),
-        "precision": clip.precision,
-        # Devices round differently: a run on the CPU should not depend on whether a GPU once built its bank.
-        "device": clip.device.type,
-        "transform": transform_fingerprint(transform),
-        "dataset": [splits.name, splits.version, *([splits.region] if splits.region else [])],
-        "items": [[item.path, *_states(splits, item)] for item in items],
-        "views": views,
-        "seed": seed,
-    }
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+def _key(encoding: Encoding, device: str | None = None) -> str:
+    images = encoding.images
+    # Devices round differently: a run on the CPU should not depend on whether a GPU once built its bank.
+    here = {"format": FORMAT, "device": device or encoding.clip.device.type}
+    return hash_of(encoding.facts | here | {"items": item_states(images.splits, images.items)})
 
 
 def _place(splits: DatasetSplits, key: str, cache: str | Path | None = None) -> Path:
     folder = Path(cache) if cache else cache_dir() / "banks"
     return folder / f"{re.sub(r'[^a-z0-9]+', '-', splits.name.lower())[-40:]}-{key[:16]}.safetensors"
-
-
-def _states(splits: DatasetSplits, item: Item) -> tuple[int, ...]:
-    """``_file_state`` of an image, and of its mask where a region of it is shown."""
-    own = _file_state(splits, item)
-    return (*own, *_file_state(splits, replace(item, path=mask_of(splits, item)))) if splits.region else own
-
-
-def _file_state(splits: DatasetSplits, item: Item) -> tuple[int, ...]:
-    """Size and time of change of an image on disk, so that a replaced image is noticed."""
-    if splits.image_dir is None and not os.path.isabs(item.path):
-        return ()
-    path = Path(splits.image_dir or "", item.path)
-    try:
-        state = path.stat()
-    except OSError as error:
-        raise VlpromptError(f"the image {path} cannot be read ({error.strerror})") from error
-    return state.st_size, state.st_mtime_ns
-
-
-def _encode(
-    clip: FrozenCLIP,
-    dataset: ImageItems,
-    views: int,
-    seed: int,
-    batch_size: int,
-    workers: int,
-    progress: Callable[[int, int], None] | None,
-) -> torch.Tensor:
-    """Return (V, N, D) float32 on the CPU."""
-    done, total, rows = 0, views * len(dataset), []
-    for view in range(views):
-        for batch in eval_batches(dataset, batch_size, seed=seed, epoch=view, workers=workers, device=clip.device):
-            features = clip.encode_image(batch["image"]).float().cpu()  # (B, D)
-            if not features.isfinite().all():
-                first = int(batch["index"][(~features.isfinite().all(dim=1)).nonzero()[0, 0]])
-                name = dataset.items[first].path
-                raise VlpromptError(f"the image encoder gives a non-finite feature for {name}: try precision=fp32")
-            rows.append(features)
-            done += len(features)
-            if progress:
-                progress(done, total)
-    return torch.cat(rows).view(views, len(dataset), -1).contiguous()
 
 
 def _read(path: Path, key: str, shape: tuple[int, int]) -> torch.Tensor:

@@ -18,6 +18,7 @@ from vlprompt.base.files import inside, is_relative_inside
 from vlprompt.data.formats import readable_formats
 from vlprompt.data.listing import similar_name
 from vlprompt.data.modes import MAX_PIXELS, check_size, to_rgb
+from vlprompt.data.remote import Stored, is_url, read_url
 from vlprompt.data.splits import DatasetSplits, Item
 from vlprompt.errors import VlpromptError
 
@@ -74,9 +75,9 @@ def as_rgb(image: Any, place: str = "the image") -> Image.Image:
     """Return whatever stands for an image as an RGB one.
 
     Args:
-        image: a ``PIL.Image``, a path, or numbers: an array (H, W) or (H, W, 1 or 3), or a tensor (1 or 3, H, W); each
-            may have its axes as the other has. They are bytes, or floats from 0 to 1 as torchvision's ``ToTensor``
-            makes them, and not normalised.
+        image: a ``PIL.Image``, a path, an address that fsspec knows (``s3://…``), or numbers: an array (H, W) or
+            (H, W, 1 or 3), or a tensor (1 or 3, H, W); each may have its axes as the other has. They are bytes, or
+            floats from 0 to 1 as torchvision's ``ToTensor`` makes them, and not normalised.
         place: what errors call it.
 
     Raises:
@@ -84,8 +85,11 @@ def as_rgb(image: Any, place: str = "the image") -> Image.Image:
     """
     if isinstance(image, Image.Image):
         return _in_hand(image, place)
+    if is_url(image):
+        image = Stored(image, read_url(image))
     if isinstance(image, (str, os.PathLike)):
-        read: Image.Image = open_rgb(image)
+        stored = image.open() if isinstance(image, Stored) else image
+        read: Image.Image = open_rgb(stored, name=os.fspath(image))
         return read
     try:
         pixels = image.detach().cpu().numpy() if is_tensor(image) else image

@@ -109,12 +109,13 @@ def eval_batches(
     epoch: int = 0,
     workers: int = 0,
     device: torch.device | str = "cpu",
+    rows: range | None = None,
 ) -> Iterator[Batch]:
-    """Yield the dataset's batches in order, none left out.
+    """Yield the dataset's batches in order, or those of some of its rows, none left out.
 
     Keys as in ``epoch_batches``, and random numbers too, should the transform draw any.
     """
-    positions = list(range(len(dataset)))
+    positions = list(range(len(dataset)) if rows is None else rows)
     order = [positions[start : start + batch_size] for start in range(0, len(positions), batch_size)]
     return _batches(_Drawn(dataset, seed, epoch), order, workers, torch.device(device))
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 import glob
-import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from io import IOBase
 from itertools import chain
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,20 +16,21 @@ from PIL import Image
 from torch import Tensor
 
 from vlprompt.base.checks import at_least, checked, told
-from vlprompt.base.shown import csv_cell, json_line, printable
 from vlprompt.clip.frozen import FrozenCLIP
 from vlprompt.data.formats import describe_left_out
 from vlprompt.data.generated import GeneratedViews
 from vlprompt.data.in_hand import is_of_hub
 from vlprompt.data.listing import list_images
 from vlprompt.data.pairs import samples
+from vlprompt.data.remote import images_or_shards, is_url, list_urls
 from vlprompt.data.streaming import BATCH, stream_images
 from vlprompt.data.transforms import TestViews
 from vlprompt.errors import VlpromptError
 from vlprompt.evaluation.calibration import threshold_for
 from vlprompt.evaluation.scoring import finite
+from vlprompt.evaluation.writing import write_predictions as write_predictions  # a name of version 0.1's prediction
 from vlprompt.learner.contract import PromptLearner
-from vlprompt.learner.facts import NOTES, Predicts
+from vlprompt.learner.facts import Predicts
 from vlprompt.learner.objectives import Batch
 
 STDIN = "-"
@@ -241,12 +240,15 @@ def find_images(
     """Return the paths that a command line names, in its order.
 
     Args:
-        arguments: images, folders (all images below them, sorted), patterns such as ``photos/**/*.jpg``, or ``-``.
+        arguments: images and tar shards of images; folders, for all images below them, sorted, or the shards where
+            there are none; patterns such as ``photos/**/*.jpg``; addresses of any of these that fsspec knows, such as
+            ``s3://bucket/photos``; or ``-``.
         lines: what ``-`` stands for, one path a line, read as they are asked for.
         on_left_out: called with one sentence for each folder in which files, or linked folders, are left out.
 
     Raises:
-        VlpromptError: a folder or pattern has no images; a file is looked for only when its turn comes.
+        VlpromptError: a folder or pattern has no images; a file is looked for only when its turn comes, and what a
+            shard holds is told by ``vlprompt.data.remote.unpacked``.
     """
     return chain.from_iterable([_lines(lines) if a == STDIN else _expand(a, on_left_out) for a in arguments])
 
@@ -257,13 +259,10 @@ def _lines(lines: Iterable[str]) -> Iterator[str]:
 
 def _expand(argument: str, on_left_out: Report | None) -> list[str]:
     path = os.path.expanduser(argument)
-    if os.path.isdir(path):
-        listing = list_images(path)
-        found = [os.path.join(path, name) for name in listing.images]
-        notes = [f"the linked folder {os.path.join(path, link)} is not gone into: name it" for link in listing.links]
-        for note in [describe_left_out(listing.left_out, argument), *notes]:
-            if note and on_left_out:
-                on_left_out(note)
+    if is_url(argument):
+        found = list_urls(argument)
+    elif os.path.isdir(path):
+        found = _below(path, argument, on_left_out)
     elif glob.has_magic(path) and not os.path.exists(path):
         matches = sorted(glob.glob(path, recursive=True))
         found = [match for match in matches if os.path.isfile(match)]
@@ -274,53 +273,15 @@ def _expand(argument: str, on_left_out: Report | None) -> list[str]:
     return found
 
 
-# How predictions are written
-
-FORMATS = ("table", "jsonl", "csv")
-
-
-def write_predictions(
-    predictions: Iterable[Prediction], file: TextIO, form: str = "table", width: int = 0, unsure: str | None = None
-) -> int:
-    """Write predictions as they come, and return how many there were.
-
-    Args:
-        predictions: of images that were given as paths.
-        file: open for writing text.
-        form: ``table``, a line an image to read; ``jsonl``, an object an image with ``image``, ``classes`` and
-            ``probabilities``; ``csv``, a row an image with ``image,class,probability,class_2,probability_2,…``, where
-            text that a spreadsheet would take for a formula has an apostrophe in front. All write control characters
-            out. What was not predicted alone is told: in a line above a table, and as ``predicts`` of each image.
-        width: of a class name in a table.
-        unsure: where some may be left unanswered, the word for those: in a table in front of the class, which is then
-            in brackets; as ``answer``, the last column, of csv; in jsonl an ``answer`` is null.
-    """
-    count, rows = 0, csv.writer(file, lineterminator="\n")
-    for count, each in enumerate(predictions, start=1):
-        image, probabilities = _shown(each.image), [round(p, 6) for p in each.probabilities]
-        mark: dict[str, str | None] = {} if each.predicts == "alone" else {"predicts": each.predicts}
-        told = f"{unsure:<{width}}  " if unsure is not None and not each.sure else ""
-        if unsure is not None:
-            mark["answer"] = each.answer if each.sure or form == "jsonl" else unsure
-        if form == "jsonl":
-            said = {"image": image, "classes": each.classes, "probabilities": probabilities, **mark}
-            file.write(json_line(json.dumps(said, ensure_ascii=False)) + "\n")
-        elif form == "csv":
-            if count == 1:
-                ranks = ["", *(f"_{rank}" for rank in range(2, len(each.classes) + 1))]
-                heads = (name + rank for rank in ranks for name in ("class", "probability"))
-                rows.writerow(["image", *heads, *mark])
-            cells = [image, *chain.from_iterable(zip(each.classes, probabilities, strict=True)), *mark.values()]
-            rows.writerow(map(csv_cell, cells))
-        else:
-            if count == 1 and "predicts" in mark:
-                file.write(f"{NOTES[each.predicts]}\n")
-            words = [f"{printable(n):<{width}} {p:>6.1%}" for n, p in zip(each.classes, probabilities, strict=True)]
-            shown = f"{told}({'  '.join(words)})" if told else "  ".join(words)
-            file.write(f"{shown}  {printable(image)}\n")
-    return count
-
-
-def _shown(path: str) -> str:
-    """A path as text; a name that is not UTF-8 has its odd bytes replaced."""
-    return os.fsencode(path).decode("utf-8", "replace")
+def _below(folder: str, called: str, on_left_out: Report | None) -> list[str]:
+    """The images below a folder, or the tar shards where there are none."""
+    listing = list_images(folder)
+    if not listing.images:
+        shards = sorted(glob.glob(os.path.join(glob.escape(folder), "**", "*"), recursive=True))
+        if found := images_or_shards(shards):
+            return found
+    notes = [f"the linked folder {os.path.join(folder, link)} is not gone into: name it" for link in listing.links]
+    for note in [describe_left_out(listing.left_out, called), *notes]:
+        if note and on_left_out:
+            on_left_out(note)
+    return [os.path.join(folder, name) for name in listing.images]

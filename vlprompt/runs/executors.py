@@ -13,12 +13,11 @@ from typing import Any
 
 import torch
 
-from vlprompt.base.files import CACHE_VARIABLE
-from vlprompt.base.plugins import VARIABLE as PLUGINS
 from vlprompt.errors import VlpromptError
 from vlprompt.runs.parts import Shared
 from vlprompt.runs.settings import resolve
 from vlprompt.runs.sweep import Executor, Outcome, Task, perform
+from vlprompt.runs.workers import connect, environment, import_ray
 
 RETRIES = 3  # of runs whose worker died
 _shared: Shared | None = None  # of a worker process
@@ -100,23 +99,12 @@ def on_ray(address: str = "auto", cpus: float = 1, gpus: float = 0) -> Executor:
         address: of the cluster; ``auto`` takes the one that runs here, ``local`` starts one on this machine.
         cpus, gpus: that a run takes; ``gpus=0.25`` puts four runs on a GPU.
     """
-    try:
-        import ray
-    except ImportError:
-        raise VlpromptError('executor=ray needs Ray: pip install "vlprompt[ray]"') from None
+    import_ray()
 
     def run(tasks: Sequence[Task]) -> Iterator[Outcome]:
-        if not ray.is_initialized():
-            try:
-                ray.init(address, log_to_driver=False, configure_logging=False)
-            except ConnectionError as error:
-                raise VlpromptError(
-                    f"no Ray cluster at address={address}: start one with `ray start --head`, or say address=local"
-                ) from error
-        variables = {key: os.environ[key] for key in (CACHE_VARIABLE, PLUGINS, "HF_HUB_OFFLINE") if key in os.environ}
-        variables |= {"OMP_NUM_THREADS": str(max(1, int(cpus))), "PYTHONPATH": _python_path()}
+        ray = connect(address)
         remote = ray.remote(_perform_on_ray).options(
-            num_cpus=cpus, num_gpus=gpus, max_retries=RETRIES, runtime_env={"env_vars": variables}
+            num_cpus=cpus, num_gpus=gpus, max_retries=RETRIES, runtime_env=environment(cpus)
         )
         futures = {remote.remote(_absolute(task)): task for task in tasks}
         while futures:
@@ -132,7 +120,10 @@ def on_ray(address: str = "auto", cpus: float = 1, gpus: float = 0) -> Executor:
 
 
 def _perform_on_ray(settings: dict[str, Any]) -> dict[str, Any]:
-    return vars(perform(Task(settings, resolve(settings))))
+    """Do a run in a worker, which Ray gives others of the sweep too."""
+    global _shared
+    _shared = _shared or Shared()
+    return vars(perform(Task(settings, resolve(settings)), _shared))
 
 
 def _absolute(task: Task) -> dict[str, Any]:
@@ -140,8 +131,3 @@ def _absolute(task: Task) -> dict[str, Any]:
     config = task.resolved.config
     places = {key: getattr(config, key) for key in ("output", "data_root") if getattr(config, key)}
     return task.settings | {key: str(Path(place).expanduser().resolve()) for key, place in places.items()}
-
-
-def _python_path() -> str:
-    """This package's place first, so that workers import the same one."""
-    return os.pathsep.join(filter(None, [str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH", "")]))

@@ -1,0 +1,68 @@
+"""``executor=`` and the keys that go with it, of the commands that can work in other places than this process."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from vlprompt.cli._shared import number_setting
+from vlprompt.errors import VlpromptError, nearest
+
+if TYPE_CHECKING:
+    from vlprompt.runs.sweep import Executor
+    from vlprompt.runs.workers import Workers
+
+Keys = Mapping[str, Sequence[str]]  # of each executor
+RUNS: Keys = {"local": (), "processes": ("processes", "devices"), "ray": ("address", "cpus", "gpus")}
+PARTS: Keys = {"local": (), "ray": ("address", "cpus", "gpus", "actors")}
+
+
+def check_executor(settings: Mapping[str, Any], executors: Keys) -> None:
+    """Refuse an executor that a command does not have, keys of another one, and values that none takes."""
+    name = str(settings.get("executor", "local"))
+    if name not in executors:
+        raise VlpromptError(f"unknown executor '{name}': {nearest(str(name), executors)}")
+    for other, keys in executors.items():
+        for key in keys:
+            if other != name and key in settings:
+                raise VlpromptError(f"{key} is of executor={other}, and the executor is {name}")
+    for key in ("processes", "actors"):
+        number_setting(settings, key, most=1024)
+    for key in ("cpus", "gpus"):
+        value = settings.get(key, 1)
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1e6:
+            raise VlpromptError(f"{key} must be a number of at least 0, not {value!r}")
+    devices = settings.get("devices", [])
+    if not isinstance(devices, list) or not all(isinstance(device, str) for device in devices):
+        raise VlpromptError(f"devices must be a list such as [cuda:0,cuda:1], not {devices!r}")
+    if name == "processes" and "processes" not in settings:
+        raise VlpromptError("say how many: executor=processes processes=2")
+
+
+def make_executor(settings: dict[str, Any]) -> Executor:
+    """Take the executor's keys out of the settings, and return what does runs."""
+    from vlprompt.runs.executors import in_processes, on_ray
+    from vlprompt.runs.sweep import run_here
+
+    name, given = _taken(settings, RUNS)
+    return run_here if name == "local" else on_ray(**given) if name == "ray" else in_processes(**given)
+
+
+def make_workers(settings: dict[str, Any]) -> Workers | None:
+    """Take the executor's keys out of the settings, and return what does parts of work; None for this process.
+
+    On a cluster ``device`` is that of the workers, which have a GPU if they take one.
+    """
+    from vlprompt.runs.workers import work_on_ray
+
+    name, given = _taken(settings, PARTS)
+    if name == "local":
+        return None
+    if settings.get("device", "auto") == "auto":
+        settings["device"] = "cuda" if given.get("gpus") else "cpu"
+    return work_on_ray(**given)
+
+
+def _taken(settings: dict[str, Any], executors: Keys) -> tuple[str, dict[str, Any]]:
+    name = str(settings.pop("executor", "local"))
+    return name, {key: settings.pop(key) for key in executors[name] if key in settings}
