@@ -225,6 +225,47 @@ def test_a_phone_shows_every_number_below_its_heading_and_cuts_none_off(width: i
     assert last.evaluate("e => getComputedStyle(e, '::before').content") == '"mean of 10 targets"'
 
 
+def test_one_chart_alone_is_drawn_larger_and_its_letters_are_not(visit: Open) -> None:
+    page = visit()
+    alone = page.locator(".charts.single svg").first
+    among = page.locator(".charts:not(.single) svg").first
+    assert alone.bounding_box()["width"] > 0.4 * DESKTOP["width"] > among.bounding_box()["width"]
+    letters = (
+        "e => parseFloat(getComputedStyle(e).fontSize) * e.getBoundingClientRect().width / e.viewBox.baseVal.width"
+    )
+    assert 11 < among.evaluate(letters) < alone.evaluate(letters) < 16
+
+
+def test_wide_tables_are_reached_by_keyboard_and_headings_sort_by_it(visit: Open) -> None:
+    page = visit({"width": 720, "height": 900})
+    wide, narrow = (page.locator(f".scroll:has(table.{kind}) >> nth=0") for kind in ("cross_dataset", "base_to_new"))
+    expect(wide).to_have_attribute("tabindex", "0")
+    expect(narrow).not_to_have_attribute("tabindex", "0")
+    button = page.get_by_role("columnheader", name="base", exact=True).first.get_by_role("button")
+    button.focus()
+    page.keyboard.press("Enter")
+    expect(page.locator("th[aria-sort]")).to_have_attribute("aria-sort", "descending")
+    wide.focus()
+    page.keyboard.press("ArrowRight")
+    page.wait_for_function("e => e.scrollLeft > 0", arg=wide.element_handle())
+
+
+@pytest.mark.parametrize("viewport", [DESKTOP, PHONE], ids=["desktop", "phone"])
+def test_a_screen_reader_is_told_of_tables_with_names_headings_and_conditions(
+    viewport: dict[str, int], visit: Open
+) -> None:
+    page = visit(viewport)
+    nodes = page.context.new_cdp_session(page).send("Accessibility.getFullAXTree")["nodes"]
+    seen = [node for node in nodes if not node["ignored"]]
+    tables = [node for node in seen if node["role"]["value"] == "table"]
+    shown = page.locator("main table:visible").count()
+    assert len(tables) == shown
+    assert all(node["name"]["value"] and "top-1" in node["description"]["value"] for node in tables[:3])
+    roles = [node["role"]["value"] for node in seen]
+    for role, cells in (("rowheader", "tbody th"), ("columnheader", "thead th"), ("cell", "td")):
+        assert roles.count(role) == page.locator(f"main table {cells}:visible").count(), role
+
+
 def test_a_phone_opens_what_is_behind_a_number(visit: Open, artefacts: Path) -> None:
     page = visit(PHONE, is_mobile=True, has_touch=True)
     page.screenshot(path=artefacts / "report-phone.png", full_page=True)

@@ -83,6 +83,21 @@ document.addEventListener("click", (event) => {
   else if (event.target.nodeName === "DIALOG") event.target.close();
 });
 
+// A table that is wider than the page can be scrolled by keyboard; one that is not is no stop on the way.
+const frames = new ResizeObserver((entries) => {
+  for (const { target } of entries) {
+    if (target.scrollWidth > target.clientWidth) target.tabIndex = 0;
+    else target.removeAttribute("tabindex");
+  }
+});
+for (const frame of document.querySelectorAll(".scroll")) frames.observe(frame);
+
+// On a phone rows are blocks, and some screen readers then see no table unless they are told.
+const roles = { table: "table", "thead, tbody": "rowgroup", tr: "row", "thead th": "columnheader", "tbody th": "rowheader", td: "cell" };
+for (const [parts, role] of Object.entries(roles)) {
+  for (const part of document.querySelectorAll(`main :is(${parts})`)) part.setAttribute("role", role);
+}
+
 // One test's charts at a time.
 for (const choice of document.querySelectorAll(".choice")) {
   const menu = choice.querySelector("select"), panels = [...choice.querySelectorAll(".panel")];

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
 # shown apart, or of no interest
 OWN = ("seed", "held_out", "output", "name", "resume", "restart", "quiet", "device", "workers")
+ABREAST = 3  # charts in a row of a wide page
 TOLD_OF_ROWS = ("target", "accuracy", "zero_shot", "n_images", "split")
 
 
@@ -57,8 +58,15 @@ class Panel:
     """The charts of one test, which a menu chooses."""
 
     name: str
+    changes: list[Figure]
     gains: list[Figure]
     calibration: list[Figure]
+
+    @property
+    def rows(self) -> list[list[Figure]]:
+        """Charts of a kind in a row of their own; the few of one method side by side."""
+        rows = [row for row in (self.changes, self.gains, self.calibration) if row]
+        return [list(itertools.chain(*rows))] if 0 < sum(map(len, rows)) <= ABREAST else rows
 
 
 @dataclass(frozen=True)
@@ -135,7 +143,7 @@ def _part(group: Group, tables: list[Table], styles: Styles) -> Part:
         methods,
         tables,
         _protocol_figures(group, tables, styles),
-        [panel for panel in panels if panel.gains or panel.calibration],
+        [panel for panel in panels if panel.rows],
     )
 
 
@@ -154,13 +162,13 @@ def _protocol_figures(group: Group, tables: Sequence[Table], styles: Styles) -> 
 
 def _panel(group: Group, key: Key, styles: Styles) -> Panel:
     name = ", ".join([key[0], key[1], *([say_shots(key[2])] if key[2] else [])])
-    panel = Panel(name, [], [])
+    panel = Panel(name, [], [], [])
     for label in group.values:
         if label == ZERO_SHOT:
             continue
         classes = changes(group, label, key)
         if svg := gains_chart(classes):
-            panel.gains.append(Figure(f"{label}: classes against zero-shot", Markup(svg)))
+            panel.changes.append(Figure(f"{label}: classes against zero-shot", Markup(svg)))
         if svg := robin_hood_chart(classes, style_classes(label, styles)):
             panel.gains.append(Figure(f"{label}: who gains", Markup(svg)))
         if each := pooled_reliability(group, label, [key]):
