@@ -11,16 +11,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
-
 from datasets_registry.catalog import list_collections
 from vlprompt.errors import VlpromptError, nearest
 from vlprompt.evaluation.averages import SIDES, sides_of
-from vlprompt.evaluation.predicted import read_predictions
 from vlprompt.evaluation.protocols import PROTOCOLS
-from vlprompt.evaluation.significance import LEVEL, draw_rule, holm, p_value, paired_draws
+from vlprompt.evaluation.significance import LEVEL
 from vlprompt.report.cells import METRICS, Cell, Metric, Rule, check_metric, combine, first, h_of_averages, tested
-from vlprompt.report.groups import STUDY, ZERO_SHOT, Group, Key, say_shots
+from vlprompt.report.groups import STUDY, Group, Key, say_shots
+from vlprompt.report.marks import with_gains, with_marks, with_second
 from vlprompt.report.names import display_dataset, display_method
 from vlprompt.report.published import Figures, Published, comparable, load_published
 from vlprompt.report.tables import Column, Line, Section, Style, Table, incomplete, labels, mark_best, say_conditions
@@ -122,7 +120,9 @@ def _of_group(group: Group, layout: Layout, figures: Figures | None, chosen: Seq
     lines = [(label, _cells(group, label, blocks, layout.measure)) for label in labels(group)]
     lines = [(label, cells) for label, cells in lines if any(cell.value is not None for cell in cells)]
     if layout.significance:
-        lines = _with_marks(group, blocks, lines, layout)
+        lines = with_marks(
+            group, [column[1:] for block in blocks for column in block.columns], lines, layout.significance
+        )
     rows = {label: Line(display_method(label), tuple(cells)) for label, cells in lines}
     if figures:
         rows |= _published_rows(figures, blocks, chosen)
@@ -223,10 +223,10 @@ def _cells(group: Group, label: str, blocks: Sequence[Block], measure: Metric) -
 def _table(protocol: str, blocks: Sequence[Block], rows: Mapping[str, Line], layout: Layout, told: str) -> Table:
     columns = tuple(Column(name, over=block.heading) for block in blocks for name, _, _ in block.columns)
     higher = layout.measure.higher
-    section = _with_second(mark_best(Section("", tuple(rows.values())), columns, higher), higher)
+    section = with_second(mark_best(Section("", tuple(rows.values())), columns, higher), higher)
     if layout.gain:
         sided = any(column.heading == "H" for column in columns)
-        section = _with_gains(section, layout.gain, [not sided or column.heading == "H" for column in columns])
+        section = with_gains(section, layout.gain, [not sided or column.heading == "H" for column in columns])
     seeds = max((len(cell.seeds) for line in section.lines for cell in line.cells), default=0)
     caption = f"{layout.measure.title}; {told}."
     if seeds > 1:
@@ -240,90 +240,6 @@ def _table(protocol: str, blocks: Sequence[Block], rows: Mapping[str, Line], lay
         caption += f" Arrows: points over {display_method(layout.gain)}."
     style = Style(layout.decimals, layout.spread == "std", layout.spread == "interval")
     return Table(f"{protocol.replace('_', ' ')}", "paper", caption, columns, (section,), seeds=False, style=style)
-
-
-def _with_second(section: Section, higher: bool) -> Section:
-    """Mark the second best number of each column, where one is the best."""
-    lines = [list(line.cells) for line in section.lines]
-    for i in range(len(lines[0]) if lines else 0):
-        column = [cells[i] for cells in lines if cells[i].value is not None and not cells[i].missing]
-        rest = [round(cell.number, 2) for cell in column if not cell.best]
-        if rest and any(cell.best for cell in column):
-            second = (max if higher else min)(rest)
-            for cells in lines:
-                cell = cells[i]
-                if cell.value is not None and not cell.missing and not cell.best and round(cell.value, 2) == second:
-                    cells[i] = replace(cell, second=True)
-    marked = (Line(line.label, tuple(cells)) for line, cells in zip(section.lines, lines, strict=True))
-    return Section(section.heading, tuple(marked))
-
-
-def _with_gains(section: Section, method: str, shown: Sequence[bool]) -> Section:
-    """Set every other row against a method's, in the columns that show it."""
-    base = next((line for line in section.lines if line.label == display_method(method)), None)
-    if base is None:
-        return section
-
-    def against(cell: Cell, other: Cell, told: bool) -> Cell:
-        known = told and cell.value is not None and other.value is not None
-        return replace(cell, gain=cell.number - other.number) if known else cell
-
-    lines = (
-        line if line is base else Line(line.label, tuple(map(against, line.cells, base.cells, shown)))
-        for line in section.lines
-    )
-    return Section(section.heading, tuple(lines))
-
-
-def _with_marks(
-    group: Group, blocks: Sequence[Block], lines: list[tuple[str, list[Cell]]], layout: Layout
-) -> list[tuple[str, list[Cell]]]:
-    """Mark the cells that differ from the reference method's on the same images and seeds."""
-    columns = [(keys, rule) for block in blocks for _, keys, rule in block.columns]
-    found: dict[tuple[str, int], float] = {}
-    for label, cells in lines:
-        if label == layout.significance or group.predicts(label) != group.predicts(layout.significance):
-            continue
-        draws = {
-            key: _draws(group, label, layout.significance, key) for key in {k for keys, _ in columns for k in keys}
-        }
-        for i, (keys, rule) in enumerate(columns):
-            each = [draws[key] for key in keys]
-            there = [pair for pair in each if pair is not None]
-            if cells[i].value is not None and len(there) == len(each):
-                ours, theirs = (draw_rule(rule, [pair[side] for pair in there]) for side in (0, 1))
-                found[label, i] = p_value(ours - theirs)
-    differs = dict(zip(found, holm([*found.values()]), strict=True))
-    return [
-        (label, [replace(cell, mark="∗") if differs.get((label, i)) else cell for i, cell in enumerate(cells)])
-        for label, cells in lines
-    ]
-
-
-def _draws(group: Group, label: str, other: str, key: Key) -> tuple[np.ndarray, np.ndarray] | None:
-    """Bootstrap draws of two rows' accuracies on a test, over the seeds of both; None where none is in common."""
-    ours, theirs = _right(group, label, key), _right(group, other, key)
-    if label == ZERO_SHOT:  # measured in every run, and the same in each
-        ours = dict.fromkeys(theirs, next(iter(ours.values()))) if ours else {}
-    if other == ZERO_SHOT:
-        theirs = dict.fromkeys(ours, next(iter(theirs.values()))) if theirs else {}
-    seeds = sorted(ours.keys() & theirs.keys())
-    if not seeds:
-        return None
-    return paired_draws(np.stack([ours[seed] for seed in seeds]), np.stack([theirs[seed] for seed in seeds]))
-
-
-def _right(group: Group, label: str, key: Key) -> dict[int, np.ndarray]:
-    """Whether each image was right, by seed."""
-    found = {}
-    tests = group.values.get(label, {}).get(key, ()) or (
-        [t for cells in group.values.values() for t in cells.get(key, ())] if label == ZERO_SHOT else ()
-    )
-    for test in tests:
-        given = read_predictions(test.run.path.parent)[test.row.target]
-        said = given.zero_shot if label == ZERO_SHOT else given.predicted
-        found[test.seed] = (said == given.label).numpy()
-    return found
 
 
 def _published_rows(
