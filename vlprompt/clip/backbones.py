@@ -86,11 +86,13 @@ def _parameters(config: dict[str, Any]) -> int | None:
     image = 3 * patch**2 * width + width + tokens * width + 4 * width + _blocks(vision) + width * joint
     width = text["width"]
     words = (text["vocab_size"] + text["context_length"] + 2) * width + _blocks(text) + width * joint
-    return image + words + 1
+    total: int = image + words + 1
+    return total
 
 
 def _blocks(tower: dict[str, Any]) -> int:
     """Numbers of a tower's blocks: attention, MLP and two norms each."""
-    width = tower["width"]
+    layers: int = tower["layers"]
+    width: int = tower["width"]
     hidden = int(width * tower.get("mlp_ratio", 4.0))
-    return tower["layers"] * (4 * width * (width + 1) + (2 * width + 1) * hidden + width + 4 * width)
+    return layers * (4 * width * (width + 1) + (2 * width + 1) * hidden + width + 4 * width)

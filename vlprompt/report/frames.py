@@ -88,7 +88,7 @@ def _means(group: Group) -> Iterator[Line]:
         for (dataset, shots), keys in places.items():
             result = cells[keys[0]][0].run.result
             behind = {name: told for name, told in what_stands_behind(result).items() if name not in ONE_RUN}
-            run = {"method": result.called, "label": label, "dataset": dataset, "protocol": group.protocol}
+            run: Line = {"method": result.called, "label": label, "dataset": dataset, "protocol": group.protocol}
             run["shots"] = result.shots if shots is None else shots
             yield line_of(run, _numbers(group, label, keys), behind)
 
@@ -99,13 +99,13 @@ def _numbers(group: Group, label: str, keys: Sequence[Key]) -> Line:
         {key[1]: tested(group, each, key, METRICS["accuracy"]) for key in keys} for each in (label, ZERO_SHOT)
     )
     line: Line = {}
-    missing: dict[str, None] = {}
+    missing: list[str] = []
     rules = _rules(list(learnt))
     for name, (rule, targets) in rules.items():
         cell = combine([learnt[target] for target in targets], rule, group.seeds)
         line |= {name: cell.value, "std" if name == "accuracy" else f"{name}_std": cell.std}
         line["seeds"] = min(len(cell.seeds), line.get("seeds", len(cell.seeds)))
-        missing |= dict.fromkeys(filter(None, [cell.missing]))
+        missing += [cell.missing] if cell.missing and cell.missing not in missing else []
     told = [name for name in rules if name == "accuracy" or H in rules]
     line |= {zero_shot_name(name): _frozen(frozen, *rules[name]) for name in told}
     return line | {"missing": "; ".join(missing)}
