@@ -236,6 +236,13 @@ def test_one_chart_alone_is_drawn_larger_and_its_letters_are_not(visit: Open) ->
     assert 11 < among.evaluate(letters) < alone.evaluate(letters) < 16
 
 
+def test_a_desk_shows_every_column(visit: Open) -> None:
+    page = visit()
+    cut = "() => [...document.querySelectorAll('.scroll')].filter((e) => e.scrollWidth > e.clientWidth).length"
+    assert page.locator("table.cross_dataset.many thead th").count() > 10
+    assert page.evaluate(cut) == 0
+
+
 def test_wide_tables_are_reached_by_keyboard_and_headings_sort_by_it(visit: Open) -> None:
     page = visit({"width": 720, "height": 900})
     wide, narrow = (page.locator(f".scroll:has(table.{kind}) >> nth=0") for kind in ("cross_dataset", "base_to_new"))

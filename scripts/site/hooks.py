@@ -20,6 +20,7 @@ PAGES = {
     "vlprompt/demo/MODEL_CARD.md": "embedded_model.md",
 }
 LINK = re.compile(r"(?<=\]\()(?![a-z]+:|#|/)([^)#\s]+)")
+WIDE = re.compile(r"^\|(?:[^|\n]*\|){7,}$", re.M)  # a table of seven columns or more
 SVG = re.compile(r"!\[[^\]]*\]\(([^)]+\.svg)\)")
 
 
@@ -54,7 +55,9 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str:
-    """Put SVG pictures in, and point links at the site's pages."""
+    """Put SVG pictures in, point links at the site's pages, and give wide tables the room of the contents."""
+    if WIDE.search(markdown):
+        page.meta.setdefault("hide", ["toc"])
     moved = places()
     sources = {uri: path for path, uri in moved.items()}
     source = sources.get(page.file.src_uri, f"docs/{page.file.src_uri}")

@@ -58,8 +58,7 @@ function describe(run) {
 }
 
 function expand(button) {
-  const row = button.closest("tr"), table = button.closest("table");
-  const column = table.tHead.rows[0].cells[button.closest("td").cellIndex].querySelector("button").firstChild.textContent;
+  const row = button.closest("tr"), column = button.closest("td").dataset.column;
   const section = row.parentElement.querySelector(".heading")?.textContent.trim();
   const runs = button.dataset.runs.split(" ").map((number) => data.runs[number]);
   document.getElementById("dialog-title").textContent = [row.cells[0].textContent, section, column].filter(Boolean).join(" · ");
