@@ -185,11 +185,12 @@ def test_a_classifier_from_its_folder_predicts_the_same_and_is_fitted_alike(
     words = None if labels == "names" else {10 * i: name for i, name in enumerate(COLOURS)}
     options = {"n_ctx": 2, "class_specific": True}  # bound to its classes
     settings = {"epochs": 2, "views": 1, "lr": 0.05, "options": options, "class_names": words}
-    fitted = PromptClassifier("coop", clip, device="cpu", **settings).fit(images, y)
+    fitted = PromptClassifier("coop", clip, device="cpu", min_probability=0.4, **settings).fit(images, y)
     again = PromptClassifier.from_pretrained(fitted.save_pretrained(tmp_path / "kept"), clip)
     assert again.classes_.tolist() == fitted.classes_.tolist() == sorted(set(y))
     assert np.array_equal(again.predict_proba(images), fitted.predict_proba(images))
-    assert again.predict(images).dtype == fitted.predict(images).dtype
+    assert again.predict(images).tolist() == fitted.predict(images).tolist()  # what is left unanswered, too
+    assert again.min_probability == 0.4
     anew = clone(again).set_params(epochs=2, views=1, lr=0.05).fit(images, y)
     assert np.array_equal(anew.predict_proba(images), fitted.predict_proba(images))
     with pytest.raises(VlpromptError, match="no saved learner in"):

@@ -186,12 +186,12 @@ class PromptClassifier(Answers, ClassifierMixin, BaseEstimator):  # type: ignore
     # Keeping
 
     def save_pretrained(self, path: str | os.PathLike[str]) -> Path:
-        """Keep what was learnt in a folder, made if need be: the learner, in kilobytes, and the labels of its classes.
+        """Keep what was learnt in a folder, made if need be: the learner, in kilobytes, labels, and what is answered.
 
         ``from_pretrained`` reads it, ``vlprompt.load_learner`` too, and ``vlprompt predict learner=`` from a shell.
         """
         check_is_fitted(self, "learner_")
-        return save(self.learner_, self.classes_, path)
+        return save(self, path)
 
     @classmethod
     def from_pretrained(

@@ -6,7 +6,8 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from types import NoneType
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,7 +18,12 @@ from vlprompt.saving.description import read_description
 from vlprompt.saving.folder import find_saved, load_learner
 from vlprompt.saving.hub import PREFIX, fetch
 
-LABELS = "labels"  # of the facts beside a learner's configuration: one for each class, in their order
+if TYPE_CHECKING:
+    from vlprompt.estimator.classifier import PromptClassifier
+
+# of the facts beside a learner's configuration: a label for each class, in their order, and which images are answered
+LABELS, ANSWERS = "labels", "answers"
+ANSWERING = ("calibrate", "min_probability", "coverage", "unsure")
 
 
 def read_saved(
@@ -66,9 +72,12 @@ def _distinct(names: Sequence[str], path: object) -> list[str]:
 
 
 def settings_of(learner: PromptLearner, labels: np.ndarray, extra: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of a classifier that learns as a saved learner did, on its backbone and in its words."""
+    """The settings of a classifier that learns as a saved learner did, on its backbone and in its words.
+
+    Which images it answers is checked where it is asked for, as in any classifier.
+    """
     names = dict(zip(labels.tolist(), learner.class_names, strict=True))
-    seed = extra.get("seed")
+    seed, answers = extra.get("seed"), extra.get(ANSWERS)
     return {
         "method": learner.method,
         "backbone": learner.clip,
@@ -76,9 +85,12 @@ def settings_of(learner: PromptLearner, labels: np.ndarray, extra: Mapping[str, 
         "templates": list(learner.templates),
         "options": asdict(learner.config),
         **({"random_state": seed} if type(seed) is int and seed >= 0 else {}),
+        **({name: answers[name] for name in ANSWERING if name in answers} if isinstance(answers, dict) else {}),
     }
 
 
-def save(learner: PromptLearner, labels: np.ndarray, path: str | os.PathLike[str]) -> Path:
-    """Keep a learner with the labels (C,) of its classes."""
-    return learner.save_pretrained(path, extra={LABELS: labels.tolist()})
+def save(estimator: PromptClassifier, path: str | os.PathLike[str]) -> Path:
+    """Keep a fitted classifier's learner, with the labels of its classes and which images it answers."""
+    answers = {name: getattr(estimator, name) for name in ANSWERING}
+    plain = {name: value for name, value in answers.items() if isinstance(value, (str, int, float, NoneType))}
+    return estimator.learner_.save_pretrained(path, extra={LABELS: estimator.classes_.tolist(), ANSWERS: plain})
