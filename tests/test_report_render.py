@@ -234,7 +234,7 @@ def test_one_protocol_some_methods_and_a_metric_can_be_asked_for(
     ("words", "sentence"),
     [
         (["format=pdf"], "unknown format 'pdf': known: csv, html, latex, markdown, terminal"),
-        (["metric=f1"], "unknown metric 'f1': known: accuracy, ece, macro_accuracy, top5"),
+        (["metric=f1"], "unknown metric 'f1': known: accuracy, aurc, ece, macro_accuracy, top5"),
         (["format=terminal", "output=a.md"], "format=terminal goes to no file: leave output out, or say markdown"),
         (["output=a.pdf"], "the suffix of a.pdf names no format: say format="),
         (["compare=other"], "compare takes published, not 'other'"),
@@ -381,7 +381,7 @@ def test_a_runs_table_shows_zero_shot_of_descriptions_even_where_it_gains_nothin
     plain = make_result({"all": 40.0}, method="zero_shot", protocol="few_shot", n_parameters=0)
     settings = {"descriptions": "cupl.json", "split": "generated"}
     described = replace(plain, config=plain.config | settings)
-    headings, said = ([c.header for c in result_table(r).renderables[1].columns] for r in (plain, described))
+    headings, said = ([str(c.header) for c in result_table(r).renderables[1].columns] for r in (plain, described))
     assert headings == ["tested on", "classes", "images", "zero-shot"]
     assert said == [*headings, "zero_shot", "gain"]
     assert "generated split" in str(result_table(described).renderables[-1])
