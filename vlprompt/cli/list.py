@@ -100,8 +100,10 @@ def main(argv: Sequence[str]) -> int:
     headings = HEADINGS.get(kind, ())
     table = Table(box=None, show_header=bool(headings), pad_edge=False)
     for heading in headings or ("",) * len(lines[0]):
-        justify, whole = "right" if heading in NUMBERS else "left", not table.columns or heading in WHOLE
-        table.add_column(heading, justify=justify, no_wrap=whole, max_width=TITLE if heading == "title" else None)
+        whole = not table.columns or heading in WHOLE
+        table.add_column(heading, no_wrap=whole, max_width=TITLE if heading == "title" else None)
+        if heading in NUMBERS:
+            table.columns[-1].justify = "right"
     for line in lines:
         table.add_row(*line)
     make_console().print(table)

@@ -47,7 +47,7 @@ def main(argv: Sequence[str]) -> int:
         given["seed"] = number_setting(settings, "seed", least=0, most=2**32 - 1)
     others = {key: value for key, value in settings.items() if key not in known}
     quiet = "--quiet" in arguments.flags
-    going = {key: flag_setting(settings, key) for key in ("resume", "restart")}
+    going: dict[str, Any] = {key: flag_setting(settings, key) for key in ("resume", "restart")}
     if all(going.values()):
         raise VlpromptError("resume goes on with what is there, and restart begins anew: say one of the two")
     config = MetaConfig(**given, **going, quiet=quiet, settings=others)
