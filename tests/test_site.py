@@ -88,6 +88,15 @@ def test_nothing_on_a_page_comes_from_a_network(site: Path) -> None:
     assert [page.name for page in site.rglob("*.html") if fetched.search(page.read_text(encoding="utf-8"))] == []
 
 
+def test_wide_tables_have_the_room_of_the_contents(site: Path) -> None:
+    contents = re.compile(r'class="md-sidebar md-sidebar--secondary"[^>]*?( hidden)?>')
+    hidden = {
+        name: contents.search((site / name).read_text(encoding="utf-8"))[1]
+        for name in ("index.html", "methods/index.html")
+    }
+    assert hidden == {"index.html": None, "methods/index.html": " hidden"}
+
+
 def test_pictures_are_in_their_pages_and_follow_the_palette(site: Path) -> None:
     page = (site / "concepts.html").read_text(encoding="utf-8")
     assert 'class="picture concepts"' in page
