@@ -284,7 +284,7 @@ def test_its_temperature_is_that_of_cross_fitting_on_the_training_images(
 
 
 def test_what_it_is_not_sure_of_is_left_unanswered_in_the_words_asked_for(
-    mislabelled: tuple[np.ndarray, np.ndarray],
+    mislabelled: tuple[np.ndarray, np.ndarray], tmp_path: Path
 ) -> None:
     features, labels = mislabelled
     fitted = classifier(method="gda", options={}, coverage=0.6).fit(features, labels)
@@ -296,6 +296,8 @@ def test_what_it_is_not_sure_of_is_left_unanswered_in_the_words_asked_for(
         assert said.tolist() == [
             y if answered else unsure for y, answered in zip(plain.predict(features), sure, strict=True)
         ]
+    kept = PromptClassifier.from_pretrained(fitted.save_pretrained(tmp_path), tiny_clip()).set_params(unsure=-1)
+    assert kept.predict(features).tolist() == said.tolist()
     assert fitted.score(features, labels) == plain.score(features, labels)
     curve = fitted.accuracy_coverage(features, labels)
     assert curve.accuracy[-1] == pytest.approx(plain.score(features, labels))

@@ -17,7 +17,7 @@ from vlprompt.cli.__main__ import main
 from vlprompt.evaluation.tables import result_table
 from vlprompt.report import FORMATS, Report, make_report
 from vlprompt.report.cells import Cell
-from vlprompt.report.figures import base_new, confusion, few_shot_curves, reliability, robin_hood
+from vlprompt.report.figures import accuracy_coverage, base_new, confusion, few_shot_curves, reliability, robin_hood
 from vlprompt.report.latex import as_latex
 from vlprompt.report.render import CSV_COLUMNS, as_markdown
 from vlprompt.report.saved_figures import save_figures
@@ -324,6 +324,26 @@ def test_reliability_pools_tests_and_seeds(report: Report) -> None:
     assert max(heights) == pytest.approx(0.685)
     assert sum(height > 0 for height in heights) == 1
     assert second.get_title().startswith("maple")
+
+
+def test_accuracy_by_coverage_is_the_mean_over_tests_and_seeds(tmp_path: Path, report: Report) -> None:
+    curves = ([1.0, 0.5], [0.8, 0.7])
+    results = [
+        replace(result, rows=[replace(result.rows[0], selective=selective(curve))])
+        for result, curve in zip(over_seeds([{"all": 50.0}, {"all": 70.0}], protocol="few_shot"), curves, strict=True)
+    ]
+    group = make_report([write_results(tmp_path, results)]).group("few_shot")
+    [axes] = accuracy_coverage(group).axes
+    [line] = axes.get_lines()
+    shares, accuracy = line.get_data(orig=False)
+    assert (len(shares), shares[-1]) == (20, 100)
+    assert accuracy[[9, -1]] == pytest.approx([90, 60])  # half of the images, and all
+    with pytest.raises(VlpromptError, match="hold no accuracy by coverage"):
+        accuracy_coverage(report.group("few_shot"))
+
+
+def selective(accuracy: list[float]) -> dict[str, list[float]]:
+    return {"threshold": [0.9, 0.5], "coverage": [0.5, 1.0], "accuracy": accuracy}
 
 
 def test_confusion_shows_shares_of_the_true_class(report: Report) -> None:

@@ -89,6 +89,14 @@ def asks_to_calibrate(setting: str, coverage: float | None) -> bool:
     return setting != NO_CALIBRATION or coverage is not None
 
 
+def settings_of_answers(learner: PromptLearner) -> dict[str, Any]:
+    """The settings of a classifier that answers the images that a saved learner does."""
+    found = learner.calibration
+    if found is None:
+        return {}
+    return {"calibrate": NO_CALIBRATION if found.temperature == 1 else TEMPERATURE, "coverage": found.coverage}
+
+
 def check_calibration(method: str, facts: Facts, feed: ImageFeed, seed: int, make: Make | None) -> None:
     """Refuse, before anything is trained, what no held-out image can say something of.
 

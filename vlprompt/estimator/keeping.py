@@ -13,6 +13,7 @@ import numpy as np
 
 from vlprompt.clip.frozen import FrozenCLIP
 from vlprompt.errors import VlpromptError
+from vlprompt.estimator.answers import settings_of_answers
 from vlprompt.learner.contract import PromptLearner
 from vlprompt.saving.description import read_description
 from vlprompt.saving.folder import find_saved, load_learner
@@ -85,6 +86,7 @@ def settings_of(learner: PromptLearner, labels: np.ndarray, extra: Mapping[str, 
         "templates": list(learner.templates),
         "options": asdict(learner.config),
         **({"random_state": seed} if type(seed) is int and seed >= 0 else {}),
+        **settings_of_answers(learner),  # of a run; a classifier's own are kept beside it
         **({name: answers[name] for name in ANSWERING if name in answers} if isinstance(answers, dict) else {}),
     }
 

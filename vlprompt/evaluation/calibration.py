@@ -110,6 +110,8 @@ def threshold_of(
                 "coverage needs a learner that was calibrated on held-out images: train it with calibrate=temperature "
                 "(or coverage=), or give min_probability"
             )
+        if coverage == found.coverage and found.min_probability is not None:
+            return found.min_probability  # of all images, where the curve has a hundred points
         return _threshold(AccuracyCoverage.from_kept(found.curve), coverage)
     if min_probability is not None:
         return check_share("min_probability", min_probability, least=0)

@@ -13,13 +13,15 @@ from PIL import Image, ImageOps
 
 def prepare(image: Image.Image, facts: dict[str, Any]) -> Any:
     """An image as the network takes it: (1, 3, S, S) float32."""
-    size, whole, mode = facts["image_size"], image.size, facts["resize_mode"]
+    size, (width, height), mode = facts["image_size"], image.size, facts["resize_mode"]
     if mode == "shortest":
-        whole = [int(size * side / min(whole)) for side in whole]
+        width, height = (int(size * side / min(image.size)) for side in image.size)
+    elif mode == "longest":
+        width, height = (round(side / (max(image.size) / size)) for side in image.size)
     else:
-        whole = [round(side / (max(whole) / size)) for side in whole] if mode == "longest" else (size, size)
-    image = image.resize(whole, Image.Resampling[facts["interpolation"].upper()])
-    left, top = (round((side - size) / 2) if side > size else int((side - size) / 2) for side in whole)
+        width, height = size, size
+    image = image.resize((width, height), Image.Resampling[facts["interpolation"].upper()])
+    left, top = (round((side - size) / 2) if side > size else int((side - size) / 2) for side in image.size)
     pixels = np.asarray(image.crop((left, top, left + size, top + size)), np.float32) / 255  # black where there is none
     return ((pixels - np.float32(facts["mean"])) / np.float32(facts["std"])).transpose(2, 0, 1)[None]
 
