@@ -100,19 +100,25 @@ def test_tables_are_columns_of_one_length_and_frames_need_pandas() -> None:
         assert list(found.to_frame("classes")["class"]) == ["cat", "dog"]
 
 
+def test_what_is_answered_of_them_is_told(tmp_path: Path) -> None:
+    found = made(["cat", "dog"], [0, 1, 1, 0], [0, 0, 1, 0], [0.9, 0.4, 0.7, 0.8], min_probability=0.75)
+    words = Page(inspection_page([found])).words
+    assert {"50.0%", "from 75% sure on, 100.0% of them right"} <= set(words)
+
+
 # The data
 
 
 def test_flipped_labels_are_found_with_the_class_that_they_had() -> None:
     features, labels = clusters(150)
     given = labels.copy()
-    flipped = np.arange(0, 150, 15)
+    flipped = np.array([0, 31, 62])  # one of each class
     given[flipped] = (labels[flipped] + 1) % 3
     found = label_errors(features, given)
-    assert sorted(found.places) == flipped.tolist()
+    assert sorted(found.places.tolist()) == flipped.tolist()
     assert found.suggested.tolist() == labels[found.places].tolist()
     assert (np.diff(found.margins) <= 0).all()
-    assert found.accuracy == pytest.approx(100 * 140 / 150)
+    assert found.accuracy == pytest.approx(100 * 147 / 150)
 
 
 def test_an_image_that_is_alone_in_its_class_is_not_asked_about() -> None:
@@ -127,23 +133,24 @@ def test_an_image_that_is_alone_in_its_class_is_not_asked_about() -> None:
 
 
 def test_copies_are_found_within_a_part_and_across_two() -> None:
-    features, _ = clusters(60)
+    features, _ = clusters(60, width=64)
     parts = ["train"] * 30 + ["test"] * 30
     features[40] = features[3] + 0.01  # across
     features[50] = features[51] = features[7]  # within test, and both across
     found = near_duplicates(features, parts)
     assert {tuple(pair) for pair in found.pairs.tolist()} == {(3, 40), (50, 51), (7, 50), (7, 51)}
-    assert (np.diff(found.distances) >= 0).all()
-    assert found.distances.max() <= found.limit < found.usual
+    assert (np.diff(found.shares) >= 0).all()
+    assert found.shares.max() < 0.4
+    assert found.distances.max() < 1e-4
     checks = DataFindings(("a",), list(map(str, range(60))), parts, np.zeros(60, int), None, found)
     assert checks.leaks == [40, 50, 51]
-    assert not len(near_duplicates(clusters(60)[0]))
+    assert not len(near_duplicates(clusters(60, width=64)[0]))
     with pytest.raises(VlpromptError, match="close must be a share"):
         near_duplicates(features, close=2.0)
 
 
 def test_accuracy_without_leaks_leaves_the_leaked_images_out() -> None:
-    features, labels = clusters(8)
+    features, labels = np.random.default_rng(0).normal(size=(8, 64)), np.arange(8) % 3
     features[6] = features[1]
     duplicates = near_duplicates(features, ["train"] * 4 + ["test"] * 4)
     names, parts = [str(i) for i in range(8)], ["train"] * 4 + ["test"] * 4

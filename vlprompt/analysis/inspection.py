@@ -93,6 +93,7 @@ class Inspection:
         facts: what else is to be told of it, by name.
         findings: probable label errors and near-duplicates among these images and those learnt from; None if they
             were not looked for.
+        min_probability: least confidence, in [0, 1], at which the classifier answers; None if it answers all.
     """
 
     title: str
@@ -103,6 +104,7 @@ class Inspection:
     open_image: Callable[[int], Image.Image] | None = None
     facts: Mapping[str, str] = field(default_factory=dict)
     findings: DataFindings | None = None
+    min_probability: float | None = None
 
     @cached_property
     def right(self) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from vlprompt.analysis.figures import GREY, new_figure, paper_figure
+from vlprompt.analysis.figures import FONT, GREY, new_figure, paper_figure
 from vlprompt.analysis.inspection import Inspection
 from vlprompt.base.checks import at_least
 from vlprompt.base.lettering import shorten
@@ -36,7 +36,7 @@ def plot_mistakes(inspection: Inspection, most: int = 24) -> Figure:
     rows = -(-len(places) // COLUMNS)
     columns = min(COLUMNS, len(places))
     figure, panels = new_figure(
-        SIZE * max(columns, 3), (SIZE + 0.45) * rows + 0.4, nrows=rows, ncols=columns, squeeze=False
+        SIZE * max(columns, 3), (SIZE + 0.3) * rows + 0.45, nrows=rows, ncols=columns, squeeze=False
     )
     said = inspection.said
     for axes in panels.flat:
@@ -50,5 +50,6 @@ def plot_mistakes(inspection: Inspection, most: int = 24) -> Figure:
         axes.set_title(f"{taken} {said.confidence[place]:.0%}", fontsize=6.5, pad=9)
         axes.text(0.5, 1.02, f"is {true}", transform=axes.transAxes, fontsize=6, color=GREY, ha="center", va="bottom")
     total = len(inspection.mistakes())
-    figure.suptitle(figure_text(f"{inspection.title}: the surest {len(places)} of {total:,} mistakes"))
+    told = f"the surest {len(places)} of {total:,} mistakes: what was said and how surely, and what is right"
+    figure.suptitle(figure_text(f"{inspection.title}\n{told}"), fontsize=FONT)
     return figure

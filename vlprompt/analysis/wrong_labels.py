@@ -10,7 +10,7 @@ import numpy as np
 from vlprompt.base.checks import at_least, checked
 from vlprompt.errors import VlpromptError
 
-FOLDS = 5
+FOLDS, NEIGHBOURS = 5, 10
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,9 @@ def label_errors(features: np.ndarray, labels: np.ndarray, *, folds: int = FOLDS
 
     A linear classifier is fitted to all folds but one and asked about that one. An image is told if the probability of
     another class reaches what images of that class have on average, and is larger than that of its own label
-    (Northcutt et al., JAIR 2021, arXiv:1911.00068, eq. 1 and 2). So a class that the features cannot tell well needs
-    less to be suggested, and a classifier that is unsure everywhere tells little.
+    (Northcutt et al., JAIR 2021, arXiv:1911.00068, eq. 1 and 2), and if none of its ten nearest images has the label
+    that it was given. The second condition is ours: where the classifier is weak, the first alone tells most of what it
+    is wrong about.
 
     Args:
         features: (N, D) image features.
@@ -70,10 +71,20 @@ def label_errors(features: np.ndarray, labels: np.ndarray, *, folds: int = FOLDS
     reached = np.where(probabilities >= usual, probabilities, 0)
     best = reached.argmax(axis=1)
     margins = reached[rows, best] - probabilities[rows, y]
-    found = np.flatnonzero((best != y) & (margins > 0))
+    found = np.flatnonzero((best != y) & (margins > 0) & ~_has_its_like(features[kept], y))
     found = found[np.argsort(-margins[found], kind="stable")]
     right = 100 * float((probabilities.argmax(axis=1) == y).mean())
     return LabelErrors(kept[found], classes[known[best[found]]], margins[found], right, len(kept))
+
+
+def _has_its_like(features: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Whether one of the nearest other images has the same label: (N,)."""
+    from sklearn.neighbors import NearestNeighbors
+
+    rows = features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), np.finfo(np.float32).tiny)
+    near = NearestNeighbors(n_neighbors=min(NEIGHBOURS, len(y) - 1), algorithm="brute").fit(rows)
+    found: np.ndarray = (y[near.kneighbors(return_distance=False)] == y[:, None]).any(axis=1)
+    return found
 
 
 def _cross_fitted(features: np.ndarray, y: np.ndarray, folds: int, seed: int) -> np.ndarray:

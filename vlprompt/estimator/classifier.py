@@ -415,7 +415,8 @@ class PromptClassifier(Answers, ClassifierMixin, BaseEstimator):  # type: ignore
         check_is_fitted(self, "learner_")
         X, labels = self._checked(X, y, reset=False)
         places = places_of(labels, self.classes_)
-        return inspect_classifier(self.learner_, self.predict_proba, X, places, check_data, self.workers)
+        found = inspect_classifier(self.learner_, self.predict_proba, X, places, check_data, self.workers)
+        return replace(found, min_probability=self._threshold())
 
     def _logits(self, X: Any) -> Tensor:
         check_is_fitted(self, "learner_")

@@ -32,7 +32,7 @@ from vlprompt.version import __version__
 PAGE, SHEET = "inspect.html", "mistakes.png"
 IMAGES = 24  # mistakes, label errors and pairs that are shown, of each kind
 DRAWN = 25  # classes of a confusion matrix that are still legible
-CONFUSIONS = 20  # rows of their table
+CONFUSIONS = 12  # rows of their table
 DATA_TABLES = ("label_errors", "near_duplicates")
 
 
@@ -165,6 +165,10 @@ def _numbers(each: Inspection) -> list[tuple[str, str, str]]:
         ("mean over classes", f"{each.macro_accuracy:.1f}%", f"{len(each.class_names):,} classes"),
         ("calibration error", f"{each.ece:.1f}%", _say_confidence(each)),
     ]
+    if each.min_probability is not None:
+        share, answered = each.coverage.at(each.min_probability)
+        right = "none" if answered is None else f"{100 * answered:.1f}% of them right"
+        numbers.append(("answered", f"{100 * share:.1f}%", f"from {100 * each.min_probability:.0f}% sure on, {right}"))
     apart = without_leaks(each)
     if apart is not None:
         accuracy, images = apart
@@ -208,7 +212,10 @@ def _figures(each: Inspection) -> list[Figure]:
     drawn = [
         (_title_of_confusion(each), _confusion(each)),
         (f"Calibration: accuracy by confidence, error {each.ece:.1f}%", reliability_chart(each.reliability, "c0")),
-        ("Accuracy by the share of images that are answered, the surest first", coverage_chart(each.coverage, "c0")),
+        (
+            "Accuracy by the share of images that are answered, the surest first",
+            coverage_chart(each.coverage, "c0", each.min_probability),
+        ),
         ("Classes against zero-shot", gains_chart(each.changes)),
         ("Who gains: each class by its zero-shot accuracy", robin_hood_chart(each.changes, "c0")),
     ]

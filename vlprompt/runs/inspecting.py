@@ -105,6 +105,7 @@ def _inspection(stored: Result, row: Row, splits: DatasetSplits, said: Predictio
         said,
         row.predicts,
         open_image,
+        min_probability=row.answered["min_probability"] if row.answered else None,
     )
 
 
