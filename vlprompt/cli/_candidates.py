@@ -217,6 +217,7 @@ def _parts(file: str, registry: str) -> list[str]:
 
 SOURCES: dict[str, Callable[[], list[str]]] = {
     "backbone": _backbones,
+    "data": _datasets,
     "dataset": _datasets,
     "gain": _methods,
     "method": _methods,

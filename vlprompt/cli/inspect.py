@@ -21,7 +21,7 @@ from vlprompt.cli._shared import (
 from vlprompt.clip.known import TINY
 from vlprompt.errors import VlpromptError
 
-USAGE = """vlprompt inspect run=DIR [targets=[…]] [check_data=true] [images=24] [output=FOLDER] [device=auto]
+USAGE = """vlprompt inspect run=DIR [targets=[…]] [check_data=true|false] [images=24] [output=FOLDER] [device=auto]
                  [data_root=DIR] [--quiet]
 vlprompt inspect data=NAME [limit=N] [images=24] [output=FOLDER] [backbone=NAME [pretrained=TAG | checkpoint=FILE]]
                  [device=auto] [data_root=DIR] [split=published] [follow_links=true] [--quiet]
