@@ -13,7 +13,6 @@ import sys
 import threading
 import warnings
 from collections.abc import Sequence
-from importlib.metadata import entry_points
 from pathlib import Path
 
 from vlprompt.errors import VlpromptError
@@ -35,6 +34,8 @@ def load_installed() -> None:
 
 
 def _load_installed() -> None:
+    from importlib.metadata import entry_points  # which takes as long as all else that --version needs
+
     for entry in entry_points(group=GROUP):
         try:
             entry.load()

@@ -219,10 +219,3 @@ def differing_setting(one: Mapping[str, Any], other: Mapping[str, Any]) -> str |
 
 def _plain(value: Any) -> str:
     return json.dumps(value, sort_keys=True, default=str)
-
-
-def backbone_settings(settings: Mapping[str, Any]) -> tuple[str, str | None, str | None]:
-    """Return ``backbone``, ``pretrained`` and ``checkpoint`` as texts, the latter two None where they are not given."""
-    given = (settings.get(key) for key in ("pretrained", "checkpoint"))
-    pretrained, checkpoint = (None if value is None else str(value) for value in given)
-    return str(settings["backbone"]), pretrained, checkpoint

@@ -212,6 +212,13 @@ def _check_text(key: str, text: str, where: str) -> None:
         raise VlpromptError(f"{where}{key} has the sign {odd[0]!a}, which no setting may have: {text!a:.{SHOWN}}")
 
 
+def backbone_settings(settings: Mapping[str, Any]) -> tuple[str, str | None, str | None]:
+    """Return ``backbone``, ``pretrained`` and ``checkpoint`` as texts, the latter two None where they are not given."""
+    given = (settings.get(key) for key in ("pretrained", "checkpoint"))
+    pretrained, checkpoint = (None if value is None else str(value) for value in given)
+    return str(settings["backbone"]), pretrained, checkpoint
+
+
 def show(value: Any) -> str:
     """Return a value for a sentence, cut short; numbers that Python would not write out are named by their size."""
     try:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from vlprompt.base.layout import LEARNER
-from vlprompt.base.settings import backbone_settings
+from vlprompt.base.settings_text import backbone_settings
 from vlprompt.clip.loading import load_clip
 from vlprompt.errors import VlpromptError
 from vlprompt.learner.contract import PromptLearner
