@@ -81,7 +81,7 @@ def test_show_says_what_was_run_and_how_to_go_on(
         "settings  epochs=3 (200), limit=20 (null)",
         "note      at most 20 images of each test were scored",
         f"file      {finished}/learner",
-        f"again     vlprompt evaluate run={finished}",
+        f"look      vlprompt inspect run={finished}",
     ):
         assert line in text
     assert "is no folder of a run: it has no config.yaml" in said(capsys, ["show", f"run={tmp_path}"], status=2)

@@ -170,7 +170,7 @@ def test_the_page_is_well_formed_and_says_in_words_what_it_shows(tmp_path: Path)
     features, _ = clusters(40, 4)
     features[1] = features[2]
     found = DataFindings(
-        tuple(HOSTILE), [f"{i}.jpg" for i in range(40)], ["test"] * 40, np.array(predicted),
+        tuple(HOSTILE), [f"<i>{i}</i>\x1b[0m.jpg" for i in range(40)], ["test"] * 40, np.array(predicted),
         label_errors(features, np.array(predicted)), near_duplicates(features), picture,
     )  # fmt: skip
     inspection = made(HOSTILE, label, predicted, [0.9] * 40, open_image=picture, findings=found)
@@ -180,6 +180,7 @@ def test_the_page_is_well_formed_and_says_in_words_what_it_shows(tmp_path: Path)
     assert not re.search(r"https?://|url\(|@import", text)
     assert "\x1b" not in text
     assert len(page.of("script")) == 1
+    assert not page.of("i")
     images = page.of("img")
     assert len(images) == 5 + min(5, len(found.errors)) + 2 * min(5, len(found.duplicates))
     assert all(image["alt"] and image["src"].startswith("data:image/jpeg;base64,") for image in images)

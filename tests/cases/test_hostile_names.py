@@ -108,6 +108,7 @@ def test_a_run_on_such_names_ends_well(tmp_path: Path, capsys: pytest.CaptureFix
     assert main(["data", "check", dataset]) == 0
     assert main(["predict", f"learner={run}", str(tmp_path / "0/0.png"), "top=4"]) == 0
     assert main(["evaluate", f"run={run}", f"save_predictions={tmp_path / 'found.csv'}"]) == 0
+    assert main(["inspect", f"run={run}", f"output={tmp_path / 'inspect'}"]) == 0
     for form in ("terminal", "markdown", "latex", "csv"):
         assert main(["report", str(tmp_path / "runs"), f"format={form}"]) == 0
     assert main(["report", str(tmp_path / "runs"), "format=html", f"output={tmp_path / 'page.html'}"]) == 0
@@ -117,7 +118,8 @@ def test_a_run_on_such_names_ends_well(tmp_path: Path, capsys: pytest.CaptureFix
     assert is_quiet(told.out + told.err)
     assert "[/b]" in told.out
     assert "'=HYPERLINK(1)" in (tmp_path / "found.csv").read_text()
-    assert "\x1b" not in (tmp_path / "page.html").read_text()
+    assert "\x1b" not in (tmp_path / "page.html").read_text() + (tmp_path / "inspect/inspect.html").read_text()
+    assert "'=HYPERLINK(1)" in (tmp_path / "inspect/classes.csv").read_text()
     assert "\x1b" not in (tmp_path / "found.csv").read_text() + (run / "learner/README.md").read_text()
 
 

@@ -56,14 +56,14 @@ def main(argv: Sequence[str]) -> int:
 
 
 def go_on(resolved: Resolved) -> list[tuple[str, str]]:
-    """Return three commands to go on with: score the run again, compare it with other methods, use its learner."""
+    """Return three commands to go on with: look at the mistakes, compare with other methods, use the learner."""
     config, folder = resolved.config, shlex.quote(str(resolved.folder))
     others = [name for name in ("coop", "kgcoop", "promptsrc") if name != config.method]
     dataset = config.dataset if shlex.quote(config.dataset) == config.dataset else f'"{config.dataset}"'
     data = f" data_root={shlex.quote(str(config.data_root))}" if config.data_root else ""
     settings = f"methods=[{','.join([config.method, *others])}] datasets=[{dataset}]{data} protocol={config.protocol}"
     return [
-        ("again", f"vlprompt evaluate run={folder}"),
+        ("look", f"vlprompt inspect run={folder}"),
         ("compare", f"vlprompt sweep {settings} && vlprompt report runs"),
         ("use", f"vlprompt predict learner={folder} IMAGES"),
     ]
