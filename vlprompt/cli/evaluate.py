@@ -25,7 +25,7 @@ from vlprompt.cli._shared import (
 from vlprompt.errors import VlpromptError, nearest
 
 if TYPE_CHECKING:
-    from vlprompt.evaluation.scoring import Evaluation
+    from vlprompt.evaluation.scores import Evaluation
 
 USAGE = """vlprompt evaluate run=DIR [device=auto] [data_root=DIR] [tolerance=0] [save_predictions=FILE] [--quiet]
 vlprompt evaluate learner=DIR dataset=NAME [half=all|base|new] [class_names=FILE] [templates=SET] [format_spread=SET]
@@ -76,7 +76,7 @@ def main(argv: Sequence[str]) -> int:
     check_keys(settings, RUN_KEYS if "run" in settings else ("run", *LEARNER_KEYS))
     predictions = file_setting(settings, "save_predictions")
     if predictions:
-        from vlprompt.evaluation.scoring import check_predictions_file
+        from vlprompt.evaluation.image_tables import check_predictions_file
 
         check_predictions_file(predictions)
     if "run" in settings:
@@ -165,7 +165,7 @@ def keep_predictions(evaluations: Sequence[Evaluation], settings: dict[str, Any]
     """Write ``save_predictions=FILE``, if it is asked for."""
     path = file_setting(settings, "save_predictions")
     if path:
-        from vlprompt.evaluation.scoring import save_predictions
+        from vlprompt.evaluation.image_tables import save_predictions
 
         save_predictions(evaluations, path)
         reporter.say(f"predictions  {path}")

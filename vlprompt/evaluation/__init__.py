@@ -5,10 +5,12 @@ from typing import TYPE_CHECKING
 from vlprompt.base.wiring import face
 
 if TYPE_CHECKING:
+    from vlprompt.evaluation.image_tables import save_predictions
     from vlprompt.evaluation.protocols import PROTOCOLS, list_protocols
     from vlprompt.evaluation.results import Result, read_result
     from vlprompt.evaluation.rows import Row
-    from vlprompt.evaluation.scoring import Evaluation, Scores, evaluate, evaluate_learner, save_predictions, score
+    from vlprompt.evaluation.scores import Evaluation, Scores
+    from vlprompt.evaluation.scoring import evaluate, evaluate_learner, score
 
 __all__ = [
     "PROTOCOLS",

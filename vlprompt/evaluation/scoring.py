@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import csv
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import cached_property
-from importlib.util import find_spec
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any, Literal, cast
 
 import torch
@@ -17,9 +13,7 @@ from torch.utils.data import Dataset
 
 from datasets_registry.catalog import is_own, load_split
 from vlprompt.base.checks import at_least, checked, told
-from vlprompt.base.files import atomic_write
 from vlprompt.base.reporter import Reporter
-from vlprompt.base.shown import csv_cell
 from vlprompt.clip.frozen import FrozenCLIP
 from vlprompt.data import (
     FeatureBank,
@@ -35,156 +29,15 @@ from vlprompt.data.masks import RegionItems, RegionTransform
 from vlprompt.data.readable import leave_out_unreadable
 from vlprompt.data.splits import DatasetSplits, Half, Item
 from vlprompt.errors import VlpromptError
-from vlprompt.evaluation.abstention import AccuracyCoverage
-from vlprompt.evaluation.metrics import Reliability, count_per_class, macro_accuracy, top_k_accuracy
-from vlprompt.evaluation.predicted import Predictions
-from vlprompt.evaluation.rows import Row
+from vlprompt.evaluation.scores import Evaluation, Scores, make_row
 from vlprompt.learner.contract import PromptLearner
 from vlprompt.learner.creation import create_learner
-from vlprompt.learner.facts import Familiar, Predicts
+from vlprompt.learner.facts import Familiar
 from vlprompt.learner.objectives import Batch, Outputs, Templates
 
 FUSED = ""  # beside the names of parts
 VIEWS_AT_ONCE = 64  # of test images that are seen in several
 Progress = Callable[[int, int], None]
-
-
-@dataclass(frozen=True)
-class Scores:
-    """What a learner says of N test images.
-
-    Attributes:
-        labels: (N,) true labels.
-        logits: (N, C).
-        parts: what they were fused of, by name, each (N, C); empty where they are in one piece.
-        temperature: what logits are divided by before they become probabilities.
-    """
-
-    labels: Tensor
-    logits: Tensor
-    parts: Mapping[str, Tensor] = field(default_factory=dict)
-    temperature: float = 1.0
-
-    @cached_property
-    def predicted(self) -> Tensor:
-        """The class of each image's largest logit: (N,)."""
-        return self.logits.argmax(dim=1)
-
-    @property
-    def accuracy(self) -> float:
-        """Top-1 accuracy in [0, 1]."""
-        return int((self.predicted == self.labels).sum()) / len(self.labels)
-
-    @property
-    def part_accuracies(self) -> dict[str, float]:
-        """Top-1 accuracy in [0, 1] of each part by itself."""
-        return {name: Scores(self.labels, logits).accuracy for name, logits in self.parts.items()}
-
-    @property
-    def macro_accuracy(self) -> float:
-        """Mean over the classes that have test images of their accuracies, in [0, 1]."""
-        return macro_accuracy(self.labels, self.predicted, self.logits.shape[1])
-
-    @property
-    def top5(self) -> float | None:
-        """Share in [0, 1] of images whose label is among the five likeliest; None below six classes."""
-        return top_k_accuracy(self.labels, self.logits, 5) if self.logits.shape[1] > 5 else None
-
-    @cached_property
-    def reliability(self) -> Reliability:
-        """Accuracy by confidence, and the expected calibration error."""
-        return Reliability.of(self.labels, self.logits / self.temperature)
-
-    @property
-    def confidence(self) -> Tensor:
-        """Each image's largest probability: (N,)."""
-        return (self.logits / self.temperature).softmax(dim=1).amax(dim=1)
-
-    @cached_property
-    def by_coverage(self) -> AccuracyCoverage:
-        """Accuracy by the share of images that are answered, the surest first."""
-        return AccuracyCoverage.of(self.confidence.numpy(), (self.predicted == self.labels).numpy())
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """A learner and the zero-shot classifier on the same test images.
-
-    Attributes:
-        row: all metrics, as a result keeps them.
-        class_names: C names, in label order.
-        items: the N images.
-        learnt, frozen: scores of the learner and of zero-shot.
-    """
-
-    row: Row
-    class_names: tuple[str, ...]
-    items: Sequence[Item]
-    learnt: Scores
-    frozen: Scores
-
-    @property
-    def predictions(self) -> Predictions:
-        """What both said of each image, small enough to keep."""
-        label, predicted, zero_shot = (
-            x.to(torch.int32) for x in (self.learnt.labels, self.learnt.predicted, self.frozen.predicted)
-        )
-        return Predictions(label, predicted, zero_shot, self.learnt.confidence)
-
-
-def _make_row(
-    target: str,
-    part: DatasetSplits,
-    learnt: Scores,
-    frozen: Scores,
-    predicts: Predicts,
-    familiar: Familiar,
-    min_probability: float | None,
-) -> Row:
-    n_classes, bins = len(part.class_names), learnt.reliability
-    images, correct = count_per_class(learnt.labels, learnt.predicted, n_classes)
-    _, frozen_correct = count_per_class(frozen.labels, frozen.predicted, n_classes)
-    return Row(
-        target=target,
-        dataset=part.name,
-        n_classes=n_classes,
-        n_images=len(learnt.labels),
-        accuracy=100 * learnt.accuracy,
-        macro_accuracy=100 * learnt.macro_accuracy,
-        zero_shot=100 * frozen.accuracy,
-        zero_shot_macro=100 * frozen.macro_accuracy,
-        split=replace(part, train=(), val=()).fingerprint(),  # the training draw differs between seeds
-        top5=None if learnt.top5 is None else 100 * learnt.top5,
-        zero_shot_top5=None if frozen.top5 is None else 100 * frozen.top5,
-        ece=100 * learnt.reliability.expected_calibration_error,
-        zero_shot_ece=100 * frozen.reliability.expected_calibration_error,
-        per_class={
-            "class": list(part.class_names),
-            "images": images.tolist(),
-            "correct": correct.tolist(),
-            "zero_shot_correct": frozen_correct.tolist(),
-        },
-        reliability={"images": bins.images, "confidence": bins.confidence, "accuracy": bins.accuracy},
-        predicts=predicts,
-        familiar=familiar,
-        parts={name: 100 * accuracy for name, accuracy in learnt.part_accuracies.items()} or None,
-        **_answering(learnt, frozen, min_probability),
-    )
-
-
-def _answering(learnt: Scores, frozen: Scores, min_probability: float | None) -> dict[str, Any]:
-    """What a row says of probabilities that are meant: before a temperature, by coverage, and from a threshold on."""
-    found: dict[str, Any] = {
-        "aurc": 100 * learnt.by_coverage.aurc,
-        "zero_shot_aurc": 100 * frozen.by_coverage.aurc,
-        "selective": learnt.by_coverage.kept(),
-    }
-    if learnt.temperature != 1:
-        found["uncalibrated_ece"] = 100 * replace(learnt, temperature=1.0).reliability.expected_calibration_error
-    if min_probability is not None:
-        coverage, accuracy = learnt.by_coverage.at(min_probability)
-        found["answered"] = {"min_probability": min_probability, "coverage": coverage, "accuracy": accuracy}
-    return found
 
 
 def limited(items: Sequence[Item], limit: int | None) -> Sequence[Item]:
@@ -384,7 +237,7 @@ def evaluate(
         frozen, learnt = scored(zero_shot), scored(learner)
         others = [100 * scored(learner).accuracy for _ in redrawn(learner)]
     threshold = None if learner.calibration is None else learner.calibration.min_probability
-    row = _make_row(target, splits, learnt, frozen, learner.facts.predicts, known, threshold)
+    row = make_row(target, splits, learnt, frozen, learner.facts.predicts, known, threshold)
     row = replace(row, draws=others) if others else row
     if row.predicts == "online":
         row = replace(row, order=seed)
@@ -402,52 +255,6 @@ def redrawn(learner: PromptLearner) -> Iterator[int]:
             yield turn
     finally:
         learner.draw(0)
-
-
-def check_predictions_file(path: Path) -> None:
-    """Raise one sentence, before any image is scored, for a file of another kind than ``save_predictions`` writes."""
-    if path.suffix not in (".csv", ".parquet"):
-        raise VlpromptError(f"predictions are written as .csv or .parquet, not to {path.name}")
-    if path.suffix == ".parquet" and find_spec("pyarrow") is None:
-        raise VlpromptError('Parquet needs pyarrow: pip install "vlprompt[parquet]", or write .csv')
-
-
-def save_predictions(evaluations: Iterable[Evaluation], path: Path) -> None:
-    """Write one line an image to ``.csv`` or ``.parquet``: path, true and predicted class, confidence, zero-shot's."""
-    check_predictions_file(path)
-    columns: dict[str, list[Any]] = {
-        name: []
-        for name in ("target", "path", "label", "class", "predicted", "predicted_class", "confidence", "correct",
-                     "zero_shot", "zero_shot_class", "predicts")
-    }  # fmt: skip
-    for each in evaluations:
-        names, said = each.class_names, each.predictions
-        label, predicted, zero_shot = (x.tolist() for x in (said.label, said.predicted, said.zero_shot))
-        for name, values in {
-            "target": [each.row.target] * len(label),
-            "path": [item.path for item in each.items],
-            "label": label,
-            "class": [names[i] for i in label],
-            "predicted": predicted,
-            "predicted_class": [names[i] for i in predicted],
-            "confidence": [round(value, 6) for value in said.confidence.tolist()],
-            "correct": [a == b for a, b in zip(label, predicted, strict=True)],
-            "zero_shot": zero_shot,
-            "zero_shot_class": [names[i] for i in zero_shot],
-            "predicts": [each.row.predicts] * len(label),
-        }.items():
-            columns[name] += values
-    if path.suffix == ".parquet":
-        import pyarrow
-        from pyarrow import parquet
-
-        with atomic_write(path) as temporary:
-            parquet.write_table(pyarrow.table(columns), temporary)
-    else:
-        with atomic_write(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(columns)
-            writer.writerows(map(csv_cell, row) for row in zip(*columns.values(), strict=True))
 
 
 @checked

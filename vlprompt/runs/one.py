@@ -28,7 +28,8 @@ from vlprompt.data import (
 from vlprompt.errors import VlpromptError
 from vlprompt.evaluation.protocols import PROTOCOLS, Part, Plan, check_suits, familiar
 from vlprompt.evaluation.results import Result
-from vlprompt.evaluation.scoring import Evaluation, evaluate, score
+from vlprompt.evaluation.scores import Evaluation
+from vlprompt.evaluation.scoring import evaluate, score
 from vlprompt.learner.contract import PromptLearner
 from vlprompt.learner.creation import create_learner
 from vlprompt.learner.held_out import Selection, make_selection, say_selection

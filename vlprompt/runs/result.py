@@ -21,7 +21,8 @@ from vlprompt.evaluation.predicted import write_predictions
 from vlprompt.evaluation.protocols import PROTOCOLS, Part, Plan
 from vlprompt.evaluation.results import Result
 from vlprompt.evaluation.rows import Row
-from vlprompt.evaluation.scoring import Evaluation, limited
+from vlprompt.evaluation.scores import Evaluation
+from vlprompt.evaluation.scoring import limited
 from vlprompt.learner.contract import PromptLearner
 from vlprompt.learner.held_out import FIXED, Search
 from vlprompt.runs.settings import Resolved

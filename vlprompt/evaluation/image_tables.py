@@ -1,0 +1,60 @@
+"""What was said of each test image, as a table for a spreadsheet: a line an image."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from vlprompt.base.files import atomic_write
+from vlprompt.base.shown import csv_cell
+from vlprompt.errors import VlpromptError
+from vlprompt.evaluation.scores import Evaluation
+
+
+def check_predictions_file(path: Path) -> None:
+    """Raise one sentence, before any image is scored, for a file of another kind than ``save_predictions`` writes."""
+    if path.suffix not in (".csv", ".parquet"):
+        raise VlpromptError(f"predictions are written as .csv or .parquet, not to {path.name}")
+    if path.suffix == ".parquet" and find_spec("pyarrow") is None:
+        raise VlpromptError('Parquet needs pyarrow: pip install "vlprompt[parquet]", or write .csv')
+
+
+def save_predictions(evaluations: Iterable[Evaluation], path: Path) -> None:
+    """Write one line an image to ``.csv`` or ``.parquet``: path, true and predicted class, confidence, zero-shot's."""
+    check_predictions_file(path)
+    columns: dict[str, list[Any]] = {
+        name: []
+        for name in ("target", "path", "label", "class", "predicted", "predicted_class", "confidence", "correct",
+                     "zero_shot", "zero_shot_class", "predicts")
+    }  # fmt: skip
+    for each in evaluations:
+        names, said = each.class_names, each.predictions
+        label, predicted, zero_shot = (x.tolist() for x in (said.label, said.predicted, said.zero_shot))
+        for name, values in {
+            "target": [each.row.target] * len(label),
+            "path": [item.path for item in each.items],
+            "label": label,
+            "class": [names[i] for i in label],
+            "predicted": predicted,
+            "predicted_class": [names[i] for i in predicted],
+            "confidence": [round(value, 6) for value in said.confidence.tolist()],
+            "correct": [a == b for a, b in zip(label, predicted, strict=True)],
+            "zero_shot": zero_shot,
+            "zero_shot_class": [names[i] for i in zero_shot],
+            "predicts": [each.row.predicts] * len(label),
+        }.items():
+            columns[name] += values
+    if path.suffix == ".parquet":
+        import pyarrow
+        from pyarrow import parquet
+
+        with atomic_write(path) as temporary:
+            parquet.write_table(pyarrow.table(columns), temporary)
+    else:
+        with atomic_write(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(columns)
+            writer.writerows(map(csv_cell, row) for row in zip(*columns.values(), strict=True))
