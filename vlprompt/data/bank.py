@@ -37,12 +37,14 @@ class FeatureBank:
         labels: (N,) int64; None for a pool, whose images have none.
         key: SHA-256 of everything that the features depend on.
         path: the file; None for features that came from elsewhere.
+        counts: how often each image counts (N,), as if it were there so many times; None once each.
     """
 
     features: torch.Tensor
     labels: torch.Tensor | None
     key: str = ""
     path: Path | None = None
+    counts: torch.Tensor | None = None
 
     @classmethod
     def open_or_build(
@@ -127,15 +129,15 @@ class FeatureBank:
 
     def to(self, device: torch.device | str) -> FeatureBank:
         """Return the bank with its tensors on a device."""
-        labels = None if self.labels is None else self.labels.to(device)
-        return replace(self, features=self.features.to(device), labels=labels)
+        labels, counts = (None if each is None else each.to(device) for each in (self.labels, self.counts))
+        return replace(self, features=self.features.to(device), labels=labels, counts=counts)
 
     def taken(self, places: torch.Tensor) -> FeatureBank:
         """Return the bank of some of its images, in the order of their places (M,); of all as they are, itself."""
         if torch.equal(places, torch.arange(len(self), device=places.device)):
             return self  # and not a copy of features that may be too many for memory
-        labels = None if self.labels is None else self.labels[places]
-        return replace(self, features=self.features[:, places], labels=labels)
+        labels, counts = (None if each is None else each[places] for each in (self.labels, self.counts))
+        return replace(self, features=self.features[:, places], labels=labels, counts=counts)
 
     def epoch_batches(
         self, batch_size: int, *, seed: int, epoch: int, drop_last: bool = True, every_view: bool = False

@@ -42,6 +42,7 @@ from vlprompt.learner.objectives import (
     competing,
     labels_of,
     parse_objectives,
+    weighs,
 )
 from vlprompt.learner.road import Road
 from vlprompt.learner.starts import load_start
@@ -138,7 +139,10 @@ class PromptLearner(Road):
     def _own_facts(cls, config: Any, beneath: SavedTeacher | None) -> Facts:
         own = cls.facts_of(config) if beneath is None else cls.facts_on(beneath, cls.facts_of(config))
         own = facts_with_attributes(config, edited_facts(cls, config, own))
-        own = replace(own, labels=labels_of(own, parse_objectives(config.objective), config.head))
+        objectives = parse_objectives(config.objective)
+        by_loop = bool(own.trains) and (cls.learn, cls.loss) == (PromptLearner.learn, PromptLearner.loss)
+        own = replace(own, labels=labels_of(own, objectives, config.head), weighs=own.weighs or by_loop)
+        own = replace(own, weighs=weighs(own, objectives, config.head))
         own = facts_with_context(config, facts_with_names(cls, config, own, PromptLearner))
         return facts_with_head(cls, config, own, PromptLearner)
 

@@ -68,6 +68,8 @@ class Facts:
             (a few a class), ``whole_val`` or ``test``; ``unnamed`` where they have values by dataset, which the recipe
             repeats, and do not say on what images they chose them; None if that is not recorded.
         paper_epoch: what images they chose the epoch on: ``last`` if on none.
+        weighs: whether some labelled images can count more than others (``sample_weight``). Methods that fit themselves
+            register it; of others it follows, where the loop trains them on labelled images by a loss that does.
         fidelity: what it was held to: numbers that the authors' ``code`` computed; ``invariants`` alone; or, a
             ``reconstruction``, what the authors wrote of a method whose code nobody has, which is marked wherever its
             numbers stand.
@@ -85,4 +87,5 @@ class Facts:
     predicts: Predicts = "alone"
     paper_settings: Literal["none", "val", "whole_val", "test", "unnamed"] | None = None
     paper_epoch: Literal["last", "val", "whole_val", "test"] = "last"
+    weighs: bool = False
     fidelity: Fidelity = "invariants"

@@ -56,10 +56,12 @@ class Objective(Part):
     Attributes:
         needs: ``image_strong`` if batches must carry a second view.
         labelled: whether it asks for labels.
+        weighs: whether a batch's ``weight`` says how much each image counts in it.
     """
 
     needs: frozenset[str] = frozenset()
     labelled: bool = True
+    weighs: bool = False
 
     def __init__(self, weight: float = 1.0):
         self.weight = weight
@@ -82,6 +84,8 @@ class CrossEntropy(Objective):
 
     A batch's ``class_mask`` (B, C) says which classes compete, its ``weight`` (B,) how much an image counts.
     """
+
+    weighs = True
 
     def __call__(self, learner: PromptLearner, outputs: Outputs, batch: Batch) -> Tensor:
         """Mean over the batch."""
@@ -379,6 +383,13 @@ def parse_objectives(texts: Sequence[str]) -> list[Objective]:
     if len(set(names)) < len(names) or not any(o.weight for o in objectives):
         raise VlpromptError(f"objective={list(texts)} must name each part once, and one part must have a weight")
     return objectives
+
+
+def weighs(facts: Facts, objectives: Sequence[Objective], head: str | None) -> bool:
+    """Whether all that a learner of these facts reads labels by lets some images count more than others."""
+    if facts.labels != "needed" or not facts.weighs:
+        return False
+    return not facts.trains or (head is None and all(o.weighs for o in objectives if o.labelled and o.weight))
 
 
 def labels_of(facts: Facts, objectives: Sequence[Objective], head: str | None) -> Labels:

@@ -5,20 +5,18 @@ from __future__ import annotations
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from vlprompt.clip.frozen import FrozenCLIP
-from vlprompt.data import FeatureBank
 from vlprompt.data.splits import Item
 from vlprompt.errors import VlpromptError
 from vlprompt.learner.contract import PromptLearner
 from vlprompt.learner.held_out import Selection
-from vlprompt.training.feed import FeatureFeed, ImageFeed
+from vlprompt.training.feed import ImageFeed
 
 FOLDS = 3  # at most: two trainings more, since each is on two thirds of the images
 Make = Callable[[], PromptLearner]
@@ -69,17 +67,8 @@ def parted(feed: ImageFeed, seed: int) -> Iterator[ImageFeed]:
     """A feed once for each part of its labelled images, which are then its validation images and not learnt from."""
     items = list(feed.splits.train)
     for held in folds(items, seed):
-        chosen = set(held.tolist())
-        splits = replace(
-            feed.splits,
-            train=[item for i, item in enumerate(items) if i not in chosen],
-            val=[items[i] for i in held],
-        )
-        own: dict[str, Any] = {"splits": splits, "labellings": [], "selection": Selection()}
-        if isinstance(feed, FeatureFeed):
-            yield replace(feed, **own)
-        else:
-            yield _Part(**{f.name: getattr(feed, f.name) for f in fields(ImageFeed)} | own, whole=feed)
+        others = np.setdiff1d(np.arange(len(items)), held)
+        yield feed.part(others.tolist(), held.tolist(), items)
 
 
 def folds(items: Sequence[Item], seed: int) -> list[np.ndarray[Any, Any]]:
@@ -104,18 +93,3 @@ def folds(items: Sequence[Item], seed: int) -> list[np.ndarray[Any, Any]]:
         )
     parts = StratifiedGroupKFold(min(FOLDS, *images.values()), shuffle=True, random_state=seed)
     return [held for _, held in parts.split(labels, labels, [item.path for item in items])]
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Part(ImageFeed):
-    """Some of a feed's labelled images and, held out, the others; their features are read from those of the whole."""
-
-    whole: ImageFeed
-
-    def _encoded(self, clip: FrozenCLIP, items: Sequence[Item], views: int, progress: Any) -> FeatureBank:
-        if items is not self.splits.val and (items is not self.splits.train or self.chosen is not None):
-            return super()._encoded(clip, items, views, progress)
-        places = {item: i for i, item in enumerate(self.whole.splits.train)}
-        bank = self.whole._encoded(clip, self.whole.splits.train, views, progress)
-        rows = bank.features[:, [places[item] for item in items]]
-        return FeatureBank(rows, torch.tensor([item.label for item in items]))

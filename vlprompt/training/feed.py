@@ -25,7 +25,7 @@ from vlprompt.data import (
     train_transform,
 )
 from vlprompt.data.masks import RegionItems, RegionTransform
-from vlprompt.data.splits import Item
+from vlprompt.data.splits import Item, without_labels
 from vlprompt.data.transforms import Views
 from vlprompt.errors import VlpromptError, warn
 from vlprompt.learner.contract import PromptLearner
@@ -85,6 +85,9 @@ class ImageFeed:
         names: tensors of augmented images that the learner's batches must carry, each a draw of its own; ``mask`` if
             their regions' masks go with them.
         weights: of the labelled images in the loss (N,).
+        counts: how often each labelled image counts (N,), as if it were there so many times: in the loss relative to
+            their mean, so that rates and other terms keep their meaning, and as they are in what is fitted to a bank.
+        whole: images that these are some of, whose features are then taken from one bank of them all.
         chosen: places in the pool that the first of the labelled images were taken from (N,), so that nothing is
             encoded twice.
         labellings: what the pool was taken for so far, in order; all feeds made of one share the record.
@@ -100,6 +103,8 @@ class ImageFeed:
     cacheable: bool = True
     names: tuple[str, ...] = ("image",)
     weights: Tensor | None = None
+    counts: Tensor | None = None
+    whole: tuple[Item, ...] = ()
     chosen: Tensor | None = None
     labellings: list[Labelling] = field(default_factory=list)
     other: Feed | None = None
@@ -152,7 +157,11 @@ class ImageFeed:
         model = clip or self.clip
         with self.clock("encode"), self.reporter.bar("encoding training images", lines=1) as update:
             bank = self._encoded(model, self._items(source), views, update).to(model.device)
-        return replace(bank, labels=None) if source == "pool" else bank
+        if source == "pool":
+            return replace(bank, labels=None)
+        if source == "labelled" and self.counts is not None:
+            return replace(bank, counts=self.counts.to(model.device))
+        return bank
 
     @property
     def pool_classes(self) -> tuple[int, ...]:
@@ -192,7 +201,8 @@ class ImageFeed:
         confidence = tuple(chosen.confidence.tolist())
         self.labellings.append(Labelling(tuple(item.path for item in taken), tuple(found), confidence))
         kept = None if weights is None else torch.cat([weights.cpu()[places], torch.ones(len(own))])
-        return replace(self, splits=replace(self.splits, train=[*taken, *own]), weights=kept, chosen=places)
+        both = replace(self.splits, train=[*taken, *own])
+        return replace(self, splits=both, weights=kept, counts=None, chosen=places)
 
     def _tell_classes_without(self, found: set[int]) -> None:
         """Warn of classes that no image of the pool is taken for, which will not be learnt from it."""
@@ -214,11 +224,28 @@ class ImageFeed:
         """A feed of one domain's images."""
         if domain not in self.domains:
             raise VlpromptError(f"there are no images of the domain '{domain}': {', '.join(self.domains) or 'none'}")
-        own = [item.domain == domain for item in self.splits.train]
+        own = torch.tensor([item.domain == domain for item in self.splits.train], dtype=torch.bool)
         train, val = ([i for i in part if i.domain == domain] for part in (self.splits.train, self.splits.val))
         pool = tuple(item for item in self.splits.pool if item.domain == domain)
-        weights = None if self.weights is None else self.weights[torch.tensor(own)]
-        return replace(self, splits=replace(self.splits, train=train, val=val, pool=pool), weights=weights, chosen=None)
+        splits = replace(self.splits, train=train, val=val, pool=pool)
+        weights, counts = (None if each is None else each[own] for each in (self.weights, self.counts))
+        return replace(self, splits=splits, weights=weights, counts=counts, chosen=None)
+
+    def part(self, train: Sequence[int], val: Sequence[int], every: Sequence[Item]) -> ImageFeed:
+        """A feed of some of the images that this one learns from, with others of them for validation.
+
+        Args:
+            train, val: their places in ``every``.
+            every: the images, with labels, in the order of ``counts``; features are computed once for all parts.
+        """
+        learnt, held = [every[i] for i in train], [every[i] for i in val]
+        if self.splits.train:
+            splits = replace(self.splits, train=learnt, val=held)
+        else:  # of a learner that takes no labels
+            splits = replace(self.splits, pool=without_labels(learnt), val=held)
+        counts = self.counts[torch.tensor(train)] if self.counts is not None and self.splits.train else None
+        own: dict[str, Any] = {"counts": counts, "whole": tuple(every), "labellings": [], "selection": Selection()}
+        return replace(self, splits=splits, **own)
 
     def beside(self, other: Feed) -> ImageFeed:
         """A feed whose batches carry a batch of another feed's pool, or of its labelled images, as ``unlabeled``."""
@@ -246,6 +273,11 @@ class ImageFeed:
             if own:
                 features = torch.cat([features, self._encoded(clip, own, views, progress).features], dim=1)
             return FeatureBank(features, torch.tensor([item.label for item in items]))
+        places = {item.path: i for i, item in enumerate(self.whole)}
+        if items is not self.whole and places and all(item.path in places for item in items):
+            bank = self._encoded(clip, self.whole, views, progress)
+            taken = bank.taken(torch.tensor([places[item.path] for item in items]))
+            return replace(taken, labels=torch.tensor([item.label for item in items]))
         transform = eval_transform(clip) if views == 1 else self._transform(clip)
         how = {"seed": self.loading.seed, "workers": self.loading.workers, "progress": progress}
         return FeatureBank.open_or_build(clip, self.splits, items, transform=transform, views=views, **how)
@@ -257,8 +289,9 @@ class ImageFeed:
         """What is known of each image besides its label: ``domain``, ``weight`` in the loss, ``pseudo``."""
         numbers = {name: i for i, name in enumerate(self.domains)}
         extra = {"domain": torch.tensor([numbers.get(item.domain, -1) for item in items])} if numbers else {}
-        if self.weights is not None and source == "labelled":
-            extra["weight"] = self.weights
+        given = [each for each in (self.weights, _relative(self.counts)) if each is not None]
+        if given and source == "labelled":
+            extra["weight"] = torch.stack(given).prod(dim=0)
         if self.chosen is not None and source == "labelled" and len(items) > len(self.chosen):
             extra["pseudo"] = torch.arange(len(items)) < len(self.chosen)
         return extra
@@ -299,6 +332,11 @@ class ImageFeed:
         other = cast(ImageFeed, self.other)  # as all that a method is handed, or makes of it
         batches = other.batches("pool" if other.splits.pool else "labelled")
         return lambda epoch: chain.from_iterable(map(batches, count(epoch * PASSES)))
+
+
+def _relative(counts: Tensor | None) -> Tensor | None:
+    """Counts over their mean; None where there are none."""
+    return None if counts is None else counts / counts.mean()
 
 
 @dataclass(frozen=True)

@@ -54,7 +54,13 @@ def multipliers(logits: Tensor, labels: Tensor, constraint: Constraint) -> Tenso
 
 
 @register(
-    "zs_lp", paper="arXiv:2312.12730", trains=("head",), new_classes=False, paper_settings="none", fidelity="code"
+    "zs_lp",
+    paper="arXiv:2312.12730",
+    trains=("head",),
+    new_classes=False,
+    paper_settings="none",
+    weighs=True,
+    fidelity="code",
 )
 class ZSLP(OnText):
     """A linear probe that starts as the zero-shot classifier."""

@@ -24,7 +24,7 @@ from vlprompt.learner.objectives import Batch
 from vlprompt.methods.heads.on_text import OnText
 
 
-@register("cross_modal_lp", paper="arXiv:2301.06267", trains=("head",), new_classes=False, fidelity="code")
+@register("cross_modal_lp", paper="arXiv:2301.06267", trains=("head",), new_classes=False, weighs=True, fidelity="code")
 class CrossModalLP(OnText):
     """A linear probe on image and text features alike."""
 

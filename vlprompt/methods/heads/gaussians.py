@@ -39,7 +39,9 @@ class Gaussians:
         return (-math.log(len(self.means)) - 0.5 * (self.means @ self.precision * self.means).sum(dim=1)).float()
 
 
-def fit_gaussians(features: Tensor, labels: Tensor, n_classes: int, shrinkage: bool = True) -> Gaussians:
+def fit_gaussians(
+    features: Tensor, labels: Tensor, n_classes: int, shrinkage: bool = True, counts: Tensor | None = None
+) -> Gaussians:
     """Fit a Gaussian to each class, §3 of the paper; classes may have any numbers of samples.
 
     Args:
@@ -49,25 +51,28 @@ def fit_gaussians(features: Tensor, labels: Tensor, n_classes: int, shrinkage: b
         n_classes: C.
         shrinkage: take the precision of Kubokawa and Srivastava, ``shrunk``, of the covariance of all samples around
             their class means; otherwise the plain inverse of the mean of the classes' own covariances.
+        counts: how often each image counts (N,), as if it were there so many times; None once each.
 
     Raises:
         VlpromptError: a class has no sample, or the matrix cannot be inverted.
     """
-    counts = len(features) * torch.bincount(labels, minlength=n_classes).double()
-    if not counts.all():
-        raise VlpromptError(f"gda needs an image of each class, and label {int((counts == 0).nonzero()[0])} has none")
+    each = torch.ones_like(labels) if counts is None else counts  # (N,)
+    each = each.double().unsqueeze(1)
+    total = len(features) * each.new_zeros(n_classes).index_add(0, labels, each.squeeze(1))  # (C,)
+    if not total.all():
+        raise VlpromptError(f"gda needs an image of each class, and label {int((total == 0).nonzero()[0])} has none")
     width = features.shape[2]
-    means = counts.new_zeros(n_classes, width)
+    means = total.new_zeros(n_classes, width)
     for x in _views(features):
-        means.index_add_(0, labels, x)
-    means /= counts.unsqueeze(1)
+        means.index_add_(0, labels, each * x)
+    means /= total.unsqueeze(1)
     # each sample's share of the covariance: 1 in a scatter matrix, or 1/(n_c - 1) of its class's
-    shares = torch.ones_like(counts) if shrinkage else 1 / (n_classes * (counts - 1).clamp_min(1))
-    scatter = counts.new_zeros(width, width)
+    shares = torch.ones_like(total) if shrinkage else 1 / (n_classes * (total - 1).clamp_min(1))
+    scatter = total.new_zeros(width, width)
     for x in _views(features):
         centred = x - means[labels]  # (N, D)
-        scatter += centred.T @ (shares[labels].unsqueeze(1) * centred)
-    return Gaussians(means, shrunk(scatter, int(counts.sum())) if shrinkage else _inverse(scatter))
+        scatter += centred.T @ (each * shares[labels].unsqueeze(1) * centred)
+    return Gaussians(means, shrunk(scatter, float(total.sum())) if shrinkage else _inverse(scatter))
 
 
 def fit_soft_gaussians(x: Tensor, weights: Tensor) -> Gaussians:
@@ -86,7 +91,7 @@ def fit_soft_gaussians(x: Tensor, weights: Tensor) -> Gaussians:
     return Gaussians(means, shrunk((len(x) - 1) * covariance, len(x)))
 
 
-def shrunk(scatter: Tensor, n: int) -> Tensor:
+def shrunk(scatter: Tensor, n: float) -> Tensor:
     """The precision of Kubokawa and Srivastava (D, D): D·pinv((n-1)·Σ + tr(Σ)·I), of the scatter matrix (n-1)·Σ."""
     eye = torch.eye(len(scatter), dtype=scatter.dtype, device=scatter.device)
     return len(scatter) * _inverse(scatter + scatter.trace() / max(1, n - 1) * eye)

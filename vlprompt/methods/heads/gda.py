@@ -25,6 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vlprompt.data import FeatureBank
 from vlprompt.errors import VlpromptError
 from vlprompt.learner import register
 from vlprompt.learner.facts import Facts
@@ -79,7 +80,7 @@ class GDA(BesideText):
     def facts_of(cls, config: Config) -> Facts:
         """New classes are scored if they are made, and labels are needed unless EM stands in for them."""
         labels: Literal["needed", "none"] = "none" if config.unsupervised else "needed"
-        return replace(cls.registered, new_classes=config.synthesise, labels=labels)
+        return replace(cls.registered, new_classes=config.synthesise, labels=labels, weighs=not config.synthesise)
 
     def setup(self) -> None:
         """Make room for the linear classifier, w (C, D) and b (C,), and for what new classes are made of."""
@@ -107,7 +108,7 @@ class GDA(BesideText):
     def learn(self, feed: Feed, train: Train) -> None:
         """Fit the Gaussians to the labelled images, or to the pool; then choose α where a selection does."""
         bank = feed.bank("pool" if self.config.unsupervised else "labelled", views=self.config.fit_views)
-        found = self._expect(bank.features) if self.config.unsupervised else self._fit(bank.features, bank.labels)
+        found = self._expect(bank.features) if self.config.unsupervised else self._fit(bank)
         kept = {"w": found.w, "b": found.b}
         if self.config.synthesise:
             samples = F.normalize(bank.features.flatten(0, 1), dim=-1)  # (M, D)
@@ -117,10 +118,10 @@ class GDA(BesideText):
             self.get_buffer(name).copy_(tensor)
         choose(self, feed, at_points(self.logits_at))
 
-    def _fit(self, features: Tensor, labels: Tensor | None) -> Gaussians:
-        assert labels is not None
+    def _fit(self, bank: FeatureBank) -> Gaussians:
+        assert bank.labels is not None
         plain = self.config.as_published and self.config.synthesise
-        return fit_gaussians(features, labels, len(self.class_names), shrinkage=not plain)
+        return fit_gaussians(bank.features, bank.labels, len(self.class_names), not plain, bank.counts)
 
     @torch.no_grad()
     def _expect(self, features: Tensor) -> Gaussians:

@@ -27,7 +27,7 @@ from vlprompt.learner.learning import Feed, Train
 from vlprompt.learner.selection import Point, choose, keep_settings, refitted
 
 
-@register("linear_probe", paper="arXiv:2103.00020", new_classes=False, head=True, paper_settings="val")
+@register("linear_probe", paper="arXiv:2103.00020", new_classes=False, head=True, paper_settings="val", weighs=True)
 class LinearProbe(PromptLearner):
     """Logistic regression on image features."""
 
@@ -67,24 +67,25 @@ class LinearProbe(PromptLearner):
         bank = feed.bank(views=self.config.fit_views)
         assert bank.labels is not None
         v, labels = F.normalize(bank.features.flatten(0, 1), dim=-1), bank.labels.repeat(bank.views)
+        counts = None if bank.counts is None else bank.counts.repeat(bank.views)
         fitted: dict[float, tuple[Tensor, Tensor]] = {}
 
         def fit(point: Point) -> Any:
-            w, b = fitted[point["inverse_strength"]] = self.fit(v, labels, point["inverse_strength"])
+            w, b = fitted[point["inverse_strength"]] = self.fit(v, labels, point["inverse_strength"], counts)
             return lambda held_out: held_out @ w.T + b
 
         chosen = choose(self, feed, refitted(fit)).get("inverse_strength", self.config.inverse_strength)
-        w, b = fitted.get(chosen) or self.fit(v, labels, chosen)
+        w, b = fitted.get(chosen) or self.fit(v, labels, chosen, counts)
         self.w.copy_(w)
         self.b.copy_(b)
 
-    def fit(self, v: Tensor, labels: Tensor, strength: float) -> tuple[Tensor, Tensor]:
-        """Weights (C, D) and biases (C,) of features v (N, D) and labels (N,)."""
+    def fit(self, v: Tensor, labels: Tensor, strength: float, counts: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Weights (C, D) and biases (C,) of features v (N, D), labels (N,) and how often each counts (N,), or once."""
         found = LogisticRegression(C=strength, max_iter=self.config.max_iter, solver="lbfgs")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)  # max_iter is a setting
             warnings.filterwarnings("ignore", "The number of unique classes")  # one shot is no regression
-            found.fit(v.cpu().numpy(), labels.cpu().numpy())
+            found.fit(v.cpu().numpy(), labels.cpu().numpy(), None if counts is None else counts.cpu().numpy())
         seen, n_classes = torch.from_numpy(found.classes_), len(self.class_names)
         if len(seen) < n_classes:
             lacking = next(c for c in range(n_classes) if c not in set(seen.tolist()))
