@@ -136,6 +136,7 @@ class RunSettings(TypedDict, total=False):
     output: StrPath
     name: str | None
     config: StrPath | None
+    auto: str | None
     resume: bool
     restart: bool
     quiet: bool

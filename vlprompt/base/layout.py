@@ -7,6 +7,7 @@ SETTINGS = "config.yaml"
 RESULT = "result.json"
 PREDICTIONS = "predictions.safetensors"
 LOG = "train.jsonl"
+CHOICE = "choice.json"  # of method=auto: the table that the method was chosen from
 SEARCH = "search.jsonl"  # every point of a grid that was tried
 PSEUDO_LOG = "pseudo_labels.jsonl"  # a line for each labelling of a pool
 PSEUDO_LABELS = "pseudo_labels.csv"  # the images of the last one

@@ -28,15 +28,8 @@ def parse_part(text: str, registry: Registry[type[T]]) -> T:
         VlpromptError: it cannot be read, the name is unknown, or an argument is.
     """
     of = registry.kind
-    try:
-        node = ast.parse(text.strip(), mode="eval").body
-        call = node if isinstance(node, ast.Call) else ast.Call(node, [], [])
-        if not isinstance(call.func, ast.Name) or call.args:
-            raise ValueError
-        arguments = {k.arg or "": _value(k.value) for k in call.keywords}
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        raise VlpromptError(f"cannot read {of} '{text}': {_advice(text)}") from None
-    make = registry.get(call.func.id)
+    name, arguments = read_part(text, of)
+    make = registry.get(name)
     declared = _declared(make)
     for key, value in arguments.items():
         try:
@@ -50,8 +43,27 @@ def parse_part(text: str, registry: Registry[type[T]]) -> T:
         known = [key for key in declared if key not in ("return", "options")]
         said = f"unknown key '{odd[1]}': {nearest(odd[1], known)}" if odd else str(error).split("() ")[-1]
         raise VlpromptError(f"{of} '{text}': {said}") from None
-    part.name = call.func.id
+    part.name = name
     return part
+
+
+def read_part(text: str, of: str) -> tuple[str, dict[str, Any]]:
+    """The name and the arguments of ``name`` or ``name(key=value, …)``, as ``parse_part`` reads them; ``of`` what kind.
+
+    >>> read_part("gda(alpha=0.1, fit_views=1)", "method")
+    ('gda', {'alpha': 0.1, 'fit_views': 1})
+
+    Raises:
+        VlpromptError: it cannot be read.
+    """
+    try:
+        node = ast.parse(text.strip(), mode="eval").body
+        call = node if isinstance(node, ast.Call) else ast.Call(node, [], [])
+        if not isinstance(call.func, ast.Name) or call.args:
+            raise ValueError
+        return call.func.id, {k.arg or "": _value(k.value) for k in call.keywords}
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        raise VlpromptError(f"cannot read {of} '{text}': {_advice(text)}") from None
 
 
 def _declared(make: type) -> dict[str, Any]:

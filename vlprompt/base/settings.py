@@ -113,6 +113,8 @@ class RunConfig(LearnOptions):
         output: folder of all runs.
         name: folder of this run in it; by default it tells dataset, method, protocol, shots and seed.
         config: a YAML file with settings, in place of the recipe; a run's own config.yaml repeats it.
+        auto: how long method=auto had to choose this run's method, and choice.json has what it chose from; null where
+            the method was said. Runs write it, and nobody sets it.
         resume: go on with an interrupted run, or show a finished one; without it, and without restart, what an
             interrupted one has left is an error.
         restart: drop what an interrupted run has left, and begin anew.
@@ -149,9 +151,41 @@ class RunConfig(LearnOptions):
     output: str = "runs"
     name: str | None = None
     config: str | None = None
+    auto: str | None = None
     resume: bool = False
     restart: bool = False
     quiet: bool = False
+
+
+AUTO = "auto"  # in the place of a method's name: choose one
+
+
+NO_ROW = (
+    f"method={AUTO} chooses a method for each dataset and seed in the time that there is, so that its runs are of "
+    "several methods and no row of a sweep: sweep its candidates, as in methods=[zero_shot,gda,coop], or run "
+    f"method={AUTO} alone"
+)
+
+
+@dataclass(kw_only=True)
+class ChoiceOptions:
+    """What method=auto can be told besides the settings of a run.
+
+    Attributes:
+        budget: time for choosing and learning together, as in 90s, 2min or 1h30min; a number is of seconds.
+        candidates: methods to choose among, each with settings of its own if need be, as in gda(alpha=0.1); of equal
+            ones the first is taken, so the simplest stands first.
+        folds: parts that the training images are divided into, of which each is held out once; fewer where a class has
+            fewer images.
+        repeats: divisions at most, each a draw of its own.
+        alone: what is taken where no class has two images, so that nothing can be held out.
+    """
+
+    budget: float | str
+    candidates: list[str]
+    folds: Annotated[int, Field(ge=2, le=100)]
+    repeats: Annotated[int, Field(ge=1, le=100)]
+    alone: str
 
 
 # settings that change where and how a run works, or whether it goes on, but not what comes out
@@ -180,6 +214,7 @@ GRID = "grid"  # of a method, which bears on a result only where there is someth
 LATER: dict[str, Any] = {
     "after_step": None,
     "augmix": False,
+    "auto": None,
     "attributes": [],
     "calibrate": "none",
     "class_split": 500,

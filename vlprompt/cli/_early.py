@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -23,11 +23,13 @@ def refuse_early(settings: Mapping[str, Any]) -> None:
     if "config" in settings or not only_shipped():
         return
     from vlprompt.base.schema import settings_of
-    from vlprompt.base.settings import RunConfig
+    from vlprompt.base.settings import AUTO, RunConfig
     from vlprompt.evaluation.protocols import PROTOCOLS
     from vlprompt.training.shipped import read_defaults
 
     method = str(settings.get("method", read_defaults()["method"]))
+    if method == AUTO:  # whose keys it looks at itself
+        return
     refuse_unknown([method])
     shipped = registered("vlprompt.methods")
     if "protocol" in settings:
@@ -41,8 +43,12 @@ def refuse_early(settings: Mapping[str, Any]) -> None:
             raise VlpromptError(f"unknown key '{key}'{of}: {nearest(key, [*running, *own])}")
 
 
-def refuse_unknown(methods: Iterable[Any]) -> None:
+def refuse_unknown(methods: Sequence[Any]) -> None:
     """Raise for the first name that is none of a method, unless a plugin may know it."""
+    from vlprompt.base.settings import AUTO, NO_ROW
+
+    if AUTO in methods:
+        raise VlpromptError(NO_ROW)
     shipped = registered("vlprompt.methods")
     for method in methods if only_shipped() else ():
         if str(method) not in shipped:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from vlprompt.base.layout import LEARNER, RESULT
+from vlprompt.base.layout import CHOICE, LEARNER, RESULT
 from vlprompt.base.reporter import make_console
+from vlprompt.base.settings import AUTO
 from vlprompt.cli._early import refuse_early
 from vlprompt.cli._shared import command, parse
 from vlprompt.version import __version__
@@ -30,20 +31,22 @@ def main(argv: Sequence[str]) -> int:
         return 0
     refuse_early(arguments.settings)
     from vlprompt.evaluation.tables import explain, result_table
-    from vlprompt.runs.one import execute
-    from vlprompt.runs.settings import resolve
+    from vlprompt.runs.one import start
 
     if "--help" in arguments.flags:
-        show_help(resolve(arguments.settings))
+        show_help(arguments.settings)
         return 0
     quiet = {"quiet": True} if "--quiet" in arguments.flags else {}
-    resolved = resolve(arguments.settings | quiet)
     try:
-        result = execute(resolved)
+        resolved, result = start(arguments.settings | quiet)
     except KeyboardInterrupt:
         again = shlex.join(arguments.again(restart=None, resume="true"))
         raise KeyboardInterrupt(f"interrupted; to go on: {COMMAND} {again}") from None
     console = make_console()
+    if result.choice and not resolved.config.quiet:
+        from vlprompt.choosing.choice import Choice
+
+        console.print(Choice.read(resolved.folder / CHOICE).table())
     console.print(result_table(result))
     if result.method != "zero_shot":
         console.print(explain(result), markup=False)
@@ -69,20 +72,22 @@ def go_on(resolved: Resolved) -> list[tuple[str, str]]:
     ]
 
 
-def show_help(resolved: Resolved) -> None:
+def show_help(settings: Mapping[str, Any]) -> None:
     """Print every key with its default and meaning, the method's own last."""
-    from vlprompt.runs.settings import describe_keys
+    from vlprompt.runs.auto import describe_auto
+    from vlprompt.runs.settings import describe_keys, resolve
 
+    resolved = resolve(settings) if settings.get("method") != AUTO else None
     table = Table(title=f"{COMMAND} key=value … [--quiet] [--help] [--version]", show_lines=False)
     for heading in ("key", "default", "meaning"):
         table.add_column(heading)
-    for key, default, meaning in describe_keys(resolved):
+    for key, default, meaning in describe_auto() if resolved is None else describe_keys(resolved):
         table.add_row(key, str(default) if isinstance(default, str) else json.dumps(default), meaning)
     console = make_console()
     console.print(table)
-    recipe = f" of the recipe {resolved.recipe.name}" if resolved.recipe else ""
+    recipe = f" of the recipe {resolved.recipe.name}" if resolved and resolved.recipe else ""
     console.print(
-        f"The last keys are those of {resolved.config.method}; the defaults are those{recipe}. "
+        f"The last keys are those of {resolved.config.method if resolved else AUTO}; the defaults are those{recipe}. "
         "`--help method=NAME protocol=NAME` shows others.",
         markup=False,
     )

@@ -16,7 +16,7 @@ from vlprompt.base.files import atomic_write, sha256_file
 from vlprompt.base.layout import RESULT, SETTINGS
 from vlprompt.base.schema import read_as, strict
 from vlprompt.base.sealed import SEAL, seal, unseal
-from vlprompt.base.settings import differing_setting
+from vlprompt.base.settings import AUTO, differing_setting
 from vlprompt.base.settings_text import read_settings
 from vlprompt.base.wiring import face
 from vlprompt.errors import VlpromptError
@@ -82,6 +82,7 @@ class Result:
             ``vlprompt.saving.starts``); None if it started anew, and in results that do not tell.
         calibration: what held-out images said of its probabilities: see ``vlprompt.learner.calibration``, without the
             curve; None if they were not asked. ``saw`` does not tell of them, since no prediction is another for it.
+        choice: of method=auto, what the method was chosen from (see ``vlprompt.choosing.choice``); None if it was said.
         files: hashes of what else the run left: of ``config.yaml`` its bytes', of ``learner/config.json`` and
             ``predictions.safetensors`` those of their content.
         schema: version of this layout.
@@ -118,13 +119,19 @@ class Result:
     beneath: dict[str, str] | None = None
     start: dict[str, Any] | None = None
     calibration: dict[str, Any] | None = None
+    choice: dict[str, Any] | None = None
     files: dict[str, str] = field(default_factory=dict)
     schema: int = field(default=SCHEMA)
 
     @property
     def called(self) -> str:
-        """The method, with that of the learner that it stands on: ``tip_adapter on maple``."""
-        return f"{self.method} on {self.beneath['method']}" if self.beneath else self.method
+        """The method, with that of the learner that it stands on, and whether it was chosen: ``auto → gda``."""
+        name = f"{self.method} on {self.beneath['method']}" if self.beneath else self.method
+        return self._how + name
+
+    @property
+    def _how(self) -> str:
+        return f"{AUTO} → " if self.choice else ""
 
     @property
     def has_seeds(self) -> bool:
@@ -140,7 +147,7 @@ class Result:
     def marked_method(self) -> str:
         """The method's name as it stands beside its numbers, marked if it predicts not alone or is a reconstruction,
         or if its start saw what it is tested on."""
-        return marked(self.method, self.predicts, mark_of(self.fidelity), self.start_mark)
+        return marked(self._how + self.method, self.predicts, mark_of(self.fidelity), self.start_mark)
 
     @property
     def start_mark(self) -> str:

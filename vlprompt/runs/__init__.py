@@ -6,9 +6,9 @@ from vlprompt.base.wiring import face
 
 if TYPE_CHECKING:
     from vlprompt.runs.inspecting import inspect_run
-    from vlprompt.runs.one import execute, is_seeded, reevaluate, run
+    from vlprompt.runs.one import execute, is_seeded, reevaluate, run, start
     from vlprompt.runs.settings import describe_keys, resolve
 
-__all__ = ["describe_keys", "execute", "inspect_run", "is_seeded", "reevaluate", "resolve", "run"]
+__all__ = ["describe_keys", "execute", "inspect_run", "is_seeded", "reevaluate", "resolve", "run", "start"]
 
 __getattr__, __dir__ = face(__name__, formerly="vlprompt.runs.one")

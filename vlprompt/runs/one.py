@@ -12,13 +12,13 @@ from typing import Any
 import torch
 
 from datasets_registry.catalog import register_dataset
-from datasets_registry.synonyms import CARD, card_synonyms
 from vlprompt.base.checks import checked
 from vlprompt.base.environment import Clock
-from vlprompt.base.layout import DESCRIBED, LEARNER, RESULT, SETTINGS
+from vlprompt.base.layout import CHOICE, DESCRIBED, LEARNER, RESULT, SETTINGS
 from vlprompt.base.reporter import Reporter
-from vlprompt.base.settings import RunConfig
+from vlprompt.base.settings import AUTO, RunConfig
 from vlprompt.base.threads import computing_with, threads_for
+from vlprompt.choosing.choice import Choice
 from vlprompt.clip.frozen import FrozenCLIP
 from vlprompt.data import (
     DatasetSplits,
@@ -31,9 +31,9 @@ from vlprompt.evaluation.results import Result
 from vlprompt.evaluation.scores import Evaluation
 from vlprompt.evaluation.scoring import evaluate, score
 from vlprompt.learner.contract import PromptLearner
-from vlprompt.learner.creation import create_learner
 from vlprompt.learner.held_out import Selection, make_selection, say_selection
 from vlprompt.learner.registration import method_facts
+from vlprompt.runs.auto import choose_for, resolve_auto
 from vlprompt.runs.calibration import calibrate_run, check_calibration, held_apart
 from vlprompt.runs.folder import (
     claim_folder,
@@ -44,6 +44,7 @@ from vlprompt.runs.folder import (
     refuse_undecided,
 )
 from vlprompt.runs.images import encode_tests, image_facts, usable_parts
+from vlprompt.runs.learners import make_learner, names_of_cards
 from vlprompt.runs.loggers import LoggedRun, Loggers, check_installed, open_loggers
 from vlprompt.runs.parts import Shared, labels_of_pool, load_parts
 from vlprompt.runs.preflight import check_run
@@ -78,10 +79,27 @@ def run(*, clip: FrozenCLIP | None = None, **settings: Any) -> Result:
         settings |= _settings_of(clip)
     if not isinstance(settings.get("dataset", ""), str):
         settings["dataset"] = register_dataset(as_splits(settings["dataset"]))
-    return execute(resolve(settings), clip)
+    return start(settings, clip)[1]
 
 
-def execute(resolved: Resolved, clip: FrozenCLIP | None = None, shared: Shared | None = None) -> Result:
+def start(settings: Mapping[str, Any], clip: FrozenCLIP | None = None) -> tuple[Resolved, Result]:
+    """Do a run, and return its complete settings too; method=auto chooses its method first.
+
+    Args:
+        settings: as ``run`` takes them, with the name of a dataset.
+        clip: a frozen model in hand.
+    """
+    shared = Shared(clip)
+    if settings.get("method") != AUTO:
+        resolved = resolve(settings)
+        return resolved, execute(resolved, clip, shared)
+    resolved, choice = choose_for(resolve_auto(settings), shared)
+    return resolved, execute(resolved, clip, shared, choice)
+
+
+def execute(
+    resolved: Resolved, clip: FrozenCLIP | None = None, shared: Shared | None = None, choice: Choice | None = None
+) -> Result:
     """Do a run whose settings are resolved; ``resume`` goes on with it, or returns the result that it left.
 
     What an interrupted run left is neither gone on with nor dropped unless ``resume`` or ``restart`` says so.
@@ -90,6 +108,7 @@ def execute(resolved: Resolved, clip: FrozenCLIP | None = None, shared: Shared |
         resolved: the settings.
         clip: a frozen model in hand, instead of one loaded by ``backbone``.
         shared: what earlier runs of this process have loaded.
+        choice: how the method was chosen, if it was.
     """
     shared = shared or Shared(clip)
     config, folder = resolved.config, resolved.folder
@@ -115,8 +134,8 @@ def execute(resolved: Resolved, clip: FrozenCLIP | None = None, shared: Shared |
         clip = shared.clip_for(config)
         data = usable_parts(data, plan, config, clip, reporter)
         adapted = adapt_depths(resolved, clip)
-        instead = adapted | _names_of_cards(config, plan)
-        learner = _make_learner(resolved, clip, data[plan.train], instead)
+        instead = adapted | names_of_cards(config, plan)
+        learner = make_learner(resolved, clip, data[plan.train], instead)
         check_suits(config.protocol, plan, data, config.method, learner.facts)  # of what it stands on, too
     _announce(resolved, adapted, clip, reporter)
     with lock_run(folder):
@@ -124,6 +143,8 @@ def execute(resolved: Resolved, clip: FrozenCLIP | None = None, shared: Shared |
         if finished:
             return finished
         claim_folder(resolved, reporter)
+        if choice is not None:
+            choice.write(folder / CHOICE)
         with (
             threads_of(folder, reporter.say, threads_for(clip.model, config.threads)),
             open_loggers(config.logger, LoggedRun(folder, asdict(config))) as loggers,
@@ -143,7 +164,7 @@ def execute(resolved: Resolved, clip: FrozenCLIP | None = None, shared: Shared |
                 plan.selection,
                 plan.later_names(data),
             )
-            make = partial(_make_learner, resolved, clip, data[plan.train], instead)
+            make = partial(make_learner, resolved, clip, data[plan.train], instead)
             calibrate_run(learner, held_apart(plan, data), resolved, make, reporter, clock)
             truth = labels_of_pool(data[plan.train], config, shared) if labellings else {}
             pseudo_labels = keep_pseudo_labels(folder, labellings, data[plan.train], truth, reporter)
@@ -163,6 +184,7 @@ def execute(resolved: Resolved, clip: FrozenCLIP | None = None, shared: Shared |
                 "seeded": is_seeded(learner, bool(learnt), config),
                 "saw": saw,
                 "searches": [search.summary() for search in searches],
+                "choice": None if choice is None else asdict(choice),
             }
             result = keep_result(resolved, learner, measured, told, clock.seconds)
             loggers.result(result)
@@ -248,23 +270,6 @@ def _settings_of(clip: FrozenCLIP) -> dict[str, Any]:
         "checkpoint": source.get("checkpoint"),
     }
     return loading | {"precision": clip.precision, "device": str(clip.device)}
-
-
-def _make_learner(
-    resolved: Resolved, clip: FrozenCLIP, source: DatasetSplits, instead: Mapping[str, Any]
-) -> PromptLearner:
-    settings = {**resolved.method_settings, **instead}
-    method, seed = resolved.config.method, resolved.config.seed
-    names, shared = source.class_names, bool(source.tasks)
-    return create_learner(method, clip, names, templates=source.templates, seed=seed, shared_names=shared, **settings)
-
-
-def _names_of_cards(config: RunConfig, plan: Plan) -> dict[str, Any]:
-    """Other names of the classes of all datasets of a run, where its settings ask for those of the cards."""
-    if getattr(config, "names", None) != CARD:
-        return {}
-    parts = (plan.train, *plan.tests.values())
-    return {"names": card_synonyms(name for part in parts for name in part.joined or (part.dataset,))}
 
 
 def _announce(resolved: Resolved, adapted: dict[str, int], clip: FrozenCLIP, reporter: Reporter) -> None:

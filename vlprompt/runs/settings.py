@@ -80,6 +80,8 @@ def resolve(settings: Mapping[str, Any] | None = None) -> Resolved:
         VlpromptError: an unknown key, method or protocol, with the nearest names; a value of the wrong kind or range.
     """
     given = {key: _plain(value) for key, value in (settings or {}).items()}
+    if given.get("auto") is not None:
+        raise VlpromptError("auto is written by method=auto, and nobody sets it: leave it out")
     for key, value in given.items():
         check_plain(key, value)
         if key in PLACES and isinstance(value, str) and not value.strip():
@@ -147,14 +149,14 @@ def describe_keys(resolved: Resolved) -> list[tuple[str, Any, str]]:
     """Return key, value and meaning of all that can be set, the method's own keys last."""
     meanings: dict[str, str] = {}
     for cls in reversed(type(resolved.config).__mro__):
-        meanings |= _documented(cls)
+        meanings |= documented(cls)
     training = [f.name for f in fields(TrainOptions)]
     running = [f.name for f in fields(RunConfig) if f.name not in training]
     keys = [*running, *training, *sorted(resolved.method_settings)]
     return [(key, getattr(resolved.config, key), meanings.get(key, "")) for key in keys]
 
 
-def _documented(cls: type) -> dict[str, str]:
+def documented(cls: type) -> dict[str, str]:
     """Read the ``Attributes:`` section of a class's docstring."""
     doc = inspect.cleandoc(cls.__dict__.get("__doc__") or "")
     _, _, section = doc.partition("Attributes:\n")

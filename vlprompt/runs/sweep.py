@@ -15,6 +15,7 @@ from datasets_registry.listed import dataset_info, list_collections, list_datase
 from vlprompt.base.files import atomic_write
 from vlprompt.base.layout import FAILED, RESULT, TRACEBACK
 from vlprompt.base.registry import Registry
+from vlprompt.base.settings import AUTO, NO_ROW
 from vlprompt.errors import VlpromptError, nearest
 from vlprompt.evaluation.averages import headline
 from vlprompt.evaluation.protocols import PROTOCOLS
@@ -155,6 +156,8 @@ def _values(axis: str, given: Any) -> list[Any]:
     odd = next((value for value in values if isinstance(value, (list, tuple, dict))), None)
     if odd is not None:
         raise VlpromptError(f"{axis} must be a list of plain values, not of {odd!r:.60}")
+    if axis == "methods" and AUTO in values:
+        raise VlpromptError(NO_ROW)
     registries: dict[str, Registry[Any]] = {"methods": METHODS, "protocols": PROTOCOLS}
     known = registries.get(axis)
     if known is not None:
