@@ -22,9 +22,11 @@ from unittest.mock import patch
 import pytest
 
 from vlprompt.base.plugins import VARIABLE as PLUGINS
+from vlprompt.base.settings import AUTO
 from vlprompt.cli.__main__ import commands, main
 from vlprompt.cli._shared import parse
 from vlprompt.learner import METHODS
+from vlprompt.runs.auto import resolve_auto
 from vlprompt.runs.settings import resolve
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -159,7 +161,8 @@ def test_what_is_not_run_has_a_reason_and_names_what_exists(page: Path) -> None:
                 continue
             assert argv[0] in commands(), f"{page.name}:{block.line}: {line}"
             if argv[0] == "train":
-                resolve(parse(argv[1:]).settings)
+                settings = parse(argv[1:]).settings
+                (resolve_auto if settings.get("method") == AUTO else resolve)(settings)
             if argv[0] == "sweep" and not any(word.startswith("executor=ray") for word in argv):
                 assert main([*argv, "plan=true"]) == 0, f"{page.name}:{block.line}: {line}"
 

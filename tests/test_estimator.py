@@ -107,6 +107,8 @@ class OnAnyTable(PromptClassifier):
 
 
 EXPECTED_FAILURES = {
+    "check_class_weight_classifiers": "without a bias, what is said of x is not said of -x, whatever classes weigh",
+    "check_sample_weight_equivalence_on_dense_data": "copies of an image fall into batches of their own",
     "check_estimators_overwrite_params": "it compares pickles, and the tokenizer of a model in hand remembers words",
 }
 ON_TABLES = OnAnyTable(

@@ -23,15 +23,15 @@ from vlprompt.analysis.inspection import Inspection
 from vlprompt.base.checks import told
 from vlprompt.base.devices import Precision
 from vlprompt.base.reporter import Reporter
+from vlprompt.base.settings import AUTO
 from vlprompt.base.threads import computing_with, threads_for
+from vlprompt.choosing.choice import Choice
 from vlprompt.clip.frozen import FrozenCLIP
 from vlprompt.clip.loading import TINY
-from vlprompt.data import DatasetSplits, resolve_templates
+from vlprompt.data import resolve_templates
 from vlprompt.data.in_hand import as_torch
 from vlprompt.data.pairs import labels_of
-from vlprompt.data.readable import leave_out_unreadable
-from vlprompt.data.splits import NO_LABEL, Item
-from vlprompt.data.streaming import is_preprocessed
+from vlprompt.data.splits import NO_LABEL
 from vlprompt.errors import VlpromptError
 from vlprompt.estimator.answers import (
     Answers,
@@ -40,11 +40,14 @@ from vlprompt.estimator.answers import (
     check_answering,
     check_calibration,
 )
-from vlprompt.estimator.held_out import accuracy_on_held_out, held_out, selection_of
+from vlprompt.estimator.auto import choice_of, choose_for, new_learner
+from vlprompt.estimator.given import Given
+from vlprompt.estimator.held_out import accuracy_on_held_out, selection_of
 from vlprompt.estimator.inputs import (
     as_images,
     check_alike,
     check_fits,
+    check_one_label_each,
     holds_images,
     names_of,
     names_of_dataset,
@@ -52,18 +55,17 @@ from vlprompt.estimator.inputs import (
 )
 from vlprompt.estimator.inspecting import inspect_classifier, places_of
 from vlprompt.estimator.keeping import read_saved, save, settings_of
-from vlprompt.estimator.pool import classes_of, divided, joined, marked_unlabelled, told_labels
-from vlprompt.estimator.settings import clip_of, learning_of
-from vlprompt.evaluation.prediction import image_features, image_logits
+from vlprompt.estimator.pool import classes_of, joined, marked_unlabelled, told_labels
+from vlprompt.estimator.settings import clip_of, learning_of, options_of, seed_of
+from vlprompt.estimator.weights import counts_of, refuse_weights
+from vlprompt.evaluation.prediction import image_logits
 from vlprompt.evaluation.scoring import finite
 from vlprompt.learner.contract import PromptLearner
-from vlprompt.learner.creation import create_learner
 from vlprompt.learner.held_out import Search, Selection
 from vlprompt.learner.objectives import Batch, Templates
 from vlprompt.learner.registration import METHODS, method_facts
 from vlprompt.training.cross_fitting import Make
-from vlprompt.training.feed import FeatureFeed, ImageFeed, make_feed
-from vlprompt.training.recipes import Learning, adapt_depths
+from vlprompt.training.recipes import Learning
 from vlprompt.training.trainer import BestEpoch, Trainer, TrainOptions, in_words
 
 ROWS = 1000  # of features that are scored together
@@ -84,19 +86,23 @@ class PromptClassifier(Answers, ClassifierMixin, BaseEstimator):  # type: ignore
     jointly, so that other images beside one may change its prediction.
 
     Args:
-        method: one of ``vlprompt.list_methods()``.
+        method: one of ``vlprompt.list_methods()``; or ``auto``, which chooses one by cross-validation on X.
         backbone: a name as ``vlprompt.load_clip`` takes it, or a ``FrozenCLIP``, which clones share.
         pretrained: tag of a named backbone's weights.
         class_names: words for the prompts where labels are none: one for each class in the order of ``classes_``, or a
             dictionary from labels to names, which may have classes without training images.
         templates: hand-written ones, as ``templates=`` of ``vlprompt train``.
-        options: more settings of training or of the method, such as ``{"n_ctx": 4, "optimizer": "adam"}``.
+        options: more settings of training or of the method, such as ``{"n_ctx": 4, "optimizer": "adam"}``; of ``auto``
+            also what it chooses among, such as ``{"candidates": ["zero_shot", "gda(alpha=3)"], "folds": 4}``.
         epochs, lr, batch_size, views: in place of the recipe's, see ``vlprompt train --help``.
         mirror: whether a mirrored image keeps its class (not so for digits).
         precision, device: of the backbone.
         selection: ``fixed`` chooses nothing. ``fewshot_val`` holds out a fifth of each class's images (at least one, at
             most four, drawn by ``random_state``), does not train on them, and takes the point of the method's grid and
             the epoch that are best on them.
+        class_weight: how much a class's images count in training, as in scikit-learn: ``balanced`` makes classes count
+            alike, whatever their numbers of images; a dictionary has weights by label.
+        budget: of ``auto``, the time to choose and to learn in, such as ``90s`` or ``10min``; None takes two minutes.
         workers: processes that decode training images, and threads that decode those to predict.
         on_unreadable: ``skip``, with a warning, image files to fit on that cannot be read, or ``stop`` at them; those
             to predict always stop.
@@ -113,6 +119,7 @@ class PromptClassifier(Answers, ClassifierMixin, BaseEstimator):  # type: ignore
     Attributes:
         learner_: the trained ``PromptLearner``; ``save_pretrained(folder)`` keeps it.
         classes_: (C,) labels, sorted.
+        choice_: of ``auto``, the method that was chosen, and in ``table()`` what from.
         history_: one record for each epoch of training.
         searches_: what was chosen from a grid, with every point that was tried.
         pseudo_labels_: for each time that the method labelled images without a label, what it took them for: ``index``
@@ -128,6 +135,7 @@ class PromptClassifier(Answers, ClassifierMixin, BaseEstimator):  # type: ignore
 
     learner_: PromptLearner
     classes_: np.ndarray
+    choice_: Choice
     history_: list[dict[str, Any]]
     searches_: list[Search]
     pseudo_labels_: list[dict[str, np.ndarray]]
@@ -149,6 +157,8 @@ class PromptClassifier(Answers, ClassifierMixin, BaseEstimator):  # type: ignore
         precision: Precision = "fp32",
         device: str = "auto",
         selection: str = "fixed",
+        class_weight: Mapping[Any, float] | str | None = None,
+        budget: float | str | None = None,
         workers: int = 0,
         on_unreadable: str = "skip",
         calibrate: str = "none",
@@ -173,6 +183,8 @@ class PromptClassifier(Answers, ClassifierMixin, BaseEstimator):  # type: ignore
         self.precision = precision
         self.device = device
         self.selection = selection
+        self.class_weight = class_weight
+        self.budget = budget
         self.workers = workers
         self.on_unreadable = on_unreadable
         self.calibrate = calibrate
@@ -218,7 +230,9 @@ class PromptClassifier(Answers, ClassifierMixin, BaseEstimator):  # type: ignore
 
     # Learning
 
-    def fit(self, X: Any, y: ArrayLike | None = None, X_unlabelled: Any = None) -> PromptClassifier:
+    def fit(
+        self, X: Any, y: ArrayLike | None = None, X_unlabelled: Any = None, sample_weight: ArrayLike | None = None
+    ) -> PromptClassifier:
         """Learn prompts from images X and labels y; a ``Dataset`` of (image, label) pairs may come without y.
 
         Args:
@@ -226,11 +240,14 @@ class PromptClassifier(Answers, ClassifierMixin, BaseEstimator):  # type: ignore
             y: labels. Methods that learn from a pool (``method_info(name)["labels"]`` is some or any) take -1 for no
                 label, as scikit-learn does; if no image has one, ``class_names`` says what the classes are.
             X_unlabelled: images without labels, or features of them, for such methods.
+            sample_weight: how much each image of X counts (N,), 0 not at all. Trained losses take it relative to its
+                mean, heads that fit themselves as so many copies. Methods that have no use for it
+                (``method_info(name)["weighs"]``) refuse it.
 
         Raises:
             VlpromptError: a setting, an image or a label is not right; told before training starts.
         """
-        needs = METHODS.get(self.method).registered.labels
+        needs = "needed" if self.method == AUTO else METHODS.get(self.method).registered.labels
         if X_unlabelled is not None and needs == "needed":
             raise VlpromptError(f"{self.method} learns from labelled images alone, and X_unlabelled is none")
         given, missing = marked_unlabelled(y, needs, self.class_names)
@@ -244,23 +261,35 @@ class PromptClassifier(Answers, ClassifierMixin, BaseEstimator):  # type: ignore
             missing = np.r_[np.zeros(len(labels), bool) if missing is None else missing, np.ones(len(more), bool)]
             X, labels = joined(X, more), np.r_[labels, np.full(len(more), labels[0], labels.dtype)]
         again = self.warm_start and self._is_of_this_method()
-        return self._learn(X, labels, None if again else classes, missing=missing)
+        counts = counts_of(sample_weight, self.class_weight, labels)
+        return self._learn(X, labels, None if again else classes, missing=missing, counts=counts)
 
-    def partial_fit(self, X: Any, y: ArrayLike | None = None, classes: ArrayLike | None = None) -> PromptClassifier:
+    def partial_fit(
+        self,
+        X: Any,
+        y: ArrayLike | None = None,
+        classes: ArrayLike | None = None,
+        sample_weight: ArrayLike | None = None,
+    ) -> PromptClassifier:
         """Go through X once, at the recipe's learning rate, from what was learnt so far.
 
         Args:
             X: as for ``fit``. Methods that leave the image tower alone see the centre of each image.
             y: labels of X.
             classes: all labels that will ever come; needed by the first call.
+            sample_weight: as for ``fit``.
         """
         first = not hasattr(self, "learner_")
+        if self.method == AUTO and first:
+            raise VlpromptError(f"method={AUTO} chooses on all images, and partial_fit sees some: fit once before")
         if not first:
             classes = None
         elif classes is None:
             raise VlpromptError("the first call of partial_fit needs classes, the list of all labels")
         X, y = self._checked(X, y, reset=first)
-        return self._learn(X, y, None if classes is None else np.unique(np.asarray(classes)), once=True)
+        counts = counts_of(sample_weight, self.class_weight, y, once=True)
+        known = None if classes is None else np.unique(np.asarray(classes))
+        return self._learn(X, y, known, once=True, counts=counts)
 
     def add_class(self, name: str, label: Any = None) -> PromptClassifier:
         """Tell one more class apart from now on, of which no image was seen.
@@ -294,6 +323,7 @@ class PromptClassifier(Answers, ClassifierMixin, BaseEstimator):  # type: ignore
         classes: np.ndarray | None = None,
         once: bool = False,
         missing: np.ndarray | None = None,
+        counts: np.ndarray | None = None,
     ) -> PromptClassifier:
         """Train on checked data: anew if ``classes`` are given; ``once`` for a single pass; labels may be missing."""
         known = self.classes_ if classes is None else classes
@@ -308,39 +338,39 @@ class PromptClassifier(Answers, ClassifierMixin, BaseEstimator):  # type: ignore
         labels = np.searchsorted(known, y)
         if missing is not None:
             labels[missing] = NO_LABEL
-        learning = learning_of(self, labels)
+        counted, seed = (labels if counts is None else labels[counts > 0]), seed_of(self)
         images = () if isinstance(X, np.ndarray) else X
         data = training_set(images, labels.tolist() if len(images) else (), names, mirror=self.mirror)
         templates = resolve_templates(self.templates, data)
-        facts = method_facts(self.method, learning.method_settings)
-        selection = selection_of(self.selection, self.method, learning.config, facts, once)
         check_answering(self.calibrate, self.min_probability, self.coverage)
+        method, own, given = self.method, None, None
+        if method == AUTO:
+            if classes is not None:
+                options = choice_of(self.selection, self.budget, options_of(self))
+                given = Given.of(X, labels, data, counts, self.on_unreadable, self.workers)
+                learn = partial(learning_of, self, counted, seed)
+                self.choice_ = choose_for(given, options, clip_of(self), (names, templates), learn, seed, self.verbose)
+            method, own = self.choice_.method, self.choice_.settings
+        learning = learning_of(self, counted, seed, method if self.method == AUTO else None, own)
+        facts = method_facts(method, learning.method_settings)
+        selection = selection_of(self.selection, method, learning.config, facts, once)
+        if counts is not None and not (self.method == AUTO and facts.labels == "none"):
+            refuse_weights(method, facts)
         clip = clip_of(self)
-        check_fits(X, self.method, facts, clip, training=True)
-        if data.image_dir:
-            data = leave_out_unreadable(data, ["train"], self.on_unreadable)
+        check_fits(X, method, facts, clip, training=True)
+        given = given or Given.of(X, labels, data, counts, self.on_unreadable, self.workers)
         if classes is not None:
-            settings = learning.method_settings | adapt_depths(learning, clip)
-            seed = learning.config.seed
-            make = partial(create_learner, self.method, clip, names, templates=templates, seed=seed, **settings)
+            make = partial(new_learner, learning, clip, names, templates)
             learner = make()
-            check_fits(X, self.method, learner.facts, clip, training=True)
+            check_fits(X, method, learner.facts, clip, training=True)
             self.learner_, self.classes_, self.history_ = learner, classes, []
         if once:
             seed = learning.config.seed + len(self.history_)  # a new draw for each pass
             learning = replace(learning, config=replace(learning.config, epochs=1, warmup_epochs=0, seed=seed))
-        self._train(X, labels, data, learning, selection, None if classes is None or once else make)
+        self._train(given, learning, selection, None if classes is None or once else make)
         return self
 
-    def _train(
-        self,
-        X: Any,
-        labels: np.ndarray,
-        data: DatasetSplits,
-        learning: Learning,
-        selection: Selection,
-        make: Make | None,
-    ) -> None:
+    def _train(self, given: Given, learning: Learning, selection: Selection, make: Make | None) -> None:
         """Train ``learner_``; ``make`` gives others like it, where it was not trained before and is not again."""
         config, reporter, before = learning.config, Reporter(quiet=not self.verbose), len(self.history_)
         threads = computing_with(threads_for(self.learner_.clip.model))
@@ -352,10 +382,10 @@ class PromptClassifier(Answers, ClassifierMixin, BaseEstimator):  # type: ignore
             def tell_steps(stage: str, options: TrainOptions, done: float, means: Mapping[str, float]) -> None:
                 update(done, options.epochs, in_words(means))
 
-            feed = self._feed(X, labels, data, learning, reporter, selection)
+            feed = given.feed(self.learner_, learning, reporter, selection)
             calibrating = asks_to_calibrate(self.calibrate, self.coverage)
             if calibrating:
-                check_calibration(self.method, self.learner_.facts, feed, config.seed, make)
+                check_calibration(self.learner_.method, self.learner_.facts, feed, config.seed, make)
             best = BestEpoch(lambda: accuracy_on_held_out(self.learner_, feed)) if selection.epoch else None
             trainer = Trainer(config, {"seed": config.seed, "selection": best}, tell, on_steps=tell_steps)
             trainer.fit(self.learner_, feed)
@@ -363,32 +393,12 @@ class PromptClassifier(Answers, ClassifierMixin, BaseEstimator):  # type: ignore
                 setting, coverage = self.calibrate, self.coverage
                 self.learner_.calibration = calibration_of(self.learner_, feed, make, config, setting, coverage)
         self.searches_ = selection.searches
-        places = {item.path: i for i, item in enumerate(data.train)} or {str(i): i for i in range(len(labels))}
-        self.pseudo_labels_ = [told_labels(made, places, self.classes_) for made in feed.labellings]
+        self.pseudo_labels_ = [told_labels(made, given.places, self.classes_) for made in feed.labellings]
         self.history_ = self.history_ + [record | {"epoch": before + record["epoch"]} for record in trainer.history]
 
-    def _feed(
-        self,
-        X: Any,
-        labels: np.ndarray,
-        data: DatasetSplits,
-        learning: Learning,
-        reporter: Reporter,
-        selection: Selection,
-    ) -> ImageFeed:
-        """What is learnt from: features in hand, or images as in any run."""
-        features = not data.train
-        images = not features and not is_preprocessed(X[0])
-        items = data.train if images else [Item(str(i), y, "") for i, y in enumerate(labels.tolist())]
-        data = divided(data, items, self.learner_.facts)
-        data = held_out(data, learning.config.seed) if selection.sources else data
-        feed = make_feed(self.learner_, data, learning, reporter, selection=selection)
-        if images:
-            return feed
-        rows = X if features else image_features(self.learner_.tower, X, threads=self.workers)
-        return FeatureFeed(**vars(feed), rows=torch.from_numpy(rows))
-
     def _is_of_this_method(self) -> bool:
+        if self.method == AUTO:
+            return hasattr(self, "choice_")
         return hasattr(self, "learner_") and self.learner_.method == self.method
 
     # Predicting
@@ -435,6 +445,7 @@ class PromptClassifier(Answers, ClassifierMixin, BaseEstimator):  # type: ignore
         X = as_torch(X)
         if isinstance(X, Dataset) and y is None:
             y = labels_of(X)
+        check_one_label_each(y)
         check_alike(y)
         if holds_images(X):
             X, y = self._checked_images_or_features(X, reset), validate_data(self, y=y, reset=reset)

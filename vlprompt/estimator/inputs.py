@@ -179,6 +179,23 @@ def names_of(classes: np.ndarray, class_names: Sequence[str] | Mapping[Any, str]
     return list(class_names)
 
 
+def check_one_label_each(labels: Any) -> None:
+    """Refuse targets of several labels an image: an indicator of two columns or more, or lists of labels."""
+    shape = getattr(labels, "shape", ())
+    if len(shape) == 2 and shape[1] > 1:
+        given = f"y of shape {tuple(shape)}"
+    else:
+        values = labels.tolist() if str(getattr(labels, "dtype", "")) == "object" and len(shape) == 1 else labels
+        several = (list, tuple, set, frozenset, np.ndarray)
+        if not isinstance(values, (list, tuple)) or not any(isinstance(v, several) and np.size(v) != 1 for v in values):
+            return
+        given = "y of several labels an image"
+    raise VlpromptError(
+        f"{given} is multi-label, and here an image is of one class: give one label an image, or fit a classifier for "
+        "each label, as sklearn.multioutput does"
+    )
+
+
 def check_alike(labels: Any) -> None:
     """Refuse labels of several kinds, such as names and None, which have no order and which NumPy would make texts."""
     values = labels.tolist() if str(getattr(labels, "dtype", "")) == "object" else labels

@@ -13,6 +13,7 @@ from torch import nn
 
 from vlprompt.base.checks import told
 from vlprompt.base.devices import resolve_device
+from vlprompt.base.settings import ChoiceOptions
 from vlprompt.clip.frozen import FrozenCLIP
 from vlprompt.clip.loading import shared_clip
 from vlprompt.errors import VlpromptError, nearest
@@ -24,27 +25,53 @@ from vlprompt.training.trainer import TrainOptions
 if TYPE_CHECKING:
     from vlprompt.estimator.classifier import PromptClassifier
 
+CHOICES = tuple(f.name for f in fields(ChoiceOptions))  # options of method=auto alone
 SETTINGS = ("epochs", "lr", "batch_size", "views", "workers")
 
 
-def learning_of(estimator: PromptClassifier, labels: np.ndarray) -> Learning:
-    """The method's few-shot recipe with the settings that an estimator was given, for labels (N,)."""
-    allowed = {f.name for f in (*fields(TrainOptions), *fields(METHODS.get(estimator.method).Config))} | {"transform"}
-    if not isinstance(estimator.options, (Mapping, type(None))):
-        raise VlpromptError(f"options must be a dictionary of settings, not {told(estimator.options)}")
-    options = {key: _plain(value) for key, value in (estimator.options or {}).items()}
+def learning_of(
+    estimator: PromptClassifier,
+    labels: np.ndarray,
+    seed: int | None = None,
+    method: str | None = None,
+    own: Mapping[str, Any] | None = None,
+) -> Learning:
+    """A method's few-shot recipe with the settings that an estimator was given.
+
+    Args:
+        estimator: whose settings.
+        labels: of the images (N,).
+        seed: that its ``random_state`` gave; None asks it.
+        method: one that was chosen; None takes the estimator's.
+        own: settings of that method, where the estimator says nothing else.
+    """
+    allowed = {f.name for f in fields(TrainOptions)} | {"transform"}
+    allowed |= set(CHOICES) if method else {f.name for f in fields(METHODS.get(estimator.method).Config)}
+    options = options_of(estimator)
     for key in options:
         if key not in allowed:
             raise VlpromptError(f"unknown option '{key}' for method={estimator.method}: {nearest(key, allowed)}")
-    seed = estimator.random_state
-    if not isinstance(seed, Integral):
-        seed = check_random_state(seed).randint(2**31 - 1)
+    seed, method = seed_of(estimator) if seed is None else seed, method or estimator.method
+    options = {key: value for key, value in options.items() if key not in CHOICES}
     given = {key: _plain(getattr(estimator, key)) for key in SETTINGS if getattr(estimator, key) is not None}
-    settings = {"shots": published_shots(labels), "seed": int(seed)} | given | options
+    settings = {"shots": published_shots(labels), "seed": seed} | dict(own or {}) | given | options
     protocol = "few_shot"
     if (labels < 0).any():
         protocol = "semi_supervised" if (labels >= 0).any() else "unsupervised"
-    return resolve_learning(estimator.method, settings, protocol=protocol, backbone=_name_of(estimator.backbone))
+    return resolve_learning(method, settings, protocol=protocol, backbone=_name_of(estimator.backbone))
+
+
+def options_of(estimator: PromptClassifier) -> dict[str, Any]:
+    """The options that an estimator was given, with Python's own numbers."""
+    if not isinstance(estimator.options, (Mapping, type(None))):
+        raise VlpromptError(f"options must be a dictionary of settings, not {told(estimator.options)}")
+    return {key: _plain(value) for key, value in (estimator.options or {}).items()}
+
+
+def seed_of(estimator: PromptClassifier) -> int:
+    """The seed that an estimator's ``random_state`` gives."""
+    seed = estimator.random_state
+    return int(seed if isinstance(seed, Integral) else check_random_state(seed).randint(2**31 - 1))
 
 
 def _plain(value: Any) -> Any:

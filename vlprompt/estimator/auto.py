@@ -1,0 +1,86 @@
+"""``PromptClassifier(method="auto")``: a method chosen by cross-validation on what the classifier is fitted to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from vlprompt.base.reporter import Reporter
+from vlprompt.base.settings import AUTO, ChoiceOptions
+from vlprompt.base.threads import computing_with, threads_for
+from vlprompt.choosing.choice import Choice
+from vlprompt.choosing.options import choice_options
+from vlprompt.choosing.search import Source, choose
+from vlprompt.clip.frozen import FrozenCLIP
+from vlprompt.errors import VlpromptError
+from vlprompt.estimator.given import Given
+from vlprompt.estimator.inputs import check_fits
+from vlprompt.estimator.settings import CHOICES
+from vlprompt.estimator.weights import refuse_weights
+from vlprompt.learner.contract import PromptLearner
+from vlprompt.learner.creation import create_learner
+from vlprompt.learner.held_out import FIXED, OTHER_NAMES, Selection
+from vlprompt.training.recipes import Learning, adapt_depths
+
+
+def choice_of(selection: str, budget: float | str | None, options: Mapping[str, Any]) -> ChoiceOptions:
+    """What the method is chosen by: the budget, and those of the classifier's options that say so.
+
+    Raises:
+        VlpromptError: one is not right.
+    """
+    if OTHER_NAMES.get(selection, selection) != FIXED:
+        raise VlpromptError(f"method={AUTO} chooses on all images of X: leave selection={selection} out")
+    given = {key: value for key, value in options.items() if key in CHOICES}
+    return choice_options(given if budget is None else given | {"budget": budget})
+
+
+def choose_for(
+    given: Given,
+    options: ChoiceOptions,
+    clip: FrozenCLIP,
+    words: tuple[Sequence[str], Sequence[str]],
+    learn: Callable[[str, Mapping[str, Any]], Learning],
+    seed: int,
+    verbose: bool,
+) -> Choice:
+    """Choose a method by what a classifier is given.
+
+    Args:
+        given: images or features, with labels.
+        options: what is chosen among.
+        clip: the backbone.
+        words: class names, and templates.
+        learn: from a method and settings to how it learns.
+        seed: of the divisions.
+        verbose: tell how it gets on.
+    """
+    names, templates = words
+
+    def learner(learning: Learning) -> PromptLearner:
+        made = new_learner(learning, clip, names, templates)
+        check_fits(given.X, made.method, made.facts, clip, training=True)
+        if given.counts is not None and made.facts.labels != "none":
+            refuse_weights(made.method, made.facts)
+        return made
+
+    quiet = Reporter(quiet=True)
+    source = Source(
+        given.items,
+        names,
+        learning=learn,
+        learner=learner,
+        feed=lambda made, learning: given.feed(made, learning, quiet, Selection()),
+        counts=None if given.counts is None else np.array(given.counts.of(given.items)),
+    )
+    with torch.enable_grad(), computing_with(threads_for(clip.model)):  # whoever calls
+        return choose(source, options, seed, Reporter(quiet=not verbose))
+
+
+def new_learner(learning: Learning, clip: FrozenCLIP, names: Sequence[str], templates: Sequence[str]) -> PromptLearner:
+    """A learner that has learnt nothing yet, on a backbone that may have fewer layers than its recipe was for."""
+    settings, seed = learning.method_settings | adapt_depths(learning, clip), learning.config.seed
+    return create_learner(learning.config.method, clip, names, templates=templates, seed=seed, **settings)
