@@ -11,6 +11,7 @@ import json
 import statistics
 import sys
 import warnings
+from functools import cache
 from pathlib import Path
 
 import typed_settings
@@ -74,6 +75,7 @@ SURFACE = {
 }
 
 
+@cache
 def published(name: str) -> dict:
     """The published figures of a protocol."""
     return OmegaConf.to_container(OmegaConf.load(ROOT / "vlprompt" / "published" / f"{name}.yaml"))
