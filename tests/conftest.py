@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from pathlib import Path
 
@@ -15,6 +16,7 @@ torch.set_num_threads(1)  # small tensors gain nothing from more, and lose much 
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 WORKERS = 2  # processes that share the whole suite, where the machine has two cores
+LONG = ("test_notebooks", "test_cli", "test_sweep", "test_site", "test_mutations", "test_saving")  # files of long tests
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -26,6 +28,18 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
     if whole and config.pluginmanager.hasplugin("xdist") and config.option.numprocesses is None:
         config.option.numprocesses = min(WORKERS, os.cpu_count() or 1)
         config.option.dist = "worksteal"
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with long tests: a process that ends early takes from what another has left, and waits for nothing."""
+    items.sort(key=lambda item: item.path.stem not in LONG)
+
+
+def pytest_collection_finish() -> None:
+    """Spare later collections of garbage a look at what is there from now on: modules and thousands of tests."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
