@@ -123,7 +123,9 @@ def test_parts_of_the_images_have_no_classes_to_balance() -> None:
         PromptClassifier(backbone=one_block_clip(), class_weight="balanced").partial_fit(*rows(), [0, 1, 2])
 
 
-@pytest.mark.parametrize("several", [np.eye(3, dtype=int)[[0, 1, 2] * 4], [["a", "b"], ["a"]] * 6, [(0, 1)] * 12])
+@pytest.mark.parametrize(
+    "several", [np.eye(3, dtype=int)[[0, 1, 2] * 4], [["a", "b"], ["a"]] * 6, [(0, 1)] * 12, [{0, 1}] * 12]
+)
 def test_several_labels_an_image_are_one_sentence(several: Any) -> None:
     with pytest.raises(VlpromptError, match="is multi-label"):
         PromptClassifier(backbone=one_block_clip()).fit(rows()[0], several)

@@ -179,15 +179,21 @@ def names_of(classes: np.ndarray, class_names: Sequence[str] | Mapping[Any, str]
     return list(class_names)
 
 
+def _count(label: Any) -> int:
+    """How many labels a value holds."""
+    if isinstance(label, np.ndarray):
+        return int(label.size)
+    return len(label) if isinstance(label, (list, tuple, set, frozenset)) else 1
+
+
 def check_one_label_each(labels: Any) -> None:
     """Refuse targets of several labels an image: an indicator of two columns or more, or lists of labels."""
-    shape = getattr(labels, "shape", ())
+    shape: tuple[int, ...] = getattr(labels, "shape", ())
     if len(shape) == 2 and shape[1] > 1:
         given = f"y of shape {tuple(shape)}"
     else:
         values = labels.tolist() if str(getattr(labels, "dtype", "")) == "object" and len(shape) == 1 else labels
-        several = (list, tuple, set, frozenset, np.ndarray)
-        if not isinstance(values, (list, tuple)) or not any(isinstance(v, several) and np.size(v) != 1 for v in values):
+        if not isinstance(values, (list, tuple)) or all(_count(value) == 1 for value in values):
             return
         given = "y of several labels an image"
     raise VlpromptError(

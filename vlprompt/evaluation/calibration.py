@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal, cast
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -112,7 +112,7 @@ def threshold_of(
             )
         if coverage == found.coverage and found.min_probability is not None:
             return found.min_probability  # of all images, where the curve has a hundred points
-        return _threshold(AccuracyCoverage.from_kept(found.curve), coverage)
+        return _threshold(AccuracyCoverage.from_kept(cast(Any, found.curve)), coverage)
     if min_probability is not None:
         return check_share("min_probability", min_probability, least=0)
     return None if found is None else found.min_probability

@@ -12,15 +12,15 @@ from vlprompt.data import DatasetSplits
 from vlprompt.evaluation.protocols import Plan
 from vlprompt.learner.contract import PromptLearner
 from vlprompt.learner.creation import create_learner
-from vlprompt.runs.settings import Resolved
+from vlprompt.training.recipes import Learning
 
 
 def make_learner(
-    resolved: Resolved, clip: FrozenCLIP, source: DatasetSplits, instead: Mapping[str, Any]
+    learning: Learning, clip: FrozenCLIP, source: DatasetSplits, instead: Mapping[str, Any]
 ) -> PromptLearner:
     """The learner of a run on its training set, with some settings in place of the run's."""
-    settings = {**resolved.method_settings, **instead}
-    method, seed = resolved.config.method, resolved.config.seed
+    settings = {**learning.method_settings, **instead}
+    method, seed = learning.config.method, learning.config.seed
     names, shared = source.class_names, bool(source.tasks)
     return create_learner(method, clip, names, templates=source.templates, seed=seed, shared_names=shared, **settings)
 
