@@ -93,10 +93,12 @@ def new_process() -> Iterator[None]:
 def take_own_modules() -> dict[str, ModuleType]:
     """Take the modules of the present folder out of those that are imported."""
 
+    here = str(Path.cwd())
+
     def is_own(module: ModuleType) -> bool:
         known = vars(module)  # torch.classes makes up any attribute it is asked for
         places = [known.get("__file__"), *known.get("__path__", ())]
-        return any(place and Path(place).is_relative_to(Path.cwd()) for place in places)
+        return any(str(place).startswith(here) for place in places if place)  # of thousands, so no paths are made
 
     own = [name for name, module in list(sys.modules.items()) if is_own(module)]
     return {name: sys.modules.pop(name) for name in own}
