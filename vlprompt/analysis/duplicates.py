@@ -41,8 +41,9 @@ def near_duplicates(
     """Find pairs of images whose features are almost the same.
 
     What is close is told by an image's own neighbours: a pair is told where its distance is at most ``close`` times
-    that to the fifth nearest image, so that among pictures of water or sky, which are all alike, only copies are; or
-    where it is next to nothing beside the usual distance in the dataset, as in a burst of shots.
+    that to the fifth nearest image, and no more than images usually have to their nearest. So among pictures of water
+    or sky, which are all alike, few are told but copies. Next to nothing beside the usual distance is told in any case,
+    for the shots of a burst have no other neighbours.
 
     Args:
         features: (N, D) image features of a frozen model, normalised or not.
@@ -62,9 +63,12 @@ def near_duplicates(
     members = {part: np.flatnonzero(names == part) for part in dict.fromkeys(names.tolist())}
     found = [_with_neighbours(rows, asked, members) for asked in members.values()]
     places, others, distances, usual = (np.concatenate(each) for each in zip(*found, strict=True))
-    floor = max(FLOOR * float(np.median(usual)), SAME)
+    closest = np.full(len(rows), np.inf)
+    np.minimum.at(closest, places, distances)
+    typical = float(np.median(closest))
     shares = distances / np.maximum(usual, SAME)
-    kept = np.flatnonzero((shares <= close) | (distances <= floor))
+    struck = (shares <= close) & (distances <= typical)
+    kept = np.flatnonzero(struck | (distances <= max(FLOOR * typical, SAME)))
     kept = kept[np.argsort(shares[kept], kind="stable")]
     pairs = np.sort(np.stack([places[kept], others[kept]], axis=1), axis=1)
     _, first = np.unique(pairs, axis=0, return_index=True)  # of two that are each other's nearest, one

@@ -10,7 +10,7 @@ import numpy as np
 from vlprompt.base.checks import at_least, checked
 from vlprompt.errors import VlpromptError
 
-FOLDS, NEIGHBOURS = 5, 10
+FOLDS, NEIGHBOURS = 5, 5
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ def label_errors(features: np.ndarray, labels: np.ndarray, *, folds: int = FOLDS
 
     A linear classifier is fitted to all folds but one and asked about that one. An image is told if the probability of
     another class reaches what images of that class have on average, and is larger than that of its own label
-    (Northcutt et al., JAIR 2021, arXiv:1911.00068, eq. 1 and 2), and if none of its ten nearest images has the label
+    (Northcutt et al., JAIR 2021, arXiv:1911.00068, eq. 1 and 2), and if none of its five nearest images has the label
     that it was given. The second condition is ours: where the classifier is weak, the first alone tells most of what it
     is wrong about.
 
