@@ -3,7 +3,7 @@
 python scripts/try_auto.py [data_root=DATA] [shots=16] [test=500] [budget=2min] [seed=1] [sets=[eurosat,pacs,digits]]
 
 Of each set so many training images a class are drawn, and so many test images in all; of PACS photos alone. The choice
-sees training images only. Each candidate is then fitted to all of them and tested, also those that the budget left out.
+sees training images only. Each candidate that it compared is then fitted to all of them and tested.
 Prints a table in Markdown a set; the exit status is 1 if a choice is below zero-shot by more than its interval.
 """
 
@@ -62,6 +62,8 @@ def _try(data: DatasetSplits, budget: str, seed: int) -> bool:
     spent = time.perf_counter() - begun
     choice, reached = auto.choice_, {}
     for each in choice.outcomes:
+        if each.accuracy is None:
+            continue
         own = {key: value for key, value in each.settings.items() if key != "views"}
         views = each.settings.get("views")
         alone = PromptClassifier(each.method, options=own, views=views, random_state=seed, **known)
@@ -72,17 +74,18 @@ def _try(data: DatasetSplits, budget: str, seed: int) -> bool:
     print(f"Budget {budget}; {choice.seconds:.0f} s for choosing, {spent:.0f} s with learning. {choice.why}\n")
     print("| candidate | cross-validation | test | a fit (s) | |\n| --- | ---: | ---: | ---: | --- |")
     for each in choice.outcomes:
-        print(_row(each, reached[each.candidate], each.candidate == choice.chosen))
+        print(_row(each, reached.get(each.candidate), each.candidate == choice.chosen), flush=True)
     chosen, zero_shot = reached[choice.chosen], reached["zero_shot"]
     return chosen[2] < zero_shot[0]
 
 
-def _row(each: Outcome, test: tuple[float, float, float], chosen: bool) -> str:
+def _row(each: Outcome, test: tuple[float, float, float] | None, chosen: bool) -> str:
     fold = "" if each.accuracy is None else f"{each.accuracy:.1f} [{each.low:.1f}, {each.high:.1f}]"
     fit = "" if each.fit_seconds is None else f"{each.fit_seconds:.2f}"
     said = "chosen" if chosen else each.reason or ""
     name = f"**{each.candidate}**" if chosen else each.candidate
-    return f"| {name} | {fold} | {test[0]:.1f} [{test[1]:.1f}, {test[2]:.1f}] | {fit} | {said} |"
+    reached = "" if test is None else f"{test[0]:.1f} [{test[1]:.1f}, {test[2]:.1f}]"
+    return f"| {name} | {fold} | {reached} | {fit} | {said} |"
 
 
 if __name__ == "__main__":
