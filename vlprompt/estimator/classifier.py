@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from numbers import Number
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -54,7 +52,7 @@ from vlprompt.estimator.inputs import (
     training_set,
 )
 from vlprompt.estimator.inspecting import inspect_classifier, places_of
-from vlprompt.estimator.keeping import read_saved, save, settings_of
+from vlprompt.estimator.keeping import Kept
 from vlprompt.estimator.pool import classes_of, joined, marked_unlabelled, told_labels
 from vlprompt.estimator.settings import clip_of, learning_of, options_of, seed_of
 from vlprompt.estimator.weights import counts_of, refuse_weights
@@ -71,7 +69,7 @@ from vlprompt.training.trainer import BestEpoch, Trainer, TrainOptions, in_words
 ROWS = 1000  # of features that are scored together
 
 
-class PromptClassifier(Answers, ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-learn has no types
+class PromptClassifier(Kept, Answers, ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-learn has no types
     """Prompt learning with scikit-learn's conventions: ``fit``, ``predict``, pipelines, cross-validation, grid search.
 
     Training is that of ``vlprompt train``: the same loop, the method's few-shot recipe, and cached image features where
@@ -194,39 +192,6 @@ class PromptClassifier(Answers, ClassifierMixin, BaseEstimator):  # type: ignore
         self.warm_start = warm_start
         self.random_state = random_state
         self.verbose = verbose
-
-    # Keeping
-
-    def save_pretrained(self, path: str | os.PathLike[str]) -> Path:
-        """Keep what was learnt in a folder, made if need be: the learner, in kilobytes, labels, and what is answered.
-
-        ``from_pretrained`` reads it, ``vlprompt.load_learner`` too, and ``vlprompt predict learner=`` from a shell.
-        """
-        check_is_fitted(self, "learner_")
-        return save(self, path)
-
-    @classmethod
-    def from_pretrained(
-        cls, path: str | os.PathLike[str], backbone: FrozenCLIP | None = None, device: str = "auto"
-    ) -> PromptClassifier:
-        """Return a classifier that predicts as the saved one does, and has its settings to be fitted anew with.
-
-        Args:
-            path: a folder of ``save_pretrained``, of a classifier or of a learner, a run's folder, or
-                ``hf://user/name[@revision]``. Where no labels are kept, as of a run, class names are the labels.
-            backbone: the frozen model; by default it is loaded as it was when the learner was saved.
-            device: for a backbone that is loaded here.
-
-        Raises:
-            VlpromptError: there is no learner, it was tampered with, or the backbone is another.
-
-        >>> PromptClassifier.from_pretrained("my-learner").predict(["another.jpg"])  # doctest: +SKIP
-        """
-        learner, labels, extra = read_saved(path, backbone, device)
-        made = cls(**settings_of(learner, labels, extra), device=device)
-        made.learner_, made.classes_ = learner, labels
-        made.history_, made.searches_, made.pseudo_labels_ = [], [], []
-        return made
 
     # Learning
 

@@ -7,24 +7,66 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from types import NoneType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from sklearn.utils.validation import check_is_fitted
+from typing_extensions import Self
 
 from vlprompt.clip.frozen import FrozenCLIP
 from vlprompt.errors import VlpromptError
 from vlprompt.estimator.answers import settings_of_answers
 from vlprompt.learner.contract import PromptLearner
+from vlprompt.learner.held_out import Search
 from vlprompt.saving.description import read_description
 from vlprompt.saving.folder import find_saved, load_learner
 from vlprompt.saving.hub import PREFIX, fetch
 
-if TYPE_CHECKING:
-    from vlprompt.estimator.classifier import PromptClassifier
-
 # of the facts beside a learner's configuration: a label for each class, in their order, and which images are answered
 LABELS, ANSWERS = "labels", "answers"
 ANSWERING = ("calibrate", "min_probability", "coverage", "unsure")
+
+
+class Kept:
+    """The folder of a ``PromptClassifier``."""
+
+    learner_: PromptLearner
+    classes_: np.ndarray
+    history_: list[dict[str, Any]]
+    searches_: list[Search]
+    pseudo_labels_: list[dict[str, np.ndarray]]
+
+    def save_pretrained(self, path: str | os.PathLike[str]) -> Path:
+        """Keep what was learnt in a folder, made if need be: the learner, in kilobytes, labels, and what is answered.
+
+        ``from_pretrained`` reads it, ``vlprompt.load_learner`` too, and ``vlprompt predict learner=`` from a shell.
+        """
+        check_is_fitted(self, "learner_")
+        return _save(self, path)
+
+    @classmethod
+    def from_pretrained(
+        cls, path: str | os.PathLike[str], backbone: FrozenCLIP | None = None, device: str = "auto"
+    ) -> Self:
+        """Return a classifier that predicts as the saved one does, and has its settings to be fitted anew with.
+
+        Args:
+            path: a folder of ``save_pretrained``, of a classifier or of a learner, a run's folder, or
+                ``hf://user/name[@revision]``. Where no labels are kept, as of a run, class names are the labels.
+            backbone: the frozen model; by default it is loaded as it was when the learner was saved.
+            device: for a backbone that is loaded here.
+
+        Raises:
+            VlpromptError: there is no learner, it was tampered with, or the backbone is another.
+
+        >>> PromptClassifier.from_pretrained("my-learner").predict(["another.jpg"])  # doctest: +SKIP
+        """
+        learner, labels, extra = read_saved(path, backbone, device)
+        settings: dict[str, Any] = settings_of(learner, labels, extra) | {"device": device}
+        made = cls(**settings)
+        made.learner_, made.classes_ = learner, labels
+        made.history_, made.searches_, made.pseudo_labels_ = [], [], []
+        return made
 
 
 def read_saved(
@@ -91,7 +133,7 @@ def settings_of(learner: PromptLearner, labels: np.ndarray, extra: Mapping[str, 
     }
 
 
-def save(estimator: PromptClassifier, path: str | os.PathLike[str]) -> Path:
+def _save(estimator: Kept, path: str | os.PathLike[str]) -> Path:
     """Keep a fitted classifier's learner, with the labels of its classes and which images it answers."""
     answers = {name: getattr(estimator, name) for name in ANSWERING}
     plain = {name: value for name, value in answers.items() if isinstance(value, (str, int, float, NoneType))}
