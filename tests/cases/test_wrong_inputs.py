@@ -264,7 +264,7 @@ def classifier(**settings: Any) -> PromptClassifier:
         (FEATURES, ["a", 1] * 3, r"labels must be all names or all numbers, and y\[1\] is 1"),
         (FEATURES, np.array(["a", None] * 3, dtype=object), r"y\[1\] is None"),
         (FEATURES, [0.5, 1.5] * 3, "Unknown label type"),
-        (FEATURES, np.zeros((6, 2)), "y should be a 1d array"),
+        (FEATURES, np.zeros((6, 2)), r"y of shape \(6, 2\) is multi-label"),
     ],
 )
 def test_the_estimator_says_what_cannot_be_learnt_from(X: Any, y: Any, sentence: str) -> None:
