@@ -104,7 +104,7 @@ def test_resuming_a_finished_run_shows_its_result(finished: Path, capsys: pytest
     text = said(capsys, ["train", *QUICK, f"output={finished.parent}", "name=mine", "resume=true"])
     assert "finished already, nothing to resume" in text
     assert "harmonic mean" in text
-    assert f"vlprompt evaluate run={finished}" in text
+    assert f"vlprompt inspect run={finished}" in text
     assert max(map(len, text.splitlines())) <= 200
     assert (finished / "result.json").stat().st_mtime_ns == before
 

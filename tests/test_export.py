@@ -240,7 +240,7 @@ def test_the_scripts_pixels_are_the_transforms_to_a_level_of_255(
         assert ours.dtype == torch.float32
         levels = (ours - transform(image)) * torch.tensor(facts["std"]).view(3, 1, 1) * 255
         assert float(levels.abs().max()) < 1.01
-        assert float(levels.abs().mean()) < 0.2  # which the lowest torchvision needs
+        assert float(levels.abs().mean()) < 0.5  # releases of torchvision round in other places
 
 
 @needs_onnx_exporter
