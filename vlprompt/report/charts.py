@@ -227,10 +227,10 @@ def robin_hood_chart(changes: Sequence[ClassChange], classes: str) -> str:
     if found is not None:
         parts += _segment(x, y, found.intercept, found.slope, f"line {classes}")
         rho = "" if found.rho is None else f", Spearman's ρ {found.rho:+.2f}"
-        parts.append(_text(312, 18, f"slope {found.slope:+.2f}{rho}", "end"))
+        parts.append(_text(312, 246, f"slope {found.slope:+.2f}{rho}", "end"))  # where no dot or line can be
     parts.append(_text(312, 228, "zero-shot accuracy →", "end"))
     parts.append(_text(34, 228, "↑ gain"))
-    return _svg(320, 234, "Gain of each class against its zero-shot accuracy", parts)
+    return _svg(320, 252, "Gain of each class against its zero-shot accuracy", parts)
 
 
 def _dots(changes: Sequence[ClassChange], x: Axis, y: Axis, classes: str) -> str:
