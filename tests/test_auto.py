@@ -197,13 +197,14 @@ def test_no_time_at_all_takes_the_simplest() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "seconds"), [("2min", 120), ("90s", 90), ("1h30min", 5400), ("1.5 hours", 5400), (45, 45), ("45", 45)]
+    ("text", "seconds"),
+    [("2min", 120), ("90s", 90), ("1h30min", 5400), ("1.5 hours", 5400), ("5 secs", 5), (45, 45), ("45", 45)],
 )
 def test_durations_are_read(text: Any, seconds: float) -> None:
     assert seconds_of(text) == seconds
 
 
-@pytest.mark.parametrize("text", ["soon", "2 fortnights", 0, "-1min", "", "2min!", True, "inf"])
+@pytest.mark.parametrize("text", ["soon", "2 fortnights", 0, "-1min", "", "2min!", "5ms", True, "inf"])
 def test_what_is_no_duration_is_told(text: Any) -> None:
     with pytest.raises(VlpromptError, match="budget must be a time above 0, as in 90s, 2min or 1h30min"):
         seconds_of(text)

@@ -30,8 +30,9 @@ def seconds_of(text: float | str) -> float:
     parts = PART.findall(given)
     try:
         if parts and "".join(number + unit for number, unit in parts) == re.sub(r"\s", "", given):
+            # only words have a plural: 5ms are no five minutes
             found = sum(
-                float(number) * UNITS[unit if unit in UNITS else unit.removesuffix("s")] for number, unit in parts
+                float(number) * UNITS[unit.removesuffix("s") if len(unit) > 2 else unit] for number, unit in parts
             )
         else:
             found = float(given)
