@@ -296,6 +296,7 @@ def test_what_cannot_be_inspected_is_told_in_a_sentence(
     assert "no result at" in error(f"run={tmp_path / 'nowhere'}")
     assert "has no test 'nwe'" in error(f"run={run_folder}", "targets=nwe")
     assert "say what to inspect" in error()
+    assert "two commands" in error(f"run={run_folder}", "data=digits")
     assert "limit does not go with run=" in error(f"run={run_folder}", "limit=3")
     assert "images must be a whole number" in error(f"run={run_folder}", "images=none")
     gone = next(iter(vlprompt.load_split(f"folder:{photos}").test))

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from vlprompt.base.layout import RESULT
 from vlprompt.base.reporter import Reporter, make_console
 from vlprompt.cli._shared import (
     backbone_settings,
@@ -49,7 +50,9 @@ def main(argv: Sequence[str]) -> int:
     arguments = parse(argv)
     settings = arguments.settings
     check_keys(settings, (*RUN_KEYS, *DATA_KEYS))
-    if ("run" in settings) == ("data" in settings):
+    if "run" in settings and "data" in settings:
+        raise VlpromptError("run= and data= are two commands: give the one or the other")
+    if "run" not in settings and "data" not in settings:
         raise VlpromptError(
             "say what to inspect: run=DIR for a finished run, or data=NAME for a dataset such as folder:PATH"
         )
@@ -63,10 +66,12 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _run(settings: Mapping[str, Any], reporter: Reporter) -> int:
+    folder = Path(str(settings["run"])).expanduser()
+    if not (folder / RESULT).is_file():  # told before torch is imported, which takes seconds
+        raise VlpromptError(f"no result at {folder / RESULT}: the run has not finished, or the path is wrong")
     from vlprompt.report.inspection import save_inspections
     from vlprompt.runs.inspecting import inspect_run
 
-    folder = Path(str(settings["run"])).expanduser()
     targets = settings.get("targets")
     if targets is not None:
         targets = names_setting(targets if isinstance(targets, list) else [targets], "targets")
