@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,11 @@ def test_the_temperature_that_labels_were_drawn_at_is_found() -> None:
 def test_images_that_are_all_right_leave_the_temperature_as_it_is() -> None:
     with pytest.warns(UserWarning, match="all 3 held-out images are right, which does not tell how unsure to be"):
         assert fit_temperature(torch.eye(3), torch.arange(3)) == 1
+
+
+def test_images_that_are_right_by_chance_alone_are_told_of() -> None:
+    with pytest.warns(UserWarning, match="on 3 held-out images .* the temperature ends at its largest, 55"):
+        assert fit_temperature(torch.eye(3), torch.tensor([1, 2, 0])) == pytest.approx(math.exp(4), rel=1e-3)
 
 
 @pytest.mark.parametrize(

@@ -303,6 +303,14 @@ def test_what_it_is_not_sure_of_is_left_unanswered_in_the_words_asked_for(
     assert fitted.score(features, labels) == plain.score(features, labels)
     curve = fitted.accuracy_coverage(features, labels)
     assert curve.accuracy[-1] == pytest.approx(plain.score(features, labels))
+    assert fitted.accuracy_coverage(features, np.array(labels)[:, None]).aurc == curve.aurc, "a column, as in fit"
+    for compare in (fitted.score, fitted.accuracy_coverage):
+        with pytest.raises(VlpromptError, match="labels are numbers, as 0, and the classes are names"):
+            compare(features, [0] * len(labels))
+        with pytest.raises(VlpromptError, match="y is None"):
+            compare(features, None)
+    single = classifier(method="gda", options={}, min_probability=np.float32(0.5)).fit(features, labels)
+    assert single.predict(features).dtype.kind == "O", "a number of NumPy's is one"
     numbers = classifier(method="gda", options={}, min_probability=1.0, unsure=-1)
     assert set(numbers.fit(features, np.unique(labels, return_inverse=True)[1]).predict(features)) <= {-1, 0, 1, 2}
 

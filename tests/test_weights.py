@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -110,6 +110,11 @@ def test_an_image_without_weight_is_left_out_even_where_it_is_there_twice(tmp_pa
         ({"class_weight": {0: 0, 1: 0, 2: 0}}, None, "all images have a weight of 0"),
         ({"class_weight": "even"}, None, "class_weight must be None, 'balanced' or a dictionary, not 'even'"),
         ({"class_weight": {7: 1.0}}, None, "class_weight has the label 7, which is none"),
+        (
+            {"method": "linear_probe", "class_weight": {2: 0}, "class_names": ["ant", "bee", "owl"]},
+            None,
+            "and 'owl' has none",
+        ),
         ({"class_weight": {1: -1}}, None, r"class_weight\[1\] must be a number of 0 or more"),
     ],
 )
@@ -121,6 +126,14 @@ def test_weights_that_are_none_or_of_no_use_are_one_sentence(settings: Any, weig
 def test_parts_of_the_images_have_no_classes_to_balance() -> None:
     with pytest.raises(VlpromptError, match="partial_fit sees some"):
         PromptClassifier(backbone=one_block_clip(), class_weight="balanced").partial_fit(*rows(), [0, 1, 2])
+    some = partial(PromptClassifier, "coop", one_block_clip(), **FASTEST)
+    X, y = rows()
+    with pytest.raises(VlpromptError, match="class_weight has the label 3, which is none"):
+        some(class_weight={3: 2.0}).partial_fit(X, y, [0, 1, 2])
+    lacking = some(class_weight={0: 2.0, 3: 5.0}).partial_fit(X[y > 0], y[y > 0], [0, 1, 2, 3])
+    plain = some().partial_fit(X[y > 0], y[y > 0], [0, 1, 2, 3])
+    assert differ({**lacking.learner_.state_dict()}, {**plain.learner_.state_dict()}) < 1e-6, "0 and 3 are not there"
+    some(class_weight={9: 2.0}, class_names={0: "ant", 1: "bee", 2: "owl", 9: "elk"}).fit(X, y)
 
 
 @pytest.mark.parametrize(

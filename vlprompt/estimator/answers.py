@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 from sklearn.metrics import accuracy_score
-from sklearn.utils.validation import check_is_fitted
+from sklearn.utils.validation import check_is_fitted, column_or_1d
 from torch import Tensor
 
 from vlprompt.base.settings import LearnOptions
 from vlprompt.errors import VlpromptError, nearest
+from vlprompt.estimator.inputs import check_alike, check_one_label_each
 from vlprompt.evaluation.abstention import AccuracyCoverage, accuracy_coverage
 from vlprompt.evaluation.calibration import calibrate, check_share, refuse_facts, threshold_for, threshold_of
 from vlprompt.learner.calibration import CALIBRATIONS, NO_CALIBRATION, TEMPERATURE, Calibration
@@ -53,13 +54,22 @@ class Answers:
 
     def score(self, X: Any, y: ArrayLike, sample_weight: ArrayLike | None = None) -> float:
         """Return the share of images whose likeliest class is the true one, those left unanswered among them."""
+        truth = labels_to_compare(y, self._classes())
         likeliest = self.classes_[self._logits(X).argmax(dim=1).numpy()]
-        return float(accuracy_score(y, likeliest, sample_weight=sample_weight))
+        return float(accuracy_score(truth, likeliest, sample_weight=sample_weight))
 
     def accuracy_coverage(self, X: Any, y: ArrayLike) -> AccuracyCoverage:
-        """Return how accuracy grows as fewer images are answered, see ``vlprompt.evaluation.abstention``."""
+        """Return how accuracy grows as fewer images are answered, see ``vlprompt.evaluation.abstention``.
+
+        As in ``score``, an image of a class that was not learnt is one that the classifier is wrong about.
+        """
+        truth = labels_to_compare(y, self._classes())
         places = {label: i for i, label in enumerate(self.classes_.tolist())}
-        return accuracy_coverage(self.predict_proba(X), [places.get(label, -1) for label in np.asarray(y).tolist()])
+        return accuracy_coverage(self.predict_proba(X), [places.get(label, -1) for label in truth.tolist()])
+
+    def _classes(self) -> np.ndarray:
+        check_is_fitted(self, "learner_")
+        return self.classes_
 
     @property
     def calibration_(self) -> Calibration | None:
@@ -72,6 +82,24 @@ class Answers:
         if self.min_probability is None and self.coverage is None:
             return None
         return threshold_for(self.learner_, self.min_probability, self.coverage)
+
+
+def labels_to_compare(y: Any, classes: np.ndarray) -> np.ndarray:
+    """Labels (N,) of the kind that the classes have, so that none is wrong for being written otherwise.
+
+    Raises:
+        VlpromptError: there are none, they are names where classes are numbers or the reverse, or not one an image.
+    """
+    if y is None:
+        raise VlpromptError("y is None: give the label of each image")
+    check_one_label_each(y)
+    check_alike(y)
+    labels: np.ndarray = column_or_1d(y)
+    named = [isinstance(values[0], str) for values in (labels.tolist(), classes.tolist()) if values]
+    if len(set(named)) > 1:
+        kinds = ("names", "numbers") if named[0] else ("numbers", "names")
+        raise VlpromptError(f"labels are {kinds[0]}, as {labels.tolist()[0]!r}, and the classes are {kinds[1]}")
+    return labels
 
 
 def check_answering(setting: str, min_probability: float | None, coverage: float | None) -> None:

@@ -226,7 +226,7 @@ class PromptClassifier(Kept, Answers, ClassifierMixin, BaseEstimator):  # type: 
             missing = np.r_[np.zeros(len(labels), bool) if missing is None else missing, np.ones(len(more), bool)]
             X, labels = joined(X, more), np.r_[labels, np.full(len(more), labels[0], labels.dtype)]
         again = self.warm_start and self._is_of_this_method()
-        counts = counts_of(sample_weight, self.class_weight, labels)
+        counts = counts_of(sample_weight, self.class_weight, labels, self.classes_ if again else classes)
         return self._learn(X, labels, None if again else classes, missing=missing, counts=counts)
 
     def partial_fit(
@@ -252,8 +252,9 @@ class PromptClassifier(Kept, Answers, ClassifierMixin, BaseEstimator):  # type: 
         elif classes is None:
             raise VlpromptError("the first call of partial_fit needs classes, the list of all labels")
         X, y = self._checked(X, y, reset=first)
-        counts = counts_of(sample_weight, self.class_weight, y, once=True)
         known = None if classes is None else np.unique(np.asarray(classes))
+        every = self.classes_ if known is None else known
+        counts = counts_of(sample_weight, self.class_weight, y, every, once=True)
         return self._learn(X, y, known, once=True, counts=counts)
 
     def add_class(self, name: str, label: Any = None) -> PromptClassifier:

@@ -61,7 +61,8 @@ class Given:
     ) -> Given:
         """What there is of X with these labels (N,), which ``data`` has as a dataset where X is images."""
         if not data.train or is_preprocessed(X[0]):
-            items = [Item(str(i), y, "") for i, y in enumerate(labels.tolist())]
+            names = data.class_names
+            items = [Item(str(i), y, "" if y < 0 else names[y]) for i, y in enumerate(labels.tolist())]
         else:
             items = list(data.train)
         places = {item.path: i for i, item in enumerate(items)}

@@ -58,9 +58,10 @@ def held_out(data: DatasetSplits, seed: int) -> DatasetSplits:
     """A dataset with some of its training images for validation; an image that is there twice is in one of the two."""
     val = {data.train[i]: None for i in hold_out([item.label for item in data.train], seed)}
     train = [item for item in data.train if item not in val]
-    lone = {item.label for item in val} - {item.label for item in train}
+    left = {item.label for item in train}
+    lone = next((item for item in sorted(val, key=lambda item: item.label) if item.label not in left), None)
     if lone or not val:
-        lacking = f"label {min(lone)} has but one image" if lone else "no class has two images"
+        lacking = f"'{lone.class_name}' has but one image" if lone else "no class has two images"
         raise VlpromptError(f"selection=fewshot_val learns from other images than it chooses on, and {lacking}")
     return replace(data, train=train, val=list(val))
 

@@ -18,13 +18,16 @@ from vlprompt.learner.facts import Facts
 BALANCED = "balanced"
 
 
-def counts_of(sample_weight: Any, class_weight: Any, y: np.ndarray, once: bool = False) -> np.ndarray | None:
+def counts_of(
+    sample_weight: Any, class_weight: Any, y: np.ndarray, classes: np.ndarray, once: bool = False
+) -> np.ndarray | None:
     """How often each image counts (N,), the product of both; None where neither is given.
 
     Args:
         sample_weight: (N,), none below 0; 0 leaves an image out.
         class_weight: None, ``balanced`` (N / (C n_c)), or weights by label, 1 for those that it does not name.
         y: labels (N,).
+        classes: all labels that there are (C,), some of which y may lack.
         once: whether y is a part of the images, whose classes cannot be balanced.
 
     Raises:
@@ -36,16 +39,17 @@ def counts_of(sample_weight: Any, class_weight: Any, y: np.ndarray, once: bool =
         counts: np.ndarray = _check_sample_weight(sample_weight, y, dtype=np.float64, ensure_non_negative=True)
     except (ValueError, TypeError) as error:
         raise VlpromptError(f"sample_weight must be {len(y)} numbers of 0 or more: {error}") from None
-    _check_class_weight(class_weight, y, once)
-    counts = counts * compute_sample_weight(
-        dict(class_weight) if isinstance(class_weight, Mapping) else class_weight, y
-    )
+    _check_class_weight(class_weight, classes.tolist(), once)
+    if isinstance(class_weight, Mapping):  # which scikit-learn wants of every label of y, or of none but these
+        counts = counts * [class_weight.get(label, 1.0) for label in y.tolist()]
+    else:
+        counts = counts * compute_sample_weight(class_weight, y)
     if not counts.any():  # of classes that weigh nothing
         raise VlpromptError("all images have a weight of 0, so there is none to learn from")
     return counts
 
 
-def _check_class_weight(class_weight: Any, y: np.ndarray, once: bool) -> None:
+def _check_class_weight(class_weight: Any, labels: list[Any], once: bool) -> None:
     if class_weight is None:
         return
     if not isinstance(class_weight, Mapping):
@@ -56,11 +60,10 @@ def _check_class_weight(class_weight: Any, y: np.ndarray, once: bool) -> None:
                 "class_weight='balanced' is of all images, and partial_fit sees some: give a dictionary"
             )
         return
-    labels = np.unique(y).tolist()
     for label, weight in class_weight.items():
         if not isinstance(weight, (int, float, np.number)) or not 0 <= weight < np.inf:
             raise VlpromptError(f"class_weight[{label!r}] must be a number of 0 or more, not {told(weight)}")
-        if label not in labels and not once:
+        if label not in labels:
             raise VlpromptError(
                 f"class_weight has the label {label!r}, which is none: {nearest(str(label), map(str, labels))}"
             )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from numbers import Real
 from typing import Any, Literal, cast
 
 import torch.nn.functional as F
@@ -17,6 +18,7 @@ from vlprompt.learner.contract import PromptLearner
 from vlprompt.learner.facts import Facts
 
 WIDEST = (-4.0, 4.0)  # of the temperature's logarithm: 0.018 to 55
+NEAR = 1e-3  # the end of it
 
 
 def fit_temperature(logits: Tensor, labels: Tensor) -> float:
@@ -44,6 +46,11 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
         method="bounded",
         options={"xatol": 1e-7},
     )
+    if found.x > WIDEST[1] - NEAR:
+        warn(
+            f"on {len(labels)} held-out images the learner is right no more often where it is surer: the temperature "
+            f"ends at its largest, {math.exp(WIDEST[1]):.0f}, where all classes are about equally likely"
+        )
     return math.exp(found.x)
 
 
@@ -134,7 +141,7 @@ def threshold_for(
 
 def check_share(name: str, value: object, least: float | None = None) -> float:
     """Return a share: above 0, or from ``least`` on, and at most 1; or raise one sentence."""
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    number = isinstance(value, Real) and not isinstance(value, bool)  # NumPy's own, too, as grids hold them
     if not number or not (0 < float(value) <= 1 or value == least):  # type: ignore[arg-type]
         above = "above 0" if least is None else f"of at least {least:g}"
         raise VlpromptError(f"{name} must be a number {above} and at most 1, not {value!r}")

@@ -88,8 +88,8 @@ class LinearProbe(PromptLearner):
             found.fit(v.cpu().numpy(), labels.cpu().numpy(), None if counts is None else counts.cpu().numpy())
         seen, n_classes = torch.from_numpy(found.classes_), len(self.class_names)
         if len(seen) < n_classes:
-            lacking = next(c for c in range(n_classes) if c not in set(seen.tolist()))
-            raise VlpromptError(f"linear_probe needs an image of each class, and label {lacking} has none")
+            lacking = next(name for c, name in enumerate(self.class_names) if c not in set(seen.tolist()))
+            raise VlpromptError(f"linear_probe needs an image of each class, and '{lacking}' has none")
         w, b = (torch.from_numpy(part).float().to(v.device) for part in (found.coef_, found.intercept_))
         return (torch.cat([-w, w]) / 2, torch.cat([-b, b]) / 2) if n_classes == 2 else (w, b)  # sigmoid as softmax
 
