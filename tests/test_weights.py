@@ -126,7 +126,7 @@ def test_weights_that_are_none_or_of_no_use_are_one_sentence(settings: Any, weig
 def test_parts_of_the_images_have_no_classes_to_balance() -> None:
     with pytest.raises(VlpromptError, match="partial_fit sees some"):
         PromptClassifier(backbone=one_block_clip(), class_weight="balanced").partial_fit(*rows(), [0, 1, 2])
-    some = partial(PromptClassifier, "coop", one_block_clip(), **FASTEST)
+    some = partial(PromptClassifier, "coop", one_block_clip(), options={"n_ctx": 2}, **FASTEST)
     X, y = rows()
     with pytest.raises(VlpromptError, match="class_weight has the label 3, which is none"):
         some(class_weight={3: 2.0}).partial_fit(X, y, [0, 1, 2])
