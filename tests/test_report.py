@@ -435,7 +435,7 @@ def test_failed_runs_alone_are_told_with_the_first_reason(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"metric": "acuracy"}, "unknown metric 'acuracy': did you mean accuracy or macro_accuracy"),
+        ({"metric": "acuracy"}, "unknown metric 'acuracy': did you mean accuracy or aurc or macro_accuracy"),
         ({"compare": "other"}, "compare takes published, not 'other'"),
         ({"methods": ["mapel"]}, "there are no results of method 'mapel': did you mean maple"),
         ({"protocol": "few_shots"}, "unknown protocol 'few_shots': did you mean few_shot"),
