@@ -88,8 +88,9 @@ def table(cells: Mapping[str, Mapping[str, Cell]], usual: Mapping[str, Any]) -> 
     """The page's table, and a sentence for each refusal."""
     lines = [f"| | {' | '.join(ADDED)} |", f"| --- |{' ---: |' * len(ADDED)}"]
     lines += [f"| {method} | {' | '.join(map(numbers, row.values()))} |" for method, row in cells.items()]
-    seeds = ", ".join(map(str, usual["seeds"]))
-    told = f"Base / new / harmonic mean (%), mean over seeds {seeds}, {usual['epochs']} epochs each; – was refused:"
+    seeds = usual["seeds"]
+    over = f"mean over seeds {', '.join(map(str, seeds))}" if len(seeds) > 1 else f"seed {seeds[0]} alone"
+    told = f"Base / new / harmonic mean (%), {over}, {usual['epochs']} epochs each; – was refused:"
     lines += ["", told, ""]
     for method, row in cells.items():
         lines += [f"- `{method}` {name}: {cell}" for name, cell in row.items() if isinstance(cell, str)]
