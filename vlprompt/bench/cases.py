@@ -86,6 +86,12 @@ def pairs(classes: Sequence[int], methods: Sequence[str], layers: int) -> list[P
         careful = fast | {"text": "trimmed", "precision": "fp32"} if plain.get("text") == "full" else None
         out.append(Pair(title, Case(**fast), Case(**(fast | plain)), Case(**careful) if careful else None))
 
+    def add_text_and_step(case: dict[str, Any]) -> None:
+        named = f"{case['method']} C={case['classes']}"
+        text = case | {"what": "text"}
+        add(f"{named}: text forward+backward, prefix sharing / full length", text, {"text": "full"})
+        add(f"{named}: step, prefix sharing / full length", case, {"text": "full"})
+
     for c in classes:
         if "coop" in methods:
             coop = {"method": "coop", "settings": {"n_ctx": 16, "text_chunk": "auto"}, "classes": c}
@@ -127,23 +133,12 @@ def pairs(classes: Sequence[int], methods: Sequence[str], layers: int) -> list[P
             "images": "fresh",
             "settings": SRC | {"depth": depth, "vision_depth": depth},
         }
-        add(
-            f"promptsrc C={hundred}: text forward+backward, prefix sharing / full length",
-            promptsrc | {"what": "text"},
-            {"text": "full"},
-        )
-        add(f"promptsrc C={hundred}: step, prefix sharing / full length", promptsrc, {"text": "full"})
+        add_text_and_step(promptsrc)
     if "proda" in methods:
         proda = {"method": "proda", "classes": hundred, "batch": 4, "groups": 4}
         add(f"proda C={hundred}: step, prefix sharing / full length", proda, {"text": "full"})
     for method in [method for method in INSIDE if method in methods]:
-        inside = {"method": method, "classes": hundred, **INSIDE[method]}
-        add(
-            f"{method} C={hundred}: text forward+backward, prefix sharing / full length",
-            inside | {"what": "text"},
-            {"text": "full"},
-        )
-        add(f"{method} C={hundred}: step, prefix sharing / full length", inside, {"text": "full"})
+        add_text_and_step({"method": method, "classes": hundred, **INSIDE[method]})
     if "tpt" in methods:
         tpt = {"method": "tpt", "classes": hundred, "batch": 64, "what": "adapt", "settings": {"n_views": 64}}
         add(f"tpt C={hundred}: text side of one test image, prefix sharing / full length", tpt, {"text": "full"})
