@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -265,6 +266,17 @@ def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
         assert "vlprompt" in said(capsys, [command, "--help"])
     assert __version__ in said(capsys, ["--version"])
     assert __version__ in said(capsys, ["train", "--version"])
+
+
+@pytest.mark.parametrize("module", ["vlprompt", "vlprompt.cli"])
+def test_python_runs_it_as_a_module(
+    module: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["vlprompt", "--version"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module(module, run_name="__main__")
+    assert ended.value.code == 0
+    assert __version__ in capsys.readouterr().out
 
 
 def test_an_interrupt_before_the_first_epoch_says_how_to_go_on(

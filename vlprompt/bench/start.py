@@ -17,16 +17,16 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     PYTHON: ("-c", "pass"),
     TORCH: ("-c", "import torch"),
     "import vlprompt": ("-c", "import vlprompt"),
-    "vlprompt --help": ("-m", "vlprompt.cli", "--help"),
-    "vlprompt --version": ("-m", "vlprompt.cli", "--version"),
+    "vlprompt --help": ("-m", "vlprompt", "--help"),
+    "vlprompt --version": ("-m", "vlprompt", "--version"),
     **{
-        f"vlprompt list {kind}": ("-m", "vlprompt.cli", "list", kind)
+        f"vlprompt list {kind}": ("-m", "vlprompt", "list", kind)
         for kind in ("methods", "datasets", "protocols", "backbones", "recipes")
     },
-    "vlprompt completion, a method": ("-m", "vlprompt.cli", "completion", "words", "train", "method="),
-    "vlprompt completion, a key": ("-m", "vlprompt.cli", "completion", "words", "train", "method=maple", ""),
-    "vlprompt evaluate --help": ("-m", "vlprompt.cli", "evaluate", "--help"),
-    "vlprompt evaluate, an unknown key": ("-m", "vlprompt.cli", "evaluate", "lerner=here"),
+    "vlprompt completion, a method": ("-m", "vlprompt", "completion", "words", "train", "method="),
+    "vlprompt completion, a key": ("-m", "vlprompt", "completion", "words", "train", "method=maple", ""),
+    "vlprompt evaluate --help": ("-m", "vlprompt", "evaluate", "--help"),
+    "vlprompt evaluate, an unknown key": ("-m", "vlprompt", "evaluate", "lerner=here"),
     "vlprompt.train, an unknown key": ("-m", "vlprompt.train", "method=coop", "n_cxt=4"),
     "vlprompt.train, a refused value": ("-m", "vlprompt.train", "method=coop", "epochs=0"),
 }
