@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,7 +12,7 @@ from torch import nn
 
 from vlprompt import load_clip, run
 from vlprompt.base import threads
-from vlprompt.base.threads import VARIABLES, computing_with, threads_for
+from vlprompt.base.threads import TURNS, VARIABLES, WAITING, computing_with, threads_for, wait_briefly
 from vlprompt.bench.threads import kept_busy, ways
 from vlprompt.evaluation.results import Result
 from vlprompt.testing import small_clip
@@ -70,3 +72,21 @@ def test_the_bench_compares_ways_to_wait_beside_busy_processes() -> None:
     with kept_busy(2) as beside:
         assert [process.poll() for process in beside] == [None, None]
     assert all(process.poll() is not None for process in beside)
+
+
+@pytest.mark.parametrize(
+    ("said", "imported", "waits"),
+    [
+        ({}, {}, TURNS),
+        ({}, {"torch": torch}, None),
+        ({"GOMP_SPINCOUNT": "7"}, {}, "7"),
+        ({WAITING[1]: "active"}, {}, None),
+    ],
+)
+def test_threads_of_a_command_wait_briefly_unless_the_user_says_how(
+    said: dict[str, str], imported: dict, waits: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(threads, "sys", SimpleNamespace(modules=imported))
+    monkeypatch.setattr(os, "environ", said)
+    wait_briefly()
+    assert said.get("GOMP_SPINCOUNT") == waits

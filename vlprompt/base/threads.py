@@ -3,16 +3,29 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
-import torch
-from torch import nn
+if TYPE_CHECKING:
+    from torch import nn
 
 # Numbers of a model below which threads wait for one another longer than they compute, the more so on a busy machine:
 # vlprompt-tiny has 5.5 million, ViT-B/16 150 million. `vlprompt bench threads` measures it.
 SMALL = 20_000_000
 VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
+WAITING = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")  # what GNU's OpenMP, which torch computes with, reads as it is loaded
+TURNS = "20000"  # of a waiting loop, a fraction of a millisecond; without busy processes as fast as endless ones
+
+
+def wait_briefly() -> None:
+    """Let threads that wait for one another soon give their core to other processes, unless the user said how to wait.
+
+    It takes effect in a process that has not imported torch yet.
+    """
+    if "torch" not in sys.modules and not any(name in os.environ for name in WAITING):
+        os.environ["GOMP_SPINCOUNT"] = TURNS
 
 
 def threads_for(model: nn.Module, asked: int | None = None) -> int:
@@ -22,6 +35,8 @@ def threads_for(model: nn.Module, asked: int | None = None) -> int:
         model: on any device; one that is not on the CPU leaves the number as it is.
         asked: by the user; None leaves it to what is set in the environment, and then to the model's size.
     """
+    import torch
+
     here = torch.get_num_threads()
     if asked is not None:
         return asked
@@ -35,6 +50,8 @@ def threads_for(model: nn.Module, asked: int | None = None) -> int:
 @contextmanager
 def computing_with(threads: int) -> Iterator[None]:
     """Compute with so many threads, and then with as many as before."""
+    import torch
+
     before = torch.get_num_threads()
     if threads != before:
         torch.set_num_threads(threads)

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from vlprompt.base.threads import TURNS, WAITING
 from vlprompt.bench.cases import Case
 from vlprompt.bench.measuring import own_weights, work
 from vlprompt.clip.loading import TINY, load_clip
@@ -33,7 +34,7 @@ def ways(threads: int) -> dict[str, dict[str, str]]:
         "one thread": {"OMP_NUM_THREADS": "1"},
         f"{threads} threads": every,
         f"{threads} threads, passive": every | {"OMP_WAIT_POLICY": "passive"},
-        f"{threads} threads, short waits": every | {"GOMP_SPINCOUNT": "20000"},
+        f"{threads} threads, short waits": every | {"GOMP_SPINCOUNT": TURNS},  # as the commands have it
     }
 
 
@@ -110,7 +111,8 @@ def measure(case: Case, backbone: str, steps: int) -> dict[str, float]:
 
 def _measured(asked: dict[str, Any], way: dict[str, str]) -> dict[str, float]:
     command = [sys.executable, "-W", "ignore", "-m", "vlprompt.bench.threads", json.dumps(asked)]
-    done = subprocess.run(command, env=os.environ | way, capture_output=True, text=True, check=False)
+    here = {name: value for name, value in os.environ.items() if name not in WAITING}
+    done = subprocess.run(command, env=here | way, capture_output=True, text=True, check=False)
     if done.returncode:
         raise VlpromptError(f"the measurement failed: {(done.stderr.strip().splitlines() or ['killed'])[-1]}")
     found: dict[str, float] = json.loads(done.stdout.strip().splitlines()[-1])

@@ -21,6 +21,7 @@ from vlprompt.base.plugins import use
 from vlprompt.base.settings_text import backbone_settings as backbone_settings
 from vlprompt.base.settings_text import read_texts, read_value, show
 from vlprompt.base.shown import printable
+from vlprompt.base.threads import wait_briefly
 from vlprompt.cli._arguments import PLUGIN, read
 from vlprompt.cli._arguments import check_keys as check_keys  # for the commands, as the next
 from vlprompt.cli._arguments import parse as parse
@@ -123,6 +124,7 @@ def command(usage: str | None = None) -> Callable[[Main], Command]:
         @functools.wraps(main)
         def guarded(argv: Sequence[str] | None = None) -> int:
             argv = sys.argv[1:] if argv is None else argv
+            wait_briefly()
             previous = _interrupt_on_sigterm()
             shown, warnings.showwarning = warnings.showwarning, _show_warning
             try:
