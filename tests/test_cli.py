@@ -6,13 +6,11 @@ import json
 import os
 import runpy
 import signal
-import subprocess
 import sys
 import time
-from functools import partial
 from pathlib import Path
-from typing import Any
 
+import new_processes
 import pytest
 
 import vlprompt.data
@@ -295,14 +293,8 @@ def test_an_interrupt_before_the_first_epoch_says_how_to_go_on(
 @pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
 def test_a_run_that_is_killed_and_interrupted_resumes_to_the_same_weights(tmp_path: Path) -> None:
     settings = ["dataset=digits", "shots=4", "epochs=200", "limit=10", "checkpoint_seconds=0"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
     patience = 600  # seconds, of a machine that is busy with other tests
-
-    def start(name: str, *more: str) -> subprocess.Popen[str]:
-        argv = [sys.executable, "-m", "vlprompt.train", *settings, f"output={tmp_path}", f"name={name}", *more]
-        heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # which a job in the background has ignored
-        pipes: dict[str, Any] = {"stderr": subprocess.PIPE, "stdout": subprocess.DEVNULL, "text": True}
-        return subprocess.Popen(argv, env=environment, preexec_fn=heard, **pipes)
+    again = ["train", *settings, f"output={tmp_path}", "name=parts", "resume=true"]
 
     def epochs_done() -> int:
         log = tmp_path / "parts/train.jsonl"
@@ -311,21 +303,23 @@ def test_a_run_that_is_killed_and_interrupted_resumes_to_the_same_weights(tmp_pa
     assert main(["train", *settings, f"output={tmp_path}", "name=whole", "--quiet"]) == 0
     for stop in (signal.SIGKILL, signal.SIGINT, signal.SIGTERM):
         goal = epochs_done() + 5  # reached by what this process trains, however late the last was stopped
-        process = start("parts", "resume=true")
+        told = tmp_path / f"{stop.name}.txt"
+        process = new_processes.start(main, [again], Path(os.devnull), told)
         deadline = time.monotonic() + patience
-        while epochs_done() < goal and process.poll() is None and time.monotonic() < deadline:
+        while epochs_done() < goal and process.is_alive() and time.monotonic() < deadline:
             time.sleep(0.002)
-        assert process.poll() is None, process.communicate()[1]
-        process.send_signal(stop)
-        _, err = process.communicate(timeout=patience)
+        assert process.is_alive(), told.read_text()
+        os.kill(process.pid, stop)
+        process.join(patience)
         if stop == signal.SIGKILL:
-            assert process.returncode == -signal.SIGKILL
+            assert process.exitcode == -signal.SIGKILL
         else:
-            assert process.returncode == 130
+            err = told.read_text()
+            assert process.exitcode == 130
             assert "interrupted; to go on: python -m vlprompt.train" in err
             assert "Traceback" not in err
         assert not (tmp_path / "parts/result.json").exists()
-    assert main(["train", *settings, f"output={tmp_path}", "name=parts", "resume=true", "--quiet"]) == 0
+    assert main([*again, "--quiet"]) == 0
     weights = [(tmp_path / name / "learner/learner.safetensors").read_bytes() for name in ("whole", "parts")]
     assert weights[0] == weights[1]
     rows = [read_result(tmp_path / name / "result.json").rows for name in ("whole", "parts")]

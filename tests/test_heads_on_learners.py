@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 import pickle
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import new_processes
 import numpy as np
 import pytest
 import torch
@@ -33,13 +32,12 @@ SOURCE = {"name": "ViT-B-32", "pretrained": None, "checkpoint": None}
 HEADS = [name for name in METHODS.names() if issubclass(METHODS.get(name), OnText)]
 BESIDE = [name for name in HEADS if METHODS.get(name).text_features is BesideText.text_features]
 Saved = Callable[..., str]
-ELSEWHERE = """
-import sys
-import numpy as np, torch, vlprompt
-torch.set_num_threads(1)
-head = vlprompt.load_learner(sys.argv[1], device="cpu")
-np.save(sys.argv[2] + "/logits.npy", head(torch.from_numpy(np.load(sys.argv[2] + "/images.npy"))).detach().numpy())
-"""
+
+
+def score_elsewhere(learner: Path, images: Path, logits: Path) -> None:
+    """Write what a saved learner says of images."""
+    head = load_learner(learner, device="cpu")
+    np.save(logits, head(torch.from_numpy(np.load(images))).detach().numpy())
 
 
 @pytest.fixture
@@ -281,10 +279,8 @@ def test_tip_adapter_on_maple_is_a_setting_of_a_run(tmp_path: Path) -> None:
     # without the run that it stands on, and in another process
     shutil.rmtree(tmp_path / "maple")
     np.save(tmp_path / "images.npy", images.numpy())
-    done = subprocess.run(
-        [sys.executable, "-c", ELSEWHERE, *map(str, (tmp_path / "top" / "learner", tmp_path))], check=True
-    )
-    assert done.returncode == 0
+    files = [tmp_path / "top" / "learner", tmp_path / "images.npy", tmp_path / "logits.npy"]
+    new_processes.finish(score_elsewhere, files, tmp_path / "said.txt")
     assert np.array_equal(np.load(tmp_path / "logits.npy"), head.eval()(images).detach().numpy())
 
     # and by its name

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
+import new_processes
 import pytest
 import torch
 import yaml
@@ -20,16 +18,20 @@ from vlprompt.saving.description import read_description
 from vlprompt.testing import fit, make
 
 NAMES = ("cat", "annual_crop land", "an owl")
-CODE = """
-import sys, torch, vlprompt
-clip = None  # the first learner finds its own
-for folder in sys.argv[1:]:
-    learner = vlprompt.load_learner(folder, clip, device="cpu")
-    clip = learner.clip
-    images = torch.linspace(-1, 1, 2 * 3 * 64 * 64).view(2, 3, 64, 64)
-    with torch.no_grad():
-        print(learner(images).tolist())
-"""
+
+
+def print_logits(folders: list[Path]) -> None:
+    """Print what saved learners say of the same images."""
+    clip = None  # the first learner finds its own
+    for folder in folders:
+        learner = load_learner(folder, clip, device="cpu")
+        clip = learner.clip
+        with torch.no_grad():
+            print(learner(images_for(clip)).tolist())
+
+
+def images_for(clip: FrozenCLIP) -> torch.Tensor:
+    return torch.linspace(-1, 1, 2 * 3 * clip.image_size**2).view(2, 3, clip.image_size, clip.image_size)
 
 
 @pytest.fixture(scope="module")
@@ -42,18 +44,15 @@ def front_matter(card: str) -> dict:
 
 
 def test_another_process_predicts_the_same(tiny: FrozenCLIP, tmp_path: Path) -> None:
-    images = torch.linspace(-1, 1, 2 * 3 * tiny.image_size**2).view(2, 3, tiny.image_size, tiny.image_size)
-    folders, expected = [], []
+    images, folders, expected = images_for(tiny), [], []
     for method in list_methods():
         depths = {key: 2 for key in ("depth", "vision_depth") if key in method_info(method)["config"]}
         learner = create_learner(method, tiny, NAMES, seed=7, **depths).eval()
-        folders.append(str(learner.save_pretrained(tmp_path / method)))
+        folders.append(learner.save_pretrained(tmp_path / method))
         with torch.no_grad():
             expected.append(learner(images))
-    command = [sys.executable, "-c", CODE.replace("48", str(tiny.image_size)), *folders]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-    for line, logits, method in zip(done.stdout.splitlines(), expected, list_methods(), strict=True):
+    said = new_processes.finish(print_logits, [folders], tmp_path / "said.txt")
+    for line, logits, method in zip(said.splitlines(), expected, list_methods(), strict=True):
         torch.testing.assert_close(torch.tensor(json.loads(line)), logits, rtol=1e-5, atol=1e-5, msg=method)
 
 
