@@ -1,18 +1,19 @@
-"""What several test files share: the small CLIP, real data where it is present, and a quiet machine."""
+"""What several test files share: the small CLIP, real data where it is present, and a quiet machine.
+
+Nothing here imports torch before a test does: the process that shares the suite among others runs none of them.
+"""
 
 from __future__ import annotations
 
 import gc
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
-import torch
-from golden_files import read_clip
 
-from vlprompt import FrozenCLIP, load_clip
-
-torch.set_num_threads(1)  # small tensors gain nothing from more, and lose much on a busy machine
+if TYPE_CHECKING:
+    from vlprompt import FrozenCLIP
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 WORKERS = 2  # processes that share the whole suite, where the machine has two cores
@@ -37,7 +38,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """Spare later collections of garbage a look at what is there from now on: modules and thousands of tests."""
+    """Take one thread, and spare later collections of garbage a look at what is there: modules and thousands of tests.
+
+    Small tensors gain nothing from more threads, and lose much on a busy machine.
+    """
+    import torch
+
+    torch.set_num_threads(1)
     gc.collect()
     gc.freeze()
 
@@ -59,10 +66,22 @@ def caches_in_tmp(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.
 @pytest.fixture(scope="session")
 def golden_clip() -> FrozenCLIP:
     """The CLIP of the golden fixtures, fp32 on the CPU."""
+    from golden_files import read_clip
+
     return read_clip()
 
 
 @pytest.fixture(scope="session")
 def vit_b_16() -> FrozenCLIP:
-    """ViT-B/16 with random weights: for what depends on its sizes alone."""
-    return load_clip("ViT-B-16", pretrained="random", device="cpu")
+    """ViT-B/16 of zeros, which take less time than drawn weights: for what depends on its sizes alone."""
+    import open_clip
+    import torch
+
+    from vlprompt import FrozenCLIP
+    from vlprompt.clip.tiny import Undrawn
+
+    with Undrawn(), torch.no_grad():
+        model = open_clip.CLIP(**open_clip.get_model_config("ViT-B-16"))
+        for parameter in model.parameters():
+            parameter.zero_()
+    return FrozenCLIP(model, open_clip.SimpleTokenizer(), name="ViT-B-16", device="cpu")
