@@ -65,7 +65,7 @@ def load_tiny(folder: Path = FOLDER) -> tuple[CLIP, SimpleTokenizer]:
     with torch.random.fork_rng(devices=[]), Undrawn():
         model = CLIP(**config)
     try:
-        model.load_state_dict(unpacked(load_file(weights)))
+        model.load_state_dict(unpacked(load_file(weights)), assign=True)  # which spares a copy
     except (RuntimeError, KeyError, SafetensorError) as error:
         problem = str(error).strip().splitlines()[-1].strip()
         raise VlpromptError(f"'{weights}' does not hold the model of {CONFIG} beside it ({problem})") from error
@@ -106,7 +106,7 @@ def unseen_names(class_names: Sequence[str]) -> list[str]:
 def unpacked(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Return OpenCLIP's state dict, fp32, of what the file holds."""
     state = {name: tensor.float() for name, tensor in tensors.items() if not name.startswith("token_embedding.")}
-    state[EMBEDDING] = tensors[ROWS].float() * tensors[ROW_SCALES].float()  # (V, d_t), (V, 1)
+    state[EMBEDDING] = tensors[ROWS].float().mul_(tensors[ROW_SCALES].float())  # (V, d_t), (V, 1)
     return state
 
 
