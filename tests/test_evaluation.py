@@ -43,6 +43,35 @@ def test_a_learner_is_scored_on_a_datasets_own_classes_and_keeps_its_names(metho
     assert accuracy == int(right.sum()) / 30 == score(learner, part, limit=30).accuracy
 
 
+@pytest.mark.parametrize(("method", "given"), [("zero_shot", ["a {}."]), ("mmrl", "a {}."), ("clip_lora", "a {}.")])
+def test_class_texts_of_templates_are_the_tested_datasets_own_unless_they_were_given(
+    method: str, given: object
+) -> None:
+    own, other = ("a sketch of a {}.",), ("{} texture.", "a {}.")
+    learner = testing.make(method, templates=own).eval()
+    before, new = learner.class_features(), testing.NEW_NAMES
+    expected = testing.make(method, templates=other).eval()
+    for names in (testing.NAMES, new):
+        with learner.scoring(names, (), other):
+            expected.set_class_names(names)
+            assert torch.equal(learner.class_features(), expected.class_features())
+            assert not testing.close(learner.class_features()[:3], before[:3], 1e-2)
+        assert learner.templates == own
+        assert torch.equal(learner.class_features(), before)
+    told, plain = (testing.make(method, template=given, templates=each).eval() for each in (own, other))
+    with told.scoring(new, (), other), plain.scoring(new):
+        assert torch.equal(told.class_features(), plain.class_features())
+
+
+def test_zero_shot_on_another_dataset_is_what_stands_beside_a_learner() -> None:
+    splits = load_split("digits")
+    learner = testing.make("zero_shot", templates=["a symbol of a {}."])
+    found = evaluate(learner, splits, target="digits", limit=20)
+    assert torch.equal(found.learnt.logits, found.frozen.logits)
+    with learner.scoring(splits.class_names):
+        assert not testing.close(score(learner, splits, limit=20).logits, found.frozen.logits, 1e-2)
+
+
 def test_a_learner_bound_to_its_classes_is_not_scored_on_others() -> None:
     learner = create_learner("coop", testing.small_clip(), ["cat", "dog"], class_specific=True)
     with pytest.raises(VlpromptError, match="cannot score new class names"):

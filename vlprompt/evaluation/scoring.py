@@ -192,14 +192,15 @@ def evaluate(
 ) -> Evaluation:
     """Score a learner and zero-shot on the test images of ``splits``, with all metrics.
 
-    The learner has its own class names again afterwards.
+    The learner has its own class names again afterwards. One whose class texts are a dataset's templates, as those of
+    zero-shot, CLIP-LoRA and MMRL are, is scored with this dataset's.
 
     Args:
         learner: any learner.
         splits: the dataset, or a half of it.
         target: what the row is called.
         class_names: in label order, in place of the dataset's; more of them than labels are distractors.
-        templates: of zero-shot, in place of the dataset's.
+        templates: in place of the dataset's.
         spread: templates to score zero-shot with one by one.
         limit: test images at most.
         workers: processes that load images.
@@ -232,7 +233,7 @@ def evaluate(
         templates=splits.templates,
         shared_names=bool(splits.tasks),
     )
-    with learner.scoring(splits.class_names, splits.class_places):
+    with learner.scoring(splits.class_names, splits.class_places, splits.templates):
         learner.familiar = known = familiar or learner.familiar
         frozen, learnt = scored(zero_shot), scored(learner)
         others = [100 * scored(learner).accuracy for _ in redrawn(learner)]

@@ -265,14 +265,31 @@ class PromptLearner(Road):
         vars(self).pop("_rows", None)
 
     @contextlib.contextmanager
-    def scoring(self, class_names: Sequence[str], places: Sequence[int] = ()) -> Iterator[None]:
-        """Score other classes for a while; arguments as ``set_class_names``."""
-        before, own = self.class_names, self.part or self.places
+    def scoring(
+        self, class_names: Sequence[str], places: Sequence[int] = (), templates: Sequence[str] = ()
+    ) -> Iterator[None]:
+        """Score other classes for a while.
+
+        Args:
+            class_names, places: as ``set_class_names`` takes them.
+            templates: of their dataset, for a method whose class texts these are (``follows_templates``).
+        """
+        before, own, written = self.class_names, self.part or self.places, self.templates
         self.set_class_names(class_names, places)
         try:
+            if templates and self.follows_templates:
+                self._write_with(templates)
             yield
         finally:
+            self._write_with(written)
             self.set_class_names(before, own)
+
+    def _write_with(self, templates: Sequence[str]) -> None:
+        """Let templates stand in the present ones' place in class texts."""
+        if tuple(templates) != tuple(self.templates):
+            self.templates = tuple(templates)
+            self.prepare_classes()
+            self.forget()
 
     def refuse_part(self) -> None:
         """Raise one sentence if it scores a part of its classes, where it is to learn."""

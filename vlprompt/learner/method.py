@@ -229,6 +229,11 @@ class Method(nn.Module):
         return any(isinstance(o, LogitObjective) for o in objectives)
 
     @property
+    def follows_templates(self) -> bool:
+        """Whether its class texts are a dataset's templates, so that a test on another dataset takes that one's."""
+        return False
+
+    @property
     def n_views(self) -> int | None:
         """Views of a test image that its settings ask for; None where it sees the evaluation crop alone."""
         views: int | None = getattr(self.config, "n_views", None) if "views" in self.facts.inputs else None

@@ -42,6 +42,11 @@ class ZeroShot(PromptLearner):
         if self.config.names and self.config.descriptions is not None:
             raise VlpromptError(f"{self.method} says descriptions in place of names: give names or descriptions")
 
+    @property
+    def follows_templates(self) -> bool:
+        """Unless texts were given."""
+        return self.config.template is None and self.config.descriptions is None
+
     @classmethod
     def reads_descriptions(cls, objectives: Sequence[Objective]) -> bool:
         """The class features are made of them."""

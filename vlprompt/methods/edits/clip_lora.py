@@ -33,7 +33,7 @@ class CLIPLoRA(PromptLearner):
             alpha: α of s = α/√r.
             maps: which, of q, k, v and o.
             dropout: of what enters A, while training.
-            template: of the text; None takes the dataset's first.
+            template: of the text; None takes the dataset's first, of another one that is tested its own.
         """
 
         tower: Where = "both"
@@ -62,6 +62,11 @@ class CLIPLoRA(PromptLearner):
     @property
     def _template(self) -> str:
         return self.config.template or self.templates[0]
+
+    @property
+    def follows_templates(self) -> bool:
+        """Unless one was given."""
+        return self.config.template is None
 
     def prepare_classes(self) -> None:
         """Tokenize the template with each class name."""

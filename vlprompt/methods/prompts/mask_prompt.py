@@ -89,6 +89,11 @@ class MaskPrompt(PromptLearner):
         visual = self.clip.visual
         self.tokens = random_tokens(self.config.depth, len(visual.positions) - 1, visual.width)
 
+    @property
+    def follows_templates(self) -> bool:
+        """The class texts are nothing else."""
+        return True
+
     def encode_text(self, v: Tensor | None = None) -> Tensor:
         """Class features (C, D), fixed."""
         return self.frozen_text()

@@ -118,7 +118,7 @@ class MMRL(PromptLearner):
             alpha: α, the class feature's share in the logits of classes that were trained on; the loss has weights of
                 its own.
             scale: of the cosines; None takes the model's.
-            template: of the text; None takes the dataset's first.
+            template: of the text; None takes the dataset's first, of another one that is tested its own.
         """
 
         objective: list[str] = field(
@@ -191,6 +191,11 @@ class MMRL(PromptLearner):
     def second_projection(self) -> Tensor:
         """Of the representation tokens (d_v, D)."""
         return self.proj_rep
+
+    @property
+    def follows_templates(self) -> bool:
+        """Unless one was given."""
+        return self.config.template is None
 
     def prepare_classes(self) -> None:
         """Tokenize the template with each class name."""
