@@ -15,7 +15,7 @@ from vlprompt import VlpromptError, run
 from vlprompt.cli.__main__ import main
 from vlprompt.data.captions import read_captions
 from vlprompt.learner.regulation import Regulator
-from vlprompt.runs.meta_train import REGULATOR, MetaConfig, meta_train
+from vlprompt.runs.meta_train import REGULATOR, MetaConfig, meta_train, reconstructs
 from vlprompt.testing import NAMES, close, loss_of, make, small_clip
 from vlprompt.training.meta import MetaLearner, Tasks, clustered
 
@@ -207,6 +207,7 @@ def test_a_run_from_a_meta_learnt_start_is_marked(pairs: Path, tmp_path: Path) -
     )
     assert result.start["reconstructs"] == "GRAM"
     assert result.marked_method == "coop (start of GRAM, reconstruction)"
+    assert reconstructs("glyphs/chess") == "meta_init", "labels in the place of captions"
 
 
 def test_what_has_no_start_to_learn_is_refused_in_one_sentence(

@@ -33,7 +33,6 @@ from vlprompt.training.trainer import train
 
 REGULATOR, CLUSTERS, META = "regulator.safetensors", "clusters.safetensors", "meta.json"
 LONGEST = 40  # tokens of a caption, which stands beside a context
-RECONSTRUCTS = "GRAM"
 WHERE = (
     "output",
     "data_root",
@@ -135,6 +134,11 @@ def meta_train(clip: FrozenCLIP, config: MetaConfig) -> Path:
     return folder
 
 
+def reconstructs(pairs: str) -> str:
+    """What it is: GRAM, of image–text pairs; the same with a dataset's labels for texts is not, and goes by a name."""
+    return "GRAM" if pairs.startswith(("captions:", "csv:")) else "meta_init"
+
+
 def read_pairs(config: MetaConfig) -> DatasetSplits:
     """Return image–text pairs as training images whose classes are their texts."""
     if config.pairs.startswith("captions:"):
@@ -226,11 +230,12 @@ def _keep(
     """Write what was learnt, and what it is; the checkpoint goes when all is there."""
     learner.class_names = pairs.class_names[:2]
     learner.prepare_classes()
-    known = {"dataset": pairs.name, "protocol": "meta-train", "seed": config.seed, "reconstructs": RECONSTRUCTS}
+    named = reconstructs(config.pairs)
+    known = {"dataset": pairs.name, "protocol": "meta-train", "seed": config.seed, "reconstructs": named}
     learner.save_pretrained(folder / LEARNER, extra=known)
     found = regulator.save(folder / REGULATOR)
     told = {
-        "reconstructs": RECONSTRUCTS,
+        "reconstructs": named,
         "settings": asdict(config) | {"resume": False, "restart": False},
         "pairs": len(pairs.train),
         "captions": len({item.label for item in pairs.train}),

@@ -3,7 +3,8 @@
 A reconstruction of GRAM (Li et al., ICCV 2023, arXiv:2303.06571), whose code nobody has. From its abstract: bi-level
 learning of a prompt's start and of a light gradient-regulating function, over tasks that hierarchical clustering of
 image–text pairs makes, without labels. Decided here: two levels of k-means, the upper on text, the lower on images; a
-task's support and query are two lower clusters of one upper; one inner step; first order; captions as classes.
+task's support and query are two lower clusters of one upper; one inner step; first order; captions as classes. Of
+SUPMER, the same group's work on language models, its mixing of queries and the term that draws its gate are left out.
 """
 
 from __future__ import annotations
