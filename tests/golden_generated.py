@@ -13,7 +13,7 @@ from torch import Tensor
 
 from vlprompt import FrozenCLIP, create_learner
 from vlprompt.base.settings import TrainOptions
-from vlprompt.methods.prompts.cgan import Adversaries, Discriminator, Generator
+from vlprompt.methods.prompts.cgan import SLOPE, Adversaries, Discriminator, Generator
 from vlprompt.methods.prompts.mocoop import MoCoOp
 from vlprompt.training import train
 
@@ -34,7 +34,13 @@ def mocoop_learner(case: Case, n_learnt: int, monkeypatch: pytest.MonkeyPatch) -
     templates = [template for group in groups.values() for template in group]
     places = {template.format(name): (i, c) for i, template in enumerate(templates) for c, name in enumerate(names)}
     clip, hard = clip_of(facts["width"], math.exp(facts["logit_scale_log"])), t["hard_text_raw"]
-    learner = create_learner("mocoop", clip, names[:n_learnt], groups=groups)
+    objective = [
+        "ce",
+        f"expert_text(weight={facts['text_weight']})",
+        f"routing(weight={facts['gate_weight']}, boost={facts['gate_increment']})",
+    ]
+    settings = {"groups": groups, "active": facts["top_k"], "objective": objective}
+    learner = create_learner("mocoop", clip, names[:n_learnt], **settings)
     assert isinstance(learner, MoCoOp)
     monkeypatch.setattr(clip, "encode_text", lambda texts: torch.stack([hard[places[text]] for text in texts]))
     raw = t["expert_text_raw"].clone().requires_grad_()
@@ -86,6 +92,7 @@ def spg_cgan(case: Case, clip: FrozenCLIP, monkeypatch: pytest.MonkeyPatch) -> N
     names = ("d_weight", "d_bias", "d_ends", "g_weight", "g_bias", "g_last_biases")
     theirs = ("D_weight", "D_bias", "D_first_and_last", "G_weight", "G_bias", "G_last_bn_bias_and_output_bias")
     limits = {ours: facts["clipping"][key] for ours, key in zip(names, theirs, strict=True)}
+    assert facts["leaky_slope"] == SLOPE
     other = F.normalize(t["fake_features_raw"], dim=-1)
     for suffix, clipping in (("", {}), ("_clipped", limits)):
         generator = Generator(width, facts["noise_width"], facts["generator_dim"], shape)
@@ -111,7 +118,10 @@ def spg_cgan(case: Case, clip: FrozenCLIP, monkeypatch: pytest.MonkeyPatch) -> N
         batch = {"image_features": t["real_features_raw"], "domain": t["domain"], "unlabeled": fake}
         how = {"lr": facts["lr"], "weight_decay": facts["weight_decay"], "optimizer": "adamw", "schedule": "constant"}
         options = TrainOptions(epochs=1, **how)
+        seen = []
+        generator.register_forward_hook(lambda module, given, made, seen=seen: seen.append(made))
         (told,) = train(adversaries, [[batch, fake]].__getitem__, options)
+        close(seen[0], t["generated_train"], "generated_train")
         kind = "_with_clipping" if clipping else ""
         found = torch.tensor([told["discriminator"], told["generator"]])
         close(found, torch.tensor([facts[f"d_loss{kind}"], facts[f"g_loss{kind}"]]), f"losses{kind}")

@@ -7,6 +7,9 @@ from typing import Any
 
 from golden_files import NEW, case_names, read_case
 
+from vlprompt.learner.fusion import DePT
+from vlprompt.methods.unlabelled.promptkd import BatchNorm
+
 Facts = dict[str, Any]
 
 
@@ -15,6 +18,8 @@ def text_context(c: Facts) -> Facts:
 
 
 def dept(c: Facts) -> tuple[str, Facts]:
+    assert c["test_time_fusion"], "the published rule is the one that there is"
+    assert c["head"] == DePT.part
     scale = c.get("lr_new_layers", c["lr"]) / c["lr"]
     settings = text_context(c) | {"head": f"dept(weight={c['linear_weight']}, lr_scale={scale})"}
     if "depth" in c:
@@ -32,13 +37,13 @@ def atprompt(c: Facts) -> tuple[str, Facts]:
 
 
 def promptkd(c: Facts) -> tuple[str, Facts]:
+    assert (BatchNorm.eps, BatchNorm.momentum) == (c["batch_norm"]["eps"], c["batch_norm"]["momentum"])
     objective = f"logit_kl(weight={c['kd_weight']}, temperature={c['temperature']})"
     return "promptkd", {"n_ctx": c["n_ctx_vision"], "depth": c["prompt_depth_vision"], "objective": [objective]}
 
 
 def tcp(c: Facts) -> tuple[str, Facts]:
-    assert c["meta_net_activation"] == "quickgelu"
-    assert not c["ctx_init"]
+    assert c["meta_net_activation"] == "quickgelu"  # words that the context starts from are among the tensors
     behind = c["prompt_template"].split(" ")[c["n_ctx"] :]  # what the slots hold is never read
     return "tcp", {
         "n_ctx": c["n_ctx"],

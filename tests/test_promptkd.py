@@ -86,7 +86,9 @@ def test_a_student_is_exported_with_its_projection(teacher: Path, wide: None, tm
 def test_the_recorded_teacher_is_promptsrc_on_a_clip_of_its_own_projections(golden_clip: FrozenCLIP) -> None:
     case, config = read_case(NEW, "promptkd"), read_config()
     facts, its = case.facts["teacher"], case.under("teacher/")
-    model = make_model(config["clip"] | {"embed_dim": case.facts["teacher_width"]}, quick_gelu=True)
+    model = make_model(
+        config["clip"] | {"embed_dim": case.facts["teacher_width"]}, quick_gelu=config["activation"] == "quickgelu"
+    )
     weights = golden_clip.model.state_dict() | {
         "visual.proj": its["visual.proj"],
         "text_projection": its["text_projection"],
