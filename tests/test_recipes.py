@@ -88,6 +88,18 @@ ELSEWHERE = [
     ),
     ({"method": "coop", "head": "dept"}, {"lr": 3.5e-3, "batch_size": 4, "epochs": 10, "n_ctx": 16, "ctx_init": None}),
     ({"method": "kgcoop", "head": "dept(weight=0.5)"}, {"epochs": 10, "objective": ["ce", "text_anchor(weight=2.0)"]}),
+    (
+        {"method": "kgcoop", "protocol": "cross_dataset", "head": "dept"},
+        {"objective": ["ce", "text_anchor(weight=2.0)"], "lr": 3.5e-3, "batch_size": 4, "epochs": 10, "n_ctx": None},
+    ),
+    (
+        {"method": "maple", "protocol": "domain_generalization", "head": "dept"},
+        {"depth": 9, "n_ctx": 2, "lr": 3.5e-3, "batch_size": 4, "epochs": 10},
+    ),
+    (
+        {"method": "coop", "dataset": "oxford_pets", "selection": "paper", "head": "dept"},
+        {"attributes": ["playfulness", "energy"], "n_ctx": 2, "lr": 3.5e-3, "batch_size": 4, "epochs": 10},
+    ),
     ({"method": "coop", "attributes": ["color"]}, {"epochs": 100, "n_ctx": 2, "ctx_init": None}),
     ({"method": "coop", "attributes": ["color"], "dataset": "imagenet"}, {"epochs": 10}),
     (

@@ -9,7 +9,8 @@ Protocols: base-to-new; few-shot, cross-dataset and domain generalization, which
 Differs from the authors' code: the block follows from the tower's depth (theirs is typed, 8 of 12, and so is a width);
 λ is a setting (theirs is typed, and the configuration's is not read); fp32, so that Adam needs no larger eps, which the
 recipe keeps all the same. Traps of their code: a ``CTX_INIT`` that is given is ignored for "a photo of a"; the number
-of epochs of ImageNet and SUN397 is set behind the command line's; the prompt's and the teacher's templates differ.
+of epochs of ImageNet and SUN397 is set behind the command line's; the prompt's and the teacher's templates differ. On
+other datasets than that of training, both stay those of training here, and theirs are those of the dataset's name.
 """
 
 from __future__ import annotations
