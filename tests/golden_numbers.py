@@ -28,6 +28,16 @@ def alike(ours: Tensor, theirs: Tensor, what: str) -> None:
     assert (ours - theirs).norm() < 1e-3 * theirs.norm(), what
 
 
+def relative_error(ours: Tensor, theirs: Tensor) -> float:
+    return float((ours - theirs).norm() / theirs.norm().clamp_min(1e-12))
+
+
+def same_update(ours: Tensor, theirs: Tensor, start: Tensor, steps: int, within: float) -> bool:
+    """Whether a tensor moved alike, but for what fp32 rounds away of it in each step, which small updates feel."""
+    rounding = steps * torch.finfo(torch.float32).eps * start.norm()
+    return bool((ours - theirs.view_as(ours)).norm() < within * (theirs - start).norm() + rounding)
+
+
 def clip_of(width: int, logit_scale: float) -> FrozenCLIP:
     """A small CLIP with embeddings of some width, and a logit scale s."""
     model = make_model(read_config()["clip"] | {"embed_dim": width}, quick_gelu=True)

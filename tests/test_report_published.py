@@ -220,7 +220,7 @@ def test_figures_from_memory_alone_are_left_out(method: str) -> None:
 def test_settings_without_a_protocol_are_kept_with_their_conditions() -> None:
     tables = {table.title: table for table in other_settings()}
     data = OmegaConf.load(resources.files("vlprompt.published").joinpath("other_settings.yaml"))
-    assert len(tables) == len(data.tables) == 18
+    assert len(tables) == len(data.tables) == 22
     for table in tables.values():
         assert table.caption.endswith(("(released).", "(second-hand)."))
         assert all(len(line.cells) == len(table.columns) for line in table.sections[0].lines)
