@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
 
+import new_processes
 import pytest
 from filelock import FileLock
 from made_results import find_cell, make_result
 
 import vlprompt.runs.sweep
 from vlprompt import VlpromptError, run
-from vlprompt.base.files import cache_dir
 from vlprompt.cli.__main__ import main
 from vlprompt.cli._closing import closing_table
 from vlprompt.data import load_split, register_dataset
@@ -194,16 +192,25 @@ def test_a_mistake_on_the_command_line_is_told(
     assert sentence in capsys.readouterr().err
 
 
+@pytest.mark.nightly  # the next test has two processes as well, and what they leave
 def test_two_processes_share_the_runs(tmp_path: Path) -> None:
     outcomes = sweep(small(tmp_path), in_processes(2))
     assert statuses(outcomes) == ["done"] * 4
     assert len(find_results([tmp_path])) == 4
 
 
-def test_a_sweep_that_is_killed_again_and_again_loses_and_doubles_nothing(tmp_path: Path) -> None:
+def in_a_group(argv: list[str]) -> int:
+    """Do a command whose processes can be told from others."""
+    os.setsid()
+    return main(argv)
+
+
+def test_a_sweep_that_is_killed_again_and_again_loses_and_doubles_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     settings = small(tmp_path / "runs", epochs=3, checkpoint_seconds=0)
-    argv = [sys.executable, "-m", "vlprompt.cli", "sweep", *(_word(k, v) for k, v in settings.items())]
-    environment = os.environ | {"VLPROMPT_CACHE": str(cache_dir()), "OMP_NUM_THREADS": "1"}
+    argv = ["sweep", *(_word(k, v) for k, v in settings.items())]
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     done: dict[Path, int] = {}
 
     def found() -> set[Path]:
@@ -217,14 +224,14 @@ def test_a_sweep_that_is_killed_again_and_again_loses_and_doubles_nothing(tmp_pa
         return any((tmp_path / "runs").rglob("train.jsonl"))
 
     for processes, reached in ((1, begun), (2, lambda: found() - done.keys())):
-        command = [*argv, "executor=processes", f"processes={processes}"]
-        process = subprocess.Popen(command, env=environment, start_new_session=True, stdout=subprocess.DEVNULL)
+        command, told = [*argv, "executor=processes", f"processes={processes}"], tmp_path / "told.txt"
+        process = new_processes.start(in_a_group, [command], Path(os.devnull), told)
         deadline = time.monotonic() + 600  # of a machine that is busy with other tests
         while not reached() and time.monotonic() < deadline:
-            assert process.poll() is None, "the sweep ended before it could be killed"
+            assert process.is_alive(), f"the sweep ended before it could be killed: {told.read_text()}"
             time.sleep(0.01)
         process.kill()
-        process.wait()
+        process.join()
         assert gone(process.pid), "workers outlive the sweep"
         look()
     assert {outcome.status for outcome in sweep(settings, in_processes(1))} == {"done", "kept"}
