@@ -158,8 +158,11 @@ def test_features_are_the_frozen_towers_or_the_learners() -> None:
 # How they stream
 
 
+MANY = 400
+
+
 @pytest.mark.parametrize("threads", [0, 2])
-def test_thousands_of_images_pass_with_a_few_batches_in_memory(coop: PromptLearner, threads: int) -> None:
+def test_hundreds_of_images_pass_with_a_few_batches_in_memory(coop: PromptLearner, threads: int) -> None:
     batch, read, alive, most_alive = 16, 0, 0, 0
 
     def forget() -> None:
@@ -168,7 +171,7 @@ def test_thousands_of_images_pass_with_a_few_batches_in_memory(coop: PromptLearn
 
     def source() -> Iterator[np.ndarray]:
         nonlocal read, alive, most_alive
-        for seed in range(2000):
+        for seed in range(MANY):
             image = pixels(SIZE, seed % 3).copy()
             weakref.finalize(image, forget)
             read, alive, most_alive = read + 1, alive + 1, max(most_alive, alive + 1)
@@ -177,7 +180,7 @@ def test_thousands_of_images_pass_with_a_few_batches_in_memory(coop: PromptLearn
     done, bound = 0, ((AHEAD if threads else 0) + 1) * batch
     for done, _ in enumerate(predict_images(coop, source(), batch_size=batch, threads=threads), start=1):
         assert read - done < bound
-    assert done == read == 2000
+    assert done == read == MANY > 5 * bound
     assert most_alive <= bound + batch + 1  # the batch that is told, and the image in hand
 
 
