@@ -27,6 +27,7 @@ from vlprompt.learner.constraints import CONSTRAINTS
 from vlprompt.learner.contexts import CONTEXTS
 from vlprompt.learner.editing import EDITS
 from vlprompt.learner.facts import FIDELITIES, NOTES, RECONSTRUCTION, Predicts, marked
+from vlprompt.learner.gradients import GRADIENT_RULES
 from vlprompt.runs.settings import describe_keys, resolve
 from vlprompt.training.recipes import list_recipes, load_recipe
 
@@ -231,7 +232,8 @@ def overview(counts: dict[str, str]) -> str:
 def parts_table() -> list[str]:
     """Lines on what the literature has and any design can take, by setting."""
     lines = []
-    for setting, registry in (("context", CONTEXTS), ("after_step", CONSTRAINTS), ("edits", EDITS)):
+    of = {"context": CONTEXTS, "after_step": CONSTRAINTS, "edits": EDITS, "gradient_rule": GRADIENT_RULES}
+    for setting, registry in of.items():
         for name in registry.order():
             entry = registry.info(name)
             if "fidelity" in entry.facts:

@@ -105,6 +105,14 @@ def test_an_objective_works_on_a_design_or_is_refused(method: str, part: str) ->
         assert losses[part].requires_grad, "it says nothing that could be learnt"
 
 
+def test_a_loss_on_class_features_of_many_images_is_computed_without_gradients_too() -> None:
+    learner = make("cocoop", objective=["ce", "text_anchor"], image_chunk=4)
+    expected = learner.train().loss(toy_batch())
+    with torch.no_grad():  # as after the last step of an epoch
+        found = learner.loss(toy_batch())
+    assert torch.equal(found["text_anchor"], expected["text_anchor"])
+
+
 @pytest.mark.parametrize(
     ("method", "part"),
     [
@@ -137,6 +145,26 @@ def test_what_register_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
             register("shadow", paper="none")(type("Shadow", (PromptLearner,), {"Config": config}))
     with pytest.raises(VlpromptError, match=r"unknown fact 'cachable_images': .*cacheable_images"):
         register("odd", paper="none", cachable_images=False)
+
+
+@pytest.mark.parametrize(
+    ("method", "settings"),
+    [
+        ("zero_shot", {"gradient_rule": "prograd"}),
+        ("gda", {"aggregator": "ema"}),
+        ("lp_plus_plus", {"objective": ["ce", "logit_kl"]}),
+        ("tpt", {"after_step": "project"}),
+    ],
+)
+def test_what_no_loop_trains_is_told_nothing_of_training(method: str, settings: dict) -> None:
+    with pytest.raises(VlpromptError, match="is not trained by the loop: leave it out"):
+        make(method, **settings)
+
+
+@pytest.mark.parametrize("key", ["gradient_rule", "aggregator", "init_from"])
+def test_a_setting_of_no_text_is_not_passed_over(key: str) -> None:
+    with pytest.raises(VlpromptError):
+        make("coop", **{key: ""})
 
 
 def test_an_aggregator_and_a_chosen_epoch_contradict_each_other(tmp_path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ import torch.nn.functional as F
 from PIL import Image
 from safetensors.torch import load_file
 
-from vlprompt import VlpromptError, run
+from vlprompt import VlpromptError, create_learner, load_learner, run
 from vlprompt.cli.__main__ import main
 from vlprompt.data.captions import read_captions
 from vlprompt.learner.regulation import Regulator
@@ -67,20 +68,22 @@ def test_a_new_regulator_changes_nothing_and_a_learnt_one_keeps_lengths(tmp_path
 
 def test_the_rule_hands_over_regulated_gradients(tmp_path: Path) -> None:
     file = tmp_path / "r.safetensors"
-    plain, ruled = make("coop"), make("coop", gradient_rule=f"regulated(file='{file}')")
+    plain, rule = make("coop"), f"regulated(file='{file}')"
     regulator = unlike(Regulator([plain.prompt.ctx.shape[-1]]))
     with pytest.raises(VlpromptError, match=r"the regulator .* is missing: make it again with vlprompt meta-train"):
-        ruled.backward(loss_of(ruled))
+        make("coop", gradient_rule=rule)
     regulator.save(file)
+    ruled = make("coop", gradient_rule=rule)
+    assert ruled.facts.fidelity == "reconstruction"
     ruled.backward(loss_of(ruled))
     plain.backward(loss_of(plain))
     assert close(ruled.prompt.ctx.grad, regulator(plain.prompt.ctx.grad).detach())
+    with pytest.raises(VlpromptError, match="takes gradients of width 64, and one has 128"):
+        make("maple", gradient_rule=rule)
     ruled.save_pretrained(tmp_path / "saved")
     (tmp_path / "saved" / "learner.safetensors").replace(file)  # of another kind
-    again = make("coop", gradient_rule=f"regulated(file='{file}')")
-    losses = loss_of(again)
     with pytest.raises(VlpromptError, match="is no regulator"):
-        again.backward(losses)
+        make("coop", gradient_rule=rule)
 
 
 def test_tasks_are_two_clusters_of_one_topic_and_follow_from_the_seed() -> None:
@@ -206,7 +209,8 @@ def test_a_run_from_a_meta_learnt_start_is_marked(pairs: Path, tmp_path: Path) -
         **how,
     )
     assert result.start["reconstructs"] == "GRAM"
-    assert result.marked_method == "coop (start of GRAM, reconstruction)"
+    assert result.marked_method == "coop (reconstruction, start of GRAM)"
+    assert replace(result, fidelity="code").marked_method == "coop (start of GRAM, reconstruction)"
     assert reconstructs("glyphs/chess") == "meta_init", "labels in the place of captions"
 
 
@@ -217,9 +221,40 @@ def test_what_has_no_start_to_learn_is_refused_in_one_sentence(
         (["method=zero_shot"], "zero_shot with these settings has no start"),
         (["method=coop", "class_specific=true"], "has no start that other tasks could take"),
         (["lr=0"], "lr must be a number above 0, not 0"),
+        (["aggregator=ema"], "aggregator is of runs, and has no use where a start is learnt"),
+        (["task_size=1"], "task_size=1 is one pair"),
+        (["method=ivlp", 'objective=[ce, "image_anchor(view=image_strong)"]'], "a second view of each image"),
         (["tusks=3"], "unknown key 'tusks': did you mean tasks?"),
     ):
         assert main(["meta-train", f"output={tmp_path / 'no'}", f"pairs=captions:{pairs}", *arguments]) == 2
         assert sentence in " ".join(capsys.readouterr().err.split())
     with pytest.raises(VlpromptError, match="there is no folder nowhere of images with captions"):
         read_captions("nowhere")
+
+
+def test_what_lies_in_the_folder_is_not_lost(pairs: Path, tmp_path: Path) -> None:
+    settings = SMALL | {"pairs": f"captions:{pairs}", "settings": {"n_ctx": 2}, "output": str(tmp_path / "meta")}
+    folder = meta_train(small_clip(), MetaConfig(**settings))
+    written = (folder / REGULATOR).stat().st_mtime_ns
+    assert meta_train(small_clip(), MetaConfig(resume=True, **settings)) == folder
+    assert (folder / REGULATOR).stat().st_mtime_ns == written, "there was nothing to go on with"
+    other = settings | {"seed": 2}
+    for going in ({}, {"resume": True}):
+        with pytest.raises(VlpromptError, match=r"learnt with other settings \(seed=1 there, 2 here\): choose another"):
+            meta_train(small_clip(), MetaConfig(**going, **other))
+    (folder / "config.yaml").write_text("method: coop")
+    with pytest.raises(VlpromptError, match="holds a run, whose learner would be replaced"):
+        meta_train(small_clip(), MetaConfig(restart=True, **other))
+
+
+def test_a_start_is_held_to_its_words_and_hears_other_names(pairs: Path, tmp_path: Path) -> None:
+    settings = {"ctx_init": "a photo of a", "after_step": "project(eps=0.001)", "names": {"a red door": ["a gate"]}}
+    how = SMALL | {"pairs": f"captions:{pairs}", "lr": 0.1, "output": str(tmp_path / "meta"), "settings": settings}
+    clip = small_clip()
+    start = load_learner(meta_train(clip, MetaConfig(**how)) / "learner", clip=clip)
+    away = (start.prompt.ctx.detach() - clip.word_embeddings("a photo of a")).norm(dim=-1)
+    assert 0 < away.max() <= 0.001 * (1 + 1e-4)
+    learner = create_learner("coop", clip, NAMES, n_ctx=2, names={"tench": ["tinca"]})
+    meta = MetaLearner(learner, Regulator([64]), torch.randn(4, 64), torch.tensor([0, 1, 0, 1]), NAMES, 0.1)
+    meta.loss({"support": torch.tensor([0, 1]), "query": torch.tensor([2, 3])})
+    assert learner.class_names.every == ("tench", "tinca", "highway or road")

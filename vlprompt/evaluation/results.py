@@ -160,7 +160,8 @@ class Result:
         tested = dict.fromkeys(row.dataset for row in self.rows if row.target != "source")
         saw = [name for name in tested if name in known]
         start = self.start.get("reconstructs")
-        marks = [f"start of {start}, reconstruction" if start else "", f"start saw {' and '.join(saw)}" if saw else ""]
+        told = "" if mark_of(self.fidelity) else ", reconstruction"  # the method's own mark says it
+        marks = [f"start of {start}{told}" if start else "", f"start saw {' and '.join(saw)}" if saw else ""]
         return ", ".join(filter(None, marks))
 
     @classmethod

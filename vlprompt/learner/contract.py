@@ -32,7 +32,7 @@ from vlprompt.learner.editing import edited_facts, make_edits
 from vlprompt.learner.ensembling import make_ensemble
 from vlprompt.learner.facts import Facts, Familiar
 from vlprompt.learner.fusion import facts_with_head, is_known, parse_head
-from vlprompt.learner.gradients import GRADIENT_RULES
+from vlprompt.learner.gradients import GRADIENT_RULES, facts_with_rule
 from vlprompt.learner.method import Method
 from vlprompt.learner.names import facts_with_names, named
 from vlprompt.learner.objectives import (
@@ -70,6 +70,7 @@ class PromptLearner(Road):
         edits: what it does inside the towers (``vlprompt.clip.edits``), for a method to hand to all that encodes.
         trained_names: the classes that it learns from, whatever others it scores later.
         familiar: what the classes that it scores are to it: by their names, unless the evaluator knows better.
+        learnt_on: datasets that it was trained on, where that is known of a saved one.
         calibration: what held-out images said of its probabilities; None until it is asked, and when it learns anew.
     """
 
@@ -95,8 +96,8 @@ class PromptLearner(Road):
         self.objectives = parse_objectives(self.config.objective)
         self.constraint = make_constraint(self.config.after_step)
         rule, aggregator = self.config.gradient_rule, self.config.aggregator
-        self.gradient_rule = parse_part(rule, GRADIENT_RULES) if rule else None
-        self.aggregator = parse_part(aggregator, AGGREGATORS) if aggregator else None
+        self.gradient_rule = None if rule is None else parse_part(rule, GRADIENT_RULES)
+        self.aggregator = None if aggregator is None else parse_part(aggregator, AGGREGATORS)
         self.last_state: dict[str, Tensor] | None = None  # the last weights, where others took their place
         self.right_of_batch: Tensor | None = None  # share of the last training batch that it had right, see ``loss``
         self._cached: tuple[list[Tensor], Tensor] | None = None  # the state that gave these class features
@@ -104,6 +105,7 @@ class PromptLearner(Road):
         self.part: tuple[int, ...] | None = None
         self.places: tuple[int, ...] = ()
         self.familiar: Familiar = "trained"
+        self.learnt_on: tuple[str, ...] = ()
         if isinstance(self.config.text_chunk, int) and self.config.text_chunk < 1:
             raise VlpromptError(f"text_chunk must be at least 1 class, not {self.config.text_chunk}")
         self.edits: list[Edit] = []
@@ -119,7 +121,7 @@ class PromptLearner(Road):
                 self.second_head.setup(clip.embed_dim, len(self.trained_names))
         self.to(clip.device)
         self.start: dict[str, Any] | None = None  # what is known of the learnables that it started from
-        if self.config.init_from:
+        if self.config.init_from is not None:
             self.start = load_start(self, self.config.init_from, self.config.init_length)
         self._check_parts()
         self.prepare_classes()
@@ -143,7 +145,8 @@ class PromptLearner(Road):
         by_loop = bool(own.trains) and (cls.learn, cls.loss) == (PromptLearner.learn, PromptLearner.loss)
         own = replace(own, labels=labels_of(own, objectives, config.head), weighs=own.weighs or by_loop)
         own = replace(own, weighs=weighs(own, objectives, config.head))
-        own = facts_with_context(config, facts_with_names(cls, config, own, PromptLearner))
+        own = facts_with_names(cls, config, own, PromptLearner)
+        own = facts_with_rule(config, facts_with_context(config, own))
         return facts_with_head(cls, config, own, PromptLearner)
 
     def set_ensemble(self, setting: str | None) -> None:

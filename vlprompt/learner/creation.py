@@ -24,6 +24,8 @@ from vlprompt.learner.objectives import (
 )
 from vlprompt.learner.registration import METHODS, make_config
 
+OF_LOOP = ("gradient_rule", "aggregator", "after_step")  # settings that the training loop alone looks at
+
 
 @checked
 def create_learner(
@@ -57,6 +59,7 @@ def create_learner(
     if isinstance(config.names, str):
         config = replace(config, names=read_synonyms(config.names))
     templates = (DEFAULT_TEMPLATE,) if templates is None else check_templates(templates)
+    check_training(method, config)
     check_descriptions(method, config)
     check_teacher(method, config)
     names = checked_names(class_names)
@@ -68,19 +71,41 @@ def create_learner(
     }
     with enough_memory(f"the learnt parts of {method} with these settings"):
         learner = cls(clip, names, config, templates, seed, **others)
-    anchors = [o.descriptions for o in learner.objectives if isinstance(o, DescriptionAnchor)]
-    for file in filter(names_file, [config.descriptions, *anchors]):
+    for file in description_files(learner):
         read_descriptions(file, learner.class_names)  # says what is wrong with it now, and not at the first step
+    if learner.gradient_rule is not None:
+        by_itself = cls.learn is not PromptLearner.learn  # and may hand the rule to others than its own learnables
+        learner.gradient_rule.check(() if by_itself else learner.trainable_parameters())
     return learner
 
 
-def check_descriptions(method: str, config: Any) -> None:
-    """Raise one sentence if settings name descriptions that nothing would read.
+def description_files(learner: PromptLearner) -> list[str]:
+    """Files, or sets by name, of sentences about classes that a learner's settings name."""
+    anchors = [o.descriptions for o in learner.objectives if isinstance(o, DescriptionAnchor)]
+    return list(filter(names_file, [learner.config.descriptions, *anchors]))
+
+
+def check_training(method: str, config: Any) -> None:
+    """Raise one sentence if settings say how to train what no loop trains.
 
     Args:
         method: one of ``list_methods()``.
-        config: has its ``objective`` and ``descriptions``.
+        config: has its settings.
     """
+    cls = METHODS.get(method)
+    if cls.trained_by_loop(cls.facts_of(config)):
+        return
+    usual = {o.name for o in parse_objectives(cls.Config().objective)}
+    odd = [f"objective {o.name}" for o in parse_objectives(config.objective) if o.name not in usual]
+    odd += [f"{key}={given}" for key in OF_LOOP if (given := getattr(config, key)) is not None]
+    if odd:
+        raise VlpromptError(
+            f"{odd[0]} has no use, since {method} with these settings is not trained by the loop: leave it out"
+        )
+
+
+def check_descriptions(method: str, config: Any) -> None:
+    """Raise one sentence if settings name descriptions that nothing would read; arguments as ``check_training``."""
     if config.descriptions is None or METHODS.get(method).reads_descriptions(parse_objectives(config.objective)):
         return
     raise VlpromptError(
@@ -90,7 +115,7 @@ def check_descriptions(method: str, config: Any) -> None:
 
 
 def check_teacher(method: str, config: Any) -> None:
-    """Raise one sentence if settings name a teacher that nothing would ask; arguments as ``check_descriptions``."""
+    """Raise one sentence if settings name a teacher that nothing would ask; arguments as ``check_training``."""
     if config.teacher is None or METHODS.get(method).asks_teacher(parse_objectives(config.objective)):
         return
     raise VlpromptError(

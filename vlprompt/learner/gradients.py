@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from vlprompt.base.parts import Part
+from vlprompt.base.parts import Part, parse_part
 from vlprompt.base.registry import Registry
 from vlprompt.errors import VlpromptError
+from vlprompt.learner.facts import Facts
 from vlprompt.learner.regulation import Regulator
 
 
 class GradientRule(Part):
     """Fills the parameters' gradients from named losses."""
+
+    def check(self, parameters: Sequence[nn.Parameter]) -> str:
+        """Raise one sentence if it is of no use to these learnables; return what tells a file that it reads."""
+        return ""
 
     def __call__(self, losses: Mapping[str, Tensor], parameters: Sequence[nn.Parameter]) -> None:
         """Set ``grad`` of each parameter."""
@@ -71,23 +77,42 @@ class ProGradRule(GradientRule):
         return learnt - self.weight * along / size * general
 
 
-@GRADIENT_RULES.register("regulated")
+@GRADIENT_RULES.register("regulated", paper="GRAM, arXiv:2303.06571", fidelity="reconstruction")
 class RegulatedRule(GradientRule):
     """Turn each gradient as a function that was learnt over many tasks does (GRAM, reconstructed).
 
     Args:
-        file: that ``vlprompt meta-train`` wrote. It is read when the first gradient is asked for, since a saved learner
-            may come from anyone and is tested without.
+        file: that ``vlprompt meta-train`` wrote. It is read where a learner is made by these settings, or else when the
+            first gradient is asked for, since a saved learner may come from anyone and is tested without.
     """
 
     def __init__(self, file: str):
         self.file = file
         self.regulator: Regulator | None = None
 
+    def check(self, parameters: Sequence[nn.Parameter]) -> str:
+        """Read the file, which must know gradients of all widths, and return its hash."""
+        regulator = self._read()
+        for parameter in parameters:
+            regulator.of(parameter)
+        return regulator.sha256
+
     def __call__(self, losses: Mapping[str, Tensor], parameters: Sequence[nn.Parameter]) -> None:
         """Set ``grad`` of each parameter."""
         gradients = torch.autograd.grad(losses["loss"], parameters, materialize_grads=True)
-        if self.regulator is None:
-            self.regulator = Regulator.load(Path(self.file).expanduser()).to(parameters[0].device)
+        regulator = self._read().to(parameters[0].device)
         for parameter, gradient in zip(parameters, gradients, strict=True):
-            parameter.grad = self.regulator(gradient)
+            parameter.grad = regulator(gradient)
+
+    def _read(self) -> Regulator:
+        if self.regulator is None:
+            self.regulator = Regulator.load(Path(self.file).expanduser())
+        return self.regulator
+
+
+def facts_with_rule(config: Any, facts: Facts) -> Facts:
+    """What a learner of these facts is with its gradient rule: a reconstruction, where that is one."""
+    if config.gradient_rule is None:
+        return facts
+    held = GRADIENT_RULES.info(parse_part(config.gradient_rule, GRADIENT_RULES).name).facts.get("fidelity")
+    return replace(facts, fidelity="reconstruction") if held == "reconstruction" else facts

@@ -32,6 +32,7 @@ class Method(nn.Module):
     method: ClassVar[str] = ""
     registered: ClassVar[Facts]
     published: ClassVar[Mapping[str, str]] = {}  # the authors' names, see ``vlprompt.learner.publishing``
+    own_state: ClassVar[tuple[str, ...]] = ()  # buffers of one training or its classes, which no start brings
 
     @dataclass
     class Config:
@@ -212,6 +213,11 @@ class Method(nn.Module):
         cacheable = facts.cacheable_images and not beneath.needs_images
         new = facts.new_classes and beneath.new_classes
         return replace(facts, cacheable_images=cacheable, new_classes=new)
+
+    @classmethod
+    def trained_by_loop(cls, facts: Facts) -> bool:
+        """Whether a learner of these facts goes through the training loop, which its objectives and the like are of."""
+        return bool(facts.trains) and "views" not in facts.inputs
 
     @classmethod
     def lacks(cls, config: Any) -> str:

@@ -7,15 +7,15 @@ verbalizer's best label word (SciPrompt, arXiv:2410.01946).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from vlprompt.clip.naming import ClassNames
-from vlprompt.errors import VlpromptError
+from vlprompt.clip.naming import ClassNames, natural_name
+from vlprompt.errors import VlpromptError, nearest, warn
 from vlprompt.learner.facts import Facts
 
 By = Literal["mean", "best"]
@@ -28,6 +28,26 @@ def named(config: Any, names: tuple[str, ...]) -> tuple[str, ...]:
     if isinstance(config.names, str):
         raise VlpromptError(f"names={config.names} is a file, which create_learner reads: give a learner its content")
     return ClassNames(names, config.names, best=config.names_by == "best")
+
+
+def check_keys(others: Mapping[str, Any], class_names: Sequence[str]) -> None:
+    """Say which classes in ``{class: [names]}`` there are not, since a misspelt one would go by its own name alone.
+
+    Args:
+        others: what a user gave.
+        class_names: all there are, of training and tests.
+
+    Raises:
+        VlpromptError: none of them is a class; of some that are not, a warning tells.
+    """
+    known = {natural_name(name).casefold() for name in class_names}
+    odd = [key for key in others if natural_name(key).casefold() not in known]
+    if not odd:
+        return
+    hint = f"'{odd[0]}': {nearest(natural_name(odd[0]), map(natural_name, class_names))}"
+    if len(odd) == len(others):
+        raise VlpromptError(f"names has other names of none of the classes here, but of {hint}")
+    warn(f"names has {len(odd)} of {len(others)} keys that are no classes here, first {hint}")
 
 
 def facts_with_names(cls: type, config: Any, facts: Facts, base: type) -> Facts:

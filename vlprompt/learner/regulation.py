@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlprompt.base.sealed import read_tensors, write_tensors
+from vlprompt.base.sealed import hash_of_tensors, read_tensors, write_tensors
 from vlprompt.errors import VlpromptError
 
 KIND = "vlprompt-regulator/1"
@@ -47,24 +47,38 @@ class Regulator(nn.Module):
     Args:
         widths: last axes of the tensors whose gradients it takes.
         rank: of ψ's map.
+
+    Attributes:
+        sha256: of what was read from a file; empty of one that was not.
     """
 
     def __init__(self, widths: Iterable[int], rank: int = 8):
         super().__init__()
-        self.rank = rank
+        self.rank, self.sha256 = rank, ""
         self.maps = nn.ModuleDict({str(d): _OfWidth(d, rank) for d in sorted(set(widths))})
 
-    def forward(self, gradient: Tensor) -> Tensor:
-        """Regulate the gradient of one tensor (…, d); that of a single number stays."""
-        if gradient.dim() == 0:
-            return gradient
-        width = gradient.shape[-1]
+    def of(self, tensor: Tensor) -> nn.Module | None:
+        """The function for gradients of a tensor (…, d); None for those of a single number, which stay.
+
+        Raises:
+            VlpromptError: it knows none of that width.
+        """
+        if tensor.dim() == 0:
+            return None
+        width = tensor.shape[-1]
         if str(width) not in self.maps:
             raise VlpromptError(
                 f"this regulator takes gradients of width {', '.join(self.maps)}, and one has {width}: learn one with "
                 "vlprompt meta-train for this method and backbone"
             )
-        regulated: Tensor = self.maps[str(width)](gradient.reshape(-1, width))
+        return self.maps[str(width)]
+
+    def forward(self, gradient: Tensor) -> Tensor:
+        """Regulate the gradient of one tensor (…, d); that of a single number stays."""
+        turn = self.of(gradient)
+        if turn is None:
+            return gradient
+        regulated: Tensor = turn(gradient.reshape(-1, gradient.shape[-1]))
         return regulated.view_as(gradient)
 
     def save(self, path: Path) -> str:
@@ -86,4 +100,5 @@ class Regulator(nn.Module):
             made.load_state_dict(tensors)
         except (ValueError, KeyError, IndexError, RuntimeError):
             raise VlpromptError(f"{path} is no regulator: vlprompt meta-train makes one") from None
+        made.sha256 = hash_of_tensors(tensors)
         return made.requires_grad_(False)

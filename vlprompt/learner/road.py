@@ -162,8 +162,7 @@ class Road(Method):
         """
         chunks = x.split(getattr(self.config, "image_chunk", None) or len(x) or 1)
         own = self.text_encoder() if self.second_head is None else self.encode_text
-        whole = learning and self.second_head is not None  # which asks for all class features
-        if len(chunks) == 1 or torch.is_grad_enabled() or whole:
+        if len(chunks) == 1 or torch.is_grad_enabled() or learning:  # a loss may ask for all class features
             encode = own if len(chunks) == 1 else _recomputed(own)
             t = torch.cat([encode(F.normalize(chunk, dim=-1)) for chunk in chunks])  # (B, C, D)
             if self.second_head is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,24 +15,28 @@ from torch import Tensor
 from datasets_registry.catalog import load_split
 from vlprompt.base.environment import versions
 from vlprompt.base.files import atomic_write, remove_leftovers
-from vlprompt.base.layout import LEARNER
+from vlprompt.base.layout import LEARNER, SETTINGS
 from vlprompt.base.reporter import Reporter
-from vlprompt.base.sealed import read_tensors, seal, write_tensors
+from vlprompt.base.sealed import read_tensors, seal, unseal, write_tensors
 from vlprompt.base.settings import TrainOptions
 from vlprompt.clip.frozen import FrozenCLIP
 from vlprompt.data import DatasetSplits, FeatureBank, ImageItems, eval_transform, images_fingerprint
 from vlprompt.data.captions import read_captions
-from vlprompt.errors import VlpromptError, warn
+from vlprompt.errors import VlpromptError, first_line, warn
 from vlprompt.learner.contract import PromptLearner
 from vlprompt.learner.creation import create_learner
+from vlprompt.learner.names import check_keys
+from vlprompt.learner.registration import make_config
 from vlprompt.learner.regulation import Regulator
 from vlprompt.runs.folder import lock_run, refuse_if_in_use, refuse_undecided
 from vlprompt.training.checkpoint import checkpoints
 from vlprompt.training.meta import MetaLearner, Tasks, clustered, unit
+from vlprompt.training.recipes import fitting_depths
 from vlprompt.training.trainer import train
 
 REGULATOR, CLUSTERS, META = "regulator.safetensors", "clusters.safetensors", "meta.json"
 LONGEST = 40  # tokens of a caption, which stands beside a context
+OF_RUNS = ("gradient_rule", "aggregator", "ensemble")  # settings that a start has nothing of
 WHERE = (
     "output",
     "data_root",
@@ -96,14 +100,23 @@ def meta_train(clip: FrozenCLIP, config: MetaConfig) -> Path:
     folder, reporter = Path(config.output).expanduser(), Reporter(config.quiet)
     refuse_if_in_use(folder)
     refuse_undecided(folder, config.resume, config.restart)
+    if _is_finished(folder, config):
+        reporter.say(f"finished already, nothing to resume: {folder / META}")
+        _drop_checkpoints(folder)
+        return folder
+    _check_settings(config)
     pairs = _fitting(clip, read_pairs(config), reporter)
-    learner = create_learner(
-        config.method, clip, pairs.class_names[:2], templates=pairs.templates, seed=config.seed, **config.settings
-    )
+    whole = asdict(make_config(config.method, config.settings))
+    settings = config.settings | fitting_depths(config.method, whole, config.settings, clip)
+    names = pairs.class_names[:2]
+    learner = create_learner(config.method, clip, names, templates=pairs.templates, seed=config.seed, **settings)
     _check(learner, config)
+    if isinstance(learner.config.names, Mapping):
+        check_keys(learner.config.names, pairs.class_names)
     folder.mkdir(parents=True, exist_ok=True)
     with lock_run(folder):
         remove_leftovers(folder)
+        (folder / META).unlink(missing_ok=True)  # of what is learnt anew
         identity = _identity(clip, pairs, config)
         features = _bank(clip, pairs, reporter)
         clusters = _clusters(folder, identity, clip, pairs, features, config)
@@ -161,6 +174,44 @@ def _fitting(clip: FrozenCLIP, pairs: DatasetSplits, reporter: Reporter) -> Data
     return pairs.with_parts({"train": kept, "val": (), "test": ()})
 
 
+def _is_finished(folder: Path, config: MetaConfig) -> bool:
+    """Whether a meta-training that is to be resumed has left its start and regulator already.
+
+    Raises:
+        VlpromptError: the folder is a run's, or holds a start of other settings.
+    """
+    if (folder / SETTINGS).exists():
+        raise VlpromptError(f"{folder} holds a run, whose learner would be replaced: choose another output")
+    if config.restart or not (folder / META).exists():
+        return False
+    there, here = _read_meta(folder / META).get("settings", {}), asdict(config)
+    key = next((key for key in here if key not in WHERE and key in there and there[key] != here[key]), None)
+    if key:
+        raise VlpromptError(
+            f"{folder} holds a start that was learnt with other settings ({key}={there[key]} there, {here[key]} here): "
+            "choose another output, or say restart=true to replace it"
+        )
+    return config.resume
+
+
+def _read_meta(path: Path) -> dict[str, Any]:
+    """What is written beside a start."""
+    try:
+        told = dict(json.loads(path.read_bytes()))
+    except (OSError, ValueError, TypeError) as error:
+        raise VlpromptError(f"{path} cannot be read ({first_line(error)}): restart=true replaces it") from error
+    return unseal(told, path)
+
+
+def _check_settings(config: MetaConfig) -> None:
+    """Refuse settings of which nothing would be seen in a start, and tasks that have nothing to tell apart."""
+    for key in OF_RUNS:
+        if config.settings.get(key) is not None:
+            raise VlpromptError(f"{key} is of runs, and has no use where a start is learnt: leave it out")
+    if config.task_size < 2:
+        raise VlpromptError(f"task_size={config.task_size} is one pair, beside which there is none to tell it from")
+
+
 def _check(learner: PromptLearner, config: MetaConfig) -> None:
     """Refuse methods that have no start to learn, or no other classes than their own."""
     if not learner.trainable_parameters() or learner.facts.head or not learner.facts.new_classes:
@@ -172,6 +223,8 @@ def _check(learner: PromptLearner, config: MetaConfig) -> None:
         raise VlpromptError(
             f"{config.method} needs {' and '.join(learner.facts.inputs)} of an image, and pairs have one"
         )
+    if learner.image_keys != ("image",):
+        raise VlpromptError("an objective asks for a second view of each image, and pairs have one: take another")
 
 
 def _identity(clip: FrozenCLIP, pairs: DatasetSplits, config: MetaConfig) -> dict[str, str]:
@@ -228,7 +281,7 @@ def _keep(
     history: Sequence[dict[str, Any]],
 ) -> None:
     """Write what was learnt, and what it is; the checkpoint goes when all is there."""
-    learner.class_names = pairs.class_names[:2]
+    learner.class_names = learner.trained_names
     learner.prepare_classes()
     named = reconstructs(config.pairs)
     known = {"dataset": pairs.name, "protocol": "meta-train", "seed": config.seed, "reconstructs": named}
@@ -245,5 +298,10 @@ def _keep(
     }
     with atomic_write(folder / META) as temporary:
         temporary.write_text(json.dumps(seal(told), indent=1) + "\n", encoding="utf-8")
+    _drop_checkpoints(folder)
+
+
+def _drop_checkpoints(folder: Path) -> None:
+    """Remove what a training keeps to be gone on with, since all is there."""
     for left in checkpoints(folder):
         left.unlink(missing_ok=True)

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from vlprompt.errors import VlpromptError
 from vlprompt.learner.contract import PromptLearner
+from vlprompt.learner.names import named
 from vlprompt.learner.regulation import Regulator
 
 TRIES = 1000  # of drawing a task, before too few pairs are given up on
@@ -147,10 +148,14 @@ class MetaLearner(nn.Module):
         through = [(step, -self.inner_lr * g) for step, g in zip(steps, outer, strict=True) if step.requires_grad]
         torch.autograd.backward([step for step, _ in through], [g for _, g in through])
 
+    def after_step(self) -> None:
+        """Hold θ to what the learner's is held to."""
+        self.learner.after_step()
+
     def _loss(self, places: Tensor) -> Tensor:
         """The learner's loss on pairs, among their captions."""
         known, label = self.labels[places].unique(return_inverse=True)
-        self.learner.class_names = tuple(self.captions[i] for i in known.tolist())
+        self.learner.class_names = named(self.learner.config, tuple(self.captions[i] for i in known.tolist()))
         self.learner.prepare_classes()
         return self.learner.loss({self.key: self.images[places], "label": label})["loss"]  # type: ignore[misc]
 

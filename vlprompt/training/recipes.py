@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from copy import deepcopy
-from dataclasses import asdict, dataclass, field, fields, make_dataclass
+from dataclasses import asdict, dataclass, field, fields, make_dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
 from vlprompt.base.parts import parse_part
 from vlprompt.base.schema import settings_of
-from vlprompt.base.settings import LearnOptions
+from vlprompt.base.settings import LearnOptions, RunConfig
 from vlprompt.base.settings_text import check_plain, read_settings, show
 from vlprompt.clip.frozen import FrozenCLIP
 from vlprompt.data.transforms import TRAIN_KINDS
@@ -19,7 +19,7 @@ from vlprompt.errors import VlpromptError, nearest
 from vlprompt.learner.aggregation import AGGREGATORS
 from vlprompt.learner.constraints import make_constraint
 from vlprompt.learner.contexts import parse_context
-from vlprompt.learner.creation import check_descriptions, check_teacher
+from vlprompt.learner.creation import check_descriptions, check_teacher, check_training
 from vlprompt.learner.editing import parse_edits
 from vlprompt.learner.gradients import GRADIENT_RULES
 from vlprompt.learner.objectives import parse_objectives
@@ -31,6 +31,7 @@ from vlprompt.training.shipped import list_recipes as list_recipes
 from vlprompt.training.shipped import read_defaults as read_defaults
 
 PROVENANCE = ("source", "published")
+RUN_ALONE = {f.name for f in fields(RunConfig)} - {f.name for f in fields(LearnOptions)}
 Cases = dict[str, dict[Any, dict[str, Any]]]
 Options = TypeVar("Options", bound=LearnOptions)
 
@@ -126,6 +127,9 @@ def resolve_learning(
     for key, value in settings.items():
         check_plain(key, value)
     recipe = load_recipe(method, protocol)
+    if recipe:  # what a run would take besides, as its dataset
+        values = {key: value for key, value in recipe.values.items() if key not in RUN_ALONE}
+        recipe = replace(recipe, values=values)
     known = {f.name for f in fields(LearnOptions)}
     defaults = {key: value for key, value in read_defaults().items() if key in known} | {"method": method}
     around = {"backbone": None, "dataset": None, "selection": None} | around
@@ -175,13 +179,14 @@ def check_learning(config: LearnOptions, unnumbered: str = "all") -> None:
     """
     settings: Any = config  # those of the method, which no type here knows
     parse_objectives(settings.objective)
-    if settings.gradient_rule:
+    if settings.gradient_rule is not None:
         parse_part(settings.gradient_rule, GRADIENT_RULES)
-    if settings.aggregator:
+    if settings.aggregator is not None:
         parse_part(settings.aggregator, AGGREGATORS)
     parse_context(settings.context)
     make_constraint(settings.after_step)
     parse_edits(settings.edits)
+    check_training(config.method, config)
     check_descriptions(config.method, config)
     check_teacher(config.method, config)
     lack = METHODS.get(config.method).lacks(config)
@@ -202,16 +207,21 @@ def adapt_depths(learning: Learning, clip: FrozenCLIP) -> dict[str, int]:
 
     A depth that the user gave is left as it is, so that one too many is an error.
     """
+    return fitting_depths(learning.config.method, learning.method_settings, learning.given, clip)
+
+
+def fitting_depths(method: str, settings: Mapping[str, Any], given: Iterable[str], clip: FrozenCLIP) -> dict[str, int]:
+    """Return the depths of a method's settings, but for given ones, that are more than a backbone's, cut to it."""
     layers = {"text": clip.text.layers, "vision": clip.visual.layers}
-    settings, adapted = learning.method_settings, {}
-    trains = method_facts(learning.config.method, settings).trains
+    adapted = {}
+    trains = method_facts(method, settings).trains
     for key, towers in (
         ("depth", ("text",) if "vision_depth" in settings else trains),
         ("vision_depth", ("vision",)),
     ):
         most = min((layers[tower] for tower in towers if tower in layers), default=0)
         # a tower without layers takes no prompts at all, which the learner says better
-        if key in settings and key not in learning.given and 0 < most < settings[key]:
+        if key in settings and key not in given and 0 < most < settings[key]:
             adapted[key] = most
     return adapted
 

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from vlprompt.errors import VlpromptError
 from vlprompt.learner import register
+from vlprompt.learner.facts import Facts
 from vlprompt.learner.learning import Feed, Train
 from vlprompt.learner.selection import best_step
 from vlprompt.methods.heads.on_text import BesideText
@@ -98,6 +99,11 @@ class LPPlusPlus(BesideText):
         self.register_buffer("w", torch.zeros(classes, width))
         self.register_buffer("b", drawn if self.config.as_published else torch.zeros(classes))
         self.register_buffer("alpha", torch.full((classes,), self.clip.logit_scale))  # zero-shot, until it is fitted
+
+    @classmethod
+    def trained_by_loop(cls, facts: Facts) -> bool:
+        """It takes steps of its own."""
+        return False
 
     @torch.no_grad()
     def learn(self, feed: Feed, train: Train) -> None:
