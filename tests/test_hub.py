@@ -130,11 +130,18 @@ def test_folders_of_this_machine_stay_here(hub: Hub, tmp_path: Path) -> None:
     config["source"] = {"name": f"local-dir:{tmp_path}/model", "pretrained": None, "checkpoint": f"{tmp_path}/w.pt"}
     config["backbone"]["architecture"] = config["source"]["name"]
     config["config"]["init_from"] = str(tmp_path / "other")
+    config["config"]["gradient_rule"] = f"regulated(file='{tmp_path}/r.safetensors')"
+    config["config"]["objective"] = ["ce", f"description_anchor(descriptions='{tmp_path}/words.json')"]
+    config["extra"]["start"] = {"from": f"{tmp_path}/source", "datasets": [f"folder:{tmp_path}/pets", "emoji"]}
     (folder / "config.json").write_text(json.dumps(seal(config)))
     push_folder(folder, "me/it")
     sent = b"".join(hub.repos["me/it"]["files"].values()).decode(errors="replace")
     assert str(tmp_path) not in sent
-    assert "# coop on local-dir:model" in sent
+    assert "# coop (reconstruction) on local-dir:model" in sent
+    assert "regulated(file='r.safetensors')" in sent
+    assert "description_anchor(descriptions='words.json')" in sent
+    told = json.loads(hub.repos["me/it"]["files"]["config.json"])["extra"]["start"]
+    assert told == {"from": "source", "datasets": ["folder:pets", "emoji"]}
 
 
 def test_folders_of_the_data_stay_here_too(hub: Hub, tmp_path: Path) -> None:

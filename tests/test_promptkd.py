@@ -43,6 +43,8 @@ def wide(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_student_scores_with_its_teachers_class_features_and_needs_it_no_more(
     teacher: Path, wide: None, tmp_path: Path
 ) -> None:
+    with pytest.raises(VlpromptError, match="class features: give names to the teacher"):
+        create_learner("promptkd", small_clip(), NAMES, teacher=str(teacher), names={"tench": ["tinca"]}, depth=2)
     student = make("promptkd", teacher=str(teacher))
     own = load_learner(teacher, clip=small_clip(embed_dim=80))
     assert torch.allclose(student.classifier_matrix(), own.classifier_matrix(), atol=1e-6)

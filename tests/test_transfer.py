@@ -12,7 +12,7 @@ from vlprompt import VlpromptError, analysis, load_learner, run
 from vlprompt.evaluation.results import read_result
 from vlprompt.learner.starts import with_length
 from vlprompt.report import make_report
-from vlprompt.testing import NAMES, NEW_NAMES, close, make, small_clip, toy_batch
+from vlprompt.testing import NAMES, NEW_NAMES, close, loss_of, make, small_clip, toy_batch
 
 QUICK = {"shots": 1, "epochs": 1, "views": 1, "limit": 12, "protocol": "few_shot", "quiet": True}
 
@@ -28,7 +28,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_longer_prompt_is_cropped_and_a_shorter_one_repeated(tmp_path: Path) -> None:
     start = make("maple", n_ctx=3, ctx_init=None)
     start.save_pretrained(tmp_path)
-    with pytest.raises(VlpromptError, match="do not fit maple"):
+    with pytest.raises(VlpromptError, match=r"prompt.ctx has 3 tokens, and 2 are expected; say init_length=fit"):
         make("maple", n_ctx=2, ctx_init=None, init_from=str(tmp_path))
     for n in (2, 5):
         learner = make("maple", n_ctx=n, ctx_init=None, init_from=str(tmp_path), init_length="fit")
@@ -48,6 +48,32 @@ def test_fitting_lengths_fits_nothing_else(tmp_path: Path) -> None:
         make("coop", names=NEW_NAMES, **settings)
     with pytest.raises(VlpromptError, match="init_length must be"):
         make("coop", init_from=str(tmp_path), init_length="crop")
+
+
+def test_a_start_may_lie_in_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    start = make("coop", n_ctx=2, seed=4)
+    start.save_pretrained(tmp_path / "start")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    learner = make("coop", n_ctx=2, init_from="~/start")
+    assert torch.equal(learner.prompt.ctx, start.prompt.ctx)
+    assert learner.start["method"] == "coop"
+
+
+def test_a_start_brings_nothing_of_its_own_training_and_classes(tmp_path: Path) -> None:
+    for name, seed in (("one", 1), ("two", 2)):
+        make("coop", n_ctx=2, seed=seed).save_pretrained(tmp_path / name)
+    taught = make("promptkd", teacher=str(tmp_path / "one"))
+    taught.save_pretrained(tmp_path / "start")
+    names = (*NEW_NAMES, "barge")
+    anew = make("promptkd", names=names, teacher=str(tmp_path / "two"))
+    learner = make("promptkd", names=names, teacher=str(tmp_path / "two"), init_from=str(tmp_path / "start"))
+    assert torch.equal(learner.teacher_text, anew.teacher_text)
+    assert torch.equal(learner.prompt.tokens[0], taught.prompt.tokens[0])
+    restored = make("restore")
+    loss_of(restored)
+    restored.save_pretrained(tmp_path / "restore")
+    assert restored.first_text_norms.all()
+    assert not make("restore", init_from=str(tmp_path / "restore")).first_text_norms.any()
 
 
 def test_a_result_tells_its_start_and_is_marked_if_that_saw_what_is_tested(source: Path, tmp_path: Path) -> None:
@@ -123,3 +149,7 @@ def test_transferability_refuses_what_does_not_compare() -> None:
         analysis.transferability({"a": make("coop"), "b": make("coop", small_clip(quick_gelu=False))})
     with pytest.raises(VlpromptError, match=r"v \(vpt\) has no learnt class features"):
         analysis.transferability({"a": make("coop"), "v": make("vpt")})
+    two = {"a": make("coop"), "b": make("coop", names=("barge", "annual crop_land"))}
+    with pytest.raises(VlpromptError, match=r"must hold {} once"):
+        analysis.transferability(two, template="a photo")
+    assert analysis.transferability(two).class_names == (*NAMES, "barge"), "a name that reads alike counts once"

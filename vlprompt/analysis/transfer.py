@@ -11,11 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vlprompt.analysis.figures import new_figure, paper_figure
-from vlprompt.base.checks import checked, listed
-from vlprompt.clip.frozen import FrozenCLIP
+from vlprompt.base.checks import check_templates, checked, listed
+from vlprompt.clip.frozen import FrozenCLIP, natural_name
 from vlprompt.data.splits import DEFAULT_TEMPLATE
 from vlprompt.errors import VlpromptError
 from vlprompt.learner.contract import PromptLearner
+from vlprompt.learner.teacher import filled
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -67,12 +68,15 @@ def transferability(
     """
     if len(learners) < 2:
         raise VlpromptError("transferability compares two learners or more")
-    clip = _one_backbone(learners)
+    clip, (template,) = _one_backbone(learners), check_templates([template])
     if class_names is None:
-        names = tuple(dict.fromkeys(name for learner in learners.values() for name in learner.class_names))
+        every: dict[str, str] = {}  # by what prompts make of it
+        for name in (name for learner in learners.values() for name in learner.class_names):
+            every.setdefault(natural_name(name), name)
+        names = tuple(every.values())
     else:
         names = listed(class_names, "class names")
-    frozen = F.normalize(clip.encode_text([template.replace("{}", name.replace("_", " ")) for name in names]), dim=-1)
+    frozen = F.normalize(clip.encode_text(filled(names, [template])), dim=-1)
     shifts = torch.stack([_features(learner, names, title) - frozen for title, learner in learners.items()])
     units = F.normalize(shifts, dim=-1)  # (M, C, D)
     scores = torch.einsum("icd,jcd->ijc", units, units).mean(dim=-1)
@@ -91,12 +95,8 @@ def _features(learner: PromptLearner, names: tuple[str, ...], title: str) -> Ten
     """A learner's normalised features (C, D) of some classes."""
     if "text" not in learner.facts.trains or learner.facts.classifier == "per_image":
         raise VlpromptError(f"{title} ({learner.method}) has no learnt class features that all images share")
-    own = learner.eval().class_names
-    learner.set_class_names(names)
-    try:
+    with learner.eval().scoring(names):
         return F.normalize(learner.text_features(), dim=-1)
-    finally:
-        learner.set_class_names(own)
 
 
 @checked

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from vlprompt.base.wiring import wired
+from vlprompt.errors import VlpromptError
 from vlprompt.learner.prompts import TextPrompt, VisualPrompt
 
 if TYPE_CHECKING:
@@ -33,18 +34,31 @@ def load_start(learner: PromptLearner, place: str, length: Length) -> dict[str, 
     Raises:
         VlpromptError: there are none, or they do not fit the learner.
     """
-    tensors = wired("read_learnables")(Path(place))
-    fitted = {}
+    path = Path(place).expanduser()
+    kept = {name: tensor for name, tensor in learner.state_dict().items() if name in learner.own_state}
+    read: dict[str, Tensor] = wired("read_learnables")(path)
+    tensors = {name: tensor for name, tensor in read.items() if name not in learner.own_state} | kept
+    lengths = _other_lengths(learner, tensors)
     if length == "fit":
-        for name in token_names(learner):
-            own = learner.state_dict()[name].shape
-            if name in tensors and tensors[name].shape[-2:-1] != own[-2:-1] and tensors[name].dim() == len(own):
-                fitted[name] = [tensors[name].shape[-2], own[-2]]
-                tensors[name] = with_length(tensors[name], own[-2])
+        tensors |= {name: with_length(tensors[name], own) for name, (_, own) in lengths.items()}
+    elif lengths:
+        name, (theirs, own) = next(iter(lengths.items()))
+        raise VlpromptError(
+            f"the tensors of {place} do not fit {learner.method} with these settings: {name} has {theirs} tokens, and "
+            f"{own} are expected; say init_length=fit, or set the length to that of the start"
+        )
     learner.reserve({name: tensor.shape for name, tensor in tensors.items()})
     learner.load_learnables(tensors, f"the tensors of {place}")
-    told: Mapping[str, Any] = wired("describe_start")(Path(place))
-    return {"from": place, **told, "fitted": fitted}
+    told: Mapping[str, Any] = wired("describe_start")(path)
+    return {"from": place, **told, "fitted": {name: list(both) for name, both in lengths.items()}}
+
+
+def _other_lengths(learner: PromptLearner, tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, int]]:
+    """Prompts whose numbers of tokens are not the learner's: theirs, and its own."""
+    own, names = learner.state_dict(), token_names(learner)
+    both = {name: (tensors[name].shape, own[name].shape) for name in names if name in tensors}
+    same = {name: sizes for name, sizes in both.items() if len(sizes[0]) == len(sizes[1])}
+    return {name: (theirs[-2], mine[-2]) for name, (theirs, mine) in same.items() if theirs[-2] != mine[-2]}
 
 
 def token_names(learner: PromptLearner) -> list[str]:

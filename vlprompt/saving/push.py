@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
@@ -18,6 +19,8 @@ from vlprompt.saving.card import model_card
 from vlprompt.saving.description import description_hash, read_description, safe_member, write_description
 from vlprompt.saving.folder import find_saved, read_learnables, save_learner
 from vlprompt.saving.hub import PREFIX, check_repo, refuse_address, upload
+
+QUOTED_PATH = re.compile(r"""(['"])[^'"{}]*/([^'"{}/]+)\1""")  # of a file that a part reads; a template has {}
 
 
 def push_folder(
@@ -60,15 +63,14 @@ def push_learner(learner: PromptLearner, repo: str, extra: Mapping[str, Any] | N
 def _stage(source: Path, folder: Path, address: str, license: str | None) -> None:
     """Put what is sent into ``folder``: the learner's own files, with the card written anew."""
     description = read_description(source)
-    description["config"]["init_from"] = None
-    for key in ("teacher", "text"):
-        if isinstance(description["config"].get(key), str):
-            description["config"][key] = Path(description["config"][key]).name
+    description["config"] = _without_places(description["config"])
     description["source"] = _without_folders(description["source"])
     extra, backbone = description["extra"], description["backbone"]
     backbone["architecture"] = _without_folder(backbone["architecture"])
     if isinstance(extra.get("dataset"), str):
         extra["dataset"] = _without_folder(extra["dataset"])
+    if isinstance(extra.get("start"), dict):
+        extra["start"] = _start_without_folders(extra["start"])
     if "text" in extra:  # what it stands on
         _stage(source / TEXT, folder / TEXT, address, license)
         extra["text"]["kept"] = description_hash(folder / TEXT)
@@ -81,6 +83,25 @@ def _stage(source: Path, folder: Path, address: str, license: str | None) -> Non
     count = sum(tensor.numel() for tensor in learnables.values())
     card = model_card(description, facts, count, _result_beside(source), address)
     (folder / CARD).write_text(card, encoding="utf-8")
+
+
+def _without_places(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A learner's settings, with the names alone of what lies on this machine."""
+    names = {
+        key: Path(config[key]).name for key in ("teacher", "text", "descriptions") if isinstance(config.get(key), str)
+    }
+    rule, objective = config.get("gradient_rule"), config.get("objective")
+    parts: dict[str, Any] = {"gradient_rule": QUOTED_PATH.sub(r"\1\2\1", rule)} if isinstance(rule, str) else {}
+    if isinstance(objective, list):
+        parts["objective"] = [QUOTED_PATH.sub(r"\1\2\1", each) if isinstance(each, str) else each for each in objective]
+    return {**config, **names, **parts, "init_from": None}
+
+
+def _start_without_folders(start: Mapping[str, Any]) -> dict[str, Any]:
+    """What is known of a start, with the name alone of where it lay."""
+    datasets = start.get("datasets")
+    known = [_without_folder(str(name)) for name in datasets] if isinstance(datasets, list) else None
+    return {**start, "datasets": known, "from": Path(str(start.get("from", ""))).name}
 
 
 def _without_folders(backbone: dict[str, Any] | None) -> dict[str, Any] | None:

@@ -11,6 +11,7 @@ checkpoint, so that a resumed run has the same loss.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -48,6 +49,8 @@ class PromptShift(Objective):
 @register("restore", paper="arXiv:2403.06136", trains=("text", "vision"), cacheable_images=False, fidelity="code")
 class RESTORE(MaPLe):
     """Coupled deep prompts whose shift stays alike in both modalities."""
+
+    own_state: ClassVar = ("first_text_norms", "first_image_norms")
 
     @dataclass
     class Config(MaPLe.Config):

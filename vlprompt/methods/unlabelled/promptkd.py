@@ -80,6 +80,7 @@ class PromptKD(PromptLearner):
         "projection.norm.": "VPT_image_trans.conv1.1.",
         "projection.second.": "VPT_image_trans.conv1.3.",
     }
+    own_state: ClassVar = ("teacher_text",)
 
     @dataclass
     class Config(PromptLearner.Config):
@@ -102,6 +103,8 @@ class PromptKD(PromptLearner):
         self.prompt = VisualPrompt(self.clip, self.config.n_ctx, self.config.depth)
         self.width = self.clip.embed_dim
         if self.taught_by is not None:
+            if self.config.names:
+                raise VlpromptError("promptkd scores with its teacher's class features: give names to the teacher")
             self._take(self.taught_by.text_features(self.class_names))
         elif self.config.teacher is None:
             self.projection = make_projection(self.width, self.width)
