@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from vlprompt import VlpromptError, create_learner
+from vlprompt import VlpromptError, create_learner, list_methods, method_info
+from vlprompt.clip.edits import FullLength
 from vlprompt.learner.recording import TextRecorder, added
-from vlprompt.testing import NAMES, make, small_clip
+from vlprompt.testing import NAMES, close, logits_of, loss_of, make, small_clip
 
 LONG = "playfulness"  # two tokens
 
@@ -61,3 +62,19 @@ def test_what_is_no_attribute_says_why(method: str, settings: dict, message: str
     with pytest.raises(VlpromptError, match=message) as error:
         create_learner(method, small_clip(), NAMES, **settings)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("method", [name for name in list_methods() if "attributes" in method_info(name)["config"]])
+def test_every_design_with_a_text_context_learns_what_stands_before_a_word(method: str) -> None:
+    settings = {"n_prompts": 4, "n_ctx": 4} if method == "proda" else {}
+    learner = make(method, attributes=["color", LONG], n_att=2, **settings)
+    trained = {id(p) for group in learner.parameter_groups() for p in group.parameters}
+    assert trained == {id(p) for p in learner.trainable_parameters()}
+    learner.backward(loss_of(learner))
+    blocks = [p for name, p in learner.named_parameters() if "attributes.blocks" in name]
+    assert len(blocks) in (2, 6)
+    assert all(bool(block.grad.any()) for block in blocks)
+    with added(learner.eval(), FullLength()):
+        expected = logits_of(learner)
+    learner.forget()
+    assert close(logits_of(learner), expected, 2e-5)

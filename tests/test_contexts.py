@@ -12,7 +12,7 @@ from vlprompt.clip.edits import FullLength
 from vlprompt.learner.contexts import Factored, LowRankUpdate
 from vlprompt.learner.prompts import TextPrompt
 from vlprompt.learner.recording import added
-from vlprompt.testing import NEW_NAMES, close, fit, logits_of, loss_of, make
+from vlprompt.testing import NEW_NAMES, close, fit, logits_of, loss_of, make, toy_batch
 from vlprompt.training import TrainOptions, train
 
 DESIGNS = [
@@ -168,3 +168,11 @@ def test_a_run_tells_of_its_context(tmp_path: Path) -> None:
     assert found.config["context"] == "lowrank"
     other = run(method="kgcoop", output=str(tmp_path), **settings)
     assert other.id != found.id
+
+
+def test_the_experts_of_a_mixture_stay_near_their_templates() -> None:
+    learner = make("mocoop", after_step="project(eps=0.01)")
+    train(learner, lambda epoch: [toy_batch()] * 2, TrainOptions(epochs=1, lr=1.0, warmup_epochs=0))
+    for expert in learner.prompts:
+        away = (expert.ctx.detach() - expert.start).norm(dim=-1)
+        assert 0 < away.max() <= 0.01 * (1 + 1e-4)

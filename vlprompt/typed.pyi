@@ -247,6 +247,9 @@ class DifftptSettings(MethodSettings, total=False):
 class DifftptRun(RunSettings, DifftptSettings, total=False): ...
 
 class FplSettings(MethodSettings, total=False):
+    attributes: list[str]
+    n_att: int | None
+    published_slicing: bool
     prompts: Literal['text', 'visual', 'multimodal']
     n_ctx: int | None
     labeler: str
@@ -273,6 +276,9 @@ class GdaSettings(MethodSettings, total=False):
 class GdaRun(RunSettings, GdaSettings, total=False): ...
 
 class GripSettings(MethodSettings, total=False):
+    attributes: list[str]
+    n_att: int | None
+    published_slicing: bool
     prompts: Literal['text', 'visual', 'multimodal']
     n_ctx: int | None
     labeler: str
@@ -285,6 +291,9 @@ class GripSettings(MethodSettings, total=False):
 class GripRun(RunSettings, GripSettings, total=False): ...
 
 class IfplSettings(MethodSettings, total=False):
+    attributes: list[str]
+    n_att: int | None
+    published_slicing: bool
     prompts: Literal['text', 'visual', 'multimodal']
     n_ctx: int | None
     labeler: str
@@ -397,6 +406,9 @@ class MocoopSettings(MethodSettings, total=False):
 class MocoopRun(RunSettings, MocoopSettings, total=False): ...
 
 class MvlptSettings(MethodSettings, total=False):
+    attributes: list[str]
+    n_att: int | None
+    published_slicing: bool
     variant: Literal['mcoop', 'mvpt', 'upt']
     n_ctx: int
     class_token_position: Literal['end', 'middle', 'front']
@@ -442,6 +454,9 @@ class PreSettings(MethodSettings, total=False):
 class PreRun(RunSettings, PreSettings, total=False): ...
 
 class ProdaSettings(MethodSettings, total=False):
+    attributes: list[str]
+    n_att: int | None
+    published_slicing: bool
     n_prompts: int
     n_ctx: int
     prompts_per_step: int

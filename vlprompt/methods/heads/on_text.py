@@ -37,7 +37,7 @@ class OnText(PromptLearner):
     def stands_on(cls, config: Any) -> str | None:
         """The learner that ``text`` names, in the place of any other texts."""
         place: str | None = config.text
-        others = ["template", *(["descriptions"] if cls.reads_descriptions(()) else [])]
+        others = ["template", "names", *(["descriptions"] if cls.reads_descriptions(()) else [])]
         said = [key for key in others if getattr(config, key, None) is not None]
         if place is not None and said:
             raise VlpromptError(f"{cls.method} takes its texts from {said[0]} or from text: give one of them")

@@ -28,6 +28,7 @@ from vlprompt.learner import PromptLearner, register
 from vlprompt.learner.edits import LayerNorms
 from vlprompt.learner.facts import Facts
 from vlprompt.learner.learning import Feed, Train
+from vlprompt.learner.names import named
 from vlprompt.learner.objectives import OBJECTIVES, Batch, Objective, Outputs
 from vlprompt.learner.prompts import TextPrompt
 
@@ -54,6 +55,7 @@ class Expert(TextPrompt):
         before, behind = (clip.word_embeddings(words.strip()) for words in template.split("{}"))
         super().__init__(clip, len(before) + len(behind))
         self.ctx = nn.Parameter(torch.cat([before, behind]))
+        self.start = self.ctx.detach().clone()
         self.before = len(before)
 
     def tokenize(self, clip: FrozenCLIP, class_names: Sequence[str]) -> ClassTokens:
@@ -79,7 +81,7 @@ class ExpertText(_OfExperts):
     def __call__(self, learner: PromptLearner, outputs: Outputs, batch: Batch) -> Tensor:
         """Mean over experts and classes."""
         assert isinstance(learner, MoCoOp)  # or it was refused
-        names = (*learner.class_names, *learner.later_names)
+        names = named(learner.config, (*learner.class_names, *learner.later_names))
         t, h = learner.experts(), learner.prototypes(names)  # (G, C, D), (G, C', D)
         if learner.later_names:
             t = torch.cat([t, learner.expert_features(learner.later_tokens)], dim=1)
@@ -183,7 +185,8 @@ class MoCoOp(PromptLearner):
                 "new_class_names_in_text_loss=true needs classes that are tested and not trained on: use "
                 "protocol=base_to_new, or leave it out"
             )
-        self.later_names, self.later_tokens = tuple(names), self._tokenize(names)
+        self.later_names = named(self.config, tuple(names))
+        self.later_tokens = self._tokenize(self.later_names)
 
     def prototypes(self, names: Sequence[str]) -> Tensor:
         """h, normalised mean features (G, C, D) of each group's templates."""

@@ -20,7 +20,9 @@ from torch import Tensor, nn
 
 from vlprompt.clip import FrozenCLIP
 from vlprompt.clip.openclip import QuickGELU, Transformer
+from vlprompt.errors import VlpromptError
 from vlprompt.learner import PromptLearner, register
+from vlprompt.learner.attributes import AttributeSettings
 from vlprompt.learner.facts import Facts
 from vlprompt.learner.objectives import Batch
 from vlprompt.learner.prompts import TextPrompt
@@ -56,7 +58,7 @@ class MVLPT(PromptLearner):
     published: ClassVar = {"coupling.": "", "prompt.": ""}
 
     @dataclass
-    class Config(PromptLearner.Config):
+    class Config(AttributeSettings, PromptLearner.Config):
         """Settings.
 
         Attributes:
@@ -79,7 +81,10 @@ class MVLPT(PromptLearner):
         """Create the context (n, d_t), the visual tokens (1, n, d_v) and (L-1, n, d_v), and their generator."""
         config, visual = self.config, self.clip.visual
         if config.variant != "mvpt":
-            self.prompt = TextPrompt(self.clip, config.n_ctx, position=config.class_token_position)
+            position = config.class_token_position
+            self.prompt = TextPrompt(self.clip, config.n_ctx, position=position, attributes=config)
+        elif config.attributes:
+            raise VlpromptError("variant=mvpt learns no words, and attributes stand among them: take mcoop or upt")
         if config.variant != "mcoop":
             self.clip.require(vision=max(1, visual.layers))
             height, width = visual.patch_size

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from vlprompt.errors import VlpromptError
 from vlprompt.learner import PromptLearner, register
+from vlprompt.learner.attributes import AttributeSettings
 from vlprompt.learner.objectives import OBJECTIVES, Batch, Objective, Outputs, competing
 from vlprompt.learner.prompts import Position, TextPrompt
 
@@ -76,7 +77,7 @@ class ProDA(PromptLearner):
     """A distribution of prompts."""
 
     @dataclass
-    class Config(PromptLearner.Config):
+    class Config(AttributeSettings, PromptLearner.Config):
         """Settings.
 
         Attributes:
@@ -101,7 +102,8 @@ class ProDA(PromptLearner):
             )
         places: dict[Position, int] = {"front": count // 4, "middle": count // 4, "end": count // 2}
         self.prompts = nn.ModuleList(
-            TextPrompt(self.clip, self.config.n_ctx, position=place, n_prompts=k) for place, k in places.items()
+            TextPrompt(self.clip, self.config.n_ctx, position=place, n_prompts=k, attributes=self.config)
+            for place, k in places.items()
         )
         self._queue: list[int] = []
         self._chosen: Tensor | None = None  # the prompts of the training step at hand

@@ -29,7 +29,7 @@ from vlprompt.methods.prompts.cgan import Adversaries, Discriminator, Generator,
 
 # what the first stage has in place of the recipe's, which is the second's
 FIRST = {"optimizer": "sgd", "momentum": 0.9, "weight_decay": 5e-4, "schedule": "dassl", "warmup_epochs": 1}
-OF_LABELS = ("objective", "gradient_rule", "aggregator", "text_chunk", "descriptions", "teacher")
+OF_LABELS = ("objective", "gradient_rule", "aggregator", "text_chunk", "descriptions", "teacher", "names")
 
 
 @register(

@@ -30,6 +30,7 @@ from vlprompt.clip.frozen import natural_name
 from vlprompt.data import resolve_templates
 from vlprompt.errors import VlpromptError
 from vlprompt.learner import PromptLearner, register
+from vlprompt.learner.attributes import AttributeSettings
 from vlprompt.learner.facts import Facts
 from vlprompt.learner.labelers import LABELERS, Labeler, label_pool
 from vlprompt.learner.learning import Feed, PseudoLabels, Train
@@ -49,7 +50,7 @@ class GRIP(PromptLearner):
     """Grow and refine iteratively pseudo-labels: more of them in each round, by the prompt of the last."""
 
     @dataclass
-    class Config(PromptLearner.Config):
+    class Config(AttributeSettings, PromptLearner.Config):
         """Settings.
 
         Attributes:
@@ -85,7 +86,9 @@ class GRIP(PromptLearner):
         self.balance = (1.0, 1.0)  # γ of labelled images and λ of pseudo-labels
         n = config.n_ctx or (4 if config.prompts == "multimodal" else DEFAULT_N_CTX)
         if config.prompts != "visual":
-            self.prompt = TextPrompt(clip, n)
+            self.prompt = TextPrompt(clip, n, attributes=config)
+        elif config.attributes:
+            raise VlpromptError("prompts=visual learns no words, and attributes stand among them: take text")
         if config.prompts != "text":
             self.visual_prompt = VisualPrompt(clip, n, 1)
             d_v = clip.visual.width
@@ -105,7 +108,7 @@ class GRIP(PromptLearner):
     def prepare_classes(self) -> None:
         """Tokenize the bare class names."""
         if self.config.prompts != "visual":
-            self.tokens = self.clip.class_tokens(self.class_names, inserted=self.prompt.n_ctx, stop="")
+            self.tokens = self.clip.class_tokens(self.class_names, inserted=self.prompt.room, stop="")
 
     def encode_text(self, v: Tensor | None = None) -> Tensor:
         """Class features (C, D); under visual prompts the template's, which are fixed."""

@@ -48,8 +48,11 @@ class POUF(CoOp):
         self.log_scale = nn.Parameter(torch.tensor([math.log(self.clip.logit_scale)]))
 
     def parameter_groups(self) -> list[ParameterGroup]:
-        """The context, and the logit scale, which moves more slowly."""
-        return [ParameterGroup([self.prompt.ctx]), ParameterGroup([self.log_scale], lr_scale=self.config.scale_lr)]
+        """The prompt, and the logit scale, which moves more slowly."""
+        return [
+            ParameterGroup([*self.prompt.parameters()]),
+            ParameterGroup([self.log_scale], lr_scale=self.config.scale_lr),
+        ]
 
     def learn(self, feed: Feed, train: Train) -> None:
         """Train on the pool."""

@@ -55,8 +55,11 @@ class UPL(CoOp):
     def setup(self) -> None:
         """Create the contexts (n, d_t)."""
         count = self.config.members
-        if count < 1 or (count > 1 and (self.config.class_specific or self.config.ctx_init)):
-            raise VlpromptError(f"members={count} must be 1 or more random contexts that all classes share")
+        own = self.config.class_specific or self.config.ctx_init or self.config.attributes
+        if count < 1 or (count > 1 and own):
+            raise VlpromptError(
+                f"members={count} must be 1, or more random contexts that all classes share, without attribute words"
+            )
         self.labeler = parse_part(self.config.labeler, LABELERS)
         super().setup()
         self.others = nn.ParameterList(random_tokens(*self.prompt.ctx.shape) for _ in range(count - 1))
@@ -76,8 +79,8 @@ class UPL(CoOp):
         return members if self.turn is None else [members[self.turn]]
 
     def parameter_groups(self) -> list[ParameterGroup]:
-        """The member in training."""
-        return [ParameterGroup(self._members())]
+        """The member in training; of one alone, what it has besides."""
+        return [ParameterGroup(self._members())] if self.others else super().parameter_groups()
 
     def _take(self, turn: int | None) -> None:
         """Let a member alone be trained and scored with, or all."""
