@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from golden_unlabelled import pool_feed
 from safetensors.torch import load_file
 
-from vlprompt import VlpromptError, load_learner, load_split, run
+from vlprompt import PromptClassifier, VlpromptError, load_learner, load_split, run
 from vlprompt.base.settings import TrainOptions
 from vlprompt.learner import PromptLearner
 from vlprompt.saving.export import export_learner
@@ -135,3 +135,13 @@ def test_a_run_without_labels(method: str, tmp_path: Path) -> None:
     )  # fmt: skip
     assert result.predicts == "alone"
     assert result.has_seeds == (method != "tfup")
+
+
+def test_a_classifier_asks_the_settings_whether_images_without_labels_are_of_use() -> None:
+    x = features(12).numpy()
+    found = PromptClassifier("coop", small_clip(), options={"objective": ["promptkd"], "n_ctx": 2}, epochs=1, views=1)
+    found.fit(x, [NAMES[i % CLASSES] for i in range(12)], X_unlabelled=features(12, 3).numpy())
+    assert found.learner_.facts.labels == "none"
+    assert len(found.history_) == 1
+    with pytest.raises(VlpromptError, match="learns from labelled images alone, and X_unlabelled has no labels"):
+        PromptClassifier("coop", small_clip()).fit(x, list(range(12)), X_unlabelled=x)

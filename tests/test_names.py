@@ -11,7 +11,16 @@ import torch
 import torch.nn.functional as F
 
 from datasets_registry.synonyms import card_synonyms, read_synonyms
-from vlprompt import PromptLearner, VlpromptError, create_learner, list_methods, load_learner, method_info, run
+from vlprompt import (
+    PromptClassifier,
+    PromptLearner,
+    VlpromptError,
+    create_learner,
+    list_methods,
+    load_learner,
+    method_info,
+    run,
+)
 from vlprompt.clip.edits import FullLength
 from vlprompt.clip.naming import ClassNames
 from vlprompt.learner.recording import added
@@ -28,6 +37,7 @@ from vlprompt.testing import (
     toy_batch,
     toy_feed,
 )
+from vlprompt.training.trainer import Log
 
 OTHERS = {"Tench": ["a green fish", "tinca", "TENCH "], "highway or road": ["highway", "road"], "okapi": ["giraffe"]}
 LABELS = {"tench": 0, "a green fish": 0, "tinca": 0, "highway or road": 1, "highway": 1, "road": 1}
@@ -162,6 +172,7 @@ def test_frozen_text_that_objectives_compare_with_is_averaged_too() -> None:
         ("coop", {"names": "absent.json"}, "no names at absent.json: give a JSON file"),
         ("zero_shot", {"names": OTHERS, "descriptions": "emoji"}, "give names or descriptions"),
         ("coop", {"names": {"tench": "tinca"}}, "names"),
+        ("taskres", {"names": OTHERS, "text": "somewhere"}, "takes its texts from names or from text"),
     ],
 )
 def test_what_cannot_be_is_refused_in_a_sentence(method: str, settings: dict, said: str) -> None:
@@ -181,3 +192,50 @@ def test_a_run_takes_the_names_of_its_datasets_card(tmp_path: Path) -> None:
         card_synonyms(["emoji"])
     with pytest.raises(VlpromptError, match="is for runs"):
         read_synonyms("card")
+
+
+def test_a_misspelt_class_is_told(tmp_path: Path) -> None:
+    how = {"dataset": "digits", "shots": 1, "epochs": 1, "views": 1, "limit": 8, "n_ctx": 2, "quiet": True}
+    how |= {"output": str(tmp_path)}
+    with pytest.raises(VlpromptError, match=r"of none of the classes here, but of 'fvie': did you mean five\?"):
+        run(method="coop", names={"fvie": ["5"]}, **how)
+    with pytest.warns(UserWarning, match=r"names has 1 of 2 keys that are no classes here, first 'fvie'"):
+        run(method="coop", names={"fvie": ["5"], "nine": ["9"]}, **how)  # a class of the tests alone
+    features, labels = torch.randn(4, small_clip().embed_dim).numpy(), ["cat", "dog"] * 2
+    with pytest.raises(VlpromptError, match="of none of the classes here"):
+        PromptClassifier("coop", small_clip(), options={"names": {"catt": ["kitty"]}}).fit(features, labels)
+
+
+def test_what_a_mixture_and_a_label_are_held_to_goes_by_all_names() -> None:
+    learner = called("mocoop", names=OTHERS)
+    learner.see_names(NEW_NAMES)
+    asked = []
+    learner.prototypes = lambda names: asked.append(names) or type(learner).prototypes(learner, names)
+    learner.loss(toy_batch())
+    assert [len(names.every) for names in asked] == [len(EVERY) + len(NEW_NAMES) + 1, len(EVERY)]
+    spg, labels = called("spg", names=OTHERS, n_ctx=2, ctx_init=None), []
+    spg.learn(toy_feed(spg), lambda module, *_, **__: labels.append(module))
+    assert list(labels[0].class_names.every) == EVERY
+
+
+def test_a_run_that_was_stopped_goes_on_with_the_names_that_it_began_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "names.json"
+    file.write_text('{"zero": ["nought"]}')
+    how = {"dataset": "digits", "shots": 1, "epochs": 2, "views": 1, "limit": 8, "n_ctx": 2, "quiet": True}
+    how |= {"method": "coop", "names": str(file), "checkpoint_seconds": 0, "output": str(tmp_path)}
+
+    def stopped(log: Log, record: dict) -> None:
+        if record["epoch"]:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Log, "write", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            run(**how)
+    file.write_text('{"zero": ["nil"]}')
+    with pytest.raises(VlpromptError, match="other settings"):
+        run(resume=True, **how)
+    file.write_text('{"zero": ["nought"]}')
+    assert run(resume=True, **how).rows

@@ -23,6 +23,7 @@ from vlprompt.estimator.weights import refuse_weights
 from vlprompt.learner.contract import PromptLearner
 from vlprompt.learner.creation import create_learner
 from vlprompt.learner.held_out import FIXED, OTHER_NAMES, Selection
+from vlprompt.learner.names import check_keys
 from vlprompt.training.recipes import Learning, adapt_depths
 
 
@@ -83,4 +84,7 @@ def choose_for(
 def new_learner(learning: Learning, clip: FrozenCLIP, names: Sequence[str], templates: Sequence[str]) -> PromptLearner:
     """A learner that has learnt nothing yet, on a backbone that may have fewer layers than its recipe was for."""
     settings, seed = learning.method_settings | adapt_depths(learning, clip), learning.config.seed
-    return create_learner(learning.config.method, clip, names, templates=templates, seed=seed, **settings)
+    made = create_learner(learning.config.method, clip, names, templates=templates, seed=seed, **settings)
+    if isinstance(made.config.names, Mapping):
+        check_keys(made.config.names, names)
+    return made

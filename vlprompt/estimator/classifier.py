@@ -54,14 +54,14 @@ from vlprompt.estimator.inputs import (
 from vlprompt.estimator.inspecting import inspect_classifier, places_of
 from vlprompt.estimator.keeping import Kept
 from vlprompt.estimator.pool import classes_of, joined, marked_unlabelled, told_labels
-from vlprompt.estimator.settings import clip_of, learning_of, options_of, seed_of
+from vlprompt.estimator.settings import clip_of, labels_asked, learning_of, options_of, seed_of
 from vlprompt.estimator.weights import counts_of, refuse_weights
 from vlprompt.evaluation.prediction import image_logits
 from vlprompt.evaluation.scoring import finite
 from vlprompt.learner.contract import PromptLearner
 from vlprompt.learner.held_out import Search, Selection
 from vlprompt.learner.objectives import Batch, Templates
-from vlprompt.learner.registration import METHODS, method_facts
+from vlprompt.learner.registration import method_facts
 from vlprompt.training.cross_fitting import Make
 from vlprompt.training.recipes import Learning
 from vlprompt.training.trainer import BestEpoch, Trainer, TrainOptions, in_words
@@ -212,9 +212,9 @@ class PromptClassifier(Kept, Answers, ClassifierMixin, BaseEstimator):  # type: 
         Raises:
             VlpromptError: a setting, an image or a label is not right; told before training starts.
         """
-        needs = "needed" if self.method == AUTO else METHODS.get(self.method).registered.labels
+        needs = labels_asked(self)
         if X_unlabelled is not None and needs == "needed":
-            raise VlpromptError(f"{self.method} learns from labelled images alone, and X_unlabelled is none")
+            raise VlpromptError(f"{self.method} learns from labelled images alone, and X_unlabelled has no labels")
         given, missing = marked_unlabelled(y, needs, self.class_names)
         X, labels = self._checked(X, given, reset=True)
         classes = labels if missing is None or not missing.all() else classes_of(self.class_names)
@@ -324,7 +324,8 @@ class PromptClassifier(Kept, Answers, ClassifierMixin, BaseEstimator):  # type: 
             refuse_weights(method, facts)
         clip = clip_of(self)
         check_fits(X, method, facts, clip, training=True)
-        given = given or Given.of(X, labels, data, counts, self.on_unreadable, self.workers)
+        masks = "mask" in facts.inputs
+        given = given or Given.of(X, labels, data, counts, self.on_unreadable, self.workers, masks)
         if classes is not None:
             make = partial(new_learner, learning, clip, names, templates)
             learner = make()

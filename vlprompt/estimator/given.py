@@ -58,8 +58,12 @@ class Given:
         counts: np.ndarray | None,
         on_unreadable: str,
         workers: int,
+        masks: bool = False,
     ) -> Given:
-        """What there is of X with these labels (N,), which ``data`` has as a dataset where X is images."""
+        """What there is of X with these labels (N,), which ``data`` has as a dataset where X is images.
+
+        With ``masks`` an image is of use with the mask of its region alone.
+        """
         if not data.train or is_preprocessed(X[0]):
             names = data.class_names
             items = [Item(str(i), y, "" if y < 0 else names[y]) for i, y in enumerate(labels.tolist())]
@@ -68,7 +72,7 @@ class Given:
         places = {item.path: i for i, item in enumerate(items)}
         every = None if counts is None else Counts(items, counts.tolist())
         if data.train and data.image_dir:
-            data = leave_out_unreadable(data, ["train"], on_unreadable)
+            data = leave_out_unreadable(data, ["train"], on_unreadable, masks=masks)
             items = list(data.train)
         if every is None:
             return cls(X, data, items, None, places, workers)

@@ -13,12 +13,13 @@ from torch import nn
 
 from vlprompt.base.checks import told
 from vlprompt.base.devices import resolve_device
-from vlprompt.base.settings import ChoiceOptions
+from vlprompt.base.settings import AUTO, ChoiceOptions
 from vlprompt.clip.frozen import FrozenCLIP
 from vlprompt.clip.loading import shared_clip
 from vlprompt.errors import VlpromptError, nearest
 from vlprompt.estimator.inputs import published_shots
-from vlprompt.learner.registration import METHODS
+from vlprompt.learner.facts import Labels
+from vlprompt.learner.registration import METHODS, method_facts
 from vlprompt.training.recipes import Learning, resolve_learning
 from vlprompt.training.trainer import TrainOptions
 
@@ -59,6 +60,14 @@ def learning_of(
     if (labels < 0).any():
         protocol = "semi_supervised" if (labels >= 0).any() else "unsupervised"
     return resolve_learning(method, settings, protocol=protocol, backbone=_name_of(estimator.backbone))
+
+
+def labels_asked(estimator: PromptClassifier) -> Labels:
+    """What an estimator's method, with the settings that it was given, asks of labels."""
+    if estimator.method == AUTO:
+        return "needed"
+    own = {f.name for f in fields(METHODS.get(estimator.method).Config)}
+    return method_facts(estimator.method, {k: v for k, v in options_of(estimator).items() if k in own}).labels
 
 
 def options_of(estimator: PromptClassifier) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from vlprompt.data.readable import leave_out_unreadable
 from vlprompt.evaluation.protocols import Part, Plan
 from vlprompt.evaluation.scoring import limited
 from vlprompt.learner.held_out import FIXED
+from vlprompt.learner.registration import METHODS
 from vlprompt.runs.calibration import asks_to_calibrate
 
 
@@ -32,9 +33,9 @@ def usable_parts(
     """Return the data of a run without the images of a user's own that cannot be read, or raise for the first.
 
     Published datasets are taken whole, so that an image that cannot be read stops the run where it is needed. Test
-    images whose features are kept have been read before.
+    images whose features are kept have been read before. Of a method that takes masks an image's is read with it.
     """
-    usable = dict(data)
+    usable, masks = dict(data), "mask" in METHODS.get(config.method).registered.inputs
     for part, splits in data.items():
         if not _is_own(part):
             if part == plan.train and config.unlabelled:
@@ -42,10 +43,14 @@ def usable_parts(
             continue
         uses_val = config.selection != FIXED or asks_to_calibrate(config)
         asked = [each for each in _asked(part, plan) if each != "val" or uses_val]
-        if "test" in asked and FeatureBank.is_kept(clip, splits, splits.test, transform=eval_transform(clip)):
+        if (
+            "test" in asked
+            and not masks
+            and FeatureBank.is_kept(clip, splits, splits.test, transform=eval_transform(clip))
+        ):
             asked.remove("test")
         with reporter.bar("looking at images", lines=1) as update:
-            usable[part] = leave_out_unreadable(splits, asked, config.on_unreadable, update)
+            usable[part] = leave_out_unreadable(splits, asked, config.on_unreadable, update, masks)
     return usable
 
 

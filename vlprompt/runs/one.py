@@ -44,7 +44,7 @@ from vlprompt.runs.folder import (
     refuse_undecided,
 )
 from vlprompt.runs.images import encode_tests, image_facts, usable_parts
-from vlprompt.runs.learners import make_learner, names_of_cards
+from vlprompt.runs.learners import check_names, make_learner, names_of_cards, read_from_files
 from vlprompt.runs.loggers import LoggedRun, Loggers, check_installed, open_loggers
 from vlprompt.runs.parts import Shared, labels_of_pool, load_parts
 from vlprompt.runs.preflight import check_run
@@ -137,6 +137,7 @@ def execute(
         instead = adapted | names_of_cards(config, plan)
         learner = make_learner(resolved, clip, data[plan.train], instead)
         check_suits(config.protocol, plan, data, config.method, learner.facts)  # of what it stands on, too
+        check_names(config, learner, data)
     _announce(resolved, adapted, clip, reporter)
     with lock_run(folder):
         finished = find_finished(resolved)  # another process may have been at it meanwhile
@@ -332,7 +333,9 @@ def fit(
         others = {"taught by": learner.taught_by, "on": learner.beneath}
         taught = "".join(f" {how} {other.identity['sha256']}" for how, other in others.items() if other is not None)
         begun = f" from {learner.start['sha256']}" if learner.start else ""
-        identity = {"settings": resolved.id + taught + begun, "backbone": backbone, "data": images}
+        files = read_from_files(config, learner)
+        with_files = f" with {files}" if files else ""
+        identity = {"settings": resolved.id + taught + begun + with_files, "backbone": backbone, "data": images}
         keeping = {"seed": config.seed, "folder": resolved.folder, "resume": config.resume, "identity": identity}
         trainer = Trainer(config, keeping | {"selection": best}, tell, clock, on_steps=tell_steps)
         feed = make_feed(learner, source, resolved, reporter, clock, selection, later_names)

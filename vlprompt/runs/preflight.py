@@ -8,6 +8,7 @@ from pathlib import Path
 
 from vlprompt.base.settings import GRID, RunConfig
 from vlprompt.data import DatasetSplits, resolve_templates
+from vlprompt.data.masks import check_kind
 from vlprompt.errors import VlpromptError
 from vlprompt.evaluation.protocols import Part, Plan
 from vlprompt.learner.facts import Facts
@@ -31,6 +32,8 @@ def check_run(config: RunConfig, folder: Path, plan: Plan, parts: Mapping[Part, 
     if config.format_spread is not None:
         for part in plan.tests.values():
             resolve_templates(config.format_spread, parts[part])
+    if "mask" in facts.inputs:
+        check_kind(config.transform)
     check_place(folder)
 
 
