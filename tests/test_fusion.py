@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from vlprompt import PromptLearner, VlpromptError, load_learner, run
+from vlprompt import PromptLearner, VlpromptError, create_learner, load_clip, load_learner, run
 from vlprompt.base.settings import TrainOptions
 from vlprompt.data import load_split
 from vlprompt.evaluation.protocols import PROTOCOLS, familiar
-from vlprompt.evaluation.scoring import evaluate
+from vlprompt.evaluation.scoring import evaluate, evaluate_learner
 from vlprompt.report import make_report
 from vlprompt.runs.settings import resolve
 from vlprompt.saving.export import export_learner
@@ -177,6 +177,19 @@ def test_a_result_and_its_report_tell_what_each_part_scores(tmp_path: Path) -> N
     learner = load_learner(next(tmp_path.glob("**/learner")))
     base = evaluate(learner, load_split("digits").select("base"), limit=40).row
     assert (base.accuracy, base.parts) == (rows["base"].accuracy, rows["base"].parts)
+
+
+def test_a_saved_learner_knows_images_of_another_dataset(tmp_path: Path) -> None:
+    own, other = load_split("glyphs/symbols"), load_split("glyphs/symbols-a")
+    clip = load_clip("vlprompt-tiny", device="cpu")
+    made = create_learner("mmrl", clip, own.class_names, n_rep_tokens=1, rep_dim=8)
+    learner = load_learner(made.save_pretrained(tmp_path, extra={"dataset": own.name}), clip=clip)
+    assert evaluate(learner, own, limit=4).row.familiar == "trained"
+    row = evaluate(learner, other, limit=12).row
+    assert row.familiar == "shifted"
+    assert row.accuracy == evaluate(learner, other, limit=12, familiar="shifted").row.accuracy
+    assert 100 * evaluate_learner(learner, other, limit=12) == pytest.approx(row.accuracy)
+    assert evaluate(made, other, limit=4).row.familiar == "trained", "by its names alone, where nothing else is known"
 
 
 def test_without_a_second_head_a_run_is_what_it_was() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,14 +12,14 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from vlprompt import VlpromptError, create_learner, load_split, run
+from vlprompt import PromptClassifier, VlpromptError, create_learner, load_learner, load_split, run
 from vlprompt.clip.edits import Edit
 from vlprompt.data import ImageItems, check_items, epoch_batches, eval_transform, images_fingerprint, train_transform
 from vlprompt.data.masks import RegionItems, RegionTransform, open_mask, to_region
 from vlprompt.data.regions import NOTHING, showing_regions
-from vlprompt.data.splits import Item
+from vlprompt.data.splits import Item, mask_beside
 from vlprompt.evaluation.prediction import predict_images
-from vlprompt.evaluation.scoring import score
+from vlprompt.evaluation.scoring import evaluate_learner, score
 from vlprompt.learner.objectives import Outputs
 from vlprompt.report import make_report
 from vlprompt.testing import NAMES, close, make, small_clip, toy_batch
@@ -260,3 +261,31 @@ def test_a_run_on_regions_from_end_to_end(tmp_path: Path) -> None:
     result = run(method="mask_prompt", backbone="vlprompt-tiny", **how)
     assert (result.dataset, result.protocol, result.views) == ("shapes", "base_to_new", "fresh")
     assert [row.n_images for row in result.rows] == [24, 24]
+
+
+def test_regions_of_ones_own_that_cannot_be_used_are_left_out_or_stop_a_run(folder: Path, tmp_path: Path) -> None:
+    top = tmp_path / "regions"
+    shutil.copytree(folder, top)
+    items = load_split(f"folder:{top}").test
+    masks = [top / mask_beside(item.path) for item in items]
+    masks[0].unlink()
+    Image.new("L", Image.open(masks[1]).size).save(masks[1])
+    Image.new("L", (9, 9), 1).save(masks[2])
+    how = {"method": "mask_prompt", "dataset": f"folder:{top}", "protocol": "few_shot", "shots": 1, "epochs": 1}
+    how |= {"depth": 1, "quiet": True, "output": str(tmp_path / "runs")}
+    with pytest.warns(UserWarning, match=r"3 of .* images of .* and are left out: .* has no region mask"):
+        result = run(**how)
+    assert result.rows[0].n_images == len(items) - 3
+    with pytest.raises(VlpromptError, match="on_unreadable=skip leaves them out"):
+        run(on_unreadable="stop", **how)
+    with pytest.raises(VlpromptError, match="transform=augmix has operations that no mask follows"):
+        run(transform="augmix", **how)
+    learner = load_learner(next((tmp_path / "runs").glob("**/learner")))
+    with pytest.warns(UserWarning, match="3 of .* images"):
+        assert 100 * evaluate_learner(learner, f"folder:{top}") == pytest.approx(result.rows[0].accuracy)
+    paths = [str(top / item.path) for item in items]
+    with pytest.warns(UserWarning, match="3 of .* images"):
+        PromptClassifier("mask_prompt", learner.clip, options={"depth": 1}, epochs=1).fit(
+            paths + [str(top / item.path) for item in load_split(f"folder:{top}").train],
+            [item.class_name for item in (*items, *load_split(f"folder:{top}").train)],
+        )

@@ -136,10 +136,10 @@ def evaluate_anywhere(settings: dict[str, Any], reporter: Reporter) -> int:
     if half not in ("all", "base", "new"):
         raise VlpromptError(f"half must be all, base or new, not {half!r}")
     splits = splits.select(half)
-    if is_own(name):
-        splits = leave_out_unreadable(splits, ["test"], unreadable)
     names = None if settings.get("class_names") is None else names_setting(settings["class_names"], "class_names")
     learner = load_named_learner(settings)
+    if is_own(name):
+        splits = leave_out_unreadable(splits, ["test"], unreadable, masks="mask" in learner.facts.inputs)
     if "ensemble" in settings:
         learner.set_ensemble(settings["ensemble"])
     found = evaluate(

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from vlprompt.data.splits import DatasetSplits, Item, has_masks, mask_of
+from vlprompt.data.splits import DatasetSplits, Item, mask_of
 from vlprompt.errors import VlpromptError
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def images_fingerprint(splits: DatasetSplits, items: Sequence[Item]) -> str:
         parts = _of_pixels(splits, _spaced(items, len(items) / MOST_IN_MEMORY))
     for part in parts:
         digest.update(part)
-    if splits.image_dir is not None and items and has_masks(splits, items):
+    if splits.image_dir is not None and items and mask_of(splits, items[0]):
         masked = [replace(item, path=mask) for item in items if (mask := mask_of(splits, item))]
         for part in _of_files(splits.image_dir, masked):
             digest.update(part)

@@ -80,6 +80,36 @@ def box_of(mask: Image.Image) -> tuple[int, int, int, int]:
     return x, y, x + width, y + height
 
 
+def check_kind(kind: str | None) -> None:
+    """Raise one sentence for a kind of ``train_transform`` that changes where things are in ways no mask follows."""
+    if kind not in (None, "center", *CROP_SCALES):
+        raise VlpromptError(f"transform={kind} has operations that no mask follows: use rrc, rrc_half or center")
+
+
+def check_pair(image: Image.Image, mask: Image.Image) -> None:
+    """Raise one sentence if a mask, as ``to_region`` gives it, is of another size than its image, or of no region."""
+    if image.size != mask.size:
+        raise VlpromptError(
+            f"its mask is of {mask.width} x {mask.height} pixels, and the image of {image.width} x {image.height}"
+        )
+    if mask.getbbox() is None:
+        raise VlpromptError("its mask is black throughout, so there is no region")
+
+
+def open_pair(splits: DatasetSplits, item: Item) -> tuple[Image.Image, Image.Image]:
+    """Open an item's image and the mask of its region.
+
+    Raises:
+        VlpromptError: one cannot be read, or they do not go together.
+    """
+    image, mask = splits.open_image(item), open_mask(splits, item)
+    try:
+        check_pair(image, mask)
+    except VlpromptError as error:
+        raise VlpromptError(f"the image {item.path} cannot be used: {error}") from error
+    return image, mask
+
+
 def open_mask_beside(path: str | os.PathLike[str]) -> Image.Image:
     """Open ``<name>_mask.png`` beside an image file, as ``to_region`` gives it.
 
@@ -106,8 +136,7 @@ class RegionTransform:
     """
 
     def __init__(self, clip: Preprocessing, kind: str | None = None, mirror: bool = True):
-        if kind not in (None, "center", *CROP_SCALES):
-            raise VlpromptError(f"transform={kind} has operations that no mask follows: use rrc, rrc_half or center")
+        check_kind(kind)
         self.whole = train_transform(clip, kind, mirror) if kind else eval_transform(clip)
         self.middle = v2.Compose(eval_crop(clip))
         self.middle_of_mask = v2.Compose(eval_crop(clip, InterpolationMode.NEAREST))
@@ -122,12 +151,7 @@ class RegionTransform:
         Raises:
             VlpromptError: they are not of one size, or nothing is in the region.
         """
-        if image.size != mask.size:
-            raise VlpromptError(
-                f"its mask is of {mask.width} x {mask.height} pixels, and the image of {image.width} x {image.height}"
-            )
-        if mask.getbbox() is None:
-            raise VlpromptError("its mask is black throughout, so there is no region")
+        check_pair(image, mask)
         pixels, region = self._cropped(image, mask)
         if self.flip:
             pixels, region = self.flip(pixels, region)
@@ -160,9 +184,5 @@ class RegionItems(ImageItems):
     def load(self, index: int) -> dict[str, Any]:
         """Return a sample before what can be done to a whole batch."""
         item = self.items[index]
-        image, mask = self.splits.open_image(item), open_mask(self.splits, item)
-        try:
-            pixels, region = self.region(image, mask)
-        except VlpromptError as error:
-            raise VlpromptError(f"the image {item.path} cannot be used: {error}") from error
+        pixels, region = self.region(*open_pair(self.splits, item))
         return {"image": pixels, "mask": region, "label": item.label, "index": index}

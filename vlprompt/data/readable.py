@@ -10,6 +10,7 @@ from typing import Any
 from PIL import Image
 
 from vlprompt.data.images import reads_from_disk
+from vlprompt.data.masks import open_pair
 from vlprompt.data.modes import to_rgb
 from vlprompt.data.splits import DatasetSplits, Item
 from vlprompt.data.streaming import default_threads
@@ -20,17 +21,23 @@ SHOWN = 3  # sentences of images that are left out
 Progress = Callable[[int, int], None]
 
 
-def find_unreadable(splits: DatasetSplits, items: Sequence[Item], progress: Progress | None = None) -> dict[str, str]:
+def find_unreadable(
+    splits: DatasetSplits, items: Sequence[Item], progress: Progress | None = None, masks: bool = False
+) -> dict[str, str]:
     """Read images and return a sentence for each that cannot be read, by its path.
 
     Whole files are read, but JPEGs are decoded at an eighth of their size, which finds what is missing in them too.
+    With ``masks`` the mask of each image's region is read too, and must be of its size.
     """
     from_disk = reads_from_disk(splits)
     threads = default_threads() if from_disk else 0  # what opens other images may not bear threads
 
     def problem(item: Item) -> str:
         try:
-            splits.open_image(item, _decode_small) if from_disk else splits.open_image(item)
+            if masks:
+                open_pair(splits, item)
+            else:
+                splits.open_image(item, _decode_small) if from_disk else splits.open_image(item)
         except VlpromptError as error:
             return str(error)
         return ""
@@ -58,7 +65,11 @@ def _decode_small(image: Image.Image) -> Any:
 
 
 def leave_out_unreadable(
-    splits: DatasetSplits, parts: Sequence[str], action: str = "skip", progress: Progress | None = None
+    splits: DatasetSplits,
+    parts: Sequence[str],
+    action: str = "skip",
+    progress: Progress | None = None,
+    masks: bool = False,
 ) -> DatasetSplits:
     """Return a dataset without the images that cannot be read; a warning, ``notes`` and ``unreadable`` tell them.
 
@@ -67,6 +78,7 @@ def leave_out_unreadable(
         parts: of ``train``, ``val``, ``test`` and ``pool``, those whose images will be used.
         action: ``skip`` leaves them out, ``stop`` raises.
         progress: called with the number of images read and in all.
+        masks: whether an image is of use with the mask of its region alone.
 
     Raises:
         VlpromptError: an image cannot be read and ``action`` is stop, or without them a part or a class is empty.
@@ -74,7 +86,7 @@ def leave_out_unreadable(
     if action not in ACTIONS:
         raise VlpromptError(f"unknown on_unreadable '{action}': {nearest(action, ACTIONS)}")
     wanted = list({item.path: item for part in parts for item in getattr(splits, part)}.values())
-    found = find_unreadable(splits, wanted, progress)
+    found = find_unreadable(splits, wanted, progress, masks)
     if not found:
         return splits
     count = f"{len(found):,} of {len(wanted):,} images of {splits.name} cannot be read"

@@ -30,8 +30,7 @@ def showing_regions(splits: DatasetSplits, region: str) -> DatasetSplits:
     """
     if region not in SHOWN:
         raise VlpromptError(f"unknown region '{region}': {nearest(region, SHOWN)}")
-    items = [*splits.train[:1], *splits.val[:1], *splits.test[:1], *splits.pool[:1]]
-    if not all(has_masks(splits, [item]) for item in items):
+    if not all(has_masks(splits, items) for items in (splits.train, splits.val, splits.test, splits.pool)):
         raise VlpromptError(
             f"region={region} is of images with masks, and those of {splits.name} have none: put NAME_mask.png beside "
             "NAME.jpg, or give a table a column mask"

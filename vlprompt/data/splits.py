@@ -164,5 +164,5 @@ def mask_of(splits: DatasetSplits, item: Item) -> str:
 
 
 def has_masks(splits: DatasetSplits, items: Sequence[Item]) -> bool:
-    """Tell whether the first of some items has a mask, or there is no item; nothing is opened."""
-    return not items or bool(mask_of(splits, items[0]))
+    """Tell whether any of some items has a mask, or there is no item; nothing is opened."""
+    return not items or any(mask_of(splits, item) for item in items)

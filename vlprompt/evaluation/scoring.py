@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from datasets_registry.catalog import is_own, load_split
+from datasets_registry.listed import list_datasets
 from vlprompt.base.checks import at_least, checked, told
 from vlprompt.base.reporter import Reporter
 from vlprompt.clip.frozen import FrozenCLIP
@@ -207,7 +208,7 @@ def evaluate(
         reporter: tells how it gets on.
         seed: of the order in which images come to a learner that predicts online.
         familiar: what the classes are to the learner, for one that scores trained classes by another rule; None goes by
-            their names, and cannot know images of another dataset.
+            their names and by what it tells of the dataset that it was trained on.
 
     Raises:
         VlpromptError: there are no test images, too few names, or the learner cannot score these classes.
@@ -234,7 +235,7 @@ def evaluate(
         shared_names=bool(splits.tasks),
     )
     with learner.scoring(splits.class_names, splits.class_places, splits.templates):
-        learner.familiar = known = familiar or learner.familiar
+        learner.familiar = known = familiar or familiar_here(learner, splits)
         frozen, learnt = scored(zero_shot), scored(learner)
         others = [100 * scored(learner).accuracy for _ in redrawn(learner)]
     threshold = None if learner.calibration is None else learner.calibration.min_probability
@@ -246,6 +247,15 @@ def evaluate(
         by_template = format_spread(learner.clip, splits, spread, limit=limit, workers=workers)
         row = replace(row, format_spread={template: 100 * value for template, value in by_template.items()})
     return Evaluation(row, splits.class_names, limited(splits.test, limit), learnt, frozen)
+
+
+def familiar_here(learner: PromptLearner, splits: DatasetSplits) -> Familiar:
+    """What the classes of a dataset, which a learner scores now, are to it: as a run on that dataset would say.
+
+    Images of one's own may be of the kind that was learnt from, whatever their folder is called.
+    """
+    elsewhere = learner.learnt_on and splits.name not in learner.learnt_on and splits.name in list_datasets()
+    return "shifted" if elsewhere and learner.familiar == "trained" else learner.familiar
 
 
 def redrawn(learner: PromptLearner) -> Iterator[int]:
@@ -293,7 +303,8 @@ def evaluate_learner(
     limit = None if limit is None else at_least("limit", limit, 1)
     if isinstance(dataset, str):
         splits = load_split(dataset, root, follow_links=follow_links).select(half)
-        splits = leave_out_unreadable(splits, ["test"], on_unreadable) if is_own(dataset) else splits
+        masks = "mask" in learner.facts.inputs
+        splits = leave_out_unreadable(splits, ["test"], on_unreadable, masks=masks) if is_own(dataset) else splits
     elif not (hasattr(dataset, "__getitem__") or hasattr(dataset, "__iter__") or isinstance(dataset, DatasetSplits)):
         raise VlpromptError(
             f"dataset must be a name, splits, or a Dataset of (image, label) pairs, not {told(dataset)}"
@@ -302,4 +313,5 @@ def evaluate_learner(
         splits = as_splits(dataset, "test", learner.class_names).select(half)
     check_items(splits, splits.test)
     with learner.scoring(splits.class_names, splits.class_places):
+        learner.familiar = familiar_here(learner, splits)
         return score(learner, splits, limit=limit, seed=seed).accuracy

@@ -178,6 +178,8 @@ def _load(folder: Path, path: str, remote: bool, clip: FrozenCLIP | None, device
     learner.taught_by_identity = _identity_of_teacher(saved)
     told = saved["extra"].get("start")
     learner.start = dict(told) if isinstance(told, dict) else None
+    own = saved["extra"].get("dataset")
+    learner.learnt_on = tuple(own.split("+")) if isinstance(own, str) else ()
     learner.reserve(declared)
     learner.check_shapes(declared, f"the tensors of {path}")
     learnables = read_learnables(folder, saved["files"].get(LEARNABLES))
