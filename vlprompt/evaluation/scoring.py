@@ -312,6 +312,6 @@ def evaluate_learner(
     else:
         splits = as_splits(dataset, "test", learner.class_names).select(half)
     check_items(splits, splits.test)
-    with learner.scoring(splits.class_names, splits.class_places):
+    with learner.scoring(splits.class_names, splits.class_places, splits.templates):
         learner.familiar = familiar_here(learner, splits)
         return score(learner, splits, limit=limit, seed=seed).accuracy
