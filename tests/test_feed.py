@@ -83,6 +83,12 @@ def test_a_feed_of_one_domain() -> None:
         feed.where(domain="photo")
 
 
+def test_domains_share_one_bank() -> None:
+    feed = ImageFeed(few_shot_split(load_split("emoji"), 2, 1), small_clip(), Loading(batch_size=8, views=3))
+    every = torch.tensor([item.domain == "noto" for item in feed.splits.train])
+    assert torch.equal(feed.where(domain="noto").bank(views=3).features, feed.bank(views=3).features[:, every])
+
+
 def test_features_in_hand_are_fed_as_images_are(splits) -> None:
     images = feed_of(splits)
     items = [replace(item, path=str(i)) for i, item in enumerate(splits.train)]

@@ -221,7 +221,7 @@ class ImageFeed:
         return PseudoLabels(index, labels[index], torch.empty(0))
 
     def where(self, *, domain: str) -> ImageFeed:
-        """A feed of one domain's images."""
+        """A feed of one domain's images; features are computed once for the images of all domains."""
         if domain not in self.domains:
             raise VlpromptError(f"there are no images of the domain '{domain}': {', '.join(self.domains) or 'none'}")
         own = torch.tensor([item.domain == domain for item in self.splits.train], dtype=torch.bool)
@@ -229,7 +229,8 @@ class ImageFeed:
         pool = tuple(item for item in self.splits.pool if item.domain == domain)
         splits = replace(self.splits, train=train, val=val, pool=pool)
         weights, counts = (None if each is None else each[own] for each in (self.weights, self.counts))
-        return replace(self, splits=splits, weights=weights, counts=counts, chosen=None)
+        whole = self.whole or tuple(self.splits.train)
+        return replace(self, splits=splits, weights=weights, counts=counts, chosen=None, whole=whole)
 
     def part(self, train: Sequence[int], val: Sequence[int], every: Sequence[Item]) -> ImageFeed:
         """A feed of some of the images that this one learns from, with others of them for validation.
