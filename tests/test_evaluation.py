@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 
 from vlprompt import VlpromptError, create_learner, testing
 from vlprompt.data import load_split
+from vlprompt.data.splits import DEFAULT_TEMPLATE
 from vlprompt.evaluation import Scores, evaluate, evaluate_learner, limited, save_predictions, score
 
 
@@ -63,13 +65,18 @@ def test_class_texts_of_templates_are_the_tested_datasets_own_unless_they_were_g
         assert torch.equal(told.class_features(), plain.class_features())
 
 
-def test_zero_shot_on_another_dataset_is_what_stands_beside_a_learner() -> None:
+def test_zero_shot_on_another_dataset_is_what_stands_beside_a_learner_unless_that_has_no_words() -> None:
     splits = load_split("digits")
     learner = testing.make("zero_shot", templates=["a symbol of a {}."])
     found = evaluate(learner, splits, target="digits", limit=20)
     assert torch.equal(found.learnt.logits, found.frozen.logits)
-    with learner.scoring(splits.class_names):
-        assert not testing.close(score(learner, splits, limit=20).logits, found.frozen.logits, 1e-2)
+    asked = evaluate(learner, splits, target="digits", limit=20, templates="a {}.")
+    assert torch.equal(asked.learnt.logits, found.frozen.logits), "these are zero-shot's alone"
+    unsaid = replace(splits, name="mine", templates=(DEFAULT_TEMPLATE,))
+    own = evaluate(learner, unsaid, target="mine", limit=20)
+    assert not testing.close(own.learnt.logits, own.frozen.logits, 1e-2)
+    learner.learnt_on = ("digits",)
+    assert not testing.close(evaluate(learner, splits, limit=20).learnt.logits, found.frozen.logits, 1e-2)
 
 
 def test_a_learner_bound_to_its_classes_is_not_scored_on_others() -> None:

@@ -28,7 +28,7 @@ from vlprompt.data import (
 from vlprompt.data.generated import WithGenerated
 from vlprompt.data.masks import RegionItems, RegionTransform
 from vlprompt.data.readable import leave_out_unreadable
-from vlprompt.data.splits import DatasetSplits, Half, Item
+from vlprompt.data.splits import DEFAULT_TEMPLATE, DatasetSplits, Half, Item
 from vlprompt.errors import VlpromptError
 from vlprompt.evaluation.scores import Evaluation, Scores, make_row
 from vlprompt.learner.contract import PromptLearner
@@ -194,14 +194,14 @@ def evaluate(
     """Score a learner and zero-shot on the test images of ``splits``, with all metrics.
 
     The learner has its own class names again afterwards. One whose class texts are a dataset's templates, as those of
-    zero-shot, CLIP-LoRA and MMRL are, is scored with this dataset's.
+    zero-shot, CLIP-LoRA and MMRL are, is scored in the words of this one, if it has any.
 
     Args:
         learner: any learner.
         splits: the dataset, or a half of it.
         target: what the row is called.
         class_names: in label order, in place of the dataset's; more of them than labels are distractors.
-        templates: in place of the dataset's.
+        templates: of zero-shot, in place of the dataset's.
         spread: templates to score zero-shot with one by one.
         limit: test images at most.
         workers: processes that load images.
@@ -214,7 +214,7 @@ def evaluate(
         VlpromptError: there are no test images, too few names, or the learner cannot score these classes.
     """
     check_items(splits, splits.test)
-    splits = replace(splits, templates=resolve_templates(templates, splits))
+    words, splits = words_for(learner, splits), replace(splits, templates=resolve_templates(templates, splits))
     if class_names is not None:
         if len(class_names) < len(splits.class_names):
             raise VlpromptError(
@@ -234,7 +234,7 @@ def evaluate(
         templates=splits.templates,
         shared_names=bool(splits.tasks),
     )
-    with learner.scoring(splits.class_names, splits.class_places, splits.templates):
+    with learner.scoring(splits.class_names, splits.class_places, words):
         learner.familiar = known = familiar or familiar_here(learner, splits)
         frozen, learnt = scored(zero_shot), scored(learner)
         others = [100 * scored(learner).accuracy for _ in redrawn(learner)]
@@ -256,6 +256,13 @@ def familiar_here(learner: PromptLearner, splits: DatasetSplits) -> Familiar:
     """
     elsewhere = learner.learnt_on and splits.name not in learner.learnt_on and splits.name in list_datasets()
     return "shifted" if elsewhere and learner.familiar == "trained" else learner.familiar
+
+
+def words_for(learner: PromptLearner, splits: DatasetSplits) -> tuple[str, ...]:
+    """A dataset's templates; none of that which a learner was trained on, in words that may have been given, nor of
+    data of one's own for which nothing was said."""
+    unsaid = splits.templates == (DEFAULT_TEMPLATE,) and splits.name not in list_datasets()
+    return () if unsaid or splits.name in learner.learnt_on else tuple(splits.templates)
 
 
 def redrawn(learner: PromptLearner) -> Iterator[int]:
@@ -312,6 +319,6 @@ def evaluate_learner(
     else:
         splits = as_splits(dataset, "test", learner.class_names).select(half)
     check_items(splits, splits.test)
-    with learner.scoring(splits.class_names, splits.class_places, splits.templates):
+    with learner.scoring(splits.class_names, splits.class_places, words_for(learner, splits)):
         learner.familiar = familiar_here(learner, splits)
         return score(learner, splits, limit=limit, seed=seed).accuracy
