@@ -107,7 +107,7 @@ def fetch(url: str, path: Path, md5: str = "", progress: Progress | None = None)
         raise VlpromptError(f"{url}: {getattr(error, 'reason', None) or error or type(error).__name__}") from error
     if md5 and md5_file(part) != md5:
         part.unlink()
-        raise VlpromptError(f"what {url} gave has another checksum than expected, and was deleted")
+        raise VlpromptError(f"the file from {url} does not have the expected checksum, and was deleted")
     os.replace(part, path)
 
 
@@ -117,11 +117,11 @@ def _receive(response: HTTPResponse, url: str, part: Path, done: int, progress: 
     if response.status != 206 or (starts and starts[1] != str(done)):
         if response.status == 206:
             part.unlink()
-            raise VlpromptError(f"{url} answers with other bytes than were asked for; run it again to start anew")
+            raise VlpromptError(f"{url} answers with other bytes than were asked for; run it again to start over")
         done = 0
     length = response.headers.get("Content-Length")
     if length and not re.fullmatch(r"\d{1,15}", length):
-        raise VlpromptError(f"{url} answers with the length {length!r:.40}, which is no number of bytes")
+        raise VlpromptError(f"{url} answers with the length {length!r:.40}, which is not a number of bytes")
     total = done + int(length) if length else 0
     free = shutil.disk_usage(part.parent).free
     if total - done > free:
@@ -136,7 +136,7 @@ def _receive(response: HTTPResponse, url: str, part: Path, done: int, progress: 
             if progress:
                 progress(done, total)
     if done < total:
-        raise VlpromptError(f"{url} ended after {done} of {total} bytes; run it again to go on")
+        raise VlpromptError(f"{url} ended after {done} of {total} bytes; run it again to continue")
 
 
 def _is_whole(content_range: str | None, done: int) -> bool:
@@ -203,7 +203,7 @@ def prepare_dataset(
     found = {source / theirs: root / ours for theirs, ours in card.torchvision.items() if (source / theirs).exists()}
     if not found:
         wanted = ", ".join(str(source / theirs) for theirs in card.torchvision)
-        raise VlpromptError(f"nothing of {card.title} is in {source}: expected {wanted}")
+        raise VlpromptError(f"{source} contains nothing of {card.title}: expected {wanted}")
     return [_put(theirs, ours, mode) for theirs, ours in found.items()]
 
 

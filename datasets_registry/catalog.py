@@ -58,7 +58,7 @@ def register_dataset(splits: DatasetSplits) -> str:
         return splits.name
     if splits.name in card_names() or splits.name in in_memory or "/" in splits.name or ":" in splits.name:
         raise VlpromptError(
-            f"the name '{splits.name}' is taken, or has a sign that a name may not have: choose another"
+            f"the name '{splits.name}' is taken, or contains a character that names may not contain: choose another"
         )
     check_classes(splits, shared_names=False)
     in_memory[splits.name] = splits
@@ -74,26 +74,27 @@ def load_split(
     class_names: Mapping[str, str] | Sequence[str] | None = None,
     follow_links: bool = False,
 ) -> DatasetSplits:
-    """Return a dataset's train, val and test items. No image is opened, nor asked for (see ``check_items``).
+    """Return a dataset's train, val and test items. Images are neither opened nor checked for (see ``check_items``).
 
     Args:
-        name: a name from ``list_datasets()``; ``folder:PATH``, ``csv:PATH``, ``json:PATH`` or ``wds:PATTERN`` for
-            data of your own; ``NAME/DOMAIN`` for one domain of a dataset that has several, ``NAME/to-DOMAIN`` to learn
-            on all others and test on that one.
-        root: the folder that holds the datasets' folders; the embedded ones need none. For ``csv:`` and ``json:`` it
-            is where paths start, by default the file's own folder.
-        download: fetch missing images where the card knows an archive.
-        split: ``published`` takes the dataset's own, from its file on disk, else, for seven of CoOp's sets, from this
-            package (a file that differs from that is told in a warning); ``generated`` makes one from the images, the
-            same on every machine, for who lacks the published file. The result's ``source`` tells.
-        class_names: other names for the classes: by present name, or one for each label.
-        follow_links: read linked files and folders that lead out of a folder of your own; other datasets refuse them.
+        name: a name from ``list_datasets()``; ``folder:PATH``, ``csv:PATH``, ``json:PATH`` or ``wds:PATTERN`` for your
+            own data; ``NAME/DOMAIN`` for one domain of a dataset that has several, ``NAME/to-DOMAIN`` to train on all
+            other domains and test on that one.
+        root: folder that contains the datasets' folders; embedded datasets do not need it. For ``csv:`` and ``json:``,
+            the folder that paths are relative to, by default that of the file.
+        download: download missing images if the dataset's card names an archive.
+        split: ``published`` reads the dataset's published split from its file on disk or, for seven of CoOp's datasets,
+            from this package (a file that differs from it causes a warning). ``generated`` splits the images itself,
+            the same way on every machine, if you do not have the published file. The result's ``source`` says which.
+        class_names: other names for the classes: by current name, or one per label.
+        follow_links: follow links that lead out of your own folder; other datasets refuse them.
 
-    What a user should know of data of their own, such as files that are left out, is a warning and in ``notes``.
+    Anything worth knowing about your own data, such as files that were left out, is given as a warning and in
+    ``notes``.
 
     Raises:
         VlpromptError: the name is unknown, files are not where they are expected, the split file is malformed or
-            unsafe, or the classes cannot be told apart (fewer than two, an empty one, two of the same name).
+            unsafe, or the classes are unusable (fewer than two, an empty one, two with the same name).
     """
     if split not in ("published", "generated"):
         raise VlpromptError(f"unknown split '{split}': {nearest(split, ['published', 'generated'])}")
@@ -133,7 +134,7 @@ def find_folder(card: Card, root: str | os.PathLike[str] | None) -> Path | None:
     if not card.folder:
         return None
     if root is None:
-        raise VlpromptError(f"dataset '{card.name}' needs data_root, the folder that holds {card.folder}/")
+        raise VlpromptError(f"dataset '{card.name}' needs data_root, the folder that contains {card.folder}/")
     return Path(root).expanduser() / card.folder
 
 

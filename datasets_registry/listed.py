@@ -21,9 +21,9 @@ in_memory: dict[str, DatasetSplits] = {}
 
 
 def list_datasets(pattern: str = "*") -> list[str]:
-    """Return the sorted names of the registered datasets that match a shell-style pattern, or a collection's members.
+    """Return the sorted names of the registered datasets that match a shell-style pattern, or belong to a collection.
 
-    Folders and tables of your own need no registration: ``load_split("folder:PATH")``.
+    Your own folders and tables need no registration: ``load_split("folder:PATH")``.
     """
     if pattern in collections():
         return list(collections()[pattern])

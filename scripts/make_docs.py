@@ -11,6 +11,7 @@ import json
 import statistics
 import sys
 import warnings
+from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 
@@ -22,13 +23,13 @@ from vlprompt import create_learner, list_methods, load_clip, method_info
 from vlprompt.cli.__main__ import commands, module, usage
 from vlprompt.clip import FrozenCLIP
 from vlprompt.errors import VlpromptError
-from vlprompt.learner import METHODS
+from vlprompt.learner import METHODS, PromptLearner
 from vlprompt.learner.constraints import CONSTRAINTS
 from vlprompt.learner.contexts import CONTEXTS
 from vlprompt.learner.editing import EDITS
 from vlprompt.learner.facts import FIDELITIES, NOTES, RECONSTRUCTION, Predicts, marked
 from vlprompt.learner.gradients import GRADIENT_RULES
-from vlprompt.runs.settings import describe_keys, resolve
+from vlprompt.runs.settings import describe_keys, documented, resolve
 from vlprompt.training.recipes import list_recipes, load_recipe
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -47,32 +48,32 @@ COMMANDS = """\
 `vlprompt` is installed with the package; `python -m vlprompt.cli` is the same, and `python -m vlprompt.train` is
 `vlprompt train`. Values are YAML: `shots=4`, `methods=[coop,maple]`, `'ctx_init=a photo of a'`.
 
-`--shots 4` and `--shots=4` are `shots=4` at every command, and `--text-chunk` is `text_chunk`. Where nothing follows
-`--key`, or another `--key` or `key=value`, it is true: `--resume`. A value that begins with a dash and is no number, or
-has the form `key=value` itself, is joined to its key: `--name=-x`. Behind `--` come words alone, such as a file whose
-name begins with a dash.
+For every command, `--shots 4` and `--shots=4` are the same as `shots=4`, and `--text-chunk` is `text_chunk`. A `--key`
+without a value, such as `--resume`, means true. Write a value that starts with a dash without being a number, or that
+itself looks like `key=value`, with an equals sign: `--name=-x`. Everything after `--` is taken as a plain argument, for
+instance a file whose name starts with a dash.
 
-What an interrupted run left is not touched by the same command: `resume=true` goes on with it, and `restart=true` drops
-it and begins anew.
+If a run was interrupted, the same command does not touch what it left: add `resume=true` to continue, or `restart=true`
+to discard it and start over.
 
-Every command takes `--help`, `--quiet` and `plugin=MODULE` (see [your own method](../howto/own_method.md)). It ends
-with status 0 if all went well, 1 if something that it looked at is not as it should be, 2 with one sentence for a
-mistake, and 130 if it was interrupted. Progress is drawn on a terminal and told in a few lines elsewhere.
+Every command takes `--help`, `--quiet` and `plugin=MODULE` (see [your own method](../howto/own_method.md)). The exit
+status is 0 on success, 1 if a check or a run failed or an input could not be used, 2 with a one-sentence message for
+wrong usage, and 130 after an interruption. Progress is shown as a bar on a terminal, and as a few lines otherwise.
 
 | variable | meaning |
 | --- | --- |
-| `VLPROMPT_CACHE` | where cached image features lie, in place of `~/.cache/vlprompt` |
-| `VLPROMPT_PLUGINS` | modules and files to import first, as `plugin=` does, with colons between them |
-| `HF_HUB_OFFLINE` | 1 keeps the Hugging Face Hub's client off the network |
+| `VLPROMPT_CACHE` | folder of cached image features; default `~/.cache/vlprompt` |
+| `VLPROMPT_PLUGINS` | modules and files to import first, as `plugin=` does, separated by colons |
+| `HF_HUB_OFFLINE` | 1 prevents the Hugging Face Hub client from using the network |
 """
 SURFACE = {
     "Models and learners": ["load_clip", "FrozenCLIP", "create_learner", "PromptLearner", "register"],
-    "What there is": ["list_methods", "method_info", "list_datasets", "list_protocols", "list_backbones"],
+    "What is available": ["list_methods", "method_info", "list_datasets", "list_protocols", "list_backbones"],
     "Data": ["load_split", "load_folder", "few_shot_indices"],
     "Train and score": ["run", "evaluate_learner", "PromptClassifier", "predict_images", "image_features"],
-    "Look at results": ["load_results"],
-    "Keep and share": ["load_learner", "export_learner", "import_checkpoint"],
-    "Else": ["show_versions", "VlpromptError"],
+    "Results": ["load_results"],
+    "Load, export, import": ["load_learner", "export_learner", "import_checkpoint"],
+    "Other": ["show_versions", "VlpromptError"],
 }
 
 
@@ -163,7 +164,6 @@ def page(method: str, count: str) -> str:
     """A method's page."""
     cls, info = METHODS.get(method), method_info(method)
     about = inspect.cleandoc(sys.modules[cls.__module__].__doc__ or "")
-    settings = [f"| `{key}` | `{value}` |" for key, value in info["config"].items()]
     able = {True: "yes", False: "no"}
     return "\n".join(
         [
@@ -172,8 +172,8 @@ def page(method: str, count: str) -> str:
             "",
             about,
             "",
-            f"Paper: {info['paper']}. Learnt on ViT-B/16 with the default settings: {count} numbers. New class names: "
-            f"{able[info['new_classes']]}. Image features can be computed once: {able[info['cacheable_images']]}."
+            f"Paper: {info['paper']}. Trained parameters on ViT-B/16 with default settings: {count}. Can score new "
+            f"class names: {able[info['new_classes']]}. Image features can be cached: {able[info['cacheable_images']]}."
             f"{predicted(info['predicts'])} {held_to(info['fidelity'])}",
             "",
             "```bash",
@@ -182,9 +182,9 @@ def page(method: str, count: str) -> str:
             "",
             "## Settings",
             "",
-            "| key | default |",
-            "| --- | --- |",
-            *settings,
+            "Besides the [settings of every method](README.md#settings-of-every-method):",
+            "",
+            *method_settings(method),
             "",
             "## Recipes",
             "",
@@ -196,6 +196,27 @@ def page(method: str, count: str) -> str:
             "",
         ]
     )
+
+
+def meanings(config: type) -> dict[str, str]:
+    """What each setting of a ``Config`` means, from its docstring and those of the classes it extends."""
+    found = {}
+    for cls in reversed(config.__mro__):
+        found |= documented(cls)
+    return found
+
+
+def settings_table(values: dict[str, object], meaning: dict[str, str]) -> list[str]:
+    """A table of settings."""
+    lines = [f"| `{key}` | `{value}` | {meaning[key]} |" for key, value in values.items()]
+    return ["| key | default | meaning |", "| --- | --- | --- |", *lines]
+
+
+def method_settings(method: str) -> list[str]:
+    """The settings that a method adds to those of every method, or has with another default."""
+    shared, own = asdict(PromptLearner.Config()), method_info(method)["config"]
+    differing = {key: value for key, value in own.items() if key not in shared or value != shared[key]}
+    return settings_table(differing, meanings(METHODS.get(method).Config)) if differing else ["None."]
 
 
 def overview(counts: dict[str, str]) -> str:
@@ -220,13 +241,16 @@ def overview(counts: dict[str, str]) -> str:
     head = f"| {' | '.join(titles)} | published base / new / H (%) |"
     rule = "| --- | --- | --- | --- | --- | ---: | ---: | --- | --- |"
     note = (
-        "By default settings, which may be others for a protocol (gda scores new classes in base-to-new). Learnt "
-        "numbers on ViT-B/16. Fit: processor seconds of a head, all threads together, on features of ViT-B/16's width, "
-        f"100 classes, 16 shots (`{FIT}`). Fidelity: numbers that the authors' own code computed, in whole "
-        "or for the part that is theirs alone; what must hold whatever the numbers; or, a reconstruction, what is "
-        "written of a method whose code is not public. The figures' conditions are on each page."
+        "With default settings; a protocol's recipe may change them (gda scores new classes in base-to-new). Learnt "
+        "numbers: trained parameters on ViT-B/16. Fit: CPU seconds, summed over threads, to fit a head on features of "
+        f"ViT-B/16's width, 100 classes, 16 shots (`{FIT}`). Fidelity, what the implementation was verified against: "
+        "numbers computed by the authors' code, for the whole method or the part that is specific to it; invariants "
+        "only; or, for a reconstruction, the paper of a method whose code is not public. The conditions of published "
+        "figures are on each method's page."
     )
-    return "\n".join([MADE, "# Methods", "", head, rule, *lines, "", note, "", *parts_table(), ""])
+    shared = settings_table(asdict(PromptLearner.Config()), meanings(PromptLearner.Config))
+    every = ["## Settings of every method", "", *shared]
+    return "\n".join([MADE, "# Methods", "", head, rule, *lines, "", note, "", *parts_table(), "", *every, ""])
 
 
 def parts_table() -> list[str]:
@@ -243,7 +267,7 @@ def parts_table() -> list[str]:
     several = "More names of classes, averaged or the best of them."
     lines.append(f"| `names` | {several} | after SciPrompt, arXiv:2410.01946 | {FIDELITIES['invariants']} |")
     head = "| setting |  | from | fidelity |"
-    about = "Settings that any design can take where it has what they change ([combine](../howto/combine.md))."
+    about = "Settings that work with every prompt design that has what they change ([combine](../howto/combine.md))."
     return ["## Parts of methods", "", about, "", head, "| --- | --- | --- | --- |", *lines]
 
 
@@ -268,15 +292,15 @@ def setting_table() -> list[str]:
             shown = "null" if default is None else str(default).lower() if isinstance(default, bool) else default
             lines.append(f"| `{key}` | `{shown}` | {meaning} |")
     note = [
-        f"Defaults are those of `{resolved.recipe.name}`, the recipe that a run takes if nothing is said. A method's",
-        "own settings are on [its page](../methods/README.md); `--help method=NAME protocol=NAME` prints all of them.",
+        f"Defaults are those of `{resolved.recipe.name}`, the default recipe. A method's own settings are on",
+        "[its page](../methods/README.md); `--help method=NAME protocol=NAME` prints all of them.",
     ]
     return ["| key | default | meaning |", "| --- | --- | --- |", *lines, "", *note]
 
 
 def surface_page() -> str:
     """The page of the names in ``vlprompt`` itself, each with the first sentence that is said of it."""
-    parts = [MADE, "# Public surface", "", "What `import vlprompt` gives; `vlprompt.__version__` is the version.", ""]
+    parts = [MADE, "# Public surface", "", "The names in `vlprompt` itself; `vlprompt.__version__` is the version.", ""]
     for heading, names in SURFACE.items():
         lines = []
         for name in names:

@@ -27,7 +27,7 @@ ADDED: list[tuple[str, dict[str, Any]]] = [
     ("tcp", WORDS),
     ("tcp", WORDS | {"head": "dept"}),
 ]
-NO_MATRIX = "scores with more than class features, so no"
+NO_MATRIX = "scores with more than class features, so it has no"
 
 
 @pytest.fixture(scope="module")

@@ -51,9 +51,9 @@ def test_without_words_a_design_is_what_it_was() -> None:
     ("method", "settings", "message"),
     [
         ("vpt", {"attributes": ["color"]}, "unknown key 'attributes'"),
-        ("coop", {"attributes": ["color", " "]}, "attributes must be words, and ' ' is none"),
+        ("coop", {"attributes": ["color", " "]}, "attributes must be words, and ' ' is not a word"),
         ("coop", {"attributes": ["color"], "n_att": 0}, "n_att=0 leaves nothing to learn"),
-        ("coop", {"published_slicing": True}, "say which, as in"),
+        ("coop", {"published_slicing": True}, "give some, as in"),
         ("coop", {"attributes": ["color"], "n_att": 80}, "leave no room|shorten the class name"),
         ("coop", {"attributes": "color"}, "attributes must be a list"),
     ],

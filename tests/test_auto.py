@@ -237,7 +237,7 @@ def test_a_classifier_learns_what_it_chose_from_all_it_is_given() -> None:
     zero_shot, gda, promptsrc = made.choice_.outcomes
     assert (made.learner_.method, made.choice_.folds) == ("gda", 4)
     assert gda.accuracy > zero_shot.accuracy + 20
-    assert "needs images as they are" in promptsrc.reason
+    assert "needs images" in promptsrc.reason
     alone = PromptClassifier("gda", options={"fit_views": 1}, **settings).fit(X, y)
     assert np.array_equal(made.predict_proba(X), alone.predict_proba(X))
     assert made.partial_fit(X, y).learner_.method == "gda"
@@ -308,10 +308,10 @@ def test_a_resumed_run_does_not_choose_again(
         ({"candidates": ["cop"]}, "unknown method 'cop'"),
         ({"candidates": ["coop(n_ctx="]}, "cannot read candidate"),
         ({"candidates": []}, "candidates is empty"),
-        ({"candidates": ["coop", "coop"]}, "candidates has coop twice"),
+        ({"candidates": ["coop", "coop"]}, "candidates contains coop twice"),
         ({"folds": 1}, "folds must be"),
         ({"budget": "soon"}, "budget must be a time"),
-        ({"config": "my.yaml"}, "config has no meaning for method=auto"),
+        ({"config": "my.yaml"}, "config is not used by method=auto"),
     ],
 )
 def test_what_has_no_meaning_is_one_sentence(settings: dict[str, Any], sentence: str) -> None:
@@ -322,7 +322,7 @@ def test_what_has_no_meaning_is_one_sentence(settings: dict[str, Any], sentence:
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        ({"selection": "fewshot_val"}, "chooses on all images of X"),
+        ({"selection": "fewshot_val"}, "cross-validates on all images of X"),
         ({"options": {"n_ctx": 4}}, "unknown option 'n_ctx' for method=auto"),
         ({"options": {"candidates": ["mask_prompt"]}}, "no candidate can be tried: mask_prompt: "),
     ],
@@ -334,10 +334,10 @@ def test_what_a_classifier_cannot_choose_by_is_one_sentence(settings: dict[str, 
 
 def test_it_is_no_row_of_a_sweep_and_no_setting_of_a_run(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["sweep", "methods=[auto,gda]", "datasets=[digits]"]) == 2
-    assert "no row of a sweep" in capsys.readouterr().err
-    with pytest.raises(VlpromptError, match="nobody sets it"):
+    assert "one row of a sweep" in capsys.readouterr().err
+    with pytest.raises(VlpromptError, match="auto is set by method=auto"):
         run(method="gda", dataset="digits", auto="2min")
-    with pytest.raises(VlpromptError, match="chooses on all images, and partial_fit sees some"):
+    with pytest.raises(VlpromptError, match="chooses on all images, and partial_fit sees only some"):
         PromptClassifier("auto", one_block_clip()).partial_fit(*rows(), [0, 1, 2])
 
 

@@ -53,7 +53,9 @@ def test_the_temperature_that_labels_were_drawn_at_is_found() -> None:
 
 
 def test_images_that_are_all_right_leave_the_temperature_as_it_is() -> None:
-    with pytest.warns(UserWarning, match="all 3 held-out images are right, which does not tell how unsure to be"):
+    with pytest.warns(
+        UserWarning, match="all 3 held-out images are classified correctly, so no temperature can be estimated"
+    ):
         assert fit_temperature(torch.eye(3), torch.arange(3)) == 1
 
 
@@ -119,7 +121,7 @@ def test_a_calibration_is_of_one_state_and_of_its_classes() -> None:
     learner.calibration = calibrated(min_probability=0.99)
     learner.set_class_names(["okapi", "tapir"])
     assert [p.sure for p in predict_images(learner, images())] == [True] * 6, "the threshold is of other classes"
-    with pytest.raises(VlpromptError, match="among the classes that the learner was trained on"):
+    with pytest.raises(VlpromptError, match="for the classes that the learner was trained on"):
         list(predict_images(learner, images(), coverage=0.5))
     learner.set_ensemble("logits(weight=0.5)")
     assert learner.calibration is None
@@ -220,7 +222,7 @@ def test_test_images_decide_nothing_even_where_they_are_the_validation_images(tm
         ({"calibrate": "platt"}, "unknown calibrate 'platt'"),
         ({"coverage": 1.5}, "coverage must be"),
         ({"protocol": "unsupervised", "method": "upl"}, "needs labelled images, and protocol=unsupervised has none"),
-        ({"method": "tda"}, "cannot be, since tda predicts an image from the other test images too"),
+        ({"method": "tda"}, "is not possible: tda predicts an image from the other test images too"),
         ({"shots": 1}, "has a single training image"),
     ],
     ids=str,

@@ -101,7 +101,7 @@ def test_evaluate_fails_when_the_numbers_differ(
 def test_resuming_a_finished_run_shows_its_result(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = (finished / "result.json").stat().st_mtime_ns
     text = said(capsys, ["train", *QUICK, f"output={finished.parent}", "name=mine", "resume=true"])
-    assert "finished already, nothing to resume" in text
+    assert "already finished, nothing to resume" in text
     assert "harmonic mean" in text
     assert f"vlprompt inspect run={finished}" in text
     assert max(map(len, text.splitlines())) <= 200
@@ -145,7 +145,7 @@ def test_starting_again_says_what_it_replaces(tmp_path: Path, capsys: pytest.Cap
     argv = ["train", *DIGITS, "shots=2", "epochs=1", f"output={tmp_path}", "name=again"]
     said(capsys, argv)
     (tmp_path / "again/checkpoint.safetensors").write_bytes(b"left by a run that was killed when its result was there")
-    assert "starting again: the result in" in said(capsys, argv)
+    assert "starting over: the result in" in said(capsys, argv)
     left = ["config.yaml", "predictions.safetensors", "result.json", "train.jsonl"]
     assert sorted(p.name for p in (tmp_path / "again").glob("*.*")) == left
 
@@ -166,17 +166,17 @@ def test_what_an_interrupted_run_left_is_neither_gone_on_with_nor_dropped_unaske
     shown = said(capsys, ["show", str(tmp_path / "it")])
     assert "interrupted after one epoch, and has a checkpoint to go on from" in shown
     assert f"python -m vlprompt.train config={tmp_path}/it/config.yaml resume=true" in shown
-    left = f"{tmp_path / 'it'} holds what an interrupted run left: say resume=true to go on with it, or restart=true to"
+    left = f"{tmp_path / 'it'} contains an interrupted run: give resume=true to continue it, or restart=true to"
     assert left in said(capsys, argv, status=2)
-    with pytest.raises(VlpromptError, match="resume=true to go on"):
+    with pytest.raises(VlpromptError, match="resume=true to continue"):
         run(dataset="digits", limit=20, shots=1, epochs=2, checkpoint_seconds=0, output=tmp_path, name="it")
-    assert "say one of the two" in said(capsys, [*argv, "resume=true", "--restart"], status=2)
+    assert "give one of them" in said(capsys, [*argv, "resume=true", "--restart"], status=2)
     assert checkpoint.read_bytes() == before
-    assert "starting again: the checkpoint in" in said(capsys, [*argv, "--restart"])
+    assert "starting over: the checkpoint in" in said(capsys, [*argv, "--restart"])
     assert not checkpoint.exists()
     (tmp_path / "meta").mkdir()
     (tmp_path / "meta/checkpoint.safetensors").write_bytes(before)
-    with pytest.raises(VlpromptError, match="restart=true to drop it"):  # told before there is a model
+    with pytest.raises(VlpromptError, match="restart=true to discard it"):  # told before there is a model
         meta_train(None, MetaConfig(output=str(tmp_path / "meta")))
     runs = {"methods": ["coop"], "datasets": ["digits"], "seeds": [1]}
     goes_on = [task.resolved.config.resume for more in ({}, {"restart": True}) for task in expand(runs | more).tasks]

@@ -108,7 +108,7 @@ def test_a_parameterised_context_is_kept_and_scores_new_classes(context: str, tm
 @pytest.mark.parametrize(
     ("method", "settings", "said"),
     [
-        ("vpt", {"context": "lowrank"}, "context=lowrank cannot be, since vpt with these settings learns no words"),
+        ("vpt", {"context": "lowrank"}, "context=lowrank is not possible: vpt with these settings learns no words"),
         ("zero_shot", {"context": "factored"}, "learns no words of a text prompt"),
         ("upl", {"context": "factored"}, "says itself what of its context is trained"),
         ("coop", {"context": "factored(rank=17)"}, "has 16 tokens in all: take a rank up to 16"),
@@ -119,7 +119,7 @@ def test_a_parameterised_context_is_kept_and_scores_new_classes(context: str, tm
         (
             "coop",
             {"after_step": "project"},
-            "after_step=project cannot be, since coop with these settings has no context",
+            "after_step=project is not possible: coop with these settings has no context",
         ),
         ("kgcoop", {"after_step": "project", "context": "reparam"}, "follows from something else that is trained"),
         ("kgcoop", {"after_step": "project(eps=0)"}, "leaves nothing to learn"),

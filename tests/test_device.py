@@ -68,7 +68,7 @@ def test_what_is_off_is_told(
 
 def test_bf16_that_is_slower_than_fp32_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(devices, "bf16_rate", lambda: 0.5)
-    with pytest.warns(UserWarning, match=r"saves memory here and no time: this processor .* at 0.5 times its speed"):
+    with pytest.warns(UserWarning, match=r"saves memory but no time here: this processor .* at 0.5 times its speed"):
         devices.tell_slow_bf16(torch.device("cpu"))
     monkeypatch.setattr(devices, "bf16_rate", lambda: 1.9)
     with warnings.catch_warnings():

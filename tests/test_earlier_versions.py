@@ -76,7 +76,7 @@ def test_a_stopped_run_goes_on_from_its_checkpoint(old: Path) -> None:
     stopped = old / "stopped/digits/coop" / NAME
     stopped.mkdir(parents=True)
     shutil.copy(old / "checkpoint.safetensors", stopped)
-    with pytest.warns(UserWarning, match=r"of vlprompt 0\.1\.0"):
+    with pytest.warns(UserWarning, match=r"by vlprompt 0\.1\.0"):
         [told] = sweep(SETTINGS | {"output": str(old / "stopped")})
     assert told.status == "done"
     mine, its = (load_file(folder / "learner/learner.safetensors") for folder in (stopped, finished))

@@ -91,7 +91,7 @@ def test_the_matrix_scores_as_the_learner(method: str, tmp_path: Path) -> None:
     if learner.facts.predicts != "alone":
         reasons[method] = "needs other test images"
     elif learner.facts.head and learner.linear_head(learner.text_features()) is None:
-        reasons.setdefault(method, "no \\(C, D\\) matrix")
+        reasons.setdefault(method, "no \\(C, D\\) classifier matrix")
     if method in reasons:
         with pytest.raises(VlpromptError, match=reasons[method]):
             export_learner(learner, "matrix", tmp_path / "head.safetensors")
@@ -259,14 +259,14 @@ def test_predict_takes_what_was_exported(
     assert capsys.readouterr().out.splitlines()[0] == "image,class,probability"
     for arguments, sentence in (
         ([f"model={program}"], "which can run code of whoever wrote it: say trust=true"),
-        ([f"model={path}", "classes=[okapi,tapir]"], "classes is of a learner, and what was exported is as it is"),
-        ([f"model={path}", "coverage=0.5"], "coverage is of a learner"),
+        ([f"model={path}", "classes=[okapi,tapir]"], "classes is for learner=DIR"),
+        ([f"model={path}", "coverage=0.5"], "coverage is for learner=DIR"),
         ([f"model={path}", "min_probability=2"], "min_probability must be a number"),
         (["model=absent.onnx"], "there is no file absent.onnx"),
-        ([f"model={photos[0]}"], "is no exported learner: give a file that ends in .onnx or .pt2"),
-        ([f"model={path}", f"unsure={learner.class_names[0]}"], "give another word for what is not answered"),
+        ([f"model={photos[0]}"], "is not an exported learner: give a file that ends in .onnx or .pt2"),
+        ([f"model={path}", f"unsure={learner.class_names[0]}"], "give another word for unanswered images"),
         ([f"model={path}", f"learner={tmp_path}"], "say which learner and which images"),
-        ([f"learner={tmp_path}", "trust=true"], "trust is of model=FILE"),
+        ([f"learner={tmp_path}", "trust=true"], "trust is for model=FILE"),
     ):
         assert predict([*arguments, photos[0]]) == 2
         assert sentence in capsys.readouterr().err
@@ -276,7 +276,7 @@ def test_predict_takes_what_was_exported(
 @pytest.mark.parametrize(
     ("key", "text", "sentence"),
     [
-        ("class_names", None, "says nothing of classes"),
+        ("class_names", None, "has no class names"),
         ("class_names", '["a", "b"]', "its graph does not go with its metadata"),
         ("class_names", "[", "has metadata that are no JSON"),
         ("class_names", "[" * 100_000, "has metadata that are no JSON"),

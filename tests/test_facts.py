@@ -68,7 +68,7 @@ def test_the_estimator_takes_features_wherever_the_image_tower_is_left_alone() -
     labels = ["cat", "dog"] * 4
     fitted = PromptClassifier("ivlp", small_clip(), options={"depth": 2, "vision_depth": 0}, epochs=1)
     assert fitted.fit(features, labels).predict(features).shape == (8,)
-    with pytest.raises(VlpromptError, match="needs images as they are"):
+    with pytest.raises(VlpromptError, match="needs images"):
         PromptClassifier("ivlp", small_clip(), options={"depth": 2, "vision_depth": 2}, epochs=1).fit(features, labels)
 
 
@@ -137,7 +137,7 @@ def test_what_register_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
         def cacheable_images(self) -> bool:
             return False
 
-    with pytest.raises(VlpromptError, match="fills in cacheable_images, which nothing asks for: use facts_of"):
+    with pytest.raises(VlpromptError, match="overrides cacheable_images, which is no longer called: use facts_of"):
         register("old", paper="none")(Old)
     for field in ("lr", "shots"):
         config = make_dataclass("Config", [(field, float, 1.0)], bases=(PromptLearner.Config,))

@@ -117,7 +117,7 @@ def test_a_learner_with_a_second_head_is_exported_as_what_it_predicts(tmp_path: 
     [
         ("coop", {"head": "depth"}, "unknown head 'depth': did you mean dept"),
         ("coop", {"head": "dept(weight=2)"}, "weight must be between 0"),
-        ("zero_shot", {"head": "dept"}, "head=dept cannot be, since zero_shot with these settings learns from images"),
+        ("zero_shot", {"head": "dept"}, "head=dept is not possible: zero_shot with these settings learns from images"),
         ("clip_adapter", {"head": "dept"}, "has a head of its own"),
         ("pouf", {"head": "dept"}, "without labels"),
         ("proda", {"head": "dept"}, "has a loss of its own"),

@@ -161,7 +161,7 @@ def test_a_folder_holds_what_the_head_stands_on(method: str, saved: Saved, tmp_p
     with pytest.raises(VlpromptError, match=r"is not the one that .* was saved with"):
         load_learner(tmp_path / "copy", small_clip())
     shutil.rmtree(tmp_path / "copy" / "text")
-    with pytest.raises(VlpromptError, match="stands on a learner that is missing from its folder text"):
+    with pytest.raises(VlpromptError, match="builds on a learner that is missing from its folder text"):
         load_learner(tmp_path / "copy", small_clip())
 
 
@@ -252,7 +252,7 @@ def test_a_transclip_on_images_of_a_way_of_their_own_is_handed_images(saved: Sav
     assert learner.predict({"image": toy_batch()["image"]}).shape == (10, CLASSES)
     names, options = dict(enumerate(NAMES)), {"text": saved("vpt")}
     fitted = PromptClassifier("tip_adapter", small_clip(), class_names=names, options=options)
-    with pytest.raises(VlpromptError, match="so it needs images as they are"):
+    with pytest.raises(VlpromptError, match="so it needs images"):
         fitted.fit(features(10).numpy(), torch.arange(10).numpy() % CLASSES)
 
 

@@ -72,7 +72,7 @@ def test_the_command_says_what_it_needs(capsys) -> None:
         (["repo=me/it"], "needs learner=DIR"),
         (["learner=x"], "needs repo=USER/NAME"),
         (["learner=/nowhere", "repo=me/it"], "no saved learner in /nowhere"),
-        (["learner=x", "repo=it"], "'it' is no repository of the Hub: write it as user/name"),
+        (["learner=x", "repo=it"], "'it' is not a repository name of the Hub: write it as user/name"),
         (["learner=x", "repo=me/it", "private=perhaps"], "private must be true or false"),
         (["learner=x", "repo=me/it", "licence=mit"], "unknown key 'licence': did you mean license?"),
     ):
@@ -83,10 +83,10 @@ def test_the_command_says_what_it_needs(capsys) -> None:
 @pytest.mark.parametrize(
     ("address", "message"),
     [
-        ("hf://me", "'me' is no repository of the Hub"),
-        ("hf://../etc/passwd", "is no repository of the Hub"),
-        ("hf://me/../../etc", "is no repository of the Hub"),
-        ("hf://me/it@../../x", "is no revision"),
+        ("hf://me", "'me' is not a repository name of the Hub"),
+        ("hf://../etc/passwd", "is not a repository name of the Hub"),
+        ("hf://me/../../etc", "is not a repository name of the Hub"),
+        ("hf://me/it@../../x", "is not a revision"),
         ("hf://me/absent", "there is no such repository, or it is private"),
         ("hf://me/other@v9", "the repository has no such revision"),
         ("hf://me/other", "it has no config.json"),

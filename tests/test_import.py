@@ -173,7 +173,7 @@ def test_attribute_words_must_be_said_and_be_the_files_own(tmp_path: Path) -> No
     again = import_checkpoint(file, "tcp", clip, NAMES, attributes=["color", "shape"])
     assert torch.equal(logits_of(again), logits_of(learner))
     for words, message in (
-        ([], "say them, as in"),
+        ([], "give them, as in"),
         (["color"], "2 attribute words"),
         (["color", "size"], "that are not"),
     ):
@@ -223,7 +223,7 @@ class Payload:
         ({"state_dict": {"meta": torch.zeros(2)}}, "coop: the tensors lack ctx"),
         ({"ctx": torch.zeros(4, 32)}, "is (4, 32), (4, 64) is expected"),
         ({"ctx": torch.zeros(9, 4, 64)}, "is (9, 4, 64), (5, 4, 64) is expected"),
-        ({"ctx": torch.full((4, 64), math.nan)}, "holds what is no finite number in prompt.ctx"),
+        ({"ctx": torch.full((4, 64), math.nan)}, "contains NaN or infinity in prompt.ctx"),
         ({"ctx": torch.zeros(4, 64), "token_prefix": torch.ones(3, 1, 64)}, "was trained on another backbone than"),
     ],
     ids=[
@@ -269,7 +269,7 @@ def test_the_command_saves_a_learner(tmp_path: Path, capsys) -> None:
         ([], "say which file"),
         ([str(file)], "method= is missing"),
         (start, "either classes=[cat,dog] or dataset=NAME"),
-        ([*start, "classes=cat"], "classes=cat is no list and no readable file"),
+        ([*start, "classes=cat"], "classes=cat is neither a list nor a readable file"),
         ([*start, "classes=[a,b]", "n_cxt=4"], "unknown key 'n_cxt': did you mean n_ctx"),
         ([*start, "dataset=emoji", "half=old"], "half must be all, base or new"),
         (["/no/file", *start[1:], "classes=[a,b]"], "no checkpoint at /no/file"),

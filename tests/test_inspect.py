@@ -296,7 +296,7 @@ def test_what_cannot_be_inspected_is_told_in_a_sentence(
     assert "no result at" in error(f"run={tmp_path / 'nowhere'}")
     assert "has no test 'nwe'" in error(f"run={run_folder}", "targets=nwe")
     assert "say what to inspect" in error()
-    assert "two commands" in error(f"run={run_folder}", "data=digits")
+    assert "inspect different things" in error(f"run={run_folder}", "data=digits")
     assert "limit does not go with run=" in error(f"run={run_folder}", "limit=3")
     assert "images must be a whole number" in error(f"run={run_folder}", "images=none")
     gone = next(iter(vlprompt.load_split(f"folder:{photos}").test))
@@ -351,7 +351,7 @@ def test_a_report_refuses_what_does_not_fit(fitted) -> None:
     classifier, paths, names = fitted
     with pytest.raises(ValueError, match="inconsistent numbers of samples"):
         classifier.report(paths, names[:-1])
-    with pytest.raises(VlpromptError, match="'fish' is none of the classes"):
+    with pytest.raises(VlpromptError, match="'fish' is not one of the classes"):
         classifier.report(paths[:2], ["fish", names[0]])
     with pytest.raises(VlpromptError, match="does not exist"):
         classifier.report(["a cat", "a dog"], names[:2])

@@ -36,7 +36,7 @@ def test_a_threshold_takes_what_exceeds_it() -> None:
     found = parse_part("threshold(at=0.7)", LABELERS)(SOFT.double())
     assert found.index.tolist() == [2]
     assert label_by(parse_part("threshold(at=0.65)", LABELERS), SOFT).index.tolist() == [2, 3]
-    with pytest.raises(VlpromptError, match=r"none of the pool's 4 images: the surest is 0.90 sure"):
+    with pytest.raises(VlpromptError, match=r"none of the pool's 4 images: the highest confidence is 0.90"):
         label_by(parse_part("threshold(at=0.95)", LABELERS), SOFT)
 
 

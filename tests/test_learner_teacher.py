@@ -77,7 +77,9 @@ def test_a_teacher_on_another_backbone_sees_the_students_images_as_its_own_takes
         expected = learner((smaller - 0.3) / 0.2)
     torch.testing.assert_close(teacher.logits({"image": (pixels - mean) / std}, NAMES), expected, rtol=1e-3, atol=1e-4)
     assert teacher.text_features(NAMES).shape == (3, other.embed_dim)
-    with pytest.raises(VlpromptError, match="another image tower than the student, so features in hand do not serve"):
+    with pytest.raises(
+        VlpromptError, match="another image tower than the student, so it cannot use the student's features"
+    ):
         teacher.logits({"image_features": torch.rand(2, tiny.embed_dim)}, NAMES)
     student = create_learner("coop", tiny, NAMES, objective=OBJECTIVE)
     assert not student.learns_from_images

@@ -140,7 +140,7 @@ def test_what_is_not_at_an_address_is_one_sentence(photos: Path, learner: Path, 
     assert told[1].startswith(f"cannot read the shard {shard} (")
     assert told[2] == f"the shard {tmp_path / 'absent.tar'} does not exist"
     for place, sentence in {
-        "nosuch://x/y.png": "is no address that can be read",
+        "nosuch://x/y.png": "is not an address that can be read",
         "memory://absent/": "no images in memory://absent/",
     }.items():
         with pytest.raises(VlpromptError, match=sentence):
@@ -186,9 +186,9 @@ def test_the_command_writes_parquet_into_a_file_or_a_folder(
     assert whole.column_names == ["image", "class", "probability", "class_2", "probability_2"]
     assert whole.equals(parquet.read_table(tmp_path / "folder/00000.parquet"))
     for words, sentence in (
-        (["executor=ray"], "executor=ray is for a folder of files: say output=FOLDER/"),
-        (["format=parquet"], "format=parquet is no text: say output=FILE.parquet"),
-        (["format=table", f"output={tmp_path}/x/"], "format=table is to be read"),
+        (["executor=ray"], "executor=ray writes a folder of files: give output=FOLDER/"),
+        (["format=parquet"], "format=parquet is not text: give output=FILE.parquet"),
+        (["format=table", f"output={tmp_path}/x/"], "format=table is for reading on a terminal"),
     ):
         assert main([*arguments, *words]) == 2
         assert sentence in capsys.readouterr().err

@@ -82,7 +82,7 @@ def test_the_rule_hands_over_regulated_gradients(tmp_path: Path) -> None:
         make("maple", gradient_rule=rule)
     ruled.save_pretrained(tmp_path / "saved")
     (tmp_path / "saved" / "learner.safetensors").replace(file)  # of another kind
-    with pytest.raises(VlpromptError, match="is no regulator"):
+    with pytest.raises(VlpromptError, match="is not a regulator"):
         make("coop", gradient_rule=rule)
 
 

@@ -340,7 +340,7 @@ def test_distances_of_equal_features_are_zero(kind: str) -> None:
         (lambda: make("cocoop", class_specific=True), "cocoop has one context for all classes"),
         (
             lambda: make("maple", objective=["ce", "logit_kl(templates='imagenet90')"]).loss(toy_batch()),
-            "no file and no set",
+            "a file or a set",
         ),
     ],
 )

@@ -44,7 +44,7 @@ def test_classes_of_a_pool_go_by_the_names_that_prompts_have() -> None:
     splits = replace(load_split("digits"), class_names=("annual_crop land", *"123456789"))
     assert with_pool_classes(splits, ["annual crop land", "5"]).pool_classes == (0, 5)
     assert with_pool_classes(splits, "annual_crop land").pool_classes == (0,)
-    with pytest.raises(VlpromptError, match="'annual crop' is no class of digits: did you mean annual crop land"):
+    with pytest.raises(VlpromptError, match="'annual crop' is not a class of digits: did you mean annual crop land"):
         with_pool_classes(splits, ["annual crop"])
     with pytest.raises(VlpromptError, match="pool_classes is empty"):
         with_pool_classes(splits, [])
@@ -53,11 +53,11 @@ def test_classes_of_a_pool_go_by_the_names_that_prompts_have() -> None:
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        ({"pool_classes": ["0"], "protocol": "few_shot"}, "pool_classes has no meaning in protocol=few_shot"),
+        ({"pool_classes": ["0"], "protocol": "few_shot"}, "pool_classes is not used by protocol=few_shot"),
         ({"pool_classes": [1, 2]}, "must be a text or a list of texts"),
         ({"grid": {"lr": []}}, "grid's lr must be a list of numbers"),
         ({"grid": {"n_ctx": [1, 2]}}, "grip chooses no 'n_ctx' from a grid: known: lr, weight_decay"),
-        ({"shots": "all"}, "takes all training images of digits, so that none is left for a pool"),
+        ({"shots": "all"}, "uses all training images of digits, so none is left for a pool"),
         ({"selection": "fewshot_val", "protocol": "unsupervised", "shots": "none"}, "needs labelled images to choose"),
     ],
 )

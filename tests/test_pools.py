@@ -246,11 +246,11 @@ def test_images_of_a_folder_are_those_that_are_given_in_memory(photos: Path) -> 
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        ({"unlabelled": "folder:nowhere"}, "is no folder"),
+        ({"unlabelled": "folder:nowhere"}, "is not a folder"),
         ({"unlabelled": "photos"}, "must be folder:PATH"),
-        ({"unlabelled": "folder:x", "protocol": "few_shot"}, "learns from no images without labels"),
-        ({"class_split": 3}, "protocol=transductive_zero_shot alone"),
-        ({"protocol": "few_shot"}, "learns from images without labels too"),
+        ({"unlabelled": "folder:x", "protocol": "few_shot"}, "does not use unlabelled images"),
+        ({"class_split": 3}, "protocol=transductive_zero_shot only"),
+        ({"protocol": "few_shot"}, "also needs unlabelled images"),
         ({"rounds": 0}, "rounds must be at least 1"),
     ],
 )
@@ -307,11 +307,11 @@ def test_no_image_needs_a_label_where_names_are_known() -> None:
 
 def test_what_the_estimator_says_of_missing_labels() -> None:
     X, y = features_of()
-    with pytest.raises(VlpromptError, match="no image has a label, so that class_names"):
+    with pytest.raises(VlpromptError, match="no image has a label, so class_names"):
         fitted(X, [-1] * len(X))
     with pytest.raises(VlpromptError, match="give X_unlabelled, or label them -1"):
         fitted(X, y)
-    with pytest.raises(VlpromptError, match="coop learns from labelled images alone"):
+    with pytest.raises(VlpromptError, match="coop learns from labelled images only"):
         PromptClassifier("coop", small_clip()).fit(X, y, X_unlabelled=X)
     with pytest.raises(VlpromptError, match="both be images, or both be features"):
         fitted(X, y, X_unlabelled=["a.png"])

@@ -438,11 +438,11 @@ def test_other_classes_are_a_list_or_a_file(saved: Path, tmp_path: Path, capsys:
         (["learner={}", "a.png", "top=2.5"], "top must be a whole number of at least 1, not 2.5"),
         (["learner={}", "a.png", "batch_size=true"], "batch_size must be a whole number of at least 1, not True"),
         (["learner={}", "a.png", "threads=-1"], "threads must be a whole number of at least 0, not -1"),
-        (["learner={}", "a.png", "classes=[yes,[no]]"], "classes has ['no'], which is no name"),
+        (["learner={}", "a.png", "classes=[yes,[no]]"], "classes has ['no'], which is not a name"),
         (["learner={}", "a.png", "classes=[okapi]"], "a classifier needs at least two class names"),
         (
             ["learner={}", "a.png", "classes=okapi"],
-            "classes=okapi is no list and no readable file with one name a line",
+            "classes=okapi is neither a list nor a readable file with one name per line",
         ),
         (["learner={}", "a.png", "*.gif"], "no images in *.gif: give images, folders, patterns, or -"),
         (["learner={}", "a.png", "output=b"], "output=b is a folder: give the name of a file"),

@@ -90,12 +90,12 @@ def test_the_source_is_not_part_of_the_average() -> None:
     ("settings", "message"),
     [
         ({"protocol": "cross_dataset", "dataset": "digits"}, "say what to test on after digits"),
-        ({"protocol": "cross_dataset", "dataset": "digits", "targets": "mini12"}, "is no dataset or collection"),
+        ({"protocol": "cross_dataset", "dataset": "digits", "targets": "mini12"}, "is not a dataset or collection"),
         ({"protocol": "cross_dataset", "dataset": "digits", "targets": "cars"}, "its name here is stanford_cars"),
-        ({"protocol": "domain_generalization", "dataset": "emoji"}, "say held_out=DOMAIN, of noto, twemoji, fluent"),
+        ({"protocol": "domain_generalization", "dataset": "emoji"}, "give held_out=DOMAIN, of noto, twemoji, fluent"),
         ({"protocol": "domain_generalization", "dataset": "emoji", "held_out": "photo"}, "has no domain 'photo'"),
-        ({"protocol": "few_shot", "dataset": "digits", "targets": "mini11"}, "has no meaning in this protocol"),
-        ({"protocol": "multitask", "dataset": "digits"}, "say dataset=A+B, not dataset=digits"),
+        ({"protocol": "few_shot", "dataset": "digits", "targets": "mini11"}, "is not used by this protocol"),
+        ({"protocol": "multitask", "dataset": "digits"}, "give dataset=A+B, not dataset=digits"),
         (
             {"protocol": "generalized", "dataset": "digits", "class_specific": True},
             "tests classes that were not trained on",

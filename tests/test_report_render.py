@@ -235,7 +235,10 @@ def test_one_protocol_some_methods_and_a_metric_can_be_asked_for(
     [
         (["format=pdf"], "unknown format 'pdf': known: csv, html, latex, markdown, terminal"),
         (["metric=f1"], "unknown metric 'f1': known: accuracy, aurc, ece, macro_accuracy, top5"),
-        (["format=terminal", "output=a.md"], "format=terminal goes to no file: leave output out, or say markdown"),
+        (
+            ["format=terminal", "output=a.md"],
+            "format=terminal is not written to a file: leave output out, or use markdown",
+        ),
         (["output=a.pdf"], "the suffix of a.pdf names no format: say format="),
         (["compare=other"], "compare takes published, not 'other'"),
         (["pair=coop"], "pair takes two methods, such as pair=coop,kgcoop, not 'coop'"),
@@ -377,9 +380,9 @@ def test_many_methods_are_told_apart_and_fit_the_figure(tmp_path: Path) -> None:
     [
         (
             lambda r: few_shot_curves(r.group("base_to_new")),
-            "few-shot curves are of protocol=few_shot, not base_to_new",
+            "few-shot curves need protocol=few_shot, not base_to_new",
         ),
-        (lambda r: base_new(r.group("few_shot")), "base against new is of protocol=base_to_new or generalized"),
+        (lambda r: base_new(r.group("few_shot")), "base against new needs protocol=base_to_new or generalized"),
         (
             lambda r: confusion(r.group("few_shot"), ("emoji", "all", 4), ["vpt"]),
             "there are no predictions of vpt for emoji, all: run it, or choose another test",

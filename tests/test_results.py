@@ -94,7 +94,7 @@ def test_a_run_writes_whether_its_seed_decides_anything(
 def test_of_the_frozen_model_a_summary_is_one_number_whatever_the_seeds() -> None:
     found = summarise([result(seed=seed, base=80.0 + seed) for seed in (1, 2, 3)], metric="zero_shot")
     assert f"{found.datasets['emoji']['base']:.1f}" == "40.0"
-    with pytest.raises(VlpromptError, match="the results of emoji hold no number 'acuracy' of base"):
+    with pytest.raises(VlpromptError, match="the results of emoji have no 'acuracy' for base"):
         summarise([result()], metric="acuracy")
 
 
@@ -180,20 +180,20 @@ def test_nothing_cannot_be_summarised() -> None:
         (
             {"base": 48.0, "new": 35.5},
             {},
-            "The base classes are those that coop learnt: there it gains 8.0 points over the frozen model, which knows "
-            "all classes by name alone. Of the new classes it has seen no image: there it loses 4.5 points, and the "
-            "harmonic mean is low where either is.",
+            "coop was trained on the base classes: there it gains 8.0 points over the frozen model, which knows all "
+            "classes by name only. It has seen no image of the new classes: there it loses 4.5 points. The harmonic "
+            "mean is low if either accuracy is.",
         ),
         (
             {"all": 43.0},
             {"protocol": "few_shot"},
-            "Zero-shot is the frozen model, which knows the classes by name alone. coop gains 3.0 points over it.",
+            "Zero-shot is the frozen model, which knows the classes by name only. coop gains 3.0 points over it.",
         ),
         (
             {"source": 60.0, "dtd": 42.0, "eurosat": 35.0},
             {"protocol": "cross_dataset", "dataset": "imagenet"},
-            "Zero-shot is the frozen model, which knows the classes by name alone. coop loses 1.5 points against it in "
-            "the mean of 2 tests, and is above it in 1.",
+            "Zero-shot is the frozen model, which knows the classes by name only. coop loses 1.5 points against it on "
+            "average over 2 tests, and is above it in 1.",
         ),
     ],
 )

@@ -91,7 +91,7 @@ class Payload:
         ({"config": {"n_ctx": float("nan")}}, "coop: n_ctx must be a whole number or null, not nan"),
         ({"config": {"text_chunk": 0}}, "text_chunk must be at least 1 class, not 0"),
         ({"config": {"os.system": "ls"}}, "coop: unknown key 'os.system'"),
-        ({"config": {"ctx_init": "${oc.env:HOME}"}}, "ctx_init has ${oc.env:HOME}, and nothing is looked up"),
+        ({"config": {"ctx_init": "${oc.env:HOME}"}}, "ctx_init has ${oc.env:HOME}, and settings are not interpolated"),
         ({"config": {"objective": ["ce", "__import__('os').mkdir('something-ran')"]}}, "cannot read objective"),
         ({"config": {"objective": ["ce(weight=open('/etc/passwd'))"]}}, "cannot read objective"),
         ({"config": {"objective": ["(" * 4000]}}, "cannot read objective"),
@@ -152,7 +152,7 @@ def test_other_shapes_than_the_settings_say_are_refused_before_tensors_are_read(
     [
         (float("nan"), torch.float32, "prompt.ctx holds NaN or infinity"),
         (float("-inf"), torch.bfloat16, "prompt.ctx holds NaN or infinity"),
-        (1, torch.int64, "prompt.ctx is torch.int64, which no learnt numbers are"),
+        (1, torch.int64, "prompt.ctx is torch.int64, which is not a type of learnt tensors"),
         (1, torch.complex64, "prompt.ctx is torch.complex64"),
     ],
     ids=str,

@@ -169,15 +169,15 @@ def test_held_out_images_are_reached_by_the_name_that_was_handed_out() -> None:
     assert (plain.splits.test, len(plain.bank("val").labels)) == ((), len(splits.val))
     assert plain.selection.saw == {"val"}
     for source in ("whole_val", "test"):
-        with pytest.raises(VlpromptError, match=f"source={source} are handed out only where selection=paper"):
+        with pytest.raises(VlpromptError, match=f"source={source} are available only if selection=paper"):
             plain.bank(source)
-        with pytest.raises(VlpromptError, match="handed out only"):
+        with pytest.raises(VlpromptError, match="available only"):
             plain.batches(source)
     few = replace(splits, test=splits.test[:5])
     given = make_feed(learner, few, resolved, Reporter(quiet=True), selection=Selection("whole_val", "test"))
     assert (len(given.bank("test").labels), len(given.bank("whole_val").labels)) == (5, len(splits.val))
     assert given.selection.saw == {"whole_val", "test"}
-    with pytest.raises(VlpromptError, match="source=val are handed out only"):
+    with pytest.raises(VlpromptError, match="source=val are available only"):
         given.bank("val")
 
 
@@ -194,7 +194,7 @@ def test_validation_images_that_are_tested_on_count_as_test_images() -> None:
 
 
 def test_what_an_authors_choice_was_must_be_known() -> None:
-    with pytest.raises(VlpromptError, match="selection=paper is not told for coop"):
+    with pytest.raises(VlpromptError, match="selection=paper is not available for coop"):
         run(**SMALL | {"method": "coop", "selection": "paper"})
     assert make_selection("paper", "clap", Facts("", paper_settings="none")).sources == ()
     found = make_selection("paper", "tip", Facts("", paper_settings="whole_val", paper_epoch="test"))

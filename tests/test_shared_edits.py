@@ -140,13 +140,13 @@ def test_an_exported_model_has_the_updates_in_its_weights(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("method", "edits", "said"),
     [
-        ("vpt", ["lora"], "edits=lora cannot be, since vpt with these settings has the frozen model's class features"),
+        ("vpt", ["lora"], "edits=lora is not possible: vpt with these settings has the frozen model's class features"),
         ("gda", ["lora(tower=vision)"], "is not trained by the loop on labelled images"),
         ("zero_shot", ["adapter"], "is not trained by the loop"),
         ("clip_lora", ["lora(maps=v)"], r"changes what LoRA changes too, in the text tower \('project v'\)"),
         ("coop", ["lora(maps=q)", "lora(maps=vq, rank=3)"], r"edits=lora\(maps=vq, rank=3\) changes what LoRA"),
         ("restore", ["adapter(tower=text)"], "changes what Surgery changes too"),
-        ("coop", ["lora(maps=qx)"], "lora is of some of the maps q, k, v and o"),
+        ("coop", ["lora(maps=qx)"], "the maps of lora must be some of q, k, v and o"),
         ("coop", ["lora(rank=0)"], "a rank of at least 1"),
         ("coop", ["lora(tower=audio)"], "edit 'lora.tower=audio.': tower must be"),
         ("coop", ["approx(depth=9)"], r"approx\(depth=9\) is for 1 to 3 blocks of the text tower"),

@@ -66,7 +66,7 @@ def test_some_of_the_runs_have_settings_of_their_own() -> None:
     ("settings", "sentence"),
     [
         ({"by": {"methods": {"coop": {"lr": 0.1}}}}, "unknown key 'methods' below by: did you mean method"),
-        ({"by": {"method": {"coop": {"shots": 1}}}}, "by sets shots, which is the matrix's own"),
+        ({"by": {"method": {"coop": {"shots": 1}}}}, "by sets shots, which the sweep already varies"),
         ({"by": {"method": {"coop": 1}}}, "by must have the form"),
         ({"methods": ["coop", "mapel"]}, "unknown method 'mapel': did you mean maple"),
         ({"methods": []}, "methods is empty"),

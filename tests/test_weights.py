@@ -109,7 +109,7 @@ def test_an_image_without_weight_is_left_out_even_where_it_is_there_twice(tmp_pa
         ({}, [0.0] * 12, "sample_weight must be 12 numbers of 0 or more"),
         ({"class_weight": {0: 0, 1: 0, 2: 0}}, None, "all images have a weight of 0"),
         ({"class_weight": "even"}, None, "class_weight must be None, 'balanced' or a dictionary, not 'even'"),
-        ({"class_weight": {7: 1.0}}, None, "class_weight has the label 7, which is none"),
+        ({"class_weight": {7: 1.0}}, None, "class_weight has the label 7, which does not occur"),
         (
             {"method": "linear_probe", "class_weight": {2: 0}, "class_names": ["ant", "bee", "owl"]},
             None,
@@ -124,11 +124,11 @@ def test_weights_that_are_none_or_of_no_use_are_one_sentence(settings: Any, weig
 
 
 def test_parts_of_the_images_have_no_classes_to_balance() -> None:
-    with pytest.raises(VlpromptError, match="partial_fit sees some"):
+    with pytest.raises(VlpromptError, match="partial_fit sees only some"):
         PromptClassifier(backbone=one_block_clip(), class_weight="balanced").partial_fit(*rows(), [0, 1, 2])
     some = partial(PromptClassifier, "coop", one_block_clip(), options={"n_ctx": 2}, **FASTEST)
     X, y = rows()
-    with pytest.raises(VlpromptError, match="class_weight has the label 3, which is none"):
+    with pytest.raises(VlpromptError, match="class_weight has the label 3, which does not occur"):
         some(class_weight={3: 2.0}).partial_fit(X, y, [0, 1, 2])
     lacking = some(class_weight={0: 2.0, 3: 5.0}).partial_fit(X[y > 0], y[y > 0], [0, 1, 2, 3])
     plain = some().partial_fit(X[y > 0], y[y > 0], [0, 1, 2, 3])

@@ -1,7 +1,7 @@
-"""vlprompt: prompt learning for vision-language models.
+"""vlprompt: adapt a frozen vision-language model (CLIP) by training very little.
 
-Small learnable prompts plug into a frozen OpenCLIP model, are trained on a few images per class, and an evaluator says
-how well they carry over to new classes, datasets and domains.
+Learnable prompts, adapters and heads are added to a frozen OpenCLIP model and trained on a few images per class, or on
+unlabelled images. Evaluation measures how well they transfer to new classes, other datasets and other domains.
 """
 
 from typing import TYPE_CHECKING

@@ -1,4 +1,4 @@
-"""The one exception that users meet, warnings where they are of use, and the phrase that helps them on."""
+"""The exception that users see, warnings, and hints for misspelt names."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ PACKAGES = ("vlprompt", "datasets_registry")
 
 
 class VlpromptError(ValueError):
-    """Bad input or an unmet requirement, told in one sentence: what, where, what to do.
+    """Bad input or an unmet requirement, explained in one sentence: what is wrong, where, and what to do.
 
-    Command lines print it as ``error: …`` and exit with status 2; no traceback.
+    Commands print it as ``error: …`` without a traceback and exit with status 2.
     """
 
 
 def warn(sentence: str) -> None:
-    """Warn at the line that called this package, however deep in it one is: that is the line to change."""
+    """Warn at the line that called this package, however deep the call: that is the line to change."""
     frame: FrameType | None = sys._getframe(1)
     level = outermost = 2
     while frame is not None:  # torch's and others' decorators may stand between our functions

@@ -698,59 +698,59 @@ class SettingsDoNotFit:
 
 @overload
 def create_learner(method: Literal['clap'], clip: FrozenCLIP, class_names: Sequence[str], *, templates: Sequence[str] = ..., seed: int = ..., shared_names: bool = ..., **settings: Unpack[ClapSettings]) -> CLAP:
-    """A linear probe that stays near the zero-shot classifier where that is right."""
+    """A linear probe that stays close to the zero-shot classifier on classes where that is right."""
 
 @overload
 def create_learner(method: Literal['clip_adapter'], clip: FrozenCLIP, class_names: Sequence[str], *, templates: Sequence[str] = ..., seed: int = ..., shared_names: bool = ..., **settings: Unpack[ClipAdapterSettings]) -> CLIPAdapter:
-    """A bottleneck on the image feature, mixed into it."""
+    """A bottleneck adapter on the image feature, mixed into it."""
 
 @overload
 def create_learner(method: Literal['clip_lora'], clip: FrozenCLIP, class_names: Sequence[str], *, templates: Sequence[str] = ..., seed: int = ..., shared_names: bool = ..., **settings: Unpack[ClipLoraSettings]) -> CLIPLoRA:
-    """Low-rank updates of attention in the towers."""
+    """Low-rank updates of the attention maps in both towers."""
 
 @overload
 def create_learner(method: Literal['cocoop'], clip: FrozenCLIP, class_names: Sequence[str], *, templates: Sequence[str] = ..., seed: int = ..., shared_names: bool = ..., **settings: Unpack[CocoopSettings]) -> CoCoOp:
-    """CoOp with a context that is conditioned on the image."""
+    """CoOp with a context conditioned on the image."""
 
 @overload
 def create_learner(method: Literal['coop'], clip: FrozenCLIP, class_names: Sequence[str], *, templates: Sequence[str] = ..., seed: int = ..., shared_names: bool = ..., **settings: Unpack[CoopSettings]) -> CoOp:
-    """Context optimization: learnt words around the class name."""
+    """Context optimization: learnt vectors in place of the words around the class name."""
 
 @overload
 def create_learner(method: Literal['coprompt'], clip: FrozenCLIP, class_names: Sequence[str], *, templates: Sequence[str] = ..., seed: int = ..., shared_names: bool = ..., **settings: Unpack[CopromptSettings]) -> CoPrompt:
-    """Coupled deep prompts and adapters, consistent with the frozen model on other inputs."""
+    """Coupled deep prompts and adapters, kept consistent with the frozen model on other inputs."""
 
 @overload
 def create_learner(method: Literal['cross_modal_lp'], clip: FrozenCLIP, class_names: Sequence[str], *, templates: Sequence[str] = ..., seed: int = ..., shared_names: bool = ..., **settings: Unpack[CrossModalLpSettings]) -> CrossModalLP:
-    """A linear probe on image and text features alike."""
+    """A linear probe trained on image and text features alike."""
 
 @overload
 def create_learner(method: Literal['ctp_tft'], clip: FrozenCLIP, class_names: Sequence[str], *, templates: Sequence[str] = ..., seed: int = ..., shared_names: bool = ..., **settings: Unpack[CtpTftSettings]) -> CTPTFT:
-    """Contexts of each image and class, made of the patches that concern the class, and image features led by text."""
+    """Contexts for each image and class, from the patches that show the class, and text-guided image features."""
 
 @overload
 def create_learner(method: Literal['cupl'], clip: FrozenCLIP, class_names: Sequence[str], *, templates: Sequence[str] = ..., seed: int = ..., shared_names: bool = ..., **settings: Unpack[CuplSettings]) -> CuPL:
-    """Zero-shot by sentences about each class."""
+    """Zero-shot with sentences that describe each class."""
 
 @overload
 def create_learner(method: Literal['difftpt'], clip: FrozenCLIP, class_names: Sequence[str], *, templates: Sequence[str] = ..., seed: int = ..., shared_names: bool = ..., **settings: Unpack[DifftptSettings]) -> DiffTPT:
-    """TPT with views that a generator made."""
+    """TPT with additional, generated views."""
 
 @overload
 def create_learner(method: Literal['fpl'], clip: FrozenCLIP, class_names: Sequence[str], *, templates: Sequence[str] = ..., seed: int = ..., shared_names: bool = ..., **settings: Unpack[FplSettings]) -> FPL:
-    """Few pseudo-labels: of zero-shot CLIP, for one training."""
+    """Few pseudo-labels: given by zero-shot CLIP, for a single training."""
 
 @overload
 def create_learner(method: Literal['gda'], clip: FrozenCLIP, class_names: Sequence[str], *, templates: Sequence[str] = ..., seed: int = ..., shared_names: bool = ..., **settings: Unpack[GdaSettings]) -> GDA:
-    """Gaussian discriminant analysis on image features, beside zero-shot CLIP."""
+    """Gaussian discriminant analysis on image features, added to zero-shot CLIP."""
 
 @overload
 def create_learner(method: Literal['grip'], clip: FrozenCLIP, class_names: Sequence[str], *, templates: Sequence[str] = ..., seed: int = ..., shared_names: bool = ..., **settings: Unpack[GripSettings]) -> GRIP:
-    """Grow and refine iteratively pseudo-labels: more of them in each round, by the prompt of the last."""
+    """Grow and refine iteratively pseudo-labels: more in each round, given by the previous round's prompt."""
 
 @overload
 def create_learner(method: Literal['ifpl'], clip: FrozenCLIP, class_names: Sequence[str], *, templates: Sequence[str] = ..., seed: int = ..., shared_names: bool = ..., **settings: Unpack[IfplSettings]) -> IFPL:
-    """Iterative few pseudo-labels: as many in each round, by the prompt of the last."""
+    """Iterative few pseudo-labels: equally many in each round, given by the previous round's prompt."""
 
 @overload
 def create_learner(method: Literal['ivlp'], clip: FrozenCLIP, class_names: Sequence[str], *, templates: Sequence[str] = ..., seed: int = ..., shared_names: bool = ..., **settings: Unpack[IvlpSettings]) -> IVLP:
@@ -758,7 +758,7 @@ def create_learner(method: Literal['ivlp'], clip: FrozenCLIP, class_names: Seque
 
 @overload
 def create_learner(method: Literal['kgcoop'], clip: FrozenCLIP, class_names: Sequence[str], *, templates: Sequence[str] = ..., seed: int = ..., shared_names: bool = ..., **settings: Unpack[KgcoopSettings]) -> KgCoOp:
-    """CoOp held near the hand-written prompts."""
+    """CoOp kept close to the hand-written prompts."""
 
 @overload
 def create_learner(method: Literal['linear_probe'], clip: FrozenCLIP, class_names: Sequence[str], *, templates: Sequence[str] = ..., seed: int = ..., shared_names: bool = ..., **settings: Unpack[LinearProbeSettings]) -> LinearProbe:
@@ -766,7 +766,7 @@ def create_learner(method: Literal['linear_probe'], clip: FrozenCLIP, class_name
 
 @overload
 def create_learner(method: Literal['lp_plus_plus'], clip: FrozenCLIP, class_names: Sequence[str], *, templates: Sequence[str] = ..., seed: int = ..., shared_names: bool = ..., **settings: Unpack[LpPlusPlusSettings]) -> LPPlusPlus:
-    """A linear probe on image features beside what each class's text counts."""
+    """A linear probe on image features, plus the text classifier with a learnt weight per class."""
 
 @overload
 def create_learner(method: Literal['maple'], clip: FrozenCLIP, class_names: Sequence[str], *, templates: Sequence[str] = ..., seed: int = ..., shared_names: bool = ..., **settings: Unpack[MapleSettings]) -> MaPLe:
@@ -774,111 +774,111 @@ def create_learner(method: Literal['maple'], clip: FrozenCLIP, class_names: Sequ
 
 @overload
 def create_learner(method: Literal['mask_prompt'], clip: FrozenCLIP, class_names: Sequence[str], *, templates: Sequence[str] = ..., seed: int = ..., shared_names: bool = ..., **settings: Unpack[MaskPromptSettings]) -> MaskPrompt:
-    """Learnt tokens in the place of the patches outside an image's region."""
+    """Learnt tokens in place of the patches outside an image's region."""
 
 @overload
 def create_learner(method: Literal['mma'], clip: FrozenCLIP, class_names: Sequence[str], *, templates: Sequence[str] = ..., seed: int = ..., shared_names: bool = ..., **settings: Unpack[MmaSettings]) -> MMA:
-    """Adapters beside the upper blocks of both towers, with a shared middle."""
+    """Adapters beside the upper blocks of both towers, which share their middle layer."""
 
 @overload
 def create_learner(method: Literal['mmrl'], clip: FrozenCLIP, class_names: Sequence[str], *, templates: Sequence[str] = ..., seed: int = ..., shared_names: bool = ..., **settings: Unpack[MmrlSettings]) -> MMRL:
-    """Representation tokens in the upper blocks of both towers, with a second image feature made of them."""
+    """Representation tokens in the upper blocks of both towers, which give a second image feature."""
 
 @overload
 def create_learner(method: Literal['mmrlpp'], clip: FrozenCLIP, class_names: Sequence[str], *, templates: Sequence[str] = ..., seed: int = ..., shared_names: bool = ..., **settings: Unpack[MmrlppSettings]) -> MMRLPP:
-    """MMRL with one map a tower, low-rank residuals, and tokens that blend with what flows."""
+    """MMRL with one map per tower, low-rank residuals, and tokens blended with those already present."""
 
 @overload
 def create_learner(method: Literal['mocoop'], clip: FrozenCLIP, class_names: Sequence[str], *, templates: Sequence[str] = ..., seed: int = ..., shared_names: bool = ..., **settings: Unpack[MocoopSettings]) -> MoCoOp:
-    """Contexts that start from groups of templates, and a router that mixes two of them for each image."""
+    """Contexts initialized from groups of templates, and a router that mixes two of them for each image."""
 
 @overload
 def create_learner(method: Literal['mvlpt'], clip: FrozenCLIP, class_names: Sequence[str], *, templates: Sequence[str] = ..., seed: int = ..., shared_names: bool = ..., **settings: Unpack[MvlptSettings]) -> MVLPT:
-    """Prompts for several tasks at once, to start other tasks from."""
+    """Prompts trained on several tasks at once, to initialize other tasks with."""
 
 @overload
 def create_learner(method: Literal['panda'], clip: FrozenCLIP, class_names: Sequence[str], *, templates: Sequence[str] = ..., seed: int = ..., shared_names: bool = ..., **settings: Unpack[PandaSettings]) -> PANDA:
-    """CoOp that is taught by a prompt which came from a source task."""
+    """CoOp taught by a prompt that was transferred from a source task."""
 
 @overload
 def create_learner(method: Literal['pouf'], clip: FrozenCLIP, class_names: Sequence[str], *, templates: Sequence[str] = ..., seed: int = ..., shared_names: bool = ..., **settings: Unpack[PoufSettings]) -> POUF:
-    """A context and a logit scale that bring images without labels and classes together."""
+    """A context and a logit scale that align unlabelled images with the classes."""
 
 @overload
 def create_learner(method: Literal['pre'], clip: FrozenCLIP, class_names: Sequence[str], *, templates: Sequence[str] = ..., seed: int = ..., shared_names: bool = ..., **settings: Unpack[PreSettings]) -> PRE:
-    """CoOp with a context that an encoder reparameterizes while training."""
+    """CoOp with a context that is reparameterized by an encoder in training."""
 
 @overload
 def create_learner(method: Literal['proda'], clip: FrozenCLIP, class_names: Sequence[str], *, templates: Sequence[str] = ..., seed: int = ..., shared_names: bool = ..., **settings: Unpack[ProdaSettings]) -> ProDA:
-    """A distribution of prompts."""
+    """A distribution over prompts."""
 
 @overload
 def create_learner(method: Literal['prograd'], clip: FrozenCLIP, class_names: Sequence[str], *, templates: Sequence[str] = ..., seed: int = ..., shared_names: bool = ..., **settings: Unpack[ProgradSettings]) -> ProGrad:
-    """CoOp whose gradient does not go against the zero-shot model."""
+    """CoOp without the gradient components that conflict with the zero-shot model."""
 
 @overload
 def create_learner(method: Literal['promptkd'], clip: FrozenCLIP, class_names: Sequence[str], *, templates: Sequence[str] = ..., seed: int = ..., shared_names: bool = ..., **settings: Unpack[PromptkdSettings]) -> PromptKD:
-    """A student that learns from a larger learner's predictions of images without labels."""
+    """A student that is distilled from a larger learner on unlabelled images."""
 
 @overload
 def create_learner(method: Literal['promptsrc'], clip: FrozenCLIP, class_names: Sequence[str], *, templates: Sequence[str] = ..., seed: int = ..., shared_names: bool = ..., **settings: Unpack[PromptsrcSettings]) -> PromptSRC:
-    """Independent deep prompts, held near the frozen model in features, logits and over time."""
+    """Independent deep prompts, kept close to the frozen model in features and logits, and averaged over epochs."""
 
 @overload
 def create_learner(method: Literal['pvp'], clip: FrozenCLIP, class_names: Sequence[str], *, templates: Sequence[str] = ..., seed: int = ..., shared_names: bool = ..., **settings: Unpack[PvpSettings]) -> PVP:
-    """Visual prompt tuning from the tokens of a source task."""
+    """Visual prompt tuning initialized with tokens from a source task."""
 
 @overload
 def create_learner(method: Literal['restore'], clip: FrozenCLIP, class_names: Sequence[str], *, templates: Sequence[str] = ..., seed: int = ..., shared_names: bool = ..., **settings: Unpack[RestoreSettings]) -> RESTORE:
-    """Coupled deep prompts whose shift stays alike in both modalities."""
+    """Coupled deep prompts whose shift is kept equal in both modalities."""
 
 @overload
 def create_learner(method: Literal['spg'], clip: FrozenCLIP, class_names: Sequence[str], *, templates: Sequence[str] = ..., seed: int = ..., shared_names: bool = ..., **settings: Unpack[SpgSettings]) -> SPG:
-    """Contexts that a generator makes for each image, learnt from those of several domains."""
+    """Contexts made for each image by a generator, which is trained on contexts learnt in several domains."""
 
 @overload
 def create_learner(method: Literal['taskres'], clip: FrozenCLIP, class_names: Sequence[str], *, templates: Sequence[str] = ..., seed: int = ..., shared_names: bool = ..., **settings: Unpack[TaskresSettings]) -> TaskRes:
-    """A residual on each class feature."""
+    """A learnt residual on each class feature."""
 
 @overload
 def create_learner(method: Literal['tcp'], clip: FrozenCLIP, class_names: Sequence[str], *, templates: Sequence[str] = ..., seed: int = ..., shared_names: bool = ..., **settings: Unpack[TcpSettings]) -> TCP:
-    """A context that gives way to tokens made of each class's own frozen text feature."""
+    """A context that is replaced, midway, by tokens made from each class's frozen text feature."""
 
 @overload
 def create_learner(method: Literal['tda'], clip: FrozenCLIP, class_names: Sequence[str], *, templates: Sequence[str] = ..., seed: int = ..., shared_names: bool = ..., **settings: Unpack[TdaSettings]) -> TDA:
-    """Zero-shot beside two caches of the test images that came before."""
+    """Zero-shot CLIP plus two caches of the test images seen so far."""
 
 @overload
 def create_learner(method: Literal['tfup'], clip: FrozenCLIP, class_names: Sequence[str], *, templates: Sequence[str] = ..., seed: int = ..., shared_names: bool = ..., **settings: Unpack[TfupSettings]) -> TFUP:
-    """A cache of images without labels, the most central of each class, beside zero-shot CLIP."""
+    """A cache of unlabelled images, the most central per class, added to zero-shot CLIP."""
 
 @overload
 def create_learner(method: Literal['tfup_t'], clip: FrozenCLIP, class_names: Sequence[str], *, templates: Sequence[str] = ..., seed: int = ..., shared_names: bool = ..., **settings: Unpack[TfupTSettings]) -> TFUPT:
-    """Class residuals and a bottleneck, trained on pseudo-labels of TFUP's cache."""
+    """Class residuals and a bottleneck, trained on pseudo-labels from TFUP's cache."""
 
 @overload
 def create_learner(method: Literal['tip_adapter'], clip: FrozenCLIP, class_names: Sequence[str], *, templates: Sequence[str] = ..., seed: int = ..., shared_names: bool = ..., **settings: Unpack[TipAdapterSettings]) -> TipAdapter:
-    """A cache of the labelled images beside zero-shot CLIP."""
+    """A cache of the labelled images, added to zero-shot CLIP."""
 
 @overload
 def create_learner(method: Literal['tip_adapter_f'], clip: FrozenCLIP, class_names: Sequence[str], *, templates: Sequence[str] = ..., seed: int = ..., shared_names: bool = ..., **settings: Unpack[TipAdapterFSettings]) -> TipAdapterF:
-    """A cache of the labelled images whose keys are trained."""
+    """Tip-Adapter's cache of the labelled images, with trained keys."""
 
 @overload
 def create_learner(method: Literal['tpt'], clip: FrozenCLIP, class_names: Sequence[str], *, templates: Sequence[str] = ..., seed: int = ..., shared_names: bool = ..., **settings: Unpack[TptSettings]) -> TPT:
-    """A context that is tuned on each test image by itself."""
+    """A context tuned on each test image separately."""
 
 @overload
 def create_learner(method: Literal['transclip'], clip: FrozenCLIP, class_names: Sequence[str], *, templates: Sequence[str] = ..., seed: int = ..., shared_names: bool = ..., **settings: Unpack[TransclipSettings]) -> TransCLIP:
-    """Test images assigned to classes jointly: by text, by Gaussians and by their neighbours."""
+    """Assigns all test images to classes jointly, from text, Gaussians and neighbouring images."""
 
 @overload
 def create_learner(method: Literal['upl'], clip: FrozenCLIP, class_names: Sequence[str], *, templates: Sequence[str] = ..., seed: int = ..., shared_names: bool = ..., **settings: Unpack[UplSettings]) -> UPL:
-    """CoOp on pseudo-labels of the images that zero-shot CLIP is surest of."""
+    """CoOp on pseudo-labels of the images on which zero-shot CLIP is most confident."""
 
 @overload
 def create_learner(method: Literal['vpt'], clip: FrozenCLIP, class_names: Sequence[str], *, templates: Sequence[str] = ..., seed: int = ..., shared_names: bool = ..., **settings: Unpack[VptSettings]) -> VPT:
-    """Visual prompt tuning: learnt tokens beside the image patches."""
+    """Visual prompt tuning: learnt tokens next to the image patches."""
 
 @overload
 def create_learner(method: Literal['zero_shot'], clip: FrozenCLIP, class_names: Sequence[str], *, templates: Sequence[str] = ..., seed: int = ..., shared_names: bool = ..., **settings: Unpack[ZeroShotSettings]) -> ZeroShot:
@@ -886,11 +886,11 @@ def create_learner(method: Literal['zero_shot'], clip: FrozenCLIP, class_names: 
 
 @overload
 def create_learner(method: Literal['zlap'], clip: FrozenCLIP, class_names: Sequence[str], *, templates: Sequence[str] = ..., seed: int = ..., shared_names: bool = ..., **settings: Unpack[ZlapSettings]) -> ZLaP:
-    """Labels that flow from class texts over a graph of images."""
+    """Label propagation from class texts over a graph of images."""
 
 @overload
 def create_learner(method: Literal['zs_lp'], clip: FrozenCLIP, class_names: Sequence[str], *, templates: Sequence[str] = ..., seed: int = ..., shared_names: bool = ..., **settings: Unpack[ZsLpSettings]) -> ZSLP:
-    """A linear probe that starts as the zero-shot classifier."""
+    """A linear probe initialized with the zero-shot classifier."""
 
 @overload
 def create_learner(method: Known, clip: FrozenCLIP, class_names: Sequence[str], *, templates: Sequence[str] = ..., seed: int = ..., shared_names: bool = ..., **settings: Any) -> SettingsDoNotFit: ...
@@ -900,59 +900,59 @@ def create_learner(method: str, clip: FrozenCLIP, class_names: Sequence[str], *,
 
 @overload
 def run(*, method: Literal['clap'], clip: FrozenCLIP | None = ..., **settings: Unpack[ClapRun]) -> Result:
-    """A linear probe that stays near the zero-shot classifier where that is right."""
+    """A linear probe that stays close to the zero-shot classifier on classes where that is right."""
 
 @overload
 def run(*, method: Literal['clip_adapter'], clip: FrozenCLIP | None = ..., **settings: Unpack[ClipAdapterRun]) -> Result:
-    """A bottleneck on the image feature, mixed into it."""
+    """A bottleneck adapter on the image feature, mixed into it."""
 
 @overload
 def run(*, method: Literal['clip_lora'], clip: FrozenCLIP | None = ..., **settings: Unpack[ClipLoraRun]) -> Result:
-    """Low-rank updates of attention in the towers."""
+    """Low-rank updates of the attention maps in both towers."""
 
 @overload
 def run(*, method: Literal['cocoop'], clip: FrozenCLIP | None = ..., **settings: Unpack[CocoopRun]) -> Result:
-    """CoOp with a context that is conditioned on the image."""
+    """CoOp with a context conditioned on the image."""
 
 @overload
 def run(*, method: Literal['coop'] = ..., clip: FrozenCLIP | None = ..., **settings: Unpack[CoopRun]) -> Result:
-    """Context optimization: learnt words around the class name."""
+    """Context optimization: learnt vectors in place of the words around the class name."""
 
 @overload
 def run(*, method: Literal['coprompt'], clip: FrozenCLIP | None = ..., **settings: Unpack[CopromptRun]) -> Result:
-    """Coupled deep prompts and adapters, consistent with the frozen model on other inputs."""
+    """Coupled deep prompts and adapters, kept consistent with the frozen model on other inputs."""
 
 @overload
 def run(*, method: Literal['cross_modal_lp'], clip: FrozenCLIP | None = ..., **settings: Unpack[CrossModalLpRun]) -> Result:
-    """A linear probe on image and text features alike."""
+    """A linear probe trained on image and text features alike."""
 
 @overload
 def run(*, method: Literal['ctp_tft'], clip: FrozenCLIP | None = ..., **settings: Unpack[CtpTftRun]) -> Result:
-    """Contexts of each image and class, made of the patches that concern the class, and image features led by text."""
+    """Contexts for each image and class, from the patches that show the class, and text-guided image features."""
 
 @overload
 def run(*, method: Literal['cupl'], clip: FrozenCLIP | None = ..., **settings: Unpack[CuplRun]) -> Result:
-    """Zero-shot by sentences about each class."""
+    """Zero-shot with sentences that describe each class."""
 
 @overload
 def run(*, method: Literal['difftpt'], clip: FrozenCLIP | None = ..., **settings: Unpack[DifftptRun]) -> Result:
-    """TPT with views that a generator made."""
+    """TPT with additional, generated views."""
 
 @overload
 def run(*, method: Literal['fpl'], clip: FrozenCLIP | None = ..., **settings: Unpack[FplRun]) -> Result:
-    """Few pseudo-labels: of zero-shot CLIP, for one training."""
+    """Few pseudo-labels: given by zero-shot CLIP, for a single training."""
 
 @overload
 def run(*, method: Literal['gda'], clip: FrozenCLIP | None = ..., **settings: Unpack[GdaRun]) -> Result:
-    """Gaussian discriminant analysis on image features, beside zero-shot CLIP."""
+    """Gaussian discriminant analysis on image features, added to zero-shot CLIP."""
 
 @overload
 def run(*, method: Literal['grip'], clip: FrozenCLIP | None = ..., **settings: Unpack[GripRun]) -> Result:
-    """Grow and refine iteratively pseudo-labels: more of them in each round, by the prompt of the last."""
+    """Grow and refine iteratively pseudo-labels: more in each round, given by the previous round's prompt."""
 
 @overload
 def run(*, method: Literal['ifpl'], clip: FrozenCLIP | None = ..., **settings: Unpack[IfplRun]) -> Result:
-    """Iterative few pseudo-labels: as many in each round, by the prompt of the last."""
+    """Iterative few pseudo-labels: equally many in each round, given by the previous round's prompt."""
 
 @overload
 def run(*, method: Literal['ivlp'], clip: FrozenCLIP | None = ..., **settings: Unpack[IvlpRun]) -> Result:
@@ -960,7 +960,7 @@ def run(*, method: Literal['ivlp'], clip: FrozenCLIP | None = ..., **settings: U
 
 @overload
 def run(*, method: Literal['kgcoop'], clip: FrozenCLIP | None = ..., **settings: Unpack[KgcoopRun]) -> Result:
-    """CoOp held near the hand-written prompts."""
+    """CoOp kept close to the hand-written prompts."""
 
 @overload
 def run(*, method: Literal['linear_probe'], clip: FrozenCLIP | None = ..., **settings: Unpack[LinearProbeRun]) -> Result:
@@ -968,7 +968,7 @@ def run(*, method: Literal['linear_probe'], clip: FrozenCLIP | None = ..., **set
 
 @overload
 def run(*, method: Literal['lp_plus_plus'], clip: FrozenCLIP | None = ..., **settings: Unpack[LpPlusPlusRun]) -> Result:
-    """A linear probe on image features beside what each class's text counts."""
+    """A linear probe on image features, plus the text classifier with a learnt weight per class."""
 
 @overload
 def run(*, method: Literal['maple'], clip: FrozenCLIP | None = ..., **settings: Unpack[MapleRun]) -> Result:
@@ -976,111 +976,111 @@ def run(*, method: Literal['maple'], clip: FrozenCLIP | None = ..., **settings: 
 
 @overload
 def run(*, method: Literal['mask_prompt'], clip: FrozenCLIP | None = ..., **settings: Unpack[MaskPromptRun]) -> Result:
-    """Learnt tokens in the place of the patches outside an image's region."""
+    """Learnt tokens in place of the patches outside an image's region."""
 
 @overload
 def run(*, method: Literal['mma'], clip: FrozenCLIP | None = ..., **settings: Unpack[MmaRun]) -> Result:
-    """Adapters beside the upper blocks of both towers, with a shared middle."""
+    """Adapters beside the upper blocks of both towers, which share their middle layer."""
 
 @overload
 def run(*, method: Literal['mmrl'], clip: FrozenCLIP | None = ..., **settings: Unpack[MmrlRun]) -> Result:
-    """Representation tokens in the upper blocks of both towers, with a second image feature made of them."""
+    """Representation tokens in the upper blocks of both towers, which give a second image feature."""
 
 @overload
 def run(*, method: Literal['mmrlpp'], clip: FrozenCLIP | None = ..., **settings: Unpack[MmrlppRun]) -> Result:
-    """MMRL with one map a tower, low-rank residuals, and tokens that blend with what flows."""
+    """MMRL with one map per tower, low-rank residuals, and tokens blended with those already present."""
 
 @overload
 def run(*, method: Literal['mocoop'], clip: FrozenCLIP | None = ..., **settings: Unpack[MocoopRun]) -> Result:
-    """Contexts that start from groups of templates, and a router that mixes two of them for each image."""
+    """Contexts initialized from groups of templates, and a router that mixes two of them for each image."""
 
 @overload
 def run(*, method: Literal['mvlpt'], clip: FrozenCLIP | None = ..., **settings: Unpack[MvlptRun]) -> Result:
-    """Prompts for several tasks at once, to start other tasks from."""
+    """Prompts trained on several tasks at once, to initialize other tasks with."""
 
 @overload
 def run(*, method: Literal['panda'], clip: FrozenCLIP | None = ..., **settings: Unpack[PandaRun]) -> Result:
-    """CoOp that is taught by a prompt which came from a source task."""
+    """CoOp taught by a prompt that was transferred from a source task."""
 
 @overload
 def run(*, method: Literal['pouf'], clip: FrozenCLIP | None = ..., **settings: Unpack[PoufRun]) -> Result:
-    """A context and a logit scale that bring images without labels and classes together."""
+    """A context and a logit scale that align unlabelled images with the classes."""
 
 @overload
 def run(*, method: Literal['pre'], clip: FrozenCLIP | None = ..., **settings: Unpack[PreRun]) -> Result:
-    """CoOp with a context that an encoder reparameterizes while training."""
+    """CoOp with a context that is reparameterized by an encoder in training."""
 
 @overload
 def run(*, method: Literal['proda'], clip: FrozenCLIP | None = ..., **settings: Unpack[ProdaRun]) -> Result:
-    """A distribution of prompts."""
+    """A distribution over prompts."""
 
 @overload
 def run(*, method: Literal['prograd'], clip: FrozenCLIP | None = ..., **settings: Unpack[ProgradRun]) -> Result:
-    """CoOp whose gradient does not go against the zero-shot model."""
+    """CoOp without the gradient components that conflict with the zero-shot model."""
 
 @overload
 def run(*, method: Literal['promptkd'], clip: FrozenCLIP | None = ..., **settings: Unpack[PromptkdRun]) -> Result:
-    """A student that learns from a larger learner's predictions of images without labels."""
+    """A student that is distilled from a larger learner on unlabelled images."""
 
 @overload
 def run(*, method: Literal['promptsrc'], clip: FrozenCLIP | None = ..., **settings: Unpack[PromptsrcRun]) -> Result:
-    """Independent deep prompts, held near the frozen model in features, logits and over time."""
+    """Independent deep prompts, kept close to the frozen model in features and logits, and averaged over epochs."""
 
 @overload
 def run(*, method: Literal['pvp'], clip: FrozenCLIP | None = ..., **settings: Unpack[PvpRun]) -> Result:
-    """Visual prompt tuning from the tokens of a source task."""
+    """Visual prompt tuning initialized with tokens from a source task."""
 
 @overload
 def run(*, method: Literal['restore'], clip: FrozenCLIP | None = ..., **settings: Unpack[RestoreRun]) -> Result:
-    """Coupled deep prompts whose shift stays alike in both modalities."""
+    """Coupled deep prompts whose shift is kept equal in both modalities."""
 
 @overload
 def run(*, method: Literal['spg'], clip: FrozenCLIP | None = ..., **settings: Unpack[SpgRun]) -> Result:
-    """Contexts that a generator makes for each image, learnt from those of several domains."""
+    """Contexts made for each image by a generator, which is trained on contexts learnt in several domains."""
 
 @overload
 def run(*, method: Literal['taskres'], clip: FrozenCLIP | None = ..., **settings: Unpack[TaskresRun]) -> Result:
-    """A residual on each class feature."""
+    """A learnt residual on each class feature."""
 
 @overload
 def run(*, method: Literal['tcp'], clip: FrozenCLIP | None = ..., **settings: Unpack[TcpRun]) -> Result:
-    """A context that gives way to tokens made of each class's own frozen text feature."""
+    """A context that is replaced, midway, by tokens made from each class's frozen text feature."""
 
 @overload
 def run(*, method: Literal['tda'], clip: FrozenCLIP | None = ..., **settings: Unpack[TdaRun]) -> Result:
-    """Zero-shot beside two caches of the test images that came before."""
+    """Zero-shot CLIP plus two caches of the test images seen so far."""
 
 @overload
 def run(*, method: Literal['tfup'], clip: FrozenCLIP | None = ..., **settings: Unpack[TfupRun]) -> Result:
-    """A cache of images without labels, the most central of each class, beside zero-shot CLIP."""
+    """A cache of unlabelled images, the most central per class, added to zero-shot CLIP."""
 
 @overload
 def run(*, method: Literal['tfup_t'], clip: FrozenCLIP | None = ..., **settings: Unpack[TfupTRun]) -> Result:
-    """Class residuals and a bottleneck, trained on pseudo-labels of TFUP's cache."""
+    """Class residuals and a bottleneck, trained on pseudo-labels from TFUP's cache."""
 
 @overload
 def run(*, method: Literal['tip_adapter'], clip: FrozenCLIP | None = ..., **settings: Unpack[TipAdapterRun]) -> Result:
-    """A cache of the labelled images beside zero-shot CLIP."""
+    """A cache of the labelled images, added to zero-shot CLIP."""
 
 @overload
 def run(*, method: Literal['tip_adapter_f'], clip: FrozenCLIP | None = ..., **settings: Unpack[TipAdapterFRun]) -> Result:
-    """A cache of the labelled images whose keys are trained."""
+    """Tip-Adapter's cache of the labelled images, with trained keys."""
 
 @overload
 def run(*, method: Literal['tpt'], clip: FrozenCLIP | None = ..., **settings: Unpack[TptRun]) -> Result:
-    """A context that is tuned on each test image by itself."""
+    """A context tuned on each test image separately."""
 
 @overload
 def run(*, method: Literal['transclip'], clip: FrozenCLIP | None = ..., **settings: Unpack[TransclipRun]) -> Result:
-    """Test images assigned to classes jointly: by text, by Gaussians and by their neighbours."""
+    """Assigns all test images to classes jointly, from text, Gaussians and neighbouring images."""
 
 @overload
 def run(*, method: Literal['upl'], clip: FrozenCLIP | None = ..., **settings: Unpack[UplRun]) -> Result:
-    """CoOp on pseudo-labels of the images that zero-shot CLIP is surest of."""
+    """CoOp on pseudo-labels of the images on which zero-shot CLIP is most confident."""
 
 @overload
 def run(*, method: Literal['vpt'], clip: FrozenCLIP | None = ..., **settings: Unpack[VptRun]) -> Result:
-    """Visual prompt tuning: learnt tokens beside the image patches."""
+    """Visual prompt tuning: learnt tokens next to the image patches."""
 
 @overload
 def run(*, method: Literal['zero_shot'], clip: FrozenCLIP | None = ..., **settings: Unpack[ZeroShotRun]) -> Result:
@@ -1088,11 +1088,11 @@ def run(*, method: Literal['zero_shot'], clip: FrozenCLIP | None = ..., **settin
 
 @overload
 def run(*, method: Literal['zlap'], clip: FrozenCLIP | None = ..., **settings: Unpack[ZlapRun]) -> Result:
-    """Labels that flow from class texts over a graph of images."""
+    """Label propagation from class texts over a graph of images."""
 
 @overload
 def run(*, method: Literal['zs_lp'], clip: FrozenCLIP | None = ..., **settings: Unpack[ZsLpRun]) -> Result:
-    """A linear probe that starts as the zero-shot classifier."""
+    """A linear probe initialized with the zero-shot classifier."""
 
 @overload
 def run(*, method: Known, clip: FrozenCLIP | None = ..., **settings: Any) -> SettingsDoNotFit: ...

@@ -152,18 +152,18 @@ def _class_folders(image_dir: Path, word: str, found: ClassFolders, follow_links
 
 @checked
 def load_folder(path: str | Path, *, follow_links: bool = False) -> tuple[list[str], list[str]]:
-    """Return the images of a folder of class folders: their paths, and the class name of each.
+    """Return the images in a folder with one sub-folder per class: their paths, and the class name of each.
 
-    Class names are the folders' names, with spaces for underscores, or those in ``classnames.txt`` beside the folders,
-    as for ``dataset=folder:PATH``. Nothing is opened. Files that are left out are counted in a warning.
+    Class names are the names of the sub-folders with underscores turned into spaces, or those in a ``classnames.txt``
+    next to them, as for ``dataset=folder:PATH``. No image is opened. A warning counts files that are left out.
 
     Args:
-        path: of the folder.
-        follow_links: read links that lead out of the folder.
+        path: the folder.
+        follow_links: follow links that lead out of the folder.
 
     Raises:
-        VlpromptError: there is no such folder, it has no class folders, one of them holds no images, or it holds
-            splits: give one of them.
+        VlpromptError: there is no such folder, it has no class folders, a class folder has no images, or the folder
+            contains splits (then give one of them).
 
     >>> paths, names = load_folder("photos")  # doctest: +SKIP
     >>> PromptClassifier().fit(paths, names).predict(["another.jpg"])  # doctest: +SKIP

@@ -44,7 +44,7 @@ def read_wds(card: Card, folder: Path, variant: str) -> DatasetSplits:
         for key, (offset, size), label in _samples(shard):
             path = f"{shard.name}/{key}"
             if path in index:
-                raise VlpromptError(f"the sample {path} is twice in {variant}: shards and keys need names of their own")
+                raise VlpromptError(f"the sample {path} occurs twice in {variant}: shards and keys need unique names")
             index[path] = shard, offset, size
             found.append((part, path, label))
     names = _wds_names(shards[0].parent, {label for _, _, label in found})
@@ -82,7 +82,7 @@ def expand_shards(pattern: str, most: int = MAX_SHARDS) -> list[Path]:
     first, last = brace.groups()
     count = int(last) - int(first) + 1 if max(map(len, brace.groups())) < 20 else 0
     if not 0 < count <= most:
-        raise VlpromptError(f"{brace[0]:.60} stands for no number of shards from 1 to {most:,}: say which there are")
+        raise VlpromptError(f"{brace[0]:.60} does not stand for 1 to {most:,} shards: write which shards there are")
     numbers = [f"{n:0{len(first)}d}" for n in range(int(first), int(last) + 1)]
     halves = pattern[: brace.start()], pattern[brace.end() :]
     return [path for n in numbers for path in expand_shards(n.join(halves), most // count)]
@@ -108,7 +108,7 @@ def _samples(shard: Path) -> Iterator[tuple[str, tuple[int, int], str]]:
                 elif extension in ("cls", "json"):
                     if member.size > MAX_LABEL or member.issparse():
                         raise VlpromptError(
-                            f"{member.name} in {shard} has {member.size:,} bytes, and no class needs them"
+                            f"{member.name} in {shard} has {member.size:,} bytes, more than any class needs"
                         )
                     content = tar.extractfile(member)
                     assert content is not None  # of a file
@@ -154,7 +154,7 @@ def _wds_names(folder: Path, keys: set[str]) -> dict[str, str]:
     lines = read_lines(folder / "classnames.txt", "the list of class names, one a line in label order,", by_place=True)
     beyond = [key for key in keys if int(key) >= len(lines)]
     if beyond:
-        raise VlpromptError(f"{folder / 'classnames.txt'} has {len(lines)} lines, and there is a label {beyond[0]}")
+        raise VlpromptError(f"{folder / 'classnames.txt'} has {len(lines)} lines, but there is a label {beyond[0]}")
     return {str(label): spaced_name(line) for label, line in enumerate(lines)}
 
 

@@ -218,7 +218,7 @@ def _settle_labels(rows: Rows, path: str) -> None:
         odd = {number: row["label"] for number, row in rows.items() if number not in named}
     number, label = next(iter(odd.items()))
     raise VlpromptError(
-        f"line {number} of {path} has the label '{label:.40}': labels are 0, 1, 2, ..., and a column of names is to be "
+        f"line {number} of {path} has the label '{label:.40}': labels are 0, 1, 2, ..., and a column of names must be "
         "called class"
     )
 

@@ -217,9 +217,9 @@ def test_wrapped_models_are_taken_for_what_they_wrap() -> None:
     [
         (lambda: torch.jit.script(small_model()), "a scripted model"),
         (lambda: nn.DataParallel(torch.jit.script(small_model())), "a scripted model"),
-        (lambda: nn.Linear(2, 2), "Linear is no OpenCLIP model"),
-        (lambda: nn.Sequential(small_model()), "Sequential is no OpenCLIP model"),
-        (lambda: small_model().visual, "VisionTransformer is no OpenCLIP model"),
+        (lambda: nn.Linear(2, 2), "Linear is not an OpenCLIP model"),
+        (lambda: nn.Sequential(small_model()), "Sequential is not an OpenCLIP model"),
+        (lambda: small_model().visual, "VisionTransformer is not an OpenCLIP model"),
         (lambda: small_model().to("meta"), "has quantised weights or none"),
         (lambda: small_model(vocab_size=100), "the tokenizer gives ids up to 49407, and the model knows 100"),
         (lambda: small_model().state_dict(), "a backbone is a name or a model, not OrderedDict"),

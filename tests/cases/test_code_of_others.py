@@ -133,7 +133,7 @@ def test_transformers_asks_nobody_on_the_terminal(monkeypatch: pytest.MonkeyPatc
             assert module.TIME_OUT_REMOTE_CODE == 0
             raise ValueError("Please set the option `trust_remote_code=True` to permit loading of this model.")
 
-    assert "x asks for code of its authors to be run, which is never done by name" in refusal(load)
+    assert "x needs its authors' code to be run, which is never done by name" in refusal(load)
     assert module.TIME_OUT_REMOTE_CODE == 15
 
 
@@ -145,7 +145,7 @@ def test_with_transformers_installed_nothing_runs_even_where_the_files_are_not_l
     folder = model_folder(tmp_path / "a", weights, '"hf_tokenizer_name": "x"', tokenizer_config=AUTO_TOKENIZER)
     monkeypatch.setattr(vlprompt.clip.loading, "refuse_code", lambda name: None)
     monkeypatch.setattr(sys, "stdin", io.StringIO("y\n" * 9))
-    assert "asks for code of its authors to be run" in refusal(load_clip, f"local-dir:{folder}", device="cpu")
+    assert "needs its authors' code to be run" in refusal(load_clip, f"local-dir:{folder}", device="cpu")
 
 
 @pytest.mark.parametrize("legacy", [False, True])
@@ -219,7 +219,7 @@ def test_no_command_runs_code_of_a_backbone(
     finally:
         file.write_text(before)
     said = capsys.readouterr()
-    assert "asks for code of its authors to be run" in said.out + said.err
+    assert "needs its authors' code to be run" in said.out + said.err
     assert "Traceback" not in said.err
 
 
@@ -302,7 +302,7 @@ def test_nothing_of_a_hub_repository_runs(
         assert main([command, "learner=hf://me/it", *rest[command]]) == 2
         assert "asks for a backbone from elsewhere" in capsys.readouterr().err
         assert main([command, "learner=hf://me/it", *rest[command], f"backbone=local-dir:{evil}"]) == 2
-        assert "asks for code of its authors to be run" in capsys.readouterr().err
+        assert "needs its authors' code to be run" in capsys.readouterr().err
     on_the_hub(hub, finished / "run/learner")
     hub.repos["me/other"] = hub.repos.pop("me/it")
     hub.repos["me/other"]["files"]["learner.safetensors"] = pickle.dumps(Payload())

@@ -123,10 +123,10 @@ def tiff(values: np.ndarray) -> bytes:
     ("make", "reason"),
     [
         (lambda: deep_png(COLOURS * 4095, 2), "16-bit colours reach 16/256 of their range"),
-        (lambda: tiff((RAMP * 3).astype(np.float32)), "go from 0 to 3, and neither from 0 to 1 nor from 0 to 255"),
-        (lambda: tiff((RAMP - 0.5).astype(np.float32)), "go from -0.5 to 0.5"),
-        (lambda: tiff(np.full((4, 4), np.nan, np.float32)), "go from nan to nan"),
-        (lambda: tiff((RAMP * 400 - 100).astype(np.int32)), "go from -100 to 300, so that black is unknown"),
+        (lambda: tiff((RAMP * 3).astype(np.float32)), "range from 0 to 3, and neither from 0 to 1 nor from 0 to 255"),
+        (lambda: tiff((RAMP - 0.5).astype(np.float32)), "range from -0.5 to 0.5"),
+        (lambda: tiff(np.full((4, 4), np.nan, np.float32)), "range from nan to nan"),
+        (lambda: tiff((RAMP * 400 - 100).astype(np.int32)), "range from -100 to 300, so it is unclear which is black"),
     ],
 )
 def test_numbers_of_unknown_range_are_refused_with_it(make: Callable[[], bytes], reason: str):
@@ -209,7 +209,7 @@ def test_pipes_devices_and_sockets_are_never_opened(tmp_path: Path, monkeypatch:
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind("socket.jpg")
         for path in (tmp_path / "pipe.jpg", "socket.jpg", "/dev/zero", "/dev/null"):
-            with pytest.raises(VlpromptError, match="it is a pipe, a device or a socket, no file"):
+            with pytest.raises(VlpromptError, match="it is a pipe, a device or a socket, not a file"):
                 open_rgb(path)
     with pytest.raises(VlpromptError, match="it is a folder"):
         open_rgb(tmp_path)

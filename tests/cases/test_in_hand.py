@@ -164,7 +164,7 @@ def test_subsets_and_joined_datasets_have_the_classes_of_what_they_wrap():
     assert list(fitted.learner_.class_names) == NAMES
     other = Squares()
     other.classes = ["owl", "bee"]
-    with pytest.raises(VlpromptError, match="have other classes each"):
+    with pytest.raises(VlpromptError, match="have different classes"):
         as_splits(ConcatDataset([base, other]))
 
 

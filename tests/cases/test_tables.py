@@ -146,9 +146,9 @@ def test_gaps_and_huge_labels_are_refused_at_once(read: Write, tmp_path: Path):
         ("path,class\n", "has no rows below the names"),
         (changed(3, "cat/1.png,cat,dog", rows()), r"line 3 of .* has more values than there are columns: quote .* ','"),
         (changed(3, 'cat/1.png,"cat', rows()), r"line \d of .*(quotes|cannot be read)"),
-        (changed(3, "cat/1.png,747", rows(header="path,label")), "line 3 of .* the label '747'.* to be called class"),
+        (changed(3, "cat/1.png,747", rows(header="path,label")), "line 3 of .* the label '747'.* must be called class"),
         (rows("{path},caf\xe9").encode("latin-1"), "line 2 of .* is not UTF-8: save the file as UTF-8"),
-        (rows().encode("utf-16-le"), "in an unmarked encoding: save it as UTF-8"),
+        (rows().encode("utf-16-le"), "its encoding is not marked: save it as UTF-8"),
     ],
 )
 def test_what_cannot_be_read_says_what_to_change(read: Write, text: str | bytes, message: str):

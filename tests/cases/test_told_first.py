@@ -59,7 +59,7 @@ def test_too_few_classes_for_halves_are_told_first(
     dataset = photos(tmp_path / "photos", classes)
     for shots in (1, 16):
         said = refusal(run, dataset=dataset, protocol=protocol, shots=shots, output=tmp_path / "runs", quiet=True)
-        assert f"its {half} half has only '{only}', with nothing to tell it from: use protocol=few_shot" in said
+        assert f"its {half} half has only '{only}', with no other class to tell it from: use protocol=few_shot" in said
     assert not (tmp_path / "runs").exists()
 
 
@@ -74,11 +74,11 @@ def test_two_classes_are_enough_for_few_shot(tmp_path: Path) -> None:
     ("settings", "sentence"),
     [
         ({"selection": "fewshot_val", "method": "promptsrc"}, "aggregator=gpa(mean=15, std=1) makes one set"),
-        ({"format_spread": "nowhere.txt"}, "'nowhere.txt' is no template"),
+        ({"format_spread": "nowhere.txt"}, "'nowhere.txt' is not a template"),
         ({"objective": ["ce", "nope"]}, "unknown objective 'nope'"),
         ({"gradient_rule": "nope"}, "unknown gradient rule 'nope'"),
         ({"aggregator": "nope"}, "unknown aggregator 'nope'"),
-        ({"output": "file"}, "cannot be made: "),
+        ({"output": "file"}, "cannot be created: "),
         ({"output": "file/below"}, "is not a folder"),
     ],
     ids=str,
@@ -101,7 +101,9 @@ def test_a_selection_without_validation_images_is_told_first(tmp_path: Path, no_
 def test_learnt_parts_beyond_memory_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     # case: seed of 5,000 digits, …
     assert main(["train", "method=vpt", "dataset=digits", "n_ctx=4000000000000", f"output={tmp_path}"]) == 2
-    assert "4000000000000 visual tokens a layer were asked for, and at most 10000 are taken" in capsys.readouterr().err
+    assert (
+        "4000000000000 visual tokens per layer were asked for, and at most 10000 are allowed" in capsys.readouterr().err
+    )
     assert main(["train", "method=proda", "dataset=digits", "n_prompts=4000000000000", f"output={tmp_path}"]) == 2
     assert "there is not enough memory for the learnt parts of proda with these settings" in capsys.readouterr().err
 

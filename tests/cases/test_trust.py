@@ -292,7 +292,7 @@ def test_a_resumed_run_takes_the_threads_that_it_began_with(
     run(**settings | {"quiet": False, "threads": 2}, resume=True)
     assert torch.get_num_threads() == before
     assert set(used) == {1}
-    assert "going on with 1 threads as before, not 2" in capsys.readouterr().out
+    assert "continuing with 1 threads as before, not 2" in capsys.readouterr().out
 
 
 def test_weights_that_the_last_step_left_useless_are_told_by_training() -> None:

@@ -83,7 +83,7 @@ def test_interrupted_download_goes_on_where_it_stopped(server: Server, tmp_path:
 def test_wrong_checksum_and_answers_of_the_server_are_told(server: Server, tmp_path: Path):
     card = toy(server, zipped(**{"images/cat/0.jpg": b"x"}), md5="0" * 32)
     with pytest.raises(
-        VlpromptError, match=r"download of Toy failed .*another checksum .*: try again, or get it from https://toy"
+        VlpromptError, match=r"download of Toy failed .*the expected checksum .*: try again, or get it from https://toy"
     ):
         download_dataset(card, tmp_path)
     assert not list((tmp_path / "toy").iterdir())

@@ -35,7 +35,7 @@ def test_miniature_loads_samples_and_splits(name: str, tmp_path: Path):
     assert base.class_names + new.class_names == splits.class_names
     assert len(base.test) + len(new.test) == len(splits.test)
     if name in TARGETS:
-        with pytest.raises(VlpromptError, match=f"{name} has test images only"):
+        with pytest.raises(VlpromptError, match=f"{name} has only test images"):
             few_shot_split(splits, 1, seed=1)
     else:
         drawn = few_shot_split(splits, 1, seed=1)

@@ -231,7 +231,9 @@ def test_dataset_in_memory_is_found_by_its_name():
     assert register_dataset(splits) == register_dataset(splits) == "in_memory_test"  # as several runs on it do
     assert load_split("in_memory_test").class_names == ("cat", "dog")
     for taken in ("in_memory_test", "emoji", "no/slash", "no:colon"):
-        with pytest.raises(VlpromptError, match=f"the name '{taken}' is taken, or has a sign that a name may not have"):
+        with pytest.raises(
+            VlpromptError, match=f"the name '{taken}' is taken, or contains a character that names may not contain"
+        ):
             register_dataset(splits_from_pairs(pairs(), ["cat", "dog"], name=taken))
 
 
@@ -297,7 +299,7 @@ def test_templates_by_set_text_and_file(tmp_path: Path):
     assert resolve_templates("a drawing of a {}", splits) == ("a drawing of a {}",)
     (tmp_path / "mine.txt").write_text("one {}\n\ntwo {}\n")
     assert resolve_templates(str(tmp_path / "mine.txt"), splits) == ("one {}", "two {}")
-    with pytest.raises(VlpromptError, match=r"'imagenet70' is no template .*: did you mean imagenet7"):
+    with pytest.raises(VlpromptError, match=r"'imagenet70' is not a template .*: did you mean imagenet7"):
         resolve_templates("imagenet70", splits)
     with pytest.raises(VlpromptError, match=r"must hold \{\} once"):
         resolve_templates(["a photo"], splits)

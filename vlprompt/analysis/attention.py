@@ -73,7 +73,9 @@ def attention_maps(model: PromptLearner | FrozenCLIP, images: Tensor) -> Attenti
         clip.prompted_image_features(images, {}, edits=[recorder])
     if len({block.shape for block in recorder.weights}) > 1:
         who = model.method if isinstance(model, PromptLearner) else clip.name
-        raise VlpromptError(f"{who} has blocks with different numbers of learnt tokens, which share no map")
+        raise VlpromptError(
+            f"{who} has blocks with different numbers of learnt tokens, so there is no map for all of them"
+        )
     weights = torch.stack(recorder.weights, dim=1)  # (B, L, H, 1+n, T)
     on_cls, on_patches, on_prompts = weights.split([1, own - 1, weights.shape[-1] - own], dim=-1)
     maps = on_patches.unflatten(-1, grid)  # (B, L, H, 1+n, h, w)

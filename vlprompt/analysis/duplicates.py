@@ -55,7 +55,7 @@ def near_duplicates(
         VlpromptError: there are not two images, or a number is not right.
     """
     if features.ndim != 2 or len(features) < 2:
-        raise VlpromptError(f"near-duplicates are looked for among two images or more, not features {features.shape}")
+        raise VlpromptError(f"near-duplicates need at least two images, not features {features.shape}")
     if not 0 < close < 1:
         raise VlpromptError(f"close must be a share between 0 and 1, not {close}")
     rows = features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), np.finfo(np.float32).tiny)

@@ -87,7 +87,7 @@ def _one_backbone(learners: Mapping[str, PromptLearner]) -> FrozenCLIP:
     """The frozen model of all learners."""
     clips = [learner.clip for learner in learners.values()]
     if any(clip.identity() != clips[0].identity() for clip in clips):
-        raise VlpromptError("these learners are on several backbones, whose features do not compare")
+        raise VlpromptError("these learners have different backbones, whose features cannot be compared")
     return clips[0]
 
 

@@ -126,7 +126,7 @@ def at_least(name: str, value: Any, least: int) -> int:
 def index_of(name: str, value: Any, length: int) -> int:
     """Return a place in a list of ``length``, which may count from its end, or raise one sentence."""
     if isinstance(value, bool) or not isinstance(value, Integral) or not -length <= int(value) < length:
-        raise VlpromptError(f"{name} must be a place from 0 to {length - 1}, not {told(value)}")
+        raise VlpromptError(f"{name} must be a position from 0 to {length - 1}, not {told(value)}")
     return int(value)
 
 

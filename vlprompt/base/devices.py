@@ -41,7 +41,7 @@ def tell_slow_bf16(device: torch.device) -> None:
     ratio = bf16_rate() if device.type == "cpu" else 1.0
     if ratio < SLOW_BF16:
         warn(
-            f"precision=bf16 saves memory here and no time: this processor multiplies matrices in bf16 at {ratio:.1f} "
+            f"precision=bf16 saves memory but no time here: this processor multiplies matrices in bf16 at {ratio:.1f} "
             "times its speed in fp32"
         )
 

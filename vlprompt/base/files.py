@@ -156,7 +156,7 @@ def refuse_stream(path: str | Path, of_shell: bool = True) -> None:
     mode = os.stat(path).st_mode
     handed = str(path).startswith(OF_SHELL)
     if not (of_shell if handed else stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
-        raise VlpromptError(f"{path} is a pipe, a device or a socket, no file")
+        raise VlpromptError(f"{path} is a pipe, a device or a socket, not a file")
 
 
 def read_text(path: str | Path) -> str:
@@ -175,7 +175,7 @@ def read_text(path: str | Path) -> str:
         line = content[: error.start].count(b"\n") + 1
         raise VlpromptError(f"line {line} of {path} is not UTF-8: save the file as UTF-8") from None
     if "\0" in text:
-        raise VlpromptError(f"{path} is no text file, or in an unmarked encoding: save it as UTF-8")
+        raise VlpromptError(f"{path} is not a text file, or its encoding is not marked: save it as UTF-8")
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 

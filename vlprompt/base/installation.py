@@ -1,4 +1,4 @@
-"""What is installed and what computes: what whoever looks into a report of a bug asks first."""
+"""Versions and devices, as asked for in bug reports."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ TOOLS = re.compile(r"extra == .(dev|docs|notebooks)")  # which a run has nothing
 
 
 def show_versions() -> None:
-    """Print versions, threads and devices, for a report of a bug; ``vlprompt versions`` does it from a shell.
+    """Print versions, threads and devices, for bug reports; ``vlprompt versions`` does so from a shell.
 
-    It tells no paths, and needs neither a network nor that torch can be imported.
+    It prints no paths, and works without a network and even if torch cannot be imported.
 
     >>> show_versions()  # doctest: +SKIP
     vlprompt        0.2.0

@@ -1,4 +1,4 @@
-"""What a run can be told, as data: how to optimise, and everything else besides the settings of a method."""
+"""The settings of a run, as dataclasses: how to optimise, and everything else but the settings of its method."""
 
 from __future__ import annotations
 
@@ -14,22 +14,23 @@ AtLeast0 = Annotated[float, Field(ge=0)]
 
 @dataclass
 class TrainOptions:
-    """How to optimise; the defaults are what the recipes of the CoOp lineage share.
+    """How to optimise; the defaults are those that the recipes of CoOp and its successors share.
 
     Attributes:
         epochs: passes over the training images.
-        steps: steps in all, in place of epochs.
+        steps: total number of optimizer steps, instead of epochs.
         lr: learning rate at the start of the schedule.
-        batch_size: images a step; a short last batch is dropped unless it is the only one.
-        optimizer: sgd, adam or adamw, with settings as in adamw(eps=1e-4).
+        batch_size: images per step; an incomplete last batch is dropped unless it is the only one.
+        optimizer: sgd, adam or adamw, with arguments as in adamw(eps=1e-4).
         momentum: of SGD, without Nesterov.
         weight_decay: applied to every learnable. The published code takes it from Dassl's defaults; no recipe names it.
         schedule: of the learning rate, dassl (the published recipes'), cosine(warmup=1, floor=1e-5, per=step),
             constant or inverse(gamma=0.001, power=0.75).
-        warmup_epochs: first epochs of dassl, at the constant rate warmup_lr; the cosine starts counting after them.
-        warmup_lr: learning rate of that warm-up.
-        clip_grad: largest norm of the whole gradient; null clips nothing.
-        checkpoint_seconds: least time between two checkpoints; the last epoch always leaves one.
+        warmup_epochs: number of first epochs that the dassl schedule trains at the constant rate warmup_lr; its cosine
+            starts after them, from its beginning.
+        warmup_lr: learning rate during that warm-up.
+        clip_grad: maximum norm of the gradient over all parameters; null does not clip.
+        checkpoint_seconds: minimum time between two checkpoints, in seconds; the last epoch always leaves one.
     """
 
     epochs: Annotated[int, Field(ge=1, le=10**6)] = 50
@@ -48,15 +49,16 @@ class TrainOptions:
 
 @dataclass(kw_only=True)
 class LearnOptions(TrainOptions):
-    """How a method learns from images, whoever brings them.
+    """How a method learns from images, in a run or in the estimator.
 
     Attributes:
         method: one of `vlprompt list methods`.
-        shots: training images a class, or all; none where a protocol takes no labels.
+        shots: training images per class, or all; none where a protocol uses no labels.
         seed: of the few-shot draw, the initial weights, the batches and the augmentation.
-        views: of each training image, for methods that leave the image tower alone: fresh augments and encodes anew
-            each epoch, as published; a number pre-draws so many views and cycles through them; 1 is the centre crop.
-        transform: of training images, rrc (random crop, as published) or another kind of `train_transform`.
+        views: augmented views of each training image, for methods that leave the image tower alone. fresh augments and
+            encodes the images anew in every epoch, as published; a number draws that many views beforehand and cycles
+            through them; 1 is the centre crop.
+        transform: of training images, rrc (random resized crop, as published) or another kind of `train_transform`.
         workers: processes that load images; the result does not depend on it.
     """
 
@@ -70,55 +72,58 @@ class LearnOptions(TrainOptions):
 
 @dataclass(kw_only=True)
 class RunConfig(LearnOptions):
-    """Everything that a run can be told, besides the settings of its method.
+    """All settings of a run but those of its method.
 
     Attributes:
-        dataset: one of `vlprompt list datasets`, or folder:PATH with one sub-folder a class.
-        data_root: folder that holds the datasets' folders; embedded datasets need none.
-        download: fetch a dataset's missing images, where its card names a downloader.
-        split: published, or generated for who lacks a dataset's published split file; results say which.
-        templates: in place of the dataset's own, a template with {}, a list, imagenet7, imagenet80 or a file.
+        dataset: one of `vlprompt list datasets`, or folder:PATH with one sub-folder per class.
+        data_root: folder that contains the datasets' folders; embedded datasets do not need it.
+        download: download a dataset's missing images, where its card names a source.
+        split: published, or generated if you do not have the dataset's published split file; results say which.
+        templates: instead of the dataset's own, a template with {}, a list of them, imagenet7, imagenet80 or a file.
         protocol: one of `vlprompt list protocols`.
-        unlabelled: images to learn from without labels, folder:PATH with anything below it, in place of the protocol's
-            own pool; the dataset's other training images are then left out.
-        region: what is shown of images with region masks, crop, blank or crop_blank, in place of whole images; a method
-            that takes masks has them cut alike.
-        pool_classes: class names that the pool's images may be of, a list or all, where a pool of your own holds others
-            than the protocol takes it to: unseen classes in transductive_zero_shot, else all.
-        class_split: seed of the draw of seen classes (transductive_zero_shot); published are 500, 0 and 200.
-        allow_fewer: of a class that has fewer than shots take all, and say how many in all; else that is an error.
+        unlabelled: unlabelled images to learn from, folder:PATH (searched recursively), instead of the pool that the
+            protocol provides; the dataset's other training images are then not used.
+        region: how images with region masks are shown, crop, blank or crop_blank; by default the whole image. A method
+            that takes masks has them cut the same way.
+        pool_classes: class names that images of the pool may belong to, a list or all. The default is the protocol's
+            choice, unseen classes in transductive_zero_shot and otherwise all; set it if your own pool differs.
+        class_split: seed for drawing the seen classes (transductive_zero_shot); the published seeds are 500, 0 and 200.
+        allow_fewer: if a class has fewer images than shots, use all it has and report the total; false makes that an
+            error.
         backbone: vlprompt-tiny, an OpenCLIP architecture, hf-hub:ORG/REPO or local-dir:FOLDER.
-        pretrained: the weights' tag (openai, laion2b_s34b_b88k, ...), or random.
-        checkpoint: weights from a file, .safetensors or .pt; pretrained then says whose preprocessing they have.
-        precision: of the frozen towers, fp32, bf16 or (CUDA) fp16; learnables are always fp32.
+        pretrained: tag of the pretrained weights (openai, laion2b_s34b_b88k, ...), or random.
+        checkpoint: load the weights from a file, .safetensors or .pt; pretrained then names the tag whose preprocessing
+            they use.
+        precision: of the frozen towers, fp32, bf16 or (CUDA only) fp16; learnables are always fp32.
         device: auto, cpu, cuda, cuda:1, mps.
-        threads: that compute on a CPU; null takes one for a small model (vlprompt-tiny), which several only hinder, and
-            else what torch takes; OMP_NUM_THREADS says more than null.
-        on_unreadable: skip images of your own that cannot be read, and say which and how many, or stop at them before
-            any work; published datasets always stop.
-        follow_links: read linked files and folders that lead out of a folder of your own.
+        threads: CPU threads to compute with. null uses one for a small model (vlprompt-tiny), which more would slow
+            down, and otherwise PyTorch's default; OMP_NUM_THREADS takes precedence over null.
+        on_unreadable: what to do with images of your own that cannot be read. skip leaves them out and reports which
+            and how many; stop raises an error before any work. Published datasets always stop.
+        follow_links: follow symbolic links that lead out of your own folder.
         targets: datasets to test on after training on this one, or a collection (cross_dataset, domain_generalization).
-        held_out: domain to test on and to leave out of training (domain_generalization on a set of several domains).
+        held_out: domain to test on and leave out of training (domain_generalization on a dataset with several domains).
         selection: what hyper-parameters and the tested weights are chosen on. fixed (or last) chooses nothing: settings
-            as they are, the last epoch's weights. fewshot_val takes the point of the method's grid, and the epoch, that
-            are best on up to 4 validation images a class, of epochs the later of equals. paper chooses on what the
-            method's authors chose on, the whole validation split or test images; rows say what was seen.
-        calibrate: temperature fits one number that makes probabilities mean what they say, on the few-shot validation
-            images or, where there are none, by cross-fitting on the training images (two trainings more); none.
-        coverage: share of images to answer, the surest, as in 0.9; the least probability for it is chosen on the same
-            images and kept with the learner, whose predictions below it are unsure.
-        format_spread: templates (as in templates=) to score zero-shot with one by one: how much the wording matters.
-        limit: test images at most in each test, for a quick look; null takes all.
-        logger: where a run's numbers also go besides its own files, none, tensorboard, wandb or a list.
-        output: folder of all runs.
-        name: folder of this run in it; by default it tells dataset, method, protocol, shots and seed.
-        config: a YAML file with settings, in place of the recipe; a run's own config.yaml repeats it.
-        auto: how long method=auto had to choose this run's method, and choice.json has what it chose from; null where
-            the method was said. Runs write it, and nobody sets it.
-        resume: go on with an interrupted run, or show a finished one; without it, and without restart, what an
-            interrupted one has left is an error.
-        restart: drop what an interrupted run has left, and begin anew.
-        quiet: print the result only.
+            as given, weights of the last epoch. fewshot_val takes the best point of the method's grid and the best
+            epoch (the later one of a tie) on up to 4 validation images per class. paper chooses on what the method's
+            authors used, the whole validation split or test images; results record what was seen.
+        calibrate: none, or temperature, which fits one number that makes the probabilities match the accuracy, on the
+            few-shot validation images or, without any, by cross-fitting on the training images (two more trainings).
+        coverage: share of images to answer, as in 0.9. The probability below which an image is left unanswered is
+            chosen on the same images as calibrate uses, and saved with the learner.
+        format_spread: templates (as in templates=) to score zero-shot with one at a time, to see how much the wording
+            matters.
+        limit: maximum number of test images per test, for a quick look; null uses all.
+        logger: where to log a run's numbers besides its own files, none, tensorboard, wandb or a list.
+        output: folder that contains all runs.
+        name: name of this run's folder; by default made of dataset, method, protocol, shots and seed.
+        config: a YAML file with settings, instead of the recipe; a run's own config.yaml repeats that run.
+        auto: the time budget with which method=auto chose this run's method (choice.json has the candidates); null if
+            the method was given. Written by runs, not set by users.
+        resume: continue an interrupted run, or show a finished one. If there is an interrupted run and neither resume
+            nor restart is set, that is an error.
+        restart: delete what an interrupted run left, and start over.
+        quiet: print only the result.
     """
 
     dataset: str
@@ -161,24 +166,23 @@ AUTO = "auto"  # in the place of a method's name: choose one
 
 
 NO_ROW = (
-    f"method={AUTO} chooses a method for each dataset and seed in the time that there is, so that its runs are of "
-    "several methods and no row of a sweep: sweep its candidates, as in methods=[zero_shot,gda,coop], or run "
-    f"method={AUTO} alone"
+    f"method={AUTO} may choose another method for each dataset and seed, so its runs cannot be one row of a sweep: "
+    f"sweep its candidates, as in methods=[zero_shot,gda,coop], or run method={AUTO} alone"
 )
 
 
 @dataclass(kw_only=True)
 class ChoiceOptions:
-    """What method=auto can be told besides the settings of a run.
+    """The settings of method=auto besides those of a run.
 
     Attributes:
-        budget: time for choosing and learning together, as in 90s, 2min or 1h30min; a number is of seconds.
-        candidates: methods to choose among, each with settings of its own if need be, as in gda(alpha=0.1); of equal
-            ones the first is taken, so the simplest stands first.
-        folds: parts that the training images are divided into, of which each is held out once; fewer where a class has
-            fewer images.
-        repeats: divisions at most, each a draw of its own.
-        alone: what is taken where no class has two images, so that nothing can be held out.
+        budget: time for choosing and training together, as in 90s, 2min or 1h30min; a plain number means seconds.
+        candidates: methods to choose among, each with settings of its own if needed, as in gda(alpha=0.1). The first
+            wins a tie, so list the simplest first.
+        folds: number of parts that the training images are split into, each held out once; fewer if a class has fewer
+            images.
+        repeats: maximum number of such splits, each drawn anew.
+        alone: the method to use if no class has two images, so that nothing can be held out.
     """
 
     budget: float | str

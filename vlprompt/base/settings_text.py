@@ -130,7 +130,7 @@ def read_settings(path: str | os.PathLike[str], what: str = "settings", shipped:
         reason = getattr(error, "strerror", None) or error
         raise VlpromptError(f"{path} cannot be read as YAML: {reason}") from error
     if len(content) > MAX_BYTES:
-        raise VlpromptError(f"{path} has more than {MAX_BYTES >> 20} MB, which no file of {what} has")
+        raise VlpromptError(f"{path} has more than {MAX_BYTES >> 20} MB, too much for a file of {what}")
     try:
         values = _load(content.decode("utf-8-sig"), _ShippedLoader if shipped else _Loader)
     except UnicodeDecodeError as error:
@@ -159,7 +159,7 @@ def read_value(key: str, text: str, typed: bool = True) -> Any:
     if text.strip() == "":
         raise VlpromptError(f"{key}= has no value: write {key}=VALUE, or leave it out")
     if len(text) > MAX_BYTES:
-        raise VlpromptError(f"{key} has {len(text):,} characters, which no setting needs")
+        raise VlpromptError(f"{key} has {len(text):,} characters, more than any setting needs")
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -192,7 +192,7 @@ def check_plain(key: str, value: Any, where: str = "") -> None:
         for inner in value:
             check_plain(key, inner, where)
     elif isinstance(value, int) and abs(value) >= 10**MAX_DIGITS:
-        raise VlpromptError(f"{where}{key} is a number of more than {MAX_DIGITS} digits, which no setting needs")
+        raise VlpromptError(f"{where}{key} is a number of more than {MAX_DIGITS} digits, more than any setting needs")
     elif isinstance(value, str):
         _check_text(key, value, where)
 
@@ -200,16 +200,18 @@ def check_plain(key: str, value: Any, where: str = "") -> None:
 def _check_text(key: str, text: str, where: str) -> None:
     if "${" in text:
         raise VlpromptError(
-            f"{where}{key} has {text[text.index('${') :]:.{SHOWN}}, and nothing is looked up in settings: write the "
+            f"{where}{key} has {text[text.index('${') :]:.{SHOWN}}, and settings are not interpolated: write the "
             "value itself"
         )
     if text == "???":
-        raise VlpromptError(f"{where}{key} is ???, which stands for no value: write one, or leave {key} out")
+        raise VlpromptError(f"{where}{key} is ???, which marks a missing value: write one, or leave {key} out")
     if len(text) > MAX_TEXT:
         raise VlpromptError(f"{where}{key} has {len(text):,} characters, and a setting has at most {MAX_TEXT:,}")
     odd = CONTROLS.search(text)
     if odd:
-        raise VlpromptError(f"{where}{key} has the sign {odd[0]!a}, which no setting may have: {text!a:.{SHOWN}}")
+        raise VlpromptError(
+            f"{where}{key} has the character {odd[0]!a}, which settings may not contain: {text!a:.{SHOWN}}"
+        )
 
 
 def backbone_settings(settings: Mapping[str, Any]) -> tuple[str, str | None, str | None]:

@@ -24,7 +24,8 @@ from vlprompt.errors import VlpromptError, nearest
 from vlprompt.learner.creation import create_learner
 from vlprompt.learner.registration import list_methods, method_info
 from vlprompt.testing import small_clip
-from vlprompt.training.feed import FeatureFeed, make_feed
+from vlprompt.training.feed import FeatureFeed
+from vlprompt.training.feeding import make_feed
 from vlprompt.training.recipes import resolve_learning
 from vlprompt.training.trainer import Trainer
 

@@ -57,7 +57,7 @@ def choice_options(given: Mapping[str, Any]) -> ChoiceOptions:
         raise VlpromptError("candidates is empty: give at least one method, or leave it out")
     twice = next((text for text in options.candidates if options.candidates.count(text) > 1), None)
     if twice is not None:
-        raise VlpromptError(f"candidates has {twice} twice: say it once")
+        raise VlpromptError(f"candidates contains {twice} twice: give it once")
     for text in (*options.candidates, options.alone):
         Candidate.of(text)
     return options

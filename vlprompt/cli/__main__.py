@@ -1,4 +1,4 @@
-"""The door of ``vlprompt COMMAND key=value …``: finds the command's module and hands it the rest."""
+"""The entry point of ``vlprompt COMMAND key=value …``: finds the command's module and passes it the arguments."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def usage() -> str:
     for name in commands():
         doc = docstring(f"vlprompt.cli.{name.replace('-', '_')}")  # read and not run, which for all takes seconds
         lines.append(f"  {name:<18} {doc.splitlines()[0]}")
-    told = "vlprompt COMMAND --help tells what a command takes; --key value and --key=value are key=value, too."
+    told = "vlprompt COMMAND --help shows the settings of a command; --key value and --key=value also work."
     return "\n".join([*lines, "", told])
 
 

@@ -72,9 +72,9 @@ def parse(
         elif kind == "flag":
             flags.add(_flag(name))
         elif not KEY.fullmatch(name):
-            raise VlpromptError(f"{show(f'{name}={text}')} has no name of a setting before its =: write key=value")
+            raise VlpromptError(f"{show(f'{name}={text}')} has no valid key before its =: write key=value")
         elif name in given:
-            raise VlpromptError(f"{name} is given twice: say it once")
+            raise VlpromptError(f"{name} is given twice: give it once")
         else:
             given[name] = text
     if len(free) > words:

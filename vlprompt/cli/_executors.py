@@ -25,7 +25,7 @@ def check_executor(settings: Mapping[str, Any], executors: Keys) -> None:
     for other, keys in executors.items():
         for key in keys:
             if other != name and key in settings:
-                raise VlpromptError(f"{key} is of executor={other}, and the executor is {name}")
+                raise VlpromptError(f"{key} is a setting of executor={other}, and the executor is {name}")
     for key in ("processes", "actors"):
         number_setting(settings, key, most=1024)
     for key in ("cpus", "gpus"):

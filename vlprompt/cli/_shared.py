@@ -62,7 +62,8 @@ def names_setting(given: Any, key: str) -> list[str]:
         raise VlpromptError(f"{key}={given} cannot be read: {' '.join(str(error).split())}") from error
     except OSError as error:
         raise VlpromptError(
-            f"{key}={given} is no list and no readable file with one name a line: write {key}=[cat,dog] or {key}=FILE"
+            f"{key}={given} is neither a list nor a readable file with one name per line: "
+            f"write {key}=[cat,dog] or {key}=FILE"
         ) from error
 
 
@@ -71,7 +72,7 @@ def _all_names(given: Any, where: str) -> list[str]:
         raise VlpromptError(f"{where} must hold a list of names, not {given!r:.60}")
     odd = [name for name in given if not isinstance(name, str) or not name.strip()]
     if odd:
-        raise VlpromptError(f"{where} has {odd[0]!r:.60}, which is no name: put it in quotes if it is one")
+        raise VlpromptError(f"{where} has {odd[0]!r:.60}, which is not a name: put it in quotes if it is one")
     return given
 
 

@@ -1,4 +1,4 @@
-"""Measure what the fast paths are worth on this machine, as ratios in one run."""
+"""Measure how much faster vlprompt's implementation is than the published one, on this machine."""
 
 from __future__ import annotations
 
@@ -36,15 +36,17 @@ vlprompt bench threads [backbone=vlprompt-tiny] [method=coop] [classes=20] [batc
 vlprompt bench heads [classes=1000] [width=512] [shots=16] [views=10] [methods=[gda,...]] [epochs=1]
                [output=bench.json]
 
-Every comparison is measured in this one run, each side in a process of its own, on images that no step has seen before.
-The plain side is the published code's way; "than careful" compares with sequences cut behind the longest prompt, fused
-attention and cached features. Some minutes on two cores; device=cuda measures there, by the device's own clock.
-With "data",
-decoding: our batches against ImageFolder, on any dataset. With "predict", predicting image files: memory as they pass,
-and throughput against a bare OpenCLIP loop, turn by turn. With "sweep", a sweep against as many train commands. With
-"start", what commands take that compute nothing, against Python itself and "import torch". With
-"threads", training steps by one thread and by several, on the machine as it is and beside busy processes. With
-"heads", seconds and memory to fit each head to made features; of one that is trained, epochs=N of its recipe's."""
+All comparisons are measured in the same run, each side in its own process, on images that no step has seen before.
+"faster" is the speed-up over computing as the published code does; "than careful" over a good hand-written
+implementation: sequences cut after the longest prompt, fused attention and cached features. It takes a few minutes on
+two cores; device=cuda measures on a GPU, with the GPU's own clock.
+
+  data      image loading: our batches against ImageFolder, on any dataset
+  predict   prediction of image files: memory use over time, and throughput against a plain OpenCLIP loop
+  sweep     one sweep against the same runs as separate train commands
+  start     start-up time of commands that compute nothing, against Python itself and "import torch"
+  threads   training steps with one thread and with several, on the idle machine and next to busy processes
+  heads     seconds and memory to fit each head on synthetic features; trained heads run epochs=N epochs"""
 OTHERS = ("data", "predict", "sweep", "start", "threads", "heads")  # vlprompt.bench.data.bench_data and so on
 COUNTS = {"epochs": 1, "load": 0, "threads": 0}  # numbers that may be left out, and the least of each
 

@@ -1,4 +1,4 @@
-"""Print a script by which bash, zsh or fish completes commands, keys, methods, datasets and other names."""
+"""Print a script that gives bash, zsh or fish TAB completion of commands, keys, methods and datasets."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ USAGE = """vlprompt completion bash|zsh|fish
   zsh    eval "$(vlprompt completion zsh)"        in ~/.zshrc, behind compinit
   fish   vlprompt completion fish | source        in ~/.config/fish/config.fish
 
-From then on TAB goes on with what is written: commands, keys of the command and of the method that the line names, and
-methods, datasets, protocols, backbones, recipes and other values by name; else files. It asks `vlprompt` itself, whose
-answer takes hundredths of a second. Names that plugins add are not among them."""
+TAB then completes commands, the keys of the command and of the method on the line, and the names of methods, datasets,
+protocols, backbones, recipes and other values; otherwise files. The completions come from `vlprompt` itself, within
+hundredths of a second. Names added by plugins are not included."""
 # each asks `vlprompt completion words WORD…`, and leaves files to the shell where there is no answer
 SCRIPTS = {
     "bash": r"""_vlprompt() {

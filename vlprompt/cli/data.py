@@ -1,4 +1,4 @@
-"""Look at, check and get datasets."""
+"""List, inspect, check, download or prepare datasets."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ vlprompt data check DIR [--deep]                      every registered dataset t
 vlprompt data download NAME data_root=DIR
 vlprompt data prepare NAME from=DIR data_root=DIR [mode=link|move]
 
-check exits with status 1 if anything is wrong, each thing in a line; --deep reads every image. prepare puts
-torchvision's layout in place of ours, and takes frames from UCF101's videos (from=UCF-101). NAME of check may be
-folder:PATH, csv:PATH, json:PATH or wds:PATTERN; of those it also notes the class names that the backbone, by default
-vlprompt-tiny, cannot tell apart."""
+check prints one line per problem and exits with status 1 if there is any; --deep reads every image. It also takes
+folder:PATH, csv:PATH, json:PATH and wds:PATTERN as NAME, and for these it lists the class names that the backbone
+(vlprompt-tiny by default) cannot tell apart. prepare converts torchvision's layout to ours, and extracts frames from
+UCF101's videos (from=UCF-101)."""
 KEYS = {
     "list": (),
     "info": (),
@@ -207,7 +207,7 @@ def run_download(name: str, settings: dict[str, Any], reporter: Reporter) -> int
     card = locate_images(card, root / card.folder)
     images = root / card.folder / card.images
     if images.is_dir() and card.images:
-        reporter.say(f"{images} is there already, nothing to download (vlprompt data check {name} data_root={root})")
+        reporter.say(f"{images} is already there, nothing to download (vlprompt data check {name} data_root={root})")
     elif card.archives:
         with reporter.bar(f"downloading {name}") as update:
             download_dataset(card, root, lambda done, total: update(done, max(total, done)))
@@ -253,7 +253,7 @@ def _registered(name: str, verb: str) -> Card:
 
 def _root(settings: dict[str, Any]) -> Path:
     if settings.get("data_root") is None:
-        raise VlpromptError("say where the datasets' folders are to be: data_root=DIR")
+        raise VlpromptError("say where the datasets' folders should be: data_root=DIR")
     return Path(str(settings["data_root"])).expanduser()
 
 

@@ -1,4 +1,4 @@
-"""Compute the image features of a dataset beforehand, in shards, here or on a Ray cluster; what is done is kept."""
+"""Compute the image features of a dataset in advance, in shards, here or on a Ray cluster; resumable."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from vlprompt.errors import VlpromptError
 USAGE = """vlprompt encode dataset=NAME [images=[train,test]] [views=1] [backbone=…] [KEY=VALUE …] [shard=10000]
                 [batch_size=100] [executor=local|ray] [--quiet]
 
-Computes the features that runs with the same settings open: of all training and test images, or of those that
-protocol=, shots=, seed= and the like choose; images may also be val or pool. KEY=VALUE is a setting of
-`python -m vlprompt.train` that says which images and which backbone (data_root, split, pretrained, precision, …).
-More images than `shard` become a bank in shards: each counts once it is written, the same command goes on at the first
-that is missing, and a damaged one is made again.
+Computes the image features that runs with the same settings will use: of all training and test images, or of those
+that protocol=, shots=, seed= and similar settings select; `images` may also include val or pool. KEY=VALUE is a setting
+of `python -m vlprompt.train` that determines images or backbone (data_root, split, pretrained, precision, …).
+More than `shard` images are written as a bank of several shards. If interrupted, the same command continues at the
+first missing shard; a damaged shard is computed again.
 
-executor=ray [address=auto] [cpus=1] [gpus=0] [actors=N]   a Ray cluster; cpus and gpus are what each actor takes"""
+executor=ray [address=auto] [cpus=1] [gpus=0] [actors=N]   a Ray cluster; cpus and gpus are per actor"""
 OWN = ("images", "shard", "batch_size")
 
 

@@ -1,4 +1,4 @@
-"""Score a saved learner: on its own run's tests, or on any dataset and class names."""
+"""Score a saved learner: on the tests of its own run, or on any dataset and class names."""
 
 from __future__ import annotations
 
@@ -33,16 +33,16 @@ vlprompt evaluate learner=DIR dataset=NAME [half=all|base|new] [class_names=FILE
                   [follow_links=true] [region=crop|blank|crop_blank] [backbone=NAME [pretrained=TAG | checkpoint=FILE]]
                   [device=auto] [save_predictions=FILE] [output=FILE]
 
-The first form loads the learner that a run saved, scores it on the run's tests again and prints both numbers. The exit
-status is 1 if an accuracy differs by more than `tolerance` percentage points: 0 on the machine of the run; elsewhere an
-image on the border may fall to the other side.
+The first form loads the learner of a finished run, scores it on that run's tests again and prints both numbers. The
+exit status is 1 if an accuracy differs by more than `tolerance` percentage points. On the machine of the run the
+difference is 0; elsewhere, rounding may flip an image that is on the decision boundary.
 
-The second scores a learner (a run's folder, one that save_pretrained wrote, or hf://user/name) on the test images of
-any dataset, folder:PATH and csv:PATH included. `class_names` is a list, or a file with one name a line in label order,
-in place of the dataset's own names; `seed` is of the order in which images come to a learner that predicts online;
-`format_spread` scores zero-shot with every template of a set by itself; `output` keeps all metrics as JSON. `ensemble`
-puts another share of the frozen model beside the learner, as in ensemble="logits(weight=0.3)", or none of it
-(ensemble=null). `save_predictions` writes what was said of each image as .csv or .parquet."""
+The second form scores a learner (the folder of a run, one written by save_pretrained, or hf://user/name) on the test
+images of any dataset, including folder:PATH and csv:PATH. `class_names` replaces the dataset's names: a list, or a file
+with one name per line in label order. `seed` sets the order in which images reach a method that adapts online.
+`format_spread` scores zero-shot with each template of a set separately. `ensemble` changes how much of the frozen model
+is mixed in, as in ensemble="logits(weight=0.3)"; ensemble=null mixes in none. `output` saves all metrics as JSON, and
+`save_predictions` the prediction for each image as .csv or .parquet."""
 RUN_KEYS = ("run", "device", "data_root", "tolerance", "save_predictions")
 LEARNER_KEYS = (
     "learner",

@@ -1,4 +1,4 @@
-"""Write a saved learner as a classifier matrix, a torch.export program, ONNX or an OpenCLIP folder."""
+"""Export a saved learner as a classifier matrix, a torch.export program, ONNX or an OpenCLIP folder."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ USAGE = """vlprompt export learner=DIR to=matrix|torch|onnx|openclip [output=PAT
   onnx       the same for onnxruntime; needs pip install "vlprompt[export]"
   openclip   a model folder for open_clip and a template, for a context in front of the class name
 
-`learner` is a saved learner, a run, or hf://user/name; its backbone is loaded by name unless you say how. Every export
-is run and compared with the learner."""
+`learner` is a saved learner, the folder of a run, or hf://user/name. Its backbone is loaded by the name it was saved
+with unless you give another. Every export is run once and compared with the learner."""
 KEYS = ("learner", "to", "output", "classes", "backbone", "pretrained", "checkpoint")
 
 

@@ -1,4 +1,4 @@
-"""Make a learner of a checkpoint that a published repository left."""
+"""Turn a checkpoint of a method's published repository into a saved learner."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ USAGE = """vlprompt import-checkpoint FILE method=NAME backbone=NAME output=DIR
          (classes=[cat,dog,…]|FILE | dataset=NAME [data_root=DIR] [half=all|base|new])
          [pretrained=TAG] [checkpoint=FILE] [device=auto] [license=…] [KEY=VALUE …] [--quiet]
 
-Reads a checkpoint that a method's published repository saved, such as prompt_learner/model.pth.tar-50, and saves the
-learner. The file may hold an optimizer, a scheduler and the like beside the weights; nothing in it runs. Numbers of
-tokens and layers, and a second head, are read from the file; `KEY=VALUE` are settings of the method that it does not
-show, such as class_token_position=middle or attributes=[color,shape]. Most published checkpoints belong to
+Reads a checkpoint saved by a method's published repository, such as prompt_learner/model.pth.tar-50, and saves it as a
+learner. The file may also contain an optimizer, a scheduler and the like; no code in it is executed. The numbers of
+tokens and layers, and a second head, are read from the file. `KEY=VALUE` gives settings of the method that the file
+does not contain, such as class_token_position=middle or attributes=[color,shape]. Most published checkpoints need
 backbone=ViT-B-16 pretrained=openai."""
 KEYS = (
     "method",

@@ -1,4 +1,4 @@
-"""Show which images are mistaken and how surely, and which labels look wrong: of a run, or of a dataset alone."""
+"""Show which images a run misclassifies and with what confidence, and which labels of a dataset look wrong."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ USAGE = """vlprompt inspect run=DIR [targets=[…]] [check_data=true|false] [ima
 vlprompt inspect data=NAME [limit=N] [images=24] [output=FOLDER] [backbone=NAME [pretrained=TAG | checkpoint=FILE]]
                  [device=auto] [data_root=DIR] [split=published] [follow_links=true] [--quiet]
 
-The first form looks at a finished run image by image, and leaves its folder as it is. It makes one self-contained page,
-inspect.html, with accuracy and its interval, the surest mistakes, the confusion matrix, calibration and what each
-class gained over zero-shot; the mistakes as a contact sheet, mistakes.png; and every table as CSV. check_data=true adds
-labels that look wrong and images that are there twice, among the test images and those that were learnt from.
+The first form examines a finished run image by image, without changing its folder. It writes a self-contained page,
+inspect.html, with the accuracy and its confidence interval, the most confident mistakes, the confusion matrix,
+calibration and each class's gain over zero-shot; a contact sheet of the mistakes, mistakes.png; and every table as CSV.
+With check_data=true it also looks for labels that seem wrong and for duplicates among training and test images.
 
-The second looks for those in a dataset, folder:PATH and csv:PATH included, across its train, val and test images, by
-the features of a frozen model, vlprompt-tiny unless another is named. `limit` takes so many images of each part.
-`output` is inspect/NAME unless it is given."""
+The second form looks for both in a dataset (folder:PATH and csv:PATH included), across its train, val and test images,
+using the features of a frozen model, vlprompt-tiny by default. `limit` takes at most that many images of each part.
+`output` defaults to inspect/NAME."""
 SHARED_KEYS = ("images", "output", "device", "data_root")
 RUN_KEYS = ("run", "targets", "check_data", *SHARED_KEYS)
 DATA_KEYS = (
@@ -51,7 +51,7 @@ def main(argv: Sequence[str]) -> int:
     settings = arguments.settings
     check_keys(settings, (*RUN_KEYS, *DATA_KEYS))
     if "run" in settings and "data" in settings:
-        raise VlpromptError("run= and data= are two commands: give the one or the other")
+        raise VlpromptError("run= and data= inspect different things: give one of them")
     if "run" not in settings and "data" not in settings:
         raise VlpromptError(
             "say what to inspect: run=DIR for a finished run, or data=NAME for a dataset such as folder:PATH"
@@ -120,7 +120,7 @@ def _data(settings: Mapping[str, Any], reporter: Reporter) -> int:
     with computing_with(threads_for(clip.model)):
         found = inspect_data(clip, splits, reporter=reporter)
     if found is None:
-        raise VlpromptError(f"{name} has fewer than two images, so there is nothing to set side by side")
+        raise VlpromptError(f"{name} has fewer than two images, so there is nothing to compare")
     facts = {"backbone": clip.name, "images": f"{len(found.names):,}", "classes": f"{len(found.class_names):,}"}
     page = save_findings(name, facts, found, _output(settings, name), settings.get("images"))
     for line in found.lines():

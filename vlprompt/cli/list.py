@@ -18,8 +18,9 @@ from vlprompt.errors import VlpromptError, nearest
 USAGE = """vlprompt list methods|datasets|protocols|backbones|recipes [PATTERN]
 vlprompt list datasets [PATTERN | COLLECTION] [data_root=DIR]
 
-Datasets stand with their classes and images, and where they are: embedded, found in `data_root`, to download or to get
-by hand; recipes with whose hyper-parameters they have, and the figure that was published with them."""
+The list of datasets shows how many classes and images each has, and where it is: embedded, found in `data_root`,
+available for download, or to be obtained by hand. The list of recipes shows where the hyper-parameters come from and
+the figure published with them."""
 Lines = list[tuple[str, ...]]
 Settings = Mapping[str, Any]
 

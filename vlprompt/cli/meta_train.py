@@ -1,4 +1,4 @@
-"""Learn a start and a gradient-regulating function over tasks made of image–text pairs, for later runs."""
+"""Meta-learn an initial prompt and a gradient-regulating function from image–text pairs, for use in later runs."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ USAGE = """vlprompt meta-train [pairs=NAME|captions:FOLDER|csv:FILE] [method=coo
          [epochs=20] [tasks=25] [task_size=16] [topics=8] [styles=3] [inner_lr=0.02] [lr=0.001] [rank=8]
          [seed=1] [resume=true | restart=true] [KEY=VALUE …] [--quiet]
 
-Learns where prompts should start and how their gradients should be turned, over tasks that are clustered from pairs of
-an image and a text: a dataset's training images with their class names, a folder of images with NAME.txt beside them,
-or a table with columns path and caption. Nothing is labelled. `KEY=VALUE` are settings of the method, such as n_ctx=4.
-A reconstruction of GRAM, whose code nobody has; what starts from it is marked. Afterwards:
+Learns an initial prompt, and how to modify its gradients, over tasks clustered from pairs of an image and a text: a
+dataset's training images with their class names, a folder of images with a NAME.txt next to each, or a table with the
+columns path and caption. No labels are needed. `KEY=VALUE` are settings of the method, such as n_ctx=4. This is a
+reconstruction of GRAM, whose code is not public; results of runs that start from it are marked as such. Afterwards:
 
   python -m vlprompt.train method=coop n_ctx=4 init_from=meta \\
       "gradient_rule=regulated(file='meta/regulator.safetensors')"
@@ -49,7 +49,7 @@ def main(argv: Sequence[str]) -> int:
     quiet = "--quiet" in arguments.flags
     going: dict[str, Any] = {key: flag_setting(settings, key) for key in ("resume", "restart")}
     if all(going.values()):
-        raise VlpromptError("resume goes on with what is there, and restart begins anew: say one of the two")
+        raise VlpromptError("resume continues what is there, and restart starts over: give one of them")
     config = MetaConfig(**given, **going, quiet=quiet, settings=others)
     clip = load_clip(*backbone_settings(settings), device=str(settings.get("device", "auto")))
     folder = meta_train(clip, config)

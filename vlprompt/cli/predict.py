@@ -1,4 +1,4 @@
-"""Name what is on images with a saved learner: files, folders, patterns or paths from stdin."""
+"""Classify images with a saved learner: files, folders, patterns or paths from stdin."""
 
 from __future__ import annotations
 
@@ -41,22 +41,22 @@ vlprompt predict model=FILE.onnx IMAGE… [top=1] [format=…] [output=FILE] [mi
   find . -name '*.jpg' | vlprompt predict learner=hf://me/it - format=csv output=found.csv
   vlprompt predict learner=my-learner 's3://bucket/shards/*.tar' format=parquet output=found/ executor=ray gpus=1
 
-`learner` (or `run`) is a saved learner, a run, or hf://user/name. An IMAGE is a file, a folder (all images below it, or
-tar shards where it has none), a pattern, a tar shard (webdataset), an address of any of these that fsspec knows, or -
-for paths from stdin, one a line. Names and probabilities come in the order of the images, while later ones are decoded
-in threads; any number fits in memory. A transductive learner predicts all of them jointly, and the output says so.
-`classes` has other class names, as a list or a file with one a line. jsonl is one JSON object a line; in csv, text that
-a spreadsheet would take for a formula has an apostrophe in front. Images that cannot be read are told on stderr and
-left out; the exit status is then 1.
+`learner` (or `run`) is a saved learner, the folder of a run, or hf://user/name. An IMAGE is a file, a folder (all
+images below it, or its tar shards if it has no images), a pattern, a tar shard (webdataset), an address of any of these
+that fsspec can open, or - to read paths from stdin, one per line. Class names and probabilities are printed in the
+order of the images. Images are streamed, so any number fits in memory. A transductive learner predicts all images
+jointly, and the output says so. `classes` replaces the class names: a list, or a file with one per line. jsonl is one
+JSON object per line; csv puts an apostrophe in front of text that a spreadsheet would run as a formula. Images that
+cannot be read are reported on stderr and left out; the exit status is then 1.
 
-An image whose largest probability is below `min_probability` is answered with `unsure`. `coverage=0.9` takes the
-probability that nine of ten held-out images reach, which a learner knows that was trained with calibrate=temperature or
-coverage=; one trained with coverage= keeps to its own where nothing is said (min_probability=0 answers all). `model` is
-what vlprompt export wrote: an .onnx file or, with trust=true, a .pt2 of your own.
+If an image's largest probability is below `min_probability`, the answer is `unsure`. With `coverage`, the threshold is
+the one that keeps that share of held-out images, such as 0.9; this needs a learner trained with calibrate=temperature
+or coverage=. A learner trained with coverage= uses its own threshold by default; min_probability=0 answers every image.
+`model` is a file written by vlprompt export: .onnx or, with trust=true, a .pt2 file of your own.
 
-output=FOLDER/ holds 00000.csv and so on, of `shard` images each (a tar shard has its own), in the images' order. Each
-is written when it is whole, and the same command makes those that are missing.
-executor=ray [address=auto] [cpus=1] [gpus=0] [actors=N]   a Ray cluster; cpus and gpus are what each actor takes"""
+With output=FOLDER/ the predictions go to 00000.csv and so on, `shard` images each (or one file per tar shard), in the
+order of the images. Each file is written once it is complete; the same command adds those that are missing.
+executor=ray [address=auto] [cpus=1] [gpus=0] [actors=N]   a Ray cluster; cpus and gpus are per actor"""
 KEYS = (
     "learner",
     "run",
@@ -96,8 +96,8 @@ def main(argv: Sequence[str]) -> int:
     of_the_other = OF_LEARNERS if "model" in settings else ("trust",)
     for key in settings:
         if key in of_the_other:
-            what = "a learner, and what was exported is as it is" if "model" in settings else "model=FILE"
-            raise VlpromptError(f"{key} is of {what}: leave it out")
+            what = "learner=DIR" if "model" in settings else "model=FILE"
+            raise VlpromptError(f"{key} is for {what}: leave it out")
     check_executor(settings, PARTS)
     folder = _folder(settings)
     output = None if folder else file_setting(settings, "output")
@@ -201,9 +201,9 @@ def _folder(settings: Mapping[str, Any]) -> Path | None:
     if not (ray or "shard" in settings or output.endswith(("/", os.sep))):
         return None
     if "model" in settings:
-        raise VlpromptError("a folder of files is predicted by a learner: give output=FILE for model=")
+        raise VlpromptError("only a learner can write a folder of files: give output=FILE for model=")
     if not output:
-        raise VlpromptError(f"{'executor=ray' if ray else 'shard'} is for a folder of files: say output=FOLDER/")
+        raise VlpromptError(f"{'executor=ray' if ray else 'shard'} writes a folder of files: give output=FOLDER/")
     folder = Path(output).expanduser()
     if folder.exists() and not folder.is_dir():
         raise VlpromptError(f"output={folder} is a file: give the name of a folder")
@@ -214,7 +214,7 @@ def _word_for_unsure(settings: dict[str, Any], names: Sequence[str]) -> str:
     """The word in the place of a class, which must be none."""
     word = str(settings.get("unsure", UNSURE))
     if word in names:
-        raise VlpromptError(f"a class is called '{word}': give another word for what is not answered, unsure=WORD")
+        raise VlpromptError(f"a class is called '{word}': give another word for unanswered images, unsure=WORD")
     return word
 
 
@@ -236,9 +236,9 @@ def _format(settings: Mapping[str, Any], output: Path | None, usual: str) -> str
     if form not in FORMATS:
         raise VlpromptError(f"unknown format '{form}': {nearest(form, FORMATS)}")
     if form == "parquet" and usual == "table" and output is None:
-        raise VlpromptError("format=parquet is no text: say output=FILE.parquet")
+        raise VlpromptError("format=parquet is not text: give output=FILE.parquet")
     if form == "table" and usual == "csv":
-        raise VlpromptError("format=table is to be read, and a folder's files are csv, jsonl or parquet")
+        raise VlpromptError("format=table is for reading on a terminal: files in a folder are csv, jsonl or parquet")
     return form
 
 

@@ -11,9 +11,9 @@ from vlprompt.saving.hub import FILES
 
 USAGE = """vlprompt push learner=DIR repo=USER/NAME [license=mit] [private=true] [dry_run=true] [--quiet]
 
-Uploads the learnables, their configuration and a model card; the card has the run's results if `DIR` is a run's folder
-or lies in one. Others then load it with vlprompt.load_learner("hf://USER/NAME"). `dry_run=true` checks everything and
-sends nothing. Log in once with: hf auth login"""
+Uploads what was learnt, its configuration and a model card. The card includes the run's results if `DIR` is the folder
+of a run or lies inside one. Others then load it with vlprompt.load_learner("hf://USER/NAME"). `dry_run=true` checks
+everything and uploads nothing. Log in once with: hf auth login"""
 KEYS = ("learner", "repo", "license", "private", "dry_run")
 
 

@@ -1,4 +1,4 @@
-"""Make tables, comparisons, figures and a page from result files."""
+"""Make tables, comparisons, figures and an HTML page from result files."""
 
 from __future__ import annotations
 
@@ -21,22 +21,25 @@ USAGE = """vlprompt report [FOLDER …] [format=terminal|markdown|latex|csv|html
                 [significance=METHOD]
                 [figures=DIR] [figure_format=pdf|png|svg] [--quiet]
 
-Reads every result.json under the folders (runs by default) and nothing else. What differs in protocol, backbone, split,
-shots, selection, limit or templates stands in tables of its own. Numbers are means over seeds with the population
-standard deviation and the 95% interval (Student's t on the logit scale); what is incomplete is marked, and runs that
-failed are listed.
+Reads every result.json in the given folders (default: runs), and nothing else. Results with different protocols,
+backbones, splits, shots, selection, limit or templates go into separate tables. Numbers are means over seeds, with the
+population standard deviation and the 95% confidence interval (Student's t on the logit scale). Incomplete rows are
+marked, and failed runs are listed.
 
-format=html makes one self-contained page; without output= a text goes to the terminal, the page to report.html.
-compare=published sets the published figures beside ours. pair=A,B compares two methods image by image, over the same
-seeds. analysis=robin_hood tells how classes' gains go with their zero-shot accuracies: whether a method gives to the
-poor. layout=paper puts methods in rows and datasets in columns, as papers print them, the best in bold and the second
-underlined; with compare=published the published figures are rows of it, and without any run it is made of them alone.
-columns=average leaves single datasets out, spread= says what stands beside a number, gain= sets arrows over a method's
-numbers, significance= marks what differs from a method on the same images and seeds (paired bootstrap, Holm's
-correction).
-
-figures=DIR draws few-shot curves, base against new, calibration, confusion, who gains, a radar of datasets and the
-critical-difference diagram with matplotlib."""
+  format=html                      one self-contained page, report.html by default; text formats print to the terminal
+  compare=published                adds the published figures next to ours
+  pair=A,B                         compares two methods image by image, over the same seeds
+  analysis=robin_hood              relates the gains of classes to their zero-shot accuracy: does a method help the
+                                   weak classes?
+  layout=paper                     methods in rows and datasets in columns, as in papers, the best in bold and the
+                                   second best underlined; with compare=published the published figures are rows too
+                                   (and can be shown without any runs of your own)
+  columns=average                  leaves out the single datasets
+  spread=, gain=, significance=    what is printed next to a number; arrows for the change from a method; marks where
+                                   the difference from a method is significant, on the same images and seeds (paired
+                                   bootstrap, Holm's correction)
+  figures=DIR                      draws few-shot curves, base against new accuracy, calibration, confusion, class
+                                   gains, a radar chart of datasets and the critical-difference diagram"""
 PAPER = ("columns", "decimals", "spread", "gain", "significance")  # of layout=paper
 KEYS = (
     *("format", "output", "methods", "protocol", "metric", "compare", "pair", "analysis"),
@@ -56,7 +59,9 @@ def main(argv: Sequence[str]) -> int:
     if format not in (None, *FORMATS):
         raise VlpromptError(f"unknown format '{format}': {nearest(str(format), FORMATS)}")
     if format == "terminal" and "output" in settings:
-        raise VlpromptError(f"format=terminal goes to no file: leave output out, or say {', '.join(FORMATS[1:])}")
+        raise VlpromptError(
+            f"format=terminal is not written to a file: leave output out, or use {', '.join(FORMATS[1:])}"
+        )
     folders = [os.path.expanduser(word) for word in arguments.words]
     if not folders and not (settings.get("compare") and not os.path.exists("runs")):
         folders = ["runs"]

@@ -1,4 +1,4 @@
-"""Show what a run did: its settings that are not the usual ones, its result, its files, and how to go on."""
+"""Summarize a run: its non-default settings, its result, its files, and commands to continue with."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ if TYPE_CHECKING:
 
 USAGE = """vlprompt show run=DIR
 
-DIR is the folder of a run, finished or not; `vlprompt show DIR` is the same. Intervals are of the number of test images
-alone (95%, Wilson): another training draw moves a number as well, which `vlprompt report` tells over seeds."""
+DIR is the folder of a run, finished or not; `vlprompt show DIR` does the same. The confidence intervals (95%, Wilson)
+account for the number of test images only. Another few-shot draw changes a number as well: `vlprompt report` gives the
+variation over seeds."""
 KEYS = ("run",)
 SHOWN = 60  # characters of a setting
 

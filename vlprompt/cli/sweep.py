@@ -1,4 +1,4 @@
-"""Do a matrix of runs: methods, datasets, protocols, shots, seeds and backbones; what is done is kept."""
+"""Run all combinations of methods, datasets, protocols, shots, seeds and backbones; resumable."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ if TYPE_CHECKING:
 USAGE = """vlprompt sweep methods=[…] [datasets=[…]] [protocols=[…]] [held_outs=[…]] [shots=[…]] [seeds=[1,2,3]]
                [backbones=[…]] [KEY=VALUE …] [spec=FILE] [plan=true] [executor=local|processes|ray] [--quiet]
 
-Does every combination; KEY=VALUE is any setting of `python -m vlprompt.train` and holds for all runs. A dataset may be
-the name of a collection (mini11, coop11). FILE is YAML with the same keys, and may have settings for some of the runs,
-by: {method: {zs_lp: {epochs: 30}}}. `plan=true` shows the matrix and stops.
-What has a result is kept, so the same command goes on with a sweep that was stopped, and tries failed runs again;
-restart=true begins the run anew in which it was stopped. The table at the end has the report's rules: means over seeds,
-their deviation and interval, harmonic means of averages. The exit status is 1 if runs have failed.
+Runs every combination. KEY=VALUE is any setting of `python -m vlprompt.train` and applies to all runs. A dataset may
+be the name of a collection (mini11, coop11). FILE is YAML with the same keys, and can give some of the runs settings of
+their own with by: {method: {zs_lp: {epochs: 30}}}. `plan=true` prints the list of runs and stops.
+Runs that have a result are not repeated, so the same command continues an interrupted sweep and retries failed runs.
+With restart=true, the run that was interrupted starts over. The final table follows the report's rules: means over
+seeds with their deviation and interval, harmonic means of averages. The exit status is 1 if any run failed.
 
-executor=processes processes=N [devices=[cuda:0,cuda:1]]   N processes of this machine
-executor=ray [address=auto] [cpus=1] [gpus=0.25]           a Ray cluster; cpus and gpus are what a run takes"""
+executor=processes processes=N [devices=[cuda:0,cuda:1]]   N processes on this machine
+executor=ray [address=auto] [cpus=1] [gpus=0.25]           a Ray cluster; cpus and gpus are per run"""
 
 
 @command(USAGE)

@@ -24,7 +24,7 @@ COMMAND = "python -m vlprompt.train"
 
 @command()
 def main(argv: Sequence[str]) -> int:
-    """Train, test, print the table and say where things are."""
+    """Train, test, print the table and say where the files are."""
     arguments = parse(argv)
     if "--version" in arguments.flags:
         print(f"vlprompt {__version__}")

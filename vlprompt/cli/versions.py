@@ -1,4 +1,4 @@
-"""Print versions, threads and devices, for a report of a bug."""
+"""Print versions, threads and devices, for bug reports."""
 
 from __future__ import annotations
 

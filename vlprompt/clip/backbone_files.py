@@ -93,7 +93,7 @@ def _facts(name: str, tag: str | None, path: Path, is_openai: bool, looks_openai
     if facts.doubts:
         warnings.warn(
             f"{path} does not say how {name} was trained, and its published weights differ: {'; '.join(facts.doubts)}; "
-            "give pretrained=TAG beside checkpoint= for those of a tag",
+            "give pretrained=TAG in addition to checkpoint= to use those of a tag",
             stacklevel=6,
         )
     return facts

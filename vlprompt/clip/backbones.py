@@ -44,11 +44,11 @@ def list_backbones(pattern: str = "*", *, pretrained: Literal[True]) -> list[Bac
 
 
 def list_backbones(pattern: str = "*", *, pretrained: bool = False) -> list[str] | list[Backbone]:
-    """Names of the backbones that match a shell-style pattern, the embedded one first.
+    """Return the names of the backbones that match a shell-style pattern, the embedded one first.
 
     Args:
         pattern: such as ``ViT-B-*``.
-        pretrained: return an entry for each published tag of their weights instead: (name, tag, image size, width D,
+        pretrained: return one entry per published tag of weights instead: (name, tag, image size, width D, number of
             parameters). Architectures without published weights have none.
 
     >>> list_backbones("ViT-B-16")

@@ -1,4 +1,4 @@
-"""FrozenCLIP: an OpenCLIP model that never changes, its tokenizer, transform and identity."""
+"""FrozenCLIP: an OpenCLIP model with fixed weights, its tokenizer, image transform and identity."""
 
 from __future__ import annotations
 
@@ -36,16 +36,16 @@ SHORTEST_TEXT = 3  # start of text, a word of one token, end of text
 
 @dataclass(frozen=True)
 class ClassTokens:
-    """Class prompts as token ids, cut after start-of-text.
+    """Class prompts as token ids, without the leading start-of-text token.
 
     Attributes:
         ids: (C, S) ids of "words name.", end-of-text and padding; padded to what the tower needs.
-        lengths: (C,) tokens up to and including end-of-text.
-        name_lengths: (C,) tokens of the bare class name.
-        n_words: leading tokens that are the same fixed words for every class.
-        beginnings: (C, S) as ``vlprompt.clip.text.same_beginnings`` gives them.
-        owners: (C,) where some classes go by several names, which then have rows of their own: whose each is.
-        averaged: whether those of a class give one feature, see ``vlprompt.clip.text.Prompts``.
+        lengths: (C,) number of tokens up to and including end-of-text.
+        name_lengths: (C,) number of tokens of the bare class name.
+        n_words: number of leading tokens that are the same fixed words in every prompt.
+        beginnings: (C, S) as returned by ``vlprompt.clip.text.same_beginnings``.
+        owners: (C,) the class that each row belongs to, if some classes have several names with a row each.
+        averaged: whether the rows of a class are averaged into one feature, see ``vlprompt.clip.text.Prompts``.
     """
 
     ids: Tensor
@@ -62,18 +62,18 @@ _TOKENIZED: WeakKeyDictionary[FrozenCLIP, dict[tuple[Any, ...], ClassTokens]] = 
 
 
 class FrozenCLIP:
-    """A frozen OpenCLIP model with all that prompt learners need to know of it.
+    """A frozen OpenCLIP model, with everything that learners need to know about it.
 
     Args:
-        model: any model that ``open_clip.create_model_and_transforms`` returns, compiled or wrapped by DataParallel or
-            not. It is put into evaluation mode, its parameters stop requiring gradients and become fp32, and it moves
-            to ``device``; for another ``precision`` than fp32, a model in hand is copied.
+        model: any model that ``open_clip.create_model_and_transforms`` returns, also compiled or wrapped in
+            DataParallel. It is set to evaluation mode and moved to ``device``; its parameters become fp32 and no longer
+            require gradients. For a ``precision`` other than fp32 a given model object is copied first.
         tokenizer: ``tokenizer(texts, context_length=…) -> (N, L)`` ids, as ``open_clip.get_tokenizer`` returns.
-        preprocess: the evaluation transform; by default it is built from the model's own ``preprocess_cfg``.
-        name, pretrained: how the model was asked for; part of ``identity()``.
+        preprocess: the evaluation transform; by default built from the model's own ``preprocess_cfg``.
+        name, pretrained: how the model was requested; part of ``identity()``.
         precision: of the frozen towers. Learnables, norms, attention and losses stay fp32.
         device: a torch device, or ``auto`` for CUDA, then MPS, then the CPU.
-        source: the arguments of ``load_clip`` that load this model again; None for a model object.
+        source: arguments with which ``load_clip`` loads this model again; None for a model object.
     """
 
     def __init__(
@@ -116,7 +116,7 @@ class FrozenCLIP:
 
     @property
     def image_size(self) -> int:
-        """Side of the square input image in pixels."""
+        """Side length of the square input image, in pixels."""
         return self.visual.image_size
 
     @property
@@ -136,21 +136,21 @@ class FrozenCLIP:
 
     @property
     def resize_mode(self) -> str:
-        """How the evaluation transform makes an image square: ``shortest`` (and crop), ``longest`` or ``squash``."""
+        """How the evaluation transform makes images square: ``shortest`` (then crops), ``longest`` or ``squash``."""
         return cast(str, self.preprocess_cfg["resize_mode"])
 
     @property
     def context_length(self) -> int:
-        """Tokens that the text tower takes, L."""
+        """Maximum number of tokens of the text tower, L."""
         return self.text.context_length
 
     @functools.cached_property
     def embed_dim(self) -> int:
-        """Joint width D."""
+        """Width D of the joint embedding."""
         return self.encode_text(["a"]).shape[-1]
 
     def require(self, *, text: int = 0, vision: int = 0) -> None:
-        """Raise one clear sentence unless the towers take text and visual prompts in that many layers."""
+        """Raise a ``VlpromptError`` unless the towers accept text and visual prompts in that many layers."""
         for asked, able, layers, what, instead in (
             (text, self.text.promptable, self.text.layers, "text", "use one with an OpenCLIP text tower"),
             (
@@ -171,12 +171,12 @@ class FrozenCLIP:
                 )
 
     def activation(self) -> str:
-        """Name of the activation in the towers' MLPs, such as ``QuickGELU``."""
+        """Name of the activation function in the towers' MLPs, such as ``QuickGELU``."""
         block = next((b for b in (self.text.blocks or self.visual.blocks or [])), None)
         return "unknown" if block is None else type(block.module.mlp.gelu).__name__
 
     def weights_hash(self) -> str:
-        """SHA-256 over all parameters and buffers of the model as they are now."""
+        """SHA-256 of the current values of all parameters and buffers."""
         digest = hashlib.sha256()
         for key, tensor in sorted(self.model.state_dict().items()):
             digest.update(key.replace("_orig_mod.", "").encode())  # which torch.compile of a tower puts in
@@ -184,7 +184,7 @@ class FrozenCLIP:
         return digest.hexdigest()
 
     def identity(self) -> dict[str, Any]:
-        """What makes two backbones the same: architecture, weights (hashed in fp32), activation, preprocessing."""
+        """What identifies a backbone: architecture, weights (hashed in fp32), activation, preprocessing."""
         return {
             "architecture": self.name,
             "pretrained": self.pretrained,
@@ -230,7 +230,7 @@ class FrozenCLIP:
         return (ids != self._padding_id).sum(dim=-1)
 
     def room_beside(self, inserted: int) -> int:
-        """Tokens that are left for words beside learnt vectors; too few are an error."""
+        """Number of tokens left for words next to learnt vectors; raises ``VlpromptError`` if there are too few."""
         room = self.context_length - inserted
         if room < SHORTEST_TEXT:
             raise VlpromptError(
@@ -240,12 +240,12 @@ class FrozenCLIP:
         return room
 
     def tokenize(self, texts: Sequence[str], inserted: int = 0, cut: bool = False) -> Tensor:
-        """Tokenize to (N, L - inserted) ids; a text that does not fit is an error that names it.
+        """Tokenize to (N, L - inserted) ids; raises ``VlpromptError`` naming a text that is too long.
 
         Args:
             texts: the texts.
-            inserted: places to leave free for learnt vectors.
-            cut: whether a text that does not fit loses its end instead, and keeps the token that ends a text.
+            inserted: number of positions to leave free for learnt vectors.
+            cut: truncate texts that are too long instead, keeping the end-of-text token.
         """
         room = self.room_beside(inserted)
         ids = self.tokenizer(list(texts), context_length=room)
@@ -265,8 +265,8 @@ class FrozenCLIP:
     ) -> ClassTokens:
         """Tokenize "words name." for each class, leaving room for ``inserted`` learnt vectors after start-of-text.
 
-        Classes that go by several names (``ClassNames``) have a row for each of them. The last lists are kept for all
-        learners of the model: a sweep, and a test of both halves, asks for few.
+        Classes with several names (``ClassNames``) get one row per name. The most recent lists are cached for all
+        learners of the model, since a sweep, or a test on both halves of the classes, asks for the same few.
         """
         names, owners = spoken(class_names)
         best = isinstance(class_names, ClassNames) and class_names.best
@@ -297,23 +297,23 @@ class FrozenCLIP:
         return {"owners": torch.tensor(owners, device=self.device), "averaged": not best}
 
     def prompts_of_classes(self, class_names: Sequence[str], template: str) -> Prompts:
-        """A template with one ``{}`` and each class's names, as ``encode_prompts`` takes them."""
+        """Prompts, for ``encode_prompts``, of each class's names in a template with one ``{}``."""
         texts = [template.replace("{}", natural_name(name)) for name in spoken(class_names)[0]]
         return replace(self.prompts_of(texts), **self._names_of(class_names))
 
     def count_tokens(self, texts: Sequence[str]) -> Tensor:
-        """Tokens of each bare text, without start and end: (N,)."""
+        """Number of tokens (N,) of each text, without the start and end tokens."""
         ids = self.tokenizer([*texts, ""], context_length=4 * self.context_length)
         lengths = self._lengths(ids)
         return (lengths[:-1] - lengths[-1]).to(self.device)
 
     def word_embeddings(self, words: str) -> Tensor:
-        """Token embeddings (n, d_t) of a phrase, without start and end of text."""
+        """Token embeddings (n, d_t) of a phrase, without the start and end tokens."""
         count = int(self.count_tokens([words])[0])
         return self.text.embed(self.tokenize([words])[0, self._start : self._start + count])
 
     def start_embedding(self) -> Tensor:
-        """Embedding of start-of-text (1, d_t); (0, d_t) for tokenizers that have none."""
+        """Embedding (1, d_t) of start-of-text; (0, d_t) for tokenizers without one."""
         return self.text.embed(self._start_ids)
 
     def encode_prompts(self, prompts: Prompts, chunk: Chunk = None, edits: Sequence[Edit] = ()) -> Tensor:
@@ -324,12 +324,12 @@ class FrozenCLIP:
     def encode_text(
         self, texts: Sequence[str], chunk: int = 256, edits: Sequence[Edit] = (), cut: bool = False
     ) -> Tensor:
-        """Encode whole texts with the frozen tower: features (N, D), fp32, not normalised, without gradients.
+        """Encode texts with the frozen tower: features (N, D), fp32, not normalised, without gradients.
 
         Args:
             texts: the texts.
-            chunk: encoded at a time.
-            edits: of the text tower.
+            chunk: number of texts to encode at a time.
+            edits: edits to apply in the text tower.
             cut: as in ``tokenize``.
         """
         texts = listed(texts, "texts")
@@ -344,7 +344,7 @@ class FrozenCLIP:
         return self.encode_prompts(self.prompts_of(texts, cut), chunk, edits)[0]
 
     def prompts_of(self, texts: Sequence[str], cut: bool = False) -> Prompts:
-        """Whole texts as ``encode_prompts`` takes them, where gradients of edits are asked for; ``cut`` as above."""
+        """Whole texts as prompts for ``encode_prompts``, for when edits need gradients; ``cut`` as in ``tokenize``."""
         ids = self.tokenize(texts, cut=cut)
         lengths = self._lengths(ids) - self._start
         start, ids = self.start_embedding(), ids[:, self._start :]

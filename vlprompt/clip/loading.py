@@ -48,20 +48,21 @@ def load_clip(
     device: str | torch.device = "auto",
     tokenizer: Tokenizer | None = None,
 ) -> FrozenCLIP:
-    """Load and freeze an OpenCLIP model.
+    """Load an OpenCLIP model and freeze it.
 
     Args:
         name: an architecture of ``open_clip.list_models()``, ``hf-hub:ORG/REPO``, ``local-dir:FOLDER``, the embedded
-            ``vlprompt-tiny``, or a model object (then ``tokenizer`` is needed unless it is OpenCLIP's default).
-        pretrained: a tag of that architecture (``open_clip.list_pretrained_tags_by_model``), or ``random``. Beside
-            ``checkpoint`` it says whose preprocessing and activation the file's weights have.
-        checkpoint: weights on disk: safetensors, what ``torch.save`` wrote, or OpenAI's TorchScript archives. Nothing
-            of the file is executed or imported (see ``vlprompt.clip.tensor_files``).
-        precision: ``fp32``, ``bf16`` or (CUDA) ``fp16`` for the frozen towers.
+            ``vlprompt-tiny``, or a model object (which needs ``tokenizer`` unless OpenCLIP's default is right for it).
+        pretrained: a tag of that architecture (``open_clip.list_pretrained_tags_by_model``), or ``random``. Together
+            with ``checkpoint`` it names the tag whose preprocessing and activation the weights in the file use.
+        checkpoint: a file of weights: safetensors, a ``torch.save`` file, or one of OpenAI's TorchScript archives.
+            Nothing in the file is executed or imported (see ``vlprompt.clip.tensor_files``).
+        precision: of the frozen towers, ``fp32``, ``bf16`` or (CUDA only) ``fp16``.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
 
     Raises:
-        VlpromptError: for an unknown name or tag, a checkpoint that does not fit, or weights that cannot be fetched.
+        VlpromptError: the name or tag is unknown, the checkpoint does not fit the architecture, or the weights cannot
+            be downloaded.
     """
     device = resolve_device(device)
     check_precision(precision, device)
@@ -70,8 +71,8 @@ def load_clip(
         return FrozenCLIP(name, tokenizer or open_clip.SimpleTokenizer(), precision=precision, device=device)
     if not isinstance(name, str):
         raise VlpromptError(
-            f"a backbone is a name or a model, not {type(name).__name__}; of what create_model_and_transforms returns, "
-            "give the first"
+            f"a backbone is a name or a model, not {type(name).__name__}; "
+            "of the results of create_model_and_transforms, give the first"
         )
     if name == TINY:
         _refuse_weights(TINY, pretrained, checkpoint)
@@ -110,7 +111,7 @@ _loaded_once = lru_cache(maxsize=1)(load_clip)
 
 def _refuse_weights(what: str, pretrained: str | None, checkpoint: str | os.PathLike[str] | None) -> None:
     if pretrained is not None or checkpoint is not None:
-        raise VlpromptError(f"{what} has its own weights: leave pretrained and checkpoint out")
+        raise VlpromptError(f"{what} has its own weights: leave out pretrained and checkpoint")
 
 
 def _check_request(name: str, pretrained: str | None, checkpoint: str | os.PathLike[str] | None) -> None:
@@ -223,7 +224,7 @@ def _loaded_again(loading: Mapping[str, Any], weights: str) -> FrozenCLIP:
     """A frozen model that was pickled as the name that loads it."""
     clip = shared_clip(**loading)
     if clip._weights_hash != weights:
-        raise VlpromptError(f"the weights of {clip.name} are others than when this was pickled")
+        raise VlpromptError(f"the weights of {clip.name} have changed since this was pickled")
     return clip
 
 

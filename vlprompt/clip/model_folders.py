@@ -101,7 +101,7 @@ def nothing_asked(what: str) -> Iterator[None]:
     except (ValueError, OSError, RuntimeError) as error:
         if "trust_remote_code" not in str(error):
             raise
-        raise VlpromptError(f"{what} asks for code of its authors to be run, {CURE}") from error
+        raise VlpromptError(f"{what} needs its authors' code to be run, {CURE}") from error
     finally:
         if before is not None:
             module.TIME_OUT_REMOTE_CODE = before
@@ -111,14 +111,14 @@ def _check_tokenizer_arguments(given: Any, name: str) -> None:
     for key in given if isinstance(given, dict) else ():
         if key not in (*TOKENIZER_ARGUMENTS, *CODE):  # those of code are said no to where they are true
             known = ", ".join(TOKENIZER_ARGUMENTS)
-            raise VlpromptError(f"{name} gives its tokenizer the argument {key!r:.60}, which is none of {known}")
+            raise VlpromptError(f"{name} gives its tokenizer the argument {key!r:.60}, which is not one of {known}")
 
 
 def _refuse(content: Any, name: str, file: str) -> None:
     for part in _mappings(content):
         for key in CODE:
             if part.get(key):
-                raise VlpromptError(f"{name} asks for code of its authors to be run ({key} in {file}), {CURE}")
+                raise VlpromptError(f"{name} needs its authors' code to be run ({key} in {file}), {CURE}")
 
 
 def _mappings(content: Any) -> Iterator[Mapping[str, Any]]:

@@ -140,12 +140,14 @@ def plain_model(model: nn.Module) -> nn.Module:
     if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
         raise VlpromptError("a scripted model (torch.jit) hides its towers: give the model that was scripted")
     if not all(isinstance(value, Tensor) and not value.is_meta for value in model.state_dict().values()):
-        raise VlpromptError(f"{type(model).__name__} has quantised weights or none (meta): give it as it was loaded")
+        raise VlpromptError(
+            f"{type(model).__name__} has quantised weights or none (meta device): give it as it was loaded"
+        )
     try:
         TextTower(model), VisionTower(model), model.logit_scale, model.encode_text
     except AttributeError as error:
         raise VlpromptError(
-            f"{type(model).__name__} is no OpenCLIP model ({error}): give one that open_clip.create_model returns, or "
+            f"{type(model).__name__} is not an OpenCLIP model ({error}): give one from open_clip.create_model, or "
             "load_clip(NAME, checkpoint=FILE)"
         ) from error
     return model

@@ -58,7 +58,9 @@ def _check_regular(path: str | os.PathLike[str]) -> None:
     """Refuse what is no file before it is opened: reading a pipe, device or socket may never end."""
     mode = os.stat(path).st_mode
     if not stat.S_ISREG(mode):
-        raise VlpromptError("it is a folder" if stat.S_ISDIR(mode) else "it is a pipe, a device or a socket, no file")
+        raise VlpromptError(
+            "it is a folder" if stat.S_ISDIR(mode) else "it is a pipe, a device or a socket, not a file"
+        )
 
 
 def _reason(error: Exception, path: Any) -> str:

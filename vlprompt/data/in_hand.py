@@ -71,7 +71,7 @@ def hub_parts(dataset: Any) -> dict[str, HubRows]:
     for rows in parts.values():
         if rows is not None and (isinstance(rows, IterableDataset) or not hasattr(rows, "__getitem__")):
             raise VlpromptError(
-                "a dataset that is streamed has no end to split it by: load it without streaming=True, or give "
+                "a streamed dataset has no known length to split it by: load it without streaming=True, or give "
                 "Dataset.from_list(list(dataset.take(N)), features=dataset.features)"
             )
     return {part: HubRows(rows) for part, rows in parts.items() if rows is not None}
@@ -92,7 +92,7 @@ def as_torch(dataset: Any) -> Any:
         return parts["train"]
     if isinstance(dataset, IterableDataset):
         raise VlpromptError(
-            "an IterableDataset has no length and no places to come back to: give list(dataset) if it fits in memory, "
+            "an IterableDataset has no length and no random access: give list(dataset) if it fits in memory, "
             "with its class names"
         )
     return dataset
@@ -117,8 +117,8 @@ def class_names_of(dataset: Any) -> list[str]:
         lists = [class_names_of(part) for part in dataset.datasets]
         if any(names != lists[0] for names in lists):
             raise VlpromptError(
-                "the datasets that were put together have other classes each: give them as splits_from_pairs(pairs, "
-                "class_names) with labels of one list, or run them with protocol=multitask"
+                "the concatenated datasets have different classes: give them as splits_from_pairs(pairs, class_names) "
+                "with labels from one list, or run them with protocol=multitask"
             )
         return lists[0]
     if is_of_hub(dataset):

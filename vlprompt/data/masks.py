@@ -81,9 +81,11 @@ def box_of(mask: Image.Image) -> tuple[int, int, int, int]:
 
 
 def check_kind(kind: str | None) -> None:
-    """Raise one sentence for a kind of ``train_transform`` that changes where things are in ways no mask follows."""
+    """Raise ``VlpromptError`` for a kind of ``train_transform`` whose operations cannot be applied to a mask."""
     if kind not in (None, "center", *CROP_SCALES):
-        raise VlpromptError(f"transform={kind} has operations that no mask follows: use rrc, rrc_half or center")
+        raise VlpromptError(
+            f"transform={kind} has operations that cannot be applied to a mask: use rrc, rrc_half or center"
+        )
 
 
 def check_pair(image: Image.Image, mask: Image.Image) -> None:
@@ -93,7 +95,7 @@ def check_pair(image: Image.Image, mask: Image.Image) -> None:
             f"its mask is of {mask.width} x {mask.height} pixels, and the image of {image.width} x {image.height}"
         )
     if mask.getbbox() is None:
-        raise VlpromptError("its mask is black throughout, so there is no region")
+        raise VlpromptError("its mask is entirely black, so there is no region")
 
 
 def open_pair(splits: DatasetSplits, item: Item) -> tuple[Image.Image, Image.Image]:
@@ -132,7 +134,7 @@ class RegionTransform:
         mirror: whether half of the training images are flipped.
 
     Raises:
-        VlpromptError: the kind changes where things are in ways that no mask follows.
+        VlpromptError: the kind has operations that cannot be applied to a mask.
     """
 
     def __init__(self, clip: Preprocessing, kind: str | None = None, mirror: bool = True):

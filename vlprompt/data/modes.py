@@ -81,7 +81,9 @@ def _bytes_of_integers(values: np.ndarray) -> np.ndarray:
     """Scale (H, W) whole numbers to bytes; Pillow's own conversion would clip what is above 255 to white."""
     least, most = int(values.min(initial=0)), int(values.max(initial=0))
     if least < 0:
-        raise VlpromptError(f"its numbers go from {least} to {most}, so that black is unknown: scale them to 0 to 255")
+        raise VlpromptError(
+            f"its values range from {least} to {most}, so it is unclear which is black: scale them to 0 to 255"
+        )
     bits = next((bits for bits in DEPTHS if most < 1 << bits), DEPTHS[-1])
     scaled: np.ndarray = (values >> (bits - DEPTHS[0])).astype(np.uint8)
     return scaled
@@ -96,7 +98,7 @@ def _bytes_of_floats(values: np.ndarray) -> np.ndarray:
         scaled = values.clip(0, 255)
     else:
         raise VlpromptError(
-            f"its numbers go from {least:g} to {most:g}, and neither from 0 to 1 nor from 0 to 255: scale them"
+            f"its values range from {least:g} to {most:g}, and neither from 0 to 1 nor from 0 to 255: scale them"
         )
     scaled = scaled.round()
     return scaled.astype(np.uint8)

@@ -34,7 +34,7 @@ def with_pool(splits: DatasetSplits, pool: str, *, follow_links: bool = False) -
     if not pool.startswith(SCHEME):
         raise VlpromptError(f"unlabelled must be folder:PATH, a folder of images, not {pool}")
     if not folder.is_dir():
-        raise VlpromptError(f"unlabelled={pool} is no folder")
+        raise VlpromptError(f"unlabelled={pool} is not a folder")
     found = list_images(folder, follow_links=follow_links)
     left_out = describe_left_out(found.left_out, str(folder))
     if not found.images:
@@ -59,8 +59,10 @@ def with_pool_classes(splits: DatasetSplits, classes: str | Sequence[str]) -> Da
     labels = {natural_name(name): label for label, name in enumerate(splits.class_names)}
     asked = [natural_name(name) for name in ([classes] if isinstance(classes, str) else classes)]
     if not asked:
-        raise VlpromptError("pool_classes is empty: name the classes that the pool's images may be of, or say all")
+        raise VlpromptError("pool_classes is empty: name the classes that the pool's images may belong to, or give all")
     unknown = [name for name in asked if name not in labels]
     if unknown:
-        raise VlpromptError(f"pool_classes: '{unknown[0]}' is no class of {splits.name}: {nearest(unknown[0], labels)}")
+        raise VlpromptError(
+            f"pool_classes: '{unknown[0]}' is not a class of {splits.name}: {nearest(unknown[0], labels)}"
+        )
     return replace(splits, pool_classes=tuple(sorted({labels[name] for name in asked})))

@@ -32,7 +32,7 @@ def showing_regions(splits: DatasetSplits, region: str) -> DatasetSplits:
         raise VlpromptError(f"unknown region '{region}': {nearest(region, SHOWN)}")
     if not all(has_masks(splits, items) for items in (splits.train, splits.val, splits.test, splits.pool)):
         raise VlpromptError(
-            f"region={region} is of images with masks, and those of {splits.name} have none: put NAME_mask.png beside "
+            f"region={region} needs images with masks, and those of {splits.name} have none: put NAME_mask.png beside "
             "NAME.jpg, or give a table a column mask"
         )
     opened = partial(_open, splits, region)

@@ -114,7 +114,7 @@ def _system_of(url: str) -> tuple[Any, str]:
     except ImportError as error:
         raise VlpromptError(f"{url} needs another package: {first_line(error)}") from error
     except Exception as error:
-        raise VlpromptError(f"{url} is no address that can be read ({first_line(error)})") from error
+        raise VlpromptError(f"{url} is not an address that can be read ({first_line(error)})") from error
     return system, str(path)
 
 

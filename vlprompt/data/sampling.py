@@ -29,19 +29,19 @@ def few_shot_indices(
     names: Sequence[str] | None = None,
     allow_fewer: bool = False,
 ) -> list[int]:
-    """Draw ``shots`` positions a class, as Dassl's ``generate_fewshot_dataset`` does after seeding.
+    """Draw the positions of ``shots`` images per class, exactly as Dassl's ``generate_fewshot_dataset`` does.
 
-    Classes come in the order of their first appearance in ``labels``; inside a class the order is the draw's.
+    Classes come in the order of their first appearance in ``labels``; within a class, in the order drawn.
 
     Args:
-        labels: the label of every item, in the split's own order.
-        shots: images a class; ``"all"`` or None keeps every position.
-        seed: a seed, or a generator whose stream is continued (the val draw follows the train draw).
+        labels: the label of every item, in the order of the split.
+        shots: images per class; ``"all"`` or None keeps every position.
+        seed: a seed, or a generator to continue (the val draw follows the train draw).
         names: class names by label, for error messages.
-        allow_fewer: take all images of a class that has fewer than ``shots``, as the published code does silently.
+        allow_fewer: use all images of a class that has fewer than ``shots``, as the published code does silently.
 
     Raises:
-        VlpromptError: ``shots`` is not a positive number, or exceeds the images of a class.
+        VlpromptError: ``shots`` is not a positive number, or a class has fewer images than that.
 
     >>> few_shot_indices([0, 0, 0, 1, 1, 1], shots=2, seed=1)
     [0, 2, 4, 3]
@@ -69,15 +69,15 @@ def few_shot_indices(
 
 
 def few_shot_split(splits: DatasetSplits, shots: Shots, seed: int, *, allow_fewer: bool = False) -> DatasetSplits:
-    """Return ``splits`` with ``shots`` train and up to 4 val images a class; test stays whole.
+    """Return ``splits`` with ``shots`` train images and up to 4 val images per class; the test part is unchanged.
 
-    Both draws come from one stream, train first, over all classes; so select a half of the classes after this. Uneven
-    classes, with ``shots="all"`` or ``allow_fewer``, are told in a warning.
+    Both draws come from one generator, train first, and cover all classes: select base or new classes afterwards.
+    Uneven classes, which ``shots="all"`` or ``allow_fewer`` can lead to, cause a warning.
     """
     if splits.half != "all":
         raise VlpromptError(f"draw the few-shot subset of {splits.name} before selecting its {splits.half} half")
     if not splits.train:
-        raise VlpromptError(f"{splits.name} has test images only: learn on another dataset, and test on this one")
+        raise VlpromptError(f"{splits.name} has only test images: train on another dataset, and test on this one")
     rng = random.Random(seed)
     train = few_shot_indices(
         [i.label for i in splits.train], shots, rng, names=splits.class_names, allow_fewer=allow_fewer
@@ -92,7 +92,7 @@ def few_shot_split(splits: DatasetSplits, shots: Shots, seed: int, *, allow_fewe
 
 
 def describe_imbalance(splits: DatasetSplits, shots: Shots = "all") -> str:
-    """Return a sentence about classes with too few training images, or about very uneven ones; empty if all is well."""
+    """Return a sentence about classes with too few or very uneven numbers of training images, or an empty string."""
     counts = Counter(item.label for item in splits.train)
     if not counts:
         return ""
@@ -111,9 +111,9 @@ def describe_imbalance(splits: DatasetSplits, shots: Shots = "all") -> str:
 
 
 def hold_out(labels: Sequence[Any], seed: int) -> list[int]:
-    """Return sorted positions of images to choose on, of whoever has training images alone.
+    """Return the sorted positions of training images to hold out for choosing hyper-parameters.
 
-    A fifth of each class's images, rounded down but at least one, at most four; none of a class that has a single one.
+    A fifth of each class's images, rounded down but at least one and at most four; none of a class with a single image.
     """
     by_label: dict[Any, list[int]] = {}
     for position, label in enumerate(labels):
@@ -125,9 +125,9 @@ def hold_out(labels: Sequence[Any], seed: int) -> list[int]:
 
 
 def write_subset(splits: DatasetSplits, path: str | Path) -> None:
-    """Write the train and val items as JSON: ``dataset``, and in ``train`` and ``val`` [path, label, class name] each.
+    """Write the train and val items as JSON: ``dataset``, and lists ``train`` and ``val`` of [path, label, class name].
 
-    Paths are relative to the image folder, so the file serves on any machine.
+    Paths are relative to the image folder, so the file can be used on any machine.
     """
     parts = {part: [[i.path, i.label, i.class_name] for i in getattr(splits, part)] for part in ("train", "val")}
     with atomic_write(path) as temporary:
@@ -135,10 +135,10 @@ def write_subset(splits: DatasetSplits, path: str | Path) -> None:
 
 
 def read_subset(splits: DatasetSplits, path: str | Path) -> DatasetSplits:
-    """Return ``splits`` with the train and val items, in their order, that ``write_subset`` wrote.
+    """Return ``splits`` with the train and val items that ``write_subset`` wrote, in that order.
 
     Raises:
-        VlpromptError: the file is of another form or dataset, or an entry is not an item of that split.
+        VlpromptError: the file has another format or belongs to another dataset, or an entry is not in that split.
     """
     try:
         content = json.loads(read_text(path))
@@ -152,7 +152,9 @@ def read_subset(splits: DatasetSplits, path: str | Path) -> DatasetSplits:
         known = {(item.path, item.label): item for item in getattr(splits, part)}
         strange = [entry for entry in entries if entry not in known]
         if strange:
-            raise VlpromptError(f"{path} has {list(strange[0])} in '{part}', which is no {part} item of {splits.name}")
+            raise VlpromptError(
+                f"{path} has {list(strange[0])} in '{part}', which is not a {part} item of {splits.name}"
+            )
         chosen[part] = [known[entry] for entry in entries]
     return splits.with_parts(chosen)
 
@@ -160,10 +162,10 @@ def read_subset(splits: DatasetSplits, path: str | Path) -> DatasetSplits:
 def generated_split(
     paths: Sequence[str], shares: tuple[float, float] = (0.5, 0.2)
 ) -> tuple[list[str], list[str], list[str]]:
-    """Split one class's images into train, val and test: by default 50/20/30, CoOp's shares.
+    """Split one class's images into train, val and test, by default 50/20/30 percent as CoOp does.
 
-    The order is that of the paths' SHA-256, so it depends on nothing but the relative paths, and an image that is
-    added leaves the others' order as it was. Two images suffice for a train and a test set.
+    The order is that of the SHA-256 of the relative paths, so it is the same everywhere, and adding an image does not
+    change the order of the others. Two images are enough for a train and a test part.
 
     >>> [len(part) for part in generated_split([f"{i}.png" for i in range(16)])]
     [8, 3, 5]

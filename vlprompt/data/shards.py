@@ -132,7 +132,7 @@ class ShardedFile:
         """Count shards as not made, and say so."""
         if damaged:
             of = f"{len(damaged)} of {len(self.shards)} shards of the feature bank {self.path}"
-            warn(f"{of} are damaged, the first is {damaged[0].number}: they are made again")
+            warn(f"{of} are damaged, the first is {damaged[0].number}: they are computed again")
         for shard in damaged:
             del self.sums[shard.number]
 

@@ -118,7 +118,7 @@ class _Loader:
     def checked(self, image: Tensor) -> Tensor:
         """Return a preprocessed image, or raise one sentence for a tensor that is none."""
         if self.views:
-            raise VlpromptError("a tensor that was cropped already has one view, and this method asks for several")
+            raise VlpromptError("a tensor that is already cropped has one view, and this method needs several")
         if tuple(image.shape) != self.shape:
             raise VlpromptError(
                 f"a float tensor must be an image that went through clip.preprocess, {self.shape}, not "

@@ -72,7 +72,7 @@ def _read_templates(spec: str) -> list[str]:
     path = Path(spec).expanduser()
     if not path.is_file():
         raise VlpromptError(
-            f"'{spec}' is no template (it has no {{}}), no file and no set: {nearest(spec, TEMPLATE_SETS)}"
+            f"'{spec}' is not a template (it has no {{}}), a file or a set: {nearest(spec, TEMPLATE_SETS)}"
         )
     try:
         templates = json.loads(read_text(path)) if path.suffix == ".json" else text_lines(path)

@@ -1,6 +1,4 @@
-"""Which images ``PromptClassifier`` answers, how its probabilities are made to mean what they say, and the word for
-those that it leaves out.
-"""
+"""Predictions of ``PromptClassifier``: calibrated probabilities, and images that it leaves unanswered."""
 
 from __future__ import annotations
 
@@ -26,7 +24,7 @@ from vlprompt.training.trainer import Trainer
 
 
 class Answers:
-    """What ``PromptClassifier`` says of images, from the logits of its learner."""
+    """The predictions of ``PromptClassifier``, from its learner's logits."""
 
     learner_: PromptLearner
     classes_: np.ndarray
@@ -39,7 +37,7 @@ class Answers:
         raise NotImplementedError
 
     def predict(self, X: Any) -> np.ndarray:
-        """Return the label (N,) of each image, ``unsure`` where its probability is too low to answer."""
+        """Return the label (N,) of each image; ``unsure`` if its probability is below the threshold."""
         logits, threshold = self._logits(X), self._threshold()
         labels: np.ndarray = self.classes_[logits.argmax(dim=1).numpy()]
         if threshold is None:
@@ -48,20 +46,20 @@ class Answers:
         return with_unsure(labels, sure.numpy(), self.unsure)
 
     def predict_proba(self, X: Any) -> np.ndarray:
-        """Return the probability (N, C) of each class, in the order of ``classes_``."""
+        """Return the probabilities (N, C) of the classes, in the order of ``classes_``."""
         logits = self._logits(X)
         return self.learner_.probabilities(logits).numpy()
 
     def score(self, X: Any, y: ArrayLike, sample_weight: ArrayLike | None = None) -> float:
-        """Return the share of images whose likeliest class is the true one, those left unanswered among them."""
+        """Return the accuracy of the most likely class, also for images that ``predict`` leaves unanswered."""
         truth = labels_to_compare(y, self._classes())
         likeliest = self.classes_[self._logits(X).argmax(dim=1).numpy()]
         return float(accuracy_score(truth, likeliest, sample_weight=sample_weight))
 
     def accuracy_coverage(self, X: Any, y: ArrayLike) -> AccuracyCoverage:
-        """Return how accuracy grows as fewer images are answered, see ``vlprompt.evaluation.abstention``.
+        """Return the accuracy at each coverage, see ``vlprompt.evaluation.abstention``.
 
-        As in ``score``, an image of a class that was not learnt is one that the classifier is wrong about.
+        As in ``score``, images of classes that were not learnt count as errors.
         """
         truth = labels_to_compare(y, self._classes())
         places = {label: i for i, label in enumerate(self.classes_.tolist())}
@@ -73,12 +71,12 @@ class Answers:
 
     @property
     def calibration_(self) -> Calibration | None:
-        """What held-out images said of the probabilities."""
+        """The temperature and threshold found on held-out images; None if neither was asked for."""
         check_is_fitted(self, "learner_")
         return self.learner_.calibration
 
     def _threshold(self) -> float | None:
-        """From what probability on to answer, as the settings are now; None answers all."""
+        """The probability from which images are answered, with the current settings; None answers all."""
         if self.min_probability is None and self.coverage is None:
             return None
         return threshold_for(self.learner_, self.min_probability, self.coverage)

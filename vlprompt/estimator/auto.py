@@ -34,7 +34,7 @@ def choice_of(selection: str, budget: float | str | None, options: Mapping[str, 
         VlpromptError: one is not right.
     """
     if OTHER_NAMES.get(selection, selection) != FIXED:
-        raise VlpromptError(f"method={AUTO} chooses on all images of X: leave selection={selection} out")
+        raise VlpromptError(f"method={AUTO} cross-validates on all images of X: leave selection={selection} out")
     given = {key: value for key, value in options.items() if key in CHOICES}
     return choice_options(given if budget is None else given | {"budget": budget})
 

@@ -70,61 +70,60 @@ ROWS = 1000  # of features that are scored together
 
 
 class PromptClassifier(Kept, Answers, ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-learn has no types
-    """Prompt learning with scikit-learn's conventions: ``fit``, ``predict``, pipelines, cross-validation, grid search.
+    """Any method as a scikit-learn classifier of images: works in pipelines, cross-validation and grid search.
 
-    Training is that of ``vlprompt train``: the same loop, the method's few-shot recipe, and cached image features where
-    the method leaves the image tower alone. With the same images in the same order and the same seed it learns the
-    same weights.
+    It trains as ``vlprompt train`` does: the same loop, the method's few-shot recipe, and cached image features if the
+    method leaves the image tower alone. The same images in the same order with the same seed give the same weights.
 
-    X holds N images in any of these forms: paths, ``PIL.Image``s, byte arrays (H, W, 3), byte tensors (3, H, W), an
-    array of them, a ``torch.utils.data.Dataset``, or float tensors (3, S, S) that went through ``clip.preprocess``.
-    For methods that leave the image tower alone it may also be features (N, D) of the backbone, as
-    ``vlprompt.image_features`` returns them: cross-validation and grid search then encode nothing. y holds N labels,
-    names or integers. A transductive method (``method_info(name)["predicts"]``) predicts all of the X that it is given
-    jointly, so that other images beside one may change its prediction.
+    X is a sequence of N images: paths, ``PIL.Image``s, byte arrays (H, W, 3), byte tensors (3, H, W), float tensors
+    (3, S, S) that went through ``clip.preprocess``, one array or tensor of them, or a ``torch.utils.data.Dataset``. For
+    methods that leave the image tower alone it may also be features (N, D) from ``vlprompt.image_features``, so that
+    cross-validation and grid search encode nothing. y has N labels, names or integers. A transductive method
+    (``method_info(name)["predicts"]``) predicts all images in X jointly: the prediction for an image then depends on
+    the others.
 
     Args:
-        method: one of ``vlprompt.list_methods()``; or ``auto``, which chooses one by cross-validation on X.
-        backbone: a name as ``vlprompt.load_clip`` takes it, or a ``FrozenCLIP``, which clones share.
-        pretrained: tag of a named backbone's weights.
-        class_names: words for the prompts where labels are none: one for each class in the order of ``classes_``, or a
-            dictionary from labels to names, which may have classes without training images.
-        templates: hand-written ones, as ``templates=`` of ``vlprompt train``.
-        options: more settings of training or of the method, such as ``{"n_ctx": 4, "optimizer": "adam"}``; of ``auto``
-            also what it chooses among, such as ``{"candidates": ["zero_shot", "gda(alpha=3)"], "folds": 4}``.
-        epochs, lr, batch_size, views: in place of the recipe's, see ``vlprompt train --help``.
-        mirror: whether a mirrored image keeps its class (not so for digits).
+        method: one of ``vlprompt.list_methods()``, or ``auto`` to choose one by cross-validation on X.
+        backbone: a name as for ``vlprompt.load_clip``, or a ``FrozenCLIP``, which clones share.
+        pretrained: tag of the pretrained weights, for a backbone given by name.
+        class_names: words for the prompts if the labels are not names: one per class in the order of ``classes_``, or a
+            dictionary from labels to names, which may include classes without training images.
+        templates: hand-written templates, as for ``templates=`` of ``vlprompt train``.
+        options: more settings of training or of the method, such as ``{"n_ctx": 4, "optimizer": "adam"}``; for ``auto``
+            also its candidates, such as ``{"candidates": ["zero_shot", "gda(alpha=3)"], "folds": 4}``.
+        epochs, lr, batch_size, views: override the recipe, see ``vlprompt train --help``.
+        mirror: whether a mirrored image still shows its class (not so for digits).
         precision, device: of the backbone.
-        selection: ``fixed`` chooses nothing. ``fewshot_val`` holds out a fifth of each class's images (at least one, at
-            most four, drawn by ``random_state``), does not train on them, and takes the point of the method's grid and
-            the epoch that are best on them.
-        class_weight: how much a class's images count in training, as in scikit-learn: ``balanced`` makes classes count
-            alike, whatever their numbers of images; a dictionary has weights by label.
-        budget: of ``auto``, the time to choose and to learn in, such as ``90s`` or ``10min``; None takes two minutes.
-        workers: processes that decode training images, and threads that decode those to predict.
-        on_unreadable: ``skip``, with a warning, image files to fit on that cannot be read, or ``stop`` at them; those
-            to predict always stop.
-        calibrate: ``temperature`` fits one number that makes ``predict_proba`` mean what it says, on the images that
-            ``selection=fewshot_val`` held out, or else by cross-fitting on the training images: two trainings more.
-        min_probability: leave an image unanswered whose largest probability is below this.
-        coverage: share of images to answer, such as 0.9; ``fit`` chooses the least probability for it on the images
-            that ``calibrate`` looks at.
-        unsure: what ``predict`` says of an image that it leaves unanswered.
-        warm_start: let ``fit`` go on from what the last one learnt.
-        random_state: seed of initial weights, batches and augmentation; None draws another each time.
-        verbose: tell how training gets on.
+        selection: ``fixed`` chooses nothing. ``fewshot_val`` holds out a fifth of each class's images (between one and
+            four, drawn by ``random_state``), does not train on them, and uses the hyper-parameters of the method's grid
+            and the epoch that are best on them.
+        class_weight: weight of each class's images in training, as in scikit-learn: ``balanced`` gives all classes the
+            same total weight; a dictionary gives weights by label.
+        budget: for ``auto``, time for choosing and training, such as ``90s`` or ``10min``; None means two minutes.
+        workers: processes that decode training images, and threads that decode images to predict.
+        on_unreadable: ``skip`` leaves out unreadable files in ``fit``, with a warning; ``stop`` raises an error, as
+            prediction always does.
+        calibrate: ``temperature`` fits one number that makes the probabilities match the accuracy, on the images that
+            ``selection=fewshot_val`` held out, or else by cross-fitting on the training images (two more trainings).
+        min_probability: leave an image unanswered if its largest probability is below this.
+        coverage: share of images to answer, such as 0.9; ``fit`` chooses the probability threshold for it on the same
+            images as ``calibrate``.
+        unsure: what ``predict`` returns for an image that is left unanswered.
+        warm_start: whether ``fit`` continues from what the previous call learnt.
+        random_state: seed of initial weights, batches and augmentation; None draws a new one each time.
+        verbose: report the progress of training.
 
     Attributes:
-        learner_: the trained ``PromptLearner``; ``save_pretrained(folder)`` keeps it.
+        learner_: the trained ``PromptLearner``; ``save_pretrained(folder)`` saves it.
         classes_: (C,) labels, sorted.
-        choice_: of ``auto``, the method that was chosen, and in ``table()`` what from.
-        history_: one record for each epoch of training.
-        searches_: what was chosen from a grid, with every point that was tried.
-        pseudo_labels_: for each time that the method labelled images without a label, what it took them for: ``index``
-            (M,) in X with X_unlabelled behind it, ``label`` and ``confidence``.
-        calibration_: what held-out images said of the probabilities, see ``vlprompt.learner.calibration``; None if
-            they were not asked.
-        n_features_in_: D, where X was features.
+        choice_: for ``auto``, the chosen method; its ``table()`` lists the candidates.
+        history_: one record per epoch of training.
+        searches_: the hyper-parameters chosen from grids, with every point that was tried.
+        pseudo_labels_: one dictionary for each time the method pseudo-labelled images: ``index`` (M,) into X followed
+            by X_unlabelled, ``label`` and ``confidence``.
+        calibration_: the temperature and threshold found on held-out images, see ``vlprompt.learner.calibration``; None
+            if neither was asked for.
+        n_features_in_: D, if X was features.
 
     >>> paths, names = vlprompt.load_folder("photos")  # doctest: +SKIP
     >>> PromptClassifier(epochs=50).fit(paths, names).predict(["another.jpg"])  # doctest: +SKIP
@@ -198,23 +197,23 @@ class PromptClassifier(Kept, Answers, ClassifierMixin, BaseEstimator):  # type: 
     def fit(
         self, X: Any, y: ArrayLike | None = None, X_unlabelled: Any = None, sample_weight: ArrayLike | None = None
     ) -> PromptClassifier:
-        """Learn prompts from images X and labels y; a ``Dataset`` of (image, label) pairs may come without y.
+        """Train on images X and labels y; a ``Dataset`` of (image, label) pairs needs no y.
 
         Args:
             X: images, or features of them.
-            y: labels. Methods that learn from a pool (``method_info(name)["labels"]`` is some or any) take -1 for no
-                label, as scikit-learn does; if no image has one, ``class_names`` says what the classes are.
-            X_unlabelled: images without labels, or features of them, for such methods.
-            sample_weight: how much each image of X counts (N,), 0 not at all. Trained losses take it relative to its
-                mean, heads that fit themselves as so many copies. Methods that have no use for it
-                (``method_info(name)["weighs"]``) refuse it.
+            y: labels. Methods that learn from a pool (``method_info(name)["labels"]`` is some or any) accept -1 for
+                unlabelled images, as scikit-learn does; if all are unlabelled, ``class_names`` defines the classes.
+            X_unlabelled: unlabelled images, or features of them, for such methods.
+            sample_weight: weight (N,) of each image in X; 0 ignores it. Training losses use weights relative to their
+                mean; heads with a closed-form fit treat them as numbers of copies. Methods that cannot use weights
+                (``method_info(name)["weighs"]``) refuse them.
 
         Raises:
-            VlpromptError: a setting, an image or a label is not right; told before training starts.
+            VlpromptError: a setting, an image or a label is invalid; raised before training starts.
         """
         needs = labels_asked(self)
         if X_unlabelled is not None and needs == "needed":
-            raise VlpromptError(f"{self.method} learns from labelled images alone, and X_unlabelled has no labels")
+            raise VlpromptError(f"{self.method} learns from labelled images only: leave X_unlabelled out")
         given, missing = marked_unlabelled(y, needs, self.class_names)
         X, labels = self._checked(X, given, reset=True)
         classes = labels if missing is None or not missing.all() else classes_of(self.class_names)
@@ -236,17 +235,17 @@ class PromptClassifier(Kept, Answers, ClassifierMixin, BaseEstimator):  # type: 
         classes: ArrayLike | None = None,
         sample_weight: ArrayLike | None = None,
     ) -> PromptClassifier:
-        """Go through X once, at the recipe's learning rate, from what was learnt so far.
+        """Train one epoch on X, at the recipe's learning rate, starting from what was learnt so far.
 
         Args:
-            X: as for ``fit``. Methods that leave the image tower alone see the centre of each image.
+            X: as for ``fit``. Methods that leave the image tower alone see the centre crop of each image.
             y: labels of X.
-            classes: all labels that will ever come; needed by the first call.
+            classes: all labels that will ever occur; required in the first call.
             sample_weight: as for ``fit``.
         """
         first = not hasattr(self, "learner_")
         if self.method == AUTO and first:
-            raise VlpromptError(f"method={AUTO} chooses on all images, and partial_fit sees some: fit once before")
+            raise VlpromptError(f"method={AUTO} chooses on all images, and partial_fit sees only some: call fit first")
         if not first:
             classes = None
         elif classes is None:
@@ -258,14 +257,14 @@ class PromptClassifier(Kept, Answers, ClassifierMixin, BaseEstimator):  # type: 
         return self._learn(X, y, known, once=True, counts=counts)
 
     def add_class(self, name: str, label: Any = None) -> PromptClassifier:
-        """Tell one more class apart from now on, of which no image was seen.
+        """Add a class of which no image was seen; from now on it is predicted as well.
 
         Args:
             name: the class name, for the prompt.
-            label: what ``predict`` calls it; by default the name, or the next integer where labels are integers.
+            label: its label; by default the name, or the next integer if labels are integers.
 
         Raises:
-            VlpromptError: the method is bound to the classes it learnt, or the label is taken.
+            VlpromptError: the method cannot score new classes, or the label is taken.
         """
         check_is_fitted(self, "learner_")
         named = self.classes_.dtype.kind in "OUS"
@@ -273,9 +272,9 @@ class PromptClassifier(Kept, Answers, ClassifierMixin, BaseEstimator):  # type: 
             raise VlpromptError(f"a class name must be a text, not {told(name)}")
         label = (name if named else int(self.classes_.max()) + 1) if label is None else label
         if isinstance(label, str) != named or not isinstance(label, (str, Number)):
-            raise VlpromptError(f"a label must be a {'text' if named else 'number'} as the others, not {told(label)}")
+            raise VlpromptError(f"a label must be a {'text' if named else 'number'} like the others, not {told(label)}")
         if label in self.classes_.tolist():
-            raise VlpromptError(f"there is a class {label!r} already")
+            raise VlpromptError(f"there is already a class {label!r}")
         classes = np.unique([*self.classes_.tolist(), label])
         known = dict(zip(self.classes_.tolist(), self.learner_.class_names, strict=True)) | {label: name}
         self.learner_.set_class_names([known[each] for each in classes.tolist()])
@@ -291,14 +290,14 @@ class PromptClassifier(Kept, Answers, ClassifierMixin, BaseEstimator):  # type: 
         missing: np.ndarray | None = None,
         counts: np.ndarray | None = None,
     ) -> PromptClassifier:
-        """Train on checked data: anew if ``classes`` are given; ``once`` for a single pass; labels may be missing."""
+        """Train on checked data: from scratch if ``classes`` are given, one pass if ``once``; labels may be missing."""
         known = self.classes_ if classes is None else classes
         if len(known) < 2:
             raise VlpromptError(f"there is only 1 class, {known.tolist()[0]!r}, and a classifier needs at least two")
         unknown = np.setdiff1d(y, known)
         if len(unknown):
             hint = "add it with add_class" if classes is None else "class_names or classes lack it"
-            raise VlpromptError(f"the label {unknown.tolist()[0]!r} is none of the classes: {hint}")
+            raise VlpromptError(f"the label {unknown.tolist()[0]!r} is not one of the classes: {hint}")
         named = self.class_names if self.class_names is not None else names_of_dataset(X, known)
         names = names_of(known, named) if classes is not None else self.learner_.class_names
         labels = np.searchsorted(known, y)
@@ -338,7 +337,7 @@ class PromptClassifier(Kept, Answers, ClassifierMixin, BaseEstimator):  # type: 
         return self
 
     def _train(self, given: Given, learning: Learning, selection: Selection, make: Make | None) -> None:
-        """Train ``learner_``; ``make`` gives others like it, where it was not trained before and is not again."""
+        """Train ``learner_``; ``make`` creates untrained copies of it, unless this continues an earlier training."""
         config, reporter, before = learning.config, Reporter(quiet=not self.verbose), len(self.history_)
         threads = computing_with(threads_for(self.learner_.clip.model))
         with torch.enable_grad(), threads, reporter.bar("epoch", lines=5) as update:  # whoever calls
@@ -371,17 +370,17 @@ class PromptClassifier(Kept, Answers, ClassifierMixin, BaseEstimator):  # type: 
     # Predicting
 
     def decision_function(self, X: Any) -> np.ndarray:
-        """Return the logits (N, C); of two classes, the second's less the first's: (N,)."""
+        """Return logits (N, C); with two classes, the second's minus the first's, (N,)."""
         logits = self._logits(X)
         return (logits[:, 1] - logits[:, 0] if logits.shape[1] == 2 else logits).numpy()
 
     def report(self, X: Any, y: ArrayLike | None = None, *, check_data: bool = True) -> Inspection:
-        """Look at labelled images one by one: how often the classifier is right, of which classes, its surest mistakes.
+        """Evaluate on labelled images one by one: accuracy overall and per class, and the most confident mistakes.
 
         Args:
-            X: images that were not learnt from, or features of them; as for ``fit``.
-            y: their labels, of the classes that were learnt.
-            check_data: look for labels that seem wrong and for near-duplicates among them too.
+            X: images that were not trained on, or features of them; as for ``fit``.
+            y: their labels, among the classes that were trained on.
+            check_data: also look for suspicious labels and near-duplicates among them.
 
         Returns:
             An ``Inspection``: ``save(folder)`` writes its page, contact sheet and tables, ``to_frame()`` makes a table.
@@ -408,7 +407,7 @@ class PromptClassifier(Kept, Answers, ClassifierMixin, BaseEstimator):  # type: 
     # What comes in
 
     def _checked(self, X: Any, y: Any, reset: bool) -> tuple[Any, np.ndarray]:
-        """Images as a sequence or features as fp32 rows, and labels; as scikit-learn checks them."""
+        """Images as a sequence, or features as fp32 rows, and labels; checked as scikit-learn does."""
         X = as_torch(X)
         if isinstance(X, Dataset) and y is None:
             y = labels_of(X)
@@ -433,5 +432,5 @@ class PromptClassifier(Kept, Answers, ClassifierMixin, BaseEstimator):  # type: 
 
 
 def _writable(rows: np.ndarray) -> np.ndarray:
-    """Rows that torch may share: a table's may be read-only."""
+    """Rows in memory that torch may share; those of a table may be read-only."""
     return rows if rows.flags.writeable else rows.copy()

@@ -22,7 +22,8 @@ from vlprompt.estimator.weights import Counts
 from vlprompt.evaluation.prediction import image_features
 from vlprompt.learner.contract import PromptLearner
 from vlprompt.learner.held_out import Selection
-from vlprompt.training.feed import FeatureFeed, ImageFeed, make_feed
+from vlprompt.training.feed import FeatureFeed, ImageFeed
+from vlprompt.training.feeding import make_feed
 from vlprompt.training.recipes import Learning
 
 

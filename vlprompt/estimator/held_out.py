@@ -40,16 +40,18 @@ def selection_of(setting: str, method: str, config: Any, facts: Facts, once: boo
     rule = OTHER_NAMES.get(setting, setting)
     if rule == PAPER:
         raise VlpromptError(
-            "selection=paper chooses on a published dataset's validation or test images, which X is not: use fixed or "
+            "selection=paper chooses on a published dataset's validation or test images, and X has none: use fixed or "
             "fewshot_val"
         )
     if rule not in SELECTIONS:
         raise VlpromptError(f"unknown selection '{rule}': {nearest(str(rule), (*OTHER_NAMES, FEWSHOT_VAL))}")
     selection = make_selection(rule, method, facts)
     if selection.sources and once:
-        raise VlpromptError(f"partial_fit goes through X once and chooses nothing: use fit for selection={setting}")
+        raise VlpromptError(f"partial_fit trains one epoch and chooses nothing: use fit for selection={setting}")
     if selection.sources and facts.labels == "none":
-        raise VlpromptError(f"{method} learns from no labelled images, so none are held out: use selection=fixed")
+        raise VlpromptError(
+            f"{method} does not learn from labelled images, so none can be held out: use selection=fixed"
+        )
     check_choice(rule, selection, config, facts, method)
     return selection
 
@@ -62,7 +64,9 @@ def held_out(data: DatasetSplits, seed: int) -> DatasetSplits:
     lone = next((item for item in sorted(val, key=lambda item: item.label) if item.label not in left), None)
     if lone or not val:
         lacking = f"'{lone.class_name}' has but one image" if lone else "no class has two images"
-        raise VlpromptError(f"selection=fewshot_val learns from other images than it chooses on, and {lacking}")
+        raise VlpromptError(
+            f"selection=fewshot_val needs separate images to learn from and to choose on, and {lacking}"
+        )
     return replace(data, train=train, val=list(val))
 
 

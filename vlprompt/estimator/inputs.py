@@ -197,7 +197,7 @@ def check_one_label_each(labels: Any) -> None:
             return
         given = "y of several labels an image"
     raise VlpromptError(
-        f"{given} is multi-label, and here an image is of one class: give one label an image, or fit a classifier for "
+        f"{given} is multi-label, and here each image has one class: give one label per image, or fit a classifier for "
         "each label, as sklearn.multioutput does"
     )
 
@@ -238,4 +238,4 @@ def check_fits(X: Any, method: str, facts: Facts, clip: FrozenCLIP, training: bo
         )
     if not facts.cacheable_images and (features or (training and is_preprocessed(X[0]))):
         given = "features of them" if features else "tensors that were cropped already"
-        raise VlpromptError(f"{method} prompts the image tower, so it needs images as they are and not {given}")
+        raise VlpromptError(f"{method} prompts the image tower, so it needs images and not {given}")

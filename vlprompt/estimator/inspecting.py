@@ -74,6 +74,6 @@ def places_of(y: np.ndarray, classes: np.ndarray) -> np.ndarray:
     """
     unknown = np.setdiff1d(y, classes)
     if len(unknown):
-        raise VlpromptError(f"the label {unknown.tolist()[0]!r} is none of the classes that were learnt")
+        raise VlpromptError(f"the label {unknown.tolist()[0]!r} is not one of the classes that were learnt")
     places: np.ndarray = np.searchsorted(classes, y)
     return places

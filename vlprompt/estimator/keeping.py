@@ -37,9 +37,10 @@ class Kept:
     pseudo_labels_: list[dict[str, np.ndarray]]
 
     def save_pretrained(self, path: str | os.PathLike[str]) -> Path:
-        """Keep what was learnt in a folder, made if need be: the learner, in kilobytes, labels, and what is answered.
+        """Save to a folder, created if needed: the learner (kilobytes), the labels and the thresholds for answering.
 
-        ``from_pretrained`` reads it, ``vlprompt.load_learner`` too, and ``vlprompt predict learner=`` from a shell.
+        ``from_pretrained`` and ``vlprompt.load_learner`` read it, and ``vlprompt predict learner=`` on the command
+        line.
         """
         check_is_fitted(self, "learner_")
         return _save(self, path)
@@ -48,16 +49,17 @@ class Kept:
     def from_pretrained(
         cls, path: str | os.PathLike[str], backbone: FrozenCLIP | None = None, device: str = "auto"
     ) -> Self:
-        """Return a classifier that predicts as the saved one does, and has its settings to be fitted anew with.
+        """Return a classifier that predicts as the saved one does, with its settings for fitting again.
 
         Args:
-            path: a folder of ``save_pretrained``, of a classifier or of a learner, a run's folder, or
-                ``hf://user/name[@revision]``. Where no labels are kept, as of a run, class names are the labels.
-            backbone: the frozen model; by default it is loaded as it was when the learner was saved.
-            device: for a backbone that is loaded here.
+            path: a folder of ``save_pretrained``, of a classifier or of a learner, the folder of a run, or
+                ``hf://user/name[@revision]``. If it has no labels, as for a run, class names are the labels.
+            backbone: the frozen model; by default the one that the learner was saved with is loaded.
+            device: of a backbone that is loaded here.
 
         Raises:
-            VlpromptError: there is no learner, it was tampered with, or the backbone is another.
+            VlpromptError: there is no learner, its files are inconsistent or were changed, or the backbone is another
+                one.
 
         >>> PromptClassifier.from_pretrained("my-learner").predict(["another.jpg"])  # doctest: +SKIP
         """
@@ -72,14 +74,15 @@ class Kept:
 def read_saved(
     path: str | os.PathLike[str], clip: FrozenCLIP | None, device: str
 ) -> tuple[PromptLearner, np.ndarray, Mapping[str, Any]]:
-    """Return a saved learner, the labels (C,) of its classes, sorted, and the facts that are kept beside it.
+    """Return a saved learner, the sorted labels (C,) of its classes, and the metadata saved with it.
 
     Args:
-        path: a folder that a classifier or a learner was saved to, a run's folder, or ``hf://user/name[@revision]``.
+        path: a folder that a classifier or a learner was saved to, the folder of a run, or
+            ``hf://user/name[@revision]``.
         clip, device: as in ``load_learner``.
 
     Raises:
-        VlpromptError: as ``load_learner``; its labels are none, or two classes have one name and no labels.
+        VlpromptError: as ``load_learner``; its labels are invalid, or two classes have the same name and no labels.
     """
     remote = str(path).startswith(PREFIX)
     folder = fetch(str(path)) if remote else find_saved(path)

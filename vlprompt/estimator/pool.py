@@ -64,7 +64,7 @@ def marked_unlabelled(
         return y, None
     known: list[Any] = [value for value, none in zip(values, missing, strict=True) if not none]
     if not known and class_names is None:
-        raise VlpromptError("no image has a label, so that class_names must say what the classes are")
+        raise VlpromptError("no image has a label, so class_names must say what the classes are")
     stand_in = known[0] if known else classes_of(class_names)[0]
     return np.array([stand_in if none else v for v, none in zip(values, missing, strict=True)]), missing
 
@@ -79,7 +79,7 @@ def divided(data: DatasetSplits, items: Sequence[Item], facts: Facts) -> Dataset
     labelled = [] if facts.labels == "none" else [item for item in items if item.label >= 0]
     pool = items if facts.labels == "none" else [item for item in items if item.label < 0]
     if not pool and facts.labels in ("some", "any"):
-        raise VlpromptError("this method learns from images without labels too: give X_unlabelled, or label them -1")
+        raise VlpromptError("this method also needs unlabelled images: give X_unlabelled, or label them -1")
     lacking = sorted(set(range(len(data.class_names))) - {item.label for item in labelled})
     if labelled and lacking and pool:
         of = ", ".join(repr(data.class_names[label]) for label in lacking[:SHOWN])

@@ -57,7 +57,7 @@ def _check_class_weight(class_weight: Any, labels: list[Any], once: bool) -> Non
             raise VlpromptError(f"class_weight must be None, 'balanced' or a dictionary, not {told(class_weight)}")
         if once:
             raise VlpromptError(
-                "class_weight='balanced' is of all images, and partial_fit sees some: give a dictionary"
+                "class_weight='balanced' needs all images, and partial_fit sees only some: give a dictionary"
             )
         return
     for label, weight in class_weight.items():
@@ -65,7 +65,7 @@ def _check_class_weight(class_weight: Any, labels: list[Any], once: bool) -> Non
             raise VlpromptError(f"class_weight[{label!r}] must be a number of 0 or more, not {told(weight)}")
         if label not in labels:
             raise VlpromptError(
-                f"class_weight has the label {label!r}, which is none: {nearest(str(label), map(str, labels))}"
+                f"class_weight has the label {label!r}, which does not occur: {nearest(str(label), map(str, labels))}"
             )
 
 
@@ -74,8 +74,8 @@ def refuse_weights(method: str, facts: Facts) -> None:
     if not facts.weighs:
         why = "learns from no labelled images" if facts.labels == "none" else "takes all labelled images alike"
         raise VlpromptError(
-            f"{method} with these settings {why}, so sample_weight and class_weight have no meaning: leave them out, "
-            "or take a method that weighs, such as coop, gda or linear_probe"
+            f"{method} with these settings {why}, so it cannot use sample_weight and class_weight: leave them out, "
+            "or use a method that can, such as coop, gda or linear_probe"
         )
 
 

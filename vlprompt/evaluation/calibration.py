@@ -33,8 +33,8 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
     """
     if bool((logits.argmax(dim=1) == labels).all()):
         warn(
-            f"all {len(labels)} held-out images are right, which does not tell how unsure to be: the temperature stays "
-            "1; more images would tell"
+            f"all {len(labels)} held-out images are classified correctly, so no temperature can be estimated: it stays "
+            "1; more images may help"
         )
         return 1.0
     from scipy.optimize import minimize_scalar
@@ -75,7 +75,7 @@ def calibrate(
         VlpromptError: there are no images.
     """
     if not len(labels):
-        raise VlpromptError("no image is held out, so that nothing says how sure the learner may be")
+        raise VlpromptError("no image is held out to calibrate the learner on")
     logits, labels = logits.detach().float().cpu(), labels.cpu()
     t = fit_temperature(logits, labels) if temperature else 1.0
     confidence, predicted = (logits / t).softmax(dim=1).max(dim=1)
@@ -90,9 +90,9 @@ def calibrate(
 def refuse_facts(asked: str, method: str, facts: Facts) -> None:
     """Refuse learners whose probabilities depend on more than an image, of which held-out ones tell nothing."""
     if facts.predicts != "alone":
-        raise VlpromptError(f"{asked} cannot be, since {method} predicts an image from the other test images too")
+        raise VlpromptError(f"{asked} is not possible: {method} predicts an image from the other test images too")
     if "views" in facts.inputs:
-        raise VlpromptError(f"{asked} cannot be, since {method} learns anew from views of each test image")
+        raise VlpromptError(f"{asked} is not possible: {method} is tuned on views of each test image")
 
 
 def threshold_of(
@@ -109,7 +109,7 @@ def threshold_of(
         VlpromptError: both are asked for, one is out of its range, or the learner has no calibration.
     """
     if min_probability is not None and coverage is not None:
-        raise VlpromptError("min_probability and coverage both say when to answer: give one of them")
+        raise VlpromptError("min_probability and coverage both set the threshold for answering: give one of them")
     if coverage is not None:
         check_share("coverage", coverage)
         if found is None:
@@ -135,7 +135,9 @@ def threshold_for(
     """
     own = set(learner.class_names) == set(learner.trained_names)
     if coverage is not None and learner.calibration is not None and not own:
-        raise VlpromptError("coverage is known among the classes that the learner was trained on: give min_probability")
+        raise VlpromptError(
+            "coverage is only known for the classes that the learner was trained on: give min_probability"
+        )
     return threshold_of(learner.calibration if own else None, min_probability, coverage)
 
 

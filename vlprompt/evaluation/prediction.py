@@ -1,4 +1,4 @@
-"""A learner on images of any number: class names and probabilities, logits or features, a few batches in memory."""
+"""Apply a learner to any number of images, a few batches at a time: predictions, logits, features."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ Report = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a learner says of one image.
+    """A learner's prediction for one image.
 
     Attributes:
-        image: as it was given.
-        classes: names of the likeliest classes, the likeliest first.
-        probabilities: theirs, among all classes of the learner.
-        predicts: whether it was predicted ``alone``, ``online``, or ``jointly`` with all images that were given.
-        sure: whether the likeliest class is the answer; False where its probability is too low to give one.
+        image: the image as it was given.
+        classes: names of the most likely classes, the most likely first.
+        probabilities: of these classes, among all classes of the learner.
+        predicts: whether it was predicted ``alone``, ``online``, or ``jointly`` with all given images.
+        sure: whether the most likely class is given as the answer; False if its probability is below the threshold.
     """
 
     image: Any
@@ -57,7 +57,7 @@ class Prediction:
 
     @property
     def answer(self) -> str | None:
-        """The likeliest class, or None where it is not sure of it."""
+        """The most likely class, or None if its probability is below the threshold."""
         return self.classes[0] if self.sure else None
 
 
@@ -73,22 +73,23 @@ def predict_images(
     min_probability: float | None = None,
     coverage: float | None = None,
 ) -> Iterator[Prediction]:
-    """Yield what a learner says of images, in their order; jointly, after the last was read, where it predicts so.
+    """Yield a learner's predictions for images, in order; a transductive learner reads all images first.
 
     Args:
         learner: any learner.
         images: paths, PIL images, arrays or tensors (see ``vlprompt.data.as_rgb``), or a ``torch.utils.data.Dataset``.
-        top: likeliest classes to tell, at most.
+        top: maximum number of classes per prediction, the most likely first.
         batch_size: images that are scored together.
-        threads: that decode images; None takes one for each core.
-        on_unreadable: called with one sentence for each image that cannot be read and is left out; None raises it.
-        min_probability: from what largest probability on to answer; None takes what the learner was trained to, if it
-            was (``coverage`` of a run). Others are unsure: their ``answer`` is None.
-        coverage: in its place, the share in (0, 1] of images to answer, of a learner that was calibrated; held-out
-            images decide the probability, so that the share of others may be another.
+        threads: threads that decode images; None uses one per core.
+        on_unreadable: called with a sentence about each image that cannot be read, which is then left out; None raises
+            an error instead.
+        min_probability: probability that the most likely class needs to be given as the answer; below it, ``answer`` is
+            None. By default the threshold that the learner was trained with (``coverage`` of a run), if any.
+        coverage: choose the threshold so that this share, in (0, 1], of held-out images is answered; the share of the
+            given images may differ. Needs a calibrated learner.
 
     Raises:
-        VlpromptError: an image cannot be read, or the learner does not know the coverage.
+        VlpromptError: an image cannot be read, or the learner has no threshold for this coverage.
 
     >>> list(predict_images(learner, ["cat.jpg"]))  # doctest: +SKIP
     [Prediction(image='cat.jpg', classes=('cat',), probabilities=(0.93,))]
@@ -109,7 +110,7 @@ def named(
     min_probability: float | None,
     predicts: Predicts = "alone",
 ) -> Iterator[Prediction]:
-    """Yield the ``top`` likeliest classes of images, given their probabilities (B, C)."""
+    """Yield the ``top`` most likely classes of images, given probabilities (B, C)."""
     best = probabilities.topk(min(top, len(names)), dim=1)
     for source, found, values in zip(sources, best.indices.tolist(), best.values.tolist(), strict=True):
         sure = min_probability is None or values[0] >= min_probability
@@ -120,7 +121,7 @@ def named(
 def image_logits(
     learner: PromptLearner, images: Iterable[Any], *, batch_size: int = BATCH, threads: int | None = None
 ) -> Tensor:
-    """Return a learner's logits (N, C) of images as ``predict_images`` takes them."""
+    """Return a learner's logits (N, C) for images, given in any form that ``predict_images`` takes."""
     found = _predicted(learner, images, batch_size, threads)
     return torch.cat([torch.empty(0, len(learner.class_names)), *(logits for _, logits in found)])
 
@@ -132,12 +133,12 @@ def image_features(
     batch_size: int = BATCH,
     threads: int | None = None,
 ) -> np.ndarray:
-    """Return image features (N, D) as float32: rows for ``PromptClassifier`` or any other use in NumPy.
+    """Return image features (N, D) as a float32 array, for ``PromptClassifier`` or any other use in NumPy.
 
     Args:
-        model: a frozen model, whose features are not normalised, or a learner, whose own they then are.
-        images: as ``predict_images`` takes them. Version 0.1 had them before the model, which is taken too.
-        batch_size, threads: as in ``predict_images``.
+        model: a frozen model, whose features are not normalised, or a learner, whose features are.
+        images: as for ``predict_images``. The order (images, model) of version 0.1 is accepted as well.
+        batch_size, threads: as for ``predict_images``.
 
     Raises:
         VlpromptError: an image cannot be read.
@@ -213,7 +214,7 @@ def _read(
 
 
 def several_images(images: Any) -> Iterable[Any]:
-    """Return what several images are asked of, or raise one sentence for a single one, features and the like."""
+    """Return an iterable of images; raise ``VlpromptError`` for a single image, features and the like."""
     several: Iterable[Any] = images
     if is_of_hub(images):
         return several
@@ -237,18 +238,18 @@ def several_images(images: Any) -> Iterable[Any]:
 def find_images(
     arguments: Sequence[str], lines: Iterable[str] = (), on_left_out: Report | None = None
 ) -> Iterator[str]:
-    """Return the paths that a command line names, in its order.
+    """Yield the image paths that command-line arguments name, in order.
 
     Args:
-        arguments: images and tar shards of images; folders, for all images below them, sorted, or the shards where
-            there are none; patterns such as ``photos/**/*.jpg``; addresses of any of these that fsspec knows, such as
-            ``s3://bucket/photos``; or ``-``.
-        lines: what ``-`` stands for, one path a line, read as they are asked for.
-        on_left_out: called with one sentence for each folder in which files, or linked folders, are left out.
+        arguments: images and tar shards of images; folders, for all images below them, sorted, or for their shards if
+            they have no images; patterns such as ``photos/**/*.jpg``; addresses of any of these that fsspec can open,
+            such as ``s3://bucket/photos``; or ``-``.
+        lines: what ``-`` stands for: paths, one per line, read lazily.
+        on_left_out: called with a sentence about each folder in which files, or linked folders, are left out.
 
     Raises:
-        VlpromptError: a folder or pattern has no images; a file is looked for only when its turn comes, and what a
-            shard holds is told by ``vlprompt.data.remote.unpacked``.
+        VlpromptError: a folder or pattern has no images. A single file is looked for only when its turn comes, and the
+            images in a shard are listed by ``vlprompt.data.remote.unpacked``.
     """
     return chain.from_iterable([_lines(lines) if a == STDIN else _expand(a, on_left_out) for a in arguments])
 

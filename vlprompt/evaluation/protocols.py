@@ -156,7 +156,7 @@ def together(dataset: str, targets: Targets, held_out: str | None) -> Plan:
     _none_of(targets=targets, held_out=held_out)
     names = tuple(name.strip() for name in dataset.split("+"))
     if len(names) < 2 or len(set(names)) < len(names) or not all(names):
-        raise VlpromptError(f"protocol=multitask learns from several datasets: say dataset=A+B, not dataset={dataset}")
+        raise VlpromptError(f"protocol=multitask trains on several datasets: give dataset=A+B, not dataset={dataset}")
     return Plan(Part(dataset, joined=names), {name: Part(name) for name in names})
 
 
@@ -175,7 +175,7 @@ def to_domains(dataset: str, targets: Targets, held_out: str | None) -> Plan:
         return Plan(part, {held_out: part})
     if domains and targets is None:
         raise VlpromptError(
-            f"protocol=domain_generalization on {dataset} leaves one domain out: say held_out=DOMAIN, "
+            f"protocol=domain_generalization on {dataset} leaves one domain out: give held_out=DOMAIN, "
             f"of {', '.join(domains)}"
         )
     return _source_and_targets(dataset, targets, {"imagenet": "dg4", "glyphs/symbols": "mini_dg4"})
@@ -194,7 +194,7 @@ def _source_and_targets(dataset: str, targets: Targets, usual: dict[str, str]) -
         if targets not in collections and ":" not in targets and targets not in list_datasets():
             here = name_here(targets)
             hint = f"its name here is {here}" if here else nearest(targets, collections)
-            raise VlpromptError(f"targets={targets} is no dataset or collection: {hint}")
+            raise VlpromptError(f"targets={targets} is not a dataset or collection: {hint}")
         targets = collections.get(targets, (targets,))
     names = [name for name in targets if name != dataset]
     return Plan(Part(dataset), {"source": Part(dataset)} | {name: Part(name) for name in names})
@@ -204,9 +204,7 @@ def _none_of(**given: Any) -> None:
     """Refuse settings that a protocol has no use for."""
     for key, value in given.items():
         if value is not None:
-            raise VlpromptError(
-                f"{key}={value} has no meaning in this protocol: leave it out, or choose another protocol"
-            )
+            raise VlpromptError(f"{key}={value} is not used by this protocol: leave it out, or choose another protocol")
 
 
 PROTOCOLS: Registry[Protocol] = Registry("protocol")
@@ -290,7 +288,7 @@ for name, protocol in {
 
 
 def list_protocols(pattern: str = "*") -> list[str]:
-    """Names of the protocols that match a shell-style pattern."""
+    """Return the names of the protocols that match a shell-style pattern."""
     return PROTOCOLS.names(pattern)
 
 
@@ -315,7 +313,7 @@ def check_suits(protocol: str, plan: Plan, parts: Mapping[Part, DatasetSplits], 
     if plan.labelled == "none" and facts.labels not in ("any", "none"):
         raise VlpromptError(f"{method} learns from labelled images, and protocol={protocol} has none: use few_shot")
     if plan.pool == "none" and facts.labels in ("some", "any"):
-        raise VlpromptError(f"{method} learns from images without labels too: use protocol=semi_supervised")
+        raise VlpromptError(f"{method} also needs unlabelled images: use protocol=semi_supervised")
     if "mask" in facts.inputs:
         _check_masks(plan, parts, method)
     learnt = parts[plan.train].class_names

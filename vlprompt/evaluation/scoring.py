@@ -42,20 +42,20 @@ Progress = Callable[[int, int], None]
 
 
 def limited(items: Sequence[Item], limit: int | None) -> Sequence[Item]:
-    """Return at most ``limit`` items, evenly spaced so that sorted classes all stay."""
+    """Return at most ``limit`` items, evenly spaced, so that all classes of a sorted list remain."""
     if limit is None or limit >= len(items):
         return items
     return [items[i * len(items) // limit] for i in range(limit)]
 
 
 def finite(values: Tensor, learner: PromptLearner) -> Tensor:
-    """Return logits or features of a learner, or raise one sentence that names it if some are NaN or infinite."""
+    """Return a learner's logits or features; raise ``VlpromptError`` if some are NaN or infinite."""
     if values.isfinite().all():
         return values
     largest = max(((float(p.detach().abs().max()), name) for name, p in learner.named_parameters()), default=None)
     hint = f"; its largest number is {largest[0]:.3g}, in {largest[1]}" if largest else ""
     raise VlpromptError(
-        f"{learner.method} on {learner.clip.name} gives NaN or infinity: what it learnt is damaged, or its training "
+        f"{learner.method} on {learner.clip.name} gives NaN or infinity: its weights are damaged, or its training "
         f"diverged (try a smaller lr, or precision=fp32){hint}"
     )
 
@@ -70,18 +70,18 @@ def score(
     progress: Progress | None = None,
     seed: int = 1,
 ) -> Scores:
-    """Score a learner on the test images of ``splits``, among its current class names, without their labels.
+    """Score a learner on the test images of ``splits``, among its current class names. It does not see their labels.
 
-    Image features come from the bank where the learner leaves the image tower alone. To a learner that predicts online
-    the images come in an order that follows from the seed, and what is returned stands in their own.
+    If the learner leaves the image tower alone, image features come from the cached bank. A learner that adapts online
+    gets the images in an order determined by ``seed``; results are returned in the dataset's order.
 
     Args:
-        learner: whose ``class_names`` are those of ``splits``.
-        splits: the dataset, or a half of it.
-        limit: test images at most.
+        learner: a learner whose ``class_names`` are those of ``splits``.
+        splits: the dataset, or the base or new half of it.
+        limit: maximum number of test images.
         workers: processes that load images.
-        progress: called with the number of images done and in all.
-        seed: of the order of a stream.
+        progress: called with the number of images done and the total.
+        seed: of the order of the stream.
     """
     learner.eval()
     items = limited(splits.test, limit)
@@ -117,7 +117,7 @@ def _in_parts(learner: PromptLearner, batch: Batch) -> dict[str, Tensor]:
 
 
 def stream_order(images: int, seed: int | None) -> Tensor:
-    """The places (N,) of test images in the order in which they come: their own, or a draw that a seed decides."""
+    """Positions (N,) of the test images in the order in which a learner sees them: their own, or drawn by a seed."""
     return (
         torch.arange(images) if seed is None else torch.randperm(images, generator=torch.Generator().manual_seed(seed))
     )
@@ -157,16 +157,16 @@ def _batches(
 def format_spread(
     clip: FrozenCLIP, splits: DatasetSplits, templates: Templates, *, limit: int | None = None, workers: int = 0
 ) -> dict[str, float]:
-    """Return the zero-shot accuracy in [0, 1] of each template by itself, on the same test images.
+    """Return the zero-shot accuracy, in [0, 1], of each template alone, on the same test images.
 
-    The spread between the best and the worst says how much of a gain may be the wording alone (FormatSpread, Sclar et
+    The spread between the best and the worst shows how much of a gain could be due to wording (FormatSpread, Sclar et
     al., ICLR 2024, arXiv:2310.11324).
 
     Args:
         clip: the frozen model.
-        splits: the dataset, or a half of it.
+        splits: the dataset, or the base or new half of it.
         templates: a list, the name of a set such as ``imagenet80``, or a file; see ``vlprompt.data``.
-        limit: test images at most.
+        limit: maximum number of test images.
         workers: processes that load images.
     """
     accuracies = {}
@@ -191,24 +191,24 @@ def evaluate(
     seed: int = 1,
     familiar: Familiar | None = None,
 ) -> Evaluation:
-    """Score a learner and zero-shot on the test images of ``splits``, with all metrics.
+    """Compute all metrics of a learner and of zero-shot CLIP on the test images of ``splits``.
 
-    The learner has its own class names again afterwards. One whose class texts are a dataset's templates, as those of
-    zero-shot, CLIP-LoRA and MMRL are, is scored in the words of this one, if it has any.
+    The learner's class names are restored afterwards. Methods whose class texts are the dataset's templates, such as
+    zero-shot, CLIP-LoRA and MMRL, are scored with those of this dataset, if it has any.
 
     Args:
         learner: any learner.
-        splits: the dataset, or a half of it.
-        target: what the row is called.
-        class_names: in label order, in place of the dataset's; more of them than labels are distractors.
-        templates: of zero-shot, in place of the dataset's.
-        spread: templates to score zero-shot with one by one.
-        limit: test images at most.
+        splits: the dataset, or the base or new half of it.
+        target: name of the row.
+        class_names: names to use instead of the dataset's, in label order; names beyond the labels are distractors.
+        templates: templates for zero-shot, instead of the dataset's.
+        spread: templates to score zero-shot with one at a time.
+        limit: maximum number of test images.
         workers: processes that load images.
-        reporter: tells how it gets on.
-        seed: of the order in which images come to a learner that predicts online.
-        familiar: what the classes are to the learner, for one that scores trained classes by another rule; None goes by
-            their names and by what it tells of the dataset that it was trained on.
+        reporter: reports progress.
+        seed: of the order in which images reach a learner that adapts online.
+        familiar: whether the learner was trained on these classes, for learners that score trained classes differently;
+            None compares class names, and the dataset with those that it is known to be trained on.
 
     Raises:
         VlpromptError: there are no test images, too few names, or the learner cannot score these classes.
@@ -287,25 +287,25 @@ def evaluate_learner(
     follow_links: bool = False,
     seed: int = 1,
 ) -> float:
-    """Return a learner's top-1 accuracy, in [0, 1], on a dataset's test images.
+    """Return a learner's top-1 accuracy, in [0, 1], on the test images of a dataset.
 
-    The learner scores the dataset's own class names and has its old ones again afterwards.
+    The learner scores the dataset's class names; its own are restored afterwards.
 
     Args:
         learner: any learner, from ``create_learner``, ``load_learner`` or ``run``.
-        dataset: one of ``list_datasets()``, ``folder:PATH``, splits in hand, or a torch ``Dataset`` of (image, label)
-            pairs or one of Hugging Face's, all of it to test on (of a ``DatasetDict`` its test part); without class
-            names of its own its labels are the learner's classes.
-        root: the folder that holds the datasets' folders; embedded datasets need none.
-        half: ``all`` classes, or the ``base`` or ``new`` half, told apart among themselves.
-        limit: test images at most.
-        on_unreadable: ``skip``, with a warning, images in a ``folder:PATH`` or the like that cannot be read, or
-            ``stop``.
-        follow_links: read linked files and folders that lead out of such a folder.
-        seed: of the order in which images come to a learner that predicts online.
+        dataset: one of ``list_datasets()``, ``folder:PATH``, splits, or a torch ``Dataset`` of (image, label) pairs or
+            a Hugging Face dataset, which is tested on as a whole (of a ``DatasetDict``, its test part). If it has no
+            class names of its own, its labels refer to the learner's classes.
+        root: folder that contains the datasets' folders; embedded datasets do not need it.
+        half: ``all`` classes, or only the ``base`` or the ``new`` half, classified among themselves.
+        limit: maximum number of test images.
+        on_unreadable: what to do with unreadable images of a ``folder:PATH`` and the like: ``skip`` them with a
+            warning, or ``stop``.
+        follow_links: follow links that lead out of such a folder.
+        seed: of the order in which images reach a learner that adapts online.
 
     Raises:
-        VlpromptError: the dataset is not there, or the learner cannot score its classes.
+        VlpromptError: the dataset is not found, or the learner cannot score its classes.
     """
     limit = None if limit is None else at_least("limit", limit, 1)
     if isinstance(dataset, str):

@@ -134,7 +134,7 @@ def summarise(results: Iterable[Result], metric: str = "accuracy") -> Summary:
         for row in result.rows:
             value = getattr(row, metric, None)
             if isinstance(value, bool) or not isinstance(value, (int, float)):
-                raise VlpromptError(f"the results of {result.dataset} hold no number '{metric}' of {row.target}")
+                raise VlpromptError(f"the results of {result.dataset} have no '{metric}' for {row.target}")
             values.setdefault(result.dataset, {}).setdefault(row.target, []).append(value)
     fixed = metric.startswith("zero_shot") or not any(result.has_seeds for result in results)
     datasets = {
@@ -270,7 +270,7 @@ def _check_pair(ours: Result, theirs: Result) -> None:
             )
     if [(row.target, row.split) for row in ours.rows] != [(row.target, row.split) for row in theirs.rows]:
         raise VlpromptError(
-            f"{ours.method} and {theirs.method} on {ours.dataset} cannot be compared: they were tested on other images"
+            f"{ours.method} and {theirs.method} on {ours.dataset} cannot be compared: their test images differ"
         )
 
 

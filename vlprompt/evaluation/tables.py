@@ -42,7 +42,7 @@ class Shown:
 
 
 def conditions(result: Result) -> str:
-    """What was run but for the method: ``emoji: base_to_new, 16 shots, seed 1``."""
+    """The conditions of a run, without its method: ``emoji: base_to_new, 16 shots, seed 1``."""
     shots = {"all": "all training images", "none": "no labels", 1: "1 shot"}.get(result.shots, f"{result.shots} shots")
     return f"{result.dataset}: {result.protocol}, {shots}, seed {result.seed}"
 
@@ -88,7 +88,7 @@ def _caption(result: Result) -> str:
 
 
 def result_table(result: Result) -> Group:
-    """Return a result as a table: each test beside zero-shot, and the protocol's average."""
+    """Return a result as a table: each test with its zero-shot accuracy, and the protocol's average."""
     shown = _shown(result)
     table = Table()
     for heading in shown.headings:
@@ -103,7 +103,7 @@ def result_table(result: Result) -> Group:
 
 
 def _text(text: str) -> Text:
-    """Text that any console shows as it is: names may hold what rich would take for markup."""
+    """Text that a console shows literally: names may contain what rich would interpret as markup."""
     return Text(printable(text))
 
 
@@ -123,7 +123,7 @@ def _html_line(line: Sequence[str]) -> str:
 
 
 def _probabilities(result: Result) -> list[str]:
-    """What a temperature did to the tests' calibration error, and what is answered from a threshold on."""
+    """The tests' calibration error with and without the temperature, and the share of images answered."""
     told = []
     errors = [(row.target, row.uncalibrated_ece, row.ece) for row in result.rows if row.uncalibrated_ece is not None]
     if errors and result.calibration:
@@ -138,22 +138,23 @@ def _probabilities(result: Result) -> list[str]:
 
 
 def explain(result: Result) -> str:
-    """Say in two sentences what a result's table tells."""
+    """Explain a result's table in two sentences."""
     gains = {row.target: row.accuracy - row.zero_shot for row in result.rows}
     if "zero_shot_harmonic_mean" in result.averages:
         (learnt, on_learnt), (other, on_other) = list(gains.items())[:2]
         return (
-            f"The {learnt} classes are those that {result.marked_method} learnt: there it {_moved(on_learnt, FROZEN)}, "
-            f"which knows all classes by name alone. Of the {other} classes it has seen no image: there it "
-            f"{_moved(on_other)}, and the harmonic mean is low where either is."
+            f"{result.marked_method} was trained on the {learnt} classes: there it {_moved(on_learnt, FROZEN)}, which "
+            f"knows all classes by name only. It has seen no image of the {other} classes: there it "
+            f"{_moved(on_other)}. The harmonic mean is low if either accuracy is."
         )
     targets = {name: gain for name, gain in gains.items() if name != "source"} or gains
     mean = sum(targets.values()) / len(targets)
     told = _moved(mean, "it")
     if len(targets) > 1:
-        told += f" in the mean of {len(targets)} tests, and is above it in {sum(gain > 0 for gain in targets.values())}"
-    few = " So few test images say little more." if min(row.n_images for row in result.rows) < FEW else ""
-    return f"Zero-shot is the frozen model, which knows the classes by name alone. {result.marked_method} {told}.{few}"
+        above = sum(gain > 0 for gain in targets.values())
+        told += f" on average over {len(targets)} tests, and is above it in {above}"
+    few = " So few test images give only a rough estimate." if min(row.n_images for row in result.rows) < FEW else ""
+    return f"Zero-shot is the frozen model, which knows the classes by name only. {result.marked_method} {told}.{few}"
 
 
 def _moved(gain: float, than: str = "") -> str:

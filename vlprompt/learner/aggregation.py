@@ -17,7 +17,7 @@ State = dict[str, Tensor]
 
 
 class Aggregator(Part):
-    """A weighted sum of the learnables, in fp32, one term an epoch.
+    """A weighted sum of the learnables, in fp32, with one term per epoch.
 
     Attributes:
         total: the sum so far; part of a checkpoint, so that a resumed run aggregates the same.
@@ -50,9 +50,9 @@ def _aggregator(learner: nn.Module) -> Aggregator | None:
 
 
 def aggregate(learner: nn.Module, epoch: int, epochs: int) -> None:
-    """Let a learner's aggregator see the weights after an epoch (0-based); its sum takes their place after the last.
+    """Add the weights after an epoch (0-based) to the learner's aggregator; after the last, its sum replaces them.
 
-    The last epoch's own weights stay beside it, as ``learner.last_state``.
+    The last epoch's own weights are kept as ``learner.last_state``.
     """
     aggregator = _aggregator(learner)
     if aggregator is None:
@@ -65,7 +65,7 @@ def aggregate(learner: nn.Module, epoch: int, epochs: int) -> None:
 
 
 def aggregation_state(learner: nn.Module) -> State:
-    """What a checkpoint must hold beside the learnables, so that a resumed run equals the uninterrupted one."""
+    """What a checkpoint must contain besides the learnables, so that a resumed run equals an uninterrupted one."""
     aggregator = _aggregator(learner)
     total, last = aggregator.total if aggregator else {}, getattr(learner, "last_state", None)
     parts = {"total": total, "last": last or {}}
@@ -73,7 +73,7 @@ def aggregation_state(learner: nn.Module) -> State:
 
 
 def load_aggregation_state(learner: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Take back what ``aggregation_state`` gave; nothing starts an aggregation anew."""
+    """Restore what ``aggregation_state`` returned; an empty state starts a new aggregation."""
     parts: dict[str, State] = {"total": {}, "last": {}}
     for key, value in state.items():
         part, name = key.split(".", 1)
@@ -116,10 +116,10 @@ class GaussianPromptAggregation(Aggregator):
 
 @AGGREGATORS.register("ema")
 class ExponentialMovingAverage(Aggregator):
-    """Exponential moving average over epochs, started at the first.
+    """Exponential moving average over epochs, starting with the first.
 
     Args:
-        decay: kept of the average each epoch.
+        decay: weight of the previous average in each epoch.
     """
 
     def __init__(self, decay: float = 0.9):
@@ -135,10 +135,10 @@ class ExponentialMovingAverage(Aggregator):
 
 @AGGREGATORS.register("mean_of_epochs")
 class MeanOfEpochs(Aggregator):
-    """Plain mean over the last epochs.
+    """Mean over the last epochs.
 
     Args:
-        last: how many of them; None takes all.
+        last: how many of them; None uses all.
     """
 
     def __init__(self, last: int | None = None):

@@ -1,9 +1,9 @@
-"""Attribute words inside a learnt context, as ATPrompt has them (Li et al., ICCV 2025, arXiv:2412.09442).
+"""Attribute words inside a learnt context, as in ATPrompt (Li et al., ICCV 2025, arXiv:2412.09442).
 
-``SOS [a₁]×n word₁ [a₂]×n word₂ … [v]×n class name``: words that say by what classes differ ("color", "shape") stand
-fixed in front of the context v, each behind learnt vectors of its own. They are the same for all classes, so that they
-lengthen the prefix, which is still encoded once. ``attributes=[color, shape]`` is a setting of every design with a text
-context. Deep prompts replace the context alone: words and their vectors flow through.
+``SOS [a₁]×n word₁ [a₂]×n word₂ … [v]×n class name``: fixed words that name how classes differ ("color", "shape") stand
+in front of the context v, each preceded by its own learnt vectors. They are the same for all classes, so they lengthen
+the prefix, which is still encoded once. ``attributes=[color, shape]`` is a setting of every design with a text context.
+Deep prompts replace only the context; the words and their vectors are not replaced.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ class AttributeSettings:
     """Settings of every design with a text context.
 
     Attributes:
-        attributes: words that stand fixed in front of the context, such as color and shape, each behind learnt vectors.
-        n_att: learnt vectors before each of them; None takes as many as the context has.
-        published_slicing: cut prompts as the authors' code does, which takes each word for one token: of "playfulness"
-            it places "play", and placeholders stand where later words should.
+        attributes: fixed words in front of the context, such as color and shape, each preceded by learnt vectors.
+        n_att: number of learnt vectors before each of them; None uses as many as the context has.
+        published_slicing: cut prompts as the authors' code does, which counts each word as one token: of "playfulness"
+            it keeps "play", and placeholders take the positions of later words.
     """
 
     attributes: list[str] = field(default_factory=list)
@@ -39,12 +39,12 @@ class AttributeSettings:
 
 
 class Attributes(nn.Module):
-    """The words of a prompt and the vectors before each.
+    """The attribute words of a prompt, and the learnt vectors before each.
 
     Args:
         clip: the frozen model.
-        settings: with one word or more.
-        n_ctx: vectors of the context behind them.
+        settings: with at least one word.
+        n_ctx: length of the context that follows.
 
     Attributes:
         blocks: (n, d_t) for each word.
@@ -60,7 +60,7 @@ class Attributes(nn.Module):
             raise VlpromptError(f"n_att={n} leaves nothing to learn before an attribute's word; use 1 or more")
         empty = [word for word, count in zip(words, clip.count_tokens(words).tolist(), strict=True) if not count]
         if empty:
-            raise VlpromptError(f"attributes must be words, and '{empty[0]}' is none")
+            raise VlpromptError(f"attributes must be words, and '{empty[0]}' is not a word")
         self.blocks = nn.ParameterList(torch.randn(n, clip.text.width) * INIT_STD for _ in words)
         placed = [clip.word_embeddings(word) for word in words]
         behind = placed[0][:0]
@@ -72,7 +72,7 @@ class Attributes(nn.Module):
 
     @property
     def front(self) -> int:
-        """Tokens that they take in front of the context."""
+        """Number of tokens in front of the context."""
         return sum(len(block) for block in self.blocks) + sum(self.lengths)
 
     @property
@@ -105,7 +105,7 @@ def make_attributes(clip: FrozenCLIP, settings: AttributeSettings | None, n_ctx:
         return None
     if not settings.attributes:
         if settings.n_att is not None or settings.published_slicing:
-            raise VlpromptError("n_att and published_slicing are of attributes: say which, as in attributes=[color]")
+            raise VlpromptError("n_att and published_slicing need attributes: give some, as in attributes=[color]")
         return None
     return Attributes(clip, settings, n_ctx)
 

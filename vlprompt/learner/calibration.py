@@ -1,4 +1,4 @@
-"""What held-out images say of a learner's probabilities: a temperature, and from what probability on it answers."""
+"""Calibration on held-out images: a temperature, and the probability from which a learner answers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SOURCES = {"val": "few-shot val images", "cross_fit": "training images, each sco
 
 @strict()
 class Curve(TypedDict):
-    """Accuracy by coverage, one entry a threshold, the highest first; see ``vlprompt.evaluation.abstention``."""
+    """Accuracy by coverage, one entry per threshold, the highest first; see ``vlprompt.evaluation.abstention``."""
 
     threshold: Shares
     coverage: Shares
@@ -32,7 +32,7 @@ class Curve(TypedDict):
 @strict()
 @dataclass(frozen=True)
 class Calibration:
-    """What was found on images that the learner was not trained on, none of them a test image.
+    """Temperature and threshold found on images that the learner was not trained on, none of them a test image.
 
     Attributes:
         on: ``val``, the few-shot validation draw, or ``cross_fit``, the training images, each scored by a learner that
@@ -41,9 +41,9 @@ class Calibration:
         curve: accuracy by coverage on them, at the temperature.
         ece_before, ece_after: expected calibration error on them without and with the temperature, in percentage
             points, 15 bins.
-        temperature: what logits are divided by before the softmax (Guo et al., ICML 2017, arXiv:1706.04599, §4.2).
+        temperature: divisor of the logits before the softmax (Guo et al., ICML 2017, arXiv:1706.04599, §4.2).
         coverage: share of images that the learner is to answer; None for all.
-        min_probability: from what largest probability on it therefore answers.
+        min_probability: the threshold that follows: images with a lower largest probability are not answered.
     """
 
     on: Literal["val", "cross_fit"]
@@ -57,10 +57,10 @@ class Calibration:
 
 
 def read_calibration(values: object, where: str) -> Calibration:
-    """The calibration that JSON values stand for, which may come from anyone.
+    """Make a calibration from JSON values, which may come from anyone.
 
     Raises:
-        VlpromptError: a field is not of its kind or range, or the curve's lists differ in length.
+        VlpromptError: a field has the wrong type or range, or the curve's lists differ in length.
     """
     found = read_as(Calibration, values, where)
     if len({len(found.curve[name]) for name in ("threshold", "coverage", "accuracy")}) > 1:
@@ -69,7 +69,7 @@ def read_calibration(values: object, where: str) -> Calibration:
 
 
 def say_calibration(found: Calibration) -> str:
-    """What was fitted on which images and what it did to the calibration error, as a sentence."""
+    """What was fitted on which images and how it changed the calibration error, as a sentence."""
     told = f"temperature {found.temperature:.3g}, " if found.temperature != 1 else ""
     told += f"calibration error {found.ece_before:.1f}"
     told += f" → {found.ece_after:.1f} points" if found.temperature != 1 else " points"

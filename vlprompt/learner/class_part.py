@@ -1,4 +1,4 @@
-"""Which of the classes that a learner is bound to are asked for: found by their names, whatever their places."""
+"""Finds, by name, the classes that are asked for among those that a learner is bound to."""
 
 from __future__ import annotations
 
@@ -10,21 +10,22 @@ from vlprompt.errors import VlpromptError
 
 
 def told_places(learnt: Sequence[str], asked: Sequence[str], places: Sequence[int]) -> tuple[int, ...]:
-    """The places of classes among those that were learnt as they are told beforehand; none if others stand there."""
+    """Positions of classes among those learnt, as given in advance; empty if other classes are there."""
     known = same_names(learnt)
     told = [known[place] for place in places if 0 <= place < len(known)]
     return tuple(places) if told == [*same_names(asked)] and len(told) == len(places) else ()
 
 
 def find_part(learnt: Sequence[str], asked: Sequence[str], places: Sequence[int] = ()) -> tuple[int, ...] | None:
-    """The places of classes that are asked for among those that were learnt; None if some of them were not.
+    """Positions of the classes asked for among those learnt; None if some of them were not learnt.
 
     Args:
-        learnt, asked: names, which are the same if prompts cannot tell them apart.
-        places: where that is known beforehand; left unused if others stand there.
+        learnt, asked: names, considered equal if prompts cannot tell them apart.
+        places: positions, if known in advance; ignored if other classes are there.
 
     Raises:
-        VlpromptError: several learnt classes have a name, as two pairs of ImageNet's do, and nothing tells them apart.
+        VlpromptError: several learnt classes have the same name, as two pairs of ImageNet's do, and nothing tells them
+            apart.
 
     >>> find_part(["sea_lake", "okapi", "cat"], ["cat", "sea lake"])
     (2, 0)
@@ -40,7 +41,7 @@ def find_part(learnt: Sequence[str], asked: Sequence[str], places: Sequence[int]
     for name, count in Counter(wanted).items():
         if count != len(where[name]):
             raise VlpromptError(
-                f"the class name '{name}' stands {len(where[name])} times among the classes that were learnt and "
-                f"{count} times among those asked for, so that it does not tell which is meant: give them other names"
+                f"the class name '{name}' occurs {len(where[name])} times among the classes that were learnt and "
+                f"{count} times among those asked for, so it is ambiguous: give them other names"
             )
     return tuple(where[name].pop(0) for name in wanted)

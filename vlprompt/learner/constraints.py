@@ -1,4 +1,4 @@
-"""What learnables are held to after each step of a training: the setting ``after_step``."""
+"""Constraints on the learnables, applied after each training step: the setting ``after_step``."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from vlprompt.learner.prompts import TextPrompt
 
 
 class Constraint(Part):
-    """Holds a learner's learnables to a set."""
+    """Projects a learner's learnables onto a set."""
 
     def refuses(self, learner: nn.Module) -> str | None:
-        """Why it says nothing on a learner, to follow its method's name; None where it does."""
+        """Why it makes no sense for a learner, as a phrase that follows the method's name; None if it does."""
         return None
 
     def __call__(self, learner: nn.Module) -> None:
@@ -28,12 +28,12 @@ CONSTRAINTS: Registry[type[Constraint]] = Registry("constraint")
 
 @CONSTRAINTS.register("project", paper="CPT, arXiv:2410.17222", fidelity="invariants")
 class Project(Constraint):
-    """Keeps each vector of a context within a ball around the word that it starts from (CPT, arXiv:2410.17222).
+    """Keeps each vector of a context within a ball around the word that it started from (CPT, arXiv:2410.17222).
 
-    CPT projects after each step of gradient descent, on the assumption that the user's words are worth something.
+    CPT projects after each step of gradient descent, assuming that the user's words are a good start.
 
     Args:
-        eps: the ball's radius, in the space of token embeddings.
+        eps: radius of the ball, in the space of token embeddings.
     """
 
     def __init__(self, eps: float = 0.1):
@@ -42,7 +42,7 @@ class Project(Constraint):
         self.eps = eps
 
     def refuses(self, learner: nn.Module) -> str | None:
-        """There must be vectors that start from words, and are trained themselves."""
+        """The vectors must be initialized with words, and be trained themselves."""
         prompts = [part for part in learner.modules() if isinstance(part, TextPrompt)]
         if not prompts or any(prompt.start is None for prompt in prompts):
             return "has no context that starts from words: say ctx_init='a photo of a' where it can"
@@ -61,5 +61,5 @@ class Project(Constraint):
 
 
 def make_constraint(setting: str | None) -> Constraint | None:
-    """The constraint that a setting names; None where it names none."""
+    """The constraint that a setting names, or None."""
     return None if setting is None else parse_part(setting, CONSTRAINTS)

@@ -1,8 +1,8 @@
-"""What is trained of a context: the setting ``context``, alike for every design with learnt words.
+"""Parameterisations of a context, for every design with learnt words: the setting ``context``.
 
-``full`` trains the vectors themselves. ``lowrank`` trains them and a low-rank update of the words behind them,
-``factored`` two factors of them, ``multispace`` them and what gated sub-spaces make of them, ``reparam`` them and an
-encoder over them. All but ``factored`` start as ``full`` does, and it where its rank allows.
+``full`` trains the vectors themselves, ``lowrank`` also a low-rank update of the words behind them, ``factored`` two
+factors of the vectors, ``multispace`` also gated sub-spaces, ``reparam`` also an encoder over them. All start with the
+same prompts as ``full``; ``factored`` as far as its rank allows.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ BOTTLENECK = 64  # of PRE's MLP encoder
 
 
 class LowRankUpdate(nn.Module):
-    """Decomposed prompt tuning's update of word embeddings by their position, α/√r·A·B (DePT, arXiv:2309.05173).
+    """Decomposed prompt tuning's update of word embeddings by position, α/√r·A·B (DePT, arXiv:2309.05173).
 
-    B starts at zero, and nothing changes.
+    B starts at zero, so that the update has no effect before training.
 
     Args:
-        length: positions L.
-        width: of an embedding, d.
+        length: number of positions L.
+        width: width d of an embedding.
         rank: r.
         alpha: α.
-        lr_scale: of the recipe's learning rate; that the two parts have rates of their own is the method's point.
+        lr_scale: factor of the recipe's learning rate; separate rates for the two parts are the point of the method.
 
     Attributes:
         a, b: (L, r) and (r, d).
@@ -58,10 +58,10 @@ class LowRankUpdate(nn.Module):
 
 
 class Tokens(nn.Module):
-    """Tokens of all layers as a function of what is trained.
+    """The tokens of all layers as a function of what is trained.
 
     Args:
-        tokens: as ``full`` starts them, the context (…, n, d) first and those of deeper blocks (n, d) behind it.
+        tokens: initial tokens as for ``full``: the context (…, n, d), then those of deeper blocks (n, d).
     """
 
     def __init__(self, tokens: Sequence[Tensor]):
@@ -78,9 +78,9 @@ class Tokens(nn.Module):
 
 
 class Factored(nn.Module):
-    """The tokens of all layers, side by side, as a product A·B of rank r: fewer numbers where there are many tokens.
+    """The tokens of all layers, stacked, as a product A·B of rank r: fewer parameters if there are many tokens.
 
-    It starts as the product that is nearest to what ``full`` starts with (Eckart and Young).
+    Initialized with the best rank-r approximation of what ``full`` starts with (Eckart and Young).
 
     Attributes:
         a, b: (M, r) for M tokens in all, and (r, d).
@@ -106,13 +106,14 @@ class Factored(nn.Module):
 
 
 class MultiSpace(Tokens):
-    """Each token and what J sub-spaces make of it, weighted by a gate: p + Σ_j g_j(p)·p·D_j·U_j (after EPT).
+    """Each token plus its images under J sub-space maps, weighted by a gate: p + Σ_j g_j(p)·p·D_j·U_j (after EPT).
 
-    A reconstruction: EPT (arXiv:2405.11464) is for language models, and has no code. U starts at zero, the gate even.
+    A reconstruction: EPT (arXiv:2405.11464) is for language models, and has no public code. U starts at zero, the gate
+    uniform.
 
     Attributes:
         down, up: D (J, d, r) and U (J, r, d).
-        gate: (d, J), of which g = softmax(p·gate).
+        gate: (d, J), with g = softmax(p·gate).
     """
 
     def __init__(self, tokens: Sequence[Tensor], spaces: int, rank: int):
@@ -162,7 +163,7 @@ class MLPEncoder(nn.Module):
 
 
 class PerToken(nn.Module):
-    """An encoder of each token's own."""
+    """A separate encoder for each token."""
 
     def __init__(self, encoders: list[nn.Module]):
         super().__init__()
@@ -184,7 +185,7 @@ def make_encoder(clip: FrozenCLIP, kind: EncoderKind, n: int, shared: bool) -> n
 
 
 class Encoded(Tokens):
-    """Tokens behind an encoder with a residual, p + E(p), one for all layers (PRE's, which has one layer)."""
+    """Tokens behind an encoder with a residual connection, p + E(p), one for all layers (PRE has a single layer)."""
 
     def __init__(self, tokens: Sequence[Tensor], encoder: nn.Module):
         super().__init__(tokens)
@@ -238,7 +239,7 @@ class FactoredSetting(ContextSetting):
 
 @CONTEXTS.register("multispace", paper="EPT, arXiv:2405.11464", fidelity="reconstruction")
 class MultiSpaceSetting(ContextSetting):
-    """The vectors, and what gated sub-spaces make of them; see ``MultiSpace``."""
+    """The vectors, plus gated sub-space maps of them; see ``MultiSpace``."""
 
     def __init__(self, spaces: int = 2, rank: int = 4):
         self.spaces, self.rank = spaces, rank
@@ -269,7 +270,7 @@ def parse_context(setting: str) -> ContextSetting:
 
 
 def facts_with_context(config: Any, facts: Facts) -> Facts:
-    """What a learner of these facts is with its parameterisation: a reconstruction, where that is one."""
+    """The facts of a learner with its parameterisation: a reconstruction, if that is one."""
     held = CONTEXTS.info(parse_context(config.context).name).facts.get("fidelity")
     return replace(facts, fidelity="reconstruction") if held == "reconstruction" else facts
 
@@ -290,6 +291,6 @@ def parameterise(learner: Method, setting: str) -> None:
     elif type(learner).parameter_groups is not Method.parameter_groups or "views" in learner.facts.inputs:
         reason = "says itself what of its context is trained, and how"
     if reason:
-        raise VlpromptError(f"context={setting} cannot be, since {learner.method} with these settings {reason}")
+        raise VlpromptError(f"context={setting} is not possible: {learner.method} with these settings {reason}")
     for prompt in prompts:
         chosen.apply(prompt, learner.clip)

@@ -1,4 +1,4 @@
-"""PromptLearner: from a batch to logits, a loss and other class names, by what a method fills in."""
+"""``PromptLearner``: the base class of all methods. It adds the loss, other class names and saved state to ``Road``."""
 
 from __future__ import annotations
 
@@ -50,28 +50,28 @@ from vlprompt.learner.teacher import SavedTeacher, Teacher
 
 
 class PromptLearner(Road):
-    """A small learnable part on a frozen CLIP.
+    """A small learnable part added to a frozen CLIP.
 
-    A method fills in ``setup`` and ``encode_text``, and what else of ``Method`` it does differently. Its parameters are
-    fp32, and its ``state_dict`` holds what was learnt or fitted and nothing that depends on the class list, unless the
-    method is bound to its classes (and then says so in its facts).
+    Methods implement ``setup`` and ``encode_text``, and override whatever else of ``Method`` they do differently.
+    Parameters are fp32. The ``state_dict`` contains what was learnt or fitted and nothing that depends on the class
+    list, unless the method is bound to its classes, which its facts then say.
 
     Args:
         clip: the frozen model.
-        class_names: C natural-language names; underscores become spaces in prompts.
+        class_names: C names in natural language; underscores become spaces in prompts.
         config: the method's settings.
         templates: the dataset's hand-written templates, for teachers and zero-shot classifiers.
         seed: of the initial weights.
-        on: the saved learner that it stands on, see ``stands_on``.
-        taught_by: the saved learner that teaches it, which a learner that was loaded does without.
+        on: the saved learner that it builds on, see ``stands_on``.
+        taught_by: the saved learner that teaches it; not needed to load a trained student.
 
     Attributes:
-        facts: what this learner is; the one place that says so.
-        edits: what it does inside the towers (``vlprompt.clip.edits``), for a method to hand to all that encodes.
-        trained_names: the classes that it learns from, whatever others it scores later.
-        familiar: what the classes that it scores are to it: by their names, unless the evaluator knows better.
-        learnt_on: datasets that it was trained on, where that is known of a saved one.
-        calibration: what held-out images said of its probabilities; None until it is asked, and when it learns anew.
+        facts: what other code may know about this learner, see ``vlprompt.learner.facts``.
+        edits: changes inside the towers (``vlprompt.clip.edits``), which methods pass to every encoding call.
+        trained_names: the classes that it is trained on, whatever others it scores later.
+        familiar: whether it was trained on the classes that it scores; decided by names unless the evaluator sets it.
+        learnt_on: datasets that it was trained on, if that is known of a saved learner.
+        calibration: temperature and threshold found on held-out images; None before, and after it is trained again.
     """
 
     def __init__(
@@ -98,9 +98,9 @@ class PromptLearner(Road):
         rule, aggregator = self.config.gradient_rule, self.config.aggregator
         self.gradient_rule = None if rule is None else parse_part(rule, GRADIENT_RULES)
         self.aggregator = None if aggregator is None else parse_part(aggregator, AGGREGATORS)
-        self.last_state: dict[str, Tensor] | None = None  # the last weights, where others took their place
-        self.right_of_batch: Tensor | None = None  # share of the last training batch that it had right, see ``loss``
-        self._cached: tuple[list[Tensor], Tensor] | None = None  # the state that gave these class features
+        self.last_state: dict[str, Tensor] | None = None  # the last epoch's weights, if others replaced them
+        self.right_of_batch: Tensor | None = None  # accuracy on the last training batch, see ``loss``
+        self._cached: tuple[list[Tensor], Tensor] | None = None  # class features, and the state behind them
         self.class_names = self.trained_names = named(self.config, checked_names(class_names))
         self.part: tuple[int, ...] | None = None
         self.places: tuple[int, ...] = ()
@@ -120,7 +120,7 @@ class PromptLearner(Road):
             if self.second_head is not None:
                 self.second_head.setup(clip.embed_dim, len(self.trained_names))
         self.to(clip.device)
-        self.start: dict[str, Any] | None = None  # what is known of the learnables that it started from
+        self.start: dict[str, Any] | None = None  # where its initial learnables came from
         if self.config.init_from is not None:
             self.start = load_start(self, self.config.init_from, self.config.init_length)
         self._check_parts()
@@ -128,10 +128,10 @@ class PromptLearner(Road):
 
     @classmethod
     def facts_with(cls, config: Any, beneath: SavedTeacher | None = None) -> Facts:
-        """``facts_of``, and what a saved learner beneath it, edits, a second head and an ensemble make of it.
+        """``facts_of``, adjusted for a saved learner to build on, edits, a second head and an ensemble.
 
         Raises:
-            VlpromptError: it cannot stand on that learner, or cannot have those edits, that head or that ensemble.
+            VlpromptError: it cannot build on that learner, or cannot have those edits, that head or that ensemble.
         """
         own = cls._own_facts(config, beneath)
         ensemble = make_ensemble(config.ensemble, cls.method, own)
@@ -150,24 +150,24 @@ class PromptLearner(Road):
         return facts_with_head(cls, config, own, PromptLearner)
 
     def set_ensemble(self, setting: str | None) -> None:
-        """Score by another ensemble with the frozen model from now on, such as ``logits(weight=0.3)``; None by none.
+        """Change the ensemble with the frozen model, such as ``logits(weight=0.3)``; None removes it.
 
         Raises:
-            VlpromptError: it is not known, or this learner cannot have it.
+            VlpromptError: the ensemble is unknown, or this learner cannot have it.
         """
         config = replace(self.config, ensemble=setting)
         self.facts = self.facts_with(config, self.beneath)
         self.ensemble = make_ensemble(setting, self.method, self._own_facts(config, self.beneath))
         self.config = config
-        self.calibration = None  # one that was found is of other logits
+        self.calibration = None  # the previous one was for other logits
 
     # Learning
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
-        """Named losses of a batch: each objective's un-weighted part, and ``loss``, their weighted sum.
+        """Named losses of a batch: each objective's unweighted value, and ``loss``, their weighted sum.
 
         Args:
-            batch: as ``forward`` takes it, with ``label`` (B,). It may carry more keys, which objectives ask for.
+            batch: as for ``forward``, with ``label`` (B,) and whatever other keys the objectives use.
         """
         self.refuse_part()
         checked_batch = cast(Batch, check_batch(batch, len(self.class_names), self.facts))
@@ -179,10 +179,10 @@ class PromptLearner(Road):
         if self.second_head is not None:
             self.second_head.join(parts, weights, outputs, batch["label"])
         total = sum(weight * parts[name] for name, weight in weights.items() if weight)
-        return {"loss": cast(Tensor, total), **parts}  # never a sum of nothing: one part has a weight
+        return {"loss": cast(Tensor, total), **parts}  # the sum is not empty: at least one part has a weight
 
     def backward(self, losses: Mapping[str, Tensor]) -> None:
-        """Fill the parameters' gradients from the losses of a batch, by the gradient rule if there is one."""
+        """Compute the parameters' gradients from the losses of a batch, with the gradient rule if there is one."""
         if self.gradient_rule is None:
             losses["loss"].backward()
         else:
@@ -190,29 +190,29 @@ class PromptLearner(Road):
 
     @property
     def image_keys(self) -> tuple[str, ...]:
-        """What a training batch must carry: ``image``, ``image_strong`` if an objective asks for it, ``mask``."""
+        """Images that a training batch must contain: ``image``, ``image_strong`` if an objective uses it, ``mask``."""
         strong = any("image_strong" in o.needs for o in self.objectives)
         masks = ("mask",) if "mask" in self.facts.inputs else ()
         return (("image", "image_strong") if strong else ("image",)) + masks
 
     @property
     def predicts_from_images(self) -> bool:
-        """Whether a test batch must hold images, since features of its tower are not all that is asked."""
+        """Whether test batches must contain images, since features of its tower are not enough."""
         return not self.facts.cacheable_images and (self.tower is self.clip or self.ensemble is not None)
 
     @property
     def learns_from_images(self) -> bool:
-        """Whether a training batch must hold images, since features of its tower are not all that is asked."""
+        """Whether training batches must contain images, since features of its tower are not enough."""
         frozen = any(isinstance(o, (ImageAnchor, LogitObjective)) for o in self.objectives)  # that is asked too
         taught = self.taught_by is not None and self.taught_by.needs_images
         return not self.takes_features or taught or (frozen and self.tower is not self.clip)
 
     def _check_parts(self) -> None:
-        """Refuse what says nothing on this design, before any work starts."""
+        """Refuse objectives and rules that make no sense for this method, before any work starts."""
         reason = None if self.constraint is None else self.constraint.refuses(self)
         if reason is not None:
             who = f"{self.method} with these settings"
-            raise VlpromptError(f"after_step={self.config.after_step} cannot be, since {who} {reason}")
+            raise VlpromptError(f"after_step={self.config.after_step} is not possible: {who} {reason}")
         for objective in self.objectives:
             reason = objective.refuses(self)
             if objective.needs and "mask" in self.facts.inputs:
@@ -228,14 +228,14 @@ class PromptLearner(Road):
     # Classes
 
     def set_class_names(self, class_names: Sequence[str], places: Sequence[int] = ()) -> None:
-        """Score other classes from now on; a learner that is bound to its classes scores some of them, or all.
+        """Score other classes from now on; a learner that is bound to its classes can score all or some of those.
 
         Args:
-            class_names: C of them. Of a bound learner its own, in any order: its logits follow the names.
-            places: of these among the classes that were learnt, where several of those have one name.
+            class_names: C names. For a bound learner, names of its own classes in any order, which the logits follow.
+            places: positions of these classes among those it learnt, needed if several of those have the same name.
 
         Raises:
-            VlpromptError: it is bound to classes of which one of these is none.
+            VlpromptError: it is bound to its classes, and one of these is not among them.
         """
         names = named(self.config, checked_names(class_names))
         self.familiar = "trained" if is_known(names, self.trained_names) else "new"
@@ -271,11 +271,11 @@ class PromptLearner(Road):
     def scoring(
         self, class_names: Sequence[str], places: Sequence[int] = (), templates: Sequence[str] = ()
     ) -> Iterator[None]:
-        """Score other classes for a while.
+        """Score other classes within a ``with`` block.
 
         Args:
-            class_names, places: as ``set_class_names`` takes them.
-            templates: of their dataset, for a method whose class texts these are (``follows_templates``).
+            class_names, places: as for ``set_class_names``.
+            templates: of their dataset, for methods that use them as class texts (``follows_templates``).
         """
         before, own, written = self.class_names, self.part or self.places, self.templates
         self.set_class_names(class_names, places)
@@ -288,49 +288,54 @@ class PromptLearner(Road):
             self.set_class_names(before, own)
 
     def _write_with(self, templates: Sequence[str]) -> None:
-        """Let templates stand in the present ones' place in class texts."""
+        """Use other templates in class texts."""
         if tuple(templates) != tuple(self.templates):
             self.templates = tuple(templates)
             self.prepare_classes()
             self.forget()
 
     def refuse_part(self) -> None:
-        """Raise one sentence if it scores a part of its classes, where it is to learn."""
+        """Raise ``VlpromptError`` if it is to learn while it scores only some of its classes."""
         if self.part is not None:
             raise VlpromptError(
-                f"{self.method} learns about all {len(self.trained_names)} classes that it is bound to, and scores "
-                f"{len(self.class_names)} of them now: set_class_names(learner.learnt_names) first"
+                f"{self.method} is bound to {len(self.trained_names)} classes and trains on all of them, but now "
+                f"scores only {len(self.class_names)}: set_class_names(learner.learnt_names) first"
             )
 
     def classifier_matrix(self) -> Tensor:
-        """The class features (C, D) that the learner scores with, as a plain tensor: a head for users of the backbone.
+        """The class features (C, D) that the learner scores with, as a plain tensor, for users of the backbone.
 
-        Rows have length 1 wherever the method's do; ProDA's, a mean over prompts, are shorter, and scaling them to
-        length 1 would change its predictions.
+        Rows have unit length if the method's do. ProDA's are means over prompts and shorter; normalising them would
+        change its predictions.
+
+        Raises:
+            VlpromptError: class features depend on the image, or logits are more than similarities.
         """
         if self.facts.classifier == "per_image":
             raise VlpromptError(
                 f"{self.method}'s class features depend on each image, so it has no (C, D) classifier matrix"
             )
         if self.facts.head and not (self.facts.parts and self.familiar == "new"):
-            raise VlpromptError(f"{self.method} scores with more than class features, so no (C, D) matrix holds it")
+            raise VlpromptError(
+                f"{self.method} scores with more than class features, so it has no (C, D) classifier matrix"
+            )
         with torch.no_grad():
             return self.of_scored(self.class_features(), dim=0).clone()
 
     # State
 
     def extra_repr(self) -> str:
-        """What ``repr`` tells besides the parts: the method, how many classes, and what it stands on."""
+        """The method, the number of classes, and the learner it builds on, for ``repr``."""
         on = f", on {self.beneath.learner.method}" if self.beneath else ""
         return f"{self.method}, {len(self.class_names)} classes{on}"
 
     def load_learnables(self, state: Mapping[str, Tensor], source: str) -> None:
-        """Load a state dict of learnables; one sentence names the first tensor whose name or shape does not fit."""
+        """Load a state dict; raises ``VlpromptError`` naming the first tensor whose name or shape does not fit."""
         self.check_shapes({key: tensor.shape for key, tensor in state.items()}, source)
         self.load_state_dict(state)
 
     def check_shapes(self, shapes: Mapping[str, torch.Size], source: str) -> None:
-        """Raise one sentence for the first tensor whose name or shape is not the learner's."""
+        """Raise ``VlpromptError`` for the first tensor whose name or shape is not the learner's."""
         own = self.state_dict()
         odd = sorted(own.keys() ^ shapes.keys())
         if odd:
@@ -342,18 +347,18 @@ class PromptLearner(Road):
                     f"{tuple(own[key].shape)} is expected"
                 )
 
-    # Short forms of functions in rooms that build on this one
+    # Shortcuts to functions of packages that build on this one
 
     def published_state(self) -> dict[str, Tensor]:
         """The learnables under the authors' names, see ``vlprompt.learner.publishing``."""
         return publishing.published_state(self)
 
     def load_published(self, tensors: Mapping[str, Tensor]) -> None:
-        """Load learnables that go by the authors' names, see ``vlprompt.learner.publishing``."""
+        """Load learnables given under the authors' names, see ``vlprompt.learner.publishing``."""
         publishing.load_published(self, tensors)
 
     def save_pretrained(self, path: str | os.PathLike[str], extra: Mapping[str, Any] | None = None) -> Path:
-        """Keep the learner in a folder, see ``vlprompt.saving.save_learner``."""
+        """Save the learner to a folder, see ``vlprompt.saving.save_learner``."""
         saved: Path = wired("save_learner")(self, path, extra)
         return saved
 
@@ -364,21 +369,21 @@ class PromptLearner(Road):
 
 
 def _moved(batch: Batch, device: torch.device) -> Batch:
-    """A batch, and the one that it carries, on a device."""
+    """A batch, and any batch inside it, on a device."""
     own = cast("Mapping[str, Any]", batch)  # tensors and, under ``unlabeled``, a batch
     moved = {key: _moved(cast(Batch, v), device) if isinstance(v, Mapping) else v.to(device) for key, v in own.items()}
     return cast(Batch, moved)
 
 
 def _share_right(logits: Tensor, batch: Batch) -> Tensor | None:
-    """Share () of a batch's images whose likeliest class is the labelled one; None where there are no labels."""
+    """Share () of a batch's images that are classified correctly; None without labels."""
     if "label" not in batch:
         return None
     return (competing(logits.detach(), batch).argmax(dim=-1) == batch["label"]).float().mean()
 
 
 def checked_names(class_names: Sequence[str]) -> tuple[str, ...]:
-    """Class names as a tuple: at least two, none empty. ImageNet has two names twice, so that is allowed."""
+    """Class names as a tuple: at least two, none empty. Duplicates are allowed, since ImageNet has two."""
     names = listed(class_names, "class names")
     if len(names) < 2:
         raise VlpromptError(f"a classifier needs at least two class names, got {list(names)}")

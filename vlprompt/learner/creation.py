@@ -1,4 +1,4 @@
-"""From a method's name and settings to a learner."""
+"""Creates a learner from a method's name and settings."""
 
 from __future__ import annotations
 
@@ -38,20 +38,20 @@ def create_learner(
     shared_names: bool = False,
     **settings: Any,
 ) -> PromptLearner:
-    """Create a learner of a registered method.
+    """Create an untrained learner of a registered method.
 
     Args:
         method: one of ``list_methods()``.
         clip: the frozen model.
-        class_names: C natural-language names.
+        class_names: C names in natural language.
         templates: the dataset's hand-written templates.
         seed: of the initial weights.
-        shared_names: whether classes may have one name, as those of several datasets may that were joined.
-        settings: the method's ``Config``, such as ``n_ctx=16``.
+        shared_names: whether several classes may have the same name, as when datasets are joined.
+        settings: fields of the method's ``Config``, such as ``n_ctx=16``.
 
     Raises:
-        VlpromptError: a setting is not right, or two names are the same to the model's tokenizer. Different names that
-            a small model does not tell apart are a warning.
+        VlpromptError: a setting is invalid, or two class names are tokenized identically. Different names that a small
+            model cannot tell apart cause a warning.
 
     >>> create_learner("coop", load_clip("vlprompt-tiny"), ["cat", "dog"], n_ctx=4)  # doctest: +SKIP
     """
@@ -80,17 +80,17 @@ def create_learner(
 
 
 def description_files(learner: PromptLearner) -> list[str]:
-    """Files, or sets by name, of sentences about classes that a learner's settings name."""
+    """Files of descriptions, or names of such sets, that a learner's settings contain."""
     anchors = [o.descriptions for o in learner.objectives if isinstance(o, DescriptionAnchor)]
     return list(filter(names_file, [learner.config.descriptions, *anchors]))
 
 
 def check_training(method: str, config: Any) -> None:
-    """Raise one sentence if settings say how to train what no loop trains.
+    """Raise a ``VlpromptError`` if there are settings for training, but the method is not trained in the loop.
 
     Args:
         method: one of ``list_methods()``.
-        config: has its settings.
+        config: the method's settings.
     """
     cls = METHODS.get(method)
     if cls.trained_by_loop(cls.facts_of(config)):
@@ -105,7 +105,7 @@ def check_training(method: str, config: Any) -> None:
 
 
 def check_descriptions(method: str, config: Any) -> None:
-    """Raise one sentence if settings name descriptions that nothing would read; arguments as ``check_training``."""
+    """Raise a ``VlpromptError`` if nothing would read the given descriptions; arguments as in ``check_training``."""
     if config.descriptions is None or METHODS.get(method).reads_descriptions(parse_objectives(config.objective)):
         return
     raise VlpromptError(
@@ -115,7 +115,7 @@ def check_descriptions(method: str, config: Any) -> None:
 
 
 def check_teacher(method: str, config: Any) -> None:
-    """Raise one sentence if settings name a teacher that nothing would ask; arguments as ``check_training``."""
+    """Raise a ``VlpromptError`` if nothing would use the given teacher; arguments as in ``check_training``."""
     if config.teacher is None or METHODS.get(method).asks_teacher(parse_objectives(config.objective)):
         return
     raise VlpromptError(

@@ -1,8 +1,8 @@
-"""Edits as settings: ``edits=[lora(rank=4), layer_norms(tower=vision)]`` beside whatever a method learns.
+"""Edits as settings: ``edits=[lora(rank=4), layer_norms(tower=vision)]``, in addition to what a method learns.
 
-An edit goes with every design that hands its edits to the tower in question and is trained by the loop. What does not
-go together is refused in a sentence: by what a method is before a backbone is loaded, and by the places in the tower
-that two edits would both change when the learner is made.
+An edit works with every design that passes its edits to that tower and is trained in the loop. Combinations that make
+no sense are refused with a sentence: before a backbone is loaded if the method's facts suffice to tell, and otherwise
+when the learner is created, if two edits would change the same place in a tower.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ WHERE: dict[Where, tuple[Tower, ...]] = {"text": ("text",), "vision": ("vision",
 
 
 class EditSetting(Part):
-    """An edit that a setting names, in one tower or one of a kind in each.
+    """An edit named in a setting, in one tower or in both.
 
     Args:
-        tower: where.
-        make: makes it on a frozen model's tower.
+        tower: which tower.
+        make: creates it for a tower of a frozen model.
     """
 
     def __init__(self, tower: Where, make: Callable[[FrozenCLIP, Tower], LearntEdit]):
         if tower not in WHERE:
-            raise VlpromptError(f"an edit is in tower=text, vision or both, not in '{tower}'")
+            raise VlpromptError(f"the tower of an edit must be text, vision or both, not '{tower}'")
         self.towers, self._make = WHERE[tower], make
 
     def made(self, clip: FrozenCLIP, among: Sequence[Edit] = ()) -> list[LearntEdit]:
@@ -49,7 +49,7 @@ EDITS: Registry[type[EditSetting]] = Registry("edit")
 
 
 class More(TypedDict, total=False):
-    """Arguments of a low-rank update that are seldom given; see ``vlprompt.learner.edits.LoRA``."""
+    """Rarely used arguments of a low-rank update; see ``vlprompt.learner.edits.LoRA``."""
 
     dropout: float
     lr_scale: float
@@ -57,7 +57,7 @@ class More(TypedDict, total=False):
 
 @EDITS.register("lora", paper="CLIP-LoRA, arXiv:2405.18541", fidelity="code")
 class LoRASetting(EditSetting):
-    """Low-rank updates of attention's maps; see ``vlprompt.learner.edits.LoRA``."""
+    """Low-rank updates of the attention maps; see ``vlprompt.learner.edits.LoRA``."""
 
     def __init__(
         self, tower: Where = "both", rank: int = 2, alpha: float = 1.0, maps: str = "qkv", **more: Unpack[More]
@@ -67,7 +67,7 @@ class LoRASetting(EditSetting):
 
 @EDITS.register("layer_norms", paper="MoCoOp, arXiv:2409.12011", fidelity="invariants")
 class LayerNormsSetting(EditSetting):
-    """The blocks' norms, learnt; see ``vlprompt.learner.edits.LayerNorms``."""
+    """Trained layer norms of the blocks; see ``vlprompt.learner.edits.LayerNorms``."""
 
     def __init__(self, tower: Where = "vision", lr_scale: float = 0.1):
         super().__init__(tower, partial(LayerNorms, lr_scale=lr_scale))
@@ -75,7 +75,7 @@ class LayerNormsSetting(EditSetting):
 
 @EDITS.register("approx", paper="APT (approximated), arXiv:2306.15706", fidelity="code")
 class ApproximatedSetting(EditSetting):
-    """Prompts in each block as a term behind attention; see ``vlprompt.learner.edits.Approximated``."""
+    """Prompts in each block, as a term added after attention; see ``vlprompt.learner.edits.Approximated``."""
 
     def __init__(
         self, tower: Where = "both", n: int = 50, rank: int = 4, depth: int | None = None, lr_scale: float = 1.0
@@ -91,7 +91,7 @@ class ApproximatedSetting(EditSetting):
 
 @EDITS.register("adapter", paper="CoPrompt, arXiv:2306.01195", fidelity="code")
 class AdapterSetting(EditSetting):
-    """A bottleneck mixed into what the tower gives; see ``vlprompt.learner.edits.Adapter``."""
+    """A bottleneck adapter on a tower's output; see ``vlprompt.learner.edits.Adapter``."""
 
     def __init__(self, tower: Where = "both", reduction: int = 4, ratio: float = 0.2, lr_scale: float = 1.0):
         super().__init__(tower, partial(Adapter, reduction=reduction, ratio=ratio, lr_scale=lr_scale))
@@ -99,7 +99,7 @@ class AdapterSetting(EditSetting):
 
 @EDITS.register("surgery", paper="RESTORE, arXiv:2403.06136", fidelity="code")
 class SurgerySetting(EditSetting):
-    """A residual on what the tower gives; see ``vlprompt.learner.edits.Surgery``."""
+    """A residual on a tower's output; see ``vlprompt.learner.edits.Surgery``."""
 
     def __init__(self, tower: Where = "both", ratio: float = 0.1, lr_scale: float = 1.0):
         super().__init__(tower, partial(Surgery, ratio=ratio, lr_scale=lr_scale))
@@ -111,15 +111,15 @@ def parse_edits(settings: Sequence[str]) -> list[EditSetting]:
 
 
 def edited_facts(cls: type[Method], config: Method.Config, facts: Facts) -> Facts:
-    """What a learner with these settings, and otherwise of these facts, is with its edits.
+    """The facts of a learner with its edits, given those without.
 
     Raises:
-        VlpromptError: an edit is not known, or the method has no use for it.
+        VlpromptError: an edit is unknown, or the method cannot use it.
     """
     for setting, edit in zip(config.edits, parse_edits(config.edits), strict=True):
         reason = _refused(cls, config, facts, edit)
         if reason is not None:
-            raise VlpromptError(f"edits={setting} cannot be, since {cls.method} with these settings {reason}")
+            raise VlpromptError(f"edits={setting} is not possible: {cls.method} with these settings {reason}")
         trains = facts.trains | set(edit.towers)
         facts = replace(facts, trains=trains, cacheable_images=facts.cacheable_images and "vision" not in edit.towers)
     return facts
@@ -137,10 +137,10 @@ def _refused(cls: type[Method], config: Method.Config, facts: Facts, edit: EditS
 
 
 def make_edits(settings: Sequence[str], clip: FrozenCLIP, own: Sequence[Edit]) -> list[LearntEdit]:
-    """The edits of a learner whose method has edits of its ``own``, a list that they will be put in.
+    """Create the edits in a setting, to be added to the method's ``own``.
 
     Raises:
-        VlpromptError: two change one place in a tower.
+        VlpromptError: two of them change the same place in a tower.
     """
     made: list[LearntEdit] = []
     for setting, edit in zip(settings, parse_edits(settings), strict=True):

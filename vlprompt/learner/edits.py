@@ -1,4 +1,4 @@
-"""Edits that learners of any kind share: what is learnt inside a tower, or right behind it, beside a prompt."""
+"""Edits that learners of any kind share: learnables inside a tower or on its output."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ PARTS = "qkvo"  # the linear maps of attention
 
 
 class LearntEdit(Edit, nn.Module):
-    """An edit with learnables of its own.
+    """An edit with its own learnables.
 
     Args:
         clip: the frozen model.
-        tower: which of its towers; one whose blocks cannot be opened is an error of one sentence.
-        lr_scale: of the recipe's learning rate.
+        tower: which of its towers; raises ``VlpromptError`` if its blocks cannot be accessed.
+        lr_scale: factor of the recipe's learning rate.
 
     Attributes:
         width: of the tower.
-        layers: blocks of the tower.
+        layers: number of blocks of the tower.
     """
 
     def __init__(self, clip: FrozenCLIP, tower: Tower, lr_scale: float = 1.0):
@@ -44,12 +44,12 @@ class LearntEdit(Edit, nn.Module):
 
 
 class LayerNorms(LearntEdit):
-    """The norms of a tower's blocks, learnt in the frozen ones' place (MoCoOp's code: those of the image tower).
+    """Trained layer norms in place of those of a tower's blocks (as in MoCoOp's code, for the image tower).
 
-    They start as the frozen ones, and with them nothing changes, to the bit.
+    Initialized with the frozen ones, so that nothing changes, bit for bit, before training.
 
     Attributes:
-        weight, bias: by norm, (L, d), of those in front of attention and of the MLP in every block.
+        weight, bias: by norm, (L, d), of those before attention and before the MLP in every block.
     """
 
     def __init__(self, clip: FrozenCLIP, tower: Tower = "vision", lr_scale: float = 1.0):
@@ -77,18 +77,18 @@ class LayerNorms(LearntEdit):
 
 
 class LoRA(LearntEdit):
-    """Low-rank updates of attention's linear maps, Wx + s·B·A·x with s = α/√r (CLIP-LoRA; Hu et al. divide by r).
+    """Low-rank updates of the linear maps in attention, Wx + s·B·A·x with s = α/√r (CLIP-LoRA; Hu et al. divide by r).
 
-    B starts at zero, so that the first step is that of the frozen model.
+    B starts at zero, so training starts from the frozen model.
 
     Args:
         clip: the frozen model.
-        tower: whose maps.
+        tower: which tower.
         rank: r.
         alpha: α.
-        maps: which, of q, k, v and o.
-        dropout: of what enters A, while training. A token that prompts share is encoded once, so it is drawn for all.
-        lr_scale: of the recipe's learning rate.
+        maps: maps to update, of q, k, v and o.
+        dropout: rate on the input of A, in training. A token that prompts share is encoded once, with one draw for all.
+        lr_scale: factor of the recipe's learning rate.
 
     Attributes:
         a, b: by map, (L, r, d) and (L, d, r).
@@ -108,7 +108,7 @@ class LoRA(LearntEdit):
         if rank < 1 or not 0 <= dropout < 1:
             raise VlpromptError(f"lora needs a rank of at least 1 and a dropout from 0 to below 1: {rank}, {dropout}")
         if not maps or set(maps) - set(PARTS) or len(set(maps)) < len(maps):
-            raise VlpromptError(f"lora is of some of the maps q, k, v and o, such as maps=qv, and not of '{maps}'")
+            raise VlpromptError(f"the maps of lora must be some of q, k, v and o, such as maps=qv, not '{maps}'")
         self.scale, self.dropout = alpha / math.sqrt(rank), nn.Dropout(dropout)
         # as kaiming_uniform_(a=√5) draws an (r, d)
         bound = self.width**-0.5
@@ -139,13 +139,13 @@ class LoRA(LearntEdit):
 
 
 def approximate(x: Tensor, o: Tensor, prompt: Tensor, u0: Tensor, u1: Tensor, scale: Tensor) -> Tensor:
-    """APT's approximation of what m prompts would add to attention's output: (o + w·a·P)·exp(γ), as (…, d).
+    """APT's approximation of attention's output with m additional prompts: (o + w·a·P)·exp(γ), as (…, d).
 
     With a = relu(x·(P + U(P))ᵀ) and w = max_j a_j, through which no gradient flows; U(P) = P·u0ᵀ·u1ᵀ.
 
     Args:
-        x: what attention receives (…, d).
-        o: what it puts out (…, d).
+        x: attention's input (…, d).
+        o: attention's output (…, d).
         prompt: P (m, d).
         u0, u1: (r, d) and (d, r).
         scale: γ (1).
@@ -156,18 +156,18 @@ def approximate(x: Tensor, o: Tensor, prompt: Tensor, u0: Tensor, u1: Tensor, sc
 
 
 class Approximated(LearntEdit):
-    """Deep prompts without a longer sequence: m of them in a block are a term behind attention (APT, arXiv:2306.15706).
+    """Deep prompts without a longer sequence: m per block, as a term added after attention (APT, arXiv:2306.15706).
 
-    It adds something from the start on, as the authors' does: P is drawn from N(0, 0.02²).
+    As in the authors' code the term is not zero at the start: P is drawn from N(0, 0.02²).
 
     Args:
         clip: the frozen model.
-        tower: whose blocks.
-        n: prompts m in each block.
-        rank: r of the map of queries U.
-        depth: blocks from the first on; None takes all.
-        lr_scale: of the recipe's learning rate.
-        among: the learner's edits, of which learnt norms change what attention receives.
+        tower: which tower.
+        n: number m of prompts per block.
+        rank: rank r of the query map U.
+        depth: number of blocks, from the first; None uses all.
+        lr_scale: factor of the recipe's learning rate.
+        among: the learner's edits, since trained norms among them change attention's input.
 
     Attributes:
         prompt, u0, u1, scale: by block, (J, m, d), (J, r, d), (J, d, r) and (J, 1).
@@ -205,14 +205,14 @@ class Approximated(LearntEdit):
 
 
 class Adapter(LearntEdit):
-    """Mixes what a tower gives with a bottleneck of it: r·relu(W₂ relu(W₁ x)) + (1 - r)·x (CoPrompt, CLIP-Adapter).
+    """Mixes a tower's output with a bottleneck of it: r·relu(W₂ relu(W₁ x)) + (1 - r)·x (CoPrompt, CLIP-Adapter).
 
     Args:
         clip: the frozen model.
-        tower: whose features.
-        reduction: of the hidden layer, from the joint width D.
+        tower: which tower.
+        reduction: the joint width D divided by that of the hidden layer.
         ratio: r.
-        lr_scale: of the recipe's learning rate.
+        lr_scale: factor of the recipe's learning rate.
     """
 
     def __init__(self, clip: FrozenCLIP, tower: Tower, reduction: int = 4, ratio: float = 0.2, lr_scale: float = 1.0):
@@ -231,13 +231,13 @@ class Adapter(LearntEdit):
 
 
 class Surgery(LearntEdit):
-    """Repairs what a tower gives: f + r·FFN(LN(f)) (RESTORE).
+    """A residual block on a tower's output: f + r·FFN(LN(f)) (RESTORE).
 
     Args:
         clip: the frozen model.
-        tower: whose features.
+        tower: which tower.
         ratio: r, a buffer, since RESTORE lets it grow.
-        lr_scale: of the recipe's learning rate.
+        lr_scale: factor of the recipe's learning rate.
     """
 
     ratio: Tensor

@@ -1,9 +1,9 @@
-"""A learner beside the frozen model that it stands on: ``ensemble=logits(weight=0.5)`` or ``weights(weight=0.5)``.
+"""Ensembles of a learner with its frozen model: ``ensemble=logits(weight=0.5)`` or ``weights(weight=0.5)``.
 
-λ, the weight, goes to the learner and 1 - λ to zero-shot CLIP over the dataset's templates: the frozen model knows what
-few images made the learner forget. It is the cheap form of WiSE-FT (Wortsman et al., CVPR 2022, arXiv:2109.01903, §3),
-which mixes all weights of a fine-tuned model with those that it started from, and of LEVI (arXiv:2402.04644). Training
-is that of the learner alone, so λ may be another one wherever it is tested.
+The learner has weight λ, and zero-shot CLIP over the dataset's templates 1 - λ: the frozen model knows what a learner
+forgets when it is trained on few images. It is the inexpensive form of WiSE-FT (Wortsman et al., CVPR 2022,
+arXiv:2109.01903, §3), which averages all weights of a model before and after fine-tuning, and of LEVI
+(arXiv:2402.04644). Training is not affected, so λ may differ wherever the learner is tested.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from vlprompt.learner.facts import Facts
 
 
 class Ensemble(Part):
-    """What of a learner is mixed with the frozen model's.
+    """What is mixed of a learner and the frozen model.
 
     Args:
         weight: λ in [0, 1]; 0 is the frozen model, 1 the learner.
@@ -58,9 +58,9 @@ ENSEMBLES: Registry[type[Ensemble]] = Registry("ensemble", shipped="methods")
 
 @ENSEMBLES.register("logits")
 class LogitEnsemble(Ensemble):
-    """λ·logits + (1 - λ)·the frozen model's logits of the same images: for any learner that predicts images alone.
+    """λ·logits + (1 - λ)·the frozen model's logits of the same images, for any learner that predicts images alone.
 
-    A learner that prompts the image tower then encodes each test image twice.
+    If the learner prompts the image tower, each test image is encoded twice.
     """
 
     def narrow(self, facts: Facts) -> Facts:
@@ -74,10 +74,10 @@ class LogitEnsemble(Ensemble):
 
 @ENSEMBLES.register("weights")
 class WeightEnsemble(Ensemble):
-    """Class features λ·t + (1 - λ)·t_frozen, with the mean of their lengths: one classifier, which costs nothing more.
+    """Class features λ·t + (1 - λ)·t_frozen, scaled to their mean norm: a single classifier, at no extra cost.
 
-    As templates are averaged, so that a class whose feature was moved far does not get the shorter one; without that it
-    would be ``logits``. For learners of class features on the frozen model's image features.
+    The scaling, as when templates are averaged, keeps a class whose feature moved far from getting a shorter one;
+    without it this would equal ``logits``. For learners of class features on the frozen model's image features.
     """
 
     def refuses(self, facts: Facts) -> str | None:
@@ -100,15 +100,15 @@ class WeightEnsemble(Ensemble):
 
 
 def make_ensemble(setting: str | None, method: str, facts: Facts) -> Ensemble | None:
-    """The ensemble that a setting names, for a learner of these facts; None where it names none.
+    """The ensemble in a setting, for a learner with these facts, or None.
 
     Raises:
-        VlpromptError: it is not known, or a learner of this kind cannot have it.
+        VlpromptError: it is unknown, or a learner of this kind cannot have it.
     """
     if setting is None:
         return None
     made = parse_part(setting, ENSEMBLES)
     reason = made.refuses(facts)
     if reason is not None:
-        raise VlpromptError(f"ensemble={setting} cannot be, since {method} with these settings {reason}")
+        raise VlpromptError(f"ensemble={setting} is not possible: {method} with these settings {reason}")
     return made

@@ -1,4 +1,4 @@
-"""What a learner is, in one object that every room asks: the learner's ``facts``, narrowed by its settings."""
+"""Facts about a learner that other code may depend on, in one object, ``learner.facts``."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import Literal
 
 Predicts = Literal["alone", "online", "jointly"]
 Labels = Literal["needed", "some", "any", "none"]
-# classes that are scored: those that were trained on; those, in images of another dataset or domain; or others
+# the classes scored: those trained on; those, but in images of another dataset or domain; or others
 Familiar = Literal["trained", "shifted", "new"]
-# what stands behind a method's name wherever its numbers do, if they depend on other test images
+# mark behind a method's name, wherever its numbers are shown, if they depend on other test images
 MARKS: dict[Predicts, str] = {"alone": "", "online": "online", "jointly": "transductive"}
 NOTES: dict[Predicts, str] = {
     "alone": "",
@@ -18,7 +18,7 @@ NOTES: dict[Predicts, str] = {
 }
 
 
-# what a method here has been held to, and stands beside its name in the table of all methods
+# what an implementation was verified against; shown in the table of all methods
 Fidelity = Literal["code", "invariants", "reconstruction"]
 FIDELITIES: dict[Fidelity, str] = {
     "code": "equal to the authors' code",
@@ -26,17 +26,17 @@ FIDELITIES: dict[Fidelity, str] = {
     "reconstruction": "reconstruction",
 }
 RECONSTRUCTION = (
-    "reconstruction: there was no code of the authors' to follow, and what their text leaves open was decided here"
+    "reconstruction: the authors published no code, and details that their paper leaves open were decided here"
 )
 
 
 def mark_of(fidelity: Fidelity | None) -> str:
-    """What stands behind a method's name for what it was held to: ``reconstruction``, or nothing."""
+    """The mark that a method's name gets for its fidelity: ``reconstruction`` or nothing."""
     return FIDELITIES[fidelity] if fidelity == "reconstruction" else ""
 
 
 def marked(name: str, predicts: Predicts, *others: str) -> str:
-    """A method's name with the mark of predictions that depend on other test images, and with what else tells it apart.
+    """A method's name, marked if its predictions depend on other test images, and with other distinguishing marks.
 
     >>> marked("coop", "alone"), marked("zlap", "jointly"), marked("zlap", "jointly", "k=5")
     ('coop', 'zlap (transductive)', 'zlap (transductive, k=5)')
@@ -47,32 +47,32 @@ def marked(name: str, predicts: Predicts, *others: str) -> str:
 
 @dataclass(frozen=True)
 class Facts:
-    """What is true of a method or, narrowed by settings, of one learner.
+    """Facts about a method or, narrowed by its settings, about a learner.
 
     Attributes:
         paper: arXiv id or citation.
-        trains: of ``text``, ``vision`` and ``head``, what learns by gradient; empty for training-free methods.
-        new_classes: whether it can score classes that it did not see.
-        cacheable_images: whether the frozen tower's features are all that it needs of an image, so that they can be
-            computed once. Those of a saved learner that it stands on can be too (``PromptLearner.tower``).
-        classifier: class features ``shared`` by all images, (C, D), or ``per_image``, (B, C, D).
+        trains: the parts trained by gradient, of ``text``, ``vision`` and ``head``; empty for training-free methods.
+        new_classes: whether it can score classes that it was not trained on.
+        cacheable_images: whether it needs only the frozen tower's features of an image, so that they can be computed
+            once. A learner that builds on a saved one can cache that one's features (``PromptLearner.tower``).
+        classifier: ``shared``, class features (C, D) for all images, or ``per_image``, (B, C, D).
         head: whether logits are more than similarities of image and class features.
-        parts: names of the parts that logits are fused of, the first being what other classes are scored by (see
-            ``vlprompt.learner.fusion``); empty where they are in one piece.
-        inputs: what a test batch must carry: ``image``, ``views``, ``mask``.
-        labels: whether labelled images are ``needed``, ``some`` of them beside a pool, ``any`` there are beside a pool,
-            or ``none``.
-        predicts: whether a test image is predicted ``alone``; ``online``, with what was learnt from the images before
-            it; or ``jointly`` with all others of its test. Results of the latter two are marked wherever they stand.
-        paper_settings: what images the authors chose hyper-parameters on, for ``selection=paper``: ``none``, ``val``
-            (a few a class), ``whole_val`` or ``test``; ``unnamed`` where they have values by dataset, which the recipe
-            repeats, and do not say on what images they chose them; None if that is not recorded.
-        paper_epoch: what images they chose the epoch on: ``last`` if on none.
-        weighs: whether some labelled images can count more than others (``sample_weight``). Methods that fit themselves
-            register it; of others it follows, where the loop trains them on labelled images by a loss that does.
-        fidelity: what it was held to: numbers that the authors' ``code`` computed; ``invariants`` alone; or, a
-            ``reconstruction``, what the authors wrote of a method whose code nobody has, which is marked wherever its
-            numbers stand.
+        parts: names of the parts that logits are combined from, the first one being used alone for new classes (see
+            ``vlprompt.learner.fusion``); empty if they have no parts.
+        inputs: what a test batch must contain: ``image``, ``views``, ``mask``.
+        labels: labelled images it learns from: ``needed``; ``some``, together with a pool; ``any`` that there are,
+            together with a pool; or ``none``.
+        predicts: a test image is predicted ``alone``, ``online`` (after learning from the images before it) or
+            ``jointly`` with all others of its test. Results of the latter two are marked wherever they are shown.
+        paper_settings: images that the authors chose hyper-parameters on, for ``selection=paper``: ``none``, ``val``
+            (a few per class), ``whole_val`` or ``test``; ``unnamed`` if they have values per dataset, which the recipe
+            repeats, without saying how they were chosen; None if that is not recorded.
+        paper_epoch: images that they chose the epoch on, or ``last`` if they did not.
+        weighs: whether labelled images can be weighted (``sample_weight``). Methods that fit themselves register this;
+            for methods trained in the loop it follows from their losses.
+        fidelity: what the implementation was verified against: numbers computed by the authors' ``code``, or only
+            ``invariants``; or ``reconstruction``, if the authors published no code, which is marked wherever its
+            numbers are shown.
     """
 
     paper: str

@@ -1,12 +1,12 @@
-"""Logits of several parts, such as two heads', and the rule that makes one of them.
+"""Logits of several parts, such as two heads', and the rule that combines them.
 
-A method that scores in more ways than one names them in its facts (``parts``), gives each by ``parts`` and fuses them
-by ``fuse``. The first is what objectives look at, and what classes that nothing was learnt of are scored by. Which
-those are, ``Familiar``, the evaluator says, since the rule uses what the protocol knows; without its word the names
-decide. A result keeps the accuracy of each part beside that of the rule, so that what it buys shows.
+A method that scores in more than one way names the parts in its facts (``parts``), computes them in ``parts`` and
+combines them in ``fuse``. Objectives use the first part, and classes that were not trained on are scored by it alone.
+Which those are, ``Familiar``, is set by the evaluator, since the rule may depend on the protocol; otherwise names
+decide. A result also records the accuracy of each part, to show what combining them gains.
 
-``part_ce`` is the loss of one part. ``head=dept`` puts a second head beside the similarities of any design that learns
-from labels.
+``part_ce`` is the loss of one part. ``head=dept`` adds a second head, besides the similarities, to any design that
+learns from labels.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ OWN_WAYS = ("loss", "score", "parts", "text_features", "text_encoder", "paramete
 
 @OBJECTIVES.register("part_ce")
 class PartCrossEntropy(CrossEntropy):
-    """Cross-entropy of one part of the logits by itself, where a learner has several (MMRL's).
+    """Cross-entropy of one part of the logits, for learners that have several (MMRL's).
 
     Args:
         part: its name.
@@ -59,14 +59,14 @@ class PartCrossEntropy(CrossEntropy):
 
 
 class SecondHead(Part, nn.Module):
-    """A head beside the similarities, bound to the classes that it is trained on; it has learnables of its own.
+    """A classifier with its own learnables besides the similarities, bound to the classes that it is trained on.
 
     Args:
-        weight: w in [0, 1], its share of the loss and of the fused logits; the similarities have the rest.
-        lr_scale: its learning rate over that of the design's own learnables.
+        weight: w in [0, 1], its share of the loss and of the combined logits; the similarities have the rest.
+        lr_scale: its learning rate, relative to the rest of the learner.
 
     Attributes:
-        part: the name of its logits; its loss is called ``ce_`` and that.
+        part: the name of its logits; its loss is called ``ce_`` followed by it.
         published: the authors' names, see ``vlprompt.learner.publishing``.
     """
 
@@ -119,7 +119,7 @@ HEADS: Registry[type[SecondHead]] = Registry("head")
 
 
 class Affine(nn.Module):
-    """A scale and a shift of each channel, the identity at the start."""
+    """A scale and a shift per channel, initialized as the identity."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -132,12 +132,12 @@ class Affine(nn.Module):
 
 @HEADS.register("dept")
 class DePT(SecondHead):
-    """Decoupled prompt tuning (Zhang et al., CVPR 2024, arXiv:2309.07439): a linear head for what tells classes apart.
+    """Decoupled prompt tuning (Zhang et al., CVPR 2024, arXiv:2309.07439): a linear head on base-specific channels.
 
-    Channel-wise affine maps A_v, A_t of the un-normalised image and text features, and one linear map of both to the
-    classes: trained on images and, beside each, on the text feature of its class. Classes that were trained on are
-    scored by (1 - w)·similarity + w·linear, in other images too; all others by similarity alone. The loss follows the
-    authors' code: (1 - w)·CE(similarity) + w·CE(linear), and what other objectives there are.
+    Channel-wise affine maps A_v, A_t of the unnormalised image and text features, and one linear map from both to the
+    classes, trained on images and, for each image, on the text feature of its class. Classes that were trained on are
+    scored by (1 - w)·similarity + w·linear, also in another dataset; all others by similarity alone. The loss follows
+    the authors' code: (1 - w)·CE(similarity) + w·CE(linear), plus any other objectives.
 
     Args:
         weight: w.
@@ -171,28 +171,28 @@ class DePT(SecondHead):
 
 
 def parse_head(setting: str | None) -> SecondHead | None:
-    """The head that a setting names, without learnables yet; None where it names none."""
+    """The head in a setting, still without learnables, or None."""
     return None if setting is None else parse_part(setting, HEADS)
 
 
 def facts_with_head(cls: type[Method], config: Any, facts: Facts, usual: type[Method]) -> Facts:
-    """What a learner of these facts is with the second head that its settings ask for, if they do.
+    """The facts of a learner with the second head in its settings, if any.
 
     Args:
         cls: the learner's class.
         config: its settings.
         facts: of the learner without the head.
-        usual: a class whose ways of scoring and learning a second head knows.
+        usual: a class whose ways of scoring and learning work with a second head.
 
     Raises:
-        VlpromptError: the head is not known, or a learner of this kind cannot carry it.
+        VlpromptError: the head is unknown, or a learner of this kind cannot have it.
     """
     head = parse_head(config.head)
     if head is None:
         return facts
     reason = _refused(cls, facts, usual)
     if reason is not None:
-        raise VlpromptError(f"head={config.head} cannot be, since {cls.method} with these settings {reason}")
+        raise VlpromptError(f"head={config.head} is not possible: {cls.method} with these settings {reason}")
     return replace(facts, head=True, trains=facts.trains | {"head"}, parts=("similarity", head.part))
 
 
@@ -209,7 +209,7 @@ def _refused(cls: type[Method], facts: Facts, usual: type[Method]) -> str | None
 
 
 def first_kind(features: Tensor) -> Tensor:
-    """Of image features (B, D) or (B, K, D), those that stand beside class features: (B, D)."""
+    """Of image features (B, D) or (B, K, D), those that are compared with class features: (B, D)."""
     return features[:, 0] if features.dim() == 3 else features
 
 
@@ -219,12 +219,12 @@ def is_known(names: Sequence[str], trained: Sequence[str]) -> bool:
 
 
 def rows_of(names: Sequence[str], trained: Sequence[str], told: Sequence[int] = ()) -> list[int]:
-    """The place of each class among those that were trained on, which hold all of them.
+    """Positions of classes among those trained on, which include all of them.
 
     Args:
         names, trained: the classes.
-        told: their places, where they are known beforehand. Else a name that stands among the trained more than once,
-            as two of ImageNet's do, means one place after the other.
+        told: their positions, if known in advance. Otherwise, a name that occurs several times among the trained ones,
+            as two of ImageNet's do, refers to one position after the other.
     """
     if told:
         return [*told]

@@ -1,4 +1,4 @@
-"""Gradient rules: what is handed to the optimiser when it is not the plain gradient of the loss."""
+"""Gradient rules: the gradient that the optimizer gets, if it is not simply that of the loss."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from vlprompt.learner.regulation import Regulator
 
 
 class GradientRule(Part):
-    """Fills the parameters' gradients from named losses."""
+    """Computes the parameters' gradients from named losses."""
 
     def check(self, parameters: Sequence[nn.Parameter]) -> str:
-        """Raise one sentence if it is of no use to these learnables; return what tells a file that it reads."""
+        """Raise ``VlpromptError`` if it does not work for these learnables; return what identifies a file it reads."""
         return ""
 
     def __call__(self, losses: Mapping[str, Tensor], parameters: Sequence[nn.Parameter]) -> None:
@@ -34,15 +34,15 @@ GRADIENT_RULES: Registry[type[GradientRule]] = Registry("gradient rule", shipped
 
 @GRADIENT_RULES.register("prograd")
 class ProGradRule(GradientRule):
-    """Keep what does not conflict with general knowledge (ProGrad): project the loss's gradient where it does.
+    """ProGrad's projection: removes the part of the gradient that conflicts with general knowledge.
 
-    With g_d of the loss and g_k of the reference: g_d if <g_d, g_k> >= 0, else g_d - λ·<g_d, ĝ_k>·ĝ_k. A zero reference
-    gradient conflicts with nothing.
+    With g_d the gradient of the loss and g_k that of the reference: g_d if <g_d, g_k> >= 0, else g_d - λ·<g_d,
+    ĝ_k>·ĝ_k. A zero reference gradient conflicts with nothing.
 
     Args:
         weight: λ; 1 leaves no part of g_d along g_k.
         reference: the objective whose gradient is general knowledge; it must be among the learner's objectives.
-        scope: ``tensor`` projects each parameter by itself, as the authors' code does; ``all`` projects them as one.
+        scope: ``tensor`` projects each parameter separately, as the authors' code does; ``all`` projects them as one.
     """
 
     def __init__(
@@ -79,11 +79,12 @@ class ProGradRule(GradientRule):
 
 @GRADIENT_RULES.register("regulated", paper="GRAM, arXiv:2303.06571", fidelity="reconstruction")
 class RegulatedRule(GradientRule):
-    """Turn each gradient as a function that was learnt over many tasks does (GRAM, reconstructed).
+    """Transforms each gradient with a function that was meta-learnt over many tasks (GRAM, reconstructed).
 
     Args:
-        file: that ``vlprompt meta-train`` wrote. It is read where a learner is made by these settings, or else when the
-            first gradient is asked for, since a saved learner may come from anyone and is tested without.
+        file: written by ``vlprompt meta-train``. It is read when a learner is created with this setting, but for a
+            saved learner, which may come from anyone and does not need it for testing, when the first gradient is
+            computed.
     """
 
     def __init__(self, file: str):

@@ -1,8 +1,8 @@
-"""Choosing hyper-parameters on held-out images: what may be looked at, what was, and every point that was tried.
+"""Choosing hyper-parameters on held-out images: what may be used, what was used, and every point that was tried.
 
 ``selection=fixed`` chooses nothing and needs no images; ``fewshot_val`` chooses on the few-shot validation draw;
-``paper`` on what the method's authors chose on, be it the whole validation split or test images. A method reads those
-images through its feed alone, which hands out what the setting allows and notes what was read.
+``paper`` on what the method's authors chose on, be it the whole validation split or test images. A method can read
+those images only through its feed, which provides what the setting allows and records what was read.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ class Search:
 
     Attributes:
         on: the source of the images, ``val`` (the few-shot draw), ``whole_val`` or ``test``.
-        n_images: of it.
+        n_images: number of its images.
         points: every point in the grid's order, with its ``accuracy`` in percent.
-        chosen: the settings that were taken.
-        ties: the rule among equals.
+        chosen: the chosen settings.
+        ties: the rule for ties.
     """
 
     on: str
@@ -59,7 +59,7 @@ class Search:
 
 @dataclass(frozen=True)
 class Selection:
-    """What may be chosen on, and what came of it.
+    """What may be chosen on, and what was chosen.
 
     Attributes:
         settings: the source of images that settings are chosen on; None chooses none.
@@ -80,12 +80,12 @@ class Selection:
 
 
 def make_selection(rule: str, method: str, facts: Facts) -> Selection:
-    """What a run with a rule hands out to a method.
+    """What a run with a selection rule provides to a method.
 
     Args:
-        rule: of ``SELECTIONS``.
+        rule: one of ``SELECTIONS``.
         method: its name.
-        facts: what it is, and what its authors chose on.
+        facts: its facts, including what its authors chose on.
 
     Raises:
         VlpromptError: it is not known here what the authors chose on.
@@ -96,7 +96,7 @@ def make_selection(rule: str, method: str, facts: Facts) -> Selection:
         return Selection()
     if facts.paper_settings is None:
         raise VlpromptError(
-            f"selection=paper is not told for {method}, whose authors' choice is not recorded here: use fixed or "
+            f"selection=paper is not available for {method}, whose authors' choice is not recorded here: use fixed or "
             "fewshot_val"
         )
     epoch = None if facts.paper_epoch == "last" else facts.paper_epoch
@@ -106,11 +106,11 @@ def make_selection(rule: str, method: str, facts: Facts) -> Selection:
 
 
 def check_choice(rule: str, selection: Selection, config: Any, facts: Facts, method: str) -> None:
-    """Refuse a selection that has nothing to choose among, or that the method's settings leave no room for.
+    """Refuse a selection that has nothing to choose among, or that the method's settings rule out.
 
     Args:
-        rule: what was asked for.
-        selection: what it hands out.
+        rule: the rule asked for.
+        selection: what it provides.
         config: the method's settings, alone or among others.
         facts: what the learner will be.
         method: its name.
@@ -129,7 +129,7 @@ def check_choice(rule: str, selection: Selection, config: Any, facts: Facts, met
 
 
 def say_seen(saw: Sequence[str]) -> str:
-    """Name what was looked at, for a table's row; empty if nothing was.
+    """Name what was looked at, for a row of a table; empty if nothing was.
 
     >>> say_seen(["test", "whole_val"])
     'saw whole val and test'
@@ -139,7 +139,7 @@ def say_seen(saw: Sequence[str]) -> str:
 
 
 def say_selection(saw: Sequence[str], searches: Sequence[Search]) -> dict[str, str]:
-    """What a saved learner says of how it was chosen; empty if nothing was chosen and nothing seen."""
+    """What a saved learner records of how it was chosen; empty if nothing was chosen and nothing seen."""
     chosen = ", ".join(f"{key}={value:g}" for search in searches for key, value in search.chosen.items())
     told = {"held-out images": say_seen(saw), "chosen on them": chosen}
     return {key: text for key, text in told.items() if text}

@@ -1,6 +1,6 @@
-"""Pseudo-labelers: from what a model says of a pool to labels for some of its images, each by a published rule.
+"""Pseudo-labelers: published rules that turn a model's predictions for a pool into labels for some of its images.
 
-A labeler is written as a string, as objectives are: ``top_k(k=16)``, ``leaderboard``, ``threshold(at=0.9)``.
+Like an objective, a labeler is written as a string: ``top_k(k=16)``, ``leaderboard``, ``threshold(at=0.9)``.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class Labeler(Part):
     """Chooses images of a pool, and a class for each.
 
     Attributes:
-        scale: of the similarities that its probabilities are made of; None takes the model's own.
+        scale: factor of the similarities in its softmax; None uses the model's logit scale.
     """
 
     scale: float | None = None
@@ -32,11 +32,11 @@ class Labeler(Part):
         raise NotImplementedError
 
     def of_round(self, turn: int, rounds: int, images: int, classes: int) -> Labeler:
-        """The labeler of a round (0-based) out of ``rounds``, for N images and C classes; by default the same."""
+        """The labeler for a round (0-based) out of ``rounds``, for N images and C classes; by default the same one."""
         return self
 
     def wanted(self, images: int, classes: int) -> int | None:
-        """Images of each class that it asks for; None if it asks for no number."""
+        """Number of images per class that it asks for; None if it asks for no number."""
         return None
 
 
@@ -45,12 +45,12 @@ LABELERS: Registry[type[Labeler]] = Registry("labeler", shipped="methods")
 
 @LABELERS.register("top_k")
 class TopK(Labeler):
-    """The K surest images of each predicted class, class by class, the surest first (UPL).
+    """The K most confident images of each predicted class, class by class, the most confident first (UPL).
 
-    A class that no image is taken for gets none, and another may get fewer than K; nothing else is asked of them.
+    A class that no image is predicted as gets none, and others may get fewer than K.
 
     Args:
-        k: images a class, at most.
+        k: maximum number of images per class.
     """
 
     def __init__(self, k: int = 16):
@@ -73,16 +73,17 @@ class TopK(Labeler):
 
 @LABELERS.register("leaderboard")
 class Leaderboard(Labeler):
-    """A board of K places for each class, to which images come in the pool's order (FPL, IFPL, GRIP).
+    """A leaderboard of K places per class, to which images are offered in the pool's order (FPL, IFPL, GRIP).
 
-    An image is entered on the board of its most probable class if that has a free place, or if it is surer than the
-    board's last entry; the board is then sorted, and what falls off it is offered to no other. An image that its own
-    class rejects is offered to every other class in the same way, and may end on several boards: so boards fill up, at
-    the price of labels that no model gave. While a board fills, its last entry is the latest and not the weakest.
+    An image enters the board of its most probable class if that has a free place, or if its confidence exceeds that of
+    the board's last entry. The board is then sorted, and the entry that drops out is not offered to other boards. An
+    image rejected by its own class is offered to every other class in the same way, and may end on several boards:
+    boards fill up, at the price of labels that no model predicted. While a board fills, its last entry is the latest
+    one rather than the least confident.
 
     Args:
-        k: places a class; None sets no limit, so that each image is labelled by its most probable class, in the pool's
-            order.
+        k: places per class; None sets no limit, so that each image is labelled with its most probable class, in the
+            pool's order.
     """
 
     def __init__(self, k: int | None = 16):
@@ -141,16 +142,16 @@ def _surest_first(entry: tuple[float, int]) -> float:
 
 @LABELERS.register("prototype_kl")
 class PrototypeKL(Labeler):
-    """Of the 2K images most probable for a class, the K that lie most central among them (TFUP).
+    """Of the 2K most probable images for a class, the K most central among them (TFUP).
 
-    Central is a small Σ_m KL(p_j ‖ p_m) over the 2K candidates m. Each class ranks all images, so that it always gets
-    its K, and an image may be chosen for several classes; its label is the class that chose it. Probabilities are soft,
-    softmax(10·cos), or else hardly any two differ.
+    Central means a small Σ_m KL(p_j ‖ p_m) over the 2K candidates m. Each class ranks all images, so it always gets K,
+    and an image may be chosen by several classes; its label is the class that chose it. Probabilities are soft,
+    softmax(10·cos), since otherwise hardly any two would differ.
 
     Args:
-        k: images a class; None takes share·N/C of N images and C classes, between ``least`` and ``most``.
+        k: images per class; None uses share·N/C for N images and C classes, between ``least`` and ``most``.
         share, least, most: see ``k``; ``most=None`` sets no upper bound.
-        scale: of the cosines that probabilities are made of.
+        scale: factor of the cosines in the softmax.
     """
 
     def __init__(
@@ -187,10 +188,10 @@ class PrototypeKL(Labeler):
 
 @LABELERS.register("threshold")
 class Threshold(Labeler):
-    """Every image whose largest probability is above a threshold, by its most probable class (TFUP-T, FixMatch).
+    """Every image whose largest probability exceeds a threshold, with its most probable class (TFUP-T, FixMatch).
 
     Args:
-        at: the threshold, which must be exceeded.
+        at: the threshold.
     """
 
     def __init__(self, at: float = 0.9):
@@ -207,9 +208,9 @@ class Threshold(Labeler):
 
 @LABELERS.register("growing")
 class Growing(Labeler):
-    """A labeler whose K grows from round to round until it takes the whole pool (GRIP).
+    """A labeler whose K grows from round to round until it covers the whole pool (GRIP).
 
-    In round i of I, K = ⌊i·⌊N/I⌋/C⌋, at least 1, of N images and C classes, which are taken to be about equally many.
+    In round i of I, K = ⌊i·⌊N/I⌋/C⌋, at least 1, for N images and C classes, which are assumed to be balanced.
 
     Args:
         of: the labeler whose K it sets, ``leaderboard`` or ``top_k``.
@@ -230,7 +231,7 @@ class Growing(Labeler):
 
 
 def growing_shots(rounds: int, images: int, classes: int) -> list[int]:
-    """GRIP's K of each round, and one more: that of the set which is labelled after the last and trained on by none.
+    """GRIP's K of each round, followed by that of a final set, which is labelled but not trained on.
 
     >>> growing_shots(10, 347, 7)
     [4, 9, 14, 19, 24, 29, 34, 38, 43, 48, 49]
@@ -241,12 +242,12 @@ def growing_shots(rounds: int, images: int, classes: int) -> list[int]:
 def label_pool(
     labeler: Labeler, logits: Tensor, model_scale: Tensor | float, classes: Sequence[int] | None = None
 ) -> PseudoLabels:
-    """Label a pool by what a model says of it.
+    """Label a pool from a model's logits.
 
     Args:
-        labeler: whose rule it is.
-        logits: (N, C) of the pool's images in their order.
-        model_scale: the logit scale that is in them.
+        labeler: the rule.
+        logits: (N, C) for the pool's images, in order.
+        model_scale: the logit scale contained in them.
         classes: labels that the pool's images may have; None allows all C.
 
     Raises:
@@ -258,7 +259,7 @@ def label_pool(
 def probabilities_of(
     labeler: Labeler, logits: Tensor, model_scale: Tensor | float, classes: Sequence[int] | None = None
 ) -> Tensor:
-    """Probabilities (N, C of the pool) as a labeler takes them, of which several models' may be averaged; see above."""
+    """Probabilities (N, C of the pool) for a labeler, which may be averaged over models; arguments as above."""
     if classes is not None:
         logits = logits[:, torch.tensor(list(classes), device=logits.device)]
     return (logits if labeler.scale is None else logits * (labeler.scale / model_scale)).softmax(dim=1)
@@ -280,8 +281,8 @@ def label_by(labeler: Labeler, probabilities: Tensor, classes: Sequence[int] | N
     found = labeler(probabilities)
     if not len(found.index):
         raise VlpromptError(
-            f"{labeler.name or 'the labeler'} chooses none of the pool's {images:,} images: the surest is "
-            f"{float(probabilities.max()):.2f} sure"
+            f"{labeler.name or 'the labeler'} chooses none of the pool's {images:,} images: the highest "
+            f"confidence is {float(probabilities.max()):.2f}"
         )
     if classes is None:
         return found

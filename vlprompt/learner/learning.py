@@ -1,4 +1,4 @@
-"""What a method learns from and with: the two things that ``PromptLearner.learn`` is handed, and never imports."""
+"""``Feed`` and ``Train``: what ``PromptLearner.learn`` gets as arguments, so that methods import neither."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ Source = Literal["labelled", "pool", "val", "whole_val", "test"]
 
 @dataclass(frozen=True)
 class EpochBatches:
-    """Batches that know how many an epoch has.
+    """The batches of every epoch, with their number known in advance.
 
     Attributes:
-        draw: from an epoch's index and a batch size to the batches.
-        images: in an epoch.
-        batch_size: images a batch.
+        draw: maps an epoch's index and a batch size to batches.
+        images: images per epoch.
+        batch_size: images per batch.
     """
 
     draw: Callable[[int, int], Iterable[Batch]]
@@ -42,11 +42,11 @@ class EpochBatches:
 
     @property
     def steps(self) -> int:
-        """Batches in an epoch; a short last one is dropped unless it is the only one."""
+        """Batches per epoch; an incomplete last batch is dropped unless it is the only one."""
         return max(1, self.images // self.batch_size)
 
     def redrawn(self, turn: int) -> EpochBatches:
-        """The same images in another order and, where they are augmented, augmented anew; turn 0 is as it is."""
+        """The same images in another order and with other augmentations; turn 0 leaves them as they are."""
         return replace(self, draw=lambda epoch, batch_size: self.draw(epoch + turn * LONGEST, batch_size))
 
     def sized(self, batch_size: int) -> EpochBatches:
@@ -56,12 +56,12 @@ class EpochBatches:
 
 @dataclass(frozen=True)
 class ParameterGroup:
-    """Learnables that are optimised alike.
+    """Learnables that share optimizer settings.
 
     Attributes:
         parameters: the tensors.
         lr_scale: factor of the learning rate.
-        weight_decay: in place of the recipe's; None keeps that.
+        weight_decay: replaces the recipe's; None keeps it.
     """
 
     parameters: Sequence[nn.Parameter]
@@ -70,7 +70,7 @@ class ParameterGroup:
 
 
 def groups_of(module: nn.Module) -> list[ParameterGroup]:
-    """A module's learnables by learning rate: a part's ``lr_scale`` is a factor of the recipe's.
+    """Group a module's learnables by learning rate: a submodule's ``lr_scale`` multiplies the recipe's.
 
     >>> two = nn.ModuleList([nn.Linear(2, 1), nn.Linear(2, 1)])
     >>> two[1].lr_scale = 0.1
@@ -88,10 +88,10 @@ def groups_of(module: nn.Module) -> list[ParameterGroup]:
 
 @dataclass(frozen=True)
 class PseudoLabels:
-    """What a labeler says of a pool; an image may be chosen for more than one class.
+    """Pseudo-labels for images of a pool; an image may be chosen for more than one class.
 
     Attributes:
-        index: places in the pool (M,).
+        index: positions in the pool (M,).
         label: the class that each was chosen for (M,).
         confidence: the probability of that class (M,).
     """
@@ -102,9 +102,9 @@ class PseudoLabels:
 
 
 class Feed(Protocol):
-    """What there is to learn from: labelled images, a pool of images without labels, validation images.
+    """The training data: labelled images, a pool of unlabelled images, validation images.
 
-    A pool's labels do not exist here, whatever the files are called.
+    The pool's labels cannot be read here, even if they are known.
     """
 
     @property
@@ -113,72 +113,70 @@ class Feed(Protocol):
 
     @property
     def templates(self) -> tuple[str, ...]:
-        """The dataset's hand-written ones."""
+        """The dataset's hand-written templates."""
 
     @property
     def domains(self) -> tuple[str, ...]:
-        """Names of the images' domains, which ``domain`` of a batch counts; empty if they have none."""
+        """Names of the images' domains, to which ``domain`` of a batch refers; empty if there are none."""
 
     @property
     def later_names(self) -> tuple[str, ...]:
-        """Names of classes that are tested and not learnt from, for who asks; few methods do."""
+        """Names of classes that are tested but not trained on, for the few methods that use them."""
 
     @property
     def selection(self) -> Selection:
-        """What hyper-parameters may be chosen on, and the record of what was; see ``vlprompt.learner.selection``."""
+        """What hyper-parameters may be chosen on, and what was used; see ``vlprompt.learner.selection``."""
 
     def batches(
         self, source: Source = "labelled", *, views: int | str | None = None, every_view: bool = False
     ) -> EpochBatches:
-        """Shuffled training batches of a source, as the learner can use them: cached features, or images.
+        """Shuffled training batches of a source, in the form that the learner takes: cached features or images.
 
         Args:
-            source: a pool's batches have no ``label``.
-            views: of each image, in place of the run's: a number, or ``fresh``.
-            every_view: go through all views of an image in each epoch, and not one after another in epochs; fresh ones
-                are one an epoch.
+            source: ``pool`` gives batches without ``label``.
+            views: views of each image, a number or ``fresh``; by default the run's.
+            every_view: use all cached views of an image in every epoch instead of one per epoch.
         """
 
     def bank(self, source: Source = "labelled", *, views: int = 1, clip: FrozenCLIP | None = None) -> FeatureBank:
-        """Frozen features of a source, not normalised: (V, N, D), and labels (N,), absent for a pool.
+        """Frozen features of a source, not normalised, (V, N, D), and labels (N,), which a pool does not have.
 
         Args:
             source: whose images.
-            views: 1 is the evaluation crop; more are draws of the training transform.
-            clip: another frozen model than the learner's.
+            views: 1 is the evaluation crop; more are drawn from the training transform.
+            clip: a frozen model other than the learner's.
         """
 
     @property
     def pool_classes(self) -> tuple[int, ...]:
-        """Labels that the pool's images may have; all C where nothing is known."""
+        """Labels that the pool's images may have; all C if nothing is known."""
 
     def count(self, source: Source) -> int:
-        """How many images a source has; none is no error."""
+        """Number of images of a source; may be 0."""
 
     def in_order(self, source: Source = "pool") -> Iterable[Batch]:
-        """The images of a source once each in their order, as a test sees them and without labels."""
+        """The images of a source, once each and in order, transformed as for testing, without labels."""
 
     def labelled_as(
         self, labels: Tensor | PseudoLabels, weights: Tensor | None = None, *, keep_labelled: bool = False
     ) -> Feed:
-        """A feed whose labelled images are the pool's, with these labels; a run records them.
+        """A feed whose labelled images are those of the pool, with these labels; a run records them.
 
         Args:
-            labels: what a labeler chose, or one for each image of the pool in its order (N,), where -1 leaves it out.
-            weights: of the pool's images in the loss (N,).
-            keep_labelled: let the images that have labels stand behind the pool's; ``pseudo`` of a batch (B,) tells
-                them apart.
+            labels: a labeler's choice, or one label per image of the pool (N,), where -1 leaves an image out.
+            weights: weights of the pool's images in the loss (N,).
+            keep_labelled: append the images that have true labels; ``pseudo`` of a batch (B,) distinguishes the two.
         """
 
     def where(self, *, domain: str) -> Feed:
-        """A feed of one domain's images."""
+        """A feed of the images of one domain."""
 
     def beside(self, other: Feed) -> Feed:
-        """A feed whose batches carry a batch of another feed's pool, or of its labelled images, as ``unlabeled``."""
+        """A feed whose batches also hold, as ``unlabeled``, a batch of another feed's pool or labelled images."""
 
 
 class Train(Protocol):
-    """The training loop, with the run's recipe, checkpoints and progress behind it."""
+    """The training loop, with the run's recipe, checkpoints and progress bar."""
 
     def __call__(
         self,
@@ -189,13 +187,13 @@ class Train(Protocol):
         score: Callable[[], float] | None = None,
         **options: Any,
     ) -> History:
-        """Train a module in place, and return a record for each epoch.
+        """Train a module in place, and return one record per epoch.
 
         Args:
-            module: gives ``loss`` of a batch, as a learner does.
-            batches: of an epoch.
-            stage: names this training among several of one ``learn``. Each has a checkpoint of its own; a stage that
-                was finished before an interruption gives back its end state at once.
-            score: of a stage's module on held-out images, in place of the learner's, where epochs are chosen.
-            options: in place of the recipe's, such as ``epochs`` or ``lr``; see ``vlprompt.training.TrainOptions``.
+            module: has ``loss(batch)``, as a learner does.
+            batches: maps an epoch to its batches.
+            stage: name of this training, if ``learn`` trains several times. Each stage has its own checkpoint; after an
+                interruption, a stage that was finished is restored rather than repeated.
+            score: accuracy of the module on held-out images, used instead of the learner's when epochs are chosen.
+            options: override the recipe, such as ``epochs`` or ``lr``; see ``vlprompt.training.TrainOptions``.
         """

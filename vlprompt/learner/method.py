@@ -1,4 +1,4 @@
-"""What a method fills in, and what it is if it does not."""
+"""``Method``: what a method implements, with the defaults."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from vlprompt.learner.teacher import SavedTeacher
 
 
 class Method(nn.Module):
-    """What methods fill in of ``PromptLearner``; everything has a default but ``setup`` and ``encode_text``."""
+    """The part of ``PromptLearner`` that methods implement; only ``setup`` and ``encode_text`` have no default."""
 
     method: ClassVar[str] = ""
     registered: ClassVar[Facts]
@@ -39,27 +39,30 @@ class Method(nn.Module):
         """Settings of every method.
 
         Attributes:
-            objective: the parts of the loss, see ``objectives`` beside this module.
-            gradient_rule: what is handed to the optimiser instead of the loss's gradient, see ``gradients``.
-            aggregator: how weights are aggregated over epochs, see ``aggregation``; None keeps the last.
-            init_from: a saved learner, a run's folder or a ``.safetensors`` file whose learnables to start from.
-            init_length: of its prompts, same as theirs, or fit: the first tokens of longer ones, shorter ones repeated.
-            text_chunk: classes encoded at a time, with activation checkpointing; auto takes what memory does, None all,
-                or what memory does where no gradient is asked for.
-            descriptions: a JSON file ``{class: [sentences]}``, for ``description_anchor`` and for methods that put such
-                sentences in place of templates; refused where nothing would read it.
-            teacher: a saved learner, a run's folder or ``hf://user/name`` whose logits ``logit_kl`` and
-                ``distillation`` take in place of the frozen model's; refused where nothing would ask it.
-            names: more names of classes, {class: [names]}, a JSON file, or card for the dataset's card's.
-            names_by: whether a class's feature is the mean of its names', or an image is scored with the best of them.
-            context: what is trained of learnt words, full, lowrank(rank=4), factored(rank=4), multispace or reparam,
-                see ``contexts``.
-            after_step: what they are held to after each step, such as project(eps=0.1), see ``constraints``.
-            edits: what is learnt inside the towers besides, such as lora(rank=4) or layer_norms(tower=vision), see
+            objective: the terms of the loss, see ``objectives`` beside this module.
+            gradient_rule: how the gradient of the loss is modified before the optimizer step, see ``gradients``.
+            aggregator: how weights are aggregated over epochs, see ``aggregation``; None uses the last epoch's.
+            init_from: a saved learner, the folder of a run or a ``.safetensors`` file with learnables to start from.
+            init_length: length of the prompts if init_from has others; same keeps theirs, fit truncates or repeats
+                them.
+            text_chunk: classes encoded at a time, with activation checkpointing; auto takes as many as fit in memory.
+                None encodes all classes at once, or as many as fit in memory where no gradient is needed.
+            descriptions: a JSON file ``{class: [sentences]}``, for ``description_anchor`` and for methods that use such
+                sentences instead of templates; refused if nothing would read it.
+            teacher: a saved learner, the folder of a run or ``hf://user/name`` whose logits ``logit_kl`` and
+                ``distillation`` use instead of the frozen model's; refused if nothing would use it.
+            names: more names for classes, {class: [names]}, a JSON file, or card for those on the dataset's card.
+            names_by: how several names of a class are combined, mean averages their features, best scores each image
+                with the most similar.
+            context: how the learnt words are parameterised, full, lowrank(rank=4), factored(rank=4), multispace or
+                reparam, see ``contexts``.
+            after_step: a constraint on them that is applied after each step, such as project(eps=0.1), see
+                ``constraints``.
+            edits: what is learnt inside the towers in addition, such as lora(rank=4) or layer_norms(tower=vision), see
                 ``editing``.
-            ensemble: with the frozen model wherever it is tested, logits(weight=0.5) or weights(weight=0.5), see
-                ``ensembling``; training is that of the learner alone.
-            head: a second one beside the similarities, for the classes that it is trained on, dept or
+            ensemble: ensemble with the frozen model at test time, logits(weight=0.5) or weights(weight=0.5), see
+                ``ensembling``; training is not affected.
+            head: a second classifier besides the similarities, for the classes it is trained on, dept or
                 dept(weight=0.7, lr_scale=6.5), see ``fusion``.
         """
 
@@ -82,24 +85,24 @@ class Method(nn.Module):
     clip: FrozenCLIP
     config: Config
     facts: Facts
-    class_names: tuple[str, ...]  # that it scores
-    part: tuple[int, ...] | None  # the places of those among the trained, where it is bound to them and scores some
-    places: tuple[int, ...]  # of the classes that it scores among the trained, where that was told; else empty
+    class_names: tuple[str, ...]  # the classes that it scores
+    part: tuple[int, ...] | None  # their positions among the trained classes, if it is bound to those and scores some
+    places: tuple[int, ...]  # their positions among the trained classes, if given; else empty
     edits: list[Edit]
     constraint: Constraint | None
     beneath: SavedTeacher | None
     taught_by: SavedTeacher | None  # see ``vlprompt.saving.teacher``
     trained_names: tuple[str, ...]
-    familiar: Familiar  # what the classes that it scores are to it, for ``fuse``
+    familiar: Familiar  # whether it was trained on the classes that it scores, for ``fuse``
 
     @property
     def tower(self) -> FrozenCLIP:
-        """What makes its image features: the frozen model, or the saved learner that it stands on."""
+        """The model that computes its image features: the frozen model, or the saved learner it builds on."""
         return self.clip if self.beneath is None else self.beneath.tower(self.learnt_names)
 
     @property
     def learnt_names(self) -> tuple[str, ...]:
-        """The classes that it computes for: all that it is bound to; the contract takes the part that it scores."""
+        """The classes that it computes features for: all of those it is bound to, even if it scores only some."""
         return self.class_names if self.part is None else self.trained_names
 
     @property
@@ -116,16 +119,16 @@ class Method(nn.Module):
         raise NotImplementedError
 
     def prepare_classes(self) -> None:
-        """Compute what depends on ``self.class_names``: token ids, fixed features. Called when they change."""
+        """Compute what depends on ``self.class_names``: token ids, fixed features. Called whenever they change."""
 
     def encode_text(self, v: Tensor | None = None) -> Tensor:
-        """Class features (C, D), not normalised; (B, C, D) given normalised image features v where each has its own."""
+        """Class features (C, D), not normalised; (B, C, D) if they depend on the normalised image features v (B, D)."""
         raise NotImplementedError
 
     def encode_images(self, batch: Batch) -> Tensor:
-        """Features (B, D), or (B, K, D) for ``parts``, of a batch's images, not normalised.
+        """Features (B, D) of a batch's images, or (B, K, D) for ``parts``, not normalised.
 
-        By default the tower's, or the edited one's.
+        By default those of the tower, with the learner's edits.
         """
         tower = self.tower
         if tower is self.clip and any(edit.tower == "vision" for edit in self.edits):
@@ -133,32 +136,32 @@ class Method(nn.Module):
         return tower.encode_image(batch["image"])
 
     def score(self, v: Tensor, t: Tensor) -> Tensor:
-        """Logits (B, C) of image features v (B, D) and class features t as ``text_features`` gives them."""
+        """Logits (B, C) from image features v (B, D) and class features t, as returned by ``text_features``."""
         return self.clip.similarity(v, t)
 
     def parts(self, v: Tensor, t: Tensor) -> dict[str, Tensor]:
-        """Named parts of the logits (B, C); one, unless ``parts`` of the facts names more, in that order.
+        """Named parts of the logits, (B, C) each; a single one unless ``parts`` of the facts names more, in that order.
 
         Args:
-            v: normalised image features (B, D); (B, K, D) where ``encode_images`` gives K of each image, the first of
-                which is what stands beside class features. Whoever has that one alone gives (B, D): then some parts
-                may be missing, but not the first.
-            t: class features as ``text_features`` gives them.
+            v: normalised image features (B, D); (B, K, D) if ``encode_images`` returns K per image, of which the first
+                is compared with class features. Callers that have only the first pass (B, D): then other parts may be
+                missing, but not the first.
+            t: class features, as returned by ``text_features``.
         """
         return {"similarity": self.score(v, t)}
 
     def fuse(self, parts: Mapping[str, Tensor]) -> Tensor:
-        """Logits (B, C) of the parts, where there are several and it is not trained; ``familiar`` says of what classes.
+        """Combine several parts into logits (B, C) at test time; ``familiar`` says if the classes were trained on.
 
-        By default the first part's.
+        By default the first part alone.
         """
         return next(iter(parts.values()))
 
     def linear_head(self, t: Tensor) -> tuple[Tensor, Tensor] | None:
-        """Weights (C, D) and biases (C,) with which v·weightsᵀ + biases are the logits, for exports; None if none are.
+        """Weights (C, D) and biases (C,) such that v·weightsᵀ + biases are the logits, for exports; None if not linear.
 
         Args:
-            t: class features as ``text_features`` gives them.
+            t: class features, as returned by ``text_features``.
         """
         own = self.facts_of(self.config)  # without an ensemble
         if own.head or own.classifier == "per_image":
@@ -167,49 +170,49 @@ class Method(nn.Module):
 
     @property
     def logit_scale(self) -> float:
-        """Scale of the cosines in its logits: the frozen model's, unless a method learns its own."""
+        """Factor of the cosine similarities in the logits: the frozen model's, unless a method learns its own."""
         return self.clip.logit_scale
 
     def learn(self, feed: Feed, train: Train) -> None:
-        """Learn from a feed: by the loop, over its labelled images, unless a method fits itself otherwise.
+        """Learn from a feed: by default in the training loop, on its labelled images.
 
-        Where no objective reads labels, over its pool if it has one.
-
-        Tensors that are fitted and not trained are buffers, so that they are saved, checked and loaded.
+        If no objective uses labels and the feed has a pool, on the pool. Tensors that are fitted rather than trained
+        must be buffers, so that they are saved, checked and loaded.
         """
         pool = self.facts.labels == "none" and feed.count("pool") > 0
         train(self, feed.batches("pool" if pool else "labelled"))
 
     def parameter_groups(self) -> list[ParameterGroup]:
-        """Learnables that are optimised alike; by default all of them but those of parts with an ``lr_scale``."""
+        """Learnables with their optimizer settings; by default one group, and one per ``lr_scale`` of a module."""
         return groups_of(self)
 
     def reserve(self, shapes: Mapping[str, torch.Size]) -> None:
-        """Make the buffers whose sizes the data decided, so that saved tensors of these shapes can be loaded."""
+        """Create buffers whose sizes depend on the training data, so that saved tensors can be loaded into them."""
 
     def after_step(self) -> None:
-        """Called after each step of the optimiser: by default what the setting of that name says."""
+        """Called after each optimizer step; by default applies the constraint in the setting of that name."""
         if self.constraint is not None:
             self.constraint(self)
 
     def after_epoch(self, epoch: int, epochs: int) -> None:
-        """Called after each epoch (0-based) of ``epochs``: schedules of a method's own."""
+        """Called after each epoch (0-based) of ``epochs``, for a method's own schedules."""
 
     @classmethod
     def facts_of(cls, config: Any) -> Facts:
-        """What a learner with these settings, a ``Config`` of its class, is; a method narrows what it registered."""
+        """Facts of a learner with these settings (a ``Config`` of its class); by default those registered."""
         return cls.registered
 
     @classmethod
     def stands_on(cls, config: Any) -> str | None:
-        """The saved learner whose class features, and image features where they are its own, take the frozen ones'
-        place: a folder, a run's or ``hf://user/name``; None for the frozen model's.
+        """The saved learner (a folder, of a run too, or ``hf://user/name``) whose features replace the frozen model's.
+
+        Its image features are used as well if it changes the image tower. None uses the frozen model.
         """
         return None
 
     @classmethod
     def facts_on(cls, beneath: SavedTeacher, facts: Facts) -> Facts:
-        """What a learner of these facts is on a saved one; a method refuses one that is of no use to it."""
+        """Facts of a learner built on a saved one; methods raise ``VlpromptError`` for one that they cannot use."""
         cacheable = facts.cacheable_images and not beneath.needs_images
         new = facts.new_classes and beneath.new_classes
         return replace(facts, cacheable_images=cacheable, new_classes=new)
@@ -221,17 +224,17 @@ class Method(nn.Module):
 
     @classmethod
     def lacks(cls, config: Any) -> str:
-        """What a run with these settings is short of, as the end of a sentence; empty if nothing."""
+        """What is missing for a run with these settings, as the end of a sentence; empty if nothing."""
         return ""
 
     @classmethod
     def reads_descriptions(cls, objectives: Sequence[Objective]) -> bool:
-        """Whether sentences about classes have a use: by default an objective's."""
+        """Whether descriptions of classes would be used; by default, by an objective."""
         return any(isinstance(o, DescriptionAnchor) and o.descriptions is None for o in objectives)
 
     @classmethod
     def asks_teacher(cls, objectives: Sequence[Objective]) -> bool:
-        """Whether a teacher of the user's has a use: by default an objective's."""
+        """Whether a teacher would be used; by default, by an objective."""
         return any(isinstance(o, LogitObjective) for o in objectives)
 
     @property
@@ -241,26 +244,26 @@ class Method(nn.Module):
 
     @property
     def n_views(self) -> int | None:
-        """Views of a test image that its settings ask for; None where it sees the evaluation crop alone."""
+        """Number of views of a test image, according to the settings; None if only the evaluation crop is used."""
         views: int | None = getattr(self.config, "n_views", None) if "views" in self.facts.inputs else None
         return views
 
     @property
     def test_views(self) -> TestViews | None:
-        """Makes the views of a test image, mixed where ``augmix`` of its settings says so; None without views."""
+        """Transform that makes the views of a test image, with AugMix if ``augmix`` is set; None without views."""
         if self.n_views is None:
             return None
         return TestViews(self.tower, self.n_views, augmix=getattr(self.config, "augmix", False))
 
     @property
     def n_draws(self) -> int:
-        """With how many other draws a test is scored too, where chance bears on a prediction; 0 where it does not."""
+        """Number of additional random draws to score a test with, if predictions are random; else 0."""
         return 0
 
     def draw(self, turn: int) -> None:
-        """Predict with another draw of what is drawn; 0 is the learner's own."""
+        """Predict with another random draw from now on; 0 is the learner's own."""
 
     @property
     def generated_views(self) -> GeneratedViews | None:
-        """Views of test images that were generated beforehand and stand behind the others; None if it has no use."""
+        """Generated views of test images, made in advance and appended to the others; None if not used."""
         return None

@@ -1,7 +1,7 @@
-"""Several names of a class: ``names={cat: [kitty, feline]}``, a JSON file, or what the card of a dataset says.
+"""Several names per class: ``names={cat: [kitty, feline]}``, a JSON file, or those on the dataset's card.
 
 A class's own name always counts. With ``names_by=mean`` a class's feature is the mean direction of its names', for
-learnt and for frozen text alike; with ``best`` an image is scored with the nearest of them, the analogue of a
+learnt and frozen text alike; with ``best`` an image is scored with the most similar of them, the analogue of a
 verbalizer's best label word (SciPrompt, arXiv:2410.01946).
 """
 
@@ -22,7 +22,7 @@ By = Literal["mean", "best"]
 
 
 def named(config: Any, names: tuple[str, ...]) -> tuple[str, ...]:
-    """Class names with the others that settings give them."""
+    """Class names, with the additional ones in the settings."""
     if not config.names:
         return names
     if isinstance(config.names, str):
@@ -51,37 +51,37 @@ def check_keys(others: Mapping[str, Any], class_names: Sequence[str]) -> None:
 
 
 def facts_with_names(cls: type, config: Any, facts: Facts, base: type) -> Facts:
-    """What a learner of these facts is with several names of a class.
+    """The facts of a learner with several names per class.
 
     Args:
         cls: its class.
         config: its settings.
-        facts: of it without them.
-        base: ``PromptLearner``, whose functions tell whether it makes class features in the usual way.
+        facts: its facts without them.
+        base: ``PromptLearner``, whose methods tell whether it makes class features in the usual way.
 
     Raises:
-        VlpromptError: the best of several names is none of its class features.
+        VlpromptError: images cannot be scored with the best of several names, since it has no such class features.
     """
     if config.names_by == "mean":
         return facts
     if not config.names:
-        raise VlpromptError("names_by=best says how several names of a class count, and there are none: give names too")
+        raise VlpromptError("names_by=best needs several names per class, and there are none: give names too")
     usual = ("text_features", "text_encoder", "score", "predict", "predict_all")
     if facts.head or config.head is not None or any(getattr(cls, name) is not getattr(base, name) for name in usual):
         raise VlpromptError(
-            f"names_by=best cannot be, since {getattr(cls, 'method', '')} with these settings does not score by the "
+            f"names_by=best is not possible: {getattr(cls, 'method', '')} with these settings does not score by the "
             "cosines of class features alone: take names_by=mean"
         )
     return replace(facts, classifier="per_image")
 
 
 def nearest_names(features: Tensor, v: Tensor, owners: Sequence[int]) -> Tensor:
-    """Of each class's names the feature that is nearest to each image: (B, C, D).
+    """For each class, the feature of its name that is most similar to each image: (B, C, D).
 
     Args:
-        features: normalised, of all names (M, D), or of each image's own (B, M, D).
+        features: normalised, of all names (M, D), or per image (B, M, D).
         v: normalised image features (B, D).
-        owners: whose each name is (M,).
+        owners: the class of each name (M,).
     """
     rows = [[row for row, owner in enumerate(owners) if owner == c] for c in range(owners[-1] + 1)]
     longest = max(map(len, rows))

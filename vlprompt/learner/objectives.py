@@ -1,6 +1,6 @@
-"""Losses and regularisers as small parts that any prompt design can carry.
+"""Losses and regularisers, as parts that work with any prompt design.
 
-An objective is written as a string, from Python, YAML and the command line alike: ``ce``, ``text_anchor(weight=8)``.
+An objective is written as a string, alike in Python, YAML and on the command line: ``ce``, ``text_anchor(weight=8)``.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ class Outputs:
     """What a learner computed for a batch.
 
     Attributes:
-        image_features: normalised (B, D).
-        text_features: normalised (C, D) or (B, C, D); none of an image's own where nothing is learnt.
-        logits: (B, C); while it is trained, the first of its parts.
-        parts: what logits are fused of, by name, each (B, C).
-        raw_image, raw_text: the features as the towers give them; text alone while a second head is trained.
+        image_features: (B, D), normalised.
+        text_features: (C, D) or (B, C, D), normalised; empty if per-image features are computed in chunks.
+        logits: (B, C); in training, the first of the parts.
+        parts: the parts that logits are combined from, by name, (B, C) each.
+        raw_image, raw_text: features before normalisation; of text only while a second head is trained.
     """
 
     image_features: Tensor
@@ -48,15 +48,15 @@ class Outputs:
 
 
 class Objective(Part):
-    """A weighted part of the loss.
+    """A weighted term of the loss.
 
     Args:
-        weight: its factor in the sum; with 0 the part is computed and reported, for a gradient rule to use.
+        weight: its factor in the sum; with 0 the term is still computed and reported, for a gradient rule to use.
 
     Attributes:
-        needs: ``image_strong`` if batches must carry a second view.
-        labelled: whether it asks for labels.
-        weighs: whether a batch's ``weight`` says how much each image counts in it.
+        needs: ``image_strong`` if batches must contain a second view.
+        labelled: whether it needs labels.
+        weighs: whether it honours the image weights in a batch's ``weight``.
     """
 
     needs: frozenset[str] = frozenset()
@@ -67,11 +67,11 @@ class Objective(Part):
         self.weight = weight
 
     def refuses(self, learner: PromptLearner) -> str | None:
-        """Why it says nothing on a learner's design, to follow its name in a sentence; None where it does."""
+        """Why it makes no sense for a learner, as a phrase that follows its name; None if it does."""
         return None
 
     def __call__(self, learner: PromptLearner, outputs: Outputs, batch: Batch) -> Tensor:
-        """Return the un-weighted scalar."""
+        """Return the unweighted value, a scalar."""
         raise NotImplementedError
 
 
@@ -80,9 +80,9 @@ OBJECTIVES: Registry[type[Objective]] = Registry("objective", shipped="methods")
 
 @OBJECTIVES.register("ce")
 class CrossEntropy(Objective):
-    """Cross-entropy of the logits with the labels.
+    """Cross-entropy between logits and labels.
 
-    A batch's ``class_mask`` (B, C) says which classes compete, its ``weight`` (B,) how much an image counts.
+    A batch's ``class_mask`` (B, C) selects the classes that compete, its ``weight`` (B,) weights the images.
     """
 
     weighs = True
@@ -92,22 +92,22 @@ class CrossEntropy(Objective):
         return self.of(outputs.logits, batch)
 
     def of(self, logits: Tensor, batch: Batch) -> Tensor:
-        """That of some logits (B, C) of the batch."""
+        """The cross-entropy of given logits (B, C) of the batch."""
         losses = F.cross_entropy(competing(logits, batch), batch["label"], reduction="none")  # (B,)
         return (losses * batch["weight"] if "weight" in batch else losses).mean()
 
 
 def competing(logits: Tensor, batch: Batch) -> Tensor:
-    """Logits (B, C) with -inf for the classes that a batch's ``class_mask`` leaves out."""
+    """Logits (B, C) with -inf for the classes that a batch's ``class_mask`` excludes."""
     return logits.masked_fill(~batch["class_mask"], float("-inf")) if "class_mask" in batch else logits
 
 
 @OBJECTIVES.register("batch_contrastive")
 class BatchContrastive(Objective):
-    """CLIP's own loss between the images of a batch and the texts of their classes (OVSeg's loss of mask prompts).
+    """CLIP's own loss between the images of a batch and the texts of their classes (OVSeg's loss for mask prompts).
 
-    Each image is told among the batch's texts, and each text among its images, so that another image of a class counts
-    as a negative, as published; with few classes take ``ce``.
+    Each image is classified among the batch's texts, and each text among its images. As published, another image of the
+    same class counts as a negative; with few classes use ``ce``.
     """
 
     def refuses(self, learner: PromptLearner) -> str | None:
@@ -143,10 +143,10 @@ class TextAnchor(_TextObjective):
     """Distance between learnt and frozen class features (KgCoOp; PromptSRC).
 
     Args:
-        weight: its factor. KgCoOp's paper writes a squared distance, which is twice ``cos``; its code is followed.
-        distance: ``cos``, 1 - cos averaged over classes; ``l1``, mean over all C·D entries; ``mse`` likewise.
-        templates: of the frozen features: a list, the name of a set, or None for the dataset's own.
-        normalise_first: whether each template's feature is normalised before the mean over templates.
+        weight: its factor. KgCoOp's paper has a squared distance, which is twice ``cos``; this follows its code.
+        distance: ``cos``, 1 - cos averaged over classes; ``l1`` and ``mse``, means over all C·D entries.
+        templates: for the frozen features: a list, the name of a set, or None for the dataset's own.
+        normalise_first: whether each template's feature is normalised before averaging.
     """
 
     def __init__(
@@ -167,14 +167,14 @@ class TextAnchor(_TextObjective):
 
 @OBJECTIVES.register("description_anchor")
 class DescriptionAnchor(_TextObjective):
-    """Distance between learnt class features and a frozen description, drawn anew each step (CoPrompt).
+    """Distance between learnt class features and a frozen description, drawn anew in each step (CoPrompt).
 
     Args:
         weight: its factor.
         distance: as in ``text_anchor``.
-        descriptions: a JSON file ``{class: [sentences]}`` in quotes, or templates; None takes the setting
-            ``descriptions=FILE``, or the dataset's templates without it. One index a step is shared by all classes;
-            classes with more sentences than the shortest list leave the rest unused.
+        descriptions: a JSON file ``{class: [sentences]}`` in quotes, or templates. None uses the setting
+            ``descriptions=FILE`` or, without it, the dataset's templates. In each step one index is drawn for all
+            classes, so sentences beyond the length of the shortest list are not used.
     """
 
     def __init__(self, weight: float = 1.0, distance: str = "cos", descriptions: Templates = None):
@@ -191,12 +191,12 @@ class DescriptionAnchor(_TextObjective):
 
 @OBJECTIVES.register("image_anchor")
 class ImageAnchor(Objective):
-    """Distance between prompted and frozen image features (PromptSRC; CoPrompt on another view).
+    """Distance between prompted and frozen image features (PromptSRC; CoPrompt, on another view).
 
     Args:
         weight: its factor.
-        distance: as in ``text_anchor``, over the batch.
-        view: of the frozen tower: the learner's own, ``image``, or a second one, ``image_strong``.
+        distance: as in ``text_anchor``, averaged over the batch.
+        view: what the frozen tower sees: the same view, ``image``, or a second one, ``image_strong``.
     """
 
     labelled = False
@@ -223,7 +223,7 @@ class ImageAnchor(Objective):
 
 
 class LogitArguments(TypedDict, total=False):
-    """Arguments of every objective on logits; see ``logit_kl``."""
+    """Arguments of all objectives on logits; see ``logit_kl``."""
 
     weight: float
     temperature: float
@@ -232,7 +232,7 @@ class LogitArguments(TypedDict, total=False):
 
 
 class LogitObjective(Objective):
-    """An objective on the frozen model's logits of the same view, or on those of the learner's ``teacher``."""
+    """An objective that compares with the frozen model's logits, or with those of the learner's ``teacher``."""
 
     labelled = False
 
@@ -247,7 +247,7 @@ class LogitObjective(Objective):
         self.temperature, self.templates, self.normalise_first = temperature, templates, normalise_first
 
     def frozen_logits(self, learner: PromptLearner, batch: Batch) -> Tensor:
-        """Logits (B, C) of the teacher, by default the frozen model, over the temperature."""
+        """Logits (B, C) of the teacher (by default the frozen model), divided by the temperature."""
         if learner.taught_by is not None:
             return learner.taught_by.logits(batch, learner.class_names) / self.temperature
         if learner.config.teacher is not None:
@@ -261,13 +261,14 @@ class LogitObjective(Objective):
 
 @OBJECTIVES.register("logit_kl")
 class LogitKL(LogitObjective):
-    """KL(frozen ‖ learnt) of the class probabilities (PromptSRC); the setting ``teacher`` puts a learner in its place.
+    """KL(frozen ‖ learnt) of the class probabilities (PromptSRC); with the setting ``teacher``, KL(teacher ‖ learnt).
 
     Args:
         weight: its factor.
-        temperature: of both.
-        templates, normalise_first: as in ``text_anchor``, of the frozen model; a teacher has its own.
-        reduction: ``numel`` divides the sum by B·C as the authors' code does; ``batchmean`` by B, C times stronger.
+        temperature: of both distributions.
+        templates, normalise_first: as in ``text_anchor``, for the frozen model; a teacher has its own.
+        reduction: ``numel`` divides the sum by B·C as the authors' code does; ``batchmean`` by B, which is C times
+            stronger.
     """
 
     def __init__(self, reduction: Literal["numel", "batchmean"] = "numel", **options: Unpack[LogitArguments]):
@@ -286,9 +287,9 @@ class LogitKL(LogitObjective):
 
 @OBJECTIVES.register("logit_mse")
 class LogitMSE(LogitObjective):
-    """Mean squared difference of the learnt and the frozen logits over their temperature (PANDA).
+    """Mean squared difference between the learnt and the frozen logits, both divided by the temperature (PANDA).
 
-    The setting ``teacher`` puts a learner in the frozen model's place.
+    With the setting ``teacher``, a saved learner takes the frozen model's place.
     """
 
     def __call__(self, learner: PromptLearner, outputs: Outputs, batch: Batch) -> Tensor:
@@ -298,9 +299,9 @@ class LogitMSE(LogitObjective):
 
 @OBJECTIVES.register("distillation")
 class Distillation(LogitObjective):
-    """Cross-entropy of the learnt with the frozen probabilities (ProGrad; the gradient is that of the KL).
+    """Cross-entropy of the learnt with the frozen probabilities (ProGrad; same gradient as the KL divergence).
 
-    The setting ``teacher`` puts a learner in the frozen model's place.
+    With the setting ``teacher``, a saved learner takes the frozen model's place.
     """
 
     def __call__(self, learner: PromptLearner, outputs: Outputs, batch: Batch) -> Tensor:
@@ -310,7 +311,7 @@ class Distillation(LogitObjective):
 
 
 class _Unlabelled(Objective):
-    """An objective that asks for no labels, but for class features that images are compared with."""
+    """An objective without labels that compares images with class features."""
 
     labelled = False
 
@@ -325,7 +326,7 @@ class _Unlabelled(Objective):
 class Transport(_Unlabelled):
     """Cost, 1 - cosine, of moving each image to its likely classes and each class to its likely images (POUF).
 
-    The classes' likely images are a softmax over the batch, so that the batch's size bears on it.
+    The softmax over likely images runs over the batch, so the batch size affects it.
     """
 
     def __call__(self, learner: PromptLearner, outputs: Outputs, batch: Batch) -> Tensor:
@@ -338,10 +339,10 @@ class Transport(_Unlabelled):
 
 @OBJECTIVES.register("information_maximization")
 class InformationMaximization(_Unlabelled):
-    """Mean entropy of an image's prediction less the entropy of the mean prediction of the batch (POUF, SHOT)."""
+    """Mean entropy of the predictions minus the entropy of the batch's mean prediction (POUF, SHOT)."""
 
     def __call__(self, learner: PromptLearner, outputs: Outputs, batch: Batch) -> Tensor:
-        """In nats; the logarithms' small terms are those of POUF's code."""
+        """In nats; the small terms inside the logarithms are those of POUF's code."""
         p = outputs.logits.softmax(dim=1)
         mean = p.mean(dim=0)
         return -(p * (p + 1e-5).log()).sum(dim=1).mean() + (mean * (mean + 1e-6).log()).sum()
@@ -357,7 +358,7 @@ def _known(name: str) -> str:
 
 
 def distance(a: Tensor, b: Tensor, kind: str) -> Tensor:
-    """Mean distance of unit vectors: ``cos`` over rows, ``l1`` and ``mse`` over all entries."""
+    """Mean distance between unit vectors: ``cos`` over rows, ``l1`` and ``mse`` over all entries."""
     if kind == "cos":
         return 1 - (a * b).sum(dim=-1).mean()
     return (F.l1_loss if kind == "l1" else F.mse_loss)(a, b.expand_as(a))
@@ -377,7 +378,7 @@ SETS = {
 
 
 def parse_objectives(texts: Sequence[str]) -> list[Objective]:
-    """Make the objectives of a list, which may name sets of them; each may stand in it once, and one needs a weight."""
+    """Parse a list of objectives or names of sets; each may occur once, and one must have a non-zero weight."""
     objectives = [parse_part(part, OBJECTIVES) for text in texts for part in SETS.get(text.strip(), [text])]
     names = [o.name for o in objectives]
     if len(set(names)) < len(names) or not any(o.weight for o in objectives):
@@ -386,13 +387,13 @@ def parse_objectives(texts: Sequence[str]) -> list[Objective]:
 
 
 def weighs(facts: Facts, objectives: Sequence[Objective], head: str | None) -> bool:
-    """Whether all that a learner of these facts reads labels by lets some images count more than others."""
+    """Whether everything in which a learner with these facts uses labels can weight images."""
     if facts.labels != "needed" or not facts.weighs:
         return False
     return not facts.trains or (head is None and all(o.weighs for o in objectives if o.labelled and o.weight))
 
 
 def labels_of(facts: Facts, objectives: Sequence[Objective], head: str | None) -> Labels:
-    """Whether a learner of these facts needs labels: not where it would, but for its objectives, which ask for none."""
+    """Whether a learner with these facts needs labels; it does not if none of its objectives does."""
     asked = head is not None or any(o.labelled for o in objectives if o.weight)
     return "none" if facts.labels == "needed" and facts.trains and not facts.head and not asked else facts.labels

@@ -30,9 +30,9 @@ def random_tokens(*shape: int) -> nn.Parameter:
 
 
 def split_words(clip: FrozenCLIP, words: str, n: int) -> tuple[Tensor, str]:
-    """Embeddings (n, d_t) of a phrase's first n tokens, and the words that stay fixed behind them.
+    """Embeddings (n, d_t) of a phrase's first n tokens, and the remaining words, which stay fixed.
 
-    MaPLe learns two tokens in the place of "a photo" and keeps "of a" as it is.
+    MaPLe learns two tokens in place of "a photo" and keeps "of a".
     """
     embedded = clip.word_embeddings(words)
     if n > len(embedded):
@@ -51,22 +51,22 @@ class TextPrompt(nn.Module):
 
     Args:
         clip: the frozen model; sizes are read from it.
-        n_ctx: learnt tokens n; None takes as many as ``ctx_init`` has, or 16.
-        ctx_init: a phrase such as "a photo of a" whose first n tokens are the start while the rest stays as fixed
-            words, or None for N(0, 0.02²).
-        position: where the class name stands: after the context (``end``), in its ``middle``, or in ``front``.
-        depth: blocks that receive learnt tokens, the first included.
-        n_classes: given for a context of each class's own.
-        n_prompts: given for a collection of K prompts, encoded side by side.
-        attributes: words in front of the context, if it names any.
+        n_ctx: number n of learnt tokens; None uses as many as ``ctx_init`` has, or 16.
+        ctx_init: a phrase such as "a photo of a", whose first n tokens initialize the context while the rest stay as
+            fixed words; None draws from N(0, 0.02²).
+        position: position of the class name: after the context (``end``), in its ``middle``, or in ``front``.
+        depth: number of blocks that get learnt tokens, including the first.
+        n_classes: set for a separate context per class.
+        n_prompts: set for a collection of K prompts, encoded side by side.
+        attributes: attribute words in front of the context, if any.
 
     Attributes:
         ctx: (n, d_t); (C, n, d_t) when class-specific; (K, n, d_t) for a collection.
         deep: depth-1 tensors (n, d_t); the i-th replaces the context's states at the input of block i+1.
-        words: the fixed words behind the context.
-        attributes: the words in front of it, and what is learnt before each; None without any.
-        start: the word embeddings (n, d_t) that the context started from; None if it was drawn.
-        update: what is added to the embeddings of the words behind start-of-text, by their number; None adds nothing.
+        words: the fixed words after the context.
+        attributes: the words in front of it, with the learnt vectors before each; None without any.
+        start: word embeddings (n, d_t) that the context was initialized with; None if it was drawn.
+        update: added to the embeddings of the words after start-of-text, by position; None adds nothing.
     """
 
     start: Tensor | None
@@ -108,18 +108,18 @@ class TextPrompt(nn.Module):
         self.before = {"end": n_ctx, "middle": n_ctx // 2, "front": 0}[position]  # learnt tokens before the name
 
     def follow(self, tokens: nn.Module) -> None:
-        """Let ``ctx`` and ``deep`` be what a module gives, as one list, and train what that has in place of them."""
+        """Make ``ctx`` and ``deep`` the output of a module (as one list), and train its parameters instead."""
         del self.ctx, self.deep
         self.tokens = tokens
 
     @property
     def follows(self) -> bool:
-        """Whether the tokens follow from something else that is trained."""
+        """Whether the tokens are computed from other parameters."""
         return "tokens" in self._modules
 
     @property
     def trains_vectors(self) -> bool:
-        """Whether the context's vectors are trained themselves, and not what a module, or a method, makes them of."""
+        """Whether the context's vectors are parameters themselves, not the output of a module or method."""
         return "ctx" in self._parameters
 
     def __getattr__(self, name: str) -> Any:
@@ -134,11 +134,11 @@ class TextPrompt(nn.Module):
 
     @property
     def room(self) -> int:
-        """Tokens that stand beside words: the context, attributes and what is learnt before them."""
+        """Number of tokens besides words: the context, attributes and the learnt vectors before them."""
         return self.n_ctx + (self.attributes.room if self.attributes else 0)
 
     def first(self, clip: FrozenCLIP) -> int:
-        """The position of the context's first token in a prompt, where the class name is at the end."""
+        """Position of the context's first token in a prompt, if the class name is at the end."""
         return len(clip.start_embedding()) + (self.attributes.front if self.attributes else 0)
 
     def encode(
@@ -153,11 +153,11 @@ class TextPrompt(nn.Module):
 
         Args:
             clip: the frozen model.
-            tokens: what ``tokenize`` returned.
-            ctx: in the place of ``self.ctx``: (n, d_t), (C, n, d_t) if class-specific, (G, n, d_t) for G prompts side
-                by side, or (G, C, n, d_t) for G of each class's own.
-            chunk: classes at a time; ``auto`` takes as many as memory does.
-            edits: what the learner does inside the text tower, ``learner.edits``.
+            tokens: as returned by ``tokenize``.
+            ctx: replaces ``self.ctx``: (n, d_t), (C, n, d_t) if class-specific, (G, n, d_t) for G prompts side by side,
+                or (G, C, n, d_t) for G per class.
+            chunk: number of classes at a time; ``auto`` uses as many as fit in memory.
+            edits: the learner's edits of the text tower, ``learner.edits``.
 
         Returns:
             Features (G, C, D), fp32, not normalised; G is 1 unless ``ctx`` holds several prompts.
@@ -166,7 +166,7 @@ class TextPrompt(nn.Module):
         return clip.encode_prompts(replace(prompts, owners=tokens.owners, averaged=tokens.averaged), chunk, edits)
 
     def assemble(self, clip: FrozenCLIP, tokens: ClassTokens, ctx: Tensor) -> Prompts:
-        """Cut the prompts into what is the same for all classes and what follows for each; ``ctx`` as in ``encode``."""
+        """Split the prompts into what all classes share and what follows for each; ``ctx`` as in ``encode``."""
         start, behind = clip.start_embedding(), ctx.new_empty(0, ctx.shape[-1])  # (1, d_t)
         if self.attributes is not None:
             start, behind = torch.cat([start, self.attributes()]), self.attributes.behind
@@ -216,12 +216,12 @@ def _insert(body: Tensor, tail: Tensor, at: Tensor) -> Tensor:
 
 
 class VisualPrompt(nn.Module):
-    """Learnt tokens beside the image patches.
+    """Learnt tokens next to the image patches.
 
     Args:
         clip: the frozen model; sizes are read from it.
-        n: tokens a layer.
-        depth: blocks that receive tokens of their own, the first included: 1 is shallow.
+        n: number of tokens per layer.
+        depth: number of blocks with their own tokens, including the first: 1 is shallow.
         place: where the first layer's tokens enter, before or after ``ln_pre``.
 
     Attributes:
@@ -234,12 +234,12 @@ class VisualPrompt(nn.Module):
         if place not in get_args(Place):
             raise VlpromptError(f"unknown place '{place}' of visual prompts: use {' or '.join(get_args(Place))}")
         if n > MOST_VISUAL:
-            raise VlpromptError(f"{n} visual tokens a layer were asked for, and at most {MOST_VISUAL} are taken")
+            raise VlpromptError(f"{n} visual tokens per layer were asked for, and at most {MOST_VISUAL} are allowed")
         self.tokens = nn.ParameterList(random_tokens(n, clip.visual.width) for _ in range(depth))
         self.place = place
 
     def encode(self, clip: FrozenCLIP, images: Tensor, edits: Sequence[Edit] = ()) -> Tensor:
-        """Image features (B, D), not normalised, of images (B, 3, H, W) with the tokens and the edits in place."""
+        """Image features (B, D), not normalised, of images (B, 3, H, W), with the tokens and the edits."""
         return clip.prompted_image_features(images, dict(enumerate(self.tokens)), self.place, edits)
 
 

@@ -1,8 +1,8 @@
-"""The authors' names of learnt tensors, from each method's table.
+"""Translates between our names of learnt tensors and the authors', by each method's table.
 
-A table maps names of ours to the authors'. A key that ends in a dot stands for every name below it, and ``{i}`` for a
-number, which the authors' name may shift: ``{"prompt.deep.{i}": "text_prompts.{i+1}"}``. Names outside the table are
-the same in both.
+A table maps our names to the authors'. A key that ends in a dot stands for every name that starts with it, and ``{i}``
+for a number, which the authors' name may shift: ``{"prompt.deep.{i}": "text_prompts.{i+1}"}``. Names that are not in
+the table are the same in both.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def published_names(learner: PromptLearner) -> dict[str, str]:
 
 
 def published_name(name: str, table: Mapping[str, str]) -> str:
-    """One name in the authors' words.
+    """The authors' name for one of ours.
 
     >>> published_name("prompt.deep.2", {"prompt.deep.{i}": "text_prompts.{i+1}"})
     'text_prompts.3'
@@ -60,7 +60,7 @@ def published_state(learner: PromptLearner) -> dict[str, Tensor]:
 
 
 def load_published(learner: PromptLearner, tensors: Mapping[str, Tensor]) -> None:
-    """Load learnables that go by the authors' names; other tensors (class buffers) are ignored.
+    """Load learnables given under the authors' names; other tensors (class buffers) are ignored.
 
     Raises:
         VlpromptError: one is missing or has another shape.

@@ -1,4 +1,4 @@
-"""What happens inside a learner, seen from outside and alike for every method: recorders are edits that only look."""
+"""Records what happens inside a learner, the same way for every method: recorders are edits that change nothing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The methods by name: their classes, their facts, their settings."""
+"""The registry of methods: their classes, facts and settings."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ FORMER_HOOKS = {
 def register(
     name: str, *, paper: str, like: type[PromptLearner] | None = None, **facts: Any
 ) -> Callable[[type[L]], type[L]]:
-    """Register a method.
+    """Register a method, as a class decorator.
 
     Args:
-        name: as in ``create_learner(name, …)``.
+        name: the name by which ``create_learner(name, …)`` finds it.
         paper: arXiv id or citation.
-        like: a registered method whose facts it has, but for those that are given.
-        facts: its ``Facts``, where they are not the usual ones, or those of ``like``: ``trains`` of ``text``,
-            ``vision`` and ``head``, empty for training-free methods, and others.
+        like: a registered method whose facts to start from.
+        facts: fields of its ``Facts`` that differ from the defaults or from ``like``, such as ``trains`` (any of
+            ``text``, ``vision`` and ``head``; empty for methods that are not trained).
 
     Raises:
-        VlpromptError: the name is taken, a fact is none, a setting is one that every run has, or the class fills in
-            what is not asked any more.
+        VlpromptError: the name is taken, a fact is unknown, a setting has the name of a setting that every run has, or
+            the class overrides a method that no longer exists.
     """
     known = [f.name for f in dataclasses.fields(Facts)]
     for key in facts:
@@ -56,7 +56,7 @@ def register(
             raise VlpromptError(f"method '{name}' has a setting '{clash}', which every run has: give it another name")
         for hook, instead in FORMER_HOOKS.items():
             if hook in vars(cls):
-                raise VlpromptError(f"method '{name}' fills in {hook}, which nothing asks for: use {instead}")
+                raise VlpromptError(f"method '{name}' overrides {hook}, which is no longer called: use {instead}")
         cls.method, cls.registered = name, registered
         METHODS.register(name)(cls)
         return cls
@@ -65,12 +65,12 @@ def register(
 
 
 def list_methods(pattern: str = "*") -> list[str]:
-    """Names of the registered methods that match a shell-style pattern."""
+    """Return the names of the registered methods that match a shell-style pattern."""
     return METHODS.names(pattern)
 
 
 def method_info(name: str) -> dict[str, Any]:
-    """What is known of a method with its default settings: summary, facts, and the settings with their defaults."""
+    """Return the summary, facts, settings and defaults of a method, as it is with its default settings."""
     entry = METHODS.info(name)
     defaults = entry.value.Config()
     facts = dataclasses.asdict(entry.value.facts_of(defaults))
@@ -79,12 +79,12 @@ def method_info(name: str) -> dict[str, Any]:
 
 
 def method_facts(name: str, settings: Mapping[str, Any]) -> Facts:
-    """What a learner with these settings would be, before there is a backbone to make one on."""
+    """Return the facts of a learner with these settings, before a backbone is loaded."""
     return METHODS.get(name).facts_with(make_config(name, settings))
 
 
 def make_config(method: str, settings: Mapping[str, Any]) -> PromptLearner.Config:
-    """Check settings against a method's ``Config``; an unknown key or ill-typed value is one clear sentence."""
+    """Make a method's ``Config``; an unknown key or a value of the wrong type raises ``VlpromptError``."""
     for key, value in settings.items():
         check_plain(key, value)
     cls = METHODS.get(method).Config

@@ -1,7 +1,7 @@
-"""A gradient-regulating function, learnt over many tasks and applied to the gradients of another (GRAM).
+"""A gradient-regulating function, meta-learnt over many tasks and applied to the gradients of another (GRAM).
 
-A reconstruction: the abstract of GRAM (Li et al., ICCV 2023, arXiv:2303.06571) tells of a light function that is learnt
-beside a prompt's start; its form follows SUPMER, the same group's work on language models.
+A reconstruction: the abstract of GRAM (Li et al., ICCV 2023, arXiv:2303.06571) mentions a lightweight function that is
+learnt together with a prompt's initialization; its form here follows SUPMER, the same group's work on language models.
 """
 
 from __future__ import annotations
@@ -99,6 +99,6 @@ class Regulator(nn.Module):
             made = cls({int(name.split(".")[1]) for name in tensors}, int(facts["rank"]))
             made.load_state_dict(tensors)
         except (ValueError, KeyError, IndexError, RuntimeError):
-            raise VlpromptError(f"{path} is no regulator: vlprompt meta-train makes one") from None
+            raise VlpromptError(f"{path} is not a regulator: vlprompt meta-train makes one") from None
         made.sha256 = hash_of_tensors(tensors)
         return made.requires_grad_(False)

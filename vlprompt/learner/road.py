@@ -1,4 +1,4 @@
-"""The one road from a batch to logits, which evaluation, prediction, the estimator, exports and training take."""
+"""From a batch to logits, the same way in training, evaluation, prediction, the estimator and exports."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from vlprompt.learner.unit import unit
 
 
 class Road(Method):
-    """From a batch to image features, class features and logits, by what a method fills in."""
+    """Computes image features, class features and logits from what a method implements."""
 
     ensemble: Ensemble | None
     second_head: SecondHead | None
@@ -40,14 +40,14 @@ class Road(Method):
         """Score a batch.
 
         Args:
-            batch: ``image`` (B, 3, H, W) or, where images are cacheable, ``image_features`` (B, D) of its ``tower``;
-                or, as a short form that returns the logits (B, C) alone, images.
+            batch: with ``image`` (B, 3, H, W) or, if images are cacheable, ``image_features`` (B, D) of its ``tower``.
+                Images alone are accepted too; then the logits (B, C) alone are returned.
         """
         found = self.outputs(self.encoded(batch), self.frozen_image_features(batch))
         return found.logits if isinstance(batch, Tensor) else found
 
     def encoded(self, batch: Batch | Tensor) -> Tensor:
-        """Features of a batch, or of images (B, 3, H, W), as ``encode_images`` gives them: what ``outputs`` takes."""
+        """Features of a batch, or of images (B, 3, H, W), as from ``encode_images``: the input of ``outputs``."""
         seen = cast(Batch, as_batch(batch, self.facts, self.clip, self.takes_features))
         cached = seen.get("image_features") if self.takes_features else None
         return self.encode_images(seen) if cached is None else cached.to(self.clip.device)
@@ -57,7 +57,7 @@ class Road(Method):
         return first_kind(F.normalize(self.encoded(batch), dim=-1))
 
     def frozen_image_features(self, batch: Batch | Tensor) -> Tensor | None:
-        """The frozen tower's normalised features (B, D), where an ensemble asks for them beside other ones."""
+        """The frozen tower's normalised features (B, D), if an ensemble needs them in addition to the learner's."""
         if self.ensemble is None or self.training or self.facts.cacheable_images:
             return None
         images = batch if isinstance(batch, Tensor) else batch.get("image")
@@ -70,13 +70,14 @@ class Road(Method):
         return unit(self.encode_text(v))
 
     def outputs(self, image_features: Tensor, frozen: Tensor | None = None, learning: bool | None = None) -> Outputs:
-        """Score the learner's own image features.
+        """Score image features of the learner.
 
         Args:
-            image_features: as ``encoded`` gives them. Normalised ones do as well, but to a second head, which sees
-                their lengths.
-            frozen: as ``frozen_image_features`` gives them.
-            learning: whether for a loss, which asks for parts before they are fused; None says by the mode.
+            image_features: as returned by ``encoded``. They may be normalised, unless a second head needs their
+                lengths.
+            frozen: as returned by ``frozen_image_features``.
+            learning: whether for a loss, which needs the parts before they are combined; None goes by the training
+                mode.
         """
         x, learning = image_features.to(self.clip.device), self.training if learning is None else learning
         if self.facts.classifier == "per_image":
@@ -89,7 +90,7 @@ class Road(Method):
         return self._asked(replace(found, logits=self.ensembled(found.logits, found.image_features, frozen)))
 
     def scored(self, x: Tensor, t: Tensor, learning: bool = False) -> Outputs:
-        """Score image features x, as ``encoded`` gives them, with class features t, as ``text_features`` does."""
+        """Score image features x (as from ``encoded``) against class features t (as from ``text_features``)."""
         v = F.normalize(x, dim=-1)
         parts = self.parts(v, t)
         if self.second_head is not None and not learning and self.familiar != "new":
@@ -100,13 +101,13 @@ class Road(Method):
 
     @cached_property
     def _rows(self) -> list[int] | slice:
-        """The second head's rows of the classes that are scored."""
+        """The second head's rows for the classes that are scored."""
         if self.learnt_names == self.trained_names:
             return slice(None)
         return rows_of(self.class_names, self.trained_names, self.places)
 
     def ensembled(self, logits: Tensor, v: Tensor, frozen: Tensor | None = None) -> Tensor:
-        """Logits (B, C) with an ensemble's part of the frozen model, but while the learner is trained.
+        """Logits (B, C) combined with the frozen model's in an ensemble, except in training.
 
         Args:
             logits: the learner's own.
@@ -123,31 +124,31 @@ class Road(Method):
         return self.ensemble.logits(logits, self.clip.similarity(seen, self.frozen_text()))
 
     def classify(self, image_features: Tensor) -> Tensor:
-        """Logits (B, C) of the learner's own image features (B, D), normalised or not, but for a second head."""
+        """Logits (B, C) of the learner's image features (B, D), which may be normalised unless it has a second head."""
         return self.outputs(check_features(image_features, self.feature_width)).logits
 
     @property
     def temperature(self) -> float:
-        """What its logits are divided by before they become probabilities; 1 unless it was fitted."""
+        """Divisor of the logits before the softmax; 1 unless it was fitted."""
         return 1.0 if self.calibration is None else self.calibration.temperature
 
     def probabilities(self, logits: Tensor) -> Tensor:
-        """Probabilities (B, C) of its logits, at its temperature: what predictions say."""
+        """Probabilities (B, C) of logits, at the learner's temperature."""
         return (logits / self.temperature).softmax(dim=-1)
 
     @torch.no_grad()
     def predict(self, batch: Batch) -> Tensor:
-        """Logits (B, C) of a test batch; a method that learns from the batch itself replaces it."""
+        """Logits (B, C) of a test batch; methods that learn from the batch itself override this."""
         outputs: Outputs = self(batch)
         return outputs.logits
 
     @torch.no_grad()
     def predict_all(self, batches: Iterable[Batch]) -> Iterator[Tensor]:
-        """Logits of a whole test set, in parts (B, C) in the order of its images; batches carry no labels.
+        """Logits of a whole test set, in parts (B, C) in the order of its images; batches have no labels.
 
-        Batch by batch as they come, so that any number passes; or, of a learner that predicts ``jointly``, all in one
-        part (N, C), for which the features of all are held. A method that predicts ``online`` replaces this, and
-        begins anew with each call.
+        Batch by batch, so that any number of images fits in memory; a learner that predicts ``jointly`` keeps the
+        features of all images and yields one part (N, C). Methods that predict ``online`` override this, and start
+        afresh with each call.
         """
         if self.facts.predicts != "jointly":
             yield from map(self.predict, batches)
@@ -155,10 +156,10 @@ class Road(Method):
             yield self.outputs(torch.cat(seen)).logits
 
     def _outputs_per_image(self, x: Tensor, learning: bool) -> Outputs:
-        """Score each image against class features of its own, ``image_chunk`` images at a time.
+        """Score each image against its own class features, ``image_chunk`` images at a time.
 
-        A training step recomputes each chunk for its gradient; evaluation keeps one chunk's class features at a time,
-        and returns none of them. What all images share is computed before.
+        A training step recomputes each chunk for its gradient; evaluation keeps the class features of one chunk at a
+        time and returns none of them. What all images share is computed once beforehand.
         """
         chunks = x.split(getattr(self.config, "image_chunk", None) or len(x) or 1)
         own = self.text_encoder() if self.second_head is None else self.encode_text
@@ -175,7 +176,7 @@ class Road(Method):
         return Outputs(features, torch.empty(0), logits, parts, x)
 
     def text_encoder(self) -> Callable[[Tensor], Tensor]:
-        """``text_features`` of images, for all chunks of a batch; a method computes here what its images share."""
+        """``text_features`` as a function of v, for all chunks of a batch; methods precompute here what is shared."""
         _, owners = spoken(self.learnt_names)
         if owners is None or self.config.names_by == "mean":
             return self.text_features
@@ -185,7 +186,7 @@ class Road(Method):
         return lambda v: nearest_names(shared, v, owners)
 
     def linear(self) -> tuple[Tensor, Tensor] | None:
-        """``linear_head`` of what is scored with, an ensemble's if there is one; None if no linear map gives it."""
+        """``linear_head`` of what is scored with, including an ensemble; None if the classifier is not linear."""
         if self.facts.classifier == "per_image" or (self.facts.parts and self.familiar != "new"):
             return None
         own = self.linear_head(self.class_features())
@@ -200,10 +201,10 @@ class Road(Method):
         return self.of_scored(own[0], dim=0), self.of_scored(own[1], dim=0)
 
     def class_features(self) -> Tensor:
-        """What a shared classifier scores with: ``text_features``, or an ensemble of them but in training.
+        """The class features of a shared classifier, including an ensemble's except in training.
 
-        Those of all classes that it learnt, where it is bound to them and scores a part. Computed once while nothing is
-        learnt and no gradient is asked for.
+        If the learner is bound to its classes and scores some of them, those of all. Cached while nothing is trained
+        and no gradient is needed.
         """
         if self.training:
             return self.text_features()
@@ -211,11 +212,11 @@ class Road(Method):
         return t if self.ensemble is None else self.ensemble.class_features(t, self.frozen_text())
 
     def _text_features(self) -> Tensor:
-        """``text_features``, computed once while no gradient is asked for."""
+        """``text_features``, cached while no gradient is needed."""
         return self.while_unchanged(self.text_features)
 
     def while_unchanged(self, compute: Callable[[], Tensor]) -> Tensor:
-        """What one function of the learnables alone gives, computed once while no gradient is asked for."""
+        """The value of a function that depends on the learnables alone, cached while no gradient is needed."""
         if torch.is_grad_enabled():
             return compute()
         # compared by value: writes through .data leave no trace, and learnt numbers are few
@@ -225,24 +226,24 @@ class Road(Method):
         return self._cached[1]
 
     def forget(self) -> None:
-        """Compute class features anew when they are asked for: something that they follow from has changed."""
+        """Drop cached class features, after something that they depend on has changed."""
         self._cached = None
 
     @property
     def takes_features(self) -> bool:
-        """Whether a batch may hold features of its tower in place of images."""
+        """Whether a batch may contain features of its tower instead of images."""
         return self.facts.cacheable_images or self.tower is not self.clip
 
     def frozen_text(
         self, templates: Templates = None, normalise_first: bool = True, normalise_last: bool = True
     ) -> Tensor:
-        """The frozen model's normalised class features (C, D) over templates; None takes the dataset's own.
+        """The frozen model's normalised class features (C, D), averaged over templates; None uses the dataset's.
 
-        Of all classes that a learner learnt, where it is bound to them and scores a part.
+        If the learner is bound to its classes and scores some of them, those of all.
 
         Args:
-            templates: one, a list, the name of a set or a file, as ``vlprompt.data.resolve_templates`` takes them.
-            normalise_first: whether each template's feature is normalised before the mean.
+            templates: one, a list, the name of a set or a file, as for ``vlprompt.data.resolve_templates``.
+            normalise_first: whether each template's feature is normalised before averaging.
             normalise_last: whether the mean is normalised.
         """
         self.teacher.refuse_file(templates)
@@ -250,9 +251,7 @@ class Road(Method):
         return self.teacher.text_features(self.learnt_names, chosen, normalise_first, normalise_last)
 
     def class_text(self, templates: Templates = None) -> Tensor:
-        """``frozen_text``, for class features; of classes that go by several names the features of all (M, D) where
-        images are scored with the best.
-        """
+        """``frozen_text``; of all names (M, D) if classes have several and images are scored with the best of them."""
         every, owners = spoken(self.learnt_names)
         if owners is None or self.config.names_by == "mean":
             return self.frozen_text(templates)
@@ -260,13 +259,13 @@ class Road(Method):
         return self.teacher.text_features(every, resolve_templates(templates, self))
 
     def of_scored(self, values: Tensor, dim: int = -1) -> Tensor:
-        """Values of all classes that it learnt, along an axis, of those that it scores."""
+        """Select, along an axis over all classes it learnt, the classes that it scores."""
         if self.part is None:
             return values
         return values.index_select(dim, torch.tensor(self.part, device=values.device))
 
     def _asked(self, found: Outputs) -> Outputs:
-        """Of what was computed for all classes that it learnt, those that it scores."""
+        """Restrict what was computed for all classes it learnt to those that it scores."""
         if self.part is None:
             return found
         t, parts = found.text_features, {name: self.of_scored(each) for name, each in found.parts.items()}

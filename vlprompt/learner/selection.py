@@ -1,6 +1,6 @@
-"""The grid of a method's settings, and the choice among its points, or a head's steps, on held-out images.
+"""Choosing among the points of a method's grid, or the steps of a head, on held-out images.
 
-What may be looked at is said in ``held_out``, whose names are found here too.
+Which images may be used is decided in ``held_out``, whose names are available here too.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ SPANS: Registry[type[Even]] = Registry("span of values")
 
 @SPANS.register("even")
 class Even(Part):
-    """n values from ``start``, evenly spaced, up to ``stop``, which is left out."""
+    """n evenly spaced values from ``start`` up to ``stop``, which is excluded."""
 
     def __init__(self, start: float, stop: float, n: int):
         if n < 1 or n > 100_000:
@@ -95,18 +95,18 @@ def _is_number(value: Any) -> bool:
 
 
 def training_points(config: Any, selection: Selection) -> list[Point]:
-    """The points at which a method is trained anew, each in full: of its grid, the training loop's own settings.
+    """The points at which a method is trained anew, each in full: those of its grid over the training loop's settings.
 
     Args:
         config: the method's settings.
-        selection: what may be chosen on; where that is nothing there are no points.
+        selection: what may be chosen on; if that is nothing, there are no points.
     """
     grid = getattr(config, "grid", {})
     return grid_points(grid) if grid and selection.settings and all(key in TRAINED for key in grid) else []
 
 
 def check_training_grid(method: str, grid: Mapping[str, Any]) -> None:
-    """Refuse a grid that holds other settings than the training loop's, or no lists of numbers."""
+    """Refuse a grid with settings other than the training loop's, or without lists of numbers."""
     for name in grid:
         if name not in TRAINED:
             raise VlpromptError(f"{method} chooses no '{name}' from a grid: {nearest(name, TRAINED)}")
@@ -114,12 +114,12 @@ def check_training_grid(method: str, grid: Mapping[str, Any]) -> None:
 
 
 def keep_settings(learner: PromptLearner, *names: str) -> None:
-    """Make buffers of settings, so that chosen values are saved with a learner; call it in ``setup``.
+    """Turn settings into buffers, so that chosen values are saved with a learner; to be called in ``setup``.
 
-    ``learner.NAME`` is then a tensor (), the configured value until ``choose`` finds another.
+    ``learner.NAME`` is then a tensor (): the configured value until ``choose`` finds another.
 
     Raises:
-        VlpromptError: the learner's grid is none, or has other settings than these.
+        VlpromptError: the learner's grid is invalid, or has other settings than these.
     """
     for name in names:
         learner.register_buffer(name, torch.tensor(float(getattr(learner.config, name))))
@@ -131,14 +131,14 @@ def keep_settings(learner: PromptLearner, *names: str) -> None:
 
 
 def choose(learner: PromptLearner, feed: Feed, score: Scorer) -> Point:
-    """Take the point of a learner's grid that is right most often on the feed's held-out images.
+    """Take the point of a learner's grid with the highest accuracy on the feed's held-out images.
 
-    The learner's buffers of the point's names take its values. With ``selection=fixed``, or without a grid, nothing is
-    chosen and no image looked at.
+    Its values are stored in the learner's buffers of the same names. With ``selection=fixed``, or without a grid,
+    nothing is chosen and no image is read.
 
     Args:
         learner: its ``config.grid`` is searched.
-        feed: says what is chosen on, and keeps the record of all points.
+        feed: determines what is chosen on, and records all points.
         score: ``at_points`` or ``refitted``.
 
     Returns:
@@ -160,11 +160,11 @@ def choose(learner: PromptLearner, feed: Feed, score: Scorer) -> Point:
 
 
 def at_points(logits: Callable[[Tensor, Values], Tensor]) -> Scorer:
-    """A scorer for settings that bear on the logits alone, many points at a time.
+    """A scorer for settings that affect only the logits, many points at a time.
 
     Args:
-        logits: (P, N, C) of normalised image features v (N, D) and a column (P, 1, 1) for each setting of P points;
-            no more than ``BUDGET`` of them are asked for at once.
+        logits: maps normalised image features v (N, D) and a column (P, 1, 1) of values per setting to logits (P, N, C)
+            of P points; at most ``BUDGET`` of them at once.
     """
 
     def score(points: Sequence[Point], v: Tensor, y: Tensor) -> list[int]:
@@ -186,7 +186,7 @@ def refitted(fit: Callable[[Point], Callable[[Tensor], Tensor]]) -> Scorer:
     """A scorer for settings that a head must be fitted with anew.
 
     Args:
-        fit: from a point to the fitted head's logits (N, C) of normalised image features v (N, D).
+        fit: maps a point to a function from normalised image features v (N, D) to logits (N, C) of the fitted head.
     """
 
     def score(points: Sequence[Point], v: Tensor, y: Tensor) -> list[int]:
@@ -196,14 +196,14 @@ def refitted(fit: Callable[[Point], Callable[[Tensor], Tensor]]) -> Scorer:
 
 
 def best_step(feed: Feed, states: Iterable[State], logits: Callable[[Tensor, State], Tensor]) -> State:
-    """The last of a head's states while it is fitted, or the one that is right most often where epochs are chosen.
+    """The last state of a head while it is fitted or, if epochs are chosen, the one with the highest accuracy.
 
-    The later of equals is taken, as among the epochs of a training loop.
+    In a tie the later one is taken, as among the epochs of the training loop.
 
     Args:
-        feed: says what is chosen on, and keeps the record of all steps.
-        states: one a step, one at least.
-        logits: (N, C) of normalised image features v (N, D) with a state.
+        feed: determines what is chosen on, and records all steps.
+        states: one per step, at least one.
+        logits: maps normalised image features v (N, D) and a state to logits (N, C).
     """
     source = feed.selection.epoch
     if source is None:

@@ -1,4 +1,4 @@
-"""A saved learner that another one is taught by or stands on, with its own backbone, transform and logit scale."""
+"""A saved learner that teaches another one, or that another one builds on, with its own backbone and transform."""
 
 from __future__ import annotations
 
@@ -60,20 +60,20 @@ class LearntTower(FrozenCLIP):
 
 
 class LearnerTeacher:
-    """What a saved learner says of another's classes and images, under no gradient; that one is called the student.
+    """A saved learner applied to the classes and images of another one, called the student, without gradients.
 
     It sees the student's images: their crop and augmentation, with the student's normalisation undone, resized to its
-    own backbone's size and normalised as that takes them. So it sees no more of an image than the student does.
+    own backbone's size and normalised for it. So it sees no more of an image than the student does.
 
     Args:
         learner: the teacher, in evaluation mode.
         student: the student's frozen model, for which batches are made.
-        identity: what tells it from other teachers: its method, its backbone's weights, and the hash of its folder.
-        name: what sentences call it.
-        role: what it is for the student, in sentences.
+        identity: distinguishes it from other teachers: its method, its backbone's weights, and the hash of its folder.
+        name: its name in messages.
+        role: its role for the student, in messages.
 
     Raises:
-        VlpromptError: it asks for more of a test image than the image, or for other images.
+        VlpromptError: it needs more of a test image than the image, or other images.
     """
 
     def __init__(
@@ -128,8 +128,8 @@ class LearnerTeacher:
             seen = {"image": self._as_own(batch["image"])}
         else:
             raise VlpromptError(
-                f"the {self.role} {self.name} has another image tower than the student, so features in hand do not "
-                "serve it: give images"
+                f"the {self.role} {self.name} has another image tower than the student, so it cannot use the student's "
+                "features: give images"
             )
         return self.learner.predict(seen).to(self.student.device)
 

@@ -1,4 +1,4 @@
-"""Where a learner starts: the learnt numbers of another one, fitted in length, and what that one had learnt from."""
+"""Initialization from another learner: its tensors, adjusted in length, and what it had been trained on."""
 
 from __future__ import annotations
 
@@ -20,16 +20,15 @@ Length = Literal["same", "fit"]
 
 
 def load_start(learner: PromptLearner, place: str, length: Length) -> dict[str, Any]:
-    """Load the learnables that a learner starts from, and return what is known of them.
+    """Load the learnables that a learner is initialized with, and return what is known about them.
 
     Args:
-        learner: set up, with numbers of its own.
-        place: a saved learner, a run's folder or a ``.safetensors`` file.
-        length: ``same`` refuses prompts of another length; ``fit`` takes the first tokens of longer ones, and shorter
-            ones over and over.
+        learner: the learner, already set up with its own initial values.
+        place: a saved learner, the folder of a run or a ``.safetensors`` file.
+        length: ``same`` refuses prompts of another length; ``fit`` truncates longer ones and repeats shorter ones.
 
     Returns:
-        What ``vlprompt.saving.starts.describe_start`` tells, and ``fitted``: lengths by tensor, before and after.
+        What ``vlprompt.saving.starts.describe_start`` returns, and ``fitted``: lengths by tensor, before and after.
 
     Raises:
         VlpromptError: there are none, or they do not fit the learner.
@@ -73,7 +72,7 @@ def token_names(learner: PromptLearner) -> list[str]:
 
 
 def with_length(tokens: Tensor, n: int) -> Tensor:
-    """The first n of m tokens (…, m, d), or all of them over and over until there are n: (…, n, d).
+    """The first n of m tokens (…, m, d), or all of them repeated until there are n: (…, n, d).
 
     >>> with_length(torch.arange(3.0).view(3, 1), 5).flatten().tolist()
     [0.0, 1.0, 2.0, 0.0, 1.0]

@@ -1,4 +1,4 @@
-"""What the frozen model itself says: text features, descriptions, image features, each computed once."""
+"""The frozen model as a teacher: text features, descriptions, image features, each computed once."""
 
 from __future__ import annotations
 
@@ -30,15 +30,16 @@ _KNOWN: WeakKeyDictionary[FrozenCLIP, dict[tuple[object, ...], Tensor]] = WeakKe
 
 
 class SavedTeacher(Protocol):
-    """A saved learner that teaches another, on a backbone of its own, or that another stands on.
+    """A saved learner that teaches another, with its own backbone, or that another builds on.
 
     Attributes:
         learner: the saved learner.
-        identity: what tells it from others.
-        name: what sentences call it.
-        needs_images: whether features of the student's frozen tower do not serve it.
-        new_classes: whether it scores classes that it did not see.
-        lacks: why it has no class features (C, D) for the student's backbone, as the end of a sentence; else empty.
+        identity: distinguishes it from others.
+        name: its name in messages.
+        needs_images: whether features of the student's frozen tower are not enough for it.
+        new_classes: whether it can score classes that it was not trained on.
+        lacks: why it has no class features (C, D) for the student's backbone, as the end of a sentence; empty if it
+            has.
     """
 
     learner: PromptLearner
@@ -62,19 +63,19 @@ class SavedTeacher(Protocol):
 
 
 class Teacher:
-    """A frozen model's features under a cache.
+    """A frozen model's features, cached.
 
     Text features are kept for all teachers of a model: keys are class names, templates and sentences; the weights never
-    change. Image features are remembered for the batch at hand, so that several objectives share one pass, and taken
-    from the batch where a feature bank has put them.
+    change. Image features are kept for the current batch, so that several objectives share one forward pass, and taken
+    from the batch if a feature bank has put them there.
 
     Args:
         clip: the frozen model.
 
     Attributes:
-        reads_files: whether templates and descriptions may be named by a file; not in a learner that was loaded, whose
-            settings are somebody else's.
-        own_files: those that may be read all the same, since the settings of the user's own run name them too.
+        reads_files: whether templates and descriptions may be given as files; not in a loaded learner, whose settings
+            someone else wrote.
+        own_files: files that may be read nevertheless, since the settings of the user's own run name them too.
     """
 
     def __init__(self, clip: FrozenCLIP):

@@ -1,7 +1,7 @@
 """Zero-shot CLIP (Radford et al., ICML 2021, arXiv:2103.00020): hand-written templates, nothing learnt.
 
 Source: §3.1.4 of the paper ("Prompt engineering and ensembling"); features of several templates are normalised,
-averaged and normalised again. With descriptions=FILE, sentences about each class stand in their place (CuPL: Pratt et
+averaged and normalised again. With descriptions=FILE, sentences about each class replace the templates (CuPL: Pratt et
 al., ICCV 2023, arXiv:2209.03320).
 """
 
@@ -27,8 +27,8 @@ class ZeroShot(PromptLearner):
         """Settings.
 
         Attributes:
-            template: templates to average over, each with one ``{}``; None takes the dataset's own. ``descriptions``
-                stand in their place; a loaded learner reads that file again only as part of the user's own run.
+            template: templates to average over, each with one ``{}``; None uses the dataset's own. ``descriptions``
+                replace them; a loaded learner reads that file again only as part of the user's own run.
         """
 
         template: list[str] | None = None

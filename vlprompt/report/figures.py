@@ -52,7 +52,7 @@ def few_shot_curves(group: Group, metric: str = "accuracy") -> Figure:
         VlpromptError: the group is of another protocol.
     """
     if group.protocol != STUDY:
-        raise VlpromptError(f"few-shot curves are of protocol={STUDY}, not {group.protocol}")
+        raise VlpromptError(f"few-shot curves need protocol={STUDY}, not {group.protocol}")
     [table] = make_tables(group, metric)
     shots = shot_positions(table)
     alone = len(table.sections) == 1
@@ -97,7 +97,7 @@ def base_new(group: Group, metric: str = "accuracy") -> Figure:
         VlpromptError: the group is of another protocol.
     """
     if PROTOCOLS.get(group.protocol).average != "harmonic_mean":
-        raise VlpromptError(f"base against new is of protocol=base_to_new or generalized, not {group.protocol}")
+        raise VlpromptError(f"base against new needs protocol=base_to_new or generalized, not {group.protocol}")
     table = make_tables(group, metric)[0]
     figure = Figure(figsize=(6.2, 4.2), layout="constrained")
     axes = figure.subplots()

@@ -1,4 +1,4 @@
-"""``load_results``: the results of many runs as one table of pandas, for what no report foresees."""
+"""``load_results``: the results of many runs as one pandas table, for analyses that no report covers."""
 
 from __future__ import annotations
 
@@ -44,29 +44,30 @@ def load_results(
 ) -> pandas.DataFrame:
     """Read the results under folders into a pandas ``DataFrame``.
 
-    Accuracies are in percent. Every line has ``method``, ``dataset`` (trained on), ``protocol``, ``shots``; ``marks``
-    for what makes its number one of another kind (``transductive``, ``online``, ``reconstruction``, ``start saw …``);
-    ``saw`` for images that bore on the learner besides those it was trained on; ``selection``, ``backbone``,
-    ``pretrained`` and ``precision``. That of a run or test has ``seed`` too, and of the run its ``recipe`` with the
-    ``recipe_source``, learnt ``parameters``, ``train_seconds``, ``id``, ``created`` and ``file``.
+    Accuracies are in percent. Every row has ``method``, ``dataset`` (trained on), ``protocol`` and ``shots``;
+    ``marks``, if its number is not comparable with others (``transductive``, ``online``, ``reconstruction``,
+    ``start saw …``); ``saw``, images that influenced the learner besides its training images; ``selection``,
+    ``backbone``, ``pretrained`` and ``precision``. Rows of runs and tests also have ``seed``; rows of runs have
+    ``recipe``, ``recipe_source``, ``parameters`` (learnt), ``train_seconds``, ``id``, ``created`` and ``file``.
 
     Args:
-        folders: that hold runs at any depth, or result files; one or several.
-        per: what a line is. A ``run``: ``accuracy``, of several tests the protocol's mean, with a column for each;
-            where the field takes a harmonic mean, ``base``, ``new`` (or ``seen``, ``unseen``) and ``H`` instead;
-            and ``zero_shot``, or ``zero_shot_base`` and so on. A ``test`` of a run: as ``Result.to_frame``. A
-            ``method`` on a dataset with a number of shots: the columns of a run, as means over so many ``seeds``, each
-            beside its population standard deviation (``std``, ``base_std``, …), by the rules of ``vlprompt report``:
-            ``H`` is that of the averages, ``label`` tells variants of a method apart, ``missing`` says what lacks.
+        folders: one or several folders that contain runs at any depth, or result files.
+        per: what a row stands for. ``run``: a run, with ``accuracy`` (the protocol's mean if there are several tests,
+            with a column for each), or, where the field reports a harmonic mean, ``base``, ``new`` (or ``seen``,
+            ``unseen``) and ``H``; and ``zero_shot``, or ``zero_shot_base`` and so on. ``test``: a test of a run, as in
+            ``Result.to_frame``. ``method``: a method on a dataset with a number of shots; the columns of a run, as
+            means over ``seeds`` runs with population standard deviations (``std``, ``base_std``, …), by the rules of
+            ``vlprompt report``: ``H`` is that of the averages, ``label`` distinguishes variants of a method, and
+            ``missing`` lists what is missing.
 
     Raises:
-        VlpromptError: pandas is not installed, a folder does not exist or holds no results, or a file is no result.
+        VlpromptError: pandas is not installed, a folder does not exist or has no results, or a file is not a result.
 
     >>> frame = load_results("runs")  # doctest: +SKIP
     >>> frame.pivot_table("H", "method", "dataset")  # doctest: +SKIP
     """
     if per not in PER:
-        raise VlpromptError(f"a line cannot be per {per!r}: {nearest(str(per), PER)}")
+        raise VlpromptError(f"a row cannot be per {per!r}: {nearest(str(per), PER)}")
     data_frame(())  # is pandas there?
     places = [folders] if isinstance(folders, (str, os.PathLike)) else list(folders)
     found = find_results(os.path.expanduser(place) for place in places)

@@ -25,7 +25,7 @@ from vlprompt.runs.learners import make_learner, names_of_cards
 from vlprompt.runs.parts import Shared, load_parts
 from vlprompt.runs.preflight import check_place
 from vlprompt.runs.settings import Resolved, describe_keys, documented, resolve
-from vlprompt.training.feed import make_feed
+from vlprompt.training.feeding import make_feed
 from vlprompt.training.recipes import adapt_depths
 
 PROTOCOL = "few_shot"  # the one in which all classes that are tested have training images
@@ -65,7 +65,7 @@ def resolve_auto(settings: Mapping[str, Any]) -> Automatic:
     given = {key: value for key, value in settings.items() if key in COMMON and key != "method"}
     for key in ("config", "unlabelled", "pool_classes"):
         if given.get(key) is not None:
-            raise VlpromptError(f"{key} has no meaning for method={AUTO}, which chooses among methods: leave it out")
+            raise VlpromptError(f"{key} is not used by method={AUTO}, which chooses among methods: leave it out")
     if given.setdefault("protocol", PROTOCOL) != PROTOCOL:
         raise VlpromptError(
             f"method={AUTO} chooses on images of all classes that are tested, so its protocol is {PROTOCOL}, not "

@@ -17,7 +17,8 @@ from vlprompt.learner.contract import PromptLearner
 from vlprompt.learner.facts import Facts
 from vlprompt.runs.settings import Resolved
 from vlprompt.training.cross_fitting import Make, folds, held_out_logits
-from vlprompt.training.feed import ImageFeed, make_feed
+from vlprompt.training.feed import ImageFeed
+from vlprompt.training.feeding import make_feed
 from vlprompt.training.trainer import Trainer
 
 
@@ -36,7 +37,9 @@ def check_calibration(config: RunConfig, plan: Plan, data: Mapping[Part, Dataset
     refuse_facts(asked, config.method, facts)
     source = held_apart(plan, data)
     if source.tasks:
-        raise VlpromptError(f"{asked} is of one set of classes, and {source.name} is of several that are tested apart")
+        raise VlpromptError(
+            f"{asked} needs a single set of classes, and {source.name} has several that are tested separately"
+        )
     if not source.val:
         folds(source.train, config.seed)
 

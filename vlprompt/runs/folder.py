@@ -43,8 +43,8 @@ def refuse_undecided(folder: Path, resume: bool, restart: bool) -> None:
     """Raise one sentence if an interrupted run left a checkpoint in a folder, and nobody says what becomes of it."""
     if not (resume or restart or (folder / RESULT).exists()) and checkpoints(folder):
         raise VlpromptError(
-            f"{folder} holds what an interrupted run left: say resume=true to go on with it, or restart=true to drop "
-            "it and begin anew"
+            f"{folder} contains an interrupted run: give resume=true to continue it, or restart=true to discard it "
+            "and start over"
         )
 
 
@@ -140,14 +140,14 @@ def claim_folder(resolved: Resolved, reporter: Reporter) -> None:
     refuse_undecided(folder, config.resume, config.restart)
     remove_leftovers(folder)
     if result.exists():
-        reporter.say(f"starting again: the result in {folder} will be replaced")
+        reporter.say(f"starting over: the result in {folder} will be replaced")
         result.unlink()
         for checkpoint in left:  # of a run that was killed when its result was there
             checkpoint.unlink()
     elif left and config.resume:
-        reporter.say(f"going on with {folder}")
+        reporter.say(f"continuing {folder}")
     elif left:
-        reporter.say(f"starting again: the checkpoint in {folder} is dropped")
+        reporter.say(f"starting over: the checkpoint in {folder} is discarded")
         for checkpoint in left:
             checkpoint.unlink()
     with atomic_write(folder / SETTINGS) as temporary:

@@ -88,7 +88,7 @@ def _tested(row: Row, opened: Reopened) -> DatasetSplits:
 def _what_was_said(folder: Path, stored: Result, opened: Reopened, reporter: Reporter) -> dict[str, Predictions]:
     if (folder / PREDICTIONS).exists():
         return read_predictions(folder)
-    reporter.say(f"{folder} holds no predictions, so its learner is asked again")
+    reporter.say(f"{folder} contains no predictions, so the learner predicts again")
     return {each.row.target: each.predictions for each in reevaluate(folder, stored, reporter, opened)}
 
 

@@ -53,7 +53,8 @@ from vlprompt.runs.result import data_facts, fingerprints, keep_result, write_se
 from vlprompt.runs.settings import Resolved, resolve
 from vlprompt.saving.description import description_hash
 from vlprompt.training.checkpoint import checkpoints, threads_of
-from vlprompt.training.feed import Labelling, effective_views, make_feed
+from vlprompt.training.feed import Labelling
+from vlprompt.training.feeding import effective_views, make_feed
 from vlprompt.training.recipes import adapt_depths
 from vlprompt.training.trainer import BestEpoch, Trainer, TrainOptions, in_words
 
@@ -115,7 +116,7 @@ def execute(
     reporter, clock = Reporter(config.quiet), Clock()
     finished = find_finished(resolved)
     if finished:
-        reporter.say(f"finished already, nothing to resume: {folder / RESULT}")
+        reporter.say(f"already finished, nothing to resume: {folder / RESULT}")
         for left in checkpoints(folder):  # of a run that was killed when its result was there
             left.unlink(missing_ok=True)
         return finished
@@ -282,11 +283,9 @@ def _announce(resolved: Resolved, adapted: dict[str, int], clip: FrozenCLIP, rep
         reporter.say(f"no recipe for {resolved.config.method}: the general defaults are used")
     for key, value in adapted.items():
         asked = getattr(resolved.config, key)
-        reporter.say(f"{key}={value} and not {asked} as in the recipe, since {clip.name} has no more layers")
+        reporter.say(f"{key}={value} instead of the recipe's {asked}, since {clip.name} has no more layers")
     if resolved.config.threads is None and threads_for(clip.model) < torch.get_num_threads():
-        reporter.say(
-            f"one thread computes: {clip.name} is too small to be shared by several (threads=N says otherwise)"
-        )
+        reporter.say(f"using one thread: {clip.name} is too small to benefit from more (threads=N overrides this)")
 
 
 def is_seeded(learner: PromptLearner, trained: bool, config: RunConfig) -> bool:

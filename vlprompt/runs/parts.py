@@ -87,8 +87,8 @@ def _draw(source: DatasetSplits, plan: Plan, config: RunConfig) -> DatasetSplits
             rest = [item for item in source.train if item not in labelled]
             if not rest and not config.unlabelled:
                 raise VlpromptError(
-                    f"shots={config.shots} takes all training images of {source.name}, so that none is left for a "
-                    "pool: take fewer shots, or give images without labels by unlabelled=folder:PATH"
+                    f"shots={config.shots} uses all training images of {source.name}, so none is left for a pool: "
+                    "use fewer shots, or give unlabelled images with unlabelled=folder:PATH"
                 )
             drawn = replace(drawn, pool=without_labels(rest))
     if config.unlabelled:

@@ -42,8 +42,8 @@ def check_classes(protocol: str, part: Part, whole: DatasetSplits) -> None:
     splits = whole.select(part.half)
     if len(splits.class_names) < 2:
         raise VlpromptError(
-            f"protocol={protocol} divides the classes of {part.dataset} in halves, and its {part.half} half has only "
-            f"'{''.join(splits.class_names)}', with nothing to tell it from: use protocol=few_shot"
+            f"protocol={protocol} splits the classes of {part.dataset} in halves, and its {part.half} half has only "
+            f"'{''.join(splits.class_names)}', with no other class to tell it from: use protocol=few_shot"
         )
 
 
@@ -51,9 +51,9 @@ def check_place(folder: Path) -> None:
     """Refuse a run's folder that cannot be made: a file is in its way, or nothing may be written there."""
     there = next(place for place in (folder, *folder.absolute().parents) if os.path.lexists(place))
     if not there.is_dir():
-        raise VlpromptError(f"{folder} cannot be made: {there} is not a folder")
+        raise VlpromptError(f"{folder} cannot be created: {there} is not a folder")
     if not os.access(there, os.W_OK | os.X_OK):
-        raise VlpromptError(f"{folder} cannot be made: nothing may be written in {there}")
+        raise VlpromptError(f"{folder} cannot be created: {there} is not writable")
 
 
 def _check_selection(config: RunConfig, plan: Plan, source: DatasetSplits, facts: Facts) -> None:

@@ -81,7 +81,7 @@ def resolve(settings: Mapping[str, Any] | None = None) -> Resolved:
     """
     given = {key: _plain(value) for key, value in (settings or {}).items()}
     if given.get("auto") is not None:
-        raise VlpromptError("auto is written by method=auto, and nobody sets it: leave it out")
+        raise VlpromptError("auto is set by method=auto: leave it out")
     for key, value in given.items():
         check_plain(key, value)
         if key in PLACES and isinstance(value, str) and not value.strip():
@@ -112,27 +112,27 @@ def check_values(config: RunConfig) -> None:
     parse_loggers(config.logger)
     labelled = PROTOCOLS.get(config.protocol).labelled
     if labelled == "none" and config.shots != NO_SHOTS:
-        raise VlpromptError(f"shots={config.shots} has no meaning in protocol={config.protocol}, which takes no labels")
+        raise VlpromptError(f"shots={config.shots} is not used by protocol={config.protocol}, which uses no labels")
     pool = PROTOCOLS.get(config.protocol).pool
     if config.unlabelled is not None and pool == "none":
         raise VlpromptError(
-            f"protocol={config.protocol} learns from no images without labels: unlabelled={config.unlabelled} is for "
+            f"protocol={config.protocol} does not use unlabelled images: unlabelled={config.unlabelled} is for "
             "semi_supervised, transductive_zero_shot and unsupervised"
         )
     if config.unlabelled is not None and config.region is not None:
         raise VlpromptError(
-            f"region={config.region} is of images with masks, and unlabelled={config.unlabelled} brings none: leave "
+            f"region={config.region} needs images with masks, and unlabelled={config.unlabelled} has none: leave "
             "one out"
         )
     if config.pool_classes is not None and pool == "none":
-        raise VlpromptError(f"pool_classes has no meaning in protocol={config.protocol}, which has no pool")
+        raise VlpromptError(f"pool_classes is not used by protocol={config.protocol}, which has no pool")
     if config.class_split != LATER["class_split"] and pool != "unseen":
-        raise VlpromptError(f"class_split={config.class_split} has a meaning in protocol=transductive_zero_shot alone")
+        raise VlpromptError(f"class_split={config.class_split} is used by protocol=transductive_zero_shot only")
     if not 0 <= config.class_split < 2**32:
         raise VlpromptError(f"class_split must be from 0 to {2**32 - 1:,}, not {config.class_split}")
     check_learning(config, "all" if labelled == "shots" else NO_SHOTS)
     if config.resume and config.restart:
-        raise VlpromptError("resume goes on with a run, and restart begins it anew: say one of the two")
+        raise VlpromptError("resume continues a run, and restart starts it over: give one of them")
     for key in MANY:
         _check_texts(key, getattr(config, key))
     if config.name is not None and (not is_relative_inside(config.name) or len(config.name) > MAX_NAME):

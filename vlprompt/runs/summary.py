@@ -75,7 +75,7 @@ def summarise_run(folder: Path) -> Summary:
         VlpromptError: it is no run's, or a file in it is damaged or of another run.
     """
     if not (folder / SETTINGS).is_file():
-        raise VlpromptError(f"{folder} is no folder of a run: it has no {SETTINGS}")
+        raise VlpromptError(f"{folder} is not the folder of a run: it has no {SETTINGS}")
     resolved = resolve({"config": str(folder / SETTINGS)})
     moved = resolved.folder.resolve() != folder.resolve()
     here = replace(resolved, config=replace(resolved.config, output=str(folder.parent), name=folder.name))

@@ -114,7 +114,7 @@ def expand(settings: Mapping[str, Any]) -> Matrix:
         if AXES[plural] in fixed and AXES[plural] != plural:
             raise VlpromptError(f"say {plural}=[…] or {AXES[plural]}=…, not both")
     if "name" in fixed:
-        raise VlpromptError("the runs of a sweep name their folders themselves: leave name out")
+        raise VlpromptError("a sweep names the folders of its runs itself: leave name out")
     order = [key for key in AXES if key in axes]
     tasks: dict[str, Task] = {}
     refused: list[tuple[str, str]] = []
@@ -144,7 +144,7 @@ def _checked_cases(by: Any) -> dict[str, dict[Any, dict[str, Any]]]:
             raise VlpromptError(f"unknown key '{key}' below by: {nearest(str(key), AXES.values())}")
         taken = {name for settings in cases.values() for name in settings} & {*AXES, *AXES.values(), "by"}
         if taken:
-            raise VlpromptError(f"by sets {min(taken)}, which is the matrix's own")
+            raise VlpromptError(f"by sets {min(taken)}, which the sweep already varies")
     return dict(by)
 
 

@@ -91,7 +91,7 @@ def work_on_ray(address: str = "auto", cpus: float = 1, gpus: float = 0, actors:
                 for row in table.to_pylist():
                     yield Done(row["number"], json.loads(row["facts"]), row["content"], row["error"])
         except ray.exceptions.RayError as error:
-            raise VlpromptError(f"Ray gave up: {first_line(error)}; the same command goes on") from error
+            raise VlpromptError(f"Ray gave up: {first_line(error)}; run the same command to continue") from error
 
     return run
 
@@ -154,7 +154,7 @@ def connect(address: str) -> Any:
             ray.init(address, log_to_driver=False, configure_logging=False)
         except ConnectionError as error:
             raise VlpromptError(
-                f"no Ray cluster at address={address}: start one with `ray start --head`, or say address=local"
+                f"no Ray cluster at address={address}: start one with `ray start --head`, or give address=local"
             ) from error
     return ray
 

@@ -42,25 +42,30 @@ Dynamic = dict[str, dict[int, Any]]  # the axes of each input that may change
 
 
 def export_learner(learner: PromptLearner, to: str, path: str | os.PathLike[str]) -> Path:
-    """Write a learner in a form that others can use; see docs/howto/share_and_export.md.
+    """Export a learner for use without vlprompt; see docs/howto/share_and_export.md.
 
     Args:
-        learner: in fp32 on the CPU.
+        learner: a learner in fp32 on the CPU.
         to: ``matrix``, ``torch``, ``onnx`` or ``openclip``.
-        path: the file (for ``openclip``, the folder) to write. Facts such as class names lie beside it as JSON.
+        path: the file (for ``openclip``, the folder) to write. Metadata such as class names is written next to it as
+            JSON.
 
     Raises:
-        VlpromptError: the form is unknown or the learner has none, a package is missing, or the export computes
-            something else than the learner.
+        VlpromptError: the format is unknown or the learner does not support it, a package is missing, or the exported
+            model does not compute the same as the learner.
     """
     check_form(to)
     if learner.clip.precision != "fp32" or learner.clip.device.type != "cpu":
         raise VlpromptError("a learner is exported in fp32 from the CPU: load it with precision=fp32 and device=cpu")
     if learner.facts.inputs != ("image",):
         needs = " and ".join(learner.facts.inputs)
-        raise VlpromptError(f"{learner.method} with these settings predicts from {needs}: no exported file can")
+        raise VlpromptError(
+            f"{learner.method} with these settings predicts from {needs}, which an exported file cannot"
+        )
     if learner.facts.predicts != "alone":
-        raise VlpromptError(f"{learner.method} with these settings needs other test images to predict one: no file can")
+        raise VlpromptError(
+            f"{learner.method} with these settings needs other test images to predict one, which no exported file has"
+        )
     return FORMATS[to](learner.eval(), Path(path))
 
 

@@ -149,7 +149,7 @@ def load_exported(path: str | os.PathLike[str], *, trust: bool = False) -> Expor
     """
     file = Path(path).expanduser()
     if file.suffix not in SUFFIXES:
-        raise VlpromptError(f"{file} is no exported learner: give a file that ends in {' or '.join(SUFFIXES)}")
+        raise VlpromptError(f"{file} is not an exported learner: give a file that ends in {' or '.join(SUFFIXES)}")
     if not file.is_file():
         raise VlpromptError(f"there is no file {file}: vlprompt export learner=DIR to=onnx writes one")
     return _load_onnx(file) if file.suffix == ".onnx" else _load_program(file, trust)
@@ -163,7 +163,7 @@ def read_facts(texts: Mapping[str, str], where: str) -> ExportFacts:
     """
     known = {key: text for key, text in texts.items() if key in ExportFacts.__dataclass_fields__}
     if "class_names" not in known:
-        raise VlpromptError(f"{where} says nothing of classes: it is no export of vlprompt's")
+        raise VlpromptError(f"{where} has no class names: it was not exported by vlprompt")
     if sum(map(len, known.values())) > MAX_FACTS:
         raise VlpromptError(f"{where} has more metadata than any export: {MAX_FACTS:,} characters are read")
     try:

@@ -87,16 +87,16 @@ def save_learner(learner: PromptLearner, path: str | os.PathLike[str], extra: Ma
 
 @checked
 def load_learner(path: str | os.PathLike[str], clip: FrozenCLIP | None = None, device: str = "auto") -> PromptLearner:
-    """Rebuild a saved learner.
+    """Load a saved learner.
 
     Args:
         path: a folder that ``save_pretrained`` wrote, or ``hf://user/name[@revision]`` on the Hugging Face Hub.
-        clip: the frozen model; by default it is loaded as it was when the learner was saved. Another backbone than
-            the one trained on is an error that names both.
-        device: for a backbone that is loaded here.
+        clip: the frozen model; by default the one that the learner was saved with is loaded. Any other backbone than
+            the one it was trained on is an error that names both.
+        device: of a backbone that is loaded here.
 
     Raises:
-        VlpromptError: there is no learner, it was tampered with or does not fit, or the backbone is another.
+        VlpromptError: there is no learner, its files are inconsistent or were changed, or the backbone is another one.
     """
     remote = str(path).startswith(PREFIX)
     return _load(fetch(str(path)) if remote else Path(path), str(path), remote, clip, device)
@@ -138,7 +138,7 @@ def _load_beneath(folder: Path, path: str, remote: bool, saved: Mapping[str, Any
     told = saved["extra"].get("text")
     if not (folder / TEXT / CONFIG).exists() or not isinstance(told, dict):
         raise VlpromptError(
-            f"{path} stands on a learner that is missing from its folder {TEXT}: save or fetch it again"
+            f"{path} builds on a learner that is missing from its folder {TEXT}: save or download it again"
         )
     safe_member(folder, f"{TEXT}/{CONFIG}")  # and no link to where other learners lie
     if told.get("kept") != description_hash(folder / TEXT):
@@ -213,7 +213,7 @@ def read_learnables(path: Path, sha256: str | None = None) -> dict[str, Tensor]:
     checkpoint = path if path.is_file() else next((p for p in sorted(path.glob("**/*.pth*")) if p.is_file()), None)
     if file in (None, path) and checkpoint and _is_of_torch(checkpoint):
         raise VlpromptError(
-            f"{checkpoint} is a checkpoint of torch's and no saved learner: vlprompt import-checkpoint makes one"
+            f"{checkpoint} is a torch checkpoint and not a saved learner: vlprompt import-checkpoint converts it"
         )
     if file is None:
         raise VlpromptError(f"no learnables at {path}: give a saved learner's folder or its {LEARNABLES}")
@@ -234,7 +234,9 @@ def _check_numbers(tensors: Mapping[str, Tensor], source: str) -> None:
     """Raise one sentence for the first tensor with which every prediction would be NaN or by chance."""
     for name, tensor in tensors.items():
         if not tensor.is_floating_point():
-            raise VlpromptError(f"{source} cannot be used: {name} is {tensor.dtype}, which no learnt numbers are")
+            raise VlpromptError(
+                f"{source} cannot be used: {name} is {tensor.dtype}, which is not a type of learnt tensors"
+            )
         if not tensor.isfinite().all():
             raise VlpromptError(f"{source} cannot be used: {name} holds NaN or infinity")
 

@@ -27,7 +27,9 @@ def fetch(address: str) -> Path:
     repo, _, revision = address.removeprefix(PREFIX).partition("@")
     check_repo(repo)
     if revision and (not REVISION.fullmatch(revision) or ".." in revision):
-        raise VlpromptError(f"'{revision}' is no revision: write {PREFIX}user/name@revision, a branch, tag or commit")
+        raise VlpromptError(
+            f"'{revision}' is not a revision: write {PREFIX}user/name@revision, a branch, tag or commit"
+        )
     try:
         folder = snapshot_download(
             repo, revision=revision or None, allow_patterns=NEEDED, endpoint=os.environ.get("HF_ENDPOINT")
@@ -35,7 +37,7 @@ def fetch(address: str) -> Path:
     except Exception as error:  # the Hub client raises kinds of its own, and those of its HTTP library
         raise VlpromptError(f"could not fetch {address}: {_reason(error)}") from error
     if not Path(folder, CONFIG).exists():
-        raise VlpromptError(f"{address} holds no learner: it has no config.json")
+        raise VlpromptError(f"{address} contains no learner: it has no config.json")
     return Path(folder)
 
 
@@ -66,7 +68,7 @@ def refuse_address(path: object, instead: str) -> None:
 def check_repo(repo: str) -> None:
     """Raise one sentence unless a name has the form ``user/name``."""
     if not REPO.fullmatch(repo):
-        raise VlpromptError(f"'{repo}' is no repository of the Hub: write it as user/name")
+        raise VlpromptError(f"'{repo}' is not a repository name of the Hub: write it as user/name")
 
 
 def _reason(error: Exception) -> str:

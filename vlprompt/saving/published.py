@@ -1,9 +1,9 @@
-"""Prompts that people have already: checkpoints of the published repositories as learners.
+"""Turn checkpoints of the methods' published repositories into learners.
 
 Those repositories share a trainer (Dassl), which saves ``{"state_dict": …, "epoch": …, "optimizer": …}`` of the prompt
-learner alone (CoOp's family) or of the whole model (MaPLe's). The tensors' names follow from where each repository
-keeps its prompts; they are brought to the names of ``vlprompt.learner.publishing``, sizes are read from the shapes,
-and what belongs to the classes or to the frozen model is used to check both and then dropped.
+learner alone (CoOp and its successors) or of the whole model (MaPLe and its). Tensor names depend on where a repository
+keeps its prompts; they are mapped to the names in ``vlprompt.learner.publishing``, and sizes are read from the shapes.
+Tensors that belong to the classes or to the frozen model are used to check both, and are then dropped.
 """
 
 from __future__ import annotations
@@ -63,20 +63,20 @@ def import_checkpoint(
     templates: Sequence[str] = (DEFAULT_TEMPLATE,),
     **settings: Any,
 ) -> PromptLearner:
-    """Make a learner of a published repository's checkpoint.
+    """Make a learner from a checkpoint of a published repository.
 
     Args:
-        file: such as ``prompt_learner/model.pth.tar-50``. Its tensors are read; nothing of it is executed or imported,
-            whatever it holds beside them.
-        method: the learner that it belongs to.
-        clip: the backbone that it was trained on; checked where the file allows.
-        class_names: to score; those trained on, or others where the method carries to others.
+        file: such as ``prompt_learner/model.pth.tar-50``. Only tensors are read; nothing in the file is executed or
+            imported, whatever else it contains.
+        method: the method that the checkpoint belongs to.
+        clip: the backbone that it was trained on; checked as far as the file allows.
+        class_names: the classes to score: those trained on, or others if the method can score new classes.
         templates: of the dataset.
-        settings: of the method that shapes do not show, such as ``class_token_position``. Numbers of tokens and layers
-            are read from the shapes unless they are given.
+        settings: settings of the method that tensor shapes do not show, such as ``class_token_position``. Numbers of
+            tokens and layers are read from the shapes unless they are given.
 
     Raises:
-        VlpromptError: the file is no checkpoint, lacks the method's, holds NaN, or is of another backbone.
+        VlpromptError: the file is not a checkpoint of this method, contains NaN, or belongs to another backbone.
     """
     path = Path(file)
     tensors = published_names(_numbers(path))
@@ -87,7 +87,7 @@ def import_checkpoint(
         found["published_slicing"] = True
         if not settings.get("attributes"):
             raise VlpromptError(
-                f"{path} has vectors before attribute words, and not the words: say them, as in attributes=[color]"
+                f"{path} has vectors before attribute words, but not the words: give them, as in attributes=[color]"
             )
     if "ctx_init" in fields and "ctx_init" not in settings:
         found["ctx_init"] = _phrase(method, tensors, clip, found | settings)
@@ -100,7 +100,7 @@ def import_checkpoint(
     _check_words(tensors, learner, path)
     for name, tensor in learner.state_dict().items():
         if not tensor.isfinite().all():
-            raise VlpromptError(f"{path} holds what is no finite number in {name}: it is of a run that diverged")
+            raise VlpromptError(f"{path} contains NaN or infinity in {name}: its training diverged")
     unused = sorted(tensors.keys() - set(publishing.published_names(learner).values()) - {"ctx", "text_prompts.0"})
     idle = "ctx_att" if "token_middle1" in tensors else "token_"  # vectors of three words are there, used or not
     unused = [name for name in unused if not NOT_LEARNT.match(name) and not name.startswith(idle)]

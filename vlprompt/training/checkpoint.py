@@ -129,7 +129,8 @@ class Checkpoint:
         if facts.get("sha256") != digest.hexdigest():
             raise VlpromptError(f"{WHAT} {path} is damaged (checksum): {REMEDY}")
         warnings.warn(
-            f"{path} is of vlprompt 0.1.0: it does not tell whether backbone and images are the same", stacklevel=3
+            f"{path} was written by vlprompt 0.1.0 and does not record which backbone and images it is for",
+            stacklevel=3,
         )
         return found
 
@@ -157,7 +158,7 @@ def threads_of(folder: Path, say: Callable[[str], None], wanted: int | None = No
     wanted = wanted or torch.get_num_threads()
     before = next(filter(None, map(_threads, checkpoints(folder))), wanted)
     if before != wanted:
-        say(f"going on with {before} threads as before, not {wanted}, so that the bits are the same")
+        say(f"continuing with {before} threads as before, not {wanted}, so that results are bit-identical")
     with computing_with(before):
         yield
 

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from vlprompt.base.environment import Clock
 from vlprompt.base.reporter import Reporter
-from vlprompt.base.settings import LearnOptions
 from vlprompt.clip.frozen import FrozenCLIP
 from vlprompt.data import (
     DatasetSplits,
@@ -28,11 +27,9 @@ from vlprompt.data.masks import RegionItems, RegionTransform
 from vlprompt.data.splits import Item, without_labels
 from vlprompt.data.transforms import Views
 from vlprompt.errors import VlpromptError, warn
-from vlprompt.learner.contract import PromptLearner
 from vlprompt.learner.held_out import SEEN, Selection
 from vlprompt.learner.learning import EpochBatches, Feed, PseudoLabels, Source
 from vlprompt.learner.objectives import Batch
-from vlprompt.training.recipes import Learning
 
 Draw = Callable[[int, int], Iterable[Batch]]  # from an epoch's index and a batch size to its batches
 SHOWN = 5  # class names in a warning
@@ -41,11 +38,11 @@ PASSES = 10_000  # over another feed in one epoch, at most, so that no two epoch
 
 @dataclass(frozen=True)
 class Loading:
-    """How training images become batches.
+    """How training images are loaded in batches.
 
     Attributes:
-        batch_size: images a batch.
-        views: of each image where features are cached, or ``fresh``.
+        batch_size: images per batch.
+        views: views of each image if features are cached, or ``fresh``.
         transform: a kind of ``train_transform``.
         seed: of the order and the augmentation.
         workers: processes that load images.
@@ -60,12 +57,12 @@ class Loading:
 
 @dataclass(frozen=True)
 class Labelling:
-    """What a method took the images of a pool for; whoever has their labels may compare them afterwards.
+    """The pseudo-labels that a method gave to images of a pool, to be compared afterwards with true labels if known.
 
     Attributes:
-        paths: of the images that it chose, which may stand there more than once.
+        paths: paths of the images chosen, which may occur more than once.
         labels: their pseudo-labels.
-        confidence: the probability of each label; empty where the method told none.
+        confidence: the probability of each label; empty if the method reported none.
     """
 
     paths: tuple[str, ...]
@@ -78,23 +75,22 @@ class ImageFeed:
     """A feed over a dataset's images.
 
     Args:
-        splits: its training images are the labelled ones, beside its pool.
-        clip: the learner's frozen model, or what else makes its image features.
-        loading: how images become batches.
-        cacheable: whether the learner takes the frozen tower's features for images.
-        names: tensors of augmented images that the learner's batches must carry, each a draw of its own; ``mask`` if
-            their regions' masks go with them.
-        weights: of the labelled images in the loss (N,).
-        counts: how often each labelled image counts (N,), as if it were there so many times: in the loss relative to
-            their mean, so that rates and other terms keep their meaning, and as they are in what is fitted to a bank.
-        whole: images that these are some of, whose features are then taken from one bank of them all.
-        chosen: places in the pool that the first of the labelled images were taken from (N,), so that nothing is
-            encoded twice.
-        labellings: what the pool was taken for so far, in order; all feeds made of one share the record.
-        other: whose batches go along as ``unlabeled``.
-        later_names: of classes that are tested and not learnt from.
-        selection: which held-out images are handed out, noting those that are read.
-        reporter, clock: tell and time the encoding of images.
+        splits: its training images are the labelled ones; it may also have a pool.
+        clip: the learner's frozen model, or whatever else computes its image features.
+        loading: how images are loaded.
+        cacheable: whether the learner accepts the frozen tower's features instead of images.
+        names: keys of the augmented images that the learner's batches must have, each augmented independently; ``mask``
+            if masks of regions go with them.
+        weights: weights of the labelled images in the loss (N,).
+        counts: how many times each labelled image counts (N,): in the loss relative to their mean, so that learning
+            rates and other terms keep their meaning; in closed-form fits as they are.
+        whole: images that these are a subset of; their features are then taken from one bank of all of them.
+        chosen: positions in the pool of the first of the labelled images (N,), so that nothing is encoded twice.
+        labellings: the pseudo-labels given so far, in order; feeds derived from one another share this record.
+        other: the feed whose batches are included as ``unlabeled``.
+        later_names: names of classes that are tested but not trained on.
+        selection: which held-out images may be read; records those that are.
+        reporter, clock: report and time the encoding of images.
     """
 
     splits: DatasetSplits
@@ -169,11 +165,11 @@ class ImageFeed:
         return self.splits.pool_classes or tuple(range(len(self.class_names)))
 
     def count(self, source: Source) -> int:
-        """How many images a source has."""
+        """Number of images of a source."""
         return len({"labelled": self.splits.train, "pool": self.splits.pool}.get(source, self.splits.val))
 
     def in_order(self, source: Source = "pool") -> Iterator[Batch]:
-        """The images of a source once each in their order, as a test sees them and without labels."""
+        """The images of a source, once each and in order, transformed as for testing, without labels."""
         if self.cacheable:
             yield from replace(self.bank(source), labels=None).eval_batches()
             return
@@ -190,7 +186,7 @@ class ImageFeed:
     def labelled_as(
         self, labels: Tensor | PseudoLabels, weights: Tensor | None = None, *, keep_labelled: bool = False
     ) -> ImageFeed:
-        """A feed whose labelled images are the pool's, with these labels, and behind them those that have labels."""
+        """A feed whose labelled images are the pool's, with these labels, and, if kept, those with true labels."""
         chosen = labels if isinstance(labels, PseudoLabels) else self._one_each(labels)
         places, found = chosen.index.cpu(), chosen.label.tolist()
         if not found:
@@ -205,14 +201,14 @@ class ImageFeed:
         return replace(self, splits=both, weights=kept, counts=None, chosen=places)
 
     def _tell_classes_without(self, found: set[int]) -> None:
-        """Warn of classes that no image of the pool is taken for, which will not be learnt from it."""
+        """Warn of classes that no image of the pool is labelled as, which will not be learnt from it."""
         lacking = [self.class_names[y] for y in self.pool_classes if y not in found]
         if lacking:
             more = f" and {len(lacking) - SHOWN} more" if len(lacking) > SHOWN else ""
-            warn(f"no image of the pool is taken for {', '.join(map(repr, lacking[:SHOWN]))}{more}")
+            warn(f"no image of the pool is labelled as {', '.join(map(repr, lacking[:SHOWN]))}{more}")
 
     def _one_each(self, labels: Tensor) -> PseudoLabels:
-        """Labels of all images of the pool as a choice of those that have one."""
+        """One label per image of the pool, as a choice of the images that have one."""
         if labels.shape != (len(self.splits.pool),):
             raise VlpromptError(
                 f"the pool has {len(self.splits.pool)} images, and {len(labels)} labels were given for it"
@@ -221,7 +217,7 @@ class ImageFeed:
         return PseudoLabels(index, labels[index], torch.empty(0))
 
     def where(self, *, domain: str) -> ImageFeed:
-        """A feed of one domain's images; features are computed once for the images of all domains."""
+        """A feed of the images of one domain; features are computed once for all domains."""
         if domain not in self.domains:
             raise VlpromptError(f"there are no images of the domain '{domain}': {', '.join(self.domains) or 'none'}")
         own = torch.tensor([item.domain == domain for item in self.splits.train], dtype=torch.bool)
@@ -233,10 +229,10 @@ class ImageFeed:
         return replace(self, splits=splits, weights=weights, counts=counts, chosen=None, whole=whole)
 
     def part(self, train: Sequence[int], val: Sequence[int], every: Sequence[Item]) -> ImageFeed:
-        """A feed of some of the images that this one learns from, with others of them for validation.
+        """A feed of some of this one's images, with some others for validation.
 
         Args:
-            train, val: their places in ``every``.
+            train, val: their positions in ``every``.
             every: the images, with labels, in the order of ``counts``; features are computed once for all parts.
         """
         learnt, held = [every[i] for i in train], [every[i] for i in val]
@@ -249,14 +245,14 @@ class ImageFeed:
         return replace(self, splits=splits, **own)
 
     def beside(self, other: Feed) -> ImageFeed:
-        """A feed whose batches carry a batch of another feed's pool, or of its labelled images, as ``unlabeled``."""
+        """A feed whose batches also hold, as ``unlabeled``, a batch of another feed's pool or labelled images."""
         return replace(self, other=other)
 
     def _items(self, source: Source) -> Sequence[Item]:
         splits, handed = self.splits, self.selection.sources
         few = source == "val" and "whole_val" not in handed  # which stands in the place of the few-shot draw
         if source in SEEN and source not in handed and not few:
-            raise VlpromptError(f"images of source={source} are handed out only where selection=paper asks for them")
+            raise VlpromptError(f"images of source={source} are available only if selection=paper uses them")
         parts = {"labelled": splits.train, "pool": splits.pool, "val": splits.val, "whole_val": splits.val}
         found = (parts | {"test": splits.test})[source]
         if not found:
@@ -298,7 +294,7 @@ class ImageFeed:
         return extra
 
     def _cached(self, items: Sequence[Item], views: int | str, every_view: bool = False) -> tuple[Draw, int]:
-        """Batches of features, and how many of them an epoch has."""
+        """Batches of features, and the number of samples per epoch."""
         with self.clock("encode"), self.reporter.bar("encoding training images", lines=1) as update:
             bank = self._encoded(self.clip, items, int(views), update).to(self.clip.device)
 
@@ -327,7 +323,7 @@ class ImageFeed:
         return fresh
 
     def _beside(self) -> Callable[[int], Iterator[Batch]] | None:
-        """Batches of the other feed, over and over: it may hold fewer or more images than this one."""
+        """Batches of the other feed, repeated as needed: it may hold fewer or more images than this one."""
         if self.other is None:
             return None
         other = cast(ImageFeed, self.other)  # as all that a method is handed, or makes of it
@@ -342,7 +338,7 @@ def _relative(counts: Tensor | None) -> Tensor | None:
 
 @dataclass(frozen=True)
 class FeatureFeed(ImageFeed):
-    """A feed over image features in hand; an item's path is its row.
+    """A feed over given image features; an item's path is its row.
 
     Args:
         rows: features (N, D) of the learner's frozen model.
@@ -352,51 +348,9 @@ class FeatureFeed(ImageFeed):
 
     def _encoded(self, clip: FrozenCLIP, items: Sequence[Item], views: int, progress: Any) -> FeatureBank:
         if clip is not self.clip:
-            raise VlpromptError("these are features of one model, and another one's are asked for: give images")
+            raise VlpromptError("these are features of another model than the one needed: give images")
         rows = self.rows[[int(item.path) for item in items]]
         return FeatureBank(rows[None], torch.tensor([item.label for item in items]))
 
     def _fresh(self, items: Sequence[Item]) -> Draw:
         return self._cached(items, 1)[0]
-
-
-def effective_views(learner: PromptLearner, options: LearnOptions) -> int | str | None:
-    """Return how training images are seen: no more views than epochs, fresh ones where the image tower is prompted."""
-    if not learner.facts.trains:  # and not its tensors, which a head may first make of the images
-        return None
-    if options.views == "fresh" or learner.learns_from_images:
-        return "fresh"
-    return min(int(options.views), options.epochs)
-
-
-def make_feed(
-    learner: PromptLearner,
-    source: DatasetSplits,
-    learning: Learning,
-    reporter: Reporter,
-    clock: Clock | None = None,
-    selection: Selection | None = None,
-    later_names: Iterable[str] = (),
-) -> ImageFeed:
-    """Return what a learner learns from: the training images of ``source``, and what it may choose settings on.
-
-    Test images are not in it, unless the selection hands them out; of classes that are tested later on, names.
-    """
-    selection = selection or Selection()
-    source = source if "test" in selection.sources else replace(source, test=())
-    config, views = learning.config, effective_views(learner, learning.config)
-    if views == "fresh" and config.views != "fresh" and "views" in learning.given:
-        why = "has a teacher that" if learner.facts.cacheable_images else "prompts the image tower and"
-        reporter.say(f"views={config.views} has no effect: {config.method} {why} needs images, so views are fresh")
-    loading = Loading(config.batch_size, views or 1, config.transform, config.seed, config.workers)
-    return ImageFeed(
-        source,
-        learner.tower,
-        loading,
-        cacheable=not learner.learns_from_images,
-        names=learner.image_keys,
-        later_names=tuple(later_names),
-        selection=selection,
-        reporter=reporter,
-        clock=clock or Clock(),
-    )

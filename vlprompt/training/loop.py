@@ -1,4 +1,4 @@
-"""The epochs of one training and the steps of an epoch: nothing but forward, backward, step, and guards."""
+"""The epochs of one training and their steps: forward, backward, optimizer step, and checks."""
 
 from __future__ import annotations
 
@@ -21,29 +21,30 @@ from vlprompt.learner.objectives import Batch
 from vlprompt.training.options import make_schedule
 from vlprompt.training.schedules import Moment
 
-TELL = 1.0  # seconds between two words on how training gets on
-LOOK = 20  # steps between two looks at losses on a device that would have to wait for them
+TELL = 1.0  # seconds between two reports of progress
+LOOK = 20  # steps between two checks of the losses on a device that must be synchronized for them
 
 
 OnSteps = Callable[[float, Mapping[str, float]], None]
 
 
 class _Trained(Protocol):
-    """What a module that is trained has beside what every module has."""
+    """What a module needs, besides being a module, to be trained."""
 
     def loss(self, batch: Batch) -> Mapping[str, Tensor]: ...
 
 
 class Loop:
-    """The epochs of one training, and the steps of an epoch.
+    """The epochs of one training, and their steps.
 
     Args:
-        learner: what is trained.
-        optimizer: over its groups.
-        batches: of an epoch.
+        learner: the module to train.
+        optimizer: over its parameter groups.
+        batches: maps an epoch to its batches.
         options: the recipe.
-        seed: of random numbers while training.
-        on_steps: called now and then within an epoch, with the epochs done, as a fraction, and the means so far.
+        seed: of random numbers in training.
+        on_steps: called now and then within an epoch, with the number of epochs done (a float) and the mean losses so
+            far.
     """
 
     def __init__(
@@ -60,7 +61,7 @@ class Loop:
         self.schedule = make_schedule(options)
         self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
         self.device = self.parameters[0].device
-        self.per_epoch = getattr(batches, "steps", None)  # steps of an epoch, where they are known
+        self.per_epoch = getattr(batches, "steps", None)  # steps per epoch, if known
         if self.per_epoch is None and (self.schedule.per == "step" or options.steps):
             raise VlpromptError(
                 f"schedule={options.schedule} and steps={options.steps} need to know how many batches an epoch has"
@@ -70,15 +71,15 @@ class Loop:
         self.steps = options.steps or self.epochs * per_epoch
 
     def epochs_after(self, history: History) -> range:
-        """Indices of the epochs that are still to be done."""
+        """Indices of the epochs that remain to be done."""
         return range(len(history), self.epochs)
 
     def is_last(self, epoch: int) -> bool:
-        """Whether nothing follows an epoch."""
+        """Whether an epoch is the last."""
         return epoch + 1 == self.epochs
 
     def run(self, epoch: int, tested: bool = True) -> dict[str, Any]:
-        """Run one epoch and return its record; ``tested`` says whether the weights that it leaves will be."""
+        """Run one epoch and return its record; ``tested`` says whether the resulting weights will be tested."""
         start, step, lr = time.perf_counter(), 0, 0.0
         means = Means(self.learner, epoch, every=1 if self.device.type == "cpu" else LOOK)
         before, after_step = epoch * (self.per_epoch or 0), getattr(self.learner, "after_step", None)
@@ -114,14 +115,14 @@ class Loop:
         return {"epoch": epoch, "lr": lr, "seconds": round(time.perf_counter() - start, 4), **found}
 
     def _tell(self, step: int, means: Means) -> None:
-        """Say how training gets on, once a second at most: an epoch may take hours, or a millisecond."""
+        """Report progress, at most once a second: an epoch may take hours, or a millisecond."""
         now = time.monotonic()
         if self.on_steps and self.steps and now - self.told >= TELL:
             self.told = now
             self.on_steps(step * self.epochs / self.steps, means.found())
 
     def _check_last_step(self, batch: Batch, epoch: int) -> None:
-        """Raise one sentence if the last step, which no loss of the epoch has seen, left weights that are of no use."""
+        """Raise ``VlpromptError`` if the last step, which no loss of the epoch has seen, left unusable weights."""
         devices = [self.device] if self.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices), torch.no_grad():
             for name, loss in _losses(self.learner, batch).items():
@@ -130,18 +131,18 @@ class Loop:
                     raise VlpromptError(_not_finite(self.learner, what, epoch))
 
     def _set_rate(self, moment: Moment) -> float:
-        for group in self.optimizer.param_groups:  # by itself: a constant warm-up is one rate for all groups
+        for group in self.optimizer.param_groups:  # per group: a constant warm-up is one rate for all groups
             group["lr"] = self.schedule(self.options.lr * group["lr_scale"], moment)
         return self.schedule(self.options.lr, moment)
 
 
 class Means:
-    """Means of the loss parts, over the steps that have them, and of the share that is right, looked at now and then.
+    """Mean losses over the steps that have them, and the training accuracy; checked now and then.
 
     Args:
         learner: whose losses they are.
-        epoch: for the sentence that says what is not finite.
-        every: steps between two looks; a look waits for the device.
+        epoch: for the error message about losses that are not finite.
+        every: number of steps between two checks; a check synchronizes with the device.
     """
 
     def __init__(self, learner: nn.Module, epoch: int, every: int):
@@ -152,11 +153,11 @@ class Means:
         self.steps = 0
 
     def add(self, losses: Mapping[str, Tensor], right: Tensor | None = None) -> None:
-        """Add the losses of a step; raise one sentence when a look finds one that is not finite.
+        """Add the losses of a step; raises ``VlpromptError`` if a check finds one that is not finite.
 
         Args:
             losses: by name.
-            right: the share () of the step's images that were right, where that is known.
+            right: accuracy () on the step's images, if known.
         """
         if right is not None:
             self.right = right if self.right is None else self.right + right
@@ -169,7 +170,7 @@ class Means:
             self.found()
 
     def found(self) -> dict[str, float]:
-        """The means so far, with the training ``accuracy`` in percent where it is known."""
+        """The means so far, with the training ``accuracy`` in percent if known."""
         means = {name: float(total) / self.counts[name] for name, total in self.totals.items()}
         for name, value in means.items():
             if not math.isfinite(value):
@@ -180,7 +181,7 @@ class Means:
 
 
 def _losses(learner: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
-    return cast(_Trained, learner).loss(batch)  # to torch's types, whatever a module has is a tensor or a module
+    return cast(_Trained, learner).loss(batch)  # torch declares a module's attributes to be tensors or modules
 
 
 def _backward(learner: nn.Module, losses: Mapping[str, Tensor]) -> None:
@@ -192,15 +193,15 @@ def _backward(learner: nn.Module, losses: Mapping[str, Tensor]) -> None:
 
 
 def _draw_from(seed: int, device: torch.device) -> None:
-    """``torch.manual_seed``, which reaches for every kind of device, where there may be one to reach for."""
+    """``torch.manual_seed``, without looking for devices of every kind if training is on the CPU."""
     if device.type == "cpu":
-        torch.default_generator.manual_seed(seed)  # a millisecond less, of which a head's epochs have one or two
+        torch.default_generator.manual_seed(seed)  # saves a millisecond, and a head's epoch takes one or two
     else:
         torch.manual_seed(seed)
 
 
 def _mixed(seed: int | str, epoch: int) -> int:
-    """The seed of an epoch; a stage's is as far from every other as a hash takes it."""
+    """The seed of an epoch; a stage's is hashed, so that stages do not share seeds."""
     if isinstance(seed, int):
         return seed * 1_000_003 + epoch
     return int.from_bytes(hashlib.sha256(f"{seed}/{epoch}".encode()).digest()[:7], "big")

@@ -257,7 +257,7 @@ class Trainer:
             if key not in known:
                 raise VlpromptError(f"unknown training option '{key}': {nearest(key, known)}")
         if stage in self.stages:
-            raise VlpromptError(f"two trainings of one run are called '{stage}': give each a stage of its own")
+            raise VlpromptError(f"two trainings of one run are called '{stage}': give each its own stage")
         self.stages.add(stage)
         options = replace(self.options, **changes)
         if "batch_size" in changes and isinstance(batches, EpochBatches):

@@ -1,10 +1,11 @@
 """CLIP-LoRA: low-rank few-shot adaptation of vision-language models (Zanella & Ben Ayed, 2024, arXiv:2405.18541).
 
-Trained: updates s·B·A of the query, key and value maps in every block of both towers, with s = α/√r, on one template; B
-starts at zero, so that the first step is zero-shot CLIP's. An exported learner has them in its weights.
+Trained: updates s·B·A of the query, key and value maps in every block of both towers, with s = α/√r and one text
+template. B starts at zero, so training starts from zero-shot CLIP. An exported learner has the updates merged into its
+weights.
 Protocols: few-shot, base-to-new.
-Differs from the authors' code: fp32; the output projection can be updated too; a token that class prompts share is
-encoded, and its dropout drawn, once for all of them.
+Differs from the authors' code: fp32; the output projection can be updated too; a token that all class prompts share is
+encoded once for all of them, with one draw of the dropout.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from vlprompt.learner.facts import Facts
 
 @register("clip_lora", paper="arXiv:2405.18541", trains=("text", "vision"), cacheable_images=False, fidelity="code")
 class CLIPLoRA(PromptLearner):
-    """Low-rank updates of attention in the towers."""
+    """Low-rank updates of the attention maps in both towers."""
 
     @dataclass
     class Config(PromptLearner.Config):
@@ -29,11 +30,11 @@ class CLIPLoRA(PromptLearner):
 
         Attributes:
             tower: text, vision or both.
-            rank: r.
-            alpha: α of s = α/√r.
-            maps: which, of q, k, v and o.
-            dropout: of what enters A, while training.
-            template: of the text; None takes the dataset's first, of another one that is tested its own.
+            rank: rank r of the updates.
+            alpha: α in the scale s = α/√r.
+            maps: attention maps to update, of q, k, v and o.
+            dropout: dropout rate on the input of A, in training.
+            template: text template; None uses the first of the dataset, also when others are tested.
         """
 
         tower: Where = "both"

@@ -1,14 +1,14 @@
 """MMA: multi-modal adapter for vision-language models (Yang et al., CVPR 2024).
 
-Trained: in the upper blocks of both towers a branch y from the block's input x to its output, where it is added:
-y = s·up(ReLU(S(ReLU(down(LN x))))), with a middle map S that both towers share. The scale s is small, and the branches'
-own gradients are those of s = 1, as in the authors' code: with the true ones the same learning rate would move them 1/s
-times less. The text is "a photo of a {class}." for every dataset.
-Protocols: base-to-new, cross-dataset, domain generalization; few-shot, which the authors released no recipe for.
-Differs from the authors' code: blocks 5 to 12 of 12 are the default's upper two thirds on other towers; towers of
-different depths work (theirs fails where the text tower is the deeper one); class features follow the learnables, where
-theirs are kept from the first evaluation on, so that a validation between epochs scores stale ones. Traps of their
-code: the defaults in it (from block 4, s = 0.1) are not the recipe's; a branch of the embeddings, index 0, is never on.
+Trained: in the upper blocks of both towers, a branch from the block's input x that is added to its output,
+y = s·up(ReLU(S(ReLU(down(LN x))))), where the middle map S is shared by the towers. The scale s is small, but as in the
+authors' code the branches get the gradients of s = 1; with the true gradients, the same learning rate would move them
+1/s times less. The text is "a photo of a {class}." for every dataset.
+Protocols: base-to-new, cross-dataset, domain generalization; few-shot, without a recipe from the authors.
+Differs from the authors' code: blocks 5 to 12 of 12 become the upper two thirds on other towers; the towers may differ
+in depth (theirs fails if the text tower is deeper); class features are recomputed as they change (theirs are kept from
+the first evaluation on, so a validation between epochs scores stale ones). Traps in their code: its defaults (from
+block 4, s = 0.1) are not the recipe's; a branch on the embeddings, index 0, is never used.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from vlprompt.learner import PromptLearner, register
 
 
 class _Scaled(torch.autograd.Function):
-    """Multiplies by one number on the way forward and by another on the way back."""
+    """Multiplies by one factor in the forward pass and by another in the backward pass."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, forth: float, back: float) -> Tensor:
@@ -51,7 +51,7 @@ def scaled(x: Tensor, forth: float, back: float) -> Tensor:
 
 
 class Bottleneck(nn.Module):
-    """A tower's own maps of one branch, d -> r and r -> d; weights Kaiming normal (fan-out), biases 0."""
+    """The maps d -> r and r -> d of one branch; weights Kaiming normal (fan-out), biases 0."""
 
     def __init__(self, width: int, middle: int):
         super().__init__()
@@ -76,7 +76,7 @@ class SideBranches(Edit):
 
     Args:
         clip: the frozen model.
-        tower: whose blocks.
+        tower: ``text`` or ``vision``.
         own: the tower's ``Bottleneck`` of each block, by its number, counted from 1.
         shared: the map between down and up of each block.
         scale: s.
@@ -97,18 +97,18 @@ class SideBranches(Edit):
 
 @register("mma", paper="CVPR 2024", trains=("text", "vision"), cacheable_images=False, fidelity="code")
 class MMA(PromptLearner):
-    """Adapters beside the upper blocks of both towers, with a shared middle."""
+    """Adapters beside the upper blocks of both towers, which share their middle layer."""
 
     @dataclass
     class Config(PromptLearner.Config):
         """Settings.
 
         Attributes:
-            adapter_start, adapter_end: first and last block that has a branch, counted from 1; None and None are the
-                upper two thirds of the shallower tower.
-            adapter_dim: width r of a branch.
-            adapter_scale: s, its share of the block's output.
-            template: of the text.
+            adapter_start, adapter_end: first and last block with an adapter, counted from 1; None means the upper two
+                thirds of the shallower tower.
+            adapter_dim: width r of the bottleneck.
+            adapter_scale: factor s of the adapter's output.
+            template: text template.
         """
 
         adapter_start: Annotated[int, Field(ge=1)] | None = None

@@ -1,18 +1,19 @@
 """ZS-LP and CLAP: a closer look at few-shot adaptation of large VLMs (Silva-Rodríguez et al., CVPR 2024).
 
-Trained: a prototype w_c for each class, from zero-shot's class feature t_c on; both are normalised where they score.
-ZS-LP is that alone; CLAP adds the constraint mean_c λ_c‖w_c - t_c‖², whose λ_c is the mean zero-shot probability of the
-class over its own training images: what the text knows already stays near it. Nothing is chosen on validation images.
+Trained: a prototype w_c per class, initialized to zero-shot CLIP's class feature t_c; both are normalised for scoring.
+ZS-LP trains only these. CLAP adds the constraint mean_c λ_c‖w_c - t_c‖², where λ_c is the mean zero-shot probability of
+the class over its own training images: the better the text classifier is on a class, the closer it stays to it.
+Nothing is chosen on validation images.
 Protocols: few-shot, domain generalization; also on top of a saved learner (``text=``). An epoch goes through all views
 of each image.
 Differs from the authors' code: fp32; a class without images has λ_c = 1, where theirs is undefined.
-Prototypes and anchor are text features as the tower gives them, not normalised (their length, about 10 for OpenAI's
-models, sets what lr=0.1 means and how strong the constraint is): on another backbone try other rates. Class features of
-a saved learner are given the same lengths.
-The schedule is long: with 1,000 classes, 16 shots and 20 views it is 375,000 steps, whose products alone are 197 TFLOP,
-12 minutes of two cores that do 280 GFLOP a second (docs/methods/heads.md); steps=12000 costs three per cent of it.
-zs_lp with variant=cones starts from normalised class features: the classification analogue of ConES (concept embedding
-search), which learns the text tower's output itself; of it the abstract alone was read, and there is no public code.
+Prototypes and anchors are the text tower's unnormalised features. Their norm, about 10 for OpenAI's models, determines
+the effect of lr=0.1 and the strength of the constraint: try other rates on other backbones. Class features of a saved
+learner are scaled to the same norms.
+The schedule is long: with 1,000 classes, 16 shots and 20 views it has 375,000 steps, whose products alone are 197
+TFLOP, or 12 minutes on two cores at 280 GFLOP a second (docs/methods/heads.md); steps=12000 costs three per cent of it.
+zs_lp with variant=cones starts from normalised class features. It is the classification analogue of ConES (concept
+embedding search), which learns the text tower's output itself; only its abstract was available, and no code.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ def multipliers(logits: Tensor, labels: Tensor, constraint: Constraint) -> Tenso
     fidelity="code",
 )
 class ZSLP(OnText):
-    """A linear probe that starts as the zero-shot classifier."""
+    """A linear probe initialized with the zero-shot classifier."""
 
     @dataclass
     class Config(OnText.Config):
@@ -95,15 +96,15 @@ class ZSLP(OnText):
 
 @register("clap", paper="arXiv:2312.12730", trains=("head",), new_classes=False, paper_settings="none", fidelity="code")
 class CLAP(ZSLP):
-    """A linear probe that stays near the zero-shot classifier where that is right."""
+    """A linear probe that stays close to the zero-shot classifier on classes where that is right."""
 
     @dataclass
     class Config(ZSLP.Config):
-        """Settings, as ZS-LP's.
+        """Settings, those of ZS-LP and more.
 
         Attributes:
             constraint: l2 as in the paper, or l2_constant, l2_corrected or l2_balanced, see ``multipliers``.
-            fit_views: views of each training image that λ is a mean over.
+            fit_views: views of each training image that λ is averaged over.
         """
 
         constraint: Constraint = "l2"

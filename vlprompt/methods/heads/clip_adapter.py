@@ -1,12 +1,12 @@
 """CLIP-Adapter: better vision-language models with feature adapters (Gao et al., IJCV 2024, arXiv:2110.04544).
 
-Trained: two linear layers without bias, each with a ReLU behind it, on the image feature, of which they become a part:
-f' = 0.2·A(f) + 0.8·f. Text is zero-shot CLIP's, so new class names work.
+Trained: two linear layers without bias, each followed by a ReLU, on the image feature, mixed into it with
+f' = 0.2·A(f) + 0.8·f. The text side is zero-shot CLIP's, so new class names work.
 Protocols: few-shot; also on top of a saved learner (``text=``).
-Differs from the authors' code: the hidden and outer widths are read from the backbone (theirs are for 1,024, RN50); no
-optimiser is told there, so the recipe is that of CoOp's code, which it is a part of; fp32 where theirs is fp16.
-A scales with f, so raw and normalised features give the same f'. It is no linear classifier of the frozen features, so
-no (C, D) matrix holds it: export to=torch or to=onnx.
+Differs from the authors' code: hidden and output widths are read from the backbone (theirs are for RN50's 1,024); they
+name no optimizer, so the recipe is that of CoOp's code, which theirs extends; fp32 where theirs is fp16.
+A scales with f, so raw and normalised features give the same f'. It is not a linear classifier on the frozen features,
+so it cannot be exported as a (C, D) matrix: use to=torch or to=onnx.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from vlprompt.methods.heads.on_text import BesideText
 
 @register("clip_adapter", paper="arXiv:2110.04544", trains=("head",), head=True, fidelity="code")
 class CLIPAdapter(BesideText):
-    """A bottleneck on the image feature, mixed into it."""
+    """A bottleneck adapter on the image feature, mixed into it."""
 
     published: ClassVar[Mapping[str, str]] = {"down.weight": "fc.0.weight", "up.weight": "fc.2.weight"}
 
@@ -34,8 +34,8 @@ class CLIPAdapter(BesideText):
         """Settings.
 
         Attributes:
-            ratio: share of the adapted feature.
-            reduction: width of the features over that of the bottleneck.
+            ratio: share of the adapted feature in the mix.
+            reduction: the feature width divided by that of the bottleneck.
         """
 
         ratio: float = 0.2

@@ -1,14 +1,14 @@
 """Cross-modal linear probe: multimodality helps unimodality (Lin et al., CVPR 2023, arXiv:2301.06267).
 
-Trained: class weights (C, D) from zero-shot's on, on images and, as as many more samples, text features of the classes'
-names in the dataset's templates: a name is one more shot. Features are normalised, weights are not, after the start.
+Trained: class weights (C, D), initialized with the zero-shot classifier, on image features and equally many text
+features, those of the class names in the dataset's templates: a name is one more shot. Features are normalised; weights
+only at the start.
 Protocols: few-shot, domain generalization; also on top of a saved learner (``text=``), whose class features are then
 the text samples.
-Differs from the authors' code: settings and epoch are fixed (theirs are chosen on a few validation images of each class
-among twelve settings, looked at every hundred steps); of the two views of an image, centre crops, each is mirrored by
-chance (theirs are the crop and its mirror image); the logit scale is the model's own (theirs is exp(4.60517), which
-that of OpenAI's models is).
-Text samples are drawn anew at each step, without one twice in it; where there are fewer than images, all are taken.
+Differs from the authors' code: settings and epoch are fixed (theirs are chosen on a few validation images per class,
+among twelve settings, every hundred steps); each of an image's two views is a centre crop mirrored at random (theirs
+are the crop and its mirror image); the logit scale is the model's (theirs is exp(4.60517), that of OpenAI's models).
+Text samples are drawn anew in each step, without replacement; if there are fewer than images, all are used.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from vlprompt.methods.heads.on_text import OnText
 
 @register("cross_modal_lp", paper="arXiv:2301.06267", trains=("head",), new_classes=False, weighs=True, fidelity="code")
 class CrossModalLP(OnText):
-    """A linear probe on image and text features alike."""
+    """A linear probe trained on image and text features alike."""
 
     texts: Tensor
     text_labels: Tensor

@@ -1,10 +1,10 @@
 """CuPL: what does a platypus look like? Generating customized prompts (Pratt et al., ICCV 2023, arXiv:2209.03320).
 
-Computed: class features that are means over sentences about each class, which a language model wrote
-(``descriptions=FILE``); with ``texts=both`` the dataset's templates are sentences like the others.
+Computed: class features averaged over sentences about each class, written by a language model
+(``descriptions=FILE``); with ``texts=both`` the dataset's templates are included as further sentences.
 Protocols: zero-shot, on any classes that have sentences.
-Differs from the authors' code: in nothing; sentences that are longer than the context are cut, as theirs are. Keys of
-their files find the published class names, or are refused one by one (``datasets_registry.descriptions``).
+Differs from the authors' code: in nothing; as theirs, it truncates sentences that are too long. Class names used as
+keys in their files are matched to the published ones, or refused one by one (``datasets_registry.descriptions``).
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from vlprompt.methods.zero_shot import ZeroShot
 
 @register("cupl", paper="arXiv:2209.03320", labels="none", fidelity="code")
 class CuPL(ZeroShot):
-    """Zero-shot by sentences about each class."""
+    """Zero-shot with sentences that describe each class."""
 
     @dataclass
     class Config(ZeroShot.Config):
-        """Settings; ``descriptions`` are needed in a run, and without them a learner's texts are the templates.
+        """Settings; a run needs ``descriptions``, and a learner without them uses the templates.
 
         Attributes:
-            texts: the sentences alone, or both these and the templates, every sentence with equal weight.
+            texts: only the sentences, or both sentences and templates, all with equal weight.
         """
 
         texts: Literal["sentences", "both"] = "sentences"

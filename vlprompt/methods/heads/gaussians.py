@@ -1,6 +1,6 @@
-"""Gaussians of one covariance over classes of features: fitted to labels or to probabilities, or made of neighbours.
+"""Gaussians with a shared covariance over classes, fitted to labels or probabilities, or made of neighbours.
 
-In float64 throughout, since a precision is an inverse; what is handed out is fp32. Samples are read a view at a time.
+In float64 throughout, since the covariance is inverted; results are fp32. Samples are read one view at a time.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from vlprompt.errors import VlpromptError
 
 @dataclass(frozen=True)
 class Gaussians:
-    """Gaussians of one covariance, and their discriminant f·w_c + b_c with equal priors.
+    """Gaussians with a shared covariance, and their discriminant f·w_c + b_c for equal priors.
 
     Attributes:
         means: μ_c (C, D), not normalised, in float64.

@@ -1,18 +1,18 @@
 """GDA: a hard-to-beat baseline for training-free CLIP-based adaptation (Wang et al., ICLR 2024, arXiv:2402.04087).
 
-Fitted, in closed form: Gaussians of one covariance over the classes' image features, whose linear classifier is added
-to the zero-shot one, 100·f·W + α(f·w + b). Classes have equal priors, whatever their numbers of images (shots=all).
-Protocols: few-shot, domain generalization; base-to-new (synthesise=true), where a new class is made of the 64 training
-features nearest to its text, and so taken to resemble the training classes: not offered for cross-dataset by default;
-unsupervised, by EM from the zero-shot classifier on; also on top of a saved learner (``text=``).
-Trained on several views of each image, each a sample of its own. α is fixed unless a selection chooses it; the authors
-choose it among seven values on the whole validation split (selection=paper), and reuse it for new classes.
+Fitted in closed form: Gaussians with a shared covariance over the classes' image features. Their linear classifier is
+added to the zero-shot one, 100·f·W + α(f·w + b). Priors are equal, whatever the numbers of images (shots=all).
+Protocols: few-shot; domain generalization; base-to-new (synthesise=true), where a new class is modelled by the 64
+training features nearest to its text, which assumes that it resembles the training classes (so not the default for
+cross-dataset); unsupervised, by EM from the zero-shot classifier; also on top of a saved learner (``text=``).
+With several views of an image, each view is a sample. α is fixed unless a selection chooses it; the authors choose it
+among seven values on the whole validation split (selection=paper), and reuse it for new classes.
 Differs from the authors' code: precisions are inverted in float64. For base-to-new, theirs inverts the base classes'
-covariance without the shrinkage of the few-shot code, and scales a new class's precision by 512 whatever the width
-(as_published=true): on emoji, 16 shots, α = 1, vlprompt-tiny, whose features leave some directions all but empty, base
-accuracy is then 2.2 in place of 37.4; on a model of width 1024, 512 halves what the Gaussians say of new classes.
-In one label space with new classes, the learnt ones share the new ones' precision (ours). The unsupervised part has no
-released code: equal priors, max_iter, one view and the shrunk precision are ours.
+covariance without the shrinkage of their few-shot code, and multiplies a new class's precision by 512 whatever the
+width (as_published=true). On emoji with vlprompt-tiny, whose features leave some directions almost empty, 16 shots and
+α = 1, base accuracy is then 2.2 instead of 37.4; on a model of width 1024, 512 halves the Gaussians' weight on new
+classes. With new and base classes in one label space, base classes use the new ones' precision (our choice). No code
+was released for the unsupervised part: equal priors, max_iter, a single view and the shrunk precision are our choice.
 """
 
 from __future__ import annotations
@@ -40,22 +40,22 @@ SAME = 1e-4  # between text features of one class, encoded among others
 
 @register("gda", paper="arXiv:2402.04087", new_classes=False, head=True, paper_settings="whole_val", fidelity="code")
 class GDA(BesideText):
-    """Gaussian discriminant analysis on image features, beside zero-shot CLIP."""
+    """Gaussian discriminant analysis on image features, added to zero-shot CLIP."""
 
     @dataclass
     class Config(BesideText.Config):
         """Settings.
 
         Attributes:
-            alpha: α, what the Gaussians' classifier counts beside zero-shot's.
+            alpha: weight α of the Gaussian classifier, added to zero-shot's.
             fit_views: views of each training image; 1 is the evaluation crop.
-            unsupervised: fit to images without labels, by EM.
-            max_iter: of EM; it ends before if no image changes its class.
-            synthesise: score new classes too, made of training features, which are kept for it.
-            neighbours: k, training features that a new class is made of.
-            text_copies: how often the text feature counts among them.
+            unsupervised: fit to unlabelled images, by EM.
+            max_iter: maximum number of EM iterations; EM stops earlier if no image changes its class.
+            synthesise: score new classes too, modelled by training features, which are kept for that.
+            neighbours: number k of training features that model a new class.
+            text_copies: how many times the text feature is counted among them.
             as_published: for base-to-new, do not shrink the base classes' precision, and scale the new ones' by 512.
-            grid: values of alpha that a selection on held-out images chooses among.
+            grid: values of alpha to choose from on held-out images.
         """
 
         alpha: float = 1.0

@@ -1,4 +1,4 @@
-"""What heads share that keep images: their features as keys, and their classes."""
+"""A cache of images, for heads that keep them: features as keys, classes as values."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ def cache_logits(affinity: Tensor, labels: Tensor, n_classes: int) -> Tensor:
 
 
 class ImageCache(PromptLearner):
-    """A learner with a cache, which is empty until it is filled.
+    """A learner with a cache of images, empty until it is filled.
 
     Attributes:
-        keys: normalised features (N, D) of its images.
+        keys: normalised image features (N, D).
         labels: their classes (N,), as floats.
     """
 

@@ -1,12 +1,11 @@
 """Linear probe (Radford et al., ICML 2021, arXiv:2103.00020, §3.2): logistic regression on image features, no text.
 
-Fitted, by scikit-learn (L-BFGS, multinomial, L2): class weights and biases on features of the frozen tower. The lower
-bound of few-shot tables: at one shot it is far below zero-shot.
+Fitted with scikit-learn (L-BFGS, multinomial, L2): class weights and biases on the frozen tower's features. The lower
+bound in few-shot tables: with one shot it is far below zero-shot.
 Protocols: few-shot, domain generalization. C, the inverse strength of the regularisation, is 1 unless a selection
 chooses it; CoOp's baseline chooses it on few-shot validation images (selection=fewshot_val, or paper).
-Differs from CoOp's baseline: features are normalised, as all methods here have them, where theirs are as the tower
-gives them (of length 10 with OpenAI's models, so that our C of 100 is about their C of 1); it does not search between
-the grid's seven values.
+Differs from CoOp's baseline: features are normalised, as in all methods here. Theirs are unnormalised, with norm 10 for
+OpenAI's models, so our C of 100 is about their C of 1. It does not search between the grid's seven values.
 """
 
 from __future__ import annotations
@@ -36,10 +35,10 @@ class LinearProbe(PromptLearner):
         """Settings.
 
         Attributes:
-            inverse_strength: C of scikit-learn's LogisticRegression: smaller is more regularised.
+            inverse_strength: C of scikit-learn's LogisticRegression: smaller means stronger regularisation.
             fit_views: views of each training image; 1 is the evaluation crop.
-            max_iter: steps of L-BFGS at most.
-            grid: values of inverse_strength that a selection on held-out images chooses among.
+            max_iter: maximum number of L-BFGS steps.
+            grid: values of inverse_strength to choose from on held-out images.
         """
 
         inverse_strength: float = 1.0

@@ -1,14 +1,14 @@
 """LP++: a surprisingly strong linear probe for few-shot CLIP (Huang et al., CVPR 2024, arXiv:2404.02285).
 
-Trained, on all features in each step: class weights W from the sum of a class's features on, biases b, and what each
-class's text counts, α; the logits are f·Wᵀ + b + α_c(f·t_c), without CLIP's scale. Step sizes follow from the features
-(the curvature of the cross-entropy is bounded), so that no learning rate is to be chosen.
-Protocols: few-shot, domain generalization; also on top of a saved learner (``text=``). The last step is
-taken unless a selection chooses it (selection=fewshot_val; the authors choose it on as many validation images a class
-as there are shots, here at most four).
-Differs from the authors' code: fp32. In theirs α's gradient is never reset, so that each of its steps, one in ten, is
-along the sum of all gradients so far, and b starts at random (as_published=true); here α follows its present gradient,
-of which its step size is the bound, and b starts at zero. On the golden case logits differ by 0.4 and by 0.25 at most.
+Trained, on all features in each step: class weights W, initialized to the sum of each class's features, biases b, and
+class-wise weights α of the text; the logits are f·Wᵀ + b + α_c(f·t_c), without CLIP's scale. Step sizes are derived
+from the features (the curvature of the cross-entropy is bounded), so there is no learning rate to choose.
+Protocols: few-shot, domain generalization; also on top of a saved learner (``text=``). The last step is used unless a
+selection chooses it (selection=fewshot_val; the authors choose it on as many validation images per class as there are
+shots, here at most four).
+Differs from the authors' code: fp32. In theirs, α's gradient is never reset, so each of its steps (one in ten) follows
+the sum of all gradients so far, and b starts at random (as_published=true). Here α follows its current gradient, which
+its step size is the bound for, and b starts at zero. On the golden case, logits differ by at most 0.4 and 0.25.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ State = tuple[Tensor, Tensor, Tensor]  # W (C, D), b (C,), α (C,)
 
 @dataclass(frozen=True)
 class StepSizes:
-    """Step sizes of W with b, and of α, and α's start, §4: of features v (N, D), labels (N,), text (C, D)."""
+    """Step sizes of W with b and of α, and initial α, §4: from features v (N, D), labels (N,), text (C, D)."""
 
     w: float
     alpha: float
@@ -64,16 +64,16 @@ class StepSizes:
     fidelity="code",
 )
 class LPPlusPlus(BesideText):
-    """A linear probe on image features beside what each class's text counts."""
+    """A linear probe on image features, plus the text classifier with a learnt weight per class."""
 
     @dataclass
     class Config(BesideText.Config):
         """Settings.
 
         Attributes:
-            full_steps: steps over all features.
+            full_steps: number of steps, each over all features.
             heavy_ball: momentum of W and b.
-            alpha_every: steps from one of α to the next.
+            alpha_every: α is updated in every alpha_every-th step.
             fit_views: views of each training image; 1 is the evaluation crop.
             as_published: start b at random, and never reset α's gradient.
         """

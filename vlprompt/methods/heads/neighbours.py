@@ -1,4 +1,4 @@
-"""Most similar images and classes as sparse matrices, for methods that let assignments flow over a graph."""
+"""Nearest images and classes as sparse matrices, for methods that propagate assignments over a graph."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ BUDGET = 2**24  # similarities that are held at once, 64 MB
 
 
 class Similar(NamedTuple):
-    """For each of N rows its K most similar columns: places and cosines, both (N, K), the most similar first."""
+    """For each of N rows, its K most similar columns: positions and cosines, both (N, K), most similar first."""
 
     index: Tensor  # type: ignore[assignment]  # in the place of a tuple's method, which nobody asks of this one
     cosine: Tensor

@@ -1,4 +1,4 @@
-"""What heads share that start from class features: those of the frozen model, or of a saved learner (``text=``)."""
+"""Heads that start from class features: those of the frozen model or of a saved learner (``text=``)."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class OnText(PromptLearner):
         """Settings.
 
         Attributes:
-            text: a saved learner, a run's folder or ``hf://user/name`` whose class features, and image features where
-                it prompts the image tower, take the place of the frozen model's.
+            text: a saved learner, the folder of a run or ``hf://user/name`` whose class features replace the frozen
+                model's, and its image features too if it prompts the image tower.
         """
 
         text: str | None = None
@@ -71,7 +71,7 @@ class OnText(PromptLearner):
 
 
 class BesideText(OnText):
-    """A head that scores with class features which it leaves as they are."""
+    """A head that scores with class features without changing them."""
 
     def encode_text(self, v: Tensor | None = None) -> Tensor:
         """Class features (C, D): zero-shot's over the dataset's templates, or the saved learner's."""
@@ -83,11 +83,11 @@ class BesideText(OnText):
 
 
 class BesideZeroShot(BesideText, ZeroShot):
-    """The same, with zero-shot's own settings."""
+    """The same, with the settings of zero-shot."""
 
     @dataclass
     class Config(BesideText.Config, ZeroShot.Config):
-        """Settings, as zero-shot's and those of all heads."""
+        """Settings, those of zero-shot and of all heads."""
 
     config: Config
 

@@ -1,11 +1,11 @@
 """TaskRes: task residual for tuning vision-language models (Yu et al., CVPR 2023, arXiv:2211.10277).
 
-Trained: a residual x_c for each class, from zero on, added to zero-shot's class feature: t_c + α·x_c.
-Protocols: few-shot, domain generalization; also on top of a saved learner (``text=``), whose class features then have
-the lengths of zero-shot's.
-Differs from the authors' code: fp32; the last epoch is tested, as theirs is; the enhanced base (a text projection that
-they tuned on each dataset) is not carried.
-The residual is added to text features as the tower gives them, not normalised, and the sum is normalised.
+Trained: a residual x_c per class, starting at zero, that is added to zero-shot CLIP's class feature: t_c + α·x_c.
+Protocols: few-shot, domain generalization; also on top of a saved learner (``text=``), whose class features are then
+scaled to the norms of zero-shot's.
+Differs from the authors' code: fp32; the enhanced base (a text projection that they tuned on each dataset) is not
+included. As in theirs, the last epoch is tested.
+The residual is added to the text tower's unnormalised features, and the sum is normalised.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from vlprompt.methods.heads.on_text import OnText
     "taskres", paper="arXiv:2211.10277", trains=("head",), new_classes=False, paper_settings="none", fidelity="code"
 )
 class TaskRes(OnText):
-    """A residual on each class feature."""
+    """A learnt residual on each class feature."""
 
     published: ClassVar[Mapping[str, str]] = {"residual": "text_feature_residuals"}
 

@@ -1,13 +1,14 @@
 """Tip-Adapter: training-free adaption of CLIP for few-shot classification (Zhang et al., ECCV 2022, arXiv:2207.09519).
 
-Fitted, without training: a cache of the labelled images, whose keys F are image features and whose values L are one-hot
-labels; it is added to zero-shot CLIP, 100·f·W + α·exp(-β(1 - f·F))·L. A key is the mean of an image's views *before*
-they are normalised, and is normalised then.
+Fitted, without training: a cache of the labelled images, with image features F as keys and one-hot labels L as values.
+It is added to zero-shot CLIP: 100·f·W + α·exp(-β(1 - f·F))·L. A key is the mean of the unnormalised features of an
+image's views, normalised afterwards.
 Protocols: few-shot, domain generalization; also on top of a saved learner (``text=``).
-Differs from the authors' code: α and β are fixed at the values that their search starts from (theirs then takes the
-best of 4,000 pairs on the whole validation split, on ImageNet on the test images; selection=paper does so too, and
-fewshot_val on a few images of each class); fp32 where theirs is fp16.
-The cache is no linear classifier, so no (C, D) matrix holds it: export to=torch or to=onnx. It grows with the images.
+Differs from the authors' code: α and β are fixed at the initial values of their search, which then takes the best of
+4,000 pairs on the whole validation split or, on ImageNet, on the test images (selection=paper does so too;
+selection=fewshot_val uses a few images per class); fp32 where theirs is fp16.
+The cache grows with the number of images, and is not a linear classifier, so it cannot be exported as a (C, D) matrix:
+use to=torch or to=onnx.
 """
 
 from __future__ import annotations
@@ -36,17 +37,17 @@ def cache_keys(features: Tensor) -> Tensor:
     "tip_adapter", paper="arXiv:2207.09519", new_classes=False, head=True, paper_settings="whole_val", fidelity="code"
 )
 class TipAdapter(ImageCache, BesideText):
-    """A cache of the labelled images beside zero-shot CLIP."""
+    """A cache of the labelled images, added to zero-shot CLIP."""
 
     @dataclass
     class Config(BesideText.Config):
         """Settings.
 
         Attributes:
-            alpha: α, what the cache counts beside zero-shot's logits.
-            beta: β, how fast a key's say falls with its distance.
-            fit_views: views of each training image that its key is the mean of; 1 is the evaluation crop.
-            grid: values of alpha and beta that a selection on held-out images chooses among.
+            alpha: weight α of the cache's logits, added to zero-shot's.
+            beta: sharpness β, how quickly a key's influence decays with its distance.
+            fit_views: views of each training image that its key is averaged over; 1 is the evaluation crop.
+            grid: values of alpha and beta to choose from on held-out images.
         """
 
         alpha: float = 1.17

@@ -1,13 +1,13 @@
 """Tip-Adapter-F: Tip-Adapter with trained keys (Zhang et al., ECCV 2022, arXiv:2207.09519, §3.2).
 
-Trained: the keys F of Tip-Adapter's cache, from where it fills them, by cross-entropy; the values L stay one-hot.
+Trained: the keys F of Tip-Adapter's cache, initialized as there, by cross-entropy; the values L stay one-hot.
 Protocols: few-shot, domain generalization; also on top of a saved learner (``text=``).
 Differs from the authors' code: the last epoch is tested (theirs takes the epoch that is best on the test images, and
-then the larger of two test accuracies); α and β are those it is trained with (theirs are searched afterwards, on the
-whole validation split; selection=paper looks at both, fewshot_val at a few images of each class); training images are
-seen in the ten views that the keys are made of, cycled through (theirs draws new ones each epoch: views=fresh); fp32
-where theirs is fp16.
-An image that is trained on meets its own key, so that the training loss is small from the start.
+then the larger of two test accuracies); α and β stay as in training (theirs are searched afterwards on the whole
+validation split; selection=paper chooses both as they do, fewshot_val on a few images per class); training images are
+seen in the ten views that the keys are made of, in turn (theirs draws new views in each epoch: views=fresh); fp32 where
+theirs is fp16.
+Each training image meets its own key, so the training loss is small from the start.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ from vlprompt.methods.heads.tip_adapter import TipAdapter
     fidelity="code",
 )
 class TipAdapterF(TipAdapter):
-    """A cache of the labelled images whose keys are trained."""
+    """Tip-Adapter's cache of the labelled images, with trained keys."""
 
     @dataclass
     class Config(TipAdapter.Config):
-        """Settings, as Tip-Adapter's."""
+        """Settings, those of Tip-Adapter."""
 
     config: Config
 

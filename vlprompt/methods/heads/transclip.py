@@ -1,14 +1,14 @@
 """TransCLIP: boosting vision-language models with transduction (Zanella et al., NeurIPS 2024, arXiv:2406.01837).
 
 Fitted, for all test images jointly: their assignments z to classes, which agree with the text classifier, with
-Gaussians of one diagonal variance over image features, and with the assignments of the most similar images. With
-``support=true`` labelled images take part, whose assignments are known.
-Protocols: test-time (nothing labelled), few-shot; each also on top of a saved learner (``text=``).
-Differs from the authors' code: theirs gives labelled images' votes to other images than their neighbours, and passes
-over the nearest of them; tries each γ from where the last one ended; overwrites a learner's probabilities that it
-starts from as it goes; and has the first template alone. as_published=true does all that. Of several γ theirs takes the
-one by which validation images are right with the assignment of their nearest test image; ours assigns the validation
-images jointly, so that the choice is made before the test.
+Gaussians over image features that share a diagonal covariance, and with the assignments of the most similar images.
+With ``support=true`` labelled images, whose assignments are known, take part.
+Protocols: test-time (without labels), few-shot; both also on top of a saved learner (``text=``).
+Differs from the authors' code, which gives labelled images' votes to images other than their neighbours and skips the
+nearest; tries each γ from where the last one ended; overwrites, as it goes, the probabilities of a learner that it
+starts from; and uses only the first template. as_published=true does all that. To choose among several γ, theirs gives
+each validation image the assignment of its nearest test image; ours assigns the validation images jointly, so that the
+choice is made before the test.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ KEPT = ("support", "support_labels", "val", "val_labels")  # what labelled image
     fidelity="code",
 )
 class TransCLIP(BesideZeroShot):
-    """Test images assigned to classes jointly: by text, by Gaussians and by their neighbours."""
+    """Assigns all test images to classes jointly, from text, Gaussians and neighbouring images."""
 
     takes_probabilities = True
 
@@ -55,15 +55,16 @@ class TransCLIP(BesideZeroShot):
 
         Attributes:
             support: whether labelled images take part.
-            text_weight: λ, of the text classifier; published are 1, and 0.5 where labelled images take part.
-            gamma: γ, what labelled images count in the Gaussians.
-            neighbours: most similar test images whose assignments count.
-            temperature: τ, of the Gaussians in the assignments.
-            confident: surest images of a class that its mean starts from, where none is labelled.
-            rounds: of assignments; between two the Gaussians are fitted anew.
-            sweeps: of the assignments over the neighbours, in a round.
-            grid: values of gamma that a selection on held-out images chooses among.
-            as_published: whether to do as the authors' code does, see above.
+            text_weight: weight λ of the text classifier; published are 1, and 0.5 with labelled images.
+            gamma: weight γ of labelled images in the Gaussians.
+            neighbours: number of most similar test images whose assignments count.
+            temperature: temperature τ of the Gaussians in the assignments.
+            confident: number of most confident images per class that its mean starts from, if there are no labelled
+                ones.
+            rounds: number of rounds, between which the Gaussians are fitted anew.
+            sweeps: updates of the assignments within a round.
+            grid: values of gamma to choose from on held-out images.
+            as_published: do as the authors' code does, see above.
         """
 
         support: bool = False

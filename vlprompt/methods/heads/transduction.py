@@ -1,4 +1,4 @@
-"""What TransCLIP alternates between: votes of the most similar images, and Gaussians of one diagonal variance."""
+"""TransCLIP's two alternating steps: votes of the most similar images, and Gaussians of diagonal covariance."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Labelled:
 
     Attributes:
         features: normalised (S, D).
-        labels: (S,), whole numbers.
+        labels: (S,), integers.
         n_classes: C.
     """
 
@@ -35,7 +35,7 @@ class Labelled:
 
 
 class Votes(NamedTuple):
-    """Wᵀz + Wz: test images' among themselves, a symmetric matrix (Q, Q), and labelled images' (Q, C), which stay."""
+    """Wᵀz + Wz: votes among test images, a symmetric matrix (Q, Q), and of labelled images (Q, C), which are fixed."""
 
     own: Tensor
     labelled: Tensor | float = 0.0
@@ -70,7 +70,7 @@ def _both_ways(own: Tensor, k: int) -> Tensor:
 
 
 class Gaussians(NamedTuple):
-    """Means μ (C, D) of length 1, and the variance σ² (D,) that all classes share."""
+    """Means μ (C, D) of unit norm, and the variance σ² (D,) that all classes share."""
 
     means: Tensor
     variance: Tensor

@@ -1,14 +1,14 @@
 """ZLaP: label propagation for zero-shot classification with vision-language models (CVPR 2024, arXiv:2404.04072).
 
-Fitted: a graph of class texts and images without labels, over which each class's label flows; an image is of the class
-that most of arrives from. With ``mode=transductive`` the test images are in the graph, and are predicted jointly; else
-the pool of training images is, and each test image is tied to the most similar ones, alone. ``sparse`` then lets each
-node pass on the one class that most arrives from.
+Fitted: a graph of class texts and unlabelled images, over which the label of each class propagates; an image gets the
+class with the largest share. With ``mode=transductive`` the graph contains the test images, which are predicted
+jointly. Otherwise it contains the pool of training images, and each test image is connected to the most similar of them
+on its own; with ``sparse``, each node passes on only its largest class.
 Source: Stojnić, Kalantidis and Tolias. Protocols: test-time (transductive), unsupervised (inductive, sparse);
 also on top of a saved learner (``text=``).
-Differs from the authors' code: an image is never among its own neighbours, even where a copy is as similar; a system
-that is not solved is an error; and the inductive modes solve a column a class once, which by symmetry says the same as
-a system an image. Logits are logarithms of the scores, so that probabilities are shares of them.
+Differs from the authors' code: an image is never its own neighbour, even if a copy is as similar; a linear system that
+does not converge is an error; the inductive modes solve one system per class in advance, which by symmetry is
+equivalent to one per image. Logits are the logarithms of the scores, so that probabilities are proportional to them.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from vlprompt.methods.heads.on_text import BesideZeroShot
 
 
 class Solved(NamedTuple):
-    """The graph's systems for a pool (U, D) and class texts (C, D): columns (C+U, C), and the least similarity."""
+    """The graph's systems for a pool (U, D) and class texts (C, D): columns (C+U, C), and the smallest similarity."""
 
     pool: Tensor
     texts: Tensor
@@ -43,20 +43,21 @@ class Solved(NamedTuple):
 
 @register("zlap", paper="arXiv:2404.04072", labels="none", head=True, predicts="jointly", fidelity="code")
 class ZLaP(BesideZeroShot):
-    """Labels that flow from class texts over a graph of images."""
+    """Label propagation from class texts over a graph of images."""
 
     @dataclass
     class Config(BesideZeroShot.Config):
         """Settings.
 
         Attributes:
-            mode: whether the graph has the test images (transductive), or the pool (inductive, sparse).
-            k: most similar images that one is tied to, itself among them, and most similar classes.
-            gamma: γ, power of the similarities of images and classes.
-            alpha: α in [0, 1), how far labels flow.
-            scaled: whether similarities are first spread over [0, 1], as for proxies of classes that lie among images.
-            tolerance: of the residual where a system is solved, relative.
-            iterations: in which it must be.
+            mode: whether the graph contains the test images (transductive) or the pool (inductive, sparse).
+            k: number of most similar images that an image is connected to, itself included, and of most similar
+                classes.
+            gamma: exponent γ of the similarities between images and classes.
+            alpha: α in [0, 1), how far labels propagate.
+            scaled: whether similarities are first scaled to [0, 1], as for class proxies that lie among the images.
+            tolerance: relative residual at which a linear system counts as solved.
+            iterations: maximum number of iterations to solve it.
         """
 
         mode: Literal["transductive", "inductive", "sparse"] = "transductive"

@@ -1,4 +1,4 @@
-"""A conditional GAN over prompts, as SPG trains it: a generator of contexts, and what tells them from learnt ones."""
+"""A conditional GAN over prompts (SPG): a generator of contexts, and a discriminator of generated and learnt ones."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LIMITS = ("d_weight", "d_bias", "d_ends", "g_weight", "g_bias", "g_last_biases")
 
 
 class Norm(nn.Module):
-    """A batch norm of vectors (B, width) that counts no batches, so that all that it holds are learnt numbers."""
+    """Batch norm of vectors (B, width) without a counter of batches, so that its state holds only learnt numbers."""
 
     running_mean: Tensor
     running_var: Tensor
@@ -41,12 +41,12 @@ class Norm(nn.Module):
 
 
 class Generator(nn.Module):
-    """From noise and an image feature to a context: six linear layers of growing width, and tanh.
+    """Maps noise and an image feature to a context: six linear layers of growing width, and tanh.
 
     Args:
         condition: D, width of the image feature.
-        noise: z, numbers of noise.
-        width: of the second of the hidden layers w/2, w, 2w, 4w.
+        noise: z, width of the noise.
+        width: w of the hidden layers w/2, w, 2w, 4w.
         shape: (n, d_t) of a context.
     """
 
@@ -67,13 +67,13 @@ class Generator(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """From a context and an image feature to how real they look together: four linear layers.
+    """Maps a context and an image feature to how real the pair looks: four linear layers.
 
     Args:
         condition: D, width of the image feature.
         width: of the hidden layers.
         shape: (n, d_t) of a context.
-        dropout: in the second and third layer.
+        dropout: rate in the second and third layer.
     """
 
     def __init__(self, condition: int, width: int, shape: tuple[int, int], dropout: float = DROPOUT):
@@ -96,18 +96,18 @@ def _start(module: nn.Module) -> None:
 
 
 class Adversaries(nn.Module):
-    """Generator and discriminator in turns, with least squares for losses (SPG's second stage).
+    """Trains generator and discriminator in turns, with least-squares losses (SPG's second stage).
 
-    A step is one of two: with a batch that carries another one as ``unlabeled``, the discriminator learns from the
-    learnt contexts of the batch's domains and from what is generated for the other batch; with that other batch alone,
-    which comes next, the generator learns from the same contexts by the discriminator as it is now.
+    Steps come in pairs. On a batch that carries another one as ``unlabeled``, the discriminator is trained on the
+    learnt contexts of the batch's domains and on contexts generated for the other batch. On that other batch alone,
+    which comes next, the generator is trained on the same contexts against the updated discriminator.
 
     Args:
-        generator, discriminator: who learn.
+        generator, discriminator: the two networks.
         labels: the learnt context of each domain (N, n, d_t).
-        noise: z.
-        encode: from a batch to normalised image features (B, D).
-        clipping: largest norms of the gradient of single tensors, by ``LIMITS``; empty clips nothing.
+        noise: z, width of the noise.
+        encode: maps a batch to normalised image features (B, D).
+        clipping: maximum gradient norms of single tensors, by ``LIMITS``; empty does not clip.
     """
 
     labels: Tensor

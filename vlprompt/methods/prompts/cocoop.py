@@ -1,10 +1,8 @@
 """CoCoOp: conditional prompt learning (Zhou et al., CVPR 2022, arXiv:2203.05557).
 
-Trained: CoOp's context v_m and a meta-net h that adds an image-conditioned token to each of them, v_m(x) = v_m + h(x):
-B·C prompts a batch.
-Protocols: base-to-new, cross-dataset, domain generalization.
-Differs from the authors' code: fp32 throughout; the prompts of a batch share one pass, with each image's prefix
-computed once.
+Trained: CoOp's context v_m and a meta-net h whose image-conditioned token is added to each of them, v_m(x) = v_m +
+h(x): B·C prompts per batch. Protocols: base-to-new, cross-dataset, domain generalization. Differs from the authors'
+code: fp32 throughout; all prompts of a batch are encoded in one pass, with each image's prefix computed once.
 """
 
 from __future__ import annotations
@@ -31,14 +29,14 @@ def make_meta_net(clip: FrozenCLIP) -> nn.Sequential:
 
 @register("cocoop", paper="arXiv:2203.05557", trains=("text",), classifier="per_image", fidelity="code")
 class CoCoOp(CoOp):
-    """CoOp with a context that is conditioned on the image."""
+    """CoOp with a context conditioned on the image."""
 
     @dataclass
     class Config(CoOp.Config):
-        """Settings, as CoOp's with the class name at the end.
+        """Settings, those of CoOp with the class name at the end.
 
         Attributes:
-            image_chunk: images whose prompts are encoded at a time; None takes a whole batch.
+            image_chunk: images whose prompts are encoded at a time; None takes the whole batch.
         """
 
         ctx_init: str | None = "a photo of a"

@@ -1,9 +1,9 @@
 """CoOp: learning to prompt for vision-language models (Zhou et al., IJCV 2022, arXiv:2109.01134).
 
-Trained: n context vectors, shared by all classes or one set a class, in the place of "a photo of a".
+Trained: n context vectors that replace "a photo of a", shared by all classes or separate for each.
 Protocols: few-shot, base-to-new, cross-dataset, domain generalization (only the first when class-specific).
-Differs from the authors' code: the context is fp32 (theirs is fp16); ``ctx_init`` does not silently switch a
-class-specific context off, but starts every class from the phrase; the prefix is encoded once for all classes.
+Differs from the authors' code: the context is fp32 (theirs is fp16); ``ctx_init`` does not silently turn a
+class-specific context off, but initializes the context of every class; the prefix is encoded once for all classes.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from vlprompt.learner.prompts import TextPrompt
 
 @register("coop", paper="arXiv:2109.01134", trains=("text",), fidelity="code")
 class CoOp(PromptLearner):
-    """Context optimization: learnt words around the class name."""
+    """Context optimization: learnt vectors in place of the words around the class name."""
 
     published: ClassVar = {"prompt.ctx": "ctx"}
 
@@ -30,10 +30,10 @@ class CoOp(PromptLearner):
         """Settings.
 
         Attributes:
-            n_ctx: learnt tokens; None takes as many as ``ctx_init`` has, or 16.
-            ctx_init: a phrase to start from, such as "a photo of a"; None draws from N(0, 0.02²).
-            class_token_position: where the class name stands.
-            class_specific: a context of each class's own (CSC), which cannot score new classes.
+            n_ctx: number of learnt tokens; None uses as many as ``ctx_init`` has, or 16.
+            ctx_init: phrase to initialize the context with, such as "a photo of a"; None draws from N(0, 0.02²).
+            class_token_position: position of the class name.
+            class_specific: learn a separate context per class (CSC), which cannot score new classes.
         """
 
         n_ctx: int | None = None

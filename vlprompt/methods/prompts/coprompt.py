@@ -1,10 +1,10 @@
 """CoPrompt: consistency-guided prompt learning (Roy & Etemad, ICLR 2024, arXiv:2306.01195).
 
 Trained: MaPLe's prompts and maps, and a bottleneck adapter on each tower's final feature. The loss adds 1 - cos to the
-frozen feature of a description of the class and to that of another augmented view of the image.
+frozen feature of a description of the class, and 1 - cos to the frozen feature of another augmented view of the image.
 Protocols: few-shot, base-to-new, cross-dataset, domain generalization.
-Differs from the authors' code: descriptions (``descriptions=FILE``, ``{class: [sentences]}``) are read while training
-only, fall back to the templates where there are none, and may differ in number between classes; settings do not depend
+Differs from the authors' code: descriptions (``descriptions=FILE``, ``{class: [sentences]}``) are read in training
+only, are replaced by the templates if there are none, and may differ in number between classes; settings do not depend
 on the dataset that is evaluated.
 """
 
@@ -19,15 +19,15 @@ from vlprompt.methods.prompts.maple import MaPLe
 
 @register("coprompt", paper="arXiv:2306.01195", trains=("text", "vision"), cacheable_images=False, fidelity="code")
 class CoPrompt(MaPLe):
-    """Coupled deep prompts and adapters, consistent with the frozen model on other inputs."""
+    """Coupled deep prompts and adapters, kept consistent with the frozen model on other inputs."""
 
     @dataclass
     class Config(MaPLe.Config):
-        """Settings, as MaPLe's.
+        """Settings, those of MaPLe and more.
 
         Attributes:
             text_ratio, image_ratio: share of the adapter's output in each feature.
-            reduction: of the adapters' bottleneck.
+            reduction: the feature width divided by that of the adapters' bottleneck.
         """
 
         objective: list[str] = field(

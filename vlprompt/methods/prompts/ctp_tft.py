@@ -1,16 +1,16 @@
 """CTP and TFT: task-oriented multi-modal mutual learning (Long et al., 2023, arXiv:2303.17169), reconstructed.
 
-Neither code nor the paper's body could be read: this follows the abstract, and the rest was decided here. No number of
-the authors' is claimed.
-From the abstract: a class-aware text prompt (CTP) takes of the image what concerns each class, and not one vector for
-all of them as CoCoOp does; text-guided feature tuning (TFT) makes the image feature attend to what concerns the
-classes; a contrastive loss of the two aligns them.
+Neither code nor the body of the paper was available: this follows the abstract, and everything else was decided here.
+It makes no claim to the authors' numbers.
+From the abstract: a class-aware text prompt (CTP) uses what the image shows of each class, rather than one vector for
+all classes as in CoCoOp; text-guided feature tuning (TFT) makes the image feature attend to what the classes refer to;
+a contrastive loss aligns the two.
 Decided here: with q_c the frozen class features, V the image's patch tokens in the joint space and s the logit scale,
-v_c = softmax_p(s·q_c·K V_p) V, and the context of an image and class is ctx + h(v_c); the image feature is
+v_c = softmax_p(s·q_c·K V_p) V, and the context for an image and class is ctx + h(v_c); the image feature is
 f' = f + Σ_c softmax_c(s·f·q_c)·A(q_c); the loss is CLIP's cross-entropy between f' and the classes' prompts. h and A
-are small MLPs whose last layer starts at zero and K starts as the identity, so that the first step is CLIP's with the
-words of the context; A learns at 1/s of the rate, since CLIP's logits take its steps s-fold.
-Protocols: few-shot, base-to-new. B·C prompts a batch, which share no context: as heavy as CoCoOp without its shortcuts.
+are small MLPs whose last layer starts at zero, and K starts as the identity, so that training starts from CLIP with the
+words of the context. A is trained at 1/s of the learning rate, since CLIP's logits multiply its steps by s.
+Protocols: few-shot, base-to-new. B·C prompts per batch with no context in common: CoCoOp's cost without its shortcuts.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from vlprompt.methods.prompts.cocoop import REDUCTION, CoCoOp
 
 
 class PatchTokens(Edit):
-    """Changes nothing, and keeps the patches' states behind the last block, for one call.
+    """Leaves the tower unchanged and records the patches' states after the last block, for one call.
 
     Args:
         last: index of that block.
@@ -50,11 +50,11 @@ class PatchTokens(Edit):
 
 
 class ZeroStarted(nn.Sequential):
-    """An MLP width -> width/16 -> out that gives zeros until it has learnt.
+    """An MLP width -> width/16 -> out whose output is zero before training.
 
     Args:
-        width, out: of what enters and leaves.
-        lr_scale: of the recipe's learning rate.
+        width, out: width of the input and of the output.
+        lr_scale: factor of the recipe's learning rate.
     """
 
     def __init__(self, width: int, out: int, lr_scale: float = 1.0):
@@ -75,7 +75,7 @@ class ZeroStarted(nn.Sequential):
     fidelity="reconstruction",
 )
 class CTPTFT(CoCoOp):
-    """Contexts of each image and class, made of the patches that concern the class, and image features led by text."""
+    """Contexts for each image and class, from the patches that show the class, and text-guided image features."""
 
     def make_maps(self) -> None:
         """Create K (D, D), h: D -> D/16 -> d_t and A: D -> D/16 -> D."""

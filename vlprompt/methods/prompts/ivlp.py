@@ -1,7 +1,7 @@
 """IVLP: independent vision-language prompting, the baseline of MaPLe (arXiv:2210.03117) and PromptSRC (2307.06948).
 
-Trained: context and deep prompts in the text tower, tokens in the image tower, without coupling. With n_ctx = 2 the
-words "of a" stay fixed behind the two learnt tokens. Language-only is ``vision_depth=0``.
+Trained: context and deep prompts in the text tower, and tokens in the image tower, without coupling. With n_ctx = 2 the
+words "of a" stay fixed after the two learnt tokens. ``vision_depth=0`` prompts the text tower only.
 Protocols: few-shot, base-to-new, cross-dataset, domain generalization.
 Differs from the authors' code: fp32 throughout.
 """
@@ -36,10 +36,11 @@ class IVLP(PromptLearner):
 
         Attributes:
             n_ctx: learnt text tokens in each prompted block.
-            ctx_init: a phrase whose first tokens the context starts from; None, or more than its tokens, is random.
-            depth: prompted text blocks.
+            ctx_init: phrase whose first tokens initialize the context; None, or n_ctx larger than its length, is
+                random.
+            depth: number of prompted text blocks.
             vision_n_ctx: learnt visual tokens in each prompted block.
-            vision_depth: prompted image blocks; 0 leaves the image tower alone.
+            vision_depth: number of prompted image blocks; 0 leaves the image tower alone.
         """
 
         n_ctx: int = 2

@@ -1,7 +1,7 @@
 """MaPLe: multi-modal prompt learning (Khattak et al., CVPR 2023, arXiv:2210.03117).
 
-Trained: text prompts P_i in the first J blocks and coupling functions F_i that make the visual prompts
-from them, P̃_i = F_i(P_i), so that the image tower's gradient reaches the text prompts.
+Trained: text prompts P_i in the first J blocks, and coupling functions F_i that map them to visual prompts,
+P̃_i = F_i(P_i), so that the image tower's gradient reaches the text prompts.
 Protocols: few-shot, base-to-new, cross-dataset, domain generalization.
 Differs from the authors' code: all learnables fp32 (theirs mixes fp16 and fp32), widths read from the model.
 """
@@ -35,9 +35,9 @@ class MaPLe(PromptLearner):
         """Settings.
 
         Attributes:
-            n_ctx: learnt tokens in each prompted block, of both towers.
-            ctx_init: a phrase whose first tokens the context starts from; None is random.
-            depth: prompted blocks J of both towers.
+            n_ctx: learnt tokens in each prompted block of both towers.
+            ctx_init: phrase whose first tokens initialize the context; None is random.
+            depth: number J of prompted blocks in both towers.
         """
 
         n_ctx: int = 2

@@ -1,15 +1,15 @@
 """Mask prompt tuning of OVSeg (Liang et al., CVPR 2023, arXiv:2210.04150): classification of regions.
 
-Trained: tokens E (J, P, d_v) for the P places of patches, in the first J blocks. An image comes with the mask of a
-region. A patch of which any pixel is in the region is seen; the others are blank, and learnt tokens stand in their
-place: E_0 before positions are added, E_i behind block i for i < J. CLS is left alone. The text is the dataset's own,
-encoded once; a mask of ones is plain CLIP.
+Trained: tokens E (J, P, d_v) for the P patch positions in the first J blocks. An image comes with the mask of a region.
+A patch is visible if any of its pixels is in the region; the others are blank and replaced by learnt tokens: E_0 before
+position embeddings are added, E_i after block i for i < J. CLS is not changed. The text is the dataset's own, encoded
+once; with a mask of ones this is plain CLIP.
 Protocols: base-to-new, few-shot, cross-dataset, on images with masks (``dataset=shapes``; a table's column ``mask``;
-``NAME_mask.png`` beside ``NAME.jpg``).
-Differs from the authors' code: cross-entropy with the classes by default, since in a batch of few classes the published
-batch-contrastive loss (``objective=[batch_contrastive]``) takes other images of a class for negatives; zero-shot text
-and a frozen backbone, where their script starts from a CLIP that was tuned on masked images. Segmentation, the
-proposals and their ensemble are not here. Tokens are those of one image size.
+``NAME_mask.png`` next to ``NAME.jpg``).
+Differs from the authors' code: the default loss is cross-entropy over the classes, since in a batch with few classes
+the published batch-contrastive loss (``objective=[batch_contrastive]``) treats other images of a class as negatives;
+zero-shot text and a frozen backbone, where their script starts from a CLIP fine-tuned on masked images. Segmentation,
+region proposals and their ensemble are not included. The tokens are for one image size.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from vlprompt.learner.prompts import random_tokens
 
 
 class BlankPatches(Edit):
-    """Learnt tokens in the place of the patches that a mask hides; made for one call, since it holds its masks.
+    """Learnt tokens in place of the patches that a mask hides; made for one call, since it holds that batch's masks.
 
     Args:
         tokens: E (J, P, d_v).
-        seen: 1 for the patches that stay (B, P), 0 for the others.
-        positions: of CLS and patches (1+P, d_v).
+        seen: (B, P), 1 for visible patches and 0 for the others.
+        positions: position embeddings of CLS and patches (1+P, d_v).
     """
 
     tower = "vision"
@@ -65,7 +65,7 @@ class BlankPatches(Edit):
     fidelity="code",
 )
 class MaskPrompt(PromptLearner):
-    """Learnt tokens in the place of the patches outside an image's region."""
+    """Learnt tokens in place of the patches outside an image's region."""
 
     published: ClassVar = {"tokens": "visual.mask_embedding"}
 
@@ -74,8 +74,8 @@ class MaskPrompt(PromptLearner):
         """Settings.
 
         Attributes:
-            depth: blocks J that receive tokens in the place of blank patches.
-            blank: whether pixels outside the region have the model's mean colour, as images that OVSeg crops have.
+            depth: number J of blocks in which tokens replace blank patches.
+            blank: fill the pixels outside the region with the model's mean colour, as in images cropped by OVSeg.
         """
 
         depth: int = 3

@@ -1,17 +1,18 @@
 """MMRL: multi-modal representation learning (Guo & Gu, CVPR 2025, arXiv:2503.08497).
 
-Trained: r representation tokens R of a space of their own, maps of them to the width of each tower, one for each of the
-upper blocks, and a second projection of the image tower. The tokens are inserted at the input of the first of those
-blocks, behind start-of-text and beside CLS, and replaced in each that follows. An image is scored twice: by its class
-feature, as CLIP has it, and by the mean of its representation tokens under the second projection. The loss is
-α·CE(class) + (1-α)·CE(rep), and λ(1 - cos) to the frozen features of the same view and of the same text. Classes that
-were trained on are scored by α·class + (1-α)·rep; all others, and these in images of another dataset, by class alone.
+Trained: r representation tokens R in a space of their own; a map to the width of each tower for each of the upper
+blocks; and a second projection of the image tower. The tokens are inserted at the input of the first of those blocks,
+after start-of-text and next to CLS, and replaced in each block that follows. An image is scored twice: with its class
+feature, as in CLIP, and with the mean of its representation tokens under the second projection. The loss is
+α·CE(class) + (1-α)·CE(rep), plus λ(1 - cos) to the frozen features of the same view and of the same text. Classes that
+were trained on are scored by α·class + (1-α)·rep; all others, and the same classes in another dataset, by class alone.
 Protocols: few-shot, base-to-new, cross-dataset, domain generalization.
-Differs from the authors' code: blocks 6 to 12 of 12 are the default's upper half on other towers; class features follow
-the learnables (theirs are kept in evaluation); λ and, for EuroSAT, the width of the space that they set by dataset are
-taken with ``selection=paper`` alone. Traps of their code: logits have the constant scale 100 and not the model's; the
-second projection starts at random, not at CLIP's; the table of λ goes before the configuration; EuroSAT's wider space
-makes a checkpoint of ImageNet unloadable; which protocol it is, is read from the raw command line.
+Differs from the authors' code: blocks 6 to 12 of 12 become the upper half on other towers; class features are
+recomputed as they change (theirs are kept during evaluation); the values that they set per dataset (λ and, for EuroSAT,
+the width of the token space) are used with ``selection=paper`` only. Traps in their code: logits have the constant
+scale 100 instead of the model's; the second projection starts at random, not at CLIP's; the table of λ overrides the
+configuration; EuroSAT's wider space makes a checkpoint from ImageNet unloadable; the protocol is read from the raw
+command line.
 """
 
 from __future__ import annotations
@@ -40,13 +41,13 @@ class InsertedTokens(Edit):
     """Tokens that lengthen a sequence at the input of one block and are replaced in later ones; made for each call.
 
     Args:
-        tower: where: behind start-of-text, or behind the image's own tokens.
-        tokens: (r, d) by the block's index, the first of which inserts.
+        tower: ``text``, inserted after start-of-text, or ``vision``, appended to the image's own tokens.
+        tokens: (r, d) by the index of the block; the first of them inserts.
         start: text: position of the first.
-        share: β of the new tokens where others flow already, which have the rest.
+        share: share β of the new tokens where others are present; those have the rest.
 
     Attributes:
-        read: vision: the tokens behind the last block (B, r, d_v).
+        read: vision: the tokens after the last block (B, r, d_v).
     """
 
     needs_all_tokens = True
@@ -75,7 +76,7 @@ class InsertedTokens(Edit):
 
 
 class CopiedMaps(nn.ModuleList):
-    """A linear map to a tower's width for each block, all copies of one that is initialised."""
+    """A linear map to a tower's width for each block, all initialized as copies of one."""
 
     def __init__(self, width_in: int, width: int, blocks: int):
         first = nn.Linear(width_in, width)
@@ -97,7 +98,7 @@ class CopiedMaps(nn.ModuleList):
     fidelity="code",
 )
 class MMRL(PromptLearner):
-    """Representation tokens in the upper blocks of both towers, with a second image feature made of them."""
+    """Representation tokens in the upper blocks of both towers, which give a second image feature."""
 
     published: ClassVar = {
         "tokens": "representation_learner.compound_rep_tokens",
@@ -111,14 +112,14 @@ class MMRL(PromptLearner):
         """Settings.
 
         Attributes:
-            n_rep_tokens: r, representation tokens.
+            n_rep_tokens: number r of representation tokens.
             rep_dim: width of their space.
-            rep_start, rep_end: first and last block that has tokens of its own, counted from 1; None and None are the
-                upper half of the shallower tower.
-            alpha: α, the class feature's share in the logits of classes that were trained on; the loss has weights of
-                its own.
-            scale: of the cosines; None takes the model's.
-            template: of the text; None takes the dataset's first, of another one that is tested its own.
+            rep_start, rep_end: first and last block with tokens, counted from 1; None means the upper half of the
+                shallower tower.
+            alpha: share α of the class feature in the logits of classes that were trained on; the loss has its own
+                weights.
+            scale: factor of the cosines; None uses the model's.
+            template: text template; None uses the first of the dataset, also when others are tested.
         """
 
         objective: list[str] = field(
@@ -150,7 +151,7 @@ class MMRL(PromptLearner):
         trained = any(isinstance(each, PartCrossEntropy) and each.part == "rep" for each in self.objectives)
         if config.alpha < 1 and not trained:
             raise VlpromptError(
-                f"{self.method} scores the classes that it learns by representation features too, which nothing in its "
+                f"{self.method} also scores the trained classes by representation features, which nothing in its "
                 "objective trains: add part_ce(part=rep, weight=0.3), or set alpha=1"
             )
         self.templates = check_templates([config.template or self.templates[0]])  # of the anchor as well

@@ -1,12 +1,12 @@
 """MMRL++: parameter-efficient and interaction-aware representation learning (Guo & Gu, IJCV 2026, arXiv:2505.10088).
 
-Trained: MMRL's tokens; for each tower one map that all blocks share, with a low-rank residual and a bias a block, W +
-A_l·B_l; and a low-rank residual of CLIP's own projection, proj + A·B, which is where the second one starts. Behind the
-first of its blocks the tokens that enter are β·new + (1-β)·what flows there. All else is MMRL's.
+Trained: MMRL's tokens; one map per tower that all blocks share, with a low-rank residual and a bias per block,
+W + A_l·B_l; and a low-rank residual of CLIP's own projection, proj + A·B, which gives the second projection. After the
+first of its blocks, the tokens that enter a block are β·new + (1-β)·present. Everything else is as in MMRL.
 Protocols: few-shot, base-to-new, cross-dataset, domain generalization.
-Differs from the authors' code: as MMRL does; β is one for a learner. Theirs has, for cross-dataset and domain
-generalization, one for each set that is tested, put in place at the test: that is chosen on what is tested, and is not
-taken here, with ``selection=paper`` neither. λ and β by training set are taken with ``selection=paper`` alone.
+Differs from the authors' code: as MMRL does; and β is the same wherever a learner is tested. For cross-dataset and
+domain generalization theirs has one β per test dataset, set at test time: that is chosen on what is tested, and is not
+included, not even with ``selection=paper``. λ and β per training dataset are used with ``selection=paper`` only.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def low_rank(height: int, width: int, rank: int) -> tuple[nn.Parameter, nn.Param
 
 
 class Residual(nn.Module):
-    """What one block adds to the shared map d_r -> d: A·B and a bias."""
+    """A block's addition to the shared map d_r -> d: A·B and a bias."""
 
     def __init__(self, width_in: int, width: int, rank: int, bias: Tensor):
         super().__init__()
@@ -59,7 +59,7 @@ class SharedMap(nn.Module):
 
 @register("mmrlpp", paper="arXiv:2505.10088", like=MMRL)
 class MMRLPP(MMRL):
-    """MMRL with one map a tower, low-rank residuals, and tokens that blend with what flows."""
+    """MMRL with one map per tower, low-rank residuals, and tokens blended with those already present."""
 
     published: ClassVar = {
         "tokens": "representation_learner.compound_rep_tokens",
@@ -73,12 +73,12 @@ class MMRLPP(MMRL):
 
     @dataclass
     class Config(MMRL.Config):
-        """Settings, as MMRL's.
+        """Settings, those of MMRL and more.
 
         Attributes:
-            residual_rank: of what each block adds to the shared maps.
-            projection_rank: of what is added to CLIP's projection.
-            beta: β, share of a block's own tokens in what enters it, behind the first.
+            residual_rank: rank of each block's residual on the shared maps.
+            projection_rank: rank of the residual on CLIP's projection.
+            beta: share β of a block's own tokens in what enters it, after the first of its blocks.
         """
 
         residual_rank: Annotated[int, Field(ge=1)] = 4

@@ -1,12 +1,12 @@
 """MoCoOp: mixture of prompt learning (Du et al., 2024, arXiv:2409.12011).
 
-Trained: an expert for each group of hand-written templates, a context in the places of the words of the group's first
-template, before the class name and behind it; a vector w that is added to every class feature; and a router, which
-chooses two experts for each image and mixes their class features by a softmax of its two scores. Experts stay near
-their groups' templates, and the router learns from how near the image is to those of its class.
+Trained: an expert per group of hand-written templates, which is a context in place of the words of the group's first
+template, before and after the class name; a vector w that is added to every class feature; and a router, which chooses
+two experts for each image and mixes their class features by a softmax of its two scores. Experts are kept close to
+their groups' templates, and the router learns from the similarity of the image to the templates of its class.
 Protocols: few-shot, base-to-new.
-Of two things that published runs mix up, each is a setting, off unless asked for, and part of the result: the image
-tower's norms learn too (``tune_vit_ln``), and experts are also held near the names of classes that are tested later on
+Two things that published runs mix in are settings here, off by default and recorded in the result: training the image
+tower's norms too (``tune_vit_ln``), and keeping experts close to the names of classes that are tested later
 (``new_class_names_in_text_loss``). Differs from the authors' code: the groups are ours, since their templates are not
 known here; fp32; each expert's prefix is encoded once for all classes.
 """
@@ -44,11 +44,11 @@ LN_SHARE = 0.1  # of the learning rate, as published
 
 
 class Expert(TextPrompt):
-    """A context in the places of a template's words, before the class name and behind it.
+    """A context in place of a template's words, before and after the class name.
 
     Args:
         clip: the frozen model.
-        template: with one ``{}``; its full stop is a word too.
+        template: with one ``{}``; its full stop counts as a word.
     """
 
     def __init__(self, clip: FrozenCLIP, template: str):
@@ -73,9 +73,9 @@ class _OfExperts(Objective):
 
 @OBJECTIVES.register("expert_text")
 class ExpertText(_OfExperts):
-    """Cross-entropy of each expert's class features with the classes that its group's templates say (MoCoOp).
+    """Cross-entropy between each expert's class features and the classes of its group's templates (MoCoOp).
 
-    The logits are cosines as they are, without a temperature.
+    The logits are plain cosines, without a temperature.
     """
 
     def __call__(self, learner: PromptLearner, outputs: Outputs, batch: Batch) -> Tensor:
@@ -91,11 +91,11 @@ class ExpertText(_OfExperts):
 
 @OBJECTIVES.register("routing")
 class Routing(_OfExperts):
-    """Cross-entropy of the router's scores with how near the image is to each group's templates of its class (MoCoOp).
+    """Cross-entropy between the router's scores and the similarity of the image to each group's templates (MoCoOp).
 
     Args:
         weight: its factor.
-        boost: added to the cosines of the nearest groups, as many as are mixed, so that these are to share nearly all.
+        boost: added to the cosines of the nearest groups, as many as are mixed, so that they get nearly all the weight.
     """
 
     def __init__(self, weight: float = 1.0, boost: float = 10.0):
@@ -113,20 +113,21 @@ class Routing(_OfExperts):
 
 @register("mocoop", paper="arXiv:2409.12011", trains=("text",), classifier="per_image", fidelity="code")
 class MoCoOp(PromptLearner):
-    """Contexts that start from groups of templates, and a router that mixes two of them for each image."""
+    """Contexts initialized from groups of templates, and a router that mixes two of them for each image."""
 
     @dataclass
     class Config(PromptLearner.Config):
         """Settings.
 
         Attributes:
-            groups: templates by group, an expert each; None takes the dataset's own for the first, and five more.
-            active: experts that are mixed for an image.
-            image_chunk: images whose mixtures are held at a time; None takes a whole batch.
-            tune_vit_ln: let the norms in the image tower's blocks learn too, at a tenth of the learning rate, as the
-                authors' code does; image features cannot be cached then.
-            new_class_names_in_text_loss: let expert_text also cover the names of classes that are tested and not
-                trained on, as the authors' base-to-new runs do; other methods do not see these names.
+            groups: templates by group, one expert each; None uses the dataset's own as the first group, and five
+                others.
+            active: number of experts mixed for an image.
+            image_chunk: images whose mixtures are held at a time; None takes the whole batch.
+            tune_vit_ln: also train the norms in the image tower's blocks, at a tenth of the learning rate, as the
+                authors' code does; image features then cannot be cached.
+            new_class_names_in_text_loss: include in expert_text the names of classes that are tested but not trained
+                on, as the authors' base-to-new runs do; other methods do not see these names.
         """
 
         objective: list[str] = field(default_factory=lambda: ["ce", "expert_text(weight=5)", "routing"])

@@ -1,9 +1,9 @@
 """PRE: vision-language prompt learning with reparameterization encoder (Minh et al., 2023, arXiv:2309.07760).
 
-Trained: CoOp's context and an encoder over its n tokens with a residual, ctx' = ctx + E(ctx). At
-inference ctx' is a constant: ``bake`` gives the CoOp learner that it amounts to.
+Trained: CoOp's context and an encoder over its n tokens with a residual connection, ctx' = ctx + E(ctx). At inference
+ctx' is a constant: ``bake`` returns the equivalent CoOp learner.
 Protocols: few-shot, base-to-new.
-Differs from the authors' code: encoders of each token's own are trained (theirs are left out of the optimiser); n = 1
+Differs from the authors' code: separate encoders per token are trained (theirs are left out of the optimizer); n = 1
 and fp32 work.
 """
 
@@ -23,17 +23,17 @@ from vlprompt.methods.prompts.coop import CoOp
 
 @register("pre", paper="arXiv:2309.07760", trains=("text",), fidelity="code")
 class PRE(CoOp):
-    """CoOp with a context that an encoder reparameterizes while training."""
+    """CoOp with a context that is reparameterized by an encoder in training."""
 
     published: ClassVar = CoOp.published | {"encoder.": "encoder_network."}
 
     @dataclass
     class Config(CoOp.Config):
-        """Settings, as CoOp's.
+        """Settings, those of CoOp and more.
 
         Attributes:
             encoder: ``lstm`` over the tokens, or an ``mlp`` on each.
-            shared: one encoder for all tokens, or one each.
+            shared: use one encoder for all tokens instead of one each.
         """
 
         ctx_init: str | None = "a photo of a"

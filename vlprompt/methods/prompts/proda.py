@@ -1,11 +1,11 @@
 """ProDA: prompt distribution learning (Lu et al., CVPR 2022, arXiv:2205.03340).
 
 Trained: K contexts, a quarter with the class name in front, a quarter in the middle, half at the end. Class features
-are modelled as Gaussians over prompts; the loss is an upper bound on the expected cross-entropy and keeps the prompts'
-class-free features orthogonal. At test the classifier is the mean over prompts.
+are modelled as Gaussians over prompts; the loss is an upper bound on the expected cross-entropy, and keeps the prompts'
+class-free features orthogonal. At test time the classifier is the mean over prompts.
 Protocols: few-shot, base-to-new.
-The authors' code cannot be had: this follows two third-party ports that agree. The covariance term is computed by the
-exact identity Σ_d v_d²(Σ_yy + Σ_cc - 2Σ_yc)_d = 1/(m+1) Σ_k ‖v⊙(δ_yk - δ_ck)‖², without a C×C tensor.
+The authors' code is not available: this follows two third-party ports that agree. The covariance term is computed by
+the exact identity Σ_d v_d²(Σ_yy + Σ_cc - 2Σ_yc)_d = 1/(m+1) Σ_k ‖v⊙(δ_yk - δ_ck)‖², without a C×C tensor.
 """
 
 from __future__ import annotations
@@ -74,16 +74,16 @@ class PromptOrthogonality(_OverPrompts):
 
 @register("proda", paper="arXiv:2205.03340", trains=("text",))
 class ProDA(PromptLearner):
-    """A distribution of prompts."""
+    """A distribution over prompts."""
 
     @dataclass
     class Config(AttributeSettings, PromptLearner.Config):
         """Settings.
 
         Attributes:
-            n_prompts: contexts K, a multiple of 4.
-            n_ctx: tokens of each.
-            prompts_per_step: contexts in a training step's mini-batch, drawn without repetition until all were used.
+            n_prompts: number K of contexts, a multiple of 4.
+            n_ctx: number of tokens of each.
+            prompts_per_step: contexts per training step, drawn without replacement until all have been used.
         """
 
         objective: list[str] = field(default_factory=lambda: ["bounded_ce", "prompt_orthogonality(weight=0.1)"])

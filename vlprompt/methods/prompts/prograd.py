@@ -1,10 +1,10 @@
 """ProGrad: prompt-aligned gradient for prompt tuning (Zhu et al., ICCV 2023, arXiv:2205.14865).
 
-Trained: CoOp's context. The gradient of the cross-entropy loses what conflicts with that of the distillation loss; the
-distillation loss itself is never added.
+Trained: CoOp's context. The component of the cross-entropy's gradient that conflicts with the gradient of the
+distillation loss is removed; the distillation loss itself is never added.
 Protocols: few-shot, base-to-new, domain generalization.
-Differs from the authors' code: fp32, image features computed once a step, no division by a zero gradient; with a phrase
-shorter than the context the leading positions are zeros, as theirs are.
+Differs from the authors' code: fp32; image features are computed once per step; no division by a zero gradient. As in
+theirs, a phrase shorter than the context leaves zeros in the leading positions.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from vlprompt.methods.prompts.coop import CoOp
 
 @register("prograd", paper="arXiv:2205.14865", trains=("text",), fidelity="code")
 class ProGrad(CoOp):
-    """CoOp whose gradient does not go against the zero-shot model."""
+    """CoOp without the gradient components that conflict with the zero-shot model."""
 
     @dataclass
     class Config(CoOp.Config):
-        """Settings, as CoOp's with sixteen tokens; a shorter ``ctx_init`` fills the last of them."""
+        """Settings, those of CoOp with sixteen tokens; a shorter ``ctx_init`` fills the last of them."""
 
         objective: list[str] = field(default_factory=lambda: ["ce", "distillation(weight=0.0)"])
         gradient_rule: str | None = "prograd(weight=1.0)"

@@ -1,10 +1,10 @@
 """PromptSRC: self-regulating prompts (Khattak et al., ICCV 2023, arXiv:2307.06948).
 
 Trained: IVLP's prompts. The loss adds L1 distances to the frozen text features of an ensemble of templates (λ = 25) and
-to the frozen image features of the same view (λ = 10), and KL(frozen ‖ prompted) of the logits; the
-weights of all epochs are summed with Gaussian weights.
+to the frozen image features of the same view (λ = 10), and KL(frozen ‖ prompted) of the logits. The final weights are a
+Gaussian-weighted sum over all epochs.
 Protocols: few-shot, base-to-new, cross-dataset, domain generalization.
-Differs from the authors' code: aggregation over the learnables alone, in fp32 (theirs averages the half-precision CLIP
+Differs from the authors' code: only the learnables are aggregated, in fp32 (theirs averages the half-precision CLIP
 too); templates are CLIP's 80 for ImageNet unless others are given (theirs is a list of 60).
 """
 
@@ -20,11 +20,11 @@ TEACHER = "templates='imagenet80', normalise_first=False"
 
 @register("promptsrc", paper="arXiv:2307.06948", trains=("text", "vision"), cacheable_images=False, fidelity="code")
 class PromptSRC(IVLP):
-    """Independent deep prompts, held near the frozen model in features, logits and over time."""
+    """Independent deep prompts, kept close to the frozen model in features and logits, and averaged over epochs."""
 
     @dataclass
     class Config(IVLP.Config):
-        """Settings, as IVLP's with four tokens in nine blocks of each tower."""
+        """Settings, those of IVLP with four tokens in nine blocks of each tower."""
 
         objective: list[str] = field(
             default_factory=lambda: [

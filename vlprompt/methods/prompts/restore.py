@@ -1,11 +1,11 @@
 """RESTORE: towards feature shift for vision-language prompt learning (Yang et al., 2024, arXiv:2403.06136).
 
 Trained: MaPLe's prompts and maps, and a "surgery" block on each tower's final feature, f + r·FFN(LN(f)). The loss adds
-the squared difference between the modalities' prompt norms ‖P_iᵀP_i‖_F relative to their first values, layer by layer.
+the squared difference between the modalities' prompt norms ‖P_iᵀP_i‖_F, relative to their initial values, per layer.
 Protocols: base-to-new, cross-dataset.
-The consistency term is the code's; the paper speaks of the shift of block features with against without prompts, which
-``vlprompt.analysis.feature_shift`` measures. Differs from the authors' code: the first norms are part of the
-checkpoint, so that a resumed run has the same loss.
+Differs from the authors' code: the initial norms are part of the checkpoint, so that a resumed run has the same loss.
+The consistency term is the code's; the paper describes it as the shift of block features between with and without
+prompts, which ``vlprompt.analysis.feature_shift`` measures.
 """
 
 from __future__ import annotations
@@ -48,16 +48,16 @@ class PromptShift(Objective):
 
 @register("restore", paper="arXiv:2403.06136", trains=("text", "vision"), cacheable_images=False, fidelity="code")
 class RESTORE(MaPLe):
-    """Coupled deep prompts whose shift stays alike in both modalities."""
+    """Coupled deep prompts whose shift is kept equal in both modalities."""
 
     own_state: ClassVar = ("first_text_norms", "first_image_norms")
 
     @dataclass
     class Config(MaPLe.Config):
-        """Settings, as MaPLe's.
+        """Settings, those of MaPLe and more.
 
         Attributes:
-            text_ratio, image_ratio: r of the surgery blocks at the start.
+            text_ratio, image_ratio: initial r of the surgery blocks.
             grow_ratios: whether r grows once, a third into training, with the prompts' norms.
         """
 

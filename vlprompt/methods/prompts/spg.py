@@ -1,14 +1,14 @@
 """SPG: soft prompt generation for domain generalization (Bai et al., ECCV 2024, arXiv:2404.19286).
 
-Trained, in two stages: CoOp's context for each source domain, its prompt label; then a conditional GAN whose generator
-makes contexts of noise and an image feature, and whose discriminator tells them from the labels. At test each image has
-a context generated for it. The second stage has no loss of classification, and neither needs more of an image than its
-feature.
-Protocols: domain generalization, with a domain held out or from a single one; without domains all images are one.
-What is predicted hangs on the noise, which is the method's weakness: ``noise=drawn`` draws it for each image, as
-published, ``fixed`` takes one for all, ``averaged`` the mean of contexts over several; results tell how far accuracy
-lies apart over other draws. Differs from the authors' code: images are tested in batches of any size (there the first
-image's prompt serves a whole batch); the held-out domain has no stage of its own; fp32.
+Trained, in two stages: CoOp's context for each source domain, called its prompt label; then a conditional GAN, whose
+generator makes contexts from noise and an image feature, and whose discriminator tells them from the prompt labels. At
+test time a context is generated for each image. The second stage has no classification loss, and both stages need only
+the features of an image.
+Protocols: domain generalization, with a domain held out or from a single one; without domains, all images are one.
+Predictions depend on the noise, which is the method's weakness. ``noise=drawn`` draws it for each image, as published;
+``fixed`` uses one draw for all; ``averaged`` averages the contexts of several. Results report how much the accuracy
+varies with other draws. Differs from the authors' code: images are tested in batches of any size (theirs uses the first
+image's prompt for a whole batch); the held-out domain has no stage of its own; fp32.
 """
 
 from __future__ import annotations
@@ -42,28 +42,28 @@ OF_LABELS = ("objective", "gradient_rule", "aggregator", "text_chunk", "descript
     fidelity="code",
 )
 class SPG(PromptLearner):
-    """Contexts that a generator makes for each image, learnt from those of several domains."""
+    """Contexts made for each image by a generator, which is trained on contexts learnt in several domains."""
 
     published: ClassVar = {"generator.": ""}
 
     @dataclass
     class Config(PromptLearner.Config):
-        """Settings; ``objective``, ``gradient_rule`` and ``aggregator`` are the first stage's.
+        """Settings; ``objective``, ``gradient_rule`` and ``aggregator`` apply to the first stage.
 
         Attributes:
-            n_ctx: tokens of a context; None takes as many as ``ctx_init`` has.
-            ctx_init: a phrase that the first stage starts from.
-            label_epochs: of the first stage, a domain; None takes the second's. Its optimiser is CoOp's.
+            n_ctx: number of tokens of a context; None uses as many as ``ctx_init`` has.
+            ctx_init: phrase that initializes the first stage.
+            label_epochs: epochs of the first stage, per domain; None uses those of the second. Its optimizer is CoOp's.
             label_lr: learning rate of the first stage.
-            noise: at a test, one draw that is ``fixed`` for all images, one ``drawn`` for each, or contexts
+            noise: noise at test time, one draw ``fixed`` for all images, one ``drawn`` for each, or contexts
                 ``averaged`` over ``draws``.
-            draws: that are averaged over.
-            test_draws: other draws with which each test is scored again, to tell how far they lie apart.
-            noise_width: z, numbers of noise.
-            generator_width: of the generator's hidden layers w/2, w, 2w and 4w.
-            discriminator_width: of the discriminator's hidden layers.
-            clipping: largest norms of single tensors' gradients in the second stage, see ``cgan``; empty clips nothing.
-            image_chunk: images whose prompts are encoded at a time; None takes a whole batch.
+            draws: number of draws to average over.
+            test_draws: number of other draws with which each test is scored again, to report the variation.
+            noise_width: width z of the noise.
+            generator_width: w of the generator's hidden layers w/2, w, 2w and 4w.
+            discriminator_width: width of the discriminator's hidden layers.
+            clipping: maximum gradient norms of single tensors in the second stage, see ``cgan``; empty does not clip.
+            image_chunk: images whose prompts are encoded at a time; None takes the whole batch.
         """
 
         n_ctx: int | None = None

@@ -1,16 +1,16 @@
 """TCP: textual-based class-aware prompt tuning (Yao et al., CVPR 2024, arXiv:2311.18231).
 
-Trained: CoOp's context, and a meta-net that makes of each class's frozen text feature w_c tokens of its own, P_c. They
-take the context's place at the input of one block, two thirds up the text tower: what the context has become by then
-goes no further in the sequence, but through what has read it. The loss adds λ(1 - cos) to the frozen class features.
-Below that block the prefix is shared by all classes; from there on each has its own. Attribute words and their vectors
-stand in front of what is replaced, and flow through.
-Protocols: base-to-new; few-shot, cross-dataset and domain generalization, which the authors released no recipe for.
-Differs from the authors' code: the block follows from the tower's depth (theirs is typed, 8 of 12, and so is a width);
-λ is a setting (theirs is typed, and the configuration's is not read); fp32, so that Adam needs no larger eps, which the
-recipe keeps all the same. Traps of their code: a ``CTX_INIT`` that is given is ignored for "a photo of a"; the number
-of epochs of ImageNet and SUN397 is set behind the command line's; the prompt's and the teacher's templates differ. On
-other datasets than that of training, both stay those of training here, and theirs are those of the dataset's name.
+Trained: CoOp's context, and a meta-net that maps each class's frozen text feature w_c to class-specific tokens P_c.
+These replace the context at the input of one block, two thirds up the text tower: from there on, the context acts only
+through the tokens that have attended to it. The loss adds λ(1 - cos) to the frozen class features. Below that block the
+prefix is shared by all classes; from it on, each class has its own. Attribute words and their vectors stand before the
+replaced tokens and are not replaced.
+Protocols: base-to-new; few-shot, cross-dataset and domain generalization, without recipes from the authors.
+Differs from the authors' code: the block follows from the tower's depth (theirs is hard-coded, 8 of 12, and so is a
+width); λ is a setting (theirs is hard-coded, and the configuration's is not read); fp32, so that Adam needs no larger
+eps, which the recipe keeps nevertheless. Traps in their code: a given ``CTX_INIT`` is ignored in favour of "a photo of
+a"; for ImageNet and SUN397 the number of epochs overrides the command line; prompt and teacher use different templates. For
+other datasets than that of training, both stay those of training here; theirs are chosen by the dataset's name.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ from vlprompt.learner.prompts import TextPrompt
 
 
 class ClassAware(Edit):
-    """Tokens of each class's own in the context's place, from the input of one block on.
+    """Class-specific tokens in place of the context, from the input of one block on.
 
     Args:
         own: P (C, n, d_t).
         layer: index of the block.
-        start: position of the first that is replaced.
-        weight: share of the new tokens, 1 in the published code; what flows there has the rest.
+        start: position of the first token that is replaced.
+        weight: share of the new tokens, 1 in the published code; those present have the rest.
     """
 
     tower = "text"
@@ -60,7 +60,7 @@ class ClassAware(Edit):
 
 @register("tcp", paper="arXiv:2311.18231", trains=("text",), fidelity="code")
 class TCP(PromptLearner):
-    """A context that gives way to tokens made of each class's own frozen text feature."""
+    """A context that is replaced, midway, by tokens made from each class's frozen text feature."""
 
     published: ClassVar = {"prompt.ctx": "ctx"}
 
@@ -69,13 +69,13 @@ class TCP(PromptLearner):
         """Settings.
 
         Attributes:
-            n_ctx: learnt tokens n, and tokens of each class's own.
-            prompt_template: words behind the learnt tokens, with {} for the class name.
-            teacher_template: of the frozen class features that the tokens are made of and that the loss holds to; None
-                takes the dataset's own.
-            class_layer: block, counted from 0, at whose input each class's tokens enter; None is two thirds up.
-            class_weight: share of those tokens, against what flows there.
-            meta_width: of the meta-net's hidden layer; None is a quarter of the joint width.
+            n_ctx: number n of learnt tokens, and of class-specific ones.
+            prompt_template: words after the learnt tokens, with {} for the class name.
+            teacher_template: template of the frozen class features from which tokens are made and to which the loss
+                keeps close; None uses the dataset's own.
+            class_layer: block, counted from 0, at whose input class-specific tokens enter; None is two thirds up.
+            class_weight: share of those tokens; the tokens present have the rest.
+            meta_width: width of the meta-net's hidden layer; None is a quarter of the joint width.
         """
 
         objective: list[str] = field(default_factory=lambda: ["ce", "text_anchor(weight=8.0)"])

@@ -1,9 +1,9 @@
-"""VPT: visual prompt tuning (Jia et al., ECCV 2022, arXiv:2203.12119) as the MaPLe repository applies it.
+"""VPT: visual prompt tuning (Jia et al., ECCV 2022, arXiv:2203.12119) as applied in the MaPLe repository.
 
-Trained: n tokens beside the patches, in the first block (shallow) or in the first J (deep).
+Trained: n tokens next to the patches, in the first block (shallow) or in the first J (deep).
 The text is "a photo of a {class}." for every dataset, encoded once.
 Protocols: few-shot, base-to-new, cross-dataset, domain generalization.
-Differs from the authors' code: fp32 prompts that are not cast to half and back.
+Differs from the authors' code: prompts stay in fp32 instead of being cast to fp16 and back.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from vlprompt.learner.prompts import VisualPrompt
 
 @register("vpt", paper="arXiv:2203.12119", trains=("vision",), cacheable_images=False, fidelity="code")
 class VPT(PromptLearner):
-    """Visual prompt tuning: learnt tokens beside the image patches."""
+    """Visual prompt tuning: learnt tokens next to the image patches."""
 
     published: ClassVar = {"prompt.tokens.{i}": "visual_prompts.{i}"}
 
@@ -30,10 +30,10 @@ class VPT(PromptLearner):
         """Settings.
 
         Attributes:
-            n_ctx: tokens in each prompted block.
-            depth: prompted blocks J; 1 is shallow.
+            n_ctx: number of tokens in each prompted block.
+            depth: number J of prompted blocks; 1 is shallow.
             place: where the first tokens enter, before or after the norm in front of the blocks.
-            template: of the fixed text.
+            template: template of the fixed text.
         """
 
         n_ctx: int = 8

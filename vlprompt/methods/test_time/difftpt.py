@@ -1,12 +1,12 @@
 """DiffTPT: diverse data augmentation with diffusions for test-time prompt tuning (Feng et al., ICCV 2023,
 arXiv:2308.06038).
 
-Tuned, for each test image anew: TPT's context, on views of which some were made by a generator. Of all views those are
-kept whose logits resemble the image's own, and of these the surest.
-Protocols: test-time; the start may be a CoOp or CoCoOp learner, as TPT's.
-Differs from the authors' code: fp32; no generator is called: its images are read from a folder (``generated``), where
-they lie as ``<name>_<i>``, and are seen by the evaluation crop. Their figures are of five images a class, drawn without
-a seed, and do not compare with those of whole test sets.
+Tuned, for each test image separately: TPT's context, on views some of which were generated. Of all views, those whose
+logits resemble the image's own are kept, and of these the most confident.
+Protocols: test-time; the initial context may be a CoOp or CoCoOp learner's, as in TPT.
+Differs from the authors' code: fp32; no generator is called: its images are read from a folder (``generated``) as
+``<name>_<i>``, and seen through the evaluation crop. Their figures are for five images per class, drawn without a
+seed, and are not comparable with those of whole test sets.
 """
 
 from __future__ import annotations
@@ -38,16 +38,16 @@ def resembling_views(logits: Tensor, share: float) -> Tensor:
 
 @register("difftpt", paper="arXiv:2308.06038", trains=("text",), labels="none", inputs=("views",))
 class DiffTPT(TPT):
-    """TPT with views that a generator made."""
+    """TPT with additional, generated views."""
 
     @dataclass
     class Config(TPT.Config):
-        """Settings, as TPT's.
+        """Settings, those of TPT and more.
 
         Attributes:
-            generated: a folder of generated views of the test images, as ``<name>_<i>``.
-            n_generated: such views of each image, beside the ``n_views`` that are the centre crop and crops.
-            similar: share of the views that is kept by their logits' likeness to the image's.
+            generated: a folder with generated views of the test images, named ``<name>_<i>``.
+            n_generated: number of such views per image, in addition to the ``n_views`` crops.
+            similar: share of the views to keep, by the similarity of their logits to the image's.
         """
 
         n_views: int = 65

@@ -1,13 +1,13 @@
 """TDA: efficient test-time adaptation of vision-language models (Karmanov et al., CVPR 2024, arXiv:2403.18293).
 
-Learnt, from the test images as they come and without gradients: two caches keyed by the class that zero-shot takes an
-image for. The positive cache holds the images it is surest of, which vote for that class; the negative one holds images
-that it is moderately unsure of, which vote against the classes that they may be.
+Learnt from the test images as they come, without gradients: two caches, keyed by the class that zero-shot CLIP
+predicts. The positive cache holds the most confident images, which vote for that class. The negative cache holds images
+of moderate uncertainty, which vote against the classes that they may show.
 Protocols: test-time; also on top of a saved learner's class features (``text=``).
-Differs from the authors' code: fp32; the order of the test images follows from the run's seed, and each test begins
-with empty caches. As theirs, the entropy of the thresholds is natural over log2 C, so that it reaches 0.69 and not 1,
-several views are AugMix's (augmix=false leaves crops and mirror images) and seen of the shifted versions of ImageNet
-alone, and their mean feature is not normalised again.
+Differs from the authors' code: fp32; the order of the test images is determined by the run's seed, and each test starts
+with empty caches. As in theirs, the entropy for the thresholds is natural over log2 C, so that it reaches 0.69 rather
+than 1; several views are AugMix's (augmix=false uses crops and mirror images), for the shifted versions of ImageNet
+only; and their mean feature is not normalised again.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ class Seen(NamedTuple):
 
 
 class Cache:
-    """For each predicted class the images of lowest entropy so far, at most ``shots`` of them.
+    """For each predicted class, the images of lowest entropy so far, at most ``shots`` of them.
 
     Attributes:
         keys: features (C, shots, D).
-        entropy: theirs (C, shots), infinite where there is none yet.
-        votes: what each says of the classes (C, shots, C), of a cache that keeps it.
+        entropy: their entropies (C, shots), infinite for empty places.
+        votes: the votes of each image (C, shots, C), in a cache that keeps them.
     """
 
     def __init__(self, classes: int, shots: int, f: Tensor, keeps_votes: bool = False):
@@ -68,7 +68,7 @@ class Cache:
 
 @register("tda", paper="arXiv:2403.18293", labels="none", head=True, predicts="online", fidelity="code")
 class TDA(BesideZeroShot):
-    """Zero-shot beside two caches of the test images that came before."""
+    """Zero-shot CLIP plus two caches of the test images seen so far."""
 
     @dataclass
     class Config(BesideZeroShot.Config):
@@ -76,13 +76,13 @@ class TDA(BesideZeroShot):
 
         Attributes:
             alpha, beta: weight α and sharpness β of the positive cache.
-            positive_shots: images that it holds of a class, at most.
-            negative_alpha, negative_beta, negative_shots: the same of the negative cache.
-            unsure: entropies over log2 C between which an image enters the negative cache.
-            possible: probabilities between which a class is one that such an image votes against.
-            n_views: views of a test image, the centre crop among them; 1 takes that alone.
-            fraction: of several views, the surest, whose mean counts.
-            augmix: whether several views are crops mixed with weak operations on them (``vlprompt.data.augmix``).
+            positive_shots: maximum number of images per class in it.
+            negative_alpha, negative_beta, negative_shots: the same for the negative cache.
+            unsure: range of the entropy over log2 C in which an image enters the negative cache.
+            possible: range of the probability in which a class gets a negative vote from such an image.
+            n_views: number of views of a test image, including the centre crop; 1 uses only that.
+            fraction: share of several views, the most confident, that are averaged.
+            augmix: whether several views are augmented with AugMix (``vlprompt.data.augmix``).
         """
 
         alpha: float = 2.0

@@ -1,12 +1,12 @@
 """TPT: test-time prompt tuning for zero-shot generalization (Shu et al., NeurIPS 2022, arXiv:2209.07511).
 
-Tuned, for each test image anew: the context, by a step that makes the mean prediction over the surest of its augmented
-views more certain. The prediction is that of the centre crop with the tuned context.
-Protocols: test-time; the start may be a saved CoOp learner (``init_from``) or, with conditional=true, a CoCoOp one, of
-which the context that its meta-net gives the centre crop is tuned.
-Differs from the authors' code: fp32, so that no step is skipped; views are crops and mirror images unless augmix=true
-mixes them, which the recipe sets where theirs does, on the ten fine-grained sets; a view depends on the image alone, so
-that the order of test images changes nothing.
+Tuned, for each test image separately: the context, by a step that lowers the entropy of the mean prediction over the
+most confident of its augmented views. The prediction is that of the centre crop with the tuned context.
+Protocols: test-time. The initial context may be a saved CoOp learner's (``init_from``) or, with conditional=true, the
+one that a CoCoOp learner's meta-net gives for the centre crop.
+Differs from the authors' code: fp32, so that no step is skipped; views are crops and mirror images unless augmix=true,
+which the recipe sets where theirs does, on the ten fine-grained datasets; the views of an image do not depend on the
+order of the test images.
 """
 
 from __future__ import annotations
@@ -43,20 +43,20 @@ def entropy_of_mean(logits: Tensor) -> Tensor:
 
 @register("tpt", paper="arXiv:2209.07511", trains=("text",), labels="none", inputs=("views",), fidelity="code")
 class TPT(CoOp):
-    """A context that is tuned on each test image by itself."""
+    """A context tuned on each test image separately."""
 
     @dataclass
     class Config(CoOp.Config):
-        """Settings, as CoOp's, started from "a photo of a".
+        """Settings, those of CoOp, initialized with "a photo of a".
 
         Attributes:
-            n_views: views of a test image, the centre crop among them.
-            fraction: of the views, the surest, that are tuned on.
-            steps_per_image: of AdamW.
-            tuning_lr: its learning rate.
-            tuning_decay: its weight decay.
-            augmix: whether views are crops mixed with weak operations on them (``vlprompt.data.augmix``).
-            conditional: whether it starts from CoCoOp's context, which follows from the image.
+            n_views: number of views of a test image, including the centre crop.
+            fraction: share of the views, the most confident, to tune on.
+            steps_per_image: number of AdamW steps.
+            tuning_lr: learning rate of AdamW.
+            tuning_decay: weight decay of AdamW.
+            augmix: whether views are augmented with AugMix (``vlprompt.data.augmix``).
+            conditional: start from CoCoOp's context, which depends on the image.
         """
 
         ctx_init: str | None = "a photo of a"

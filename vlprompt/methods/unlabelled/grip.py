@@ -1,18 +1,18 @@
 """FPL, IFPL and GRIP: enhancing CLIP with CLIP (Menghini et al., NeurIPS 2023, arXiv:2306.01669).
 
 Trained: a text prompt, a visual prompt, or both (UPT), on pseudo-labels of a leaderboard and on labelled images, if
-there are any. FPL labels the pool once by zero-shot CLIP; IFPL labels it anew in each round, by the prompt of the round
-before; GRIP also takes more images a class from round to round.
-Protocols: semi-supervised, unsupervised, transductive zero-shot (in which the pool's images are of unseen classes).
-Differs from the authors' code: a template's "{}" is filled in (there it stays in what the first labeler reads); γ is
-|U|/|L| in every round (there |L|/|U| in IFPL and GRIP); each round starts from the first prompt (there text and joint
-prompts go on from the last); all pseudo-labels are trained on (there 20% are held out where K ≥ 10, for a validation
-that chooses nothing); joint prompts see all of one another (there in pairs). as_published=true does all that.
-Nor is a fifth of the labelled images held out, under either setting: theirs sets aside 20% of them for the same
-validation, and trains on 80% of the two a class, or of the seen classes' images.
+there are any. FPL labels the pool once with zero-shot CLIP; IFPL labels it again in each round, with the prompt of the
+previous one; GRIP also uses more images per class from round to round.
+Protocols: semi-supervised, unsupervised, transductive zero-shot (where the pool's images are of unseen classes).
+Differs from the authors' code: a template's "{}" is filled in (theirs leaves it in what the first labeler reads); γ is
+|U|/|L| in every round (theirs uses |L|/|U| in IFPL and GRIP); each round starts from the initial prompt (in theirs text
+and joint prompts continue from the last); all pseudo-labels are trained on (theirs holds 20% out where K ≥ 10, for a
+validation that chooses nothing); all joint prompts attend to each other (in theirs, in pairs). as_published=true does
+all that as theirs does. In neither case are labelled images held out; theirs sets 20% of them aside for the same
+validation, and trains on 80% of the two per class, or of the seen classes' images.
 The published rate, lr=0.1, is for ViT-B/32. On small models it can end below zero-shot; with labelled images,
-selection=fewshot_val and grid={lr: [0.1, 0.01, 0.001]} choose it on held-out ones. Without any there is nothing to
-choose it on.
+selection=fewshot_val and grid={lr: [0.1, 0.01, 0.001]} choose it on held-out images. Without labelled images there is
+nothing to choose it on.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ TOWERS = {"text": {"text"}, "visual": {"vision"}, "multimodal": {"text", "vision
     "grip", paper="arXiv:2306.01669", trains=("text", "vision"), cacheable_images=False, labels="any", fidelity="code"
 )
 class GRIP(PromptLearner):
-    """Grow and refine iteratively pseudo-labels: more of them in each round, by the prompt of the last."""
+    """Grow and refine iteratively pseudo-labels: more in each round, given by the previous round's prompt."""
 
     @dataclass
     class Config(AttributeSettings, PromptLearner.Config):
@@ -55,14 +55,13 @@ class GRIP(PromptLearner):
 
         Attributes:
             prompts: what is learnt, text, visual or multimodal (UPT, both).
-            n_ctx: learnt tokens; None takes 16, or 4 of each tower if multimodal.
-            labeler: which images of the pool are taken for which class, see ``vlprompt.learner.labelers``.
-            rounds: labellings, with a training after each.
-            template: of the first labeler, and of the classes under visual prompts; None takes the dataset's own.
-            joint_width: of the layer that mixes multimodal prompts.
-            as_published: whether to do as the authors' code does, see above.
-            grid: values of lr and weight_decay that a selection on held-out images chooses among, each by a whole
-                training.
+            n_ctx: number of learnt tokens; None uses 16, or 4 per tower if multimodal.
+            labeler: how images of the pool are pseudo-labelled, see ``vlprompt.learner.labelers``.
+            rounds: number of rounds of labelling and training.
+            template: for the first labeler, and for the classes with visual prompts; None uses the dataset's own.
+            joint_width: width of the layer that mixes multimodal prompts.
+            as_published: do as the authors' code does, see above.
+            grid: values of lr and weight_decay to choose from on held-out images, each with a complete training.
         """
 
         prompts: Literal["text", "visual", "multimodal"] = "text"
@@ -189,11 +188,11 @@ class GRIP(PromptLearner):
     "ifpl", paper="arXiv:2306.01669", trains=("text", "vision"), cacheable_images=False, labels="any", fidelity="code"
 )
 class IFPL(GRIP):
-    """Iterative few pseudo-labels: as many in each round, by the prompt of the last."""
+    """Iterative few pseudo-labels: equally many in each round, given by the previous round's prompt."""
 
     @dataclass
     class Config(GRIP.Config):
-        """Settings, as GRIP's with sixteen images a class in each round."""
+        """Settings, those of GRIP with sixteen images per class in each round."""
 
         labeler: str = "leaderboard(k=16)"
 
@@ -202,11 +201,11 @@ class IFPL(GRIP):
     "fpl", paper="arXiv:2306.01669", trains=("text", "vision"), cacheable_images=False, labels="any", fidelity="code"
 )
 class FPL(GRIP):
-    """Few pseudo-labels: of zero-shot CLIP, for one training."""
+    """Few pseudo-labels: given by zero-shot CLIP, for a single training."""
 
     @dataclass
     class Config(GRIP.Config):
-        """Settings, as GRIP's with sixteen images a class in the only round."""
+        """Settings, those of GRIP with sixteen images per class in a single round."""
 
         labeler: str = "leaderboard(k=16)"
         rounds: int = 1

@@ -1,14 +1,14 @@
 """POUF: prompt-oriented unsupervised fine-tuning (Tanwisuth et al., ICML 2023, arXiv:2305.00350).
 
-Trained, on images without labels: CoOp's context, from "a photo of a" on, and CLIP's logit scale, so that images and
-classes are cheap to move onto each other (``transport``), and predictions are sure of each image and balanced over a
-batch (``information_maximization``). This is the paper's prompt mode; its model mode, which trains all of CLIP, is no
-learner on a frozen one.
+Trained, on unlabelled images: CoOp's context, initialized with "a photo of a", and CLIP's logit scale, so that images
+and classes are cheap to transport onto each other (``transport``), and predictions are confident for each image and
+balanced over a batch (``information_maximization``). This is the paper's prompt mode; its model mode trains all of
+CLIP, which is not done here.
 Protocols: unsupervised.
-Differs from the authors' code: the pool is the training images, and test images are others (theirs learns from the very
-images that it tests, but on DomainNet); the last step is tested (theirs takes the epoch that is best on them).
-The loss depends on the batch's size: each class's share of the transport takes it that the batch has images of that
-class, which batches with fewer images than classes cannot.
+Differs from the authors' code: the pool is the training images, and others are tested (except on DomainNet, theirs
+learns from the very images that it tests); the last step is tested (theirs takes the epoch that is best on them).
+The loss depends on the batch size: the transport from classes assumes that a batch has images of each class, which is
+impossible if it has fewer images than there are classes.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from vlprompt.methods.prompts.coop import CoOp
 
 @register("pouf", paper="arXiv:2305.00350", trains=("text",), labels="none", paper_epoch="test", fidelity="code")
 class POUF(CoOp):
-    """A context and a logit scale that bring images without labels and classes together."""
+    """A context and a logit scale that align unlabelled images with the classes."""
 
     @dataclass
     class Config(CoOp.Config):
-        """Settings, as CoOp's, started from "a photo of a".
+        """Settings, those of CoOp, initialized with "a photo of a".
 
         Attributes:
-            scale_lr: learning rate of the logit scale's logarithm over the context's; as published it hardly moves.
+            scale_lr: learning rate of the log logit scale, relative to the context's; as published it hardly moves.
         """
 
         objective: list[str] = field(default_factory=lambda: ["transport", "information_maximization(weight=0.3)"])

@@ -1,16 +1,16 @@
 """PromptKD: unsupervised prompt distillation for vision-language models (Li et al., CVPR 2024, arXiv:2403.02781).
 
-Trained, on images without labels: visual prompts of a student, and a projection of its image features, un-normalised,
-to a teacher's width: linear, batch norm, ReLU, linear. The teacher's class features of all names, those of later tests
-too, are the classifier; the loss is KL(teacher ‖ student) of the class probabilities, times a weight that makes up for
-a division by B·C. The teacher is any saved learner (``teacher=RUN``), such as PromptSRC on a larger backbone, trained
-on labelled images of the base classes; without one it is the student's own frozen model.
+Trained, on unlabelled images: a student's visual prompts, and a projection of its unnormalised image features to the
+teacher's width (linear, batch norm, ReLU, linear). The classifier is the teacher's class features of all names, those
+of later tests included; the loss is KL(teacher ‖ student) of the class probabilities, with a weight that compensates
+for a division by B·C. The teacher is any saved learner (``teacher=RUN``), such as PromptSRC on a larger backbone,
+trained on labelled images of the base classes; without one it is the student's own frozen model.
 Protocols: base-to-new without labels; unsupervised (their cross-dataset: the target's training images).
-The student keeps the teacher's class features, and so needs the teacher no more, but for other class names.
+The student keeps the teacher's class features, so it needs the teacher only for other class names.
 Differs from the authors' code: the last epoch is tested (theirs takes the epoch that is best on the base classes' test
-images, across datasets on the test set itself); widths are read from the models. Traps: figures stand beside 16-shot
-methods in tables, while a larger teacher, all training images and the new classes' names are behind them; the weight
-takes the number of classes with it; the first map's bias has no gradient but rounding noise, since a norm follows.
+images, and across datasets on the test set itself); widths are read from the models. Traps: tables list its figures
+next to 16-shot methods, although it uses a larger teacher, all training images and the new classes' names; the weight
+includes the number of classes; the first map's bias gets no gradient but rounding noise, since a norm follows.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ LAST = "projection.second.weight"  # (D_t, D_t)
 
 
 class BatchNorm(nn.Module):
-    """Batch normalisation of features (B, D): of the batch while it is trained, of running means when it is tested."""
+    """Batch normalisation of features (B, D): batch statistics in training, running ones in evaluation."""
 
     running_mean: Tensor
     running_var: Tensor
@@ -72,7 +72,7 @@ def make_projection(width: int, wider: int) -> nn.Sequential:
     fidelity="code",
 )
 class PromptKD(PromptLearner):
-    """A student that learns from a larger learner's predictions of images without labels."""
+    """A student that is distilled from a larger learner on unlabelled images."""
 
     published: ClassVar = {
         "prompt.tokens.{i}": "visual_prompts.{i}",
@@ -87,8 +87,8 @@ class PromptKD(PromptLearner):
         """Settings.
 
         Attributes:
-            n_ctx: tokens in each prompted image block.
-            depth: prompted image blocks, the first included.
+            n_ctx: number of tokens in each prompted image block.
+            depth: number of prompted image blocks, including the first.
         """
 
         objective: list[str] = field(default_factory=lambda: ["logit_kl(weight=1000)"])

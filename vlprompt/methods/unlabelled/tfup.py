@@ -1,12 +1,12 @@
 """TFUP: training-free unsupervised prompts for vision-language models (Long et al., 2024, arXiv:2404.16339).
 
-Fitted, without training, to images without labels: a cache of the images that are most central among those which
-zero-shot finds most probable for a class (``labeler``). It votes as Tip-Adapter's does, by affinities that are scaled
-by how alike zero-shot finds the two images.
+Fitted, without training, to unlabelled images: a cache of the most central images among those that zero-shot CLIP finds
+most probable for a class (``labeler``). It votes as Tip-Adapter's does, with affinities scaled by how similar the two
+images' zero-shot predictions are.
 Protocols: unsupervised.
 Differs from the authors' code: the pool is the training images (theirs are the test images on two of four datasets);
-fp32; class features are the dataset's templates, or with descriptions=FILE the mean of sentences that they take, of
-which they made the file by a language model. Most of the published gain over plain templates is those sentences'.
+fp32; class features are from the dataset's templates or, with descriptions=FILE, the mean over sentences as in theirs,
+which a language model wrote. Most of the published gain over plain templates comes from those sentences.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def raw_text(learner: OnText, template: list[str] | None) -> Tensor:
 
 @register("tfup", paper="arXiv:2404.16339", labels="none", new_classes=False, head=True, fidelity="code")
 class TFUP(ImageCache, OnText):
-    """A cache of images without labels, the most central of each class, beside zero-shot CLIP."""
+    """A cache of unlabelled images, the most central per class, added to zero-shot CLIP."""
 
     @dataclass
     class Config(OnText.Config):
@@ -77,9 +77,9 @@ class TFUP(ImageCache, OnText):
 
         Attributes:
             labeler: which images of the pool are cached for which class, see ``vlprompt.learner.labelers``.
-            alpha: what the cache counts beside zero-shot's logits.
-            beta: how fast a key's say falls with its distance.
-            template: of zero-shot; None takes the dataset's own. ``descriptions`` stand in their place.
+            alpha: weight of the cache's logits, added to zero-shot's.
+            beta: sharpness, how quickly a key's influence decays with its distance.
+            template: for zero-shot; None uses the dataset's own. ``descriptions`` replace it.
         """
 
         labeler: str = "prototype_kl"

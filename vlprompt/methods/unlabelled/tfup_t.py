@@ -1,13 +1,13 @@
 """TFUP-T: TFUP with training (Long et al., 2024, arXiv:2404.16339).
 
-Trained, on images without labels: a residual r on each class feature, t' = ½·t + ½·r, and a bottleneck on the image
-feature as CLIP-Adapter's. First on the pool's most central images under the labels that TFUP gives them; then on the
-whole pool, each augmented image by what the plain one with TFUP's cache beside it is sure of, with predictions kept
-balanced over a batch. The cache is left behind: the residual and the bottleneck score alone.
+Trained, on unlabelled images: a residual r on each class feature, t' = ½·t + ½·r, and a bottleneck on the image feature
+as in CLIP-Adapter. First on the pool's most central images with TFUP's labels; then on the whole pool, where an
+augmented image learns from confident predictions of the plain image with TFUP's cache, and predictions are kept
+balanced over a batch. The cache is then dropped: residual and bottleneck score alone.
 Protocols: unsupervised.
 Differs from the authors' code: the last epoch is tested (theirs takes the best on the test images); the learning rate
-falls along one cosine over all epochs (theirs counts the steps of the first phase alone, so that it rises again in the
-second); fp32 where theirs is fp16.
+follows one cosine over all epochs (theirs counts only the steps of the first phase, so it rises again in the second);
+fp32 where theirs is fp16.
 """
 
 from __future__ import annotations
@@ -40,23 +40,23 @@ from vlprompt.methods.unlabelled.tfup import raw_text, votes
     fidelity="code",
 )
 class TFUPT(CLIPAdapter):
-    """Class residuals and a bottleneck, trained on pseudo-labels of TFUP's cache."""
+    """Class residuals and a bottleneck, trained on pseudo-labels from TFUP's cache."""
 
     published: ClassVar[Mapping[str, str]] = {}
 
     @dataclass
     class Config(CLIPAdapter.Config):
-        """Settings, as CLIP-Adapter's.
+        """Settings, those of CLIP-Adapter and more.
 
         Attributes:
             text_ratio: share of the residual in a class feature.
             labeler: which images of the pool are cached, see ``vlprompt.learner.labelers``.
-            first_labeler: which are trained on first.
+            first_labeler: which of them are trained on first.
             first_epochs: epochs on those alone.
             alpha, beta: weight and sharpness of the cache.
-            threshold: probability above which the plain image's prediction is a label.
-            marginal_weight: of the mean prediction's entropy.
-            template: of zero-shot; None takes the dataset's own. ``descriptions`` stand in their place.
+            threshold: probability above which the plain image's prediction is used as a label.
+            marginal_weight: weight of the entropy of the mean prediction.
+            template: for zero-shot; None uses the dataset's own. ``descriptions`` replace it.
         """
 
         text_ratio: float = 0.5

@@ -1,10 +1,11 @@
 """UPL: unsupervised prompt learning for vision-language models (Huang et al., 2022, arXiv:2204.03649).
 
-Trained: CoOp's context, on images without labels: of those that zero-shot CLIP takes for a class, the K it is surest
-of. ``members=16`` trains as many contexts, each from a start and in an order of its own, whose logits are averaged;
-``labelled_by=[RN50@openai, …]`` lets the mean prediction of several backbones label the pool (UPL*).
+Trained: CoOp's context, on unlabelled images: for each class, the K images that zero-shot CLIP assigns to it with the
+highest confidence. ``members=16`` trains that many contexts, each with its own initialization and order of images, and
+averages their logits; ``labelled_by=[RN50@openai, …]`` labels the pool with the mean prediction of several backbones
+(UPL*).
 Protocols: unsupervised.
-Differs from the authors' code: fp32; the ensemble's members share the seed of a run, which each turns into its own.
+Differs from the authors' code: fp32; the members' seeds are derived from the seed of the run.
 """
 
 from __future__ import annotations
@@ -30,18 +31,18 @@ from vlprompt.methods.prompts.coop import CoOp
 
 @register("upl", paper="arXiv:2204.03649", trains=("text",), labels="none", fidelity="code")
 class UPL(CoOp):
-    """CoOp on pseudo-labels of the images that zero-shot CLIP is surest of."""
+    """CoOp on pseudo-labels of the images on which zero-shot CLIP is most confident."""
 
     @dataclass
     class Config(CoOp.Config):
-        """Settings, as CoOp's with sixteen random tokens.
+        """Settings, those of CoOp with sixteen random tokens.
 
         Attributes:
-            labeler: which images of the pool are taken for which class, see ``vlprompt.learner.labelers``.
-            template: of the zero-shot classifier that labels the pool; None takes the dataset's own.
-            members: contexts that are trained one after another, and whose logits are averaged; published are 16.
-            labelled_by: backbones, NAME or NAME@TAG, whose mean probabilities label the pool; empty takes the
-                learner's own.
+            labeler: how images of the pool are pseudo-labelled, see ``vlprompt.learner.labelers``.
+            template: for the zero-shot classifier that labels the pool; None uses the dataset's own.
+            members: number of contexts, trained one after another, whose logits are averaged; published are 16.
+            labelled_by: backbones, NAME or NAME@TAG, whose mean probabilities label the pool; empty uses the learner's
+                own.
         """
 
         n_ctx: int | None = 16

@@ -1,4 +1,4 @@
-"""Prompts of both towers that see one another (UPT, arXiv:2210.07225), as Enhancing CLIP with CLIP uses them."""
+"""Prompts of both towers that attend to each other (UPT, arXiv:2210.07225), as used in Enhancing CLIP with CLIP."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ def quick_gelu(x: Tensor) -> Tensor:
 
 
 class JointPrompts(nn.Module):
-    """One layer of a transformer that n text and n visual tokens go through, between two linear maps of each.
+    """A transformer layer over n text and n visual tokens, with linear maps before and after it.
 
     Args:
         text_width, vision_width: d_t and d_v.
         width: of the layer, which has one head.
-        pairwise: let the i-th text token see the i-th visual one alone, and not all 2n.
+        pairwise: let the i-th text token attend only to the i-th visual one, instead of to all 2n.
     """
 
     def __init__(self, text_width: int, vision_width: int, width: int, pairwise: bool = False):
