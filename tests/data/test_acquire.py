@@ -83,7 +83,7 @@ def test_interrupted_download_goes_on_where_it_stopped(server: Server, tmp_path:
 def test_wrong_checksum_and_answers_of_the_server_are_told(server: Server, tmp_path: Path):
     card = toy(server, zipped(**{"images/cat/0.jpg": b"x"}), md5="0" * 32)
     with pytest.raises(
-        VlpromptError, match=r"download of Toy failed .*the expected checksum .*: try again, or get it from https://toy"
+        VlpromptError, match=r"download of Toy failed .*the expected checksum.*: try again, or get it from https://toy"
     ):
         download_dataset(card, tmp_path)
     assert not list((tmp_path / "toy").iterdir())
@@ -175,7 +175,7 @@ def test_torchvisions_layout_is_put_in_place_once(tmp_path: Path, mode: str):
 def test_what_cannot_be_prepared_is_told(tmp_path: Path, capsys: pytest.CaptureFixture):
     for card, source, message in (
         ("dtd", "absent", "absent does not exist"),
-        ("dtd", ".", "nothing of DescribableTextures .* is in"),
+        ("dtd", ".", "contains nothing of DescribableTextures"),
         ("pacs", ".", "PACS has no layout to start from"),
         ("ucf101", ".", "no videos are in"),
     ):
