@@ -31,7 +31,7 @@ def test_places_tell_classes_of_one_name_apart() -> None:
     assert find_part(learnt, ("dog", "missile"), (3, 2)) == (3, 2)
     assert find_part(learnt, ("missile", "dog", "missile")) == (0, 3, 2)  # both, in their order
     for places in ((), (3, 9), (2, 2), (3, 1)):
-        with pytest.raises(VlpromptError, match=r"'missile' stands 2 times .* and 1 times among those asked for"):
+        with pytest.raises(VlpromptError, match=r"'missile' occurs 2 times .* and 1 times among those asked for"):
             find_part(learnt, ("dog", "missile"), places)
 
 

@@ -145,7 +145,7 @@ def test_transferability_is_the_cosine_of_shifts() -> None:
 def test_transferability_refuses_what_does_not_compare() -> None:
     with pytest.raises(VlpromptError, match="two learners or more"):
         analysis.transferability({"a": make("coop")})
-    with pytest.raises(VlpromptError, match="several backbones"):
+    with pytest.raises(VlpromptError, match="different backbones"):
         analysis.transferability({"a": make("coop"), "b": make("coop", small_clip(quick_gelu=False))})
     with pytest.raises(VlpromptError, match=r"v \(vpt\) has no learnt class features"):
         analysis.transferability({"a": make("coop"), "v": make("vpt")})

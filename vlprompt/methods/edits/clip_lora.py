@@ -34,7 +34,7 @@ class CLIPLoRA(PromptLearner):
             alpha: α in the scale s = α/√r.
             maps: attention maps to update, of q, k, v and o.
             dropout: dropout rate on the input of A, in training.
-            template: text template; None uses the first of the dataset, also when others are tested.
+            template: text template; None uses the first of the dataset that is trained or tested on.
         """
 
         tower: Where = "both"

@@ -119,7 +119,7 @@ class MMRL(PromptLearner):
             alpha: share α of the class feature in the logits of classes that were trained on; the loss has its own
                 weights.
             scale: factor of the cosines; None uses the model's.
-            template: text template; None uses the first of the dataset, also when others are tested.
+            template: text template; None uses the first of the dataset that is trained or tested on.
         """
 
         objective: list[str] = field(

@@ -9,8 +9,8 @@ Protocols: base-to-new; few-shot, cross-dataset and domain generalization, witho
 Differs from the authors' code: the block follows from the tower's depth (theirs is hard-coded, 8 of 12, and so is a
 width); λ is a setting (theirs is hard-coded, and the configuration's is not read); fp32, so that Adam needs no larger
 eps, which the recipe keeps nevertheless. Traps in their code: a given ``CTX_INIT`` is ignored in favour of "a photo of
-a"; for ImageNet and SUN397 the number of epochs overrides the command line; prompt and teacher use different templates. For
-other datasets than that of training, both stay those of training here; theirs are chosen by the dataset's name.
+a"; for ImageNet and SUN397 the number of epochs overrides the command line; prompt and teacher use different templates.
+On datasets other than that of training, both stay those of training here; theirs are chosen by the dataset's name.
 """
 
 from __future__ import annotations
