@@ -143,5 +143,5 @@ def test_a_classifier_asks_the_settings_whether_images_without_labels_are_of_use
     found.fit(x, [NAMES[i % CLASSES] for i in range(12)], X_unlabelled=features(12, 3).numpy())
     assert found.learner_.facts.labels == "none"
     assert len(found.history_) == 1
-    with pytest.raises(VlpromptError, match="learns from labelled images alone, and X_unlabelled has no labels"):
+    with pytest.raises(VlpromptError, match="learns from labelled images only: leave X_unlabelled out"):
         PromptClassifier("coop", small_clip()).fit(x, list(range(12)), X_unlabelled=x)
