@@ -7,8 +7,9 @@ authors' code the branches get the gradients of s = 1; with the true gradients, 
 Protocols: base-to-new, cross-dataset, domain generalization; few-shot, without a recipe from the authors.
 Differs from the authors' code: blocks 5 to 12 of 12 become the upper two thirds on other towers; the towers may differ
 in depth (theirs fails if the text tower is deeper); class features are recomputed as they change (theirs are kept from
-the first evaluation on, so a validation between epochs scores stale ones). Traps in their code: its defaults (from
-block 4, s = 0.1) are not the recipe's; a branch on the embeddings, index 0, is never used.
+the first evaluation on, so a validation between epochs scores stale ones); training is in fp32 (theirs: mixed
+precision). Traps in their code: its defaults (from block 4, s = 0.1) are not the recipe's; a branch on the embeddings,
+index 0, is never used.
 """
 
 from __future__ import annotations

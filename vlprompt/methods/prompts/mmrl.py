@@ -8,11 +8,11 @@ feature, as in CLIP, and with the mean of its representation tokens under the se
 were trained on are scored by α·class + (1-α)·rep; all others, and the same classes in another dataset, by class alone.
 Protocols: few-shot, base-to-new, cross-dataset, domain generalization.
 Differs from the authors' code: blocks 6 to 12 of 12 become the upper half on other towers; class features are
-recomputed as they change (theirs are kept during evaluation); the values that they set per dataset (λ and, for EuroSAT,
-the width of the token space) are used with ``selection=paper`` only. Traps in their code: logits have the constant
-scale 100 instead of the model's; the second projection starts at random, not at CLIP's; the table of λ overrides the
-configuration; EuroSAT's wider space makes a checkpoint from ImageNet unloadable; the protocol is read from the raw
-command line.
+recomputed as they change (theirs are kept during evaluation); training is in fp32 (theirs: mixed precision); the values
+that they set per dataset (λ and, for EuroSAT, the width of the token space) are used with ``selection=paper`` only.
+Traps in their code: logits have the constant scale 100 instead of the model's; the second projection starts at random,
+not at CLIP's; the table of λ overrides the configuration; EuroSAT's wider space makes a checkpoint from ImageNet
+unloadable; the protocol is read from the raw command line.
 """
 
 from __future__ import annotations
