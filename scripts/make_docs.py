@@ -249,7 +249,7 @@ def overview(counts: dict[str, str]) -> str:
         "figures are on each method's page."
     )
     shared = settings_table(asdict(PromptLearner.Config()), meanings(PromptLearner.Config))
-    every = ["## Settings of every method", "", *shared]
+    every = ["## Settings of every method", "", "Modules named here are in `vlprompt.learner`.", "", *shared]
     return "\n".join([MADE, "# Methods", "", head, rule, *lines, "", note, "", *parts_table(), "", *every, ""])
 
 

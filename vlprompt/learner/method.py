@@ -39,7 +39,7 @@ class Method(nn.Module):
         """Settings of every method.
 
         Attributes:
-            objective: the terms of the loss, see ``objectives`` beside this module.
+            objective: the terms of the loss, see ``objectives``.
             gradient_rule: how the gradient of the loss is modified before the optimizer step, see ``gradients``.
             aggregator: how weights are aggregated over epochs, see ``aggregation``; None uses the last epoch's.
             init_from: a saved learner, the folder of a run or a ``.safetensors`` file with learnables to start from.
