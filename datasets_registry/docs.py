@@ -14,44 +14,44 @@ HEAD = """# Datasets
 
 <!-- Made from datasets_registry/cards by `python -m datasets_registry.docs`; edit the cards. -->
 
-`vlprompt data list` prints this table, `vlprompt data info NAME` a card, and `vlprompt data check NAME data_root=DIR`
-tells what is there and what is wrong, one line each. Data of your own needs no card: see
+`vlprompt data list` prints this table, `vlprompt data info NAME` the card of a dataset, and
+`vlprompt data check NAME data_root=DIR` lists what is there and what is wrong. Your own data needs no card: see
 [bring your own data](howto/own_data.md).
 
-`data_root` is the folder that holds the datasets' folders. Counts are those of the split in use; *base* and *new* are
-the test images of the first ⌈C/2⌉ classes and of the others. ≈ marks counts of the literature: copies of these sets
-differ.
+`data_root` is the folder that contains the datasets' folders. Counts are those of the split in use; *base* and *new*
+are the numbers of test images of the first ⌈C/2⌉ classes and of the others. ≈ marks counts from the literature, since
+copies of these datasets differ.
 """
 SPLITS = """## Where splits come from
 
 | split | meaning |
 | --- | --- |
-| included | CoOp's published split, which comes with the package (MIT licence, see NOTICE). |
-| published | the file that a method's authors published, linked in the dataset's section; it is not ours to ship. |
-| official | lists or files of the dataset's own authors. |
-| folders | folders of the images. |
-| test only | test images for what is learnt on another dataset. |
-| embedded | part of this package; nothing to get. |
+| included | CoOp's published split, included in the package (MIT licence, see NOTICE). |
+| published | a file published by a method's authors, linked in the dataset's section; we may not redistribute it. |
+| official | lists or files by the dataset's authors. |
+| folders | the folders that the images are in. |
+| test only | test images, for methods trained on another dataset. |
+| embedded | part of this package; nothing to download. |
 
-Where the split is included, the images are all that is needed. The authors' file is still taken first where it lies in
-its place; if it says other than the published split, a warning and `data check` tell, and results have
+If the split is included, only the images are needed. A split file of the authors still takes precedence if it is in
+its place; if it differs from the published split, there is a warning, `data check` reports it, and results have
 `"source": "own file"`.
 
-Without the published file, `split=generated` makes a split from the images: the same on every machine, 50/20/30 of each
-class, or the authors' test images and 80/20 of the rest where they name test images; of each class and domain 70/30 for
-sets of several domains. Every result then has `"source": "generated"`: it is not the published split, and numbers on
-the two do not compare.
+Without the published file, `split=generated` makes a split from the images, the same on every machine: 50/20/30 percent
+of each class, or the official test images and 80/20 of the rest if there are any; for datasets with several domains,
+70/30 of each class and domain. Results then have `"source": "generated"`: numbers on it are not comparable with those
+on the published split.
 
-Few-shot draws equal the published ones, order included: `random.Random(seed)` draws train, then `min(shots, 4)` val
-images, of each class in the order of first appearance. ImageNet's published draws depend on an unsorted listing of a
-disk and cannot be repeated; ours draw from sorted paths.
+Few-shot draws equal the published ones, including the order: `random.Random(seed)` draws train and then
+`min(shots, 4)` val images of each class, in the order in which classes first appear. ImageNet's published draws depend
+on an unsorted directory listing and cannot be reproduced; ours draw from sorted paths.
 
-A dataset of several domains has two more names for each: `pacs/sketch` is that domain alone, and `pacs/to-sketch`
-learns on the other domains (train and val of each) and tests on all images of this one.
+A dataset with several domains has two more names for each of them: `pacs/sketch` is that domain only, and
+`pacs/to-sketch` trains on the other domains (train and val of each) and tests on all images of this one.
 
-A download goes on where it was interrupted, is checked against its MD5, and is unpacked without leaving its folder.
-`vlprompt data prepare NAME from=DIR data_root=DIR` links (or with `mode=move` moves) what torchvision has downloaded
-into our layout, and takes UCF101's middle frames from its videos.
+An interrupted download can be continued; downloads are checked against their MD5 and never unpacked outside their
+folder. `vlprompt data prepare NAME from=DIR data_root=DIR` links (or with `mode=move` moves) a torchvision download
+into our layout, and extracts UCF101's middle frames from its videos.
 """
 
 
