@@ -142,6 +142,11 @@ def test_what_is_wrong_with_a_mask_is_one_sentence(folder: Path) -> None:
     del batch["mask"]
     with pytest.raises(VlpromptError, match="a batch needs mask"):
         make("mask_prompt").loss(batch)
+    for odd in (torch.ones(10, 1, 9, 9), torch.ones(10, 32, 32), None):
+        with pytest.raises(VlpromptError, match=r"mask must be a tensor \(10, 1, 32, 32\), 1 in each image's region"):
+            make("mask_prompt").predict(toy_batch() | {"mask": odd})
+    with pytest.raises(VlpromptError, match="mask of a region beside each image: give paths in place of images"):
+        PromptClassifier("mask_prompt", clip, options={"depth": 1}).fit([Image.new("RGB", (9, 9))] * 2, ["cat", "dog"])
     with pytest.raises(VlpromptError, match="digits has no masks of regions"):
         run(method="mask_prompt", dataset="digits", quiet=True)
     with pytest.raises(VlpromptError, match="image_anchor asks for a second view of an image, and a region's mask"):

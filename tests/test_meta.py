@@ -223,6 +223,7 @@ def test_what_has_no_start_to_learn_is_refused_in_one_sentence(
         (["lr=0"], "lr must be a number above 0, not 0"),
         (["aggregator=ema"], "aggregator is of runs, and has no use where a start is learnt"),
         (["task_size=1"], "task_size=1 is one pair"),
+        (["head=dept"], "head=dept is of the classes of a run"),
         (["method=ivlp", 'objective=[ce, "image_anchor(view=image_strong)"]'], "a second view of each image"),
         (["tusks=3"], "unknown key 'tusks': did you mean tasks?"),
     ):

@@ -147,6 +147,15 @@ def test_the_closing_table_has_the_reports_rules(tmp_path: Path) -> None:
     assert column.heading == "digits 1-shot base_to_new"
 
 
+def test_the_closing_table_says_what_a_start_has_seen(tmp_path: Path) -> None:
+    [task] = (matrix := expand(small(tmp_path, methods="coop", seeds=1))).tasks
+    made = make_result({"base": 90.0, "new": 20.0}, method="coop", seed=1)
+    start = {"datasets": ["emoji"], "sha256": ""}
+    replace(made, id=task.resolved.id, start=start).write(task.resolved.folder / "result.json")
+    [line] = closing_table(matrix).sections[0].lines
+    assert line.label == "coop (start saw emoji), vlprompt-tiny"
+
+
 def test_of_one_target_the_closing_table_leaves_the_source_out(tmp_path: Path) -> None:
     settings = {"method": "coop", "dataset": "glyphs/symbols", "protocol": "cross_dataset", "targets": ["digits"]}
     matrix = expand(settings | {"seed": 1, "output": str(tmp_path)})

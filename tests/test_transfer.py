@@ -46,6 +46,10 @@ def test_fitting_lengths_fits_nothing_else(tmp_path: Path) -> None:
     settings = {"class_specific": True, "n_ctx": 2, "init_from": str(tmp_path), "init_length": "fit"}
     with pytest.raises(VlpromptError, match=r"prompt.ctx is \(5, 2, 64\), \(3, 2, 64\) is expected"):
         make("coop", names=NEW_NAMES, **settings)
+    with pytest.raises(VlpromptError, match="init_length=fit is of a start, and there is none"):
+        make("coop", init_length="fit")
+    with pytest.raises(VlpromptError, match="hf://me/it is an address on the Hub, and a folder of yours is needed"):
+        make("coop", init_from="hf://me/it")
     with pytest.raises(VlpromptError, match="init_length must be"):
         make("coop", init_from=str(tmp_path), init_length="crop")
 
@@ -143,6 +147,8 @@ def test_transferability_is_the_cosine_of_shifts() -> None:
 
 
 def test_transferability_refuses_what_does_not_compare() -> None:
+    with pytest.raises(VlpromptError, match="learners must be learners by name"):
+        analysis.transferability({"a": "runs/a", "b": "runs/b"})
     with pytest.raises(VlpromptError, match="two learners or more"):
         analysis.transferability({"a": make("coop")})
     with pytest.raises(VlpromptError, match="different backbones"):

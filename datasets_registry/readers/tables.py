@@ -148,7 +148,7 @@ def _roles(header: str, delimiter: str, path: Path) -> dict[str, int]:
 
 def _no_columns(header: str, path: Path) -> str:
     cells = max((_cells(header, delimiter) for delimiter in DELIMITERS), key=len)
-    needed = "it needs path, and label or class; split (train, val, test) and domain are optional"
+    needed = "it needs path, and label or class (or caption); split (train, val, test) and domain are optional"
     if any(re.search(r"\.\w{2,5}$", cell) for cell in cells):
         return f"the first line of the table {path} has values and not the names of the columns: {needed}"
     return f"the table {path} has the columns {', '.join(cells)[:200] or '(none)'}: {needed}"

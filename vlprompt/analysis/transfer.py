@@ -66,6 +66,8 @@ def transferability(
         VlpromptError: there are fewer than two, they are on several backbones, or one has class features of each
             image's own or cannot score new classes.
     """
+    if not isinstance(learners, Mapping) or not all(isinstance(each, PromptLearner) for each in learners.values()):
+        raise VlpromptError("learners must be learners by name, {name: load_learner(FOLDER)}, and not their folders")
     if len(learners) < 2:
         raise VlpromptError("transferability compares two learners or more")
     clip, (template,) = _one_backbone(learners), check_templates([template])

@@ -29,7 +29,8 @@ def closing_table(matrix: Matrix) -> Table:
     Args:
         matrix: of a sweep; what is not finished is marked.
     """
-    cells: dict[str, dict[str, Results]] = {}
+    cells: dict[tuple[str, Predicts, str, str], dict[str, Results]] = {}
+    starts: dict[tuple[str, Predicts, str, str], dict[str, None]] = {}  # what they have seen, in any of the runs
     protocols: dict[str, str] = {}  # of each column
     kinds: dict[Predicts, None] = {}
     for task in matrix.tasks:
@@ -38,11 +39,15 @@ def closing_table(matrix: Matrix) -> Table:
         facts = method_facts(config.method, task.resolved.method_settings)
         kind = facts.predicts
         kinds[kind] = None
-        row = cells.setdefault(f"{marked(config.method, kind, mark_of(facts.fidelity))}, {config.backbone}", {})
-        row.setdefault(column, {})[config.seed] = usable_result(task)
+        of, result = (config.method, kind, mark_of(facts.fidelity), config.backbone), usable_result(task)
+        cells.setdefault(of, {}).setdefault(column, {})[config.seed] = result
+        starts.setdefault(of, {})[result.start_mark if result else ""] = None
     lines = tuple(
-        Line(name, tuple(_cell(column, protocol, row.get(column, {})) for column, protocol in protocols.items()))
-        for name, row in cells.items()
+        Line(
+            f"{marked(method, kind, mark, *starts[method, kind, mark, backbone])}, {backbone}",
+            tuple(_cell(column, protocol, row.get(column, {})) for column, protocol in protocols.items()),
+        )
+        for (method, kind, mark, backbone), row in cells.items()
     )
     columns = tuple(Column(column, ranked=False) for column in protocols)
     table = Table("mean over seeds", "sweep", _caption(protocols), columns, (Section("", lines),))

@@ -236,6 +236,8 @@ def check_fits(X: Any, method: str, facts: Facts, clip: FrozenCLIP, training: bo
             f"X has {X.shape[1]} columns, and image features of {clip.name} have {clip.embed_dim}: "
             "vlprompt.image_features makes them"
         )
+    if "mask" in facts.inputs and not features and not isinstance(X[0], PATHS):
+        raise VlpromptError(f"{method} looks for the mask of a region beside each image: give paths in place of images")
     if not facts.cacheable_images and (features or (training and is_preprocessed(X[0]))):
         given = "features of them" if features else "tensors that were cropped already"
         raise VlpromptError(f"{method} prompts the image tower, so it needs images and not {given}")

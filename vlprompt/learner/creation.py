@@ -92,6 +92,8 @@ def check_training(method: str, config: Any) -> None:
         method: one of ``list_methods()``.
         config: the method's settings.
     """
+    if config.init_from is None and config.init_length != "same":
+        raise VlpromptError(f"init_length={config.init_length} is of a start, and there is none: say init_from too")
     cls = METHODS.get(method)
     if cls.trained_by_loop(cls.facts_of(config)):
         return

@@ -35,7 +35,7 @@ def load_start(learner: PromptLearner, place: str, length: Length) -> dict[str, 
     """
     path = Path(place).expanduser()
     kept = {name: tensor for name, tensor in learner.state_dict().items() if name in learner.own_state}
-    read: dict[str, Tensor] = wired("read_learnables")(path)
+    read: dict[str, Tensor] = wired("read_learnables")(place)
     tensors = {name: tensor for name, tensor in read.items() if name not in learner.own_state} | kept
     lengths = _other_lengths(learner, tensors)
     if length == "fit":

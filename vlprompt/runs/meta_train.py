@@ -29,6 +29,7 @@ from vlprompt.learner.names import check_keys
 from vlprompt.learner.registration import make_config
 from vlprompt.learner.regulation import Regulator
 from vlprompt.runs.folder import lock_run, refuse_if_in_use, refuse_undecided
+from vlprompt.runs.preflight import check_place
 from vlprompt.training.checkpoint import checkpoints
 from vlprompt.training.meta import MetaLearner, Tasks, clustered, unit
 from vlprompt.training.recipes import fitting_depths
@@ -104,6 +105,7 @@ def meta_train(clip: FrozenCLIP, config: MetaConfig) -> Path:
         reporter.say(f"finished already, nothing to resume: {folder / META}")
         _drop_checkpoints(folder)
         return folder
+    check_place(folder)
     _check_settings(config)
     pairs = _fitting(clip, read_pairs(config), reporter)
     whole = asdict(make_config(config.method, config.settings))
@@ -214,7 +216,11 @@ def _check_settings(config: MetaConfig) -> None:
 
 def _check(learner: PromptLearner, config: MetaConfig) -> None:
     """Refuse methods that have no start to learn, or no other classes than their own."""
-    if not learner.trainable_parameters() or learner.facts.head or not learner.facts.new_classes:
+    if learner.second_head is not None:
+        raise VlpromptError(
+            f"head={config.settings['head']} is of the classes of a run, and a start is of none: leave it out"
+        )
+    if not learner.trainable_parameters() or not learner.facts.new_classes:
         raise VlpromptError(
             f"{config.method} with these settings has no start that other tasks could take: use a prompt that scores "
             "new classes, such as coop, vpt or ivlp"

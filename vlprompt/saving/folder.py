@@ -36,6 +36,7 @@ from vlprompt.saving.description import description_hash, read_description, safe
 from vlprompt.saving.hub import PREFIX, fetch, refuse_address
 from vlprompt.version import __version__
 
+NO_START = {"init_from": None, "init_length": "same"}
 SPARE_NUMBERS = 2**22  # that a method may make beside its learnables while it is set up
 
 
@@ -155,7 +156,7 @@ def _load(folder: Path, path: str, remote: bool, clip: FrozenCLIP | None, device
     declared = tensor_shapes(safe_member(folder, LEARNABLES))
     cls = METHODS.get(saved["method"])
     try:
-        config = make_config(saved["method"], saved["config"] | {"init_from": None})  # the start is in the tensors
+        config = make_config(saved["method"], saved["config"] | NO_START)  # which is in the tensors
     except VlpromptError as error:
         raise VlpromptError(f"{file}: {error}") from error
     if clip is None:
@@ -197,7 +198,7 @@ def _identity_of_teacher(saved: Mapping[str, Any]) -> dict[str, Any] | None:
     return dict(told) if isinstance(told, dict) else None
 
 
-def read_learnables(path: Path, sha256: str | None = None) -> dict[str, Tensor]:
+def read_learnables(path: str | os.PathLike[str], sha256: str | None = None) -> dict[str, Tensor]:
     """Read learnables from a ``.safetensors`` file, a saved learner's folder or a run's folder.
 
     Args:
@@ -208,6 +209,7 @@ def read_learnables(path: Path, sha256: str | None = None) -> dict[str, Tensor]:
         VlpromptError: there are none, they were changed or are another learner's, or they are no finite numbers.
     """
     refuse_address(path, "load_learner fetches a whole learner")
+    path = Path(path).expanduser()
     places = [path, path / LEARNABLES, path / LEARNER / LEARNABLES]
     file = next((place for place in places if place.is_file()), None)
     checkpoint = path if path.is_file() else next((p for p in sorted(path.glob("**/*.pth*")) if p.is_file()), None)
