@@ -55,7 +55,7 @@ def test_without_words_a_design_is_what_it_was() -> None:
         ("coop", {"attributes": ["color"], "n_att": 0}, "n_att=0 leaves nothing to learn"),
         ("coop", {"published_slicing": True}, "give some, as in"),
         ("coop", {"attributes": ["color"], "n_att": 80}, "leave no room|shorten the class name"),
-        ("coop", {"attributes": "color"}, "attributes must be a list"),
+        ("coop", {"attributes": "color"}, "attributes must be a list of texts"),
     ],
 )
 def test_what_is_no_attribute_says_why(method: str, settings: dict, message: str) -> None:

@@ -171,7 +171,7 @@ def test_frozen_text_that_objectives_compare_with_is_averaged_too() -> None:
         ("coop", {"names": "card"}, "is for runs on a dataset with a card"),
         ("coop", {"names": "absent.json"}, "no names at absent.json: give a JSON file"),
         ("zero_shot", {"names": OTHERS, "descriptions": "emoji"}, "give names or descriptions"),
-        ("coop", {"names": {"tench": "tinca"}}, "names"),
+        ("coop", {"names": {"tench": "tinca"}}, "names must be a group of lists of texts or a text or null"),
         ("taskres", {"names": OTHERS, "text": "somewhere"}, "takes its texts from names or from text"),
     ],
 )

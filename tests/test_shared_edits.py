@@ -151,6 +151,8 @@ def test_an_exported_model_has_the_updates_in_its_weights(tmp_path: Path) -> Non
         ("coop", ["lora(tower=audio)"], "edit 'lora.tower=audio.': tower must be"),
         ("coop", ["approx(depth=9)"], r"approx\(depth=9\) is for 1 to 3 blocks of the text tower"),
         ("coop", ["lore"], "unknown edit 'lore'"),
+        ("coop", ["lora(ranks=3)"], "unknown key 'ranks': did you mean rank"),
+        ("coop", ["lora(dropout=x)"], "dropout must be a number, not 'x'"),
     ],
 )
 def test_what_does_not_go_together_is_refused_in_a_sentence(method: str, edits: list, said: str) -> None:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import re
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from typing_extensions import Unpack
 
 from vlprompt.base.registry import Registry
 from vlprompt.base.schema import taken
@@ -32,6 +35,8 @@ def parse_part(text: str, registry: Registry[type[T]]) -> T:
     make = registry.get(name)
     declared = _declared(make)
     for key, value in arguments.items():
+        if key not in declared and _takes_any(make):  # and may hand it on, to fail where nobody expects it
+            raise VlpromptError(f"{of} '{text}': unknown key '{key}': {nearest(key, declared)}")
         try:
             arguments[key] = taken(value, declared[key]) if _is_plain(declared.get(key)) else value
         except ValueError as error:
@@ -40,8 +45,7 @@ def parse_part(text: str, registry: Registry[type[T]]) -> T:
         part = make(**arguments)
     except TypeError as error:
         odd = re.search(r"unexpected keyword argument '(\w+)'", str(error))
-        known = [key for key in declared if key not in ("return", "options")]
-        said = f"unknown key '{odd[1]}': {nearest(odd[1], known)}" if odd else str(error).split("() ")[-1]
+        said = f"unknown key '{odd[1]}': {nearest(odd[1], declared)}" if odd else str(error).split("() ")[-1]
         raise VlpromptError(f"{of} '{text}': {said}") from None
     part.name = name
     return part
@@ -75,7 +79,16 @@ def _declared(make: type) -> dict[str, Any]:
                 found |= get_type_hints(vars(each)["__init__"])
             except NameError:  # imported for type checkers alone
                 continue
-    return found
+    more = [hint for hint in found.values() if get_origin(hint) is Unpack]  # **options of a TypedDict
+    for hint in more:
+        found |= get_type_hints(*get_args(hint))
+    return {name: hint for name, hint in found.items() if name != "return" and hint not in more}
+
+
+def _takes_any(make: type) -> bool:
+    """Whether a part's class takes arguments that it does not name, of a ``TypedDict``."""
+    parameters = inspect.signature(make).parameters.values()
+    return any(each.kind is each.VAR_KEYWORD and "Unpack[" in str(each.annotation) for each in parameters)
 
 
 def _is_plain(hint: Any) -> bool:

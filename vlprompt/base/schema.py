@@ -30,6 +30,10 @@ NAMES: dict[Any, str] = {
     **{int: "a whole number", float: "a number", bool: "true or false", str: "a text", NoneType: "null"},
     **{list: "a list", tuple: "a list", dict: "a group", Any: "a plain value"},
 }
+OF_TEXTS: dict[Any, str] = {
+    list[str]: "a list of texts",
+    dict[str, list[str]]: "a group of lists of texts",
+}
 KINDS = ("constrained-int", "int", "str", "[key]")  # in the place of an error, for one side of "int | str" and the like
 UNKNOWN = ("unexpected_keyword_argument", "extra_forbidden")
 MISFITS = (ValidationError, TypeError, ValueError, RecursionError)
@@ -139,6 +143,9 @@ def kind(hint: Any) -> str:
         return f"one of {', '.join(map(str, inner))}"
     if origin in (Union, UnionType):
         return " or ".join(map(kind, inner))
+    for texts, name in OF_TEXTS.items():
+        if hint == texts:
+            return name
     return NAMES.get(origin or hint, str(hint))
 
 

@@ -77,7 +77,17 @@ def as_batch(batch: Any, facts: Facts, clip: FrozenCLIP, features: bool) -> Mapp
         raise VlpromptError(f"a batch needs {need}, and this one has {', '.join(map(str, batch)) or 'nothing'}")
     if "mask" in facts.inputs and "mask" not in batch:
         raise VlpromptError("a batch needs mask (B, 1, H, W), 1 in each image's region, and this one has none")
+    if "mask" in facts.inputs:
+        _check_masks(batch["mask"], batch["image"])
     return batch
+
+
+def _check_masks(masks: Any, images: Tensor) -> None:
+    """Refuse masks that do not lie on the images (B, 3, H, W) of their batch."""
+    expected = (len(images), 1, *images.shape[-2:])
+    if not isinstance(masks, Tensor) or tuple(masks.shape) != expected:
+        given = tuple(masks.shape) if isinstance(masks, Tensor) else told(masks)
+        raise VlpromptError(f"mask must be a tensor {expected}, 1 in each image's region and 0 outside, not {given}")
 
 
 def check_batch(batch: Any, n_classes: int, facts: Facts) -> dict[str, Tensor]:
