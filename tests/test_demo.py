@@ -16,6 +16,7 @@ from torchvision.transforms import v2
 import vlprompt
 from vlprompt.clip import tiny
 from vlprompt.clip.class_names import describe_unseen
+from vlprompt.data.splits import without_labels
 from vlprompt.demo import emoji, glyphs
 from vlprompt.errors import VlpromptError
 
@@ -164,6 +165,14 @@ def test_glyphs_do_not_depend_on_order_or_process(tmp_path):
         drawn = {number: splits.open_image(items[number]).tobytes() for number in shuffled}
         assert hashlib.sha256(b"".join(drawn[n] for n in range(len(items)))).hexdigest() == elsewhere
         assert digest(splits, items) == elsewhere
+
+
+@pytest.mark.parametrize("name", ["chess", "symbols-v2"])
+def test_glyphs_of_a_pool_are_drawn_without_a_class_name(name):
+    splits = glyphs.read_glyphs(name)
+    items = (splits.train or splits.test)[::97]
+    for item, unlabelled in zip(items, without_labels(items), strict=True):
+        assert splits.open_image(unlabelled).tobytes() == splits.open_image(item).tobytes()
 
 
 def test_glyphs_of_one_class_vary():

@@ -303,7 +303,7 @@ def draw_glyph(item: Item, dataset: str) -> Image.Image:
     seed = hashlib.blake2b(f"glyphs/{dataset}/{item.path}".encode(), digest_size=16).digest()
     rng = np.random.default_rng(int.from_bytes(seed, "big"))
     name, _, shift = dataset.partition("-")
-    codes = glyph_sets()[name][item.class_name]
+    codes = _codes_by_first(name)[int(item.path.split("/")[1], 16)]  # a pool's item has no class name
     code = codes[rng.integers(len(codes))]
     if name == SOURCE and shift != "v2":
         fonts = EVERYDAY_FONTS  # the other fonts are the part of symbols-v2
@@ -319,6 +319,12 @@ def draw_glyph(item: Item, dataset: str) -> Image.Image:
     image = Image.fromarray((255 * picture.clip(0, 1)).astype(np.uint8))
     blur = rng.uniform(-0.6, 1.0)  # six in ten images are blurred
     return image.filter(ImageFilter.GaussianBlur(blur)) if blur > 0 else image
+
+
+@cache
+def _codes_by_first(name: str) -> dict[int, tuple[int, ...]]:
+    """Return the codes of each class of a set by the first of them, which the paths of its items have."""
+    return {codes[0]: codes for codes in glyph_sets()[name].values()}
 
 
 def read_glyphs(dataset: str) -> DatasetSplits:
