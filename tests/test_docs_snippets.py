@@ -117,15 +117,16 @@ def run_python(block: Block, page: Path, names: dict) -> None:
 
 def run_bash(block: Block, page: str) -> None:
     """Run vlprompt's commands in this process, which spares their imports, and all else in a shell."""
-    commands_only = [arguments(line) for line in block.lines]
-    if None in commands_only:
-        environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
-        done = subprocess.run(["bash", "-euo", "pipefail", "-c", block.code], env=environment, check=False)
-        assert done.returncode == 0, f"{page}:{block.line}"
-        return
-    for line, argv in zip(block.lines, commands_only, strict=True):
-        with new_process():
-            assert main(argv) == 0, f"{page}:{block.line}: {line}"
+    given = [arguments(line) for line in block.lines]
+    apart = all(argv or line.startswith("python ") for argv, line in zip(given, block.lines, strict=True))
+    for line, argv in zip(block.lines, given, strict=True) if apart else [(block.code, None)]:
+        if argv:
+            with new_process():
+                assert main(argv) == 0, f"{page}:{block.line}: {line}"
+        else:
+            environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+            done = subprocess.run(["bash", "-euo", "pipefail", "-c", line], env=environment, check=False)
+            assert done.returncode == 0, f"{page}:{block.line}: {line}"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
