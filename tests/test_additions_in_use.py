@@ -18,14 +18,16 @@ from vlprompt.saving.export import ONNX_TORCH, export_learner
 
 COLOURS = {"green": (30, 200, 40), "red": (220, 20, 30), "yellow": (230, 220, 30)}
 WORDS = {"attributes": ["color", "shape"], "n_ctx": 2}
-ADDED: list[tuple[str, dict[str, Any]]] = [
+USUAL: list[tuple[str, dict[str, Any]]] = [
     ("promptkd", {"depth": 2}),
     ("coop", {"head": "dept", "n_ctx": 2}),
+    ("maple", WORDS | {"depth": 2, "ctx_init": None}),
+    ("tcp", WORDS | {"head": "dept"}),
+]
+MORE: list[tuple[str, dict[str, Any]]] = [  # each addition and each design is in use above already
     ("maple", {"head": "dept", "depth": 2}),
     ("coop", WORDS),
-    ("maple", WORDS | {"depth": 2, "ctx_init": None}),
     ("tcp", WORDS),
-    ("tcp", WORDS | {"head": "dept"}),
 ]
 NO_MATRIX = "scores with more than class features, so it has no"
 
@@ -53,7 +55,9 @@ def predicted(command: list[str], output: Path) -> tuple[list[str], list[float]]
     return [row["class"] for row in rows], [float(row["probability"]) for row in rows]
 
 
-@pytest.mark.parametrize(("method", "options"), ADDED, ids=str)
+@pytest.mark.parametrize(
+    ("method", "options"), [*USUAL, *(pytest.param(*each, marks=pytest.mark.nightly) for each in MORE)], ids=str
+)
 def test_it_is_fitted_saved_predicted_and_exported(
     method: str, options: dict[str, Any], tiny: FrozenCLIP, photos: list[str], tmp_path: Path
 ) -> None:
@@ -84,7 +88,7 @@ def test_it_is_fitted_saved_predicted_and_exported(
 
 @pytest.mark.nightly
 @pytest.mark.skipif(torch.__version__ < ONNX_TORCH, reason="this torch exports no such ONNX")
-@pytest.mark.parametrize(("method", "options"), ADDED, ids=str)
+@pytest.mark.parametrize(("method", "options"), [*USUAL, *MORE], ids=str)
 def test_it_is_exported_as_onnx(method: str, options: dict[str, Any], tiny: FrozenCLIP, tmp_path: Path) -> None:
     from vlprompt import create_learner
 

@@ -19,7 +19,7 @@ VARIANTS = [(m, {}) for m in list_methods()] + [
     ("maple", {"objective": ["ce", "text_anchor(weight=25, distance='l1')", "image_anchor(weight=10)", "logit_kl"]}),
     ("ivlp", {"objective": ["ce", "text_anchor(weight=8)"]}),
     ("coop", {"gradient_rule": "prograd", "objective": ["ce", "distillation(weight=0)"], "aggregator": "ema"}),
-    ("cocoop", {"image_chunk": 3}),
+    pytest.param(("cocoop", {"image_chunk": 3}), marks=pytest.mark.nightly),  # below with a head and with attributes
     ("mocoop", {"tune_vit_ln": True}),
     ("mocoop", {"groups": {"one": ["a {} in a video game."], "two": ["{}, seen from afar"]}, "image_chunk": 3}),
     ("pre", {"encoder": "mlp", "shared": False}),

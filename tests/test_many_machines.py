@@ -1,4 +1,4 @@
-"""Encoding and predicting in parts: here and on a Ray cluster of two nodes that loses one, with the same bits."""
+"""Encoding and predicting in parts: here and on a Ray cluster of two nodes that loses one, with the same outcome."""
 
 from __future__ import annotations
 
@@ -274,11 +274,9 @@ def assert_same(one: dict[str, FeatureBank], other: dict[str, FeatureBank]) -> N
         assert torch.equal(bank.features, other[name].features), name
 
 
-def test_two_nodes_give_the_bits_of_one_process_and_one_may_be_lost(
-    cluster: Cluster, photos: Path, learner: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_two_nodes_say_what_one_process_says_and_one_may_be_lost(
+    cluster: Cluster, photos: Path, learner: Path, tmp_path: Path
 ) -> None:
-    here = encoded(tmp_path / "cache", monkeypatch)
-    assert_same(encoded(tmp_path / "other", monkeypatch, work_on_ray(cluster.complete())), here)
     how = Predicting({"learner": str(learner), "device": "cpu"}, batch_size=4, threads=0)
     sources = list(find_images([f"file://{photos}"]))
     said = predict_in_shards(how, sources, tmp_path / "here", shard=4)
@@ -287,8 +285,8 @@ def test_two_nodes_give_the_bits_of_one_process_and_one_may_be_lost(
     assert in_order(tmp_path / "there") == in_order(tmp_path / "here")
 
 
-@pytest.mark.nightly
-def test_a_cluster_that_loses_a_node_encodes_all(
+@pytest.mark.nightly  # predicting, above, goes by the same workers
+def test_a_cluster_that_loses_a_node_encodes_the_bits_of_one_process(
     cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     here = encoded(tmp_path / "here", monkeypatch)
