@@ -41,7 +41,7 @@ class Budget:
         self.bytes, self.members = self.limit, MAX_MEMBERS
 
     def take(self, count: int) -> None:
-        """Count a member of so many bytes, or raise one sentence."""
+        """Count a member of so many bytes, or raise a ``VlpromptError``."""
         self.bytes -= count
         self.members -= 1
         if self.bytes < 0 or self.members < 0:

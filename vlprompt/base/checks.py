@@ -115,7 +115,7 @@ def told(value: Any) -> str:
 
 
 def at_least(name: str, value: Any, least: int) -> int:
-    """Return a whole number that is no less than ``least``, or raise one sentence."""
+    """Return a whole number that is no less than ``least``, or raise a ``VlpromptError``."""
     if isinstance(value, bool) or not isinstance(value, Integral):
         raise VlpromptError(f"{name} must be a whole number, not {told(value)}")
     if value < least:
@@ -124,14 +124,14 @@ def at_least(name: str, value: Any, least: int) -> int:
 
 
 def index_of(name: str, value: Any, length: int) -> int:
-    """Return a place in a list of ``length``, which may count from its end, or raise one sentence."""
+    """Return a place in a list of ``length``, which may count from its end, or raise a ``VlpromptError``."""
     if isinstance(value, bool) or not isinstance(value, Integral) or not -length <= int(value) < length:
         raise VlpromptError(f"{name} must be a position from 0 to {length - 1}, not {told(value)}")
     return int(value)
 
 
 def listed(values: Any, what: str) -> tuple[Any, ...]:
-    """Return several values in their order, or raise one sentence for what has none: a single one, a set, None."""
+    """Return several values as a tuple; raises ``VlpromptError`` for a single one, a set or None."""
     if isinstance(values, (str, bytes, Mapping, set, frozenset)) or not isinstance(values, Iterable):
         raise VlpromptError(f"{what} must be a list, not {told(values)}")
     return tuple(values)
@@ -159,7 +159,7 @@ Template = Annotated[str, AfterValidator(_with_one_place)]  # for what is read f
 
 
 def check_templates(templates: Any) -> tuple[str, ...]:
-    """Return templates as a tuple: texts with ``{}`` once, or raise one sentence."""
+    """Return templates as a tuple: texts with ``{}`` once, or raise a ``VlpromptError``."""
     found = (templates,) if isinstance(templates, str) else listed(templates, "templates")
     wrong = [each for each in found if not is_template(each)]
     if wrong:

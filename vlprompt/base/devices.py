@@ -29,7 +29,7 @@ def resolve_device(device: str | torch.device) -> torch.device:
 
 
 def check_precision(precision: str, device: torch.device) -> None:
-    """Raise one clear sentence for a precision that is unknown or that the device cannot run."""
+    """Raise a ``VlpromptError`` for a precision that is unknown or that the device cannot run."""
     if not isinstance(precision, str) or precision not in DTYPES:
         raise VlpromptError(f"unknown precision '{precision}': use {', '.join(DTYPES)}")
     if precision == "fp16" and device.type != "cuda":

@@ -116,7 +116,7 @@ def read_as(cls: type[T], values: Any, where: str, known: Iterable[str] = ()) ->
 
 
 def check_fields(cls: type, values: Mapping[str, Any], where: str) -> None:
-    """Raise one sentence, beginning with ``where``, for the first field that is missing, unknown or not of its kind.
+    """Raise a ``VlpromptError``, beginning with ``where``, for the first field that is missing, unknown or ill-typed.
 
     Args:
         cls: a strict ``TypedDict`` whose fields are ``Annotated`` with a ``description``, which says what each must be.

@@ -177,7 +177,7 @@ def read_value(key: str, text: str, typed: bool = True) -> Any:
 
 
 def check_plain(key: str, value: Any, where: str = "") -> None:
-    """Raise one sentence for a value that stands for something else or that no setting needs, at any depth.
+    """Raise a ``VlpromptError`` for a value that stands for something else or that no setting needs, at any depth.
 
     Args:
         key: of the setting.

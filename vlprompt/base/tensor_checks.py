@@ -91,7 +91,7 @@ def _check_masks(masks: Any, images: Tensor) -> None:
 
 
 def check_batch(batch: Any, n_classes: int, facts: Facts) -> dict[str, Tensor]:
-    """Return a training batch with whole labels (B,) from 0 to C - 1, or raise one sentence.
+    """Return a training batch with whole labels (B,) from 0 to C - 1, or raise a ``VlpromptError``.
 
     Args:
         batch: tensors by name.
@@ -109,7 +109,7 @@ def check_batch(batch: Any, n_classes: int, facts: Facts) -> dict[str, Tensor]:
 
 
 def check_labels(label: Tensor, n_images: int, n_classes: int) -> Tensor:
-    """Return labels (B,) as int64 if they are from 0 to C - 1, one an image, or raise one sentence."""
+    """Return labels (B,) as int64 if they are from 0 to C - 1, one an image, or raise a ``VlpromptError``."""
     if label.ndim != 1 or len(label) != n_images or label.is_floating_point() or label.is_complex():
         raise VlpromptError(
             f"labels must be whole numbers ({n_images},), one an image, not {label.dtype} {tuple(label.shape)}"

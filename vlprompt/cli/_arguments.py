@@ -143,7 +143,7 @@ def _meant(argument: str) -> str | None:
 
 
 def check_keys(settings: Iterable[str], known: Iterable[str]) -> None:
-    """Raise one sentence for the first key that a command does not have."""
+    """Raise a ``VlpromptError`` for the first key that a command does not have."""
     known = list(known)
     for key in settings:
         if key not in known:

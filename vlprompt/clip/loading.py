@@ -115,7 +115,7 @@ def _refuse_weights(what: str, pretrained: str | None, checkpoint: str | os.Path
 
 
 def _check_request(name: str, pretrained: str | None, checkpoint: str | os.PathLike[str] | None) -> None:
-    """Raise one sentence for what can be told before anything is read: an unknown name or tag, or no weights."""
+    """Raise a ``VlpromptError`` for what can be told before anything is read: an unknown name or tag, or no weights."""
     known = open_clip.list_models()
     if name not in known:
         if Path(name).is_file():

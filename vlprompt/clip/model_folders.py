@@ -59,7 +59,7 @@ def create_from_folder(name: str, create: Callable[..., nn.Module]) -> nn.Module
 
 
 def refuse_code(name: str) -> None:
-    """Raise one sentence if a model's configuration, or a file beside it, asks for code of its authors to be run.
+    """Raise a ``VlpromptError`` if a model's configuration, or a file next to it, needs its authors' code to be run.
 
     Args:
         name: an architecture, ``hf-hub:ORG/REPO`` or ``local-dir:FOLDER``.

@@ -66,7 +66,7 @@ class Encoding:
             yield shard, torch.cat(rows)
 
     def _batches(self, shard: Shard) -> Iterator[Tensor]:
-        """Yield the features of each batch (B, D), or raise one sentence that names the image."""
+        """Yield the features of each batch (B, D), or raise a ``VlpromptError`` that names the image."""
         rows = range(shard.start, shard.stop)
         where: dict[str, Any] = {"workers": self.workers, "device": self.clip.device}
         for batch in eval_batches(self.images, self.batch_size, seed=self.seed, epoch=shard.view, rows=rows, **where):

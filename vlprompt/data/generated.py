@@ -55,7 +55,7 @@ class GeneratedViews:
         return next((end for end in ends if end in self.found), None)
 
     def check(self, paths: Iterable[str]) -> None:
-        """Raise one sentence if an image has too few views, or two images have the same."""
+        """Raise a ``VlpromptError`` if an image has too few views, or two images have the same."""
         seen: dict[str, str] = {}
         for path in paths:
             self.names(path)

@@ -89,7 +89,7 @@ def check_kind(kind: str | None) -> None:
 
 
 def check_pair(image: Image.Image, mask: Image.Image) -> None:
-    """Raise one sentence if a mask, as ``to_region`` gives it, is of another size than its image, or of no region."""
+    """Raise a ``VlpromptError`` if a mask (from ``to_region``) has another size than its image, or no region."""
     if image.size != mask.size:
         raise VlpromptError(
             f"its mask is of {mask.width} x {mask.height} pixels, and the image of {image.width} x {image.height}"

@@ -40,7 +40,7 @@ class Stored:
         return self.name
 
     def open(self) -> BinaryIO:
-        """Return the bytes as a file, or raise one sentence."""
+        """Return the bytes as a file, or raise a ``VlpromptError``."""
         if self.problem:
             raise VlpromptError(self.problem)
         return BytesIO(self.content)

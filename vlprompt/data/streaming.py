@@ -116,7 +116,7 @@ class _Loader:
             return str(error)
 
     def checked(self, image: Tensor) -> Tensor:
-        """Return a preprocessed image, or raise one sentence for a tensor that is none."""
+        """Return a preprocessed image, or raise a ``VlpromptError`` for a tensor that is none."""
         if self.views:
             raise VlpromptError("a tensor that is already cropped has one view, and this method needs several")
         if tuple(image.shape) != self.shape:

@@ -70,7 +70,7 @@ def _check_class_weight(class_weight: Any, labels: list[Any], once: bool) -> Non
 
 
 def refuse_weights(method: str, facts: Facts) -> None:
-    """Raise one sentence if a learner cannot let some images count more than others."""
+    """Raise a ``VlpromptError`` if a learner cannot let some images count more than others."""
     if not facts.weighs:
         why = "learns from no labelled images" if facts.labels == "none" else "takes all labelled images alike"
         raise VlpromptError(

@@ -142,7 +142,7 @@ def threshold_for(
 
 
 def check_share(name: str, value: object, least: float | None = None) -> float:
-    """Return a share: above 0, or from ``least`` on, and at most 1; or raise one sentence."""
+    """Return a share: above 0, or from ``least`` on, and at most 1; or raise a ``VlpromptError``."""
     number = isinstance(value, Real) and not isinstance(value, bool)  # NumPy's own, too, as grids hold them
     if not number or not (0 < float(value) <= 1 or value == least):  # type: ignore[arg-type]
         above = "above 0" if least is None else f"of at least {least:g}"

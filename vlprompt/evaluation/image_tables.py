@@ -15,7 +15,7 @@ from vlprompt.evaluation.scores import Evaluation
 
 
 def check_predictions_file(path: Path) -> None:
-    """Raise one sentence, before any image is scored, for a file of another kind than ``save_predictions`` writes."""
+    """Raise a ``VlpromptError``, before any image is scored, for a file type that ``save_predictions`` cannot write."""
     if path.suffix not in (".csv", ".parquet"):
         raise VlpromptError(f"predictions are written as .csv or .parquet, not to {path.name}")
     if path.suffix == ".parquet" and find_spec("pyarrow") is None:

@@ -266,7 +266,7 @@ def _check_place(result: Result, path: Path) -> None:
 
 
 def _check_settings(result: Result, settings: Path, path: Path) -> None:
-    """Raise one sentence unless ``config.yaml`` beside a result has the settings of its run.
+    """Raise a ``VlpromptError`` unless ``config.yaml`` beside a result has the settings of its run.
 
     Args:
         result: what was read.

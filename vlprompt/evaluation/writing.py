@@ -91,7 +91,7 @@ def write_parquet(predictions: Iterable[Prediction], file: BinaryIO, unsure: str
 
 
 def check_format(form: str) -> None:
-    """Raise one sentence, before any image is read, for a format that is unknown or needs a package."""
+    """Raise a ``VlpromptError``, before any image is read, for a format that is unknown or needs a package."""
     if form not in FORMATS:
         raise VlpromptError(f"unknown format '{form}': {nearest(form, FORMATS)}")
     if form == "parquet" and find_spec("pyarrow") is None:

@@ -134,7 +134,7 @@ class LearnerTeacher:
         return self.learner.predict(seen).to(self.student.device)
 
     def follow(self, class_names: Sequence[str]) -> None:
-        """Score a student's classes from now on, or raise one sentence."""
+        """Score a student's classes from now on, or raise a ``VlpromptError``."""
         if tuple(class_names) == self.learner.class_names:
             return
         try:

@@ -178,7 +178,7 @@ class Teacher:
         return self._last[2]
 
     def refuse_file(self, spec: Any) -> None:
-        """Raise one sentence if a setting names a file and none may be read."""
+        """Raise a ``VlpromptError`` if a setting names a file and none may be read."""
         if self.reads_files or (isinstance(spec, str) and spec in self.own_files):
             return
         if isinstance(spec, str) and "{}" not in spec and spec not in (*TEMPLATE_SETS, *DESCRIPTION_SETS):

@@ -40,7 +40,7 @@ def refuse_if_in_use(folder: Path) -> None:
 
 
 def refuse_undecided(folder: Path, resume: bool, restart: bool) -> None:
-    """Raise one sentence if an interrupted run left a checkpoint in a folder, and nobody says what becomes of it."""
+    """Raise a ``VlpromptError`` if a folder has an interrupted run, and neither resume nor restart is set."""
     if not (resume or restart or (folder / RESULT).exists()) and checkpoints(folder):
         raise VlpromptError(
             f"{folder} contains an interrupted run: give resume=true to continue it, or restart=true to discard it "

@@ -66,7 +66,7 @@ def parse_loggers(setting: Any) -> list[Entry[MakeLogger]]:
 
 
 def check_installed(setting: Any) -> None:
-    """Raise one sentence if a logger's package is not installed."""
+    """Raise a ``VlpromptError`` if a logger's package is not installed."""
     for entry in parse_loggers(setting):
         package = entry.facts.get("package")
         if package and importlib.util.find_spec(package) is None:

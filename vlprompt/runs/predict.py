@@ -191,7 +191,7 @@ def _parts(sources: Sequence[str], size: int) -> list[dict[str, Any]]:
 
 
 def _claim(output: Path, identity: str, how: Predicting, parts: Sequence[Mapping[str, Any]]) -> None:
-    """Write down what a folder holds predictions of, or raise one sentence if it holds others."""
+    """Write down what a folder holds predictions of, or raise a ``VlpromptError`` if it holds others."""
     sources = hashlib.sha256(json.dumps([part["sources"] for part in parts]).encode()).hexdigest()
     mine = {"format": FORMAT, "learner": identity, "files": len(parts), "sources": sources}
     keys = ("form", "top", "batch_size", "min_probability", "coverage", "unsure")

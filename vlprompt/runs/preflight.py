@@ -16,7 +16,7 @@ from vlprompt.learner.held_out import check_choice
 
 
 def check_run(config: RunConfig, folder: Path, plan: Plan, parts: Mapping[Part, DatasetSplits], facts: Facts) -> None:
-    """Raise one sentence for the first thing that a run would meet after minutes of work.
+    """Raise a ``VlpromptError`` for the first thing that a run would meet after minutes of work.
 
     Args:
         config: the settings.

@@ -108,7 +108,7 @@ def resolve(settings: Mapping[str, Any] | None = None) -> Resolved:
 
 
 def check_values(config: RunConfig) -> None:
-    """Raise one sentence for the first value that is none of those which are known, or not for this protocol."""
+    """Raise a ``VlpromptError`` for the first value that is none of those which are known, or not for this protocol."""
     parse_loggers(config.logger)
     labelled = PROTOCOLS.get(config.protocol).labelled
     if labelled == "none" and config.shots != NO_SHOTS:
@@ -169,7 +169,7 @@ def _plain(value: Any) -> Any:
 
 
 def _check_texts(key: str, value: Any) -> None:
-    """Raise one sentence unless a value is None, a text or a list of texts."""
+    """Raise a ``VlpromptError`` unless a value is None, a text or a list of texts."""
     texts = value if isinstance(value, (list, tuple)) else [value]
     if value is not None and not all(isinstance(text, str) for text in texts):
         raise VlpromptError(f"{key} must be a text or a list of texts, not {show(value)}")

@@ -137,7 +137,7 @@ def expand(settings: Mapping[str, Any]) -> Matrix:
 
 
 def _checked_cases(by: Any) -> dict[str, dict[Any, dict[str, Any]]]:
-    """Settings of some of the runs; raise one sentence unless they are of values of an axis and set no axis."""
+    """Settings of some of the runs; raise a ``VlpromptError`` unless they are of values of an axis and set no axis."""
     check_cases(by, "by")
     for key, cases in by.items():
         if key not in AXES.values():

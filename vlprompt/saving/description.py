@@ -109,7 +109,7 @@ def write_description(folder: Path, description: Mapping[str, Any]) -> None:
 
 
 def _check_description(saved: Any, file: Path) -> None:
-    """Raise one sentence for the first field that is missing or not of its kind."""
+    """Raise a ``VlpromptError`` for the first field that is missing or not of its kind."""
     where = f"{file} is not a saved learner's configuration"
     if not isinstance(saved, dict):
         raise VlpromptError(f"{where}: it holds no fields")

@@ -70,7 +70,7 @@ def export_learner(learner: PromptLearner, to: str, path: str | os.PathLike[str]
 
 
 def check_form(to: str) -> None:
-    """Raise one sentence for an unknown form."""
+    """Raise a ``VlpromptError`` for an unknown form."""
     if to not in FORMATS:
         raise VlpromptError(f"unknown form '{to}': {nearest(to, FORMATS)}")
 
@@ -265,7 +265,7 @@ def _to_onnx(graph: nn.Module, example: Tensor, dynamic: Dynamic | None) -> Any:
 
 
 def _compare(run: Callable[[Tensor], Tensor], learner: PromptLearner, path: Path) -> None:
-    """Raise one sentence unless an export gives the learner's logits, at batch sizes other than the traced one."""
+    """Raise a ``VlpromptError`` unless an export gives the learner's logits, also at other batch sizes than traced."""
     size, generator = learner.clip.image_size, torch.Generator().manual_seed(0)
     for count in (1,) if _per_image(learner) else (1, 3):
         images = torch.randn(count, 3, size, size, generator=generator)

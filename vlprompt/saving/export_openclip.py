@@ -81,7 +81,7 @@ def _words_and_weights(learner: PromptLearner) -> tuple[str, list[str], dict[str
 
 
 def _check_towers(learner: PromptLearner) -> None:
-    """Raise one sentence unless the image features are those of the model, and its class features score them."""
+    """Raise a ``VlpromptError`` unless the image features are those of the model, and its class features score them."""
     who, other = f"{learner.method} with these settings", "use to=torch or to=onnx"
     if learner.facts.classifier == "per_image":
         raise VlpromptError(f"{who} has another context for each image, which no words can stand for: {other}")
@@ -189,7 +189,7 @@ def _model_config(clip: FrozenCLIP) -> dict[str, Any]:
 
 
 def _compare(learner: PromptLearner, folder: Path, template: str) -> None:
-    """Raise one sentence unless the folder, loaded as others would, gives the learner's class and image features."""
+    """Raise a ``VlpromptError`` unless the folder, loaded with open_clip, gives the learner's features."""
     clip = load_clip(f"local-dir:{folder}", device="cpu")
     texts = [template.replace("{}", natural_name(name)) for name in learner.class_names]
     got = torch.nn.functional.normalize(clip.encode_text(texts), dim=-1)

@@ -233,7 +233,7 @@ def _is_of_torch(file: Path) -> bool:
 
 
 def _check_numbers(tensors: Mapping[str, Tensor], source: str) -> None:
-    """Raise one sentence for the first tensor with which every prediction would be NaN or by chance."""
+    """Raise a ``VlpromptError`` for the first tensor with which every prediction would be NaN or by chance."""
     for name, tensor in tensors.items():
         if not tensor.is_floating_point():
             raise VlpromptError(
@@ -300,7 +300,7 @@ def _trusted_source(source: Mapping[str, Any] | None, folder: Path, remote: bool
 
 
 def _check_backbone(trained: Mapping[str, Any], here: Mapping[str, Any], path: str) -> None:
-    """Raise one sentence that names both backbones unless they are the same."""
+    """Raise a ``VlpromptError`` that names both backbones unless they are the same."""
     for key in ("weights", "activation", "image_size", "preprocessing"):
         if here[key] != trained.get(key, here[key]):  # earlier versions kept no preprocessing
             raise VlpromptError(

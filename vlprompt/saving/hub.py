@@ -60,13 +60,13 @@ def upload(folder: Path, repo: str, private: bool = False) -> None:
 
 
 def refuse_address(path: object, instead: str) -> None:
-    """Raise one sentence where a folder is asked for and an address on the Hub was given."""
+    """Raise a ``VlpromptError`` where a folder is asked for and an address on the Hub was given."""
     if str(path).startswith(PREFIX.rstrip("/")):  # a Path has lost one of the slashes
         raise VlpromptError(f"{path} is an address on the Hub, and a folder of yours is needed here: {instead}")
 
 
 def check_repo(repo: str) -> None:
-    """Raise one sentence unless a name has the form ``user/name``."""
+    """Raise a ``VlpromptError`` unless a name has the form ``user/name``."""
     if not REPO.fullmatch(repo):
         raise VlpromptError(f"'{repo}' is not a repository name of the Hub: write it as user/name")
 

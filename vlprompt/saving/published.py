@@ -180,7 +180,7 @@ def _second_head(tensors: Mapping[str, Tensor]) -> dict[str, str]:
 
 
 def _check_words(tensors: Mapping[str, Tensor], learner: PromptLearner, path: Path) -> None:
-    """Raise one sentence unless the attribute words that were said are those whose embeddings were saved."""
+    """Raise a ``VlpromptError`` unless the attribute words that were said are those whose embeddings were saved."""
     told = [tensors[name][0, 0] for i in range(1, 10) if (name := f"token_middle{i}") in tensors]
     attributes = next((each for each in learner.modules() if isinstance(each, Attributes)), None)
     if not told or attributes is None:
@@ -208,7 +208,7 @@ def _phrase(method: str, tensors: Mapping[str, Tensor], clip: FrozenCLIP, settin
 
 
 def _check_backbone(tensors: Mapping[str, Tensor], clip: FrozenCLIP, path: Path) -> None:
-    """Raise one sentence if what was saved of the frozen model is not this backbone's."""
+    """Raise a ``VlpromptError`` if what was saved of the frozen model is not this backbone's."""
     start, patches = tensors.get("token_prefix"), tensors.get("image_encoder.conv1.weight")
     ours = getattr(clip.visual.module, "conv1", None)
     pairs = [

@@ -171,7 +171,7 @@ def _with_settings_of(options: type, settings: type) -> type:
 
 
 def check_learning(config: LearnOptions, unnumbered: str = "all") -> None:
-    """Raise one sentence for the first value that is none of those which are known, or not for this method.
+    """Raise a ``VlpromptError`` for the first value that is none of those which are known, or not for this method.
 
     Args:
         config: with the method's settings.
@@ -268,7 +268,7 @@ def _set_cases(
 
 
 def check_cases(cases: Any, where: str) -> None:
-    """Raise one sentence unless ``by`` has the form ``{setting: {value: {setting: value}}}``, at any depth."""
+    """Raise a ``VlpromptError`` unless ``by`` has the form ``{setting: {value: {setting: value}}}``, at any depth."""
     by_values = list(cases.values()) if isinstance(cases, dict) else [cases]
     for by_value in by_values:
         for settings in by_value.values() if isinstance(by_value, dict) else [by_value]:
