@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from omegaconf import OmegaConf
 
 from vlprompt import list_methods, run
-from vlprompt.data import load_split
+from vlprompt.data import DatasetSplits, load_split
 from vlprompt.evaluation.protocols import PROTOCOLS
 from vlprompt.evaluation.results import find_results, read_predictions
 from vlprompt.learner import PromptLearner
@@ -22,10 +23,17 @@ SMALL = {"dataset": "digits", "shots": 2, "epochs": 1, "quiet": True, "device": 
 NOTHING_DRAWN = ("zero_shot", "cupl", "tpt", "zlap", "tfup")  # nor trained: another seed gives the same learner
 
 
+@pytest.fixture(scope="module")
+def few_digits() -> DatasetSplits:
+    """Digits with an eighth of their training images, for a pool."""
+    whole = load_split("digits")
+    return replace(whole, name="few-digits", train=whole.train[::8])
+
+
 # DiffTPT needs views that a generator made: test_test_time_prompts.py makes some; the others start from runs, as the
 # page of transfers does
 @pytest.mark.parametrize("method", [name for name in list_methods() if name not in ("difftpt", "pvp", "panda")])
-def test_every_method_runs_end_to_end(method: str, tmp_path: Path) -> None:
+def test_every_method_runs_end_to_end(method: str, few_digits: DatasetSplits, tmp_path: Path) -> None:
     protocol = usual_protocol(method, "base_to_new")
     labels = PROTOCOLS.get(protocol).labelled == "shots"
     settings: dict[str, Any] = {key: value for key, value in SMALL.items() if labels or key != "shots"}
@@ -41,6 +49,8 @@ def test_every_method_runs_end_to_end(method: str, tmp_path: Path) -> None:
         Path(settings["descriptions"]).write_text(json.dumps(sentences))
     if method == "promptkd" or resolve({"method": method, **settings}).config.steps:
         settings["steps"] = 2  # in place of a whole pool, or of a recipe's hundreds
+    if PROTOCOLS.get(protocol).pool != "none":
+        settings["dataset"] = few_digits
     result = run(method=method, output=str(tmp_path), **settings)
     assert {row.target for row in result.rows} == ({"base", "new"} if protocol.startswith("base_to_new") else {"all"})
     assert result.protocol == protocol
