@@ -201,7 +201,7 @@ def test_the_batch_contrastive_loss_is_clips_own() -> None:
         make("cocoop", objective=["batch_contrastive"])
 
 
-def test_files_are_predicted_with_the_masks_beside_them(folder: Path) -> None:
+def test_files_are_predicted_with_the_masks_beside_them(folder: Path, tmp_path: Path) -> None:
     learner = make("mask_prompt", names=("cat", "dog"))
     splits = load_split(f"folder:{folder}")
     paths = [folder / item.path for item in splits.test]
@@ -211,7 +211,14 @@ def test_files_are_predicted_with_the_masks_beside_them(folder: Path) -> None:
     )
     with pytest.raises(VlpromptError, match="give paths in place of images"):
         list(predict_images(learner, [Image.open(paths[0])], threads=0))
-    with pytest.raises(VlpromptError, match=r"3_mask_mask.png does not exist"):
+    other = tmp_path / "other.jpg"
+    Image.new("RGB", (9, 9)).save(other)
+    Image.new("L", (9, 8), 1).save(tmp_path / "other_mask.png")
+    with pytest.raises(VlpromptError, match=r"the image .*other.jpg cannot be used: its mask is of 9 x 8 pixels"):
+        list(predict_images(learner, [other], threads=0))
+    with pytest.raises(VlpromptError, match="mask_prompt looks at a region of each image, and digits has no masks"):
+        score(learner, load_split("digits"), limit=2)
+    with pytest.raises(VlpromptError, match=r"has no region mask: .*3_mask_mask.png does not exist"):
         list(predict_images(learner, [folder / "cat" / "3_mask.png"], threads=0))
 
 

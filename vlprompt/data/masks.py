@@ -118,7 +118,10 @@ def open_mask_beside(path: str | os.PathLike[str]) -> Image.Image:
     Raises:
         VlpromptError: it is not there, or cannot be read.
     """
-    region: Image.Image = open_rgb(mask_beside(os.fspath(path)), to_region)
+    place = mask_beside(os.fspath(path))
+    if not os.path.exists(place):
+        raise VlpromptError(f"{os.fspath(path)} has no region mask: {place} does not exist")
+    region: Image.Image = open_rgb(place, to_region)
     return region
 
 

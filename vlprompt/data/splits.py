@@ -20,6 +20,9 @@ Half = Literal["all", "base", "new"]
 PARTS = ("train", "val", "test")
 DEFAULT_TEMPLATE = "a photo of a {}."
 NO_LABEL = -1
+NO_MASKS = (  # to follow a dataset's name
+    "has no masks of regions: put NAME_mask.png beside NAME.jpg, give a table a column mask, or use dataset=shapes"
+)
 
 
 @dataclass(frozen=True, slots=True)

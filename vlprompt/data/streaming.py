@@ -154,10 +154,14 @@ class _RegionLoader(_Loader):
         try:
             if not isinstance(path, (str, os.PathLike)):
                 raise VlpromptError("a region's mask is found by its image's path: give paths in place of images")
-            pixels, mask = self.region(as_rgb(path), open_mask_beside(path))
-            return torch.cat([pixels, mask.to(pixels.dtype)])
+            image, mask = as_rgb(path), open_mask_beside(path)
         except VlpromptError as error:
             return str(error)
+        try:
+            pixels, region = self.region(image, mask)
+        except VlpromptError as error:
+            return f"the image {os.fspath(path)} cannot be used: {error}"
+        return torch.cat([pixels, region.to(pixels.dtype)])
 
     def batch(self, sources: list[Any], loaded: Iterable[Any]) -> ImageBatch:
         """Put images and masks together."""

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from datasets_registry.listed import domains_of, list_collections, list_datasets, name_here
 from vlprompt.base.registry import Registry
 from vlprompt.clip.naming import same_names
-from vlprompt.data.splits import DatasetSplits, Half, has_masks
+from vlprompt.data.splits import NO_MASKS, DatasetSplits, Half, has_masks
 from vlprompt.errors import VlpromptError, nearest
 from vlprompt.learner.class_part import find_part
 from vlprompt.learner.facts import Facts, Familiar
@@ -332,7 +332,4 @@ def _check_masks(plan: Plan, parts: Mapping[Part, DatasetSplits], method: str) -
     tested = [(parts[part], parts[part].test) for part in plan.tests.values()]
     for splits, items in [(parts[plan.train], parts[plan.train].train), *tested]:
         if not has_masks(splits, items):
-            raise VlpromptError(
-                f"{method} looks at a region of each image, and {splits.name} has no masks of regions: put "
-                "NAME_mask.png beside NAME.jpg, give a table a column mask, or use dataset=shapes"
-            )
+            raise VlpromptError(f"{method} looks at a region of each image, and {splits.name} {NO_MASKS}")

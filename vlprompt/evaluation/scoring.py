@@ -28,7 +28,7 @@ from vlprompt.data import (
 from vlprompt.data.generated import WithGenerated
 from vlprompt.data.masks import RegionItems, RegionTransform
 from vlprompt.data.readable import leave_out_unreadable
-from vlprompt.data.splits import DEFAULT_TEMPLATE, DatasetSplits, Half, Item
+from vlprompt.data.splits import DEFAULT_TEMPLATE, NO_MASKS, DatasetSplits, Half, Item, has_masks
 from vlprompt.errors import VlpromptError
 from vlprompt.evaluation.scores import Evaluation, Scores, make_row
 from vlprompt.learner.contract import PromptLearner
@@ -145,6 +145,8 @@ def _batches(
         batches = eval_batches(images, max(1, VIEWS_AT_ONCE // views.count), workers=workers, device=clip.device)
         return (batch | {"views": batch["image"]} for batch in batches)
     if "mask" in learner.facts.inputs:
+        if not has_masks(splits, items):
+            raise VlpromptError(f"{learner.method} looks at a region of each image, and {splits.name} {NO_MASKS}")
         regions = RegionItems(splits, in_order, RegionTransform(clip))
         return eval_batches(regions, workers=workers, device=clip.device)
     transform = eval_transform(clip)
