@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from safetensors.torch import save_file
 
 from vlprompt import PromptClassifier, VlpromptError, create_learner, load_learner, load_split, run
 from vlprompt.clip.edits import Edit
@@ -22,6 +23,7 @@ from vlprompt.evaluation.prediction import predict_images
 from vlprompt.evaluation.scoring import evaluate_learner, score
 from vlprompt.learner.objectives import Outputs
 from vlprompt.report import make_report
+from vlprompt.saving.published import import_checkpoint
 from vlprompt.testing import NAMES, close, make, small_clip, toy_batch
 
 
@@ -301,3 +303,12 @@ def test_regions_of_ones_own_that_cannot_be_used_are_left_out_or_stop_a_run(fold
             paths + [str(top / item.path) for item in load_split(f"folder:{top}").train],
             [item.class_name for item in (*items, *load_split(f"folder:{top}").train)],
         )
+
+
+def test_tokens_of_theirs_are_imported_for_as_many_blocks(tmp_path: Path) -> None:
+    learner = make("mask_prompt", depth=2)
+    save_file(learner.published_state(), tmp_path / "theirs.safetensors")
+    made = import_checkpoint(tmp_path / "theirs.safetensors", "mask_prompt", learner.clip, NAMES)
+    assert torch.equal(made.tokens, learner.tokens)
+    with pytest.raises(VlpromptError, match=r"mmrl: the tensors lack (\S+, ){4}\S+ and \d+ more$"):
+        import_checkpoint(tmp_path / "theirs.safetensors", "mmrl", learner.clip, NAMES)

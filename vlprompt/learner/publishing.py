@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 PARTS = {"prompt.attributes.blocks.{i}": "ctx_att{i+1}"}  # of any design
 STATISTICS = (".running_mean", ".running_var")
+SHOWN = 5  # names of tensors in a sentence
 NUMBER = re.compile(r"\{i([+-]\d+)?\}")
 
 
@@ -68,7 +69,8 @@ def load_published(learner: PromptLearner, tensors: Mapping[str, Tensor]) -> Non
     names = published_names(learner)
     missing = [theirs for theirs in names.values() if theirs not in tensors]
     if missing:
-        raise VlpromptError(f"{learner.method}: the tensors lack {', '.join(missing)}")
+        more = f" and {len(missing) - SHOWN} more" if len(missing) > SHOWN else ""
+        raise VlpromptError(f"{learner.method}: the tensors lack {', '.join(missing[:SHOWN])}{more}")
     own = learner.state_dict()
     state = own | {ours: _as_linear(tensors[theirs], own[ours]) for ours, theirs in names.items()}
     learner.load_learnables(state, "the published tensors")

@@ -45,6 +45,7 @@ LENGTHS = {
     "residual_rank": ("representation_learner.srra_r2vproj.srra.0.A", 1),
     "projection_rank": ("image_encoder.A", 1),
     "n_att": ("ctx_att1", 0),
+    "depth": ("visual.mask_embedding", 0),
 }
 BRANCH = re.compile(r"shared_adapter\.(\d+)\.0\.weight")
 # what is saved beside prompts: buffers of the classes, the frozen model, a frozen teacher, settings
