@@ -38,6 +38,18 @@ def test_the_time_left_follows_the_pace_of_late() -> None:
     assert (pace.elapsed, pace.left(60)) == (0, None)
 
 
+def test_a_slow_first_piece_tells_nothing_of_the_others() -> None:
+    clock = Clock()
+    pace = Pace(clock)
+    clock.now += 12  # imports, and an epoch of a tenth of a second
+    pace.update(1)
+    assert pace.say_left(200) == ""
+    for done in (2, 3):
+        clock.now += 0.1
+        pace.update(done)
+        assert pace.left(200) == pytest.approx(0.1 * (200 - done))
+
+
 def test_plain_lines_have_the_time_left_of_long_work_alone(capsys: pytest.CaptureFixture[str]) -> None:
     clock = Clock()
     for step in (0.01, 30):

@@ -16,6 +16,9 @@ from vlprompt.base.shown import printable
 
 WIDTH = 100  # of tables and lines that do not go to a terminal
 LONG = 10.0  # seconds from which on whoever waits is told how long it will be
+WARM_UP = (
+    20.0  # seconds that a first piece of work may take without telling anything: imports and caches are part of it
+)
 LOOKED_BACK = 20  # reports of progress that the time left is worked out from: the pace may change
 Update = Callable[..., None]
 
@@ -60,8 +63,10 @@ class Pace:
         return self.seen[-1][0] - self.start
 
     def left(self, total: float) -> float | None:
-        """Seconds until ``total`` is done; None while nothing tells."""
-        (before, first), (now, done) = self.seen[0], self.seen[-1]
+        """Seconds until ``total`` is done; None while nothing tells. The first piece counts while there is no other."""
+        if len(self.seen) == 2 and self.elapsed < WARM_UP:
+            return None
+        (before, first), (now, done) = self.seen[1 if len(self.seen) > 2 else 0], self.seen[-1]
         return (now - before) / (done - first) * (total - done) if done > first else None
 
     def say_left(self, total: float) -> str:

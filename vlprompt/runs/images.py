@@ -35,7 +35,8 @@ def usable_parts(
     Published datasets are taken whole, so that an image that cannot be read stops the run where it is needed. Test
     images whose features are kept have been read before. Of a method that takes masks an image's is read with it.
     """
-    usable, masks = dict(data), "mask" in METHODS.get(config.method).registered.inputs
+    decided = config.method in METHODS  # method=auto is not, and chooses none that takes masks
+    usable, masks = dict(data), decided and "mask" in METHODS.get(config.method).registered.inputs
     for part, splits in data.items():
         if not _is_own(part):
             if part == plan.train and config.unlabelled:
