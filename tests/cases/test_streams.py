@@ -82,7 +82,7 @@ def test_what_a_shell_hands_over_is_read() -> None:
 def test_no_file_takes_the_place_of_a_pipe_or_a_device(pipe: Path) -> None:
     # case: disk full in any writer: what was there stays
     for path in (pipe, "/dev/stdout"):
-        with pytest.raises(VlpromptError, match="no file"), atomic_write(path) as temporary:
+        with pytest.raises(VlpromptError, match="not a file"), atomic_write(path) as temporary:
             temporary.write_text("x")
     assert stat.S_ISFIFO(pipe.stat().st_mode)
     assert [each.name for each in pipe.parent.iterdir()] == [pipe.name]
