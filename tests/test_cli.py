@@ -83,7 +83,7 @@ def test_show_says_what_was_run_and_how_to_go_on(
         f"look      vlprompt inspect run={finished}",
     ):
         assert line in text
-    assert "is no folder of a run: it has no config.yaml" in said(capsys, ["show", f"run={tmp_path}"], status=2)
+    assert "is not the folder of a run: it has no config.yaml" in said(capsys, ["show", f"run={tmp_path}"], status=2)
 
 
 def test_evaluate_fails_when_the_numbers_differ(
@@ -116,7 +116,7 @@ def test_a_name_that_another_run_has_is_refused(finished: Path, capsys: pytest.C
 def test_a_recipe_for_a_deeper_backbone_is_cut_with_a_note(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     argv = ["train", "method=vpt", *DIGITS, "shots=1", "epochs=1", f"output={tmp_path}", "name=vpt"]
     text = said(capsys, argv)
-    assert "and not 12 as in the recipe, since vlprompt-tiny has no more layers" in text
+    assert "instead of the recipe's 12, since vlprompt-tiny has no more layers" in text
     result = read_result(tmp_path / "vpt/result.json")
     assert result.adapted["depth"] < 12 == result.config["depth"]
     assert result.views == "fresh"

@@ -140,7 +140,7 @@ def test_a_parameterisation_goes_with_every_context_or_is_refused(method: str) -
     except VlpromptError as error:
         said = str(error)
     if said:
-        assert said.startswith("context=multispace cannot be")
+        assert said.startswith("context=multispace is not possible")
     else:
         assert not any(name.endswith("prompt.ctx") for name, _ in learner.named_parameters())
 

@@ -393,7 +393,7 @@ def test_a_class_can_be_added_where_the_method_carries_to_new_ones() -> None:
     fitted.add_class("okapi")
     assert fitted.classes_.tolist() == ["green", "okapi", "red", "yellow"]
     np.testing.assert_allclose(fitted.decision_function(images)[:, [0, 2, 3]], before, rtol=1e-4, atol=1e-4)
-    with pytest.raises(VlpromptError, match="there is a class 'red' already"):
+    with pytest.raises(VlpromptError, match="there is already a class 'red'"):
         fitted.add_class("red")
     numbers = classifier().fit(images, [len(name) for name in names]).add_class("okapi")
     assert numbers.classes_.tolist() == [3, 5, 6, 7]

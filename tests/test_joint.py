@@ -74,7 +74,7 @@ def few_shot(shots: int = 3, **settings: Any) -> PromptLearner:
 @each_joint
 def test_a_test_is_handed_over_whole_and_without_labels(method: str, settings: dict, tiny) -> None:
     splits = load_split("digits")
-    learner = make(method, tiny, splits.class_names, **settings)
+    learner = make(method, tiny, splits.class_names, templates=splits.templates, **settings)
     handed = []
 
     def predict_all(batches):

@@ -92,7 +92,7 @@ def test_a_run_opens_what_was_encoded_beforehand(tmp_path: Path, monkeypatch: py
         (["dataset=digits", "lr=1"], "unknown key 'lr'"),
         (["dataset=digits", "views=fresh"], "views=fresh are encoded anew in each epoch: give a number to keep"),
         (["dataset=digits", "executor=processes"], "unknown executor 'processes': known: local, ray"),
-        (["dataset=digits", "cpus=2"], "cpus is of executor=ray, and the executor is local"),
+        (["dataset=digits", "cpus=2"], "cpus is a setting of executor=ray, and the executor is local"),
         (["dataset=digits", "images=pool"], "digits has no images of pool here"),
     ],
 )

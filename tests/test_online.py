@@ -101,7 +101,7 @@ def test_settings_that_mean_nothing_are_named(settings: dict, message: str) -> N
 
 def test_the_order_follows_from_the_seed_and_is_told(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     splits = load_split("digits")
-    learner = make("tda", names=splits.class_names).eval()
+    learner = make("tda", names=splits.class_names, templates=splits.templates).eval()
     items = limited(splits.test, 30)
     found = {seed: evaluate(learner, splits, limit=30, seed=seed) for seed in (1, 2)}
     assert [each.row.order for each in found.values()] == [1, 2]

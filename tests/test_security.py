@@ -236,7 +236,7 @@ def test_a_link_to_the_whole_folder_and_the_hub_caches_links_are_fine(saved: Pat
         (None, "it cannot be loaded by name"),
         ({"name": "hf-hub:somebody/evil"}, "asks for a backbone from elsewhere"),
         ({"name": "local-dir:/etc"}, "no usable OpenCLIP model there"),
-        ({"name": "../../etc/passwd"}, "unknown backbone '../../etc/passwd'"),
+        ({"name": "../../etc/nobody"}, "unknown backbone '../../etc/nobody'"),
         ({"name": "ViT-B-32", "pretrained": "/etc/passwd"}, "unknown pretrained tag '/etc/passwd'"),
         ({"name": "ViT-B-32", "checkpoint": "/etc/passwd"}, "cannot be read as plain tensors"),
         ({"name": "ViT-B-32", "checkpoint": "../../no/such.pt"}, "no checkpoint at"),

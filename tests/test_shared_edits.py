@@ -169,7 +169,9 @@ def test_an_edit_goes_with_every_design_or_is_refused(method: str) -> None:
     except VlpromptError as error:
         said = str(error)
     if said:
-        assert said.startswith("edits=adapter(tower=vision) c")
+        assert said.startswith(
+            ("edits=adapter(tower=vision) is not possible", "edits=adapter(tower=vision) changes what")
+        )
         return
     learner.backward(loss_of(learner))
     assert all(p.grad is not None for p in learner.parameters())

@@ -190,7 +190,7 @@ def test_the_plan_shows_runs_and_does_none(tmp_path: Path, capsys: pytest.Captur
     [
         (["executor=slurm"], "unknown executor 'slurm'"),
         (["executor=processes"], "say how many: executor=processes processes=2"),
-        (["processes=2"], "processes is of executor=processes, and the executor is local"),
+        (["processes=2"], "processes is a setting of executor=processes, and the executor is local"),
         (["spec=nowhere.yaml"], "no such file: nowhere.yaml"),
     ],
 )

@@ -208,7 +208,7 @@ def test_malformed_split_file_is_told_in_one_sentence(tmp_path: Path, split: Any
 
 
 def test_what_is_not_there_is_named_with_its_place_and_source(tmp_path: Path):
-    with pytest.raises(VlpromptError, match="'eurosat' needs data_root, the folder that holds eurosat/"):
+    with pytest.raises(VlpromptError, match="'eurosat' needs data_root, the folder that contains eurosat/"):
         load_split("eurosat")
     with pytest.raises(VlpromptError, match=r"expected in .*eurosat/2750.*download=true.*github.com/phelber"):
         load_split("eurosat", tmp_path)

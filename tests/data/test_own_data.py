@@ -281,7 +281,7 @@ def test_subset_is_written_and_read_in_order(tmp_path: Path):
     assert content["train"][0] == [drawn.train[0].path, drawn.train[0].label, drawn.train[0].class_name]
     content["train"][0][1] = 4
     (tmp_path / "subset.json").write_text(json.dumps(content))
-    with pytest.raises(VlpromptError, match="which is no train item of toy"):
+    with pytest.raises(VlpromptError, match="which is not a train item of toy"):
         read_subset(splits, tmp_path / "subset.json")
 
 

@@ -110,7 +110,7 @@ def _cautions(result: Result, folder: Path) -> Iterator[str]:
     if seen:
         yield f"hyper-parameters or weights were chosen on more than training images: it {seen}"
     for key, value in result.adapted.items():
-        yield f"{key}={value} and not {result.config[key]} as in the recipe, since the backbone has no more layers"
+        yield f"{key}={value} instead of the recipe's {result.config[key]}, since the backbone has no more layers"
     unreadable = result.data.get("unreadable", [])
     if unreadable:
         more = f" and {len(unreadable) - SHOWN} more" if len(unreadable) > SHOWN else ""
