@@ -13,11 +13,9 @@ import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 
 import nbformat
-from jupyter_client import AsyncKernelManager
 from nbclient import NotebookClient
 from nbconvert.exporters import MarkdownExporter
 from nbformat import NotebookNode
@@ -56,30 +54,14 @@ def strip(notebook: NotebookNode) -> str:
     return nbformat.writes(kept, version=4) + "\n"
 
 
-def execute(
-    name: str, folder: Path, change: Callable[[str], str] = str, kernel: AsyncKernelManager | None = None
-) -> NotebookNode:
-    """Run a notebook from top to bottom in a folder, and return it with its outputs.
-
-    Args:
-        name: of the notebook.
-        folder: that its kernel starts in.
-        change: is done to its code.
-        kernel: runs it and stays, as it is then; None starts one for this notebook.
-    """
+def execute(name: str, folder: Path) -> NotebookNode:
+    """Run a notebook from top to bottom in a folder, and return it with its outputs."""
     notebook = read(name)
-    for cell in notebook.cells:
-        if cell.cell_type == "code":
-            cell.source = change(cell.source)
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # so that `!vlprompt` is this one
     # a busy machine may be late with outputs, and nbclient would go on without them
     options = {"timeout": 600, "iopub_timeout": 120, "kernel_name": "python3", "coalesce_streams": True}
-    client = NotebookClient(notebook, kernel, resources={"metadata": {"path": str(folder)}}, **options)
-    try:
-        return client.execute(env=os.environ | ENVIRONMENT | {"PATH": path})
-    finally:
-        if client.kc is not None:  # of a kernel that stays
-            client.kc.stop_channels()
+    client = NotebookClient(notebook, resources={"metadata": {"path": str(folder)}}, **options)
+    return client.execute(env=os.environ | ENVIRONMENT | {"PATH": path})
 
 
 def as_shown(source: str) -> str:

@@ -1,43 +1,25 @@
 """The notebooks run from top to bottom and show what their text speaks of; pages in the docs are of the same cells.
 
-The first runs as it is. The others train for an epoch or two here, on fewer seeds, which tells no method from another,
-and in the first one's kernel, which has what they import: that they show what they speak of, each in a kernel of its
-own, is asked of them whole, by ``-m nightly`` and ``.ci/run``.
+The first is run here. The others, which take minutes, are run by ``-m nightly`` and ``.ci/run``.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING
 
 import pytest
 
 from vlprompt.testing import CHECKS
-
-if TYPE_CHECKING:
-    from jupyter_client import AsyncKernelManager
 
 for package in ("ipykernel", "nbclient", "nbconvert"):
     pytest.importorskip(package, reason=f'the notebooks need {package}: pip install "vlprompt[notebooks]"')
 
 ROOT = Path(__file__).resolve().parents[1]
 MOST = 60 * 1024  # bytes of a picture in the docs
-SHORTER = {
-    r'(epochs(?:": |=))\d+': r"\g<1>2",
-    r'("steps": )\d+': r"\g<1>2",
-    r'("seeds": )\[1, 2, 3\]': r"\g<1>[1, 2]",
-    r'("limit": )300': r"\g<1>60",
-    r"(n_views=)16": r"\g<1>4",
-    # the command in the kernel, which spares its imports
-    r"!cd \{work\} && vlprompt (.*)": r"""%cd -q {work}
-from vlprompt.cli.__main__ import main
-main(r"\g<1>".split());
-%cd -q -""",
-}
 
 
 def script() -> ModuleType:
@@ -58,49 +40,48 @@ def numbers(pattern: str, text: str) -> list[float]:
     return [float(group) for group in found.groups()]
 
 
-def first_learner(text: str, whole: bool) -> None:
+def first_learner(text: str) -> None:
     frozen, learnt = numbers(r"base +zero-shot ([\d.]+)% +learnt ([\d.]+)%", text)
-    assert learnt > frozen > 2 * 100 / 11 or not whole
+    assert learnt > frozen > 2 * 100 / 11
 
 
-def few_shot_study(text: str, whole: bool) -> None:
-    seeds = 3 if whole else 2
+def few_shot_study(text: str) -> None:
+    seeds = 3
     assert f"{9 * seeds} of {9 * seeds} runs done" in text
     [specific] = re.findall(rf"\| coop \(class\\_specific=True\) \| {seeds} \|(.*)\|", text)
     one, _, sixteen = (float(re.search(r"[\d.]+", cell)[0]) for cell in specific.split("|"))
-    assert sixteen > one + 3 or not whole
+    assert sixteen > one + 3
     assert len(re.findall(rf"^\| \d+ shots? · emoji: all \| {seeds} \| [+-][\d.]+ \[", text, re.M)) == 3
 
 
-def base_to_new(text: str, whole: bool) -> None:
+def base_to_new(text: str) -> None:
     zero, zero_new = numbers(r"\| zero-shot \| ([\d.]+) \| ([\d.]+) \|", text)  # of which seeds decide nothing
     row = r"\| {} \| ([\d.]+) ± [\d.]+ \| ([\d.]+) ± [\d.]+ \|"
     (free, free_new), (held, held_new) = (
         numbers(row.format(name), text) for name in ("cross-entropy alone", "anchor, weight 16")
     )
-    if not whole:
-        return
     assert free > zero + 1  # learnt
     assert free_new - zero_new < free - zero  # and less of what it was not shown
     assert abs(held - zero) < free - zero
     assert held_new > free_new
 
 
-def own_photos(text: str, whole: bool) -> None:
+def own_photos(text: str) -> None:
     [frozen] = numbers(r"zero-shot: (\d+)% of 138 photos", text)
     [learnt] = numbers(r"learnt: (\d+)% of 138 photos", text)
     [never_trained_on] = numbers(r"fruit, never trained on: (\d+)% of 27 photos", text)
-    assert (learnt > frozen and never_trained_on > 20) or not whole
+    assert learnt > frozen
+    assert never_trained_on > 20
     assert text.count("the same predictions: True") == 3
     assert len(re.findall(r"^\w+ +[\d.]+% +\w+ +[\d.]+% +more_photos/fruit/\S+\.png$", text, re.M)) == 3
 
 
-def write_a_method(text: str, whole: bool) -> None:
+def write_a_method(text: str) -> None:
     assert text.count("✓") == len(CHECKS)
     assert f"{len(CHECKS)} of {len(CHECKS)} checks passed" in text
     for check in ("check_loss_falls", "check_chunking_changes_nothing"):
         assert f"✗ {check}: no gradient reaches bias" in text
-    seeds = 3 if whole else 2
+    seeds = 3
     assert len(re.findall(rf"^\| (?:coop|text\\_adapter .*?) \| {seeds} \|", text, re.M)) == 3
     frozen = numbers(r"few shot(?:.|\n)*\| zero\\_shot \| – \| \**([\d.]+)", text)[0]
     for share in ("0.5", "0.9"):
@@ -110,14 +91,15 @@ def write_a_method(text: str, whole: bool) -> None:
         assert one < frozen < sixteen
 
 
-def domains(text: str, whole: bool) -> None:
+def domains(text: str) -> None:
     assert 34 < numbers(r"told from the features for (\d+)% of the images", text)[0] < 100
     own, other = numbers(r"its own style .* \*\*([+-][\d.]+)\*\* points .* another style \*\*([+-][\d.]+)\*\*", text)
-    assert (own > 0 and own > other - 3) or not whole
+    assert own > 0
+    assert own > other - 3
     assert re.search(r"^\| kgcoop \| 2 \|(?: \**[\d.]+ ± [^|]*\|){4}$", text, re.M)
 
 
-def few_labels(text: str, whole: bool) -> None:
+def few_labels(text: str) -> None:
     names = ("zero-shot", "CoOp", "UPL", "TFUP", "TFUP-T", "GRIP")
     found = {name: numbers(rf"^{name} +([\d.]+)%$", text)[0] for name in names}
     shares = [numbers(rf"round {i}: (\d+) pseudo-labels, (\d+)% right", text) for i in range(1, 5)]
@@ -125,15 +107,13 @@ def few_labels(text: str, whole: bool) -> None:
     [tuned] = numbers(r"TPT: (\d+)% of 60 photos", text)
     frozen, online = (numbers(rf"{name}: ([\d.]+)% of a stream", text)[0] for name in ("zero-shot", "TDA"))
     assert online > frozen - 5
-    if not whole:
-        return
     assert min(found.values()) > 100 / 6
     assert max(found[name] for name in names[2:]) > found["zero-shot"]
     assert shares[0][1] > 100 / 3
     assert tuned > 100 / 6
 
 
-SHOWN: dict[str, Callable[[str, bool], None]] = {
+SHOWN: dict[str, Callable[[str], None]] = {
     "01_first_learner": first_learner,
     "02_few_shot_study": few_shot_study,
     "03_base_to_new_and_forgetting": base_to_new,
@@ -148,57 +128,21 @@ def test_there_are_these_notebooks() -> None:
     assert list(SHOWN) == NAMES
 
 
-def shorter(source: str) -> str:
-    """A cell's code that trains for less time."""
-    for setting, less in SHORTER.items():
-        source = re.sub(setting, less, source)
-    return source
-
-
-def shorter_after_another(source: str) -> str:
-    """Such code for a kernel that has run another notebook, whose names a first cell is to forget."""
-    return re.sub(r"\A%matplotlib inline$", "%reset -f\n%matplotlib inline", shorter(source), flags=re.M)
-
-
-def test_each_is_shorter_where_it_is_said_to_be() -> None:
-    sources = {name: "\n".join(cell.source for cell in notebooks.read(name).cells) for name in NAMES}
-    assert [name for name, source in sources.items() if shorter(source) == source] == []
-    assert [setting for setting in SHORTER if not re.search(setting, "\n".join(sources.values()))] == []
-
-
-@pytest.fixture(scope="module")
-def kernel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[AsyncKernelManager, Path]]:
-    """A kernel that is not started yet, and the folder that it starts in."""
-    from jupyter_client import AsyncKernelManager
-    from jupyter_core.utils import run_sync
-
-    with pytest.MonkeyPatch.context() as patch:
-        for variable in ("IPYTHONDIR", "JUPYTER_RUNTIME_DIR"):
-            patch.setenv(variable, str(tmp_path_factory.mktemp(variable.lower())))
-        kernel = AsyncKernelManager(kernel_name="python3")
-        yield kernel, tmp_path_factory.mktemp("kernel")
-        if kernel.has_kernel:
-            run_sync(kernel.shutdown_kernel)(now=True)
-
-
-@pytest.mark.parametrize(
-    ("name", "whole"),
-    [(NAMES[0], True), *((name, False) for name in NAMES[1:])]
-    + [pytest.param(name, True, marks=pytest.mark.nightly) for name in NAMES[1:]],
-)
+@pytest.mark.parametrize("name", [NAMES[0], *(pytest.param(name, marks=pytest.mark.nightly) for name in NAMES[1:])])
 def test_it_runs_and_shows_what_its_text_speaks_of(
-    name: str, whole: bool, tmp_path: Path, kernel: tuple[AsyncKernelManager, Path]
+    name: str, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if name == "04_your_own_photos":
         for package in ("onnx", "onnxruntime", "onnxscript"):
             pytest.importorskip(package, reason=f'the notebook exports: pip install "vlprompt[export]" for {package}')
-    shared, folder = (None, tmp_path) if whole and name != NAMES[0] else kernel
-    cells = notebooks.execute(name, folder, str if whole else shorter_after_another, shared).cells
+    for variable in ("IPYTHONDIR", "JUPYTER_RUNTIME_DIR"):
+        monkeypatch.setenv(variable, str(tmp_path_factory.mktemp(variable.lower())))
+    cells = notebooks.execute(name, tmp_path).cells
     outputs = [output for cell in cells if cell.cell_type == "code" for output in cell.outputs]
     assert [output.text for output in outputs if output.get("name") == "stderr"] == []
     assert any("image/png" in output.get("data", {}) for output in outputs)
-    SHOWN[name]("\n".join(said for output in outputs if (said := text_of(output))), whole)
-    assert list(folder.iterdir()) == []
+    SHOWN[name]("\n".join(said for output in outputs if (said := text_of(output))))
+    assert list(tmp_path.iterdir()) == []
 
 
 def text_of(output: dict) -> str:
