@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 # Numbers of a model below which threads wait for one another longer than they compute, the more so on a busy machine:
-# vlprompt-tiny has 5.5 million, ViT-B/16 150 million. `vlprompt bench threads` measures it.
+# vlprompt-tiny has 14 million, ViT-B/16 150 million. `vlprompt bench threads` measures it.
 SMALL = 20_000_000
 VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 WAITING = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")  # what GNU's OpenMP, which torch computes with, reads as it is loaded
