@@ -53,12 +53,24 @@ SplitChoice = Literal["published", "generated"]
 
 
 def register_dataset(splits: DatasetSplits) -> str:
-    """Let ``load_split``, and so every run of this process, find a dataset in memory by its name; return the name."""
-    if in_memory.get(splits.name) is splits:
-        return splits.name
-    if splits.name in card_names() or splits.name in in_memory or "/" in splits.name or ":" in splits.name:
+    """Let ``load_split``, and so every run of this process, find a dataset in memory by its name; return the name.
+
+    A dataset of the same name, classes and items takes the place of the former, as when a notebook's cell is run again.
+
+    Raises:
+        VlpromptError: the name is a registered dataset's or contains ``/`` or ``:``; another dataset in memory has it;
+            or the classes are unusable.
+    """
+    if splits.name in card_names() or "/" in splits.name or ":" in splits.name:
         raise VlpromptError(
-            f"the name '{splits.name}' is taken, or contains a character that names may not contain: choose another"
+            f"the name '{splits.name}' is a registered dataset's, or contains a character that names may not contain: "
+            "choose another"
+        )
+    former = in_memory.get(splits.name)
+    if former is not None and former is not splits and former.fingerprint() != splits.fingerprint():
+        raise VlpromptError(
+            f"another dataset of this process is called '{splits.name}' and has other classes or images: choose "
+            "another name, since results and features are found again by it"
         )
     check_classes(splits, shared_names=False)
     in_memory[splits.name] = splits

@@ -22,6 +22,7 @@ from vlprompt.learner.aggregation import (
 )
 from vlprompt.learner.gradients import ProGradRule
 from vlprompt.learner.objectives import distance
+from vlprompt.learner.registration import METHODS
 from vlprompt.methods.prompts.proda import covariance_margin
 from vlprompt.testing import NAMES, close, fit, logits_of, make, small_clip, toy_batch
 
@@ -300,6 +301,24 @@ def test_regularisers_compose_into_the_named_methods() -> None:
     terms = make("promptsrc", clip).config.objective
     on_maple = make("maple", clip, objective=terms)
     assert set(on_maple.loss(toy_batch())) == {"loss", "ce", "text_anchor", "image_anchor", "logit_kl"}
+
+
+def test_a_cell_that_registers_a_method_may_be_run_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(METHODS, "_entries", dict(METHODS._filed()))  # others' lists of methods stay as they are
+    cell = '''
+from vlprompt import register
+from vlprompt.methods.prompts.coop import CoOp
+
+@register("of_a_cell", paper="none", like=CoOp)
+class OfACell(CoOp):
+    """A method."""
+    edition = {}
+'''
+    for edition in (1, 2):
+        exec(cell.format(edition), {"__name__": "__main__"})
+        assert make("of_a_cell").edition == edition
+    with pytest.raises(VlpromptError, match="method 'of_a_cell' is registered already, by"):
+        exec(cell.format(3).replace("class OfACell", "class Another"), {"__name__": "__main__"})
 
 
 def test_texts_in_a_part_may_go_without_quotes() -> None:

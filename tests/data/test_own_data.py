@@ -230,11 +230,26 @@ def test_dataset_in_memory_is_found_by_its_name():
     splits = splits_from_pairs(pairs(), ["cat", "dog"], name="in_memory_test")
     assert register_dataset(splits) == register_dataset(splits) == "in_memory_test"  # as several runs on it do
     assert load_split("in_memory_test").class_names == ("cat", "dog")
-    for taken in ("in_memory_test", "emoji", "no/slash", "no:colon"):
+    for taken in ("emoji", "no/slash", "no:colon"):
         with pytest.raises(
-            VlpromptError, match=f"the name '{taken}' is taken, or contains a character that names may not contain"
+            VlpromptError,
+            match=f"the name '{taken}' is a registered dataset's, or contains a character that names may not contain",
         ):
             register_dataset(splits_from_pairs(pairs(), ["cat", "dog"], name=taken))
+
+
+def test_a_cell_that_makes_its_dataset_again_may_be_run_again():
+    def cell(images: list[tuple], names: list[str]) -> DatasetSplits:
+        splits = splits_from_pairs(images, names, name="of-a-cell")
+        register_dataset(splits)
+        return splits
+
+    first, second = cell(pairs(), ["cat", "dog"]), cell(pairs(), ["cat", "dog"])
+    assert load_split("of-a-cell").open_image is second.open_image is not first.open_image
+    for images, names in ((pairs(), ["cat", "horse"]), (pairs()[2:], ["cat", "dog"])):
+        with pytest.raises(VlpromptError, match="another dataset of this process is called 'of-a-cell' and has other"):
+            cell(images, names)
+    assert load_split("of-a-cell").class_names == ("cat", "dog")
 
 
 # Parts

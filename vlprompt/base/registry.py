@@ -58,13 +58,17 @@ class Registry(Generic[T]):
             wired(self._shipped)  # a module that is there already, or is being imported, is not run again
 
     def register(self, name: str, **facts: Any) -> Callable[[T], T]:
-        """Return a decorator that files an object under ``name`` with ``facts`` about it."""
+        """Return a decorator that files an object under ``name`` with ``facts`` about it.
+
+        A definition that is run again, as a notebook's cell or a reloaded module, takes the place of its former self.
+        """
 
         def file(value: T) -> T:
             if not value.__module__.startswith("vlprompt."):  # which may be on its way, and others come after it
                 self._file_shipped()
-            if name in self._entries:
-                raise VlpromptError(f"{self.kind} '{name}' is registered already, by {self._entries[name].value!r}")
+            former = self._entries[name].value if name in self._entries else None
+            if former is not None and _definition(former) != _definition(value):
+                raise VlpromptError(f"{self.kind} '{name}' is registered already, by {former!r}")
             self._entries[name] = Entry(name, value, facts)
             return value
 
@@ -94,3 +98,7 @@ class Registry(Generic[T]):
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.names())
+
+
+def _definition(value: object) -> tuple[str, str]:
+    return value.__module__, getattr(value, "__qualname__", repr(value))
