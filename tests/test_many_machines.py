@@ -274,6 +274,7 @@ def assert_same(one: dict[str, FeatureBank], other: dict[str, FeatureBank]) -> N
         assert torch.equal(bank.features, other[name].features), name
 
 
+@pytest.mark.nightly  # which waits for Ray's processes; .ci/run does it as well
 def test_two_nodes_say_what_one_process_says_and_one_may_be_lost(
     cluster: Cluster, photos: Path, learner: Path, tmp_path: Path
 ) -> None:
@@ -285,7 +286,7 @@ def test_two_nodes_say_what_one_process_says_and_one_may_be_lost(
     assert in_order(tmp_path / "there") == in_order(tmp_path / "here")
 
 
-@pytest.mark.nightly  # predicting, above, goes by the same workers
+@pytest.mark.nightly
 def test_a_cluster_that_loses_a_node_encodes_the_bits_of_one_process(
     cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
