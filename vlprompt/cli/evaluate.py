@@ -93,7 +93,7 @@ def evaluate_run(settings: dict[str, Any], reporter: Reporter) -> int:
     """Score a run's learner on the run's tests again; 1 if its numbers differ from the result file's."""
     from vlprompt.evaluation.results import read_result
     from vlprompt.evaluation.tables import comparison_table
-    from vlprompt.runs.one import reevaluate
+    from vlprompt.runs.scoring import reevaluate
     from vlprompt.saving.hub import refuse_address
 
     tolerance = settings.get("tolerance", 0)

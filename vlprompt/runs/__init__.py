@@ -6,7 +6,8 @@ from vlprompt.base.wiring import face
 
 if TYPE_CHECKING:
     from vlprompt.runs.inspecting import inspect_run
-    from vlprompt.runs.one import execute, is_seeded, reevaluate, run, start
+    from vlprompt.runs.one import execute, is_seeded, run, start
+    from vlprompt.runs.scoring import reevaluate
     from vlprompt.runs.settings import describe_keys, resolve
 
 __all__ = ["describe_keys", "execute", "inspect_run", "is_seeded", "reevaluate", "resolve", "run", "start"]

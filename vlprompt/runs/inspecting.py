@@ -21,7 +21,7 @@ from vlprompt.evaluation.predicted import Predictions, read_predictions
 from vlprompt.evaluation.results import Result, read_result
 from vlprompt.evaluation.rows import Row
 from vlprompt.evaluation.scoring import limited
-from vlprompt.runs.one import Reopened, reevaluate, reopen
+from vlprompt.runs.scoring import Reopened, reevaluate, reopen
 
 
 @checked
