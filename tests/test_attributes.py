@@ -76,5 +76,5 @@ def test_every_design_with_a_text_context_learns_what_stands_before_a_word(metho
     assert all(bool(block.grad.any()) for block in blocks)
     with added(learner.eval(), FullLength()):
         expected = logits_of(learner)
-    learner.forget()
+    learner.clear_cache()
     assert close(logits_of(learner), expected, 2e-5)

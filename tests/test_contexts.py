@@ -49,7 +49,7 @@ def test_a_low_rank_update_starts_as_nothing(method: str, settings: dict) -> Non
     fit(low, 2, lr=0.05)
     with added(low, FullLength()):
         expected = logits_of(low)
-    low.forget()
+    low.clear_cache()
     assert close(logits_of(low), expected, 2e-5)  # where prefixes are shared, too
 
 

@@ -169,7 +169,7 @@ def test_what_is_drawn_between_stages_follows_from_the_seed(splits) -> None:
     class Drawing:
         clip, config = small_clip(), None
 
-        def refuse_part(self) -> None:
+        def refuse_subset(self) -> None:
             pass
 
         def learn(self, feed, train) -> None:

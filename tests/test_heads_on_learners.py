@@ -145,15 +145,15 @@ def test_a_folder_holds_what_the_head_stands_on(method: str, saved: Saved, tmp_p
     place = saved(method, seed=5)
     head = make_ready("tip_adapter_f", text=place)
     fit(head, 2)
-    before = {name: tensor.clone() for name, tensor in head.beneath.learner.state_dict().items()}
+    before = {name: tensor.clone() for name, tensor in head.built_on.learner.state_dict().items()}
     head.save_pretrained(tmp_path / "head")
-    assert all(torch.equal(tensor, before[name]) for name, tensor in head.beneath.learner.state_dict().items())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in head.built_on.learner.state_dict().items())
     assert {name.split(".")[0] for name in head.state_dict()} == {"keys", "labels", "alpha", "beta"}
     shutil.rmtree(place)
     again = load_learner(tmp_path / "head", small_clip())
     assert torch.equal(logits_of(again), logits_of(head))
     assert again.facts == head.facts
-    assert again.beneath.identity == head.beneath.identity
+    assert again.built_on.identity == head.built_on.identity
     assert again.tower.identity() == head.tower.identity()  # its bank is found again
 
     again.save_pretrained(tmp_path / "copy")

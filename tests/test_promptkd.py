@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from vlprompt import FrozenCLIP, VlpromptError, create_learner, load_learner, run
 from vlprompt.cli.__main__ import main as cli
 from vlprompt.evaluation.results import read_result
-from vlprompt.learner.standing import LearnerTeacher
+from vlprompt.learner.saved_teacher import LearnerTeacher
 from vlprompt.report import make_report
 from vlprompt.saving.export import export_learner
 from vlprompt.saving.published import import_checkpoint

@@ -71,14 +71,14 @@ def test_trained_edits_are_exact_where_prefixes_are_shared(method: str) -> None:
         learner.train().zero_grad()
         found = gradients(learner, *ways)
         with added(learner, *ways):
-            learner.forget()
+            learner.clear_cache()
             results.append((logits_of(learner), {name: g.clone() for name, g in found.items()}))
     (fast, ours), (plain, theirs) = results
     assert close(fast, plain)
     assert all(close(ours[name], theirs[name], 1e-3) for name in ours)
     approx = next(edit for edit in learner.edits if type(edit).__name__ == "Approximated")
     approx.among = ()
-    learner.forget()
+    learner.clear_cache()
     assert not close(logits_of(learner), fast, 1e-4)
 
 

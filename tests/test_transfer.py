@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from vlprompt import VlpromptError, analysis, load_learner, run
 from vlprompt.evaluation.results import read_result
-from vlprompt.learner.starts import with_length
+from vlprompt.learner.initialization import with_length
 from vlprompt.report import make_report
 from vlprompt.testing import NAMES, NEW_NAMES, close, loss_of, make, small_clip, toy_batch
 

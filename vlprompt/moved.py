@@ -1,4 +1,7 @@
-"""Import paths of version 0.1, whose modules lay side by side: each gives the module from the room it is in now."""
+"""Earlier import paths: those of version 0.1, whose modules lay side by side, and those of modules renamed since.
+
+Each gives the module that has its content now.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ if TYPE_CHECKING:
 else:  # which brings a third of what `import vlprompt` takes, and nothing that is used
     Loader = object
 
-# without the leading "vlprompt.", but for what has left the package
+# without the leading "vlprompt.", except for what has left the package
 MOVED = {
     "aggregation": "learner.aggregation",
     "archives": "base.archives",
@@ -44,6 +47,10 @@ MOVED = {
     "hub": "saving.hub",
     "inert_pickle": "clip.inert_pickle",
     "layout": "base.layout",
+    "learner.class_part": "learner.class_subset",
+    "learner.road": "learner.forward",
+    "learner.standing": "learner.saved_teacher",
+    "learner.starts": "learner.initialization",
     "learner_teacher": "saving.teacher",
     "learning": "learner.learning",
     "lettering": "base.lettering",

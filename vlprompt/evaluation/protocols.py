@@ -11,7 +11,7 @@ from vlprompt.base.registry import Registry
 from vlprompt.clip.naming import same_names
 from vlprompt.data.splits import NO_MASKS, DatasetSplits, Half, has_masks
 from vlprompt.errors import VlpromptError, nearest
-from vlprompt.learner.class_part import find_part
+from vlprompt.learner.class_subset import find_subset
 from vlprompt.learner.facts import Facts, Familiar
 from vlprompt.learner.held_out import SEEN, Selection
 
@@ -318,7 +318,7 @@ def check_suits(protocol: str, plan: Plan, parts: Mapping[Part, DatasetSplits], 
         _check_masks(plan, parts, method)
     learnt = parts[plan.train].class_names
     tested = [parts[part] for part in plan.tests.values()]
-    if facts.new_classes or all(find_part(learnt, test.class_names, test.class_places) for test in tested):
+    if facts.new_classes or all(find_subset(learnt, test.class_names, test.class_places) for test in tested):
         return
     hint = ", or settings that share the context" if "text" in facts.trains else ""
     raise VlpromptError(

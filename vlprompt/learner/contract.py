@@ -1,4 +1,4 @@
-"""``PromptLearner``: the base class of all methods. It adds the loss, other class names and saved state to ``Road``."""
+"""``PromptLearner``, the base of all methods: adds losses, other class names and saved state to ``ForwardPass``."""
 
 from __future__ import annotations
 
@@ -25,14 +25,16 @@ from vlprompt.errors import VlpromptError
 from vlprompt.learner import publishing
 from vlprompt.learner.aggregation import AGGREGATORS
 from vlprompt.learner.attributes import facts_with_attributes
-from vlprompt.learner.class_part import find_part, told_places
+from vlprompt.learner.class_subset import confirmed_places, find_subset
 from vlprompt.learner.constraints import make_constraint
 from vlprompt.learner.contexts import facts_with_context, parameterise
 from vlprompt.learner.editing import edited_facts, make_edits
 from vlprompt.learner.ensembling import make_ensemble
 from vlprompt.learner.facts import Facts, Familiar
+from vlprompt.learner.forward import ForwardPass
 from vlprompt.learner.fusion import facts_with_head, is_known, parse_head
 from vlprompt.learner.gradients import GRADIENT_RULES, facts_with_rule
+from vlprompt.learner.initialization import initialize_from
 from vlprompt.learner.method import Method
 from vlprompt.learner.names import facts_with_names, named
 from vlprompt.learner.objectives import (
@@ -44,12 +46,10 @@ from vlprompt.learner.objectives import (
     parse_objectives,
     weighs,
 )
-from vlprompt.learner.road import Road
-from vlprompt.learner.starts import load_start
 from vlprompt.learner.teacher import SavedTeacher, Teacher
 
 
-class PromptLearner(Road):
+class PromptLearner(ForwardPass):
     """A small learnable part added to a frozen CLIP.
 
     Methods implement ``setup`` and ``encode_text``, and override whatever else of ``Method`` they do differently.
@@ -62,7 +62,7 @@ class PromptLearner(Road):
         config: the method's settings.
         templates: the dataset's hand-written templates, for teachers and zero-shot classifiers.
         seed: of the initial weights.
-        on: the saved learner that it builds on, see ``stands_on``.
+        on: the saved learner that it builds on, see ``builds_on``.
         taught_by: the saved learner that teaches it; not needed to load a trained student.
 
     Attributes:
@@ -87,7 +87,7 @@ class PromptLearner(Road):
         super().__init__()
         self.clip = clip
         self.config = config or self.Config()
-        self.beneath = on
+        self.built_on = on
         self.set_ensemble(self.config.ensemble)
         self.templates = tuple(templates)
         self.teacher = Teacher(clip)
@@ -99,10 +99,10 @@ class PromptLearner(Road):
         self.gradient_rule = None if rule is None else parse_part(rule, GRADIENT_RULES)
         self.aggregator = None if aggregator is None else parse_part(aggregator, AGGREGATORS)
         self.last_state: dict[str, Tensor] | None = None  # the last epoch's weights, if others replaced them
-        self.right_of_batch: Tensor | None = None  # accuracy on the last training batch, see ``loss``
+        self.batch_accuracy: Tensor | None = None  # accuracy on the last training batch, see ``loss``
         self._cached: tuple[list[Tensor], Tensor] | None = None  # class features, and the state behind them
         self.class_names = self.trained_names = named(self.config, checked_names(class_names))
-        self.part: tuple[int, ...] | None = None
+        self.subset: tuple[int, ...] | None = None
         self.places: tuple[int, ...] = ()
         self.familiar: Familiar = "trained"
         self.learnt_on: tuple[str, ...] = ()
@@ -122,24 +122,24 @@ class PromptLearner(Road):
         self.to(clip.device)
         self.start: dict[str, Any] | None = None  # where its initial learnables came from
         if self.config.init_from is not None:
-            self.start = load_start(self, self.config.init_from, self.config.init_length)
+            self.start = initialize_from(self, self.config.init_from, self.config.init_length)
         self._check_parts()
         self.prepare_classes()
 
     @classmethod
-    def facts_with(cls, config: Any, beneath: SavedTeacher | None = None) -> Facts:
+    def facts_with(cls, config: Any, built_on: SavedTeacher | None = None) -> Facts:
         """``facts_of``, adjusted for a saved learner to build on, edits, a second head and an ensemble.
 
         Raises:
             VlpromptError: it cannot build on that learner, or cannot have those edits, that head or that ensemble.
         """
-        own = cls._own_facts(config, beneath)
+        own = cls._own_facts(config, built_on)
         ensemble = make_ensemble(config.ensemble, cls.method, own)
         return ensemble.narrow(own) if ensemble else own
 
     @classmethod
-    def _own_facts(cls, config: Any, beneath: SavedTeacher | None) -> Facts:
-        own = cls.facts_of(config) if beneath is None else cls.facts_on(beneath, cls.facts_of(config))
+    def _own_facts(cls, config: Any, built_on: SavedTeacher | None) -> Facts:
+        own = cls.facts_of(config) if built_on is None else cls.facts_on(built_on, cls.facts_of(config))
         own = facts_with_attributes(config, edited_facts(cls, config, own))
         objectives = parse_objectives(config.objective)
         by_loop = bool(own.trains) and (cls.learn, cls.loss) == (PromptLearner.learn, PromptLearner.loss)
@@ -156,8 +156,8 @@ class PromptLearner(Road):
             VlpromptError: the ensemble is unknown, or this learner cannot have it.
         """
         config = replace(self.config, ensemble=setting)
-        self.facts = self.facts_with(config, self.beneath)
-        self.ensemble = make_ensemble(setting, self.method, self._own_facts(config, self.beneath))
+        self.facts = self.facts_with(config, self.built_on)
+        self.ensemble = make_ensemble(setting, self.method, self._own_facts(config, self.built_on))
         self.config = config
         self.calibration = None  # the previous one was for other logits
 
@@ -169,11 +169,11 @@ class PromptLearner(Road):
         Args:
             batch: as for ``forward``, with ``label`` (B,) and whatever other keys the objectives use.
         """
-        self.refuse_part()
+        self.refuse_subset()
         checked_batch = cast(Batch, check_batch(batch, len(self.class_names), self.facts))
         batch = _moved(checked_batch, self.clip.device)
         outputs = self.outputs(self.encoded(batch), self.frozen_image_features(batch), learning=True)
-        self.right_of_batch = _share_right(outputs.logits, batch)
+        self.batch_accuracy = _share_right(outputs.logits, batch)
         parts = {o.name: o(self, outputs, batch) for o in self.objectives}
         weights = {o.name: o.weight for o in self.objectives}
         if self.second_head is not None:
@@ -239,14 +239,14 @@ class PromptLearner(Road):
         """
         names = named(self.config, checked_names(class_names))
         self.familiar = "trained" if is_known(names, self.trained_names) else "new"
-        told = told_places(self.trained_names, names, places)
-        same_places = told in ((), self.places) or not self.facts.new_classes
+        confirmed = confirmed_places(self.trained_names, names, places)
+        same_places = confirmed in ((), self.places) or not self.facts.new_classes
         if same_places and same_names(names) == same_names(self.learnt_names):
-            self.class_names, self.part = names, None
+            self.class_names, self.subset = names, None
             return
-        part = None if self.facts.new_classes else find_part(self.learnt_names, names, places)
-        if part is not None:
-            self.class_names, self.part = names, part
+        subset = None if self.facts.new_classes else find_subset(self.learnt_names, names, places)
+        if subset is not None:
+            self.class_names, self.subset = names, subset
             return
         if not self.facts.new_classes:
             shared = "text" in self.facts.trains
@@ -256,7 +256,7 @@ class PromptLearner(Road):
                 f"names: train on all classes{hint}"
             )
         check_names(self.clip, spoken(names)[0])
-        previous, self.class_names, self.places = (self.class_names, self.places), names, told
+        previous, self.class_names, self.places = (self.class_names, self.places), names, confirmed
         try:
             self.prepare_classes()
         except VlpromptError:
@@ -277,7 +277,7 @@ class PromptLearner(Road):
             class_names, places: as for ``set_class_names``.
             templates: of their dataset, for methods that use them as class texts (``follows_templates``).
         """
-        before, own, written = self.class_names, self.part or self.places, self.templates
+        before, own, written = self.class_names, self.subset or self.places, self.templates
         self.set_class_names(class_names, places)
         try:
             if templates and self.follows_templates:
@@ -292,11 +292,11 @@ class PromptLearner(Road):
         if tuple(templates) != tuple(self.templates):
             self.templates = tuple(templates)
             self.prepare_classes()
-            self.forget()
+            self.clear_cache()
 
-    def refuse_part(self) -> None:
+    def refuse_subset(self) -> None:
         """Raise ``VlpromptError`` if it is to learn while it scores only some of its classes."""
-        if self.part is not None:
+        if self.subset is not None:
             raise VlpromptError(
                 f"{self.method} is bound to {len(self.trained_names)} classes and trains on all of them, but now "
                 f"scores only {len(self.class_names)}: set_class_names(learner.learnt_names) first"
@@ -320,13 +320,13 @@ class PromptLearner(Road):
                 f"{self.method} scores with more than class features, so it has no (C, D) classifier matrix"
             )
         with torch.no_grad():
-            return self.of_scored(self.class_features(), dim=0).clone()
+            return self.select_scored(self.class_features(), dim=0).clone()
 
     # State
 
     def extra_repr(self) -> str:
         """The method, the number of classes, and the learner it builds on, for ``repr``."""
-        on = f", on {self.beneath.learner.method}" if self.beneath else ""
+        on = f", on {self.built_on.learner.method}" if self.built_on else ""
         return f"{self.method}, {len(self.class_names)} classes{on}"
 
     def load_learnables(self, state: Mapping[str, Tensor], source: str) -> None:

@@ -65,7 +65,7 @@ def create_learner(
     names = checked_names(class_names)
     check_names(clip, spoken(named(config, names))[0], shared_names)
     seed, cls = check_seed(seed), METHODS.get(method)
-    places = {"on": (cls.stands_on(config), "learner"), "taught_by": (config.teacher, "teacher")}
+    places = {"on": (cls.builds_on(config), "learner"), "taught_by": (config.teacher, "teacher")}
     others = {
         key: wired("load_saved")(place, clip, names, role) for key, (place, role) in places.items() if place is not None
     }

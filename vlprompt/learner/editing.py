@@ -129,7 +129,7 @@ def _refused(cls: type[Method], config: Method.Config, facts: Facts, edit: EditS
     """Why a method has no use for an edit, to follow its name; None where it has."""
     if cls.learn is not Method.learn or facts.labels != "needed":
         return "is not trained by the loop on labelled images, as an edit is: take it with coop, maple or clip_lora"
-    if cls.stands_on(config) is not None:
+    if cls.builds_on(config) is not None:
         return "has the towers of the learner that it stands on: train that one with the edit"
     if "text" in edit.towers and "text" not in facts.trains:
         return "has the frozen model's class features: say tower=vision, or take it with coop, maple or clip_lora"

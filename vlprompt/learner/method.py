@@ -15,6 +15,7 @@ from vlprompt.data.generated import GeneratedViews
 from vlprompt.data.transforms import TestViews
 from vlprompt.learner.constraints import Constraint
 from vlprompt.learner.facts import Facts, Familiar
+from vlprompt.learner.initialization import Length
 from vlprompt.learner.learning import Feed, ParameterGroup, Train, groups_of
 from vlprompt.learner.objectives import (
     Batch,
@@ -22,7 +23,6 @@ from vlprompt.learner.objectives import (
     LogitObjective,
     Objective,
 )
-from vlprompt.learner.starts import Length
 from vlprompt.learner.teacher import SavedTeacher
 
 
@@ -86,24 +86,29 @@ class Method(nn.Module):
     config: Config
     facts: Facts
     class_names: tuple[str, ...]  # the classes that it scores
-    part: tuple[int, ...] | None  # their positions among the trained classes, if it is bound to those and scores some
+    subset: tuple[int, ...] | None  # their positions among the trained classes, if it is bound to those and scores some
     places: tuple[int, ...]  # their positions among the trained classes, if given; else empty
     edits: list[Edit]
     constraint: Constraint | None
-    beneath: SavedTeacher | None
+    built_on: SavedTeacher | None  # the saved learner that this one builds on, see ``builds_on``
     taught_by: SavedTeacher | None  # see ``vlprompt.saving.teacher``
     trained_names: tuple[str, ...]
     familiar: Familiar  # whether it was trained on the classes that it scores, for ``fuse``
 
     @property
+    def beneath(self) -> SavedTeacher | None:
+        """``built_on``, under the name that results have for it."""
+        return self.built_on
+
+    @property
     def tower(self) -> FrozenCLIP:
         """The model that computes its image features: the frozen model, or the saved learner it builds on."""
-        return self.clip if self.beneath is None else self.beneath.tower(self.learnt_names)
+        return self.clip if self.built_on is None else self.built_on.tower(self.learnt_names)
 
     @property
     def learnt_names(self) -> tuple[str, ...]:
         """The classes that it computes features for: all of those it is bound to, even if it scores only some."""
-        return self.class_names if self.part is None else self.trained_names
+        return self.class_names if self.subset is None else self.trained_names
 
     @property
     def feature_width(self) -> int:
@@ -203,7 +208,7 @@ class Method(nn.Module):
         return cls.registered
 
     @classmethod
-    def stands_on(cls, config: Any) -> str | None:
+    def builds_on(cls, config: Any) -> str | None:
         """The saved learner (a folder, of a run too, or ``hf://user/name``) whose features replace the frozen model's.
 
         Its image features are used as well if it changes the image tower. None uses the frozen model.
@@ -211,10 +216,10 @@ class Method(nn.Module):
         return None
 
     @classmethod
-    def facts_on(cls, beneath: SavedTeacher, facts: Facts) -> Facts:
+    def facts_on(cls, built_on: SavedTeacher, facts: Facts) -> Facts:
         """Facts of a learner built on a saved one; methods raise ``VlpromptError`` for one that they cannot use."""
-        cacheable = facts.cacheable_images and not beneath.needs_images
-        new = facts.new_classes and beneath.new_classes
+        cacheable = facts.cacheable_images and not built_on.needs_images
+        new = facts.new_classes and built_on.new_classes
         return replace(facts, cacheable_images=cacheable, new_classes=new)
 
     @classmethod

@@ -20,7 +20,7 @@ def added(learner: PromptLearner, *edits: Edit) -> Iterator[None]:
     Or what the saved learner does that it stands on. Frozen text, which learners take from their teacher, is not among
     that.
     """
-    all_of_it = [learner, *([] if learner.beneath is None else [learner.beneath.learner])]
+    all_of_it = [learner, *([] if learner.built_on is None else [learner.built_on.learner])]
     own = [each.edits for each in all_of_it]
     for each in all_of_it:
         each.edits = [*each.edits, *edits]

@@ -204,7 +204,7 @@ def fit(
 def _identity(run: Prepared, images: str) -> dict[str, str]:
     """What a checkpoint must have in common with a run that continues it."""
     learner = run.learner
-    others = {"taught by": learner.taught_by, "on": learner.beneath}
+    others = {"taught by": learner.taught_by, "on": learner.built_on}
     saved = "".join(f" {how} {other.identity['sha256']}" for how, other in others.items() if other is not None)
     start = f" from {learner.start['sha256']}" if learner.start else ""
     files = read_from_files(run.resolved.config, learner)

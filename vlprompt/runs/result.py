@@ -61,7 +61,7 @@ def keep_result(
         averages=_averages(PROTOCOLS.get(config.protocol).average, rows),
         backbone=clip.identity() | {"precision": clip.precision},
         config=asdict(config),
-        beneath=learner.beneath.identity if learner.beneath else None,
+        beneath=learner.built_on.identity if learner.built_on else None,
         recipe=_provenance(resolved),
         n_parameters=sum(p.numel() for p in learner.trainable_parameters()),
         times=times,

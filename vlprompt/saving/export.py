@@ -204,7 +204,7 @@ class _Graph(nn.Module):
         self.learner = learner
         # the frozen parts that the computation goes through, so that their weights are found
         self.frozen = learner.clip.model if _per_image(learner) else learner.clip.visual.module
-        self.beneath = None if learner.beneath is None else learner.beneath.learner
+        self.beneath = None if learner.built_on is None else learner.built_on.learner
         linear = _linear_head(learner)
         if linear:
             self.register_buffer("weight", linear[0].detach())
@@ -223,7 +223,7 @@ class _Graph(nn.Module):
             return self.learner.outputs(features).logits
         found = self.learner.scored(features, self.weight)
         frozen = self.learner.frozen_image_features(images)
-        return self.learner.of_scored(self.learner.ensembled(found.logits, found.image_features, frozen))
+        return self.learner.select_scored(self.learner.in_ensemble(found.logits, found.image_features, frozen))
 
 
 def _per_image(learner: PromptLearner) -> bool:

@@ -30,7 +30,7 @@ from vlprompt.errors import VlpromptError, first_line
 from vlprompt.learner.calibration import read_calibration
 from vlprompt.learner.contract import PromptLearner
 from vlprompt.learner.registration import METHODS, make_config
-from vlprompt.learner.standing import LearnerTeacher
+from vlprompt.learner.saved_teacher import LearnerTeacher
 from vlprompt.saving.card import model_card
 from vlprompt.saving.description import description_hash, read_description, safe_member, write_description
 from vlprompt.saving.hub import PREFIX, fetch, refuse_address
@@ -54,9 +54,9 @@ def save_learner(learner: PromptLearner, path: str | os.PathLike[str], extra: Ma
     others = {"teacher": learner.taught_by_identity} if learner.taught_by_identity else {}
     if learner.start is not None:
         others["start"] = learner.start
-    if learner.beneath is not None:
-        learner.beneath.save(folder / TEXT, learner.learnt_names)
-        others["text"] = learner.beneath.identity | {"kept": description_hash(folder / TEXT)}
+    if learner.built_on is not None:
+        learner.built_on.save(folder / TEXT, learner.learnt_names)
+        others["text"] = learner.built_on.identity | {"kept": description_hash(folder / TEXT)}
     # what is scored by another rule for classes that were trained on must know them again
     other = learner.facts.parts or learner.trained_names != learner.class_names
     trained = {"trained_on": list(learner.trained_names)} if other else {}
@@ -163,7 +163,7 @@ def _load(folder: Path, path: str, remote: bool, clip: FrozenCLIP | None, device
         clip = load_clip(**_trusted_source(saved["source"], folder, remote), device=device)
     _check_backbone(saved["backbone"], clip.identity(), path)
     trained_on = saved.get("trained_on", saved["class_names"])
-    stands = cls.stands_on(config) is not None
+    stands = cls.builds_on(config) is not None
     standing: dict[str, Any] = {"on": _load_beneath(folder, path, remote, saved, clip)} if stands else {}
     allowed = 4 * sum(map(math.prod, declared.values())) + SPARE_NUMBERS
     try:

@@ -16,11 +16,11 @@ def merged_into(learner: PromptLearner) -> Iterator[None]:
     It gives what it gave, to rounding error. One with an ensemble asks the frozen model too, and stays as it is.
     """
     own = learner.clip, learner.edits
-    if learner.ensemble is None and learner.beneath is None:
+    if learner.ensemble is None and learner.built_on is None:
         learner.clip, learner.edits = merged(*own)
-    learner.forget()
+    learner.clear_cache()
     try:
         yield
     finally:
         learner.clip, learner.edits = own
-        learner.forget()
+        learner.clear_cache()

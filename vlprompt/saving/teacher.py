@@ -8,7 +8,7 @@ from typing import Any
 
 from vlprompt.errors import VlpromptError
 from vlprompt.learner.contract import PromptLearner
-from vlprompt.learner.standing import LearnerTeacher as LearnerTeacher
+from vlprompt.learner.saved_teacher import LearnerTeacher as LearnerTeacher
 from vlprompt.saving.folder import load_saved
 
 

@@ -93,7 +93,7 @@ class Loop:
                     lr = self._set_rate(Moment(epoch, self.epochs, before + step - 1, self.steps))
                 self.optimizer.zero_grad()
                 losses = _losses(self.learner, batch)
-                means.add(losses, getattr(self.learner, "right_of_batch", None))
+                means.add(losses, getattr(self.learner, "batch_accuracy", None))
                 _backward(self.learner, losses)
                 if self.options.clip_grad is not None:
                     nn.utils.clip_grad_norm_(self.parameters, self.options.clip_grad)

@@ -208,7 +208,7 @@ class Trainer:
 
     def _learn(self, learner: PromptLearner, feed: Feed) -> None:
         """Let a learner learn; what it draws between its stages follows from the seed too."""
-        learner.refuse_part()
+        learner.refuse_subset()
         learner.calibration = None  # one that was found is of what it knew before
         device = learner.clip.device
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):

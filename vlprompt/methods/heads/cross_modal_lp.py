@@ -37,7 +37,7 @@ class CrossModalLP(OnText):
 
     def prepare_classes(self) -> None:
         """Compute the text samples (T·C, D): each class's name in each template, or in a saved learner's prompt."""
-        if self.beneath is None:
+        if self.built_on is None:
             table = self.teacher.description_table(self.class_names, resolve_templates(None, self))  # (T, C, D)
         else:
             table = self.start_text().unsqueeze(0)

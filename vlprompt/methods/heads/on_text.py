@@ -34,7 +34,7 @@ class OnText(PromptLearner):
     config: Config
 
     @classmethod
-    def stands_on(cls, config: Any) -> str | None:
+    def builds_on(cls, config: Any) -> str | None:
         """The learner that ``text`` names, in the place of any other texts."""
         place: str | None = config.text
         others = ["template", "names", *(["descriptions"] if cls.reads_descriptions(()) else [])]
@@ -44,14 +44,14 @@ class OnText(PromptLearner):
         return place
 
     @classmethod
-    def facts_on(cls, beneath: SavedTeacher, facts: Facts) -> Facts:
+    def facts_on(cls, built_on: SavedTeacher, facts: Facts) -> Facts:
         """What the head is on a learner, which must have class features."""
-        if beneath.lacks and not cls.takes_probabilities:
+        if built_on.lacks and not cls.takes_probabilities:
             raise VlpromptError(
                 f"{cls.method} starts from class features (C, D) that stand beside image features, and the learner "
-                f"{beneath.name} {beneath.lacks}: take another, such as a CoOp or MaPLe of this backbone"
+                f"{built_on.name} {built_on.lacks}: take another, such as a CoOp or MaPLe of this backbone"
             )
-        return super().facts_on(beneath, facts)
+        return super().facts_on(built_on, facts)
 
     def start_text(self, normalise_first: bool = True, normalise_last: bool = True) -> Tensor:
         """Class features (C, D) to start from: zero-shot's over the dataset's templates, or the saved learner's.
@@ -61,9 +61,9 @@ class OnText(PromptLearner):
             normalise_last: whether they are normalised; else the saved learner's too have the lengths of zero-shot's,
                 on which what learning rates and constraints mean depends.
         """
-        if self.beneath is None:
+        if self.built_on is None:
             return self.frozen_text(None, normalise_first, normalise_last)
-        t = self.beneath.text_features(self.learnt_names)
+        t = self.built_on.text_features(self.learnt_names)
         if normalise_last:
             return t
         lengths: Tensor = self.frozen_text(None, normalise_first, normalise_last=False).norm(dim=1, keepdim=True)
@@ -79,7 +79,7 @@ class BesideText(OnText):
 
     def text_features(self, v: Tensor | None = None) -> Tensor:
         """Class features (C, D), as the saved learner scores with them, or normalised."""
-        return super().text_features(v) if self.beneath is None else self.encode_text(v)
+        return super().text_features(v) if self.built_on is None else self.encode_text(v)
 
 
 class BesideZeroShot(BesideText, ZeroShot):
@@ -93,4 +93,4 @@ class BesideZeroShot(BesideText, ZeroShot):
 
     def encode_text(self, v: Tensor | None = None) -> Tensor:
         """Class features (C, D) of zero-shot, or of the saved learner."""
-        return ZeroShot.encode_text(self, v) if self.beneath is None else self.start_text()
+        return ZeroShot.encode_text(self, v) if self.built_on is None else self.start_text()

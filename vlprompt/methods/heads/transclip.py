@@ -126,13 +126,13 @@ class TransCLIP(BesideZeroShot):
 
     def encode_text(self, v: Tensor | None = None) -> Tensor:
         """Class features (C, D) of zero-shot, or of the saved learner that it stands on."""
-        first = self.config.as_published and self.config.template is None and self.beneath is None
+        first = self.config.as_published and self.config.template is None and self.built_on is None
         return self.frozen_text(self.templates[:1]) if first else super().encode_text(v)
 
     def log_y(self, batch: Batch) -> Tensor:
         """Log ŷ (B, C) of a batch by class features, or by whatever the saved learner does that it stands on."""
-        if self.beneath is not None and self.beneath.lacks:
-            return self.beneath.logits(batch, self.learnt_names).log_softmax(dim=1)
+        if self.built_on is not None and self.built_on.lacks:
+            return self.built_on.logits(batch, self.learnt_names).log_softmax(dim=1)
         return super().score(self.image_features(batch), self.text_features()).log_softmax(dim=1)
 
     @torch.no_grad()
@@ -143,11 +143,11 @@ class TransCLIP(BesideZeroShot):
     @torch.no_grad()
     def predict_all(self, batches: Iterable[Batch]) -> Iterator[Tensor]:
         """Log z (Q, C) of all images of a test."""
-        if self.beneath is None or not self.beneath.lacks:
+        if self.built_on is None or not self.built_on.lacks:
             yield from super().predict_all(batches)
         elif seen := [(self.image_features(batch), self.log_y(batch)) for batch in batches]:
             v, log_y = map(torch.cat, zip(*seen, strict=True))
-            yield self.of_scored(self.assign(v, log_y, of_a_learner=True))
+            yield self.select_scored(self.assign(v, log_y, of_a_learner=True))
 
     def predict(self, batch: Batch) -> Tensor:
         """Log z (B, C) of a batch that is all of a test."""

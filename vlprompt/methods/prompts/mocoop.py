@@ -205,7 +205,7 @@ class MoCoOp(PromptLearner):
         """``expert_features`` of the learner's classes, once a training step, and once while nothing is learnt."""
         if self._experts is not None:
             return self._experts
-        return self.while_unchanged(lambda: self.expert_features(self.tokens))
+        return self.cached_while_unchanged(lambda: self.expert_features(self.tokens))
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """Losses of a batch, for which the experts are encoded once."""

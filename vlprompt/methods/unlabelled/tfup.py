@@ -60,7 +60,7 @@ def raw_text(learner: OnText, template: list[str] | None) -> Tensor:
 
     Or those of a saved learner, of the lengths of such means.
     """
-    if learner.beneath is not None:
+    if learner.built_on is not None:
         return learner.start_text(normalise_first=False, normalise_last=False)
     if learner.config.descriptions is not None:
         return learner.teacher.described(learner.learnt_names, learner.config.descriptions, normalise=False)

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from datasets_registry.catalog import register_dataset
 from vlprompt import VlpromptError, evaluate_learner, export_learner, load_learner, load_split, run
 from vlprompt.evaluation.scoring import evaluate
-from vlprompt.learner.class_part import find_part
+from vlprompt.learner.class_subset import find_subset
 from vlprompt.testing import NAMES, logits_of, make, make_ready, small_clip, toy_batch, toy_feed
 from vlprompt.training import Trainer, TrainOptions
 
@@ -22,17 +22,17 @@ SOME = tuple(NAMES[place] for place in PLACES)
 
 def test_a_part_is_found_by_names_that_prompts_cannot_tell_apart() -> None:
     learnt = ("sea_lake", "okapi", "cat")
-    assert find_part(learnt, ("cat", "sea lake")) == (2, 0)
-    assert find_part(learnt, ("cat", "dog")) is None
+    assert find_subset(learnt, ("cat", "sea lake")) == (2, 0)
+    assert find_subset(learnt, ("cat", "dog")) is None
 
 
 def test_places_tell_classes_of_one_name_apart() -> None:
     learnt = ("missile", "cat", "missile", "dog")
-    assert find_part(learnt, ("dog", "missile"), (3, 2)) == (3, 2)
-    assert find_part(learnt, ("missile", "dog", "missile")) == (0, 3, 2)  # both, in their order
+    assert find_subset(learnt, ("dog", "missile"), (3, 2)) == (3, 2)
+    assert find_subset(learnt, ("missile", "dog", "missile")) == (0, 3, 2)  # both, in their order
     for places in ((), (3, 9), (2, 2), (3, 1)):
         with pytest.raises(VlpromptError, match=r"'missile' occurs 2 times .* and 1 times among those asked for"):
-            find_part(learnt, ("dog", "missile"), places)
+            find_subset(learnt, ("dog", "missile"), places)
 
 
 def test_tests_of_a_part_are_those_of_all_classes_of_which_others_are_left_out() -> None:
@@ -49,7 +49,7 @@ def test_tests_of_a_part_are_those_of_all_classes_of_which_others_are_left_out()
     assert torch.equal(found.predictions.predicted, expected.argmax(dim=1).int())
     labels = torch.tensor([item.label for item in part.test])
     assert evaluate_learner(head, part) == (expected.argmax(dim=1) == labels).double().mean()
-    assert (head.class_names, head.part) == (few.class_names, None)
+    assert (head.class_names, head.subset) == (few.class_names, None)
 
 
 @pytest.mark.parametrize("method", ["zs_lp", "tip_adapter", "lp_plus_plus"])

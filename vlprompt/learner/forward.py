@@ -26,7 +26,7 @@ from vlprompt.learner.teacher import Teacher
 from vlprompt.learner.unit import unit
 
 
-class Road(Method):
+class ForwardPass(Method):
     """Computes image features, class features and logits from what a method implements."""
 
     ensemble: Ensemble | None
@@ -87,7 +87,7 @@ class Road(Method):
             found = replace(self.scored(x, F.normalize(raw, dim=-1), learning), raw_text=raw)
         else:
             found = self.scored(x, self.class_features(), learning)
-        return self._asked(replace(found, logits=self.ensembled(found.logits, found.image_features, frozen)))
+        return self._restricted(replace(found, logits=self.in_ensemble(found.logits, found.image_features, frozen)))
 
     def scored(self, x: Tensor, t: Tensor, learning: bool = False) -> Outputs:
         """Score image features x (as from ``encoded``) against class features t (as from ``text_features``)."""
@@ -106,7 +106,7 @@ class Road(Method):
             return slice(None)
         return rows_of(self.class_names, self.trained_names, self.places)
 
-    def ensembled(self, logits: Tensor, v: Tensor, frozen: Tensor | None = None) -> Tensor:
+    def in_ensemble(self, logits: Tensor, v: Tensor, frozen: Tensor | None = None) -> Tensor:
         """Logits (B, C) combined with the frozen model's in an ensemble, except in training.
 
         Args:
@@ -198,7 +198,7 @@ class Road(Method):
             weight = self.clip.logit_scale * self.frozen_text()
             bias = weight.new_full((len(weight),), self.clip.logit_bias)
             own = self.ensemble.logits(own[0], weight), self.ensemble.logits(own[1], bias)
-        return self.of_scored(own[0], dim=0), self.of_scored(own[1], dim=0)
+        return self.select_scored(own[0], dim=0), self.select_scored(own[1], dim=0)
 
     def class_features(self) -> Tensor:
         """The class features of a shared classifier, including an ensemble's except in training.
@@ -213,9 +213,9 @@ class Road(Method):
 
     def _text_features(self) -> Tensor:
         """``text_features``, cached while no gradient is needed."""
-        return self.while_unchanged(self.text_features)
+        return self.cached_while_unchanged(self.text_features)
 
-    def while_unchanged(self, compute: Callable[[], Tensor]) -> Tensor:
+    def cached_while_unchanged(self, compute: Callable[[], Tensor]) -> Tensor:
         """The value of a function that depends on the learnables alone, cached while no gradient is needed."""
         if torch.is_grad_enabled():
             return compute()
@@ -225,7 +225,7 @@ class Road(Method):
             self._cached = ([tensor.detach().clone() for tensor in state], compute())
         return self._cached[1]
 
-    def forget(self) -> None:
+    def clear_cache(self) -> None:
         """Drop cached class features, after something that they depend on has changed."""
         self._cached = None
 
@@ -258,19 +258,19 @@ class Road(Method):
         self.teacher.refuse_file(templates)
         return self.teacher.text_features(every, resolve_templates(templates, self))
 
-    def of_scored(self, values: Tensor, dim: int = -1) -> Tensor:
+    def select_scored(self, values: Tensor, dim: int = -1) -> Tensor:
         """Select, along an axis over all classes it learnt, the classes that it scores."""
-        if self.part is None:
+        if self.subset is None:
             return values
-        return values.index_select(dim, torch.tensor(self.part, device=values.device))
+        return values.index_select(dim, torch.tensor(self.subset, device=values.device))
 
-    def _asked(self, found: Outputs) -> Outputs:
+    def _restricted(self, found: Outputs) -> Outputs:
         """Restrict what was computed for all classes it learnt to those that it scores."""
-        if self.part is None:
+        if self.subset is None:
             return found
-        t, parts = found.text_features, {name: self.of_scored(each) for name, each in found.parts.items()}
-        t = self.of_scored(t, dim=-2) if t.ndim > 1 else t  # of several chunks of images there is none
-        return replace(found, text_features=t, logits=self.of_scored(found.logits), parts=parts)
+        t, parts = found.text_features, {name: self.select_scored(each) for name, each in found.parts.items()}
+        t = self.select_scored(t, dim=-2) if t.ndim > 1 else t  # of several chunks of images there is none
+        return replace(found, text_features=t, logits=self.select_scored(found.logits), parts=parts)
 
 
 def _recomputed(encode: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:

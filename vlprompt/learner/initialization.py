@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 Length = Literal["same", "fit"]
 
 
-def load_start(learner: PromptLearner, place: str, length: Length) -> dict[str, Any]:
+def initialize_from(learner: PromptLearner, place: str, length: Length) -> dict[str, Any]:
     """Load the learnables that a learner is initialized with, and return what is known about them.
 
     Args:
@@ -48,8 +48,8 @@ def load_start(learner: PromptLearner, place: str, length: Length) -> dict[str, 
         )
     learner.reserve({name: tensor.shape for name, tensor in tensors.items()})
     learner.load_learnables(tensors, f"the tensors of {place}")
-    told: Mapping[str, Any] = wired("describe_start")(path)
-    return {"from": place, **told, "fitted": {name: list(both) for name, both in lengths.items()}}
+    described: Mapping[str, Any] = wired("describe_start")(path)
+    return {"from": place, **described, "fitted": {name: list(both) for name, both in lengths.items()}}
 
 
 def _other_lengths(learner: PromptLearner, tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, int]]:

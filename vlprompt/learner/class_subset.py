@@ -9,14 +9,14 @@ from vlprompt.clip.naming import same_names
 from vlprompt.errors import VlpromptError
 
 
-def told_places(learnt: Sequence[str], asked: Sequence[str], places: Sequence[int]) -> tuple[int, ...]:
-    """Positions of classes among those learnt, as given in advance; empty if other classes are there."""
+def confirmed_places(learnt: Sequence[str], asked: Sequence[str], places: Sequence[int]) -> tuple[int, ...]:
+    """The given positions of classes among those learnt; empty if other classes are at those positions."""
     known = same_names(learnt)
-    told = [known[place] for place in places if 0 <= place < len(known)]
-    return tuple(places) if told == [*same_names(asked)] and len(told) == len(places) else ()
+    found = [known[place] for place in places if 0 <= place < len(known)]
+    return tuple(places) if found == [*same_names(asked)] and len(found) == len(places) else ()
 
 
-def find_part(learnt: Sequence[str], asked: Sequence[str], places: Sequence[int] = ()) -> tuple[int, ...] | None:
+def find_subset(learnt: Sequence[str], asked: Sequence[str], places: Sequence[int] = ()) -> tuple[int, ...] | None:
     """Positions of the classes asked for among those learnt; None if some of them were not learnt.
 
     Args:
@@ -27,12 +27,12 @@ def find_part(learnt: Sequence[str], asked: Sequence[str], places: Sequence[int]
         VlpromptError: several learnt classes have the same name, as two pairs of ImageNet's do, and nothing tells them
             apart.
 
-    >>> find_part(["sea_lake", "okapi", "cat"], ["cat", "sea lake"])
+    >>> find_subset(["sea_lake", "okapi", "cat"], ["cat", "sea lake"])
     (2, 0)
     """
     known, wanted = same_names(learnt), same_names(asked)
-    if told := told_places(learnt, asked, places):
-        return told
+    if confirmed := confirmed_places(learnt, asked, places):
+        return confirmed
     where: dict[str, list[int]] = {}
     for place, name in enumerate(known):
         where.setdefault(name, []).append(place)
