@@ -95,12 +95,12 @@ class Pairs(Dataset):
 class OnAnyTable(PromptClassifier):
     """Lays a table of any width into the backbone's, with zeros: the checks bring tables of two to thirty columns."""
 
-    def _checked(self, X: Any, y: Any, reset: bool) -> tuple[Any, np.ndarray]:
-        X, y = super()._checked(X, y, reset)
+    def _check_training_input(self, X: Any, y: Any, reset: bool) -> tuple[Any, np.ndarray]:
+        X, y = super()._check_training_input(X, y, reset)
         return self._padded(X), y
 
-    def _checked_images_or_features(self, X: Any, reset: bool) -> Any:
-        return self._padded(super()._checked_images_or_features(X, reset))
+    def _check_input(self, X: Any, reset: bool) -> Any:
+        return self._padded(super()._check_input(X, reset))
 
     def _padded(self, X: Any) -> Any:
         return np.pad(X, ((0, 0), (0, one_block_clip().embed_dim - X.shape[1])))
@@ -182,9 +182,7 @@ def test_settings_come_from_the_recipe_for_so_many_images_a_class() -> None:
 def test_what_no_backbone_is_needed_for_is_told_before_it_is_loaded(
     settings: dict[str, Any], sentence: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        "vlprompt.estimator.classifier.clip_of", lambda estimator: pytest.fail("the backbone was loaded")
-    )
+    monkeypatch.setattr("vlprompt.estimator.fitting.clip_of", lambda estimator: pytest.fail("the backbone was loaded"))
     with pytest.raises(VlpromptError, match=sentence):
         PromptClassifier(**settings).fit(*coloured(1))
 

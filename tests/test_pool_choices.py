@@ -93,7 +93,9 @@ def test_a_grid_that_nothing_is_chosen_from_changes_nothing() -> None:
 def test_the_estimator_says_which_classes_have_no_label_and_refuses_an_empty_pool() -> None:
     X, y = features_of()
     names = {name: name for name in [*y, "okapi"]}
-    with pytest.warns(UserWarning, match="no image with a label is of 'okapi', which the pool alone can teach"):
+    with pytest.warns(
+        UserWarning, match="no labelled image is of 'okapi': these classes can be learnt from the pool only"
+    ):
         assert "okapi" in fitted(X, y, names, X_unlabelled=X).classes_
     for nothing in (X[:0], []):
         with pytest.raises(VlpromptError, match="X_unlabelled holds no images"):

@@ -37,6 +37,7 @@ MOVED = {
     "devices": "base.devices",
     "edits": "clip.edits",
     "environment": "base.environment",
+    "estimator.given": "estimator.training_data",
     "estimator_inputs": "estimator.inputs",
     "executors": "runs.executors",
     "export": "saving.export",

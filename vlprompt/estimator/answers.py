@@ -12,7 +12,7 @@ from torch import Tensor
 
 from vlprompt.base.settings import LearnOptions
 from vlprompt.errors import VlpromptError, nearest
-from vlprompt.estimator.inputs import check_alike, check_one_label_each
+from vlprompt.estimator.checks import check_alike, check_one_label_each
 from vlprompt.evaluation.abstention import AccuracyCoverage, accuracy_coverage
 from vlprompt.evaluation.calibration import calibrate, check_share, refuse_facts, threshold_for, threshold_of
 from vlprompt.learner.calibration import CALIBRATIONS, NO_CALIBRATION, TEMPERATURE, Calibration
@@ -62,8 +62,8 @@ class Answers:
         As in ``score``, images of classes that were not learnt count as errors.
         """
         truth = labels_to_compare(y, self._classes())
-        places = {label: i for i, label in enumerate(self.classes_.tolist())}
-        return accuracy_coverage(self.predict_proba(X), [places.get(label, -1) for label in truth.tolist()])
+        positions = {label: i for i, label in enumerate(self.classes_.tolist())}
+        return accuracy_coverage(self.predict_proba(X), [positions.get(label, -1) for label in truth.tolist()])
 
     def _classes(self) -> np.ndarray:
         check_is_fitted(self, "learner_")
@@ -83,10 +83,10 @@ class Answers:
 
 
 def labels_to_compare(y: Any, classes: np.ndarray) -> np.ndarray:
-    """Labels (N,) of the kind that the classes have, so that none is wrong for being written otherwise.
+    """Return the true labels as an array (N,), of the same kind (names or numbers) as the classes (C,).
 
     Raises:
-        VlpromptError: there are none, they are names where classes are numbers or the reverse, or not one an image.
+        VlpromptError: labels are missing or of the other kind, or there is not exactly one per image.
     """
     if y is None:
         raise VlpromptError("y is None: give the label of each image")
@@ -101,7 +101,7 @@ def labels_to_compare(y: Any, classes: np.ndarray) -> np.ndarray:
 
 
 def check_answering(setting: str, min_probability: float | None, coverage: float | None) -> None:
-    """Refuse settings that are not known, are out of their range, or contradict each other."""
+    """Raise a ``VlpromptError`` if a setting is unknown, out of its range, or contradicts another."""
     if setting not in CALIBRATIONS:
         raise VlpromptError(f"unknown calibrate '{setting}': {nearest(str(setting), CALIBRATIONS)}")
     if coverage is not None and min_probability is None:
@@ -111,12 +111,12 @@ def check_answering(setting: str, min_probability: float | None, coverage: float
 
 
 def asks_to_calibrate(setting: str, coverage: float | None) -> bool:
-    """Whether a classifier is to look at its probabilities on images that are held out."""
+    """Whether the settings ask for a temperature or a threshold, which are found on held-out images."""
     return setting != NO_CALIBRATION or coverage is not None
 
 
 def settings_of_answers(learner: PromptLearner) -> dict[str, Any]:
-    """The settings of a classifier that answers the images that a saved learner does."""
+    """The settings with which a classifier would be calibrated as a saved learner was; empty if it was not."""
     found = learner.calibration
     if found is None:
         return {}
@@ -124,14 +124,14 @@ def settings_of_answers(learner: PromptLearner) -> dict[str, Any]:
 
 
 def check_calibration(method: str, facts: Facts, feed: ImageFeed, seed: int, make: Make | None) -> None:
-    """Refuse, before anything is trained, what no held-out image can say something of.
+    """Raise a ``VlpromptError``, before training, if a learner cannot be calibrated.
 
     Args:
         method: its name.
-        facts: what the learner is.
+        facts: of the learner.
         feed: what it learns from.
-        seed: of the parting of labelled images.
-        make: others like it; None if it goes on from what it has learnt.
+        seed: of the division of labelled images into folds.
+        make: makes untrained copies of the learner; None if it continues earlier training.
     """
     asked = "calibrate or coverage"
     refuse_facts(asked, method, facts)
@@ -144,15 +144,15 @@ def check_calibration(method: str, facts: Facts, feed: ImageFeed, seed: int, mak
 def calibration_of(
     learner: PromptLearner, feed: ImageFeed, make: Make, config: LearnOptions, setting: str, coverage: float | None
 ) -> Calibration:
-    """What the images say that a classifier held out or, where it held out none, training images by cross-fitting.
+    """Calibrate on held-out images, or by cross-fitting on the training images if none were held out.
 
     Args:
         learner: trained.
-        feed: that it learnt from.
-        make: others like it, not trained yet.
-        config: how it learns.
+        feed: what it was trained on.
+        make: makes untrained copies of the learner.
+        config: settings of training.
         setting: ``temperature`` or ``none``.
-        coverage: share of images to answer.
+        coverage: share of images to answer, in (0, 1]; None finds no threshold.
     """
 
     def fit(other: PromptLearner, part: ImageFeed) -> None:
@@ -163,14 +163,14 @@ def calibration_of(
 
 
 def with_unsure(labels: np.ndarray, answered: np.ndarray, unsure: Any) -> np.ndarray:
-    """Labels (N,) with a word, or None, in the place of those that are not answered.
+    """Replace the labels of unanswered images.
 
-    The array has the labels' own type where the word is of their kind, and else holds objects.
+    The array keeps the labels' type if the replacement is of the same kind, and otherwise contains objects.
 
     Args:
         labels: (N,).
-        answered: (N,), whether each is.
-        unsure: the word.
+        answered: (N,), false for the labels to replace.
+        unsure: what replaces them: a text, a number or None.
 
     >>> with_unsure(np.array(["cat", "dog"]), np.array([True, False]), "unsure").tolist()
     ['cat', 'unsure']
@@ -178,11 +178,11 @@ def with_unsure(labels: np.ndarray, answered: np.ndarray, unsure: Any) -> np.nda
     [3, None]
     """
     if labels.dtype.kind == "U" and isinstance(unsure, str):
-        kind: Any = np.promote_types(labels.dtype, np.asarray(unsure).dtype)  # no letter is cut off
+        dtype: Any = np.promote_types(labels.dtype, np.asarray(unsure).dtype)  # long enough for both
     elif labels.dtype.kind in "iu" and isinstance(unsure, (int, np.integer)) and not isinstance(unsure, bool):
-        kind = np.int64
+        dtype = np.int64
     else:
-        kind = object
-    found = labels.astype(kind)
-    found[~answered] = unsure
-    return found
+        dtype = object
+    answers = labels.astype(dtype)
+    answers[~answered] = unsure
+    return answers

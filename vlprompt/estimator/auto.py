@@ -16,9 +16,9 @@ from vlprompt.choosing.options import choice_options
 from vlprompt.choosing.search import Source, choose
 from vlprompt.clip.frozen import FrozenCLIP
 from vlprompt.errors import VlpromptError
-from vlprompt.estimator.given import Given
-from vlprompt.estimator.inputs import check_fits
+from vlprompt.estimator.checks import check_fits
 from vlprompt.estimator.settings import CHOICES
+from vlprompt.estimator.training_data import TrainingData
 from vlprompt.estimator.weights import refuse_weights
 from vlprompt.learner.contract import PromptLearner
 from vlprompt.learner.creation import create_learner
@@ -28,19 +28,19 @@ from vlprompt.training.recipes import Learning, adapt_depths
 
 
 def choice_of(selection: str, budget: float | str | None, options: Mapping[str, Any]) -> ChoiceOptions:
-    """What the method is chosen by: the budget, and those of the classifier's options that say so.
+    """The settings of the choice: the budget, and those of the classifier's options that are for ``auto``.
 
     Raises:
-        VlpromptError: one is not right.
+        VlpromptError: a setting is invalid, or ``selection`` is not ``fixed``.
     """
     if OTHER_NAMES.get(selection, selection) != FIXED:
         raise VlpromptError(f"method={AUTO} cross-validates on all images of X: leave selection={selection} out")
-    given = {key: value for key, value in options.items() if key in CHOICES}
-    return choice_options(given if budget is None else given | {"budget": budget})
+    chosen = {key: value for key, value in options.items() if key in CHOICES}
+    return choice_options(chosen if budget is None else chosen | {"budget": budget})
 
 
 def choose_for(
-    given: Given,
+    data: TrainingData,
     options: ChoiceOptions,
     clip: FrozenCLIP,
     words: tuple[Sequence[str], Sequence[str]],
@@ -48,41 +48,41 @@ def choose_for(
     seed: int,
     verbose: bool,
 ) -> Choice:
-    """Choose a method by what a classifier is given.
+    """Choose a method by cross-validation on what the classifier is fitted to.
 
     Args:
-        given: images or features, with labels.
-        options: what is chosen among.
+        data: images or features, with labels.
+        options: candidates, folds and budget.
         clip: the backbone.
         words: class names, and templates.
-        learn: from a method and settings to how it learns.
-        seed: of the divisions.
-        verbose: tell how it gets on.
+        learn: returns the recipe of a method with some settings.
+        seed: of the division into folds.
+        verbose: report progress.
     """
     names, templates = words
 
     def learner(learning: Learning) -> PromptLearner:
         made = new_learner(learning, clip, names, templates)
-        check_fits(given.X, made.method, made.facts, clip, training=True)
-        if given.counts is not None and made.facts.labels != "none":
+        check_fits(data.X, made.method, made.facts, clip, training=True)
+        if data.counts is not None and made.facts.labels != "none":
             refuse_weights(made.method, made.facts)
         return made
 
     quiet = Reporter(quiet=True)
     source = Source(
-        given.items,
+        data.items,
         names,
         learning=learn,
         learner=learner,
-        feed=lambda made, learning: given.feed(made, learning, quiet, Selection()),
-        counts=None if given.counts is None else np.array(given.counts.of(given.items)),
+        feed=lambda made, learning: data.feed(made, learning, quiet, Selection()),
+        counts=None if data.counts is None else np.array(data.counts.of(data.items)),
     )
-    with torch.enable_grad(), computing_with(threads_for(clip.model)):  # whoever calls
+    with torch.enable_grad(), computing_with(threads_for(clip.model)):  # even if the caller disabled gradients
         return choose(source, options, seed, Reporter(quiet=not verbose))
 
 
 def new_learner(learning: Learning, clip: FrozenCLIP, names: Sequence[str], templates: Sequence[str]) -> PromptLearner:
-    """A learner that has learnt nothing yet, on a backbone that may have fewer layers than its recipe was for."""
+    """An untrained learner; prompts deeper than the backbone are made as deep as it is."""
     settings, seed = learning.method_settings | adapt_depths(learning, clip), learning.config.seed
     made = create_learner(learning.config.method, clip, names, templates=templates, seed=seed, **settings)
     if isinstance(made.config.names, Mapping):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from numbers import Number
 from typing import Any
 
@@ -12,59 +11,30 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike
 from sklearn.base import BaseEstimator, ClassifierMixin
-from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import check_consistent_length, check_is_fitted, validate_data
+from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from vlprompt.analysis.inspection import Inspection
 from vlprompt.base.checks import told
 from vlprompt.base.devices import Precision
-from vlprompt.base.reporter import Reporter
 from vlprompt.base.settings import AUTO
-from vlprompt.base.threads import computing_with, threads_for
 from vlprompt.choosing.choice import Choice
 from vlprompt.clip.frozen import FrozenCLIP
 from vlprompt.clip.loading import TINY
-from vlprompt.data import resolve_templates
-from vlprompt.data.in_hand import as_torch
-from vlprompt.data.pairs import labels_of
-from vlprompt.data.splits import NO_LABEL
 from vlprompt.errors import VlpromptError
-from vlprompt.estimator.answers import (
-    Answers,
-    asks_to_calibrate,
-    calibration_of,
-    check_answering,
-    check_calibration,
-)
-from vlprompt.estimator.auto import choice_of, choose_for, new_learner
-from vlprompt.estimator.given import Given
-from vlprompt.estimator.held_out import accuracy_on_held_out, selection_of
-from vlprompt.estimator.inputs import (
-    as_images,
-    check_alike,
-    check_fits,
-    check_one_label_each,
-    holds_images,
-    names_of,
-    names_of_dataset,
-    training_set,
-)
-from vlprompt.estimator.inspecting import inspect_classifier, places_of
+from vlprompt.estimator.answers import Answers
+from vlprompt.estimator.checks import check_fits, check_input, check_training_input
+from vlprompt.estimator.fitting import learn
+from vlprompt.estimator.inspecting import inspect_classifier, positions_of
 from vlprompt.estimator.keeping import Kept
-from vlprompt.estimator.pool import classes_of, joined, marked_unlabelled, told_labels
-from vlprompt.estimator.settings import clip_of, labels_asked, learning_of, options_of, seed_of
-from vlprompt.estimator.weights import counts_of, refuse_weights
+from vlprompt.estimator.pool import concatenate, labels_of_names, split_off_missing
+from vlprompt.estimator.settings import labels_needed
+from vlprompt.estimator.weights import counts_of
 from vlprompt.evaluation.prediction import image_logits
 from vlprompt.evaluation.scoring import finite
 from vlprompt.learner.contract import PromptLearner
-from vlprompt.learner.held_out import Search, Selection
+from vlprompt.learner.held_out import Search
 from vlprompt.learner.objectives import Batch, Templates
-from vlprompt.learner.registration import method_facts
-from vlprompt.training.cross_fitting import Make
-from vlprompt.training.recipes import Learning
-from vlprompt.training.trainer import BestEpoch, Trainer, TrainOptions, in_words
 
 ROWS = 1000  # of features that are scored together
 
@@ -211,22 +181,23 @@ class PromptClassifier(Kept, Answers, ClassifierMixin, BaseEstimator):  # type: 
         Raises:
             VlpromptError: a setting, an image or a label is invalid; raised before training starts.
         """
-        needs = labels_asked(self)
+        needs = labels_needed(self)
         if X_unlabelled is not None and needs == "needed":
             raise VlpromptError(f"{self.method} learns from labelled images only: leave X_unlabelled out")
-        given, missing = marked_unlabelled(y, needs, self.class_names)
-        X, labels = self._checked(X, given, reset=True)
-        classes = labels if missing is None or not missing.all() else classes_of(self.class_names)
+        y, missing = split_off_missing(y, needs, self.class_names)
+        X, labels = self._check_training_input(X, y, reset=True)
+        classes = labels if missing is None or not missing.all() else labels_of_names(self.class_names)
         classes = np.unique(list(self.class_names) if isinstance(self.class_names, Mapping) else classes)
         if X_unlabelled is not None:
             if hasattr(X_unlabelled, "__len__") and not len(X_unlabelled):
                 raise VlpromptError("X_unlabelled holds no images: give some, or leave it out")
-            more = self._checked_images_or_features(X_unlabelled, reset=False)
+            more = self._check_input(X_unlabelled, reset=False)
             missing = np.r_[np.zeros(len(labels), bool) if missing is None else missing, np.ones(len(more), bool)]
-            X, labels = joined(X, more), np.r_[labels, np.full(len(more), labels[0], labels.dtype)]
+            X, labels = concatenate(X, more), np.r_[labels, np.full(len(more), labels[0], labels.dtype)]
         again = self.warm_start and self._is_of_this_method()
         counts = counts_of(sample_weight, self.class_weight, labels, self.classes_ if again else classes)
-        return self._learn(X, labels, None if again else classes, missing=missing, counts=counts)
+        learn(self, X, labels, None if again else classes, missing=missing, counts=counts)
+        return self
 
     def partial_fit(
         self,
@@ -250,11 +221,11 @@ class PromptClassifier(Kept, Answers, ClassifierMixin, BaseEstimator):  # type: 
             classes = None
         elif classes is None:
             raise VlpromptError("the first call of partial_fit needs classes, the list of all labels")
-        X, y = self._checked(X, y, reset=first)
+        X, y = self._check_training_input(X, y, reset=first)
         known = None if classes is None else np.unique(np.asarray(classes))
-        every = self.classes_ if known is None else known
-        counts = counts_of(sample_weight, self.class_weight, y, every, once=True)
-        return self._learn(X, y, known, once=True, counts=counts)
+        counts = counts_of(sample_weight, self.class_weight, y, self.classes_ if known is None else known, once=True)
+        learn(self, X, y, known, once=True, counts=counts)
+        return self
 
     def add_class(self, name: str, label: Any = None) -> PromptClassifier:
         """Add a class of which no image was seen; from now on it is predicted as well.
@@ -280,87 +251,6 @@ class PromptClassifier(Kept, Answers, ClassifierMixin, BaseEstimator):  # type: 
         self.learner_.set_class_names([known[each] for each in classes.tolist()])
         self.classes_ = classes
         return self
-
-    def _learn(
-        self,
-        X: Any,
-        y: np.ndarray,
-        classes: np.ndarray | None = None,
-        once: bool = False,
-        missing: np.ndarray | None = None,
-        counts: np.ndarray | None = None,
-    ) -> PromptClassifier:
-        """Train on checked data: from scratch if ``classes`` are given, one pass if ``once``; labels may be missing."""
-        known = self.classes_ if classes is None else classes
-        if len(known) < 2:
-            raise VlpromptError(f"there is only 1 class, {known.tolist()[0]!r}, and a classifier needs at least two")
-        unknown = np.setdiff1d(y, known)
-        if len(unknown):
-            hint = "add it with add_class" if classes is None else "class_names or classes lack it"
-            raise VlpromptError(f"the label {unknown.tolist()[0]!r} is not one of the classes: {hint}")
-        named = self.class_names if self.class_names is not None else names_of_dataset(X, known)
-        names = names_of(known, named) if classes is not None else self.learner_.class_names
-        labels = np.searchsorted(known, y)
-        if missing is not None:
-            labels[missing] = NO_LABEL
-        counted, seed = (labels if counts is None else labels[counts > 0]), seed_of(self)
-        images = () if isinstance(X, np.ndarray) else X
-        data = training_set(images, labels.tolist() if len(images) else (), names, mirror=self.mirror)
-        templates = resolve_templates(self.templates, data)
-        check_answering(self.calibrate, self.min_probability, self.coverage)
-        method, own, given = self.method, None, None
-        if method == AUTO:
-            if classes is not None:
-                options = choice_of(self.selection, self.budget, options_of(self))
-                given = Given.of(X, labels, data, counts, self.on_unreadable, self.workers)
-                learn = partial(learning_of, self, counted, seed)
-                self.choice_ = choose_for(given, options, clip_of(self), (names, templates), learn, seed, self.verbose)
-            method, own = self.choice_.method, self.choice_.settings
-        learning = learning_of(self, counted, seed, method if self.method == AUTO else None, own)
-        facts = method_facts(method, learning.method_settings)
-        selection = selection_of(self.selection, method, learning.config, facts, once)
-        if counts is not None and not (self.method == AUTO and facts.labels == "none"):
-            refuse_weights(method, facts)
-        clip = clip_of(self)
-        check_fits(X, method, facts, clip, training=True)
-        masks = "mask" in facts.inputs
-        given = given or Given.of(X, labels, data, counts, self.on_unreadable, self.workers, masks)
-        if classes is not None:
-            make = partial(new_learner, learning, clip, names, templates)
-            learner = make()
-            check_fits(X, method, learner.facts, clip, training=True)
-            self.learner_, self.classes_, self.history_ = learner, classes, []
-        if once:
-            seed = learning.config.seed + len(self.history_)  # a new draw for each pass
-            learning = replace(learning, config=replace(learning.config, epochs=1, warmup_epochs=0, seed=seed))
-        self._train(given, learning, selection, None if classes is None or once else make)
-        return self
-
-    def _train(self, given: Given, learning: Learning, selection: Selection, make: Make | None) -> None:
-        """Train ``learner_``; ``make`` creates untrained copies of it, unless this continues an earlier training."""
-        config, reporter, before = learning.config, Reporter(quiet=not self.verbose), len(self.history_)
-        threads = computing_with(threads_for(self.learner_.clip.model))
-        with torch.enable_grad(), threads, reporter.bar("epoch", lines=5) as update:  # whoever calls
-
-            def tell(stage: str, options: TrainOptions, record: dict[str, Any]) -> None:
-                update(record["epoch"] + 1, options.epochs, in_words(record))
-
-            def tell_steps(stage: str, options: TrainOptions, done: float, means: Mapping[str, float]) -> None:
-                update(done, options.epochs, in_words(means))
-
-            feed = given.feed(self.learner_, learning, reporter, selection)
-            calibrating = asks_to_calibrate(self.calibrate, self.coverage)
-            if calibrating:
-                check_calibration(self.learner_.method, self.learner_.facts, feed, config.seed, make)
-            best = BestEpoch(lambda: accuracy_on_held_out(self.learner_, feed)) if selection.epoch else None
-            trainer = Trainer(config, {"seed": config.seed, "selection": best}, tell, on_steps=tell_steps)
-            trainer.fit(self.learner_, feed)
-            if calibrating and make is not None:
-                setting, coverage = self.calibrate, self.coverage
-                self.learner_.calibration = calibration_of(self.learner_, feed, make, config, setting, coverage)
-        self.searches_ = selection.searches
-        self.pseudo_labels_ = [told_labels(made, given.places, self.classes_) for made in feed.labellings]
-        self.history_ = self.history_ + [record | {"epoch": before + record["epoch"]} for record in trainer.history]
 
     def _is_of_this_method(self) -> bool:
         if self.method == AUTO:
@@ -389,14 +279,14 @@ class PromptClassifier(Kept, Answers, ClassifierMixin, BaseEstimator):  # type: 
             VlpromptError: an image cannot be read, or a label is unknown.
         """
         check_is_fitted(self, "learner_")
-        X, labels = self._checked(X, y, reset=False)
-        places = places_of(labels, self.classes_)
+        X, labels = self._check_training_input(X, y, reset=False)
+        places = positions_of(labels, self.classes_)
         found = inspect_classifier(self.learner_, self.predict_proba, X, places, check_data, self.workers)
         return replace(found, min_probability=self._threshold())
 
     def _logits(self, X: Any) -> Tensor:
         check_is_fitted(self, "learner_")
-        X = self._checked_images_or_features(X, reset=False)
+        X = self._check_input(X, reset=False)
         check_fits(X, self.learner_.method, self.learner_.facts, self.learner_.clip)
         if not isinstance(X, np.ndarray):
             return image_logits(self.learner_, X, threads=self.workers)
@@ -404,33 +294,8 @@ class PromptClassifier(Kept, Answers, ClassifierMixin, BaseEstimator):  # type: 
         rows: Iterator[Batch] = ({"image_features": part} for part in torch.from_numpy(X).split(ROWS))
         return finite(torch.cat([logits.cpu() for logits in learner.predict_all(rows)]), learner)
 
-    # What comes in
+    def _check_training_input(self, X: Any, y: Any, reset: bool) -> tuple[Any, np.ndarray]:
+        return check_training_input(self, X, y, reset)
 
-    def _checked(self, X: Any, y: Any, reset: bool) -> tuple[Any, np.ndarray]:
-        """Images as a sequence, or features as fp32 rows, and labels; checked as scikit-learn does."""
-        X = as_torch(X)
-        if isinstance(X, Dataset) and y is None:
-            y = labels_of(X)
-        check_one_label_each(y)
-        check_alike(y)
-        if holds_images(X):
-            X, y = self._checked_images_or_features(X, reset), validate_data(self, y=y, reset=reset)
-            check_consistent_length(X, y)
-        else:
-            X, y = validate_data(self, X, y, dtype=np.float32, reset=reset)
-            X = _writable(X)
-        check_classification_targets(y)
-        return X, y
-
-    def _checked_images_or_features(self, X: Any, reset: bool) -> Any:
-        X = as_torch(X)
-        if holds_images(X):
-            if reset:
-                self.__dict__.pop("n_features_in_", None)
-            return as_images(X)
-        return _writable(validate_data(self, X, dtype=np.float32, reset=reset))
-
-
-def _writable(rows: np.ndarray) -> np.ndarray:
-    """Rows in memory that torch may share; those of a table may be read-only."""
-    return rows if rows.flags.writeable else rows.copy()
+    def _check_input(self, X: Any, reset: bool) -> Any:
+        return check_input(self, X, reset)

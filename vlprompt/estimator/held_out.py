@@ -1,4 +1,4 @@
-"""What a classifier chooses on: some of the images that it is fitted to, which it then does not train on."""
+"""``selection=fewshot_val`` of a classifier: images held out of X, to choose hyper-parameters and the epoch on."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ from vlprompt.training.feed import ImageFeed
 
 
 def selection_of(setting: str, method: str, config: Any, facts: Facts, once: bool = False) -> Selection:
-    """What may be chosen on.
+    """Return what may be chosen, and on which images.
 
     Args:
         setting: ``fixed`` or ``fewshot_val``.
         method: its name.
-        config: its settings, alone or among others.
-        facts: what the learner will be.
-        once: whether images are gone through a single time.
+        config: its settings, possibly among others.
+        facts: of the learner.
+        once: whether a single epoch is trained, as in ``partial_fit``.
 
     Raises:
-        VlpromptError: it is not known, or there is nothing to choose on or among.
+        VlpromptError: the setting is unknown, or there is nothing to choose on or among.
     """
     rule = OTHER_NAMES.get(setting, setting)
     if rule == PAPER:
@@ -57,7 +57,11 @@ def selection_of(setting: str, method: str, config: Any, facts: Facts, once: boo
 
 
 def held_out(data: DatasetSplits, seed: int) -> DatasetSplits:
-    """A dataset with some of its training images for validation; an image that is there twice is in one of the two."""
+    """Move some training images of each class to validation; all copies of an image go together.
+
+    Raises:
+        VlpromptError: a class has too few images.
+    """
     val = {data.train[i]: None for i in hold_out([item.label for item in data.train], seed)}
     train = [item for item in data.train if item not in val]
     left = {item.label for item in train}
@@ -71,7 +75,7 @@ def held_out(data: DatasetSplits, seed: int) -> DatasetSplits:
 
 
 def accuracy_on_held_out(learner: PromptLearner, feed: ImageFeed) -> float:
-    """Share in [0, 1] of a feed's validation images that a learner is right about."""
+    """Accuracy in [0, 1] on the validation images of a feed."""
     logits = torch.cat(list(learner.predict_all(feed.in_order("val"))))
     labels = torch.tensor([item.label for item in feed.splits.val], device=logits.device)
     return float((logits.argmax(dim=1) == labels).double().mean())

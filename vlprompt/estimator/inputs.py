@@ -1,4 +1,4 @@
-"""What ``PromptClassifier`` is given: images in any form or rows of features, labels, and names for them."""
+"""Images in any form, or rows of features, as ``PromptClassifier`` accepts them, and the names of their classes."""
 
 from __future__ import annotations
 
@@ -17,20 +17,22 @@ from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 
 from vlprompt.base.checks import listed, told
-from vlprompt.clip.frozen import FrozenCLIP
 from vlprompt.data import DatasetSplits, Item, as_rgb
 from vlprompt.data.images import open_listed
 from vlprompt.data.in_hand import class_names_of, image_of
 from vlprompt.data.streaming import is_preprocessed
 from vlprompt.errors import VlpromptError
-from vlprompt.learner.facts import Facts
 
 PUBLISHED_SHOTS = (1, 2, 4, 8, 16)  # images a class that few-shot recipes are published for
 PATHS = (str, os.PathLike)
 
 
 def holds_images(X: Any) -> bool:
-    """Tell images from a table of features: paths, PIL images, arrays of three or four axes, or a torch ``Dataset``."""
+    """Whether X is images (paths, PIL images, arrays of 3 or 4 axes, a torch ``Dataset``), not a table of features.
+
+    Raises:
+        VlpromptError: it is neither, is empty, or mixes both.
+    """
     if isinstance(X, (*PATHS, Image.Image)):
         raise VlpromptError("X must be a list of images: write [image] for a single one")
     shape = getattr(X, "shape", None)
@@ -45,7 +47,7 @@ def holds_images(X: Any) -> bool:
     if not isinstance(values, (Sequence, np.ndarray)):
         return False
     if not isinstance(values, (list, tuple, np.ndarray)):
-        values = values[:1]  # it may read its images when they are asked for
+        values = values[:1]  # indexing may read an image
     if isinstance(values, (list, tuple)) and not values:
         raise VlpromptError("X is empty")
     images = [_is_image(value) for value in values]
@@ -59,17 +61,18 @@ def holds_images(X: Any) -> bool:
 
 
 def _is_image(value: Any) -> bool:
+    """Whether an element of X is an image, or a sample that starts with one."""
     value = value[0] if isinstance(value, tuple) and value else value  # a sample of a dataset
     return isinstance(value, (*PATHS, Image.Image)) or getattr(value, "ndim", 0) > 1
 
 
 def _is_nothing(value: Any) -> bool:
-    """Whether a value of a list is neither an image nor a row of numbers, as scikit-learn would take it."""
+    """Whether an element of X is neither an image nor a row of numbers."""
     return value is None or isinstance(value, (bytes, bytearray, IOBase, Mapping))
 
 
 def _refuse_paths_among_columns(X: Any) -> None:
-    """Say which column of a table of several holds paths, if one does."""
+    """Raise a ``VlpromptError`` if a data frame of several columns has paths in one of them."""
     columns = getattr(X, "columns", None)
     if columns is None or not len(X):
         return
@@ -79,10 +82,10 @@ def _refuse_paths_among_columns(X: Any) -> None:
 
 
 def as_images(X: Any) -> Sequence[Any]:
-    """Return images as a sequence of them: paths, PIL images, arrays or tensors of single images.
+    """Return X as a sequence of single images: paths, PIL images, arrays or tensors.
 
     Raises:
-        VlpromptError: there are none, or an array of three axes is a single image.
+        VlpromptError: it is empty, or a single image.
     """
     if isinstance(X, Dataset):
         return _Images(X)
@@ -109,7 +112,7 @@ class _Images(Sequence[Any]):
         return len(self.dataset)
 
     def __iter__(self) -> Iterator[Any]:
-        return map(self.__getitem__, range(len(self)))  # a dataset need not know its own end
+        return map(self.__getitem__, range(len(self)))  # not every Dataset raises IndexError at its end
 
     def __getitem__(self, index: int) -> Any:  # type: ignore[override]  # nobody asks for slices
         return image_of(self.dataset[index])
@@ -118,7 +121,16 @@ class _Images(Sequence[Any]):
 def training_set(
     images: Sequence[Any], labels: Sequence[int], class_names: Sequence[str], **facts: Any
 ) -> DatasetSplits:
-    """Return images to train on as a dataset. Its name or paths tell images apart, as feature banks need it."""
+    """Return training images as a dataset.
+
+    Its paths, or a name that contains a hash of the images, identify them in feature banks.
+
+    Args:
+        images: N paths or images in memory.
+        labels: (N,) class indices; -1 for none.
+        class_names: C names.
+        facts: other fields of ``DatasetSplits``.
+    """
     facts |= {"val": (), "test": (), "class_names": tuple(class_names)}
     if all(isinstance(image, PATHS) for image in images):
         items = [_item(os.path.abspath(p), y, class_names) for p, y in zip(images, labels, strict=True)]
@@ -131,15 +143,17 @@ def training_set(
 
 
 def _item(path: str, label: int, class_names: Sequence[str]) -> Item:
+    """An image with its label, which may be -1."""
     return Item(path, label, "" if label < 0 else class_names[label])
 
 
 def _open_given(images: Sequence[Any], item: Item) -> Image.Image:
-    """Open an image in memory; a function of the module, which a process that is started anew can be handed."""
+    """Open an image in memory; a module-level function, so that worker processes can receive it."""
     return as_rgb(images[int(item.path)], f"image {item.path} of X")
 
 
 def _content_hash(images: Sequence[Any]) -> str:
+    """Sixteen hexadecimal digits of what the images contain; those that are files go by their path."""
     digest = hashlib.sha256()
     for image in images:
         if isinstance(image, PATHS):
@@ -156,11 +170,14 @@ def _content_hash(images: Sequence[Any]) -> str:
 
 
 def names_of(classes: np.ndarray, class_names: Sequence[str] | Mapping[Any, str] | None) -> list[str]:
-    """Return the class names of labels, in their order.
+    """Return the name of each class, in the order of their labels.
 
     Args:
         classes: (C,) the labels.
-        class_names: by label, or one for each in their order; None takes the labels themselves.
+        class_names: a dictionary by label, or a list in the order of the labels; None uses the labels as names.
+
+    Raises:
+        VlpromptError: a class has no name, or the list has another length.
     """
     if class_names is None:
         return [str(label) for label in classes]
@@ -179,42 +196,12 @@ def names_of(classes: np.ndarray, class_names: Sequence[str] | Mapping[Any, str]
     return list(class_names)
 
 
-def _count(label: Any) -> int:
-    """How many labels a value holds."""
-    if isinstance(label, np.ndarray):
-        return int(label.size)
-    return len(label) if isinstance(label, (list, tuple, set, frozenset)) else 1
-
-
-def check_one_label_each(labels: Any) -> None:
-    """Refuse targets of several labels an image: an indicator of two columns or more, or lists of labels."""
-    shape: tuple[int, ...] = getattr(labels, "shape", ())
-    if len(shape) == 2 and shape[1] > 1:
-        given = f"y of shape {tuple(shape)}"
-    else:
-        values = labels.tolist() if str(getattr(labels, "dtype", "")) == "object" and len(shape) == 1 else labels
-        if not isinstance(values, (list, tuple)) or all(_count(value) == 1 for value in values):
-            return
-        given = "y of several labels an image"
-    raise VlpromptError(
-        f"{given} is multi-label, and here each image has one class: give one label per image, or fit a classifier for "
-        "each label, as sklearn.multioutput does"
-    )
-
-
-def check_alike(labels: Any) -> None:
-    """Refuse labels of several kinds, such as names and None, which have no order and which NumPy would make texts."""
-    values = labels.tolist() if str(getattr(labels, "dtype", "")) == "object" else labels
-    if not isinstance(values, (list, tuple)) or not values:
-        return
-    odd = next((i for i, value in enumerate(values) if isinstance(value, str) != isinstance(values[0], str)), None)
-    odd = next((i for i, value in enumerate(values) if value is None), odd)
-    if odd is not None:
-        raise VlpromptError(f"labels must be all names or all numbers, and y[{odd}] is {told(values[odd])}")
-
-
 def published_shots(labels: np.ndarray) -> int:
-    """Return the largest published number of images a class that the classes have on average, of those with a label."""
+    """Return the largest published number of shots that the labelled classes have on average.
+
+    Args:
+        labels: (N,) class indices; -1 for none.
+    """
     labels = labels[labels >= 0]
     if not len(labels):
         return PUBLISHED_SHOTS[-1]
@@ -223,21 +210,6 @@ def published_shots(labels: np.ndarray) -> int:
 
 
 def names_of_dataset(X: Any, labels: np.ndarray) -> Mapping[Any, str] | None:
-    """The class names that a dataset brings, if the labels are those that it names."""
+    """The class names of a torch ``Dataset`` by label, if it names all the labels (C,); else None."""
     names = getattr(X, "class_names", None)
     return names if names and set(labels.tolist()) <= names.keys() else None
-
-
-def check_fits(X: Any, method: str, facts: Facts, clip: FrozenCLIP, training: bool = False) -> None:
-    """Refuse features of another width, and what a prompted image tower cannot use."""
-    features = isinstance(X, np.ndarray)
-    if features and X.shape[1] != clip.embed_dim:
-        raise VlpromptError(
-            f"X has {X.shape[1]} columns, and image features of {clip.name} have {clip.embed_dim}: "
-            "vlprompt.image_features makes them"
-        )
-    if "mask" in facts.inputs and not features and not isinstance(X[0], PATHS):
-        raise VlpromptError(f"{method} looks for the mask of a region beside each image: give paths in place of images")
-    if not facts.cacheable_images and (features or (training and is_preprocessed(X[0]))):
-        given = "features of them" if features else "tensors that were cropped already"
-        raise VlpromptError(f"{method} prompts the image tower, so it needs images and not {given}")

@@ -1,4 +1,4 @@
-"""A fitted classifier looked at image by image."""
+"""``PromptClassifier.report``: a fitted classifier evaluated image by image."""
 
 from __future__ import annotations
 
@@ -27,53 +27,53 @@ def inspect_classifier(
     check_data: bool,
     threads: int,
 ) -> Inspection:
-    """An inspection of what a learner says of images or of features in hand.
+    """Evaluate a learner image by image, and compare it with zero-shot CLIP.
 
     Args:
-        learner: that was fitted.
-        predict: returns its probabilities (N, C) of images or features.
+        learner: fitted.
+        predict: returns its probabilities (N, C) for images or features.
         X: the images as a sequence, or their features (N, D).
-        labels: (N,) places of the right classes among the learner's.
+        labels: indices (N,) of the true classes, in the order of the learner's.
         check_data: look for label errors and near-duplicates.
-        threads: that decode images.
+        threads: number that decode images.
     """
     features = isinstance(X, np.ndarray)
     rows = X if features else image_features(learner.clip, X, threads=threads)
-    said = torch.from_numpy(predict(rows if _takes_features(learner) else X))
+    probabilities = torch.from_numpy(predict(rows if _takes_features(learner) else X))
     zero_shot = create_learner("zero_shot", learner.clip, learner.class_names, templates=learner.templates)
     with torch.no_grad():
         frozen = zero_shot.eval()({"image_features": torch.from_numpy(rows).to(learner.clip.device)}).logits
     names = [str(x) if isinstance(x, PATHS) else f"X[{i}]" for i, x in enumerate([None] * len(X) if features else X)]
     shown = not features and not is_preprocessed(X[0])
-    open_image = (lambda place: as_rgb(X[place], names[place])) if shown else None
+    open_image = (lambda index: as_rgb(X[index], names[index])) if shown else None
     classes = learner.class_names
-    found = find_in_features(rows, labels, classes, names, [TEST] * len(rows), open_image) if check_data else None
+    findings = find_in_features(rows, labels, classes, names, [TEST] * len(rows), open_image) if check_data else None
     return Inspection(
         f"{learner.method} on {len(rows):,} images",
         tuple(classes),
         names,
-        as_predictions(torch.from_numpy(labels), said, frozen.float().cpu()),
+        as_predictions(torch.from_numpy(labels), probabilities, frozen.float().cpu()),
         learner.facts.predicts,
         open_image,
         {"method": learner.method, "backbone": learner.clip.name},
-        found,
+        findings,
     )
 
 
 def _takes_features(learner: PromptLearner) -> bool:
-    """Whether the frozen model's features of an image are all that a learner needs of it."""
+    """Whether a learner predicts from the frozen model's image features alone."""
     plain = learner.test_views is None and "mask" not in learner.facts.inputs and learner.tower is learner.clip
     return plain and not learner.predicts_from_images
 
 
-def places_of(y: np.ndarray, classes: np.ndarray) -> np.ndarray:
-    """The places (N,) of labels among the classes that are known.
+def positions_of(y: np.ndarray, classes: np.ndarray) -> np.ndarray:
+    """The index (N,) of each label among the sorted classes (C,).
 
     Raises:
-        VlpromptError: a label is none of them.
+        VlpromptError: a label is not among them.
     """
     unknown = np.setdiff1d(y, classes)
     if len(unknown):
         raise VlpromptError(f"the label {unknown.tolist()[0]!r} is not one of the classes that were learnt")
-    places: np.ndarray = np.searchsorted(classes, y)
-    return places
+    positions: np.ndarray = np.searchsorted(classes, y)
+    return positions

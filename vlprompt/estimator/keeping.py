@@ -1,4 +1,4 @@
-"""A classifier kept in a folder and read back: a saved learner, with the labels that its classes have."""
+"""Saving and loading a classifier: a saved learner, with the labels of its classes."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from vlprompt.saving.description import read_description
 from vlprompt.saving.folder import find_saved, load_learner
 from vlprompt.saving.hub import PREFIX, fetch
 
-# of the facts beside a learner's configuration: a label for each class, in their order, and which images are answered
+# keys of the metadata that is saved with the learner: a label for each class, and which images are answered
 LABELS, ANSWERS = "labels", "answers"
 ANSWERING = ("calibrate", "min_probability", "coverage", "unsure")
 
 
 class Kept:
-    """The folder of a ``PromptClassifier``."""
+    """Saving and loading of a ``PromptClassifier``."""
 
     learner_: PromptLearner
     classes_: np.ndarray
@@ -65,10 +65,10 @@ class Kept:
         """
         learner, labels, extra = read_saved(path, backbone, device)
         settings: dict[str, Any] = settings_of(learner, labels, extra) | {"device": device}
-        made = cls(**settings)
-        made.learner_, made.classes_ = learner, labels
-        made.history_, made.searches_, made.pseudo_labels_ = [], [], []
-        return made
+        classifier = cls(**settings)
+        classifier.learner_, classifier.classes_ = learner, labels
+        classifier.history_, classifier.searches_, classifier.pseudo_labels_ = [], [], []
+        return classifier
 
 
 def read_saved(
@@ -97,7 +97,7 @@ def read_saved(
 
 
 def _checked(labels: Any, count: int, path: object) -> list[Any]:
-    """Labels of a file that may be anyone's: as many as classes, all different, all texts or all numbers."""
+    """Check labels from a file, which may come from anyone: one per class, distinct, all texts or all numbers."""
     if (
         isinstance(labels, list)
         and len(labels) == count
@@ -109,6 +109,7 @@ def _checked(labels: Any, count: int, path: object) -> list[Any]:
 
 
 def _distinct(names: Sequence[str], path: object) -> list[str]:
+    """Class names as labels, which two classes must not share."""
     twice = next((name for i, name in enumerate(names) if name in names[:i]), None)
     if twice is not None:
         raise VlpromptError(
@@ -118,9 +119,12 @@ def _distinct(names: Sequence[str], path: object) -> list[str]:
 
 
 def settings_of(learner: PromptLearner, labels: np.ndarray, extra: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of a classifier that learns as a saved learner did, on its backbone and in its words.
+    """The settings of a classifier that would learn as a saved learner did.
 
-    Which images it answers is checked where it is asked for, as in any classifier.
+    Args:
+        learner: the saved learner.
+        labels: (C,) of its classes.
+        extra: the metadata saved with it; the settings of its answers are checked when they are used.
     """
     names = dict(zip(labels.tolist(), learner.class_names, strict=True))
     seed, answers = extra.get("seed"), extra.get(ANSWERS)
@@ -131,13 +135,13 @@ def settings_of(learner: PromptLearner, labels: np.ndarray, extra: Mapping[str, 
         "templates": list(learner.templates),
         "options": asdict(learner.config),
         **({"random_state": seed} if type(seed) is int and seed >= 0 else {}),
-        **settings_of_answers(learner),  # of a run; a classifier's own are kept beside it
+        **settings_of_answers(learner),  # of a run; a classifier saves its own, which follow
         **({name: answers[name] for name in ANSWERING if name in answers} if isinstance(answers, dict) else {}),
     }
 
 
 def _save(estimator: Kept, path: str | os.PathLike[str]) -> Path:
-    """Keep a fitted classifier's learner, with the labels of its classes and which images it answers."""
+    """Save a fitted classifier's learner, with the labels of its classes and the settings of its answers."""
     answers = {name: getattr(estimator, name) for name in ANSWERING}
     plain = {name: value for name, value in answers.items() if isinstance(value, (str, int, float, NoneType))}
     return estimator.learner_.save_pretrained(path, extra={LABELS: estimator.classes_.tolist(), ANSWERS: plain})

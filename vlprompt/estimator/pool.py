@@ -1,4 +1,4 @@
-"""Images without labels beside labelled ones: scikit-learn's label -1, a second X, and what was made of them."""
+"""Unlabelled images beside labelled ones: scikit-learn's label -1, ``X_unlabelled``, and pseudo-labels."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from vlprompt.training.feed import Labelling
 SHOWN = 5  # class names in a warning
 
 
-class Both(Sequence[Any]):
-    """Two sequences of images, one after the other; none is opened before it is asked for."""
+class Concatenated(Sequence[Any]):
+    """Two sequences of images, one after the other; an image is opened when it is indexed."""
 
     def __init__(self, first: Sequence[Any], second: Sequence[Any]):
         self.first, self.second = first, second
@@ -27,15 +27,15 @@ class Both(Sequence[Any]):
         return len(self.first) + len(self.second)
 
     def __getitem__(self, index: Any) -> Any:
-        here = index - len(self.first)
-        return self.first[index] if here < 0 else self.second[here]
+        beyond = index - len(self.first)
+        return self.first[index] if beyond < 0 else self.second[beyond]
 
     def __iter__(self) -> Iterator[Any]:
         return map(self.__getitem__, range(len(self)))
 
 
-def joined(X: Any, unlabelled: Any) -> Any:
-    """Images or features, with those that have no label behind them."""
+def concatenate(X: Any, unlabelled: Any) -> Any:
+    """Labelled images or features, followed by the unlabelled ones."""
     features = isinstance(X, np.ndarray)
     if features != isinstance(unlabelled, np.ndarray):
         raise VlpromptError("X and X_unlabelled must both be images, or both be features")
@@ -43,52 +43,67 @@ def joined(X: Any, unlabelled: Any) -> Any:
         return np.concatenate([X, unlabelled])
     if isinstance(X, list) and isinstance(unlabelled, list):
         return X + unlabelled
-    return Both(X, unlabelled)
+    return Concatenated(X, unlabelled)
 
 
-def marked_unlabelled(
-    y: Any, labels: str, class_names: Sequence[str] | Mapping[Any, str] | None
+def split_off_missing(
+    y: Any, needs: str, class_names: Sequence[str] | Mapping[Any, str] | None
 ) -> tuple[Any, np.ndarray | None]:
-    """Labels with something in the place of every -1, and where those were (N,); None where -1 is a class.
+    """Tell images without a label, -1 as in scikit-learn, from the others.
 
     Args:
-        y: labels, of which -1 means none for methods that learn from a pool, as in scikit-learn.
-        labels: what the method needs of labels, ``Facts.labels``.
-        class_names: of the estimator, which tell the classes where no image has a label.
+        y: labels (N,).
+        needs: ``Facts.labels`` of the method: where it needs labels, -1 is an ordinary class.
+        class_names: of the estimator; they define the classes if no image has a label.
+
+    Returns:
+        The labels with some class in the place of each -1, and which were -1 (N,), or None if none was.
     """
-    if y is None or labels == "needed":
+    if y is None or needs == "needed":
         return y, None
     values = list(y)
     missing = np.array([isinstance(value, Integral) and value == NO_LABEL for value in values], dtype=bool)
-    if not missing.any() or (labels == "none" and not missing.all()):  # which takes but the classes from y
+    if not missing.any() or (needs == "none" and not missing.all()):  # it only takes the classes from y
         return y, None
     known: list[Any] = [value for value, none in zip(values, missing, strict=True) if not none]
     if not known and class_names is None:
         raise VlpromptError("no image has a label, so class_names must say what the classes are")
-    stand_in = known[0] if known else classes_of(class_names)[0]
+    stand_in = known[0] if known else labels_of_names(class_names)[0]
     return np.array([stand_in if none else v for v, none in zip(values, missing, strict=True)]), missing
 
 
-def classes_of(class_names: Sequence[str] | Mapping[Any, str] | None) -> list[Any]:
-    """The labels that an estimator's ``class_names`` are of: a dictionary's keys, or places in a list."""
+def labels_of_names(class_names: Sequence[str] | Mapping[Any, str] | None) -> list[Any]:
+    """The labels that ``class_names`` are for: the keys of a dictionary, or indices into a list."""
     return list(class_names) if isinstance(class_names, Mapping) else list(range(len(class_names or ())))
 
 
-def divided(data: DatasetSplits, items: Sequence[Item], facts: Facts) -> DatasetSplits:
-    """A dataset whose labelled images and pool are these items, as far as a method may look at labels."""
+def with_pool(data: DatasetSplits, items: Sequence[Item], facts: Facts) -> DatasetSplits:
+    """Return a dataset that trains on the labelled items, and has the others as its pool, without labels.
+
+    A method that needs no labels gets all items as a pool, so it cannot see any label.
+
+    Raises:
+        VlpromptError: the method needs a pool, and all items are labelled.
+    """
     labelled = [] if facts.labels == "none" else [item for item in items if item.label >= 0]
     pool = items if facts.labels == "none" else [item for item in items if item.label < 0]
     if not pool and facts.labels in ("some", "any"):
         raise VlpromptError("this method also needs unlabelled images: give X_unlabelled, or label them -1")
     lacking = sorted(set(range(len(data.class_names))) - {item.label for item in labelled})
     if labelled and lacking and pool:
-        of = ", ".join(repr(data.class_names[label]) for label in lacking[:SHOWN])
+        named = ", ".join(repr(data.class_names[label]) for label in lacking[:SHOWN])
         more = f" and {len(lacking) - SHOWN} more" if len(lacking) > SHOWN else ""
-        warn(f"no image with a label is of {of}{more}, which the pool alone can teach")
+        warn(f"no labelled image is of {named}{more}: these classes can be learnt from the pool only")
     return DatasetSplits(**{**vars(data), "train": labelled, "val": (), "pool": without_labels(pool)})
 
 
-def told_labels(made: Labelling, places: Mapping[str, int], classes: np.ndarray) -> dict[str, np.ndarray]:
-    """A labelling in the estimator's terms: ``index`` in X, with X_unlabelled behind it, ``label``, ``confidence``."""
-    index = np.array([places[path] for path in made.paths])
+def as_pseudo_labels(made: Labelling, positions: Mapping[str, int], classes: np.ndarray) -> dict[str, np.ndarray]:
+    """Return pseudo-labels as arrays (M,): ``index`` into X followed by X_unlabelled, ``label`` and ``confidence``.
+
+    Args:
+        made: what the method labelled.
+        positions: index of each image, by its path.
+        classes: all labels (C,).
+    """
+    index = np.array([positions[path] for path in made.paths])
     return {"index": index, "label": classes[list(made.labels)], "confidence": np.array(made.confidence)}

@@ -1,4 +1,4 @@
-"""What a classifier's settings come to: its method's recipe, and the frozen model that it learns on."""
+"""From the settings of a classifier to its method's recipe and its frozen model."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from vlprompt.training.trainer import TrainOptions
 if TYPE_CHECKING:
     from vlprompt.estimator.classifier import PromptClassifier
 
-CHOICES = tuple(f.name for f in fields(ChoiceOptions))  # options of method=auto alone
+CHOICES = tuple(f.name for f in fields(ChoiceOptions))  # options of method=auto only
 SETTINGS = ("epochs", "lr", "batch_size", "views", "workers")
 
 
@@ -37,14 +37,17 @@ def learning_of(
     method: str | None = None,
     own: Mapping[str, Any] | None = None,
 ) -> Learning:
-    """A method's few-shot recipe with the settings that an estimator was given.
+    """Return a method's few-shot recipe, changed by the settings of an estimator.
 
     Args:
-        estimator: whose settings.
-        labels: of the images (N,).
-        seed: that its ``random_state`` gave; None asks it.
-        method: one that was chosen; None takes the estimator's.
-        own: settings of that method, where the estimator says nothing else.
+        estimator: its ``options`` and other settings override the recipe.
+        labels: (N,) class indices of the images, -1 for none; they decide the protocol and the number of shots.
+        seed: drawn from its ``random_state`` before; None draws it now.
+        method: the method that ``auto`` chose; None means the estimator's.
+        own: settings that ``auto`` chose, which the estimator's override.
+
+    Raises:
+        VlpromptError: an option is unknown or invalid.
     """
     allowed = {f.name for f in fields(TrainOptions)} | {"transform"}
     allowed |= set(CHOICES) if method else {f.name for f in fields(METHODS.get(estimator.method).Config)}
@@ -54,16 +57,16 @@ def learning_of(
             raise VlpromptError(f"unknown option '{key}' for method={estimator.method}: {nearest(key, allowed)}")
     seed, method = seed_of(estimator) if seed is None else seed, method or estimator.method
     options = {key: value for key, value in options.items() if key not in CHOICES}
-    given = {key: _plain(getattr(estimator, key)) for key in SETTINGS if getattr(estimator, key) is not None}
-    settings = {"shots": published_shots(labels), "seed": seed} | dict(own or {}) | given | options
+    arguments = {key: _plain(getattr(estimator, key)) for key in SETTINGS if getattr(estimator, key) is not None}
+    settings = {"shots": published_shots(labels), "seed": seed} | dict(own or {}) | arguments | options
     protocol = "few_shot"
     if (labels < 0).any():
         protocol = "semi_supervised" if (labels >= 0).any() else "unsupervised"
     return resolve_learning(method, settings, protocol=protocol, backbone=_name_of(estimator.backbone))
 
 
-def labels_asked(estimator: PromptClassifier) -> Labels:
-    """What an estimator's method, with the settings that it was given, asks of labels."""
+def labels_needed(estimator: PromptClassifier) -> Labels:
+    """Whether an estimator's method, with its options, needs labelled images: ``Facts.labels``."""
     if estimator.method == AUTO:
         return "needed"
     own = {f.name for f in fields(METHODS.get(estimator.method).Config)}
@@ -71,32 +74,36 @@ def labels_asked(estimator: PromptClassifier) -> Labels:
 
 
 def options_of(estimator: PromptClassifier) -> dict[str, Any]:
-    """The options that an estimator was given, with Python's own numbers."""
+    """The ``options`` of an estimator, with NumPy numbers as Python's."""
     if not isinstance(estimator.options, (Mapping, type(None))):
         raise VlpromptError(f"options must be a dictionary of settings, not {told(estimator.options)}")
     return {key: _plain(value) for key, value in (estimator.options or {}).items()}
 
 
 def seed_of(estimator: PromptClassifier) -> int:
-    """The seed that an estimator's ``random_state`` gives."""
+    """Draw a seed from an estimator's ``random_state``; an integer is the seed itself."""
     seed = estimator.random_state
     return int(seed if isinstance(seed, Integral) else check_random_state(seed).randint(2**31 - 1))
 
 
 def _plain(value: Any) -> Any:
-    """A NumPy number, as grids of settings hold them, as Python's own."""
+    """Convert a NumPy number, as grids of settings contain them, to Python's."""
     return value.item() if isinstance(value, np.generic) else value
 
 
 def _name_of(backbone: Any) -> str | None:
-    """The name that recipes may have cases for."""
+    """The name of a backbone, which a recipe may have its own settings for; None if it has none."""
     if isinstance(backbone, FrozenCLIP):
         return backbone.source["name"] if backbone.source else None
     return backbone if isinstance(backbone, str) else None
 
 
 def clip_of(estimator: PromptClassifier) -> FrozenCLIP:
-    """The frozen model that an estimator was given, or the one of its name, which all of that name share."""
+    """The frozen model of an estimator; estimators that name the same one share it.
+
+    Raises:
+        VlpromptError: ``backbone`` is neither a name nor a model, or cannot be loaded.
+    """
     backbone = estimator.backbone
     if isinstance(backbone, FrozenCLIP):
         return backbone

@@ -1,4 +1,4 @@
-"""How much each image counts: ``sample_weight`` and ``class_weight``, as scikit-learn has them."""
+"""The weight of each image: ``sample_weight`` and ``class_weight``, as in scikit-learn."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ BALANCED = "balanced"
 def counts_of(
     sample_weight: Any, class_weight: Any, y: np.ndarray, classes: np.ndarray, once: bool = False
 ) -> np.ndarray | None:
-    """How often each image counts (N,), the product of both; None where neither is given.
+    """Return the weight of each image (N,), the product of both arguments; None if neither is given.
 
     Args:
-        sample_weight: (N,), none below 0; 0 leaves an image out.
-        class_weight: None, ``balanced`` (N / (C n_c)), or weights by label, 1 for those that it does not name.
+        sample_weight: (N,), at least 0; 0 leaves an image out.
+        class_weight: None, ``balanced`` (N / (C n_c)), or a weight by label, where labels left out weigh 1.
         y: labels (N,).
-        classes: all labels that there are (C,), some of which y may lack.
-        once: whether y is a part of the images, whose classes cannot be balanced.
+        classes: all labels (C,); y may lack some.
+        once: whether y is only a part of the images, so that classes cannot be balanced.
 
     Raises:
-        VlpromptError: a weight is none, or nothing is left to learn from.
+        VlpromptError: a weight is invalid, or all images weigh 0.
     """
     if sample_weight is None and class_weight is None:
         return None
@@ -40,11 +40,11 @@ def counts_of(
     except (ValueError, TypeError) as error:
         raise VlpromptError(f"sample_weight must be {len(y)} numbers of 0 or more: {error}") from None
     _check_class_weight(class_weight, classes.tolist(), once)
-    if isinstance(class_weight, Mapping):  # which scikit-learn wants of every label of y, or of none but these
+    if isinstance(class_weight, Mapping):  # scikit-learn refuses one that neither covers y nor is covered by it
         counts = counts * [class_weight.get(label, 1.0) for label in y.tolist()]
     else:
         counts = counts * compute_sample_weight(class_weight, y)
-    if not counts.any():  # of classes that weigh nothing
+    if not counts.any():
         raise VlpromptError("all images have a weight of 0, so there is none to learn from")
     return counts
 
@@ -70,7 +70,7 @@ def _check_class_weight(class_weight: Any, labels: list[Any], once: bool) -> Non
 
 
 def refuse_weights(method: str, facts: Facts) -> None:
-    """Raise a ``VlpromptError`` if a learner cannot let some images count more than others."""
+    """Raise a ``VlpromptError`` if a method cannot use weights."""
     if not facts.weighs:
         why = "learns from no labelled images" if facts.labels == "none" else "takes all labelled images alike"
         raise VlpromptError(
@@ -80,11 +80,11 @@ def refuse_weights(method: str, facts: Facts) -> None:
 
 
 class Counts:
-    """How often images count, found again by their paths; one that is there twice has both its counts, in their order.
+    """Weights of images, looked up by path; an image that occurs twice has two weights, in their order.
 
     Args:
         items: N images.
-        counts: (N,).
+        counts: weight (N,) of each.
     """
 
     def __init__(self, items: Sequence[Item], counts: Sequence[float]):
@@ -93,6 +93,6 @@ class Counts:
             self._counts[item.path].append(count)
 
     def of(self, items: Sequence[Item]) -> list[float]:
-        """The counts of some of the images, in their order."""
-        left = {path: deque(counts) for path, counts in self._counts.items()}
-        return [left[item.path].popleft() for item in items]
+        """The weights of some of the images, in their order."""
+        remaining = {path: deque(counts) for path, counts in self._counts.items()}
+        return [remaining[item.path].popleft() for item in items]

@@ -1,4 +1,4 @@
-"""What a classifier is given to learn from, and the feed that it is for a learner."""
+"""The images or features that a classifier is fitted to, as a feed for its learner."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from vlprompt.data.readable import leave_out_unreadable
 from vlprompt.data.splits import Item
 from vlprompt.data.streaming import is_preprocessed
 from vlprompt.estimator.held_out import held_out
-from vlprompt.estimator.pool import divided
+from vlprompt.estimator.pool import with_pool
 from vlprompt.estimator.weights import Counts
 from vlprompt.evaluation.prediction import image_features
 from vlprompt.learner.contract import PromptLearner
@@ -28,25 +28,24 @@ from vlprompt.training.recipes import Learning
 
 
 @dataclass(frozen=True)
-class Given:
+class TrainingData:
     """Checked images or features, with their labels.
 
     Attributes:
-        X: a sequence of images, or features (N, D).
-        data: the images as a dataset, but for those that cannot be read; its name and classes alone where X is features
-            or went through a transform.
-        items: of X, what there is to learn from.
-        counts: how often each image counts; None once each.
-        places: in X, by path.
+        X: a sequence of N images, or features (N, D).
+        data: the readable images as a dataset; only its name and classes if X is features or preprocessed tensors.
+        items: the images of X that are learnt from.
+        counts: weight of each image; None if all weigh the same.
+        positions: index of each image in X, by its path.
         workers: threads that decode images.
-        encoded: features of images that went through a transform, by what made them.
+        encoded: features (N, D) of preprocessed tensors, by the frozen model that computed them.
     """
 
     X: Any
     data: DatasetSplits
     items: list[Item]
     counts: Counts | None
-    places: Mapping[str, int]
+    positions: Mapping[str, int]
     workers: int = 0
     encoded: dict[FrozenCLIP, Tensor] = field(default_factory=dict)
 
@@ -60,30 +59,37 @@ class Given:
         on_unreadable: str,
         workers: int,
         masks: bool = False,
-    ) -> Given:
-        """What there is of X with these labels (N,), which ``data`` has as a dataset where X is images.
+    ) -> TrainingData:
+        """Leave out what cannot be used, and remember where the rest is in X.
 
-        With ``masks`` an image is of use with the mask of its region alone.
+        Args:
+            X: a sequence of N images, or features (N, D).
+            labels: (N,) class indices; -1 for none.
+            data: the images as a dataset, without images if X is features.
+            counts: weight (N,) of each image, where 0 leaves it out; None if all weigh the same.
+            on_unreadable: ``skip`` or ``stop``.
+            workers: threads that decode images.
+            masks: whether each image also needs the mask of its region.
         """
         if not data.train or is_preprocessed(X[0]):
             names = data.class_names
             items = [Item(str(i), y, "" if y < 0 else names[y]) for i, y in enumerate(labels.tolist())]
         else:
             items = list(data.train)
-        places = {item.path: i for i, item in enumerate(items)}
-        every = None if counts is None else Counts(items, counts.tolist())
+        positions = {item.path: i for i, item in enumerate(items)}
+        weights = None if counts is None else Counts(items, counts.tolist())
         if data.train and data.image_dir:
             data = leave_out_unreadable(data, ["train"], on_unreadable, masks=masks)
             items = list(data.train)
-        if every is None:
-            return cls(X, data, items, None, places, workers)
-        kept = [(item, count) for item, count in zip(items, every.of(items), strict=True) if count > 0]
-        items = [item for item, _ in kept]  # a weight of 0 leaves an image out
-        return cls(X, data, items, Counts(items, [count for _, count in kept]), places, workers)
+        if weights is None:
+            return cls(X, data, items, None, positions, workers)
+        kept = [(item, count) for item, count in zip(items, weights.of(items), strict=True) if count > 0]
+        items = [item for item, _ in kept]
+        return cls(X, data, items, Counts(items, [count for _, count in kept]), positions, workers)
 
     def feed(self, learner: PromptLearner, learning: Learning, reporter: Reporter, selection: Selection) -> ImageFeed:
-        """What a learner learns from: features in hand, or images as in any run."""
-        data = divided(self.data, self.items, learner.facts)
+        """The feed of a learner: of features, or of images as in any run."""
+        data = with_pool(self.data, self.items, learner.facts)
         data = held_out(data, learning.config.seed) if selection.sources else data
         feed = make_feed(learner, data, learning, reporter, selection=selection)
         if self.counts is not None:
@@ -93,7 +99,7 @@ class Given:
         return FeatureFeed(**vars(feed), rows=self._rows(learner.tower))
 
     def _rows(self, tower: FrozenCLIP) -> Tensor:
-        """Features (N, D) of X, which are computed once for all learners on a tower."""
+        """Features (N, D) of X, computed once for all learners on the same frozen model."""
         if isinstance(self.X, np.ndarray):
             return torch.from_numpy(self.X)
         if tower not in self.encoded:
