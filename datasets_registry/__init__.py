@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from vlprompt.base.wiring import face
+from vlprompt.base.wiring import lazy_exports
 
 if TYPE_CHECKING:
     from datasets_registry.card import Card, load_card
@@ -10,4 +10,4 @@ if TYPE_CHECKING:
     from datasets_registry.listed import dataset_info, list_datasets
 
 __all__ = ["Card", "dataset_info", "list_datasets", "load_card", "load_split"]
-__getattr__, __dir__ = face(__name__)
+__getattr__, __dir__ = lazy_exports(__name__)

@@ -65,7 +65,7 @@ class Report:
 
 
 def _alike(clip: FrozenCLIP, class_names: Sequence[str]) -> tuple[list[str], list[str]]:
-    from vlprompt.clip.class_names import describe_alike  # with torch, which nothing else here asks for
+    from vlprompt.clip.name_checks import describe_alike  # with torch, which nothing else here asks for
 
     return describe_alike(clip, class_names)
 

@@ -18,11 +18,11 @@ from vlprompt.cli import _candidates
 from vlprompt.cli.__main__ import commands, main, module
 from vlprompt.cli._candidates import FIXED, PARTS, candidates
 from vlprompt.cli.completion import SCRIPTS
-from vlprompt.clip.known import tags_by_backbone
+from vlprompt.clip.catalog import tags_by_backbone
 from vlprompt.evaluation.protocols import PROTOCOLS
 from vlprompt.learner import METHODS
 from vlprompt.runs.settings import resolve
-from vlprompt.training.shipped import list_recipes
+from vlprompt.training.shipped_recipes import list_recipes
 
 CARDS = Path(datasets_registry.__file__).parent / "cards"
 

@@ -15,7 +15,7 @@ from torchvision.transforms import v2
 
 import vlprompt
 from vlprompt.clip import tiny
-from vlprompt.clip.class_names import describe_unseen
+from vlprompt.clip.name_checks import describe_unseen
 from vlprompt.data.splits import without_labels
 from vlprompt.demo import emoji, glyphs
 from vlprompt.errors import VlpromptError

@@ -98,4 +98,4 @@ def share_right(learner: PromptLearner, batch: Mapping[str, torch.Tensor]) -> fl
 def test_without_labels_there_is_no_accuracy() -> None:
     learner = make("pouf")
     learner.loss({"image_features": torch.randn(4, learner.clip.embed_dim)})
-    assert learner.right_of_batch is None
+    assert learner.batch_accuracy is None

@@ -12,10 +12,10 @@ import pytest
 from open_clip import list_models, list_pretrained_tags_by_model
 
 import vlprompt
-from vlprompt.base.declared import fields_of, registered
-from vlprompt.base.wiring import offered
+from vlprompt.base.static_inspection import fields_of, registered
+from vlprompt.base.wiring import exports_of
 from vlprompt.cli.__main__ import commands
-from vlprompt.clip.known import tags_by_backbone
+from vlprompt.clip.catalog import tags_by_backbone
 from vlprompt.learner import METHODS
 
 # what a press of TAB, and what help and lists may not import
@@ -113,17 +113,17 @@ ROOMS = ["analysis", "bench", "clip", "data", "estimator", "evaluation", "learne
 
 
 @pytest.mark.parametrize("package", ["vlprompt", *(f"vlprompt.{room}" for room in ROOMS)])
-def test_a_face_has_what_it_tells_type_checkers(package: str) -> None:
-    face = importlib.import_module(package)
-    told = set(offered(package)) | {"VlpromptError", "__version__"} if package == "vlprompt" else set(offered(package))
-    assert set(face.__all__) == told
-    assert told <= set(dir(face))
-    for name, place in offered(package).items():
+def test_a_package_exports_what_it_declares_to_type_checkers(package: str) -> None:
+    exporting = importlib.import_module(package)
+    declared = set(exports_of(package)) | ({"VlpromptError", "__version__"} if package == "vlprompt" else set())
+    assert set(exporting.__all__) == declared
+    assert declared <= set(dir(exporting))
+    for name, place in exports_of(package).items():
         if not place.startswith("vlprompt.typed"):  # a stub
             module, _, attribute = place.partition(":")
-            assert getattr(face, name) is getattr(importlib.import_module(module), attribute)
+            assert getattr(exporting, name) is getattr(importlib.import_module(module), attribute)
     with pytest.raises(AttributeError, match=f"module '{package}' has no attribute 'nothing'"):
-        face.nothing  # noqa: B018
+        exporting.nothing  # noqa: B018
 
 
 def test_the_face_has_its_rooms_and_functions() -> None:

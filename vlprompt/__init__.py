@@ -6,7 +6,7 @@ unlabelled images. Evaluation measures how well they transfer to new classes, ot
 
 from typing import TYPE_CHECKING
 
-from vlprompt.base.wiring import face, wire
+from vlprompt.base.wiring import lazy_exports, wire
 from vlprompt.errors import VlpromptError
 from vlprompt.moved import install
 from vlprompt.version import __version__
@@ -61,7 +61,7 @@ __all__ = [
 ]
 
 _UNTYPED = {"create_learner": "vlprompt.learner.creation:create_learner", "run": "vlprompt.runs.one:run"}
-__getattr__, __dir__ = face(__name__, elsewhere=_UNTYPED)
+__getattr__, __dir__ = lazy_exports(__name__, elsewhere=_UNTYPED)
 wire(
     {
         "methods": "vlprompt.methods",  # importing them registers them

@@ -39,7 +39,7 @@ class Docstrings(griffe.Extension):
             obj.docstring.value = examples_as_code(one_entry_a_name(obj.docstring.value))
 
     def on_package(self, *, pkg: griffe.Module, **_: Any) -> None:
-        """Show the functions that run where the package's face names their stub, which has overloads alone."""
+        """Show the functions that run whose stubs, with overloads alone, the package exports to type checkers."""
         if pkg.name == "vlprompt":
             for name, place in {"create_learner": "learner.creation", "run": "runs.one"}.items():
                 pkg.set_member(name, griffe.Alias(name, f"vlprompt.{place}.{name}"))

@@ -13,8 +13,8 @@ from PIL import Image
 from vlprompt import FrozenCLIP, PromptClassifier, create_learner, load_clip, load_learner
 from vlprompt.cli.__main__ import main
 from vlprompt.clip import tiny
-from vlprompt.clip.class_names import find_alike
 from vlprompt.clip.loading import _loaded_once
+from vlprompt.clip.name_checks import find_alike
 from vlprompt.data import join_datasets, splits_from_pairs
 from vlprompt.errors import VlpromptError
 

@@ -11,7 +11,7 @@ from rich.table import Table as RichTable
 
 from vlprompt import create_learner, load_clip
 from vlprompt.base.reporter import Reporter, make_console
-from vlprompt.base.shown import csv_cell, figure_text, printable
+from vlprompt.base.sanitizing import csv_cell, figure_text, printable
 from vlprompt.cli.__main__ import main
 from vlprompt.data import splits_from_pairs
 from vlprompt.evaluation import evaluate, save_predictions

@@ -18,7 +18,7 @@ from vlprompt.data.templates import resolve_templates
 from vlprompt.learner import make_config
 from vlprompt.report.published import FIGURES
 from vlprompt.runs.settings import resolve
-from vlprompt.training.shipped import CONFIGS
+from vlprompt.training.shipped_recipes import CONFIGS
 
 SECRET = "the-home-of-a-user"
 

@@ -18,7 +18,7 @@ An ``Inspection`` is made by ``PromptClassifier.report`` and by ``vlprompt.runs.
 
 from typing import TYPE_CHECKING
 
-from vlprompt.base.wiring import face
+from vlprompt.base.wiring import lazy_exports
 
 if TYPE_CHECKING:
     from vlprompt.analysis.attention import AttentionMaps, attention_maps, plot_attention, plot_attention_heads
@@ -66,4 +66,4 @@ __all__ = [
     "transferability",
 ]
 
-__getattr__, __dir__ = face(__name__)
+__getattr__, __dir__ = lazy_exports(__name__)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec
 import torch
 from torch import Tensor
 
-from vlprompt.base.lettering import make_legible
+from vlprompt.base.fonts import make_legible
 from vlprompt.clip.frozen import FrozenCLIP
 
 if TYPE_CHECKING:

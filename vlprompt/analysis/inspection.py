@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from vlprompt.analysis.data_findings import DataFindings
-from vlprompt.base.shown import printable
+from vlprompt.base.sanitizing import printable
 from vlprompt.base.wiring import wired
 from vlprompt.errors import VlpromptError, nearest
 from vlprompt.evaluation.abstention import AccuracyCoverage

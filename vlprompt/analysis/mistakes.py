@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 from vlprompt.analysis.figures import FONT, GREY, new_figure, paper_figure
 from vlprompt.analysis.inspection import Inspection
 from vlprompt.base.checks import at_least
-from vlprompt.base.lettering import shorten
-from vlprompt.base.shown import figure_text
+from vlprompt.base.fonts import shorten
+from vlprompt.base.sanitizing import figure_text
 from vlprompt.errors import VlpromptError
 
 if TYPE_CHECKING:

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from vlprompt.analysis.figures import FONT, GREY, new_figure, paper_figure
 from vlprompt.base.checks import checked
-from vlprompt.base.lettering import shorten
-from vlprompt.base.shown import figure_text
+from vlprompt.base.fonts import shorten
+from vlprompt.base.sanitizing import figure_text
 from vlprompt.base.tensor_checks import check_labels
 from vlprompt.clip.frozen import natural_name
 from vlprompt.data.splits import DEFAULT_TEMPLATE

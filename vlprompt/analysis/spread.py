@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from vlprompt.analysis.figures import GREY, IMAGE, TEXT, new_figure, paper_figure
 from vlprompt.base.checks import checked
-from vlprompt.base.lettering import shorten
-from vlprompt.base.shown import figure_text
+from vlprompt.base.fonts import shorten
+from vlprompt.base.sanitizing import figure_text
 from vlprompt.data import resolve_templates
 from vlprompt.data.splits import DatasetSplits
 from vlprompt.errors import VlpromptError

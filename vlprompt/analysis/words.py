@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vlprompt.analysis.figures import FONT, GREY, new_figure, paper_figure
 from vlprompt.base.checks import checked
-from vlprompt.base.shown import figure_text
+from vlprompt.base.sanitizing import figure_text
 from vlprompt.clip.frozen import FrozenCLIP
 from vlprompt.clip.openclip import SimpleTokenizer
 from vlprompt.errors import VlpromptError

@@ -60,7 +60,7 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
         for name, classes in kinds().items():
             if name in given and not _is(given[name], classes):
                 what = " or ".join(dict.fromkeys(_named(each) for each in classes))
-                raise VlpromptError(f"{function.__name__}: {name} must be {what}, not {told(given[name])}")
+                raise VlpromptError(f"{function.__name__}: {name} must be {what}, not {brief(given[name])}")
         return function(*args, **kwargs)
 
     return call
@@ -104,7 +104,7 @@ def is_tensor(value: Any) -> bool:
     return torch is not None and isinstance(value, torch.Tensor)
 
 
-def told(value: Any) -> str:
+def brief(value: Any) -> str:
     """What a value is, in a few words: itself if it is short, else its type and shape."""
     if value is None or isinstance(value, (str, bytes, int, float)):
         text = repr(value)
@@ -117,7 +117,7 @@ def told(value: Any) -> str:
 def at_least(name: str, value: Any, least: int) -> int:
     """Return a whole number that is no less than ``least``, or raise a ``VlpromptError``."""
     if isinstance(value, bool) or not isinstance(value, Integral):
-        raise VlpromptError(f"{name} must be a whole number, not {told(value)}")
+        raise VlpromptError(f"{name} must be a whole number, not {brief(value)}")
     if value < least:
         raise VlpromptError(f"{name} must be at least {least}, not {value}")
     return int(value)
@@ -126,21 +126,21 @@ def at_least(name: str, value: Any, least: int) -> int:
 def index_of(name: str, value: Any, length: int) -> int:
     """Return a place in a list of ``length``, which may count from its end, or raise a ``VlpromptError``."""
     if isinstance(value, bool) or not isinstance(value, Integral) or not -length <= int(value) < length:
-        raise VlpromptError(f"{name} must be a position from 0 to {length - 1}, not {told(value)}")
+        raise VlpromptError(f"{name} must be a position from 0 to {length - 1}, not {brief(value)}")
     return int(value)
 
 
 def listed(values: Any, what: str) -> tuple[Any, ...]:
     """Return several values as a tuple; raises ``VlpromptError`` for a single one, a set or None."""
     if isinstance(values, (str, bytes, Mapping, set, frozenset)) or not isinstance(values, Iterable):
-        raise VlpromptError(f"{what} must be a list, not {told(values)}")
+        raise VlpromptError(f"{what} must be a list, not {brief(values)}")
     return tuple(values)
 
 
 def check_seed(seed: Any) -> int:
     """Return a seed if torch's generators take it."""
     if at_least("seed", seed, 0) >= 2**63:
-        raise VlpromptError(f"seed must be below 2**63, not {told(seed)}")
+        raise VlpromptError(f"seed must be below 2**63, not {brief(seed)}")
     return int(seed)
 
 
@@ -163,7 +163,7 @@ def check_templates(templates: Any) -> tuple[str, ...]:
     found = (templates,) if isinstance(templates, str) else listed(templates, "templates")
     wrong = [each for each in found if not is_template(each)]
     if wrong:
-        raise VlpromptError(f"a template must hold {{}} once, where the class name goes, and not {told(wrong[0])}")
+        raise VlpromptError(f"a template must hold {{}} once, where the class name goes, and not {brief(wrong[0])}")
     if not found:
         raise VlpromptError("the list of templates is empty")
     return found

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from vlprompt.base.shown import printable
+from vlprompt.base.sanitizing import printable
 
 WIDTH = 100  # of tables and lines that do not go to a terminal
 LONG = 10.0  # seconds from which on whoever waits is told how long it will be

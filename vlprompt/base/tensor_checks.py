@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from vlprompt.base.checks import told
+from vlprompt.base.checks import brief
 from vlprompt.errors import VlpromptError
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ def check_images(images: Any, size: int) -> Tensor:
     """
     if not isinstance(images, Tensor):
         raise VlpromptError(
-            f"images must be a tensor (B, 3, {size}, {size}), not {told(images)}: torch.stack what clip.preprocess "
+            f"images must be a tensor (B, 3, {size}, {size}), not {brief(images)}: torch.stack what clip.preprocess "
             "makes of each, or give images as they are to predict_images"
         )
     if images.ndim != 4 or tuple(images.shape[1:]) != (3, size, size):
@@ -42,7 +42,7 @@ def check_features(features: Any, width: int) -> Tensor:
         width: D, the joint width of the backbone.
     """
     if not isinstance(features, Tensor):
-        raise VlpromptError(f"image features must be a tensor (B, {width}), not {told(features)}")
+        raise VlpromptError(f"image features must be a tensor (B, {width}), not {brief(features)}")
     if features.ndim != 2 or features.shape[1] != width:
         raise VlpromptError(f"image features must be (B, {width}), not {tuple(features.shape)}")
     return _check_numbers(features, "image features", "the backbone gives such").float()
@@ -86,7 +86,7 @@ def _check_masks(masks: Any, images: Tensor) -> None:
     """Refuse masks that do not lie on the images (B, 3, H, W) of their batch."""
     expected = (len(images), 1, *images.shape[-2:])
     if not isinstance(masks, Tensor) or tuple(masks.shape) != expected:
-        given = tuple(masks.shape) if isinstance(masks, Tensor) else told(masks)
+        given = tuple(masks.shape) if isinstance(masks, Tensor) else brief(masks)
         raise VlpromptError(f"mask must be a tensor {expected}, 1 in each image's region and 0 outside, not {given}")
 
 
@@ -99,7 +99,7 @@ def check_batch(batch: Any, n_classes: int, facts: Facts) -> dict[str, Tensor]:
         facts: of the learner, which say whether labels are needed.
     """
     if not isinstance(batch, Mapping) or not all(isinstance(value, Tensor) for value in batch.values()):
-        raise VlpromptError(f"a batch must be tensors by name, such as image and label, not {told(batch)}")
+        raise VlpromptError(f"a batch must be tensors by name, such as image and label, not {brief(batch)}")
     if "label" not in batch:
         if facts.labels == "needed":
             raise VlpromptError(f"a batch to learn from needs label, and this one has {', '.join(batch) or 'nothing'}")

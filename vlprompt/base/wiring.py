@@ -1,7 +1,8 @@
-"""What is offered below and done above: short forms that a lower room has of an upper one's functions.
+"""Lazy imports: names of a package that are imported at first use, and functions of higher rooms called by name.
 
-``learner.save_pretrained(…)`` is a method of the learner, and writing folders is a room above it. The lower room asks
-here by name; the package's face, which stands above both, says where the function is. So imports never point up.
+``learner.save_pretrained(…)`` is a method of the learner, but writing folders belongs to a higher room. The lower room
+looks the function up by name (``wired``), and the top-level ``__init__.py``, which may import everything, says where it
+is (``wire``). So imports never point up.
 """
 
 from __future__ import annotations
@@ -14,44 +15,43 @@ from importlib.machinery import SourceFileLoader
 from typing import Any, cast
 
 _places: dict[str, str] = {}
-Face = tuple[Callable[[str], Any], Callable[[], list[str]]]
+Exports = tuple[Callable[[str], Any], Callable[[], list[str]]]
 
 
 def wire(places: Mapping[str, str]) -> None:
-    """Say where functions are: by the name that is asked for, ``module:attribute``, or ``module`` for all of one."""
+    """Record where functions are: ``module:attribute`` by name, or ``module`` for a whole module."""
     _places.update(places)
 
 
 def wired(name: str) -> Any:
-    """Return what was wired under a name; its module is imported now."""
+    """Import the module that was recorded under a name, and return its attribute or the module itself."""
     module, _, attribute = _places[name].partition(":")
     found = import_module(module)
     return getattr(found, attribute) if attribute else found
 
 
-def face(package: str, formerly: str = "", elsewhere: Mapping[str, str] | None = None) -> Face:
-    """Return ``__getattr__`` and ``__dir__`` of a package whose names are imported when they are asked for.
+def lazy_exports(package: str, formerly: str = "", elsewhere: Mapping[str, str] | None = None) -> Exports:
+    """Return ``__getattr__`` and ``__dir__`` of a package whose public names are imported when they are first used.
 
-    ``dir`` shows what ``__all__`` names, which is what users are to find; modules are there when they are asked for.
-
-    What the package, or a module alone, offers, and where that is, stands under ``if TYPE_CHECKING:`` in its own file,
-    and nowhere else: what type checkers and editors are told is what is found. Its modules are attributes too.
+    The names and their modules are read from the imports under ``if TYPE_CHECKING:`` in the package's own file, so that
+    type checkers and editors see what is found at run time. Submodules are found as attributes too, but ``dir`` lists
+    only ``__all__``.
 
     Args:
-        package: ``__name__``.
-        formerly: what was the whole of it in version 0.1, a module; its names are still found in the package.
-        elsewhere: places of names, ``module:attribute``, that type checkers are told another one of.
+        package: ``__name__`` of the package, or of a single module.
+        formerly: the module that the whole package was in version 0.1, whose names are still found in the package.
+        elsewhere: ``module:attribute`` by name, where it differs from what type checkers see.
 
-    >>> from vlprompt.base.wiring import face
-    >>> __getattr__, __dir__ = face(__name__)  # doctest: +SKIP
+    >>> from vlprompt.base.wiring import lazy_exports
+    >>> __getattr__, __dir__ = lazy_exports(__name__)  # doctest: +SKIP
     """
 
     def find(name: str) -> Any:
-        place = (elsewhere or {}).get(name) or offered(package).get(name)
+        place = (elsewhere or {}).get(name) or exports_of(package).get(name)
         if place is not None:
             module, _, attribute = place.partition(":")
             found = getattr(import_module(module), attribute)
-            setattr(sys.modules[package], name, found)  # which is not asked for again
+            setattr(sys.modules[package], name, found)  # the next access does not come here
             return found
         if not name.startswith("__"):
             from importlib.util import find_spec
@@ -64,15 +64,15 @@ def face(package: str, formerly: str = "", elsewhere: Mapping[str, str] | None =
 
     def names() -> list[str]:
         module = sys.modules[package]
-        return sorted(getattr(module, "__all__", None) or {*vars(module), *offered(package)})
+        return sorted(getattr(module, "__all__", None) or {*vars(module), *exports_of(package)})
 
     return find, names
 
 
 @cache
-def offered(package: str) -> dict[str, str]:
-    """Where a package tells type checkers that its names are: ``module:attribute`` by name."""
-    import ast  # here, since a package that is not asked for anything needs none of it
+def exports_of(package: str) -> dict[str, str]:
+    """The names that a package imports under ``if TYPE_CHECKING:``, with their places as ``module:attribute``."""
+    import ast  # here, since a package without lazy names does not need it
 
     spec = sys.modules[package].__spec__
     assert spec is not None  # of every package that was imported

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from vlprompt.base.wiring import face
+from vlprompt.base.wiring import lazy_exports
 
 if TYPE_CHECKING:
     from vlprompt.bench.cases import Case, pairs
@@ -11,4 +11,4 @@ if TYPE_CHECKING:
 
 __all__ = ["Case", "bench", "measure", "pairs"]
 
-__getattr__, __dir__ = face(__name__, formerly="vlprompt.bench.steps")
+__getattr__, __dir__ = lazy_exports(__name__, formerly="vlprompt.bench.steps")

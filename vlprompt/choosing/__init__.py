@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from vlprompt.base.wiring import face
+from vlprompt.base.wiring import lazy_exports
 
 if TYPE_CHECKING:
     from vlprompt.choosing.choice import Choice, Outcome
@@ -11,4 +11,4 @@ if TYPE_CHECKING:
 
 __all__ = ["Candidate", "Choice", "Outcome", "Source", "choice_options", "choose"]
 
-__getattr__, __dir__ = face(__name__)
+__getattr__, __dir__ = lazy_exports(__name__)

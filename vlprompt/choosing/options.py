@@ -13,7 +13,7 @@ from vlprompt.base.settings_text import read_settings
 from vlprompt.choosing.budget import seconds_of
 from vlprompt.errors import VlpromptError
 from vlprompt.learner.registration import METHODS
-from vlprompt.training.shipped import CONFIGS
+from vlprompt.training.shipped_recipes import CONFIGS
 
 FILE = CONFIGS / "auto.yaml"
 

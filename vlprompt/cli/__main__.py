@@ -26,7 +26,7 @@ def module(name: str) -> ModuleType:
 
 def usage() -> str:
     """Return what ``vlprompt --help`` prints."""
-    from vlprompt.base.declared import docstring
+    from vlprompt.base.static_inspection import docstring
 
     lines = ["vlprompt COMMAND key=value … [--help] [--quiet] [--version]", ""]
     for name in commands():

@@ -127,7 +127,7 @@ def _keys(command: str, entries: Sequence[str], given: Sequence[str]) -> Values:
         keys.setdefault(key, tuple(each for each in value.split("|") if PLAIN.fullmatch(each)))
     whole = command in ("train", "sweep")
     if whole:
-        from vlprompt.base.declared import fields_in
+        from vlprompt.base.static_inspection import fields_in
 
         keys |= fields_in("vlprompt.base.settings", "RunConfig") or {}
     if whole or "KEY=VALUE" in " ".join(entries):
@@ -137,8 +137,8 @@ def _keys(command: str, entries: Sequence[str], given: Sequence[str]) -> Values:
 
 def _of_method(given: Sequence[str]) -> Values:
     """The settings of the method that the line names, by default those of the defaults' method."""
-    from vlprompt.base.declared import fields_of, registered
-    from vlprompt.training.shipped import CONFIGS
+    from vlprompt.base.static_inspection import fields_of, registered
+    from vlprompt.training.shipped_recipes import CONFIGS
 
     named = re.findall(r"(?:^|\s)(?:--)?methods?[= ]\[?([\w,]+)", " ".join(given))
     defaults = (CONFIGS / "defaults.yaml").read_text("utf-8")
@@ -171,7 +171,7 @@ def _words(verb: str, entries: Sequence[str]) -> list[str]:
 
 
 def _methods() -> list[str]:
-    from vlprompt.base.declared import registered
+    from vlprompt.base.static_inspection import registered
 
     return list(registered("vlprompt.methods"))
 
@@ -189,20 +189,20 @@ def _protocols() -> list[str]:
 
 
 def _backbones() -> list[str]:
-    from vlprompt.clip.known import TINY, list_architectures
+    from vlprompt.clip.catalog import TINY, list_architectures
 
     return [TINY, *list_architectures()]
 
 
 def _tags(given: Sequence[str]) -> list[str]:
-    from vlprompt.clip.known import tags_by_backbone
+    from vlprompt.clip.catalog import tags_by_backbone
 
     named = re.findall(r"(?:^|\s)(?:--)?backbone[= ](\S+)", " ".join(given))
     return [*tags_by_backbone().get(named[-1] if named else "", ()), "random"]
 
 
 def _recipes() -> list[str]:
-    from vlprompt.training.shipped import list_recipes
+    from vlprompt.training.shipped_recipes import list_recipes
 
     return list_recipes()
 

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
-from vlprompt.base.declared import fields_of, registered
 from vlprompt.base.plugins import load_installed
+from vlprompt.base.static_inspection import fields_of, registered
 from vlprompt.errors import VlpromptError, nearest
 
 
@@ -25,7 +25,7 @@ def refuse_early(settings: Mapping[str, Any]) -> None:
     from vlprompt.base.schema import settings_of
     from vlprompt.base.settings import AUTO, RunConfig
     from vlprompt.evaluation.protocols import PROTOCOLS
-    from vlprompt.training.shipped import read_defaults
+    from vlprompt.training.shipped_recipes import read_defaults
 
     method = str(settings.get("method", read_defaults()["method"]))
     if method == AUTO:  # whose keys it looks at itself

@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 from vlprompt.base.environment import enough_memory
 from vlprompt.base.files import read_text, text_lines
 from vlprompt.base.plugins import use
+from vlprompt.base.sanitizing import printable
 from vlprompt.base.settings_text import backbone_settings as backbone_settings
 from vlprompt.base.settings_text import read_texts, read_value, show
-from vlprompt.base.shown import printable
 from vlprompt.base.threads import wait_briefly
 from vlprompt.cli._arguments import PLUGIN, read
 from vlprompt.cli._arguments import check_keys as check_keys  # for the commands, as the next

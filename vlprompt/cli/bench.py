@@ -11,9 +11,9 @@ from typing import Any
 
 from rich.table import Table
 
-from vlprompt.base.declared import parameters
 from vlprompt.base.files import atomic_write
 from vlprompt.base.reporter import make_console
+from vlprompt.base.static_inspection import parameters
 from vlprompt.cli._shared import check_keys, command, file_setting, number_setting, parse
 from vlprompt.errors import VlpromptError
 

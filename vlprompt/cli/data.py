@@ -24,7 +24,7 @@ from vlprompt.cli._shared import (
     parse,
     split_setting,
 )
-from vlprompt.clip.known import TINY
+from vlprompt.clip.catalog import TINY
 from vlprompt.errors import VlpromptError, nearest
 
 if TYPE_CHECKING:

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from datasets_registry.catalog import load_split
-from vlprompt.base.declared import fields_of, registered
 from vlprompt.base.reporter import make_console
+from vlprompt.base.static_inspection import fields_of, registered
 from vlprompt.cli._shared import backbone_settings, check_keys, command, names_setting, parse
 from vlprompt.data.splits import DEFAULT_TEMPLATE
 from vlprompt.errors import VlpromptError

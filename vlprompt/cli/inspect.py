@@ -19,7 +19,7 @@ from vlprompt.cli._shared import (
     parse,
     split_setting,
 )
-from vlprompt.clip.known import TINY
+from vlprompt.clip.catalog import TINY
 from vlprompt.errors import VlpromptError
 
 USAGE = """vlprompt inspect run=DIR [targets=[…]] [check_data=true|false] [images=24] [output=FOLDER] [device=auto]

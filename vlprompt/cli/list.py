@@ -8,11 +8,11 @@ from typing import Any
 
 from rich.table import Table
 
-from vlprompt.base.declared import registered
 from vlprompt.base.reporter import make_console
+from vlprompt.base.static_inspection import registered
 from vlprompt.cli._early import only_shipped
 from vlprompt.cli._shared import check_keys, command, parse
-from vlprompt.clip.known import PURPOSE, TINY, tags_by_backbone
+from vlprompt.clip.catalog import PURPOSE, TINY, tags_by_backbone
 from vlprompt.errors import VlpromptError, nearest
 
 USAGE = """vlprompt list methods|datasets|protocols|backbones|recipes [PATTERN]
@@ -66,7 +66,7 @@ def backbones(pattern: str, settings: Settings) -> Lines:
 
 def recipes(pattern: str, settings: Settings) -> Lines:
     """Name of each shipped recipe, whose hyper-parameters it has, and the figure that was published with them."""
-    from vlprompt.training.shipped import list_recipes, provenance
+    from vlprompt.training.shipped_recipes import list_recipes, provenance
 
     told = ((name, provenance(name)) for name in fnmatch.filter(list_recipes(), pattern))
     return [(name, recipe.source, recipe.published) for name, recipe in told]

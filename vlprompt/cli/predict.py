@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from vlprompt.base.files import atomic_write
 from vlprompt.base.reporter import Reporter
-from vlprompt.base.shown import printable
+from vlprompt.base.sanitizing import printable
 from vlprompt.cli._executors import PARTS, check_executor, make_workers
 from vlprompt.cli._shared import (
     check_keys,

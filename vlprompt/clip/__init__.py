@@ -2,13 +2,13 @@
 
 from typing import TYPE_CHECKING
 
-from vlprompt.base.wiring import face
+from vlprompt.base.wiring import lazy_exports
 
 if TYPE_CHECKING:
     from vlprompt.clip.backbones import Backbone, list_backbones
+    from vlprompt.clip.catalog import TINY
     from vlprompt.clip.edits import Edit, FullLength
     from vlprompt.clip.frozen import FrozenCLIP
-    from vlprompt.clip.known import TINY
     from vlprompt.clip.loading import load_clip, shared_clip
     from vlprompt.clip.naming import natural_name, same_names
 
@@ -25,4 +25,4 @@ __all__ = [
     "shared_clip",
 ]
 
-__getattr__, __dir__ = face(__name__, formerly="vlprompt.clip.frozen")
+__getattr__, __dir__ = lazy_exports(__name__, formerly="vlprompt.clip.frozen")

@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, overload
 
-from vlprompt.clip.known import TINY, open_clip_folder, tags_by_backbone
+from vlprompt.clip.catalog import TINY, open_clip_folder, tags_by_backbone
 
 # What a transformer tower's configuration may say without having other numbers for it. A tower that says more, is
 # another package's or no transformer is not counted here.

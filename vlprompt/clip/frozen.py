@@ -15,13 +15,13 @@ import torch
 from open_clip.transform import PreprocessCfg, image_transform_v2, merge_preprocess_dict
 from torch import Tensor, nn
 
-from vlprompt.base.checks import listed, told
+from vlprompt.base.checks import brief, listed
 from vlprompt.base.devices import DTYPES, Precision, check_precision, resolve_device
 from vlprompt.base.tensor_checks import check_images
 from vlprompt.clip.backbone_tags import PREPROCESSING
 from vlprompt.clip.chunks import Chunk
 from vlprompt.clip.edits import Edit, edits_of
-from vlprompt.clip.naming import ClassNames, spoken
+from vlprompt.clip.naming import ClassNames, all_names, names_and_owners
 from vlprompt.clip.naming import natural_name as natural_name
 from vlprompt.clip.naming import same_names as same_names
 from vlprompt.clip.text import Prompts, encode_prompts, same_beginnings
@@ -268,7 +268,7 @@ class FrozenCLIP:
         Classes with several names (``ClassNames``) get one row per name. The most recent lists are cached for all
         learners of the model, since a sweep, or a test on both halves of the classes, asks for the same few.
         """
-        names, owners = spoken(class_names)
+        names, owners = names_and_owners(class_names)
         best = isinstance(class_names, ClassNames) and class_names.best
         asked, kept = (tuple(names), owners, best, words, inserted, stop), _TOKENIZED.setdefault(self, {})
         found = kept.pop(asked, None) or self._class_tokens(class_names, words, inserted, stop)
@@ -278,7 +278,7 @@ class FrozenCLIP:
         return found
 
     def _class_tokens(self, class_names: Sequence[str], words: str, inserted: int, stop: str) -> ClassTokens:
-        names = [natural_name(name) for name in spoken(class_names)[0]]
+        names = [natural_name(name) for name in all_names(class_names)]
         ids = self.tokenize([f"{words} {name}{stop}".strip() for name in names], inserted)
         lengths = self._lengths(ids) - self._start
         ids = ids[:, self._start :]
@@ -290,7 +290,7 @@ class FrozenCLIP:
 
     def _names_of(self, class_names: Sequence[str]) -> dict[str, Any]:
         """What prompts must know of classes that go by several names; nothing of others."""
-        _, owners = spoken(class_names)
+        _, owners = names_and_owners(class_names)
         if owners is None:
             return {}
         best = isinstance(class_names, ClassNames) and class_names.best
@@ -298,7 +298,7 @@ class FrozenCLIP:
 
     def prompts_of_classes(self, class_names: Sequence[str], template: str) -> Prompts:
         """Prompts, for ``encode_prompts``, of each class's names in a template with one ``{}``."""
-        texts = [template.replace("{}", natural_name(name)) for name in spoken(class_names)[0]]
+        texts = [template.replace("{}", natural_name(name)) for name in all_names(class_names)]
         return replace(self.prompts_of(texts), **self._names_of(class_names))
 
     def count_tokens(self, texts: Sequence[str]) -> Tensor:
@@ -334,7 +334,7 @@ class FrozenCLIP:
         """
         texts = listed(texts, "texts")
         if not texts or not all(isinstance(text, str) for text in texts):
-            raise VlpromptError(f"texts must be at least one text, not {told(next(iter(texts), texts))}")
+            raise VlpromptError(f"texts must be at least one text, not {brief(next(iter(texts), texts))}")
         if not self.text.promptable:
             edits_of("text", edits, promptable=False)
             # a method, which torch's types take for a tensor or a module

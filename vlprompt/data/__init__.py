@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from vlprompt.base.wiring import face
+from vlprompt.base.wiring import lazy_exports
 
 if TYPE_CHECKING:
     # of rooms above this one
@@ -65,4 +65,4 @@ __all__ = [
     "write_subset",
 ]
 
-__getattr__, __dir__ = face(__name__)
+__getattr__, __dir__ = lazy_exports(__name__)

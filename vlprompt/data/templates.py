@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from vlprompt.base.checks import check_templates
 from vlprompt.base.files import read_text, text_lines
-from vlprompt.base.wiring import face
+from vlprompt.base.wiring import lazy_exports
 from vlprompt.clip.openclip import OPENAI_IMAGENET_TEMPLATES
 from vlprompt.errors import VlpromptError, nearest
 
@@ -83,4 +83,4 @@ def _read_templates(spec: str) -> list[str]:
     return templates
 
 
-__getattr__, __dir__ = face(__name__)
+__getattr__, __dir__ = lazy_exports(__name__)

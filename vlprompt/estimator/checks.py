@@ -9,7 +9,7 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_consistent_length, validate_data
 from torch.utils.data import Dataset
 
-from vlprompt.base.checks import told
+from vlprompt.base.checks import brief
 from vlprompt.clip.frozen import FrozenCLIP
 from vlprompt.data.in_hand import as_torch
 from vlprompt.data.pairs import labels_of
@@ -92,7 +92,7 @@ def check_alike(labels: Any) -> None:
     odd = next((i for i, value in enumerate(values) if isinstance(value, str) != isinstance(values[0], str)), None)
     odd = next((i for i, value in enumerate(values) if value is None), odd)
     if odd is not None:
-        raise VlpromptError(f"labels must be all names or all numbers, and y[{odd}] is {told(values[odd])}")
+        raise VlpromptError(f"labels must be all names or all numbers, and y[{odd}] is {brief(values[odd])}")
 
 
 def check_fits(X: Any, method: str, facts: Facts, clip: FrozenCLIP, training: bool = False) -> None:

@@ -15,7 +15,7 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 from vlprompt.analysis.inspection import Inspection
-from vlprompt.base.checks import told
+from vlprompt.base.checks import brief
 from vlprompt.base.devices import Precision
 from vlprompt.base.settings import AUTO
 from vlprompt.choosing.choice import Choice
@@ -240,10 +240,12 @@ class PromptClassifier(Kept, Answers, ClassifierMixin, BaseEstimator):  # type: 
         check_is_fitted(self, "learner_")
         named = self.classes_.dtype.kind in "OUS"
         if not isinstance(name, str) or not name.strip():
-            raise VlpromptError(f"a class name must be a text, not {told(name)}")
+            raise VlpromptError(f"a class name must be a text, not {brief(name)}")
         label = (name if named else int(self.classes_.max()) + 1) if label is None else label
         if isinstance(label, str) != named or not isinstance(label, (str, Number)):
-            raise VlpromptError(f"a label must be a {'text' if named else 'number'} like the others, not {told(label)}")
+            raise VlpromptError(
+                f"a label must be a {'text' if named else 'number'} like the others, not {brief(label)}"
+            )
         if label in self.classes_.tolist():
             raise VlpromptError(f"there is already a class {label!r}")
         classes = np.unique([*self.classes_.tolist(), label])

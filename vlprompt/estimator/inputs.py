@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 
-from vlprompt.base.checks import listed, told
+from vlprompt.base.checks import brief, listed
 from vlprompt.data import DatasetSplits, Item, as_rgb
 from vlprompt.data.images import open_listed
 from vlprompt.data.in_hand import class_names_of, image_of
@@ -37,7 +37,7 @@ def holds_images(X: Any) -> bool:
         raise VlpromptError("X must be a list of images: write [image] for a single one")
     shape = getattr(X, "shape", None)
     if shape is None and isinstance(X, (bytes, Mapping, Set, Iterator, IOBase, IterableDataset)):
-        raise VlpromptError(f"X must be a list of images or a table of features, not {told(X)}: list(…) makes one")
+        raise VlpromptError(f"X must be a list of images or a table of features, not {brief(X)}: list(…) makes one")
     if isinstance(X, Dataset) or (shape is not None and len(shape) > 2):
         return True
     if shape is not None and (len(shape) != 1 and tuple(shape[1:]) != (1,)):
@@ -54,7 +54,7 @@ def holds_images(X: Any) -> bool:
     odd = next((i for i, image in enumerate(images) if image != images[0] or _is_nothing(values[i])), None)
     if odd is not None:
         raise VlpromptError(
-            f"X[{odd}] is {told(values[odd])}: X must hold images throughout (paths, PIL images, arrays; what is in "
+            f"X[{odd}] is {brief(values[odd])}: X must hold images throughout (paths, PIL images, arrays; what is in "
             "memory is opened by PIL.Image.open), or rows of features"
         )
     return any(images)

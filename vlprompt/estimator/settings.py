@@ -11,7 +11,7 @@ import numpy as np
 from sklearn.utils import check_random_state
 from torch import nn
 
-from vlprompt.base.checks import told
+from vlprompt.base.checks import brief
 from vlprompt.base.devices import resolve_device
 from vlprompt.base.settings import AUTO, ChoiceOptions
 from vlprompt.clip.frozen import FrozenCLIP
@@ -76,7 +76,7 @@ def labels_needed(estimator: PromptClassifier) -> Labels:
 def options_of(estimator: PromptClassifier) -> dict[str, Any]:
     """The ``options`` of an estimator, with NumPy numbers as Python's."""
     if not isinstance(estimator.options, (Mapping, type(None))):
-        raise VlpromptError(f"options must be a dictionary of settings, not {told(estimator.options)}")
+        raise VlpromptError(f"options must be a dictionary of settings, not {brief(estimator.options)}")
     return {key: _plain(value) for key, value in (estimator.options or {}).items()}
 
 
@@ -108,6 +108,6 @@ def clip_of(estimator: PromptClassifier) -> FrozenCLIP:
     if isinstance(backbone, FrozenCLIP):
         return backbone
     if not isinstance(backbone, (str, nn.Module)):
-        raise VlpromptError(f"backbone must be a name or a model, not {told(backbone)}")
+        raise VlpromptError(f"backbone must be a name or a model, not {brief(backbone)}")
     device = str(resolve_device(estimator.device))
     return shared_clip(backbone, estimator.pretrained, None, estimator.precision, device)

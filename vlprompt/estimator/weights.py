@@ -10,7 +10,7 @@ import numpy as np
 from sklearn.utils.class_weight import compute_sample_weight
 from sklearn.utils.validation import _check_sample_weight
 
-from vlprompt.base.checks import told
+from vlprompt.base.checks import brief
 from vlprompt.data.splits import Item
 from vlprompt.errors import VlpromptError, nearest
 from vlprompt.learner.facts import Facts
@@ -54,7 +54,7 @@ def _check_class_weight(class_weight: Any, labels: list[Any], once: bool) -> Non
         return
     if not isinstance(class_weight, Mapping):
         if not (isinstance(class_weight, str) and class_weight == BALANCED):
-            raise VlpromptError(f"class_weight must be None, 'balanced' or a dictionary, not {told(class_weight)}")
+            raise VlpromptError(f"class_weight must be None, 'balanced' or a dictionary, not {brief(class_weight)}")
         if once:
             raise VlpromptError(
                 "class_weight='balanced' needs all images, and partial_fit sees only some: give a dictionary"
@@ -62,7 +62,7 @@ def _check_class_weight(class_weight: Any, labels: list[Any], once: bool) -> Non
         return
     for label, weight in class_weight.items():
         if not isinstance(weight, (int, float, np.number)) or not 0 <= weight < np.inf:
-            raise VlpromptError(f"class_weight[{label!r}] must be a number of 0 or more, not {told(weight)}")
+            raise VlpromptError(f"class_weight[{label!r}] must be a number of 0 or more, not {brief(weight)}")
         if label not in labels:
             raise VlpromptError(
                 f"class_weight has the label {label!r}, which does not occur: {nearest(str(label), map(str, labels))}"

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from vlprompt.base.wiring import face
+from vlprompt.base.wiring import lazy_exports
 
 if TYPE_CHECKING:
     from vlprompt.evaluation.image_tables import save_predictions
@@ -26,4 +26,4 @@ __all__ = [
     "score",
 ]
 
-__getattr__, __dir__ = face(__name__, formerly="vlprompt.evaluation.scoring")
+__getattr__, __dir__ = lazy_exports(__name__, formerly="vlprompt.evaluation.scoring")

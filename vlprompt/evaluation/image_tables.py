@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vlprompt.base.files import atomic_write
-from vlprompt.base.shown import csv_cell
+from vlprompt.base.sanitizing import csv_cell
 from vlprompt.errors import VlpromptError
 from vlprompt.evaluation.scores import Evaluation
 

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from vlprompt.base.checks import at_least, checked, told
+from vlprompt.base.checks import at_least, brief, checked
 from vlprompt.clip.frozen import FrozenCLIP
 from vlprompt.data.formats import describe_left_out
 from vlprompt.data.generated import GeneratedViews
@@ -96,7 +96,7 @@ def predict_images(
     """
     top = at_least("top", top, 1)
     if not (on_unreadable is None or callable(on_unreadable)):
-        raise VlpromptError(f"on_unreadable must be a function that takes a sentence, not {told(on_unreadable)}")
+        raise VlpromptError(f"on_unreadable must be a function that takes a sentence, not {brief(on_unreadable)}")
     names, threshold = learner.class_names, threshold_for(learner, min_probability, coverage)
     for sources, logits in _predicted(learner, images, batch_size, threads, on_unreadable):
         yield from named(sources, learner.probabilities(logits), names, top, threshold, learner.facts.predicts)
@@ -146,7 +146,7 @@ def image_features(
     if isinstance(images, (FrozenCLIP, PromptLearner)):
         model, images = images, model
     if not isinstance(model, (FrozenCLIP, PromptLearner)):
-        raise VlpromptError(f"image_features: model must be a FrozenCLIP or a learner, not {told(model)}")
+        raise VlpromptError(f"image_features: model must be a FrozenCLIP or a learner, not {brief(model)}")
     clip = model.eval().clip if isinstance(model, PromptLearner) else model
 
     masks = isinstance(model, PromptLearner) and "mask" in model.facts.inputs
@@ -221,14 +221,14 @@ def several_images(images: Any) -> Iterable[Any]:
     shape = getattr(images, "shape", None)
     single = isinstance(images, (Image.Image, bytes))
     if single or (shape is not None and len(shape) == 3 and 3 in (shape[0], shape[2]) and shape[1] != 3):
-        what = told(images) if shape is None else f"one of shape {tuple(shape)}"
+        what = brief(images) if shape is None else f"one of shape {tuple(shape)}"
         raise VlpromptError(f"several images are expected, and a single one was given: write [image], not {what}")
     if shape is not None and len(shape) == 2 and getattr(getattr(images, "dtype", None), "kind", "f") not in "OUS":
         raise VlpromptError(f"images are expected, not rows of numbers {tuple(shape)}: learner.classify takes features")
     if isinstance(images, (str, os.PathLike)):
         return several  # which is told what to write
     if isinstance(images, (Mapping, IOBase)) or not (hasattr(images, "__iter__") or hasattr(images, "__getitem__")):
-        raise VlpromptError(f"images must be a list of paths, PIL images or arrays, not {told(images)}")
+        raise VlpromptError(f"images must be a list of paths, PIL images or arrays, not {brief(images)}")
     return several
 
 

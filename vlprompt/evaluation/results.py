@@ -18,7 +18,7 @@ from vlprompt.base.schema import read_as, strict
 from vlprompt.base.sealed import SEAL, seal, unseal
 from vlprompt.base.settings import AUTO, differing_setting
 from vlprompt.base.settings_text import read_settings
-from vlprompt.base.wiring import face
+from vlprompt.base.wiring import lazy_exports
 from vlprompt.errors import VlpromptError
 from vlprompt.evaluation.averages import headline as headline
 from vlprompt.evaluation.frames import data_frame, tests_of
@@ -305,4 +305,4 @@ def _result_files(folder: Path) -> Iterator[Path]:
             yield Path(parent) / RESULT
 
 
-__getattr__, __dir__ = face(__name__)
+__getattr__, __dir__ = lazy_exports(__name__)

@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 
 from datasets_registry.catalog import is_own, load_split
 from datasets_registry.listed import list_datasets
-from vlprompt.base.checks import at_least, checked, told
+from vlprompt.base.checks import at_least, brief, checked
 from vlprompt.base.reporter import Reporter
 from vlprompt.clip.frozen import FrozenCLIP
 from vlprompt.data import (
@@ -316,7 +316,7 @@ def evaluate_learner(
         splits = leave_out_unreadable(splits, ["test"], on_unreadable, masks=masks) if is_own(dataset) else splits
     elif not (hasattr(dataset, "__getitem__") or hasattr(dataset, "__iter__") or isinstance(dataset, DatasetSplits)):
         raise VlpromptError(
-            f"dataset must be a name, splits, or a Dataset of (image, label) pairs, not {told(dataset)}"
+            f"dataset must be a name, splits, or a Dataset of (image, label) pairs, not {brief(dataset)}"
         )
     else:
         splits = as_splits(dataset, "test", learner.class_names).select(half)

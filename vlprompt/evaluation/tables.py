@@ -11,7 +11,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from vlprompt.base.shown import printable
+from vlprompt.base.sanitizing import printable
 from vlprompt.evaluation.averages import spread_over_draws
 from vlprompt.evaluation.rows import Row
 from vlprompt.learner.facts import NOTES, RECONSTRUCTION, Fidelity, mark_of, marked

@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from itertools import islice
 from typing import TYPE_CHECKING, Any, BinaryIO, TextIO
 
-from vlprompt.base.shown import csv_cell, json_line, printable
+from vlprompt.base.sanitizing import csv_cell, json_line, printable
 from vlprompt.errors import VlpromptError, nearest
 from vlprompt.learner.facts import NOTES
 

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from vlprompt.base.wiring import face
+from vlprompt.base.wiring import lazy_exports
 
 if TYPE_CHECKING:
     from vlprompt.learner.contract import PromptLearner
@@ -29,4 +29,4 @@ __all__ = [
     "register",
 ]
 
-__getattr__, __dir__ = face(__name__, formerly="vlprompt.learner.contract")
+__getattr__, __dir__ = lazy_exports(__name__, formerly="vlprompt.learner.contract")

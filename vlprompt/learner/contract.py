@@ -16,10 +16,10 @@ from vlprompt.base.checks import listed
 from vlprompt.base.parts import parse_part
 from vlprompt.base.tensor_checks import check_batch
 from vlprompt.base.wiring import wired
-from vlprompt.clip.class_names import check_names
 from vlprompt.clip.edits import Edit
 from vlprompt.clip.frozen import FrozenCLIP, natural_name, same_names
-from vlprompt.clip.naming import spoken
+from vlprompt.clip.name_checks import check_names
+from vlprompt.clip.naming import all_names
 from vlprompt.data.splits import DEFAULT_TEMPLATE
 from vlprompt.errors import VlpromptError
 from vlprompt.learner import publishing
@@ -255,7 +255,7 @@ class PromptLearner(ForwardPass):
                 f"{self.method} with these settings is bound to the classes that it learnt and cannot score new class "
                 f"names: train on all classes{hint}"
             )
-        check_names(self.clip, spoken(names)[0])
+        check_names(self.clip, all_names(names))
         previous, self.class_names, self.places = (self.class_names, self.places), names, confirmed
         try:
             self.prepare_classes()

@@ -11,9 +11,9 @@ from datasets_registry.synonyms import read_synonyms
 from vlprompt.base.checks import check_seed, check_templates, checked
 from vlprompt.base.environment import enough_memory
 from vlprompt.base.wiring import wired
-from vlprompt.clip.class_names import check_names
 from vlprompt.clip.frozen import FrozenCLIP
-from vlprompt.clip.naming import spoken
+from vlprompt.clip.name_checks import check_names
+from vlprompt.clip.naming import all_names
 from vlprompt.data.splits import DEFAULT_TEMPLATE
 from vlprompt.errors import VlpromptError
 from vlprompt.learner.contract import PromptLearner, checked_names
@@ -63,7 +63,7 @@ def create_learner(
     check_descriptions(method, config)
     check_teacher(method, config)
     names = checked_names(class_names)
-    check_names(clip, spoken(named(config, names))[0], shared_names)
+    check_names(clip, all_names(named(config, names)), shared_names)
     seed, cls = check_seed(seed), METHODS.get(method)
     places = {"on": (cls.builds_on(config), "learner"), "taught_by": (config.teacher, "teacher")}
     others = {

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from vlprompt.base.tensor_checks import as_batch, check_features
-from vlprompt.clip.naming import spoken
+from vlprompt.clip.naming import names_and_owners
 from vlprompt.data.templates import resolve_templates
 from vlprompt.errors import VlpromptError
 from vlprompt.learner.calibration import Calibration
@@ -177,7 +177,7 @@ class ForwardPass(Method):
 
     def text_encoder(self) -> Callable[[Tensor], Tensor]:
         """``text_features`` as a function of v, for all chunks of a batch; methods precompute here what is shared."""
-        _, owners = spoken(self.learnt_names)
+        _, owners = names_and_owners(self.learnt_names)
         if owners is None or self.config.names_by == "mean":
             return self.text_features
         if self.facts_of(self.config).classifier == "per_image":
@@ -252,7 +252,7 @@ class ForwardPass(Method):
 
     def class_text(self, templates: Templates = None) -> Tensor:
         """``frozen_text``; of all names (M, D) if classes have several and images are scored with the best of them."""
-        every, owners = spoken(self.learnt_names)
+        every, owners = names_and_owners(self.learnt_names)
         if owners is None or self.config.names_by == "mean":
             return self.frozen_text(templates)
         self.teacher.refuse_file(templates)

@@ -15,7 +15,7 @@ from torch import Tensor
 from datasets_registry.descriptions import DESCRIPTION_SETS, names_file, read_descriptions
 from vlprompt.base.checks import check_templates
 from vlprompt.clip.frozen import FrozenCLIP
-from vlprompt.clip.naming import natural_name, spoken
+from vlprompt.clip.naming import names_and_owners, natural_name
 from vlprompt.clip.text import average_names
 from vlprompt.data.splits import DEFAULT_TEMPLATE
 from vlprompt.data.templates import TEMPLATE_SETS
@@ -102,7 +102,7 @@ class Teacher:
                 the mean is (PromptSRC's teacher).
             normalise_last: whether the mean is normalised.
         """
-        every, owners = spoken(class_names)
+        every, owners = names_and_owners(class_names)
         key = ("text", tuple(every), owners, tuple(templates), normalise_first, normalise_last)
         if key not in self._cache:
             texts = filled(every, templates)

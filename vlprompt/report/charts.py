@@ -12,8 +12,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
-from vlprompt.base.lettering import shorten
-from vlprompt.base.shown import printable
+from vlprompt.base.fonts import shorten
+from vlprompt.base.sanitizing import printable
 from vlprompt.evaluation.abstention import AccuracyCoverage
 from vlprompt.evaluation.metrics import Reliability
 from vlprompt.evaluation.robin_hood import robin_hood

@@ -10,8 +10,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from vlprompt.base.lettering import legible, shorten
-from vlprompt.base.shown import figure_text
+from vlprompt.base.fonts import legible, shorten
+from vlprompt.base.sanitizing import figure_text
 from vlprompt.errors import VlpromptError
 from vlprompt.evaluation.averages import harmonic_mean
 from vlprompt.evaluation.protocols import PROTOCOLS

@@ -17,7 +17,7 @@ from vlprompt.analysis.inspection import ClassSaid, Inspection
 from vlprompt.analysis.mistakes import plot_mistakes
 from vlprompt.base.checks import at_least
 from vlprompt.base.files import atomic_write
-from vlprompt.base.shown import csv_cell
+from vlprompt.base.sanitizing import csv_cell
 from vlprompt.errors import VlpromptError
 from vlprompt.evaluation.statistics import ClassChange
 from vlprompt.learner.facts import NOTES

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import groupby
 
-from vlprompt.base.shown import printable
+from vlprompt.base.sanitizing import printable
 from vlprompt.report.cells import Cell
 from vlprompt.report.render import gain, heading, interval, number, seeds
 from vlprompt.report.tables import Column, Style, Table, lines_of

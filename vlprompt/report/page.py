@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from jinja2 import Environment, FunctionLoader, Template
 from markupsafe import Markup
 
-from vlprompt.base.shown import printable
+from vlprompt.base.sanitizing import printable
 from vlprompt.evaluation.averages import SIDES, sides_of
 from vlprompt.evaluation.protocols import PROTOCOLS
 from vlprompt.evaluation.statistics import SPREAD

@@ -9,8 +9,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from vlprompt.base.lettering import legible
-from vlprompt.base.shown import figure_text
+from vlprompt.base.fonts import legible
+from vlprompt.base.sanitizing import figure_text
 from vlprompt.errors import VlpromptError
 from vlprompt.evaluation.protocols import PROTOCOLS
 from vlprompt.evaluation.significance import Ranks, rank_methods

@@ -12,7 +12,7 @@ from rich.table import Column as RichColumn
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from vlprompt.base.shown import csv_cell, printable
+from vlprompt.base.sanitizing import csv_cell, printable
 from vlprompt.report.cells import Cell
 from vlprompt.report.tables import LONG, Column, Line, Style, Table, lines_of
 

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from vlprompt.base.wiring import face
+from vlprompt.base.wiring import lazy_exports
 
 if TYPE_CHECKING:
     from vlprompt.runs.inspecting import inspect_run
@@ -12,4 +12,4 @@ if TYPE_CHECKING:
 
 __all__ = ["describe_keys", "execute", "inspect_run", "is_seeded", "reevaluate", "resolve", "run", "start"]
 
-__getattr__, __dir__ = face(__name__, formerly="vlprompt.runs.one")
+__getattr__, __dir__ = lazy_exports(__name__, formerly="vlprompt.runs.one")

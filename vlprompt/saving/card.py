@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from vlprompt.base.shown import printable
+from vlprompt.base.sanitizing import printable
 from vlprompt.clip.openclip import on_the_hub
 from vlprompt.errors import VlpromptError
 from vlprompt.learner.calibration import read_calibration, say_calibration

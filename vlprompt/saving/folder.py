@@ -23,9 +23,9 @@ from vlprompt.base.checks import checked
 from vlprompt.base.files import atomic_write
 from vlprompt.base.layout import CARD, CONFIG, LAST, LEARNABLES, LEARNER, TEXT
 from vlprompt.base.sealed import read_tensors, write_tensors
-from vlprompt.clip.class_names import check_names
 from vlprompt.clip.frozen import FrozenCLIP
 from vlprompt.clip.loading import load_clip
+from vlprompt.clip.name_checks import check_names
 from vlprompt.errors import VlpromptError, first_line
 from vlprompt.learner.calibration import read_calibration
 from vlprompt.learner.contract import PromptLearner

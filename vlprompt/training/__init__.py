@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from vlprompt.base.wiring import face
+from vlprompt.base.wiring import lazy_exports
 
 if TYPE_CHECKING:
     from vlprompt.base.settings import TrainOptions
@@ -12,4 +12,4 @@ if TYPE_CHECKING:
 
 __all__ = ["OPTIMIZERS", "SCHEDULES", "BestEpoch", "Log", "TrainOptions", "Trainer", "train"]
 
-__getattr__, __dir__ = face(__name__, formerly="vlprompt.training.trainer")
+__getattr__, __dir__ = lazy_exports(__name__, formerly="vlprompt.training.trainer")

@@ -13,8 +13,8 @@ from made_results import make_result, write_with_predictions
 from matplotlib.figure import Figure
 from matplotlib.font_manager import fontManager
 
-from vlprompt.base import lettering
-from vlprompt.base.lettering import make_legible, shorten
+from vlprompt.base import fonts
+from vlprompt.base.fonts import make_legible, shorten
 from vlprompt.evaluation.statistics import ClassChange
 from vlprompt.report import make_report
 from vlprompt.report.charts import gains_chart
@@ -25,9 +25,9 @@ SUNFLOWERS = ["向日葵", "ひまわり", "해바라기", "\U0001fabb hyacinth"
 
 @pytest.fixture(autouse=True)
 def fonts_are_looked_for_anew() -> Iterator[None]:
-    lettering._fonts_for.cache_clear()
+    fonts._fonts_for.cache_clear()
     yield
-    lettering._fonts_for.cache_clear()
+    fonts._fonts_for.cache_clear()
 
 
 def drawn_with(figure: Figure) -> list[str]:
@@ -42,7 +42,7 @@ def drawn_with(figure: Figure) -> list[str]:
 def test_without_a_font_that_has_the_signs_one_sentence_says_what_to_install(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lettering, "_installed", dict)
+    monkeypatch.setattr(fonts, "_installed", dict)
     write_with_predictions(tmp_path, [make_result({"base": 50.0}, protocol="few_shot", classes=SUNFLOWERS)])
     [group] = make_report([tmp_path]).groups
     with pytest.warns(UserWarning, match="no font on this machine draws") as said:
@@ -57,9 +57,9 @@ def test_without_a_font_that_has_the_signs_one_sentence_says_what_to_install(
 def test_a_font_of_the_machine_that_has_the_signs_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     stix = str(Path(matplotlib.get_data_path(), "fonts/ttf/STIXGeneral.ttf"))  # stands for one that the user installed
     fontManager.addfont(stix)  # a list of fonts that another environment has left may not know it
-    only_there = lettering._signs_of(stix) - lettering._signs_of(lettering._default_font())
-    fonts = {"DejaVu Serif": lettering._default_font(), "STIXGeneral": stix}
-    monkeypatch.setattr(lettering, "_installed", lambda: fonts)
+    only_there = fonts._signs_of(stix) - fonts._signs_of(fonts._default_font())
+    installed = {"DejaVu Serif": fonts._default_font(), "STIXGeneral": stix}
+    monkeypatch.setattr(fonts, "_installed", lambda: installed)
     sign = sorted(sign for sign in only_there if sign.isprintable() and sign.isalpha())[0]
     figure = Figure()
     title = figure.subplots().set_title(f"class {sign}")
@@ -72,7 +72,7 @@ def test_a_font_of_the_machine_that_has_the_signs_is_taken(monkeypatch: pytest.M
 
 
 def test_names_of_latin_letters_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lettering, "_installed", lambda: pytest.fail("no font is looked for"))
+    monkeypatch.setattr(fonts, "_installed", lambda: pytest.fail("no font is looked for"))
     figure = Figure()
     axes = figure.subplots()
     axes.set_title("Größe")
@@ -82,11 +82,11 @@ def test_names_of_latin_letters_are_left_alone(monkeypatch: pytest.MonkeyPatch) 
 
 def test_older_matplotlibs_are_said_to_leave_arabic_unjoined() -> None:
     with pytest.warns(UserWarning, match="from left to right and unjoined: upgrade it to 3.11"):
-        lettering._say_unjoined(set("زهرة"), (3, 10))
+        fonts._say_unjoined(set("زهرة"), (3, 10))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        lettering._say_unjoined(set("زهرة"), (3, 11))
-        lettering._say_unjoined(set("flower"), (3, 8))
+        fonts._say_unjoined(set("زهرة"), (3, 11))
+        fonts._say_unjoined(set("flower"), (3, 8))
 
 
 @pytest.mark.parametrize(
