@@ -164,7 +164,7 @@ def test_what_an_interrupted_run_left_is_neither_gone_on_with_nor_dropped_unaske
         assert "resume=true" in said(capsys, argv, status=130)
     before = checkpoint.read_bytes()
     shown = said(capsys, ["show", str(tmp_path / "it")])
-    assert "interrupted after one epoch, and has a checkpoint to go on from" in shown
+    assert "interrupted after one epoch, with a checkpoint to continue from" in shown
     assert f"python -m vlprompt.train config={tmp_path}/it/config.yaml resume=true" in shown
     left = f"{tmp_path / 'it'} contains an interrupted run: give resume=true to continue it, or restart=true to"
     assert left in said(capsys, argv, status=2)
@@ -287,7 +287,7 @@ def test_an_interrupt_before_the_first_epoch_says_how_to_go_on(
     assert main(["train", *QUICK, f"output={tmp_path}", "ctx_init=a photo of a"]) == 130
     again = "python -m vlprompt.train dataset=digits shots=2 epochs=3 limit=20"
     err = capsys.readouterr().err
-    assert f"interrupted; to go on: {again} output={tmp_path} 'ctx_init=a photo of a' resume=true" in err
+    assert f"interrupted; to continue: {again} output={tmp_path} 'ctx_init=a photo of a' resume=true" in err
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
@@ -316,7 +316,7 @@ def test_a_run_that_is_killed_and_interrupted_resumes_to_the_same_weights(tmp_pa
         else:
             err = told.read_text()
             assert process.exitcode == 130
-            assert "interrupted; to go on: python -m vlprompt.train" in err
+            assert "interrupted; to continue: python -m vlprompt.train" in err
             assert "Traceback" not in err
         assert not (tmp_path / "parts/result.json").exists()
     assert main([*again, "--quiet"]) == 0

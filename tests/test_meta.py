@@ -219,11 +219,11 @@ def test_what_has_no_start_to_learn_is_refused_in_one_sentence(
 ) -> None:
     for arguments, sentence in (
         (["method=zero_shot"], "zero_shot with these settings has no start"),
-        (["method=coop", "class_specific=true"], "has no start that other tasks could take"),
+        (["method=coop", "class_specific=true"], "has no start that other tasks could use"),
         (["lr=0"], "lr must be a number above 0, not 0"),
-        (["aggregator=ema"], "aggregator is of runs, and has no use where a start is learnt"),
-        (["task_size=1"], "task_size=1 is one pair"),
-        (["head=dept"], "head=dept is of the classes of a run"),
+        (["aggregator=ema"], "aggregator is a setting of runs and has no effect on a start"),
+        (["task_size=1"], "task_size=1 leaves no second pair"),
+        (["head=dept"], "head=dept belongs to the classes of a run"),
         (["method=ivlp", 'objective=[ce, "image_anchor(view=image_strong)"]'], "a second view of each image"),
         (["tusks=3"], "unknown key 'tusks': did you mean tasks?"),
     ):

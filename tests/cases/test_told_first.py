@@ -130,7 +130,7 @@ ODD = [
     (["evaluate", "learner=x", "dataset=digits", "output=."], "output=. is a folder"),
     (["evaluate", "learner=x", "dataset=digits", "follow_links=3"], "follow_links must be true or false"),
     (["evaluate", "learner=x", "dataset=digits", "on_unreadable=x"], "unknown on_unreadable 'x'"),
-    (["evaluate", "learner=.", "dataset=digits", "pretrained=x"], "pretrained is of a backbone"),
+    (["evaluate", "learner=.", "dataset=digits", "pretrained=x"], "pretrained needs a backbone"),
     (["predict", "learner=x", "x.png", "threads=100000"], "threads must be a whole number of at most 1,024"),
     (["push", "learner=x", "repo=me/it", "private=3"], "private must be true or false"),
     (["data", "check", "digits", "lines=x"], "lines must be a whole number"),

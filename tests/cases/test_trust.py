@@ -204,7 +204,7 @@ def test_a_locked_run_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixtur
     # case: two `train` on one folder
     settings = [f"{key}={value}" for key, value in small(tmp_path, name="it").items() if key != "quiet"]
     with lock_run(tmp_path / "it"):
-        assert "is in use: another process is at that run" in refused(capsys, "train", *settings)
+        assert "is in use: another process is doing that run" in refused(capsys, "train", *settings)
         assert not (tmp_path / "it").exists()
     assert main(["train", *settings, "--quiet"]) == 0
 

@@ -26,7 +26,7 @@ SHOWN = 60  # characters of a setting
 
 @command(USAGE)
 def main(argv: Sequence[str]) -> int:
-    """Print all of it."""
+    """Print the summary of a run."""
     arguments = parse(argv, words=1)
     check_keys(arguments.settings, KEYS)
     named = [*arguments.words, *(str(value) for value in arguments.settings.values())]
@@ -41,8 +41,8 @@ def main(argv: Sequence[str]) -> int:
 
 
 def lines(summary: Summary) -> Iterator[object]:
-    """What is printed, line by line; a table stands for itself."""
-    from vlprompt.cli.train import go_on
+    """What is printed: texts, and the table of the result."""
+    from vlprompt.cli.train import next_commands
     from vlprompt.evaluation.tables import explain, result_table
 
     config, result, recipe = summary.resolved.config, summary.result, summary.usual.recipe
@@ -55,28 +55,31 @@ def lines(summary: Summary) -> Iterator[object]:
         shots = {"all": "all training images", "none": "no labels"}.get(str(config.shots), f"{config.shots} shots")
         yield f"{config.method} on {config.dataset}: {config.protocol}, {shots}, seed {config.seed}, {config.backbone}"
     yield f"\n{'state':<9} {summary.state}"
-    changed = [f"{key}={say(value)} ({say(usual)})" for key, value, usual in summary.changed]
-    named = f"{recipe.name} ({recipe.source})" if recipe else "the general defaults"
-    yield f"{'recipe':<9} {named}"
+    changed = [f"{key}={shortened(value)} ({shortened(usual)})" for key, value, usual in summary.changed]
+    defaults = f"{recipe.name} ({recipe.source})" if recipe else "the general defaults"
+    yield f"{'recipe':<9} {defaults}"
     yield f"{'settings':<9} {', '.join(changed)}" if changed else f"{'settings':<9} all as there"
     for sentence in summary.cautions:
         yield f"{'note':<9} {sentence}"
     for path in summary.files:
         yield f"{'file':<9} {path}"
-    for name, line in go_on(summary.resolved) if result else [("go on", summary.go_on)] if summary.go_on else []:
-        yield f"{name:<9} {line}"
+    if result:
+        yield from (f"{name:<9} {command}" for name, command in next_commands(summary.resolved))
+    elif summary.resume_command:
+        yield f"{'go on':<9} {summary.resume_command}"
 
 
 def intervals(result: Result) -> str:
-    """The interval of each test's accuracy."""
+    """The 95% interval of each test's accuracy, in percent."""
     from vlprompt.evaluation.statistics import interval_over_images
 
     ends = [interval_over_images(round(row.accuracy * row.n_images / 100), row.n_images) for row in result.rows]
-    told = [f"{row.target} {low:.1f} to {high:.1f}" for row, (low, high) in zip(result.rows, ends, strict=True)]
-    return ", ".join(told)
+    return ", ".join(
+        f"{row.target} {low:.1f} to {high:.1f}" for row, (low, high) in zip(result.rows, ends, strict=True)
+    )
 
 
-def say(value: object) -> str:
-    """A setting as a command line has it, cut short."""
+def shortened(value: object) -> str:
+    """A setting as on the command line, with its middle left out if it is long."""
     text = value if isinstance(value, str) else json.dumps(value)
     return text if len(text) <= SHOWN else f"{text[: SHOWN // 2]} … {text[-SHOWN // 2 :]}"

@@ -66,7 +66,7 @@ def main(argv: Sequence[str]) -> int:
         outcomes = sweep(settings, executor, tell)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(
-            f"interrupted; to go on: vlprompt sweep {shlex.join(arguments.again(restart=None))}"
+            f"interrupted; to continue: vlprompt sweep {shlex.join(arguments.again(restart=None))}"
         ) from None
     return conclude(matrix, outcomes, reporter)
 
@@ -78,12 +78,12 @@ def read_spec(path: Path) -> dict[str, Any]:
 
 def show_plan(matrix: Matrix) -> None:
     """Print the runs and which are done."""
-    from vlprompt.runs.sweep import told_already
+    from vlprompt.runs.sweep import known_outcome
 
     table = Table("run", "state", "folder")
     for task in matrix.tasks:
-        told = told_already(task)
-        state = "open" if told is None else "done" if told.status == "kept" else told.message
+        known = known_outcome(task)
+        state = "open" if known is None else "done" if known.status == "kept" else known.message
         table.add_row(task.label, state, str(task.resolved.folder))
     make_console().print(table)
 

@@ -41,7 +41,7 @@ def main(argv: Sequence[str]) -> int:
         resolved, result = start(arguments.settings | quiet)
     except KeyboardInterrupt:
         again = shlex.join(arguments.again(restart=None, resume="true"))
-        raise KeyboardInterrupt(f"interrupted; to go on: {COMMAND} {again}") from None
+        raise KeyboardInterrupt(f"interrupted; to continue: {COMMAND} {again}") from None
     console = make_console()
     if result.choice and not resolved.config.quiet:
         from vlprompt.choosing.choice import Choice
@@ -53,13 +53,13 @@ def main(argv: Sequence[str]) -> int:
     if not resolved.config.quiet:
         for name, what in (("learner", resolved.folder / LEARNER), ("result", resolved.folder / RESULT)):
             console.print(f"{name:<8} {what}", markup=False, soft_wrap=True)
-        for name, line in go_on(resolved):
+        for name, line in next_commands(resolved):
             console.print(f"{name:<8} {line}", markup=False, soft_wrap=True)
     return 0
 
 
-def go_on(resolved: Resolved) -> list[tuple[str, str]]:
-    """Return three commands to go on with: look at the mistakes, compare with other methods, use the learner."""
+def next_commands(resolved: Resolved) -> list[tuple[str, str]]:
+    """Return commands that come after a run, by name: inspect its mistakes, compare methods, use the learner."""
     config, folder = resolved.config, shlex.quote(str(resolved.folder))
     others = [name for name in ("coop", "kgcoop", "promptsrc") if name != config.method]
     dataset = config.dataset if shlex.quote(config.dataset) == config.dataset else f'"{config.dataset}"'

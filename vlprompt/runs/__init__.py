@@ -1,4 +1,4 @@
-"""One run from settings to result, and matrices of them."""
+"""Runs: from settings to a result, one at a time or as a sweep."""
 
 from typing import TYPE_CHECKING
 

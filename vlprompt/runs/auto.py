@@ -1,4 +1,4 @@
-"""A run whose method is chosen: method=auto, from settings to those of the run that it becomes."""
+"""method=auto: from the settings of a run to those of the same run with a chosen method."""
 
 from __future__ import annotations
 
@@ -28,32 +28,32 @@ from vlprompt.runs.settings import Resolved, describe_keys, documented, resolve
 from vlprompt.training.feeding import make_feed
 from vlprompt.training.recipes import adapt_depths
 
-PROTOCOL = "few_shot"  # the one in which all classes that are tested have training images
-STAND_IN = "zero_shot"  # whose settings are those that every run has
+PROTOCOL = "few_shot"  # in it, all classes that are tested have training images
+STAND_IN = "zero_shot"  # it has only the settings that every run has
 OWN = [f.name for f in fields(ChoiceOptions)]
 COMMON = [f.name for f in fields(RunConfig) if f.name != "auto"]
 
 
 @dataclass(frozen=True)
 class Automatic:
-    """Settings of method=auto, read.
+    """Checked settings of method=auto.
 
     Attributes:
-        given: those that any run takes, as they were given.
-        options: of the choice.
-        asked: the run as it was asked for, whose method is ``auto``; its folder is that of the run that it becomes.
+        common: the settings that every run has, as the user gave them.
+        options: settings of the choice.
+        requested: the run with ``method=auto``; the run with the chosen method has the same folder.
     """
 
-    given: dict[str, Any]
+    common: dict[str, Any]
     options: ChoiceOptions
-    asked: Resolved
+    requested: Resolved
 
 
 def resolve_auto(settings: Mapping[str, Any]) -> Automatic:
-    """Read the settings of a run whose method is to be chosen.
+    """Check the settings of a run whose method is to be chosen.
 
     Raises:
-        VlpromptError: a setting is unknown or of the wrong kind, or has no meaning where a method is chosen.
+        VlpromptError: a setting is unknown or invalid, or cannot be combined with method=auto.
     """
     for key in settings:
         if key not in OWN and key not in COMMON:
@@ -62,53 +62,58 @@ def resolve_auto(settings: Mapping[str, Any]) -> Automatic:
                 "candidate, as in candidates=[zero_shot,coop(n_ctx=4)]"
             )
     options = choice_options({key: value for key, value in settings.items() if key in OWN})
-    given = {key: value for key, value in settings.items() if key in COMMON and key != "method"}
+    common = {key: value for key, value in settings.items() if key in COMMON and key != "method"}
     for key in ("config", "unlabelled", "pool_classes"):
-        if given.get(key) is not None:
+        if common.get(key) is not None:
             raise VlpromptError(f"{key} is not used by method={AUTO}, which chooses among methods: leave it out")
-    if given.setdefault("protocol", PROTOCOL) != PROTOCOL:
+    if common.setdefault("protocol", PROTOCOL) != PROTOCOL:
         raise VlpromptError(
             f"method={AUTO} chooses on images of all classes that are tested, so its protocol is {PROTOCOL}, not "
-            f"{given['protocol']}"
+            f"{common['protocol']}"
         )
-    selection = given.get("selection", FIXED)
+    selection = common.get("selection", FIXED)
     if OTHER_NAMES.get(selection, selection) != FIXED:
         raise VlpromptError(f"method={AUTO} chooses on training images alone, so selection={selection} is not for it")
-    given.setdefault("shots", "all")
-    asked = resolve({**given, "method": STAND_IN})
-    config = copy.copy(asked.config)
+    common.setdefault("shots", "all")
+    stand_in = resolve({**common, "method": STAND_IN})
+    config = copy.copy(stand_in.config)
     config.method, config.auto = AUTO, json.dumps(asdict(options))
-    return Automatic(given, options, Resolved(config, None, asked.given))
+    return Automatic(common, options, Resolved(config, None, stand_in.given))
 
 
 def choose_for(auto: Automatic, shared: Shared) -> tuple[Resolved, Choice]:
-    """Choose the method of a run, or take what an earlier start of it chose where it is resumed.
+    """Choose the method of a run; a run that is resumed keeps the one that was chosen before.
+
+    Args:
+        auto: the settings.
+        shared: what earlier runs of this process have loaded.
 
     Returns:
-        The settings of the run that it becomes, and the choice.
+        The settings of the run with the chosen method, and the choice.
     """
-    config, kept = auto.asked.config, auto.asked.folder / CHOICE
+    config, chosen_before = auto.requested.config, auto.requested.folder / CHOICE
     reporter = Reporter(config.quiet)
-    if config.resume and kept.exists():
-        choice = Choice.read(kept)
+    if config.resume and chosen_before.exists():
+        choice = Choice.read(chosen_before)
     else:
         choice = _choose(auto, shared, reporter)
     resolved = _resolved(auto, choice.method, choice.settings)
-    place = auto.asked.folder.relative_to(Path(config.output).expanduser())
-    resolved.config.name, resolved.config.auto = place.as_posix(), str(auto.options.budget)
+    name = auto.requested.folder.relative_to(Path(config.output).expanduser())
+    resolved.config.name, resolved.config.auto = name.as_posix(), str(auto.options.budget)
     return resolved, choice
 
 
 def _resolved(auto: Automatic, method: str, settings: Mapping[str, Any]) -> Resolved:
-    """A candidate's settings as a run's; what the user gave for all stands before what the candidate has."""
-    return resolve({**settings, **auto.given, "method": method})
+    """The settings of a run with a candidate; those that the user gave for every run override the candidate's."""
+    return resolve({**settings, **auto.common, "method": method})
 
 
 def _choose(auto: Automatic, shared: Shared, reporter: Reporter) -> Choice:
-    config = auto.asked.config
-    check_place(auto.asked.folder)
-    refuse_if_in_use(auto.asked.folder)
-    refuse_undecided(auto.asked.folder, config.resume, config.restart)
+    """Load the training images and cross-validate the candidates on them."""
+    config, folder = auto.requested.config, auto.requested.folder
+    check_place(folder)
+    refuse_if_in_use(folder)
+    refuse_undecided(folder, config.resume, config.restart)
     plan = PROTOCOLS.get(PROTOCOL).plan(config.dataset, config.targets, config.held_out)
     data, _ = load_parts(plan, config, shared)
     clip = shared.clip_for(config)
@@ -116,7 +121,7 @@ def _choose(auto: Automatic, shared: Shared, reporter: Reporter) -> Choice:
     source = data[plan.train]
     names = names_of_cards(config, plan)
     quiet = Reporter(quiet=True)
-    found = Source(
+    candidates_on = Source(
         source.train,
         source.class_names,
         learning=lambda method, settings: _resolved(auto, method, settings),
@@ -124,14 +129,14 @@ def _choose(auto: Automatic, shared: Shared, reporter: Reporter) -> Choice:
         feed=lambda learner, learning: make_feed(learner, source, learning, quiet),
     )
     with computing_with(threads_for(clip.model, config.threads)):
-        return choose(found, auto.options, config.seed, reporter)
+        return choose(candidates_on, auto.options, config.seed, reporter)
 
 
 def describe_auto() -> list[tuple[str, Any, str]]:
-    """Key, value and meaning of all that method=auto can be told, its own keys last."""
+    """Key, value and meaning of every setting of method=auto, its own settings last."""
     auto = resolve_auto({"method": AUTO})
-    keys = [each for each in describe_keys(resolve({**auto.given, "method": STAND_IN})) if each[0] in COMMON]
+    keys = [each for each in describe_keys(resolve({**auto.common, "method": STAND_IN})) if each[0] in COMMON]
     meanings, values = documented(ChoiceOptions), asdict(auto.options)
-    return [(key, AUTO if key == "method" else value, told) for key, value, told in keys] + [
+    return [(key, AUTO if key == "method" else value, meaning) for key, value, meaning in keys] + [
         (key, values[key], meanings[key]) for key in OWN
     ]

@@ -1,4 +1,4 @@
-"""A run's probabilities: held out of its training images or drawn for validation, and never of its tests."""
+"""``calibrate=`` and ``coverage=`` of a run: measured on validation images or by cross-fitting, never on its tests."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from vlprompt.training.trainer import Trainer
 
 
 def asks_to_calibrate(config: RunConfig) -> bool:
-    """Whether a run is to look at its learner's probabilities."""
+    """Whether the settings ask for a temperature or a threshold, which are found on held-out images."""
     return config.calibrate != NO_CALIBRATION or config.coverage is not None
 
 
 def check_calibration(config: RunConfig, plan: Plan, data: Mapping[Part, DatasetSplits], facts: Facts) -> None:
-    """Refuse, before any work, what no held-out image can say something of."""
+    """Raise a ``VlpromptError``, before any work, if the run asks for a calibration that it cannot have."""
     if not asks_to_calibrate(config):
         return
     asked = f"calibrate={config.calibrate}" if config.calibrate != NO_CALIBRATION else f"coverage={config.coverage:g}"
@@ -45,7 +45,7 @@ def check_calibration(config: RunConfig, plan: Plan, data: Mapping[Part, Dataset
 
 
 def held_apart(plan: Plan, data: Mapping[Part, DatasetSplits]) -> DatasetSplits:
-    """What is learnt from, with its validation images only where none of them is tested (as ImageNet's are)."""
+    """The dataset that is trained on, without its validation images if some of them are tested, as ImageNet's are."""
     source = data[plan.train]
     tested = {
         item.path for part in plan.tests.values() if part.dataset == plan.train.dataset for item in data[part].test
@@ -56,14 +56,14 @@ def held_apart(plan: Plan, data: Mapping[Part, DatasetSplits]) -> DatasetSplits:
 def calibrate_run(
     learner: PromptLearner, source: DatasetSplits, resolved: Resolved, make: Make, reporter: Reporter, clock: Clock
 ) -> None:
-    """Give a run's learner its calibration, if the settings ask for one.
+    """Set ``learner.calibration``, if the settings ask for it.
 
     Args:
         learner: trained.
-        source: of ``held_apart``.
+        source: what ``held_apart`` returned.
         resolved: the run's settings.
-        make: a learner as it was before training.
-        reporter: tells what came out.
+        make: makes untrained copies of the learner.
+        reporter: reports the result.
         clock: times the trainings.
     """
     config = resolved.config

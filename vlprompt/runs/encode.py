@@ -1,4 +1,4 @@
-"""The feature banks that runs open, made beforehand: in shards, here or on many machines."""
+"""``vlprompt encode``: the feature banks of runs, made beforehand, in shards, in this process or on many machines."""
 
 from __future__ import annotations
 
@@ -29,34 +29,34 @@ from vlprompt.runs.settings import resolve
 from vlprompt.runs.workers import Done, Workers
 
 SOURCES = ("train", "val", "pool", "test")
-# Settings of a run that say which images are encoded and by what; the method does not bear on a bank.
+# Settings of a run that decide which images are encoded and by which model; a bank does not depend on the method.
 KEYS = (
     *("dataset", "data_root", "download", "split", "follow_links", "protocol", "shots", "seed", "allow_fewer"),
     *("targets", "held_out", "unlabelled", "pool_classes", "class_split", "limit", "views", "transform", "region"),
     *("backbone", "pretrained", "checkpoint", "precision", "device", "threads", "workers"),
 )
-WHOLE = {"protocol": "few_shot", "shots": "all"}  # all classes and all images, where nothing is said
+WHOLE = {"protocol": "few_shot", "shots": "all"}  # the default: all classes and all images
 
 
 class Images:
-    """The images of a run, as its settings choose them, and the frozen model that encodes them.
+    """The images of a run, and the frozen model that encodes them.
 
     Args:
-        settings: of ``KEYS``.
-        clip: in hand, instead of one loaded by ``backbone``.
-        computes: whether this process encodes; one that does not may lack the ``device``, and needs the model for its
-            identity alone.
+        settings: as in ``KEYS``.
+        clip: a frozen model to use instead of loading ``backbone``.
+        computes: whether this process encodes. If not, it needs the model only for its identity, and may lack the
+            ``device``.
 
     Raises:
-        VlpromptError: a setting is unknown or not right.
+        VlpromptError: a setting is unknown or invalid.
     """
 
     def __init__(self, settings: Mapping[str, Any], clip: FrozenCLIP | None = None, computes: bool = True):
-        usual = {} if {"protocol", "shots"} & settings.keys() else WHOLE
+        default = {} if {"protocol", "shots"} & settings.keys() else WHOLE
         for key in settings:
             if key not in KEYS:
                 raise VlpromptError(f"unknown key '{key}': {nearest(key, KEYS)}")
-        self.config: RunConfig = resolve({"method": "zero_shot", "views": 1, **usual, **settings}).config
+        self.config: RunConfig = resolve({"method": "zero_shot", "views": 1, **default, **settings}).config
         if type(self.config.views) is not int:
             raise VlpromptError(f"views={self.config.views} are encoded anew in each epoch: give a number to keep")
         asked = self.config.device
@@ -72,19 +72,19 @@ class Images:
 
     @cached_property
     def groups(self) -> dict[str, tuple[DatasetSplits, Sequence[Item]]]:
-        """Images by the name of their bank, with the splits that open them."""
+        """For each bank, by name: its dataset, which opens the images, and the images."""
         config = self.config
         plan = PROTOCOLS.get(config.protocol).plan(config.dataset, config.targets, config.held_out)
         data, _ = load_parts(plan, config, self.shared)
-        learnt = data[plan.train]
-        found: dict[str, tuple[DatasetSplits, Sequence[Item]]] = {
-            name: (learnt, getattr(learnt, name)) for name in ("train", "val", "pool")
+        source = data[plan.train]
+        groups: dict[str, tuple[DatasetSplits, Sequence[Item]]] = {
+            name: (source, getattr(source, name)) for name in ("train", "val", "pool")
         }
         tests = {name: data[part] for name, part in plan.tests.items()}
-        return found | {f"test {name}": (splits, limited(splits.test, config.limit)) for name, splits in tests.items()}
+        return groups | {f"test {name}": (splits, limited(splits.test, config.limit)) for name, splits in tests.items()}
 
-    def how(self, name: str) -> dict[str, Any]:
-        """Transform, views and seed of a bank, as a run has them."""
+    def views(self, name: str) -> dict[str, Any]:
+        """Transform, number of views and seed of a bank, as in a run."""
         config, (splits, _) = self.config, self.groups[name]
         if config.views == 1 or name not in ("train", "pool"):
             return {"transform": eval_transform(self.clip), "views": 1, "seed": 0}
@@ -92,24 +92,24 @@ class Images:
         return {"transform": transform, "views": int(config.views), "seed": config.seed}
 
     def encoding(self, name: str, batch_size: int, progress: Progress | None = None) -> Encoding:
-        """How the images of a bank become features."""
-        how, (splits, items) = self.how(name), self.groups[name]
-        images = ImageItems(splits, items, how["transform"])
-        return Encoding(self.clip, images, how["views"], how["seed"], batch_size, self.config.workers, progress)
+        """The computation of a bank's features."""
+        views, (splits, items) = self.views(name), self.groups[name]
+        images = ImageItems(splits, items, views["transform"])
+        return Encoding(self.clip, images, views["views"], views["seed"], batch_size, self.config.workers, progress)
 
     def computing(self) -> AbstractContextManager[None]:
-        """Compute with as many threads as the settings say, or as suit the model."""
+        """Compute with the number of threads that the settings ask for, or that suits the model."""
         return computing_with(threads_for(self.clip.model, self.config.threads))
 
 
 class ShardEncoder:
-    """Encodes shards in a process of its own; see ``vlprompt.runs.workers.Worker``."""
+    """Encodes shards in a worker process; see ``vlprompt.runs.workers.Worker``."""
 
     def __init__(self, settings: Mapping[str, Any], batch_size: int):
         self.images, self.batch_size = Images(settings), batch_size
 
     def __call__(self, part: dict[str, Any]) -> Done:
-        """Encode the shard of a bank, which must be of the same images and the same model as where it was asked for."""
+        """Encode a shard of a bank; the images and the model must be those of the process that asks for it."""
         shard, images = Shard(**part["shard"]), self.images
         encoding = images.encoding(part["bank"], self.batch_size)
         if encoding.fingerprint(shard) != part["fingerprint"]:
@@ -132,22 +132,25 @@ def encode(
     reporter: Reporter | None = None,
     clip: FrozenCLIP | None = None,
 ) -> dict[str, FeatureBank]:
-    """Make the banks that runs with the same settings open, and return them by name; what is there is kept.
+    """Make the feature banks that runs with the same settings open; existing banks and shards are kept.
 
     Args:
-        settings: of a run, as in ``KEYS``: which images, and the backbone. Where neither ``protocol`` nor ``shots`` is
-            said, all classes and all images.
-        sources: of ``SOURCES``; those without images are left out.
-        shard: images of a shard, rounded up to whole batches; None takes 10,000, and encodes what is not more than that
-            in this process as one file without shards.
+        settings: settings of a run among ``KEYS``: which images, and the backbone. With neither ``protocol`` nor
+            ``shots``, all classes and all images.
+        sources: some of ``SOURCES``; those without images are skipped.
+        shard: images per shard, rounded up to whole batches. None means 10,000 with ``workers``; in this process, it
+            writes up to 10,000 images as a single file.
         batch_size: images that are encoded together.
         workers: ``vlprompt.runs.workers.work_on_ray(…)``; None encodes in this process. ``device`` is theirs.
-        reporter: tells how it gets on.
-        clip: a frozen model in hand, for this process.
+        reporter: shows progress.
+        clip: a frozen model to use instead of loading ``backbone``, in this process.
+
+    Returns:
+        The banks by name: ``train``, ``val``, ``pool``, ``test TARGET``.
 
     Raises:
-        VlpromptError: a setting is not right, an image cannot be read, or a machine has other images; shards that were
-            encoded until then are kept.
+        VlpromptError: a setting is invalid, an image cannot be read, or a machine has other images; shards that were
+            encoded before are kept.
 
     >>> encode({"dataset": "digits"})["train"].features.shape  # doctest: +SKIP
     torch.Size([1, 538, 256])
@@ -166,12 +169,12 @@ def encode(
                 images.clip,
                 splits,
                 items,
-                **images.how(name),
+                **images.views(name),
                 batch_size=batch_size,
                 workers=images.config.workers,
                 progress=update,
                 shard=shard or (SHARD if workers else None),
-                encode=_Elsewhere(workers, settings, encoding, name) if workers else None,
+                encode=_EncodeOnWorkers(workers, settings, encoding, name) if workers else None,
                 device=images.device,
             )
     if not banks:
@@ -180,8 +183,8 @@ def encode(
 
 
 @dataclass(frozen=True)
-class _Elsewhere:
-    """Encodes shards by workers, in any order; one that fails does not keep the others from being written."""
+class _EncodeOnWorkers:
+    """Encodes shards by workers, in any order; if one fails, the others are still written."""
 
     workers: Workers
     settings: Mapping[str, Any]

@@ -1,4 +1,4 @@
-"""Where the runs of a sweep are done beside this process: in several processes, or on a Ray cluster."""
+"""Executors of a sweep: several processes of this machine, or a Ray cluster."""
 
 from __future__ import annotations
 
@@ -20,16 +20,19 @@ from vlprompt.runs.sweep import Executor, Outcome, Task, perform
 from vlprompt.runs.workers import connect, environment, import_ray
 
 RETRIES = 3  # of runs whose worker died
-_shared: Shared | None = None  # of a worker process
+_shared: Shared | None = None  # in a worker process
 _device: str | None = None
 
 
 def in_processes(processes: int, devices: Sequence[str] = ()) -> Executor:
-    """Return an executor over ``processes`` worker processes of this machine, the CPU's threads divided among them.
+    """Return an executor that runs in ``processes`` processes of this machine, which divide the CPU's threads.
 
     Args:
-        processes: how many.
-        devices: given to the workers in turn, such as ``["cuda:0", "cuda:1"]``; none leaves the runs' own setting.
+        processes: number of worker processes, at least 1.
+        devices: assigned to the workers in turn, such as ``["cuda:0", "cuda:1"]``; empty keeps each run's ``device``.
+
+    Raises:
+        VlpromptError: ``processes`` is less than 1.
     """
     if processes < 1:
         raise VlpromptError(f"processes must be at least 1, not {processes}")
@@ -40,7 +43,7 @@ def in_processes(processes: int, devices: Sequence[str] = ()) -> Executor:
             before = len(waiting)
             try:
                 yield from _pool(waiting, min(processes, len(waiting)), devices)
-            except BrokenProcessPool:  # a worker was killed: those without an outcome are done again
+            except BrokenProcessPool:  # a worker was killed: runs without an outcome are repeated
                 retries = RETRIES if len(waiting) < before else retries - 1
                 if retries < 0:
                     for task in waiting.values():
@@ -51,14 +54,14 @@ def in_processes(processes: int, devices: Sequence[str] = ()) -> Executor:
 
 
 def _pool(waiting: dict[str, Task], processes: int, devices: Sequence[str]) -> Iterator[Outcome]:
-    """Run the waiting tasks, taking each out as its outcome comes."""
+    """Run the waiting tasks, and remove each from ``waiting`` when it has an outcome."""
     context = multiprocessing.get_context("spawn")
     slots = context.SimpleQueue()
     for i in range(processes):
         slots.put(devices[i % len(devices)] if devices else None)
     threads = max(1, (os.cpu_count() or 1) // processes)
     with ProcessPoolExecutor(processes, context, initializer=_start_worker, initargs=(threads, slots)) as pool:
-        futures = {pool.submit(_perform_there, task.settings): key for key, task in waiting.items()}
+        futures = {pool.submit(_perform_in_worker, task.settings): key for key, task in waiting.items()}
         try:
             for future in as_completed(futures):
                 outcome = future.result()
@@ -77,27 +80,30 @@ def _start_worker(threads: int, slots: Any) -> None:
 
 
 def _end_with_parent() -> None:
-    """Stop at once if the sweep is killed; a worker would go on by itself and keep its run from the next sweep."""
+    """Exit at once if the sweep is killed; otherwise a worker would continue, and lock its run for the next sweep."""
     parent = multiprocessing.parent_process()
-    assert parent is not None  # of a worker
+    assert parent is not None  # since this is a worker
     parent.join()
     os._exit(1)
 
 
-def _perform_there(settings: dict[str, Any]) -> Outcome:
-    """Do a run in a worker."""
+def _perform_in_worker(settings: dict[str, Any]) -> Outcome:
+    """Do a run in a worker process."""
     settings = settings | ({"device": _device} if _device else {})
     return perform(Task(settings, resolve(settings)), _shared)
 
 
 def on_ray(address: str = "auto", cpus: float = 1, gpus: float = 0) -> Executor:
-    """Return an executor on a Ray cluster, which schedules the runs and does those of a lost worker again.
+    """Return an executor on a Ray cluster, which schedules the runs and repeats those of a lost worker.
 
     The folder of the runs and the data must have the same path on all nodes.
 
     Args:
-        address: of the cluster; ``auto`` takes the one that runs here, ``local`` starts one on this machine.
-        cpus, gpus: that a run takes; ``gpus=0.25`` puts four runs on a GPU.
+        address: of the cluster; ``auto`` connects to the running one, ``local`` starts one on this machine.
+        cpus, gpus: resources of a run; ``gpus=0.25`` puts four runs on a GPU.
+
+    Raises:
+        VlpromptError: Ray is not installed, or there is no cluster.
     """
     import_ray()
 
@@ -120,14 +126,14 @@ def on_ray(address: str = "auto", cpus: float = 1, gpus: float = 0) -> Executor:
 
 
 def _perform_on_ray(settings: dict[str, Any]) -> dict[str, Any]:
-    """Do a run in a worker, which Ray gives others of the sweep too."""
+    """Do a run in a Ray worker, which keeps what it loaded for its later runs."""
     global _shared
     _shared = _shared or Shared()
     return vars(perform(Task(settings, resolve(settings)), _shared))
 
 
 def _absolute(task: Task) -> dict[str, Any]:
-    """The settings with paths that hold in a worker's folder too."""
+    """The settings with absolute paths, since a worker has another working directory."""
     config = task.resolved.config
-    places = {key: getattr(config, key) for key in ("output", "data_root") if getattr(config, key)}
-    return task.settings | {key: str(Path(place).expanduser().resolve()) for key, place in places.items()}
+    paths = {key: getattr(config, key) for key in ("output", "data_root") if getattr(config, key)}
+    return task.settings | {key: str(Path(path).expanduser().resolve()) for key, path in paths.items()}

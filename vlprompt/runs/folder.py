@@ -1,4 +1,4 @@
-"""The folder of a run: which run it is of, that one process is at it, and what is there already."""
+"""The folder of a run: its lock, the settings and results that it already contains, its learner."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ from vlprompt.training.checkpoint import checkpoints
 
 
 class RunInUse(VlpromptError):
-    """Another process is at the run."""
+    """Another process is doing the run."""
 
 
 def lock_run(folder: Path) -> AbstractContextManager[None]:
-    """Hold a run's folder for this process, or raise ``RunInUse`` at once; the system lets go of it if it dies."""
-    busy = RunInUse(f"{folder} is in use: another process is at that run; wait for it, or choose another name=")
+    """Lock a run's folder for this process, or raise ``RunInUse`` at once; the lock ends with the process."""
+    busy = RunInUse(f"{folder} is in use: another process is doing that run; wait for it, or choose another name=")
     return locked(folder.parent / f".{folder.name}.lock", busy)
 
 
 def refuse_if_in_use(folder: Path) -> None:
-    """Raise ``RunInUse`` if another process is at a run, and leave nothing behind."""
+    """Raise ``RunInUse`` if another process is doing a run, without creating a lock file."""
     if (folder.parent / f".{folder.name}.lock").exists():
         with lock_run(folder):
             pass
@@ -49,17 +49,17 @@ def refuse_undecided(folder: Path, resume: bool, restart: bool) -> None:
 
 
 def find_finished(resolved: Resolved) -> Result | None:
-    """Return the result that a resumed run has left already.
+    """Return the result of a run that is to be resumed, if it has finished already.
 
     Raises:
-        VlpromptError: the folder, chosen by ``name``, or the result in it is of another run.
+        VlpromptError: the folder, which may be chosen by ``name``, or its result belongs to another run.
     """
     if (resolved.folder / SETTINGS).exists():
-        there = resolve({"config": resolved.folder / SETTINGS}).config
-        key = differing_setting(asdict(there), asdict(resolved.config))
+        stored = resolve({"config": resolved.folder / SETTINGS}).config
+        key = differing_setting(asdict(stored), asdict(resolved.config))
         if key:
             raise VlpromptError(
-                f"{resolved.folder} holds a run with other settings ({key}={getattr(there, key, None)} there, "
+                f"{resolved.folder} holds a run with other settings ({key}={getattr(stored, key, None)} there, "
                 f"{getattr(resolved.config, key, None)} here): choose another name, or delete it"
             )
     path = resolved.folder / RESULT
@@ -67,22 +67,26 @@ def find_finished(resolved: Resolved) -> Result | None:
 
 
 def read_result_of(resolved: Resolved, path: Path) -> Result:
-    """Read a result that must be of a run with these settings."""
+    """Read a result, which must be of a run with these settings.
+
+    Raises:
+        VlpromptError: it is damaged, or of another run.
+    """
     result = read_result(path)
-    mine = asdict(resolved.config)
-    key = None if result.id == resolved.id else differing_setting(result.config, mine)
+    settings = asdict(resolved.config)
+    key = None if result.id == resolved.id else differing_setting(result.config, settings)
     if key:
         raise VlpromptError(
-            f"{path} is the result of another run ({key}={result.config.get(key)} there, {mine.get(key)} here): delete "
-            "it, or put it back where it was"
+            f"{path} is the result of another run ({key}={result.config.get(key)} there, {settings.get(key)} here): "
+            "delete it, or put it back where it was"
         )
     return result
 
 
 def load_own_learner(run: Path, clip: FrozenCLIP | None = None, device: str = "auto") -> PromptLearner:
-    """Load the learner of the user's own run, which may read what the run's settings name as well.
+    """Load the learner of the user's own run, which may also read the files that the run's settings name.
 
-    That is, its descriptions and generated views.
+    Those are its descriptions and generated views; a saved learner from others may not read them.
 
     Args:
         run: its folder, with ``config.yaml`` and ``learner/``.
@@ -91,31 +95,33 @@ def load_own_learner(run: Path, clip: FrozenCLIP | None = None, device: str = "a
     learner = load_learner(run / LEARNER, clip=clip, device=device)
     settings = read_settings(run / SETTINGS) if (run / SETTINGS).exists() else {}
     for key in ("descriptions", "generated"):
-        named = settings.get(key)
-        if isinstance(named, str) and named == getattr(learner.config, key, None):
-            learner.teacher.own_files.add(named)
+        path = settings.get(key)
+        if isinstance(path, str) and path == getattr(learner.config, key, None):
+            learner.teacher.own_files.add(path)
     return learner
 
 
 def changed_names(results: Iterable[tuple[Path, Result]]) -> list[str]:
-    """Return a sentence for each backbone or dataset that was not the same for all results that name it alike.
+    """Return a sentence for each backbone or dataset whose name meant different weights or images in two results.
 
     Args:
-        results: with the folder or file of each.
+        results: each with its folder or file.
     """
     first: dict[tuple[object, ...], tuple[Any, Path]] = {}
-    found: dict[tuple[object, ...], str] = {}
+    sentences: dict[tuple[object, ...], str] = {}
     for path, result in results:
-        for name, value in _named_alike(result):
-            before, place = first.setdefault(name, (value, path))
-            if value != before:
-                sentence = f"{name[0]} '{name[1]}' was another one for {place} than for {path}"
-                found.setdefault(name, f"{sentence}: their numbers do not compare; delete the older and run it again")
-    return list(found.values())
+        for name, content in _named_contents(result):
+            first_content, first_path = first.setdefault(name, (content, path))
+            if content != first_content:
+                sentence = f"{name[0]} '{name[1]}' was another one for {first_path} than for {path}"
+                sentences.setdefault(
+                    name, f"{sentence}: their numbers do not compare; delete the older and run it again"
+                )
+    return list(sentences.values())
 
 
-def _named_alike(result: Result) -> Iterator[tuple[tuple[object, ...], Any]]:
-    """What results of the same names must agree on: kind, name and conditions, with what stood for it."""
+def _named_contents(result: Result) -> Iterator[tuple[tuple[object, ...], Any]]:
+    """Each backbone and dataset of a result: its kind, name and conditions, and a hash of its contents."""
     config, images = result.config, result.data.get("images", {})
     backbone = [config.get(key) for key in ("backbone", "pretrained", "checkpoint")]
     yield ("backbone", *map(str, backbone)), result.backbone.get("weights")
@@ -128,7 +134,7 @@ def _named_alike(result: Result) -> Iterator[tuple[tuple[object, ...], Any]]:
 
 
 def claim_folder(resolved: Resolved, reporter: Reporter) -> None:
-    """Write the settings into the run's folder, and drop the result that an earlier run of theirs left.
+    """Write the settings into the run's folder, and remove the result of an earlier run with the same settings.
 
     The caller holds ``lock_run``.
 
@@ -142,7 +148,7 @@ def claim_folder(resolved: Resolved, reporter: Reporter) -> None:
     if result.exists():
         reporter.say(f"starting over: the result in {folder} will be replaced")
         result.unlink()
-        for checkpoint in left:  # of a run that was killed when its result was there
+        for checkpoint in left:  # of a run that was killed after it had written its result
             checkpoint.unlink()
     elif left and config.resume:
         reporter.say(f"continuing {folder}")

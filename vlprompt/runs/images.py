@@ -1,4 +1,4 @@
-"""The images of a run before it trains: those that cannot be read, and the features of those that are tested."""
+"""The images of a run before it trains: unreadable ones are left out, and test images are encoded."""
 
 from __future__ import annotations
 
@@ -20,22 +20,25 @@ from vlprompt.runs.calibration import asks_to_calibrate
 
 
 def check_present(data: Mapping[Part, DatasetSplits], plan: Plan) -> None:
-    """Raise for images of published datasets that are not on disk, before a backbone is loaded."""
+    """Raise a ``VlpromptError`` if images of published datasets are missing, before a backbone is loaded."""
     for part, splits in data.items():
-        for each in [] if _is_own(part) else _asked(part, plan):
-            if each != "val":
-                check_items(splits, getattr(splits, each))
+        for name in [] if _is_own(part) else _used(part, plan):
+            if name != "val":
+                check_items(splits, getattr(splits, name))
 
 
 def usable_parts(
     data: Mapping[Part, DatasetSplits], plan: Plan, config: RunConfig, clip: FrozenCLIP, reporter: Reporter
 ) -> dict[Part, DatasetSplits]:
-    """Return the data of a run without the images of a user's own that cannot be read, or raise for the first.
+    """Return the data of a run without unreadable images of the user's own datasets, or raise for the first of them.
 
-    Published datasets are taken whole, so that an image that cannot be read stops the run where it is needed. Test
-    images whose features are kept have been read before. Of a method that takes masks an image's is read with it.
+    Published datasets are used whole: an unreadable image of theirs stops the run when it is needed. Test images with
+    a feature bank were read before. For a method that uses masks, each image's mask is read too.
+
+    Raises:
+        VlpromptError: an image cannot be read, and ``on_unreadable`` is ``stop``.
     """
-    decided = config.method in METHODS  # method=auto is not, and chooses none that takes masks
+    decided = config.method in METHODS  # method=auto is not, and never chooses a method that uses masks
     usable, masks = dict(data), decided and "mask" in METHODS.get(config.method).registered.inputs
     for part, splits in data.items():
         if not _is_own(part):
@@ -43,33 +46,34 @@ def usable_parts(
                 usable[part] = leave_out_unreadable(splits, ["pool"], config.on_unreadable)
             continue
         uses_val = config.selection != FIXED or asks_to_calibrate(config)
-        asked = [each for each in _asked(part, plan) if each != "val" or uses_val]
+        used = [name for name in _used(part, plan) if name != "val" or uses_val]
         if (
-            "test" in asked
+            "test" in used
             and not masks
             and FeatureBank.is_kept(clip, splits, splits.test, transform=eval_transform(clip))
         ):
-            asked.remove("test")
+            used.remove("test")
         with reporter.bar("looking at images", lines=1) as update:
-            usable[part] = leave_out_unreadable(splits, asked, config.on_unreadable, update, masks)
+            usable[part] = leave_out_unreadable(splits, used, config.on_unreadable, update, masks)
     return usable
 
 
 def _is_own(part: Part) -> bool:
+    """Whether all datasets of a part are the user's own."""
     return all(is_own(name) for name in part.joined or (part.dataset,))
 
 
-def _asked(part: Part, plan: Plan) -> list[str]:
-    """Return which images of a part a run looks at."""
+def _used(part: Part, plan: Plan) -> list[str]:
+    """Which images of a part a run uses: ``train``, ``val``, ``pool``, ``test``."""
     return (["train", "val", "pool"] if part == plan.train else []) + (["test"] if part in plan.tests.values() else [])
 
 
 def encode_tests(
     data: Mapping[Part, DatasetSplits], plan: Plan, config: RunConfig, clip: FrozenCLIP, reporter: Reporter
 ) -> None:
-    """Encode what is tested before training, so that a test image that cannot be read costs no training.
+    """Encode the test images before training, so that an unreadable one is found before the training.
 
-    Zero-shot is scored on these features whatever the method, so that nothing is computed twice.
+    Zero-shot CLIP is scored on these features with every method, so nothing is computed twice.
     """
     for name, part in plan.tests.items():
         splits, options = data[part], {"transform": eval_transform(clip), "workers": config.workers}
@@ -78,7 +82,7 @@ def encode_tests(
 
 
 def image_facts(data: Mapping[Part, DatasetSplits], plan: Plan) -> dict[str, Any]:
-    """Return how many training images there are, the fewest and the most of a class, and what was left out."""
+    """Facts of a result: the number of training images, the fewest and the most of a class, and what was left out."""
     per_class = Counter(item.label for item in data[plan.train].train).values()
     parts = list(dict.fromkeys([plan.train, *plan.tests.values()]))
     return {

@@ -1,4 +1,4 @@
-"""A finished run looked at image by image: what it said of its test images, and what is wrong with the images."""
+"""Inspection of a finished run, image by image: its predictions for test images, and flaws of the images."""
 
 from __future__ import annotations
 
@@ -33,20 +33,22 @@ def inspect_run(
     reporter: Reporter | None = None,
     **changes: Any,
 ) -> list[Inspection]:
-    """Look at a finished run image by image, one inspection a test; its folder is left as it is.
+    """Inspect a finished run image by image; its folder is not changed.
 
-    What was said of the images is read from the run's predictions, and scored again from its learner where those are
-    not there.
+    The run's saved predictions are used; if there are none, its learner predicts again.
 
     Args:
         folder: of the run.
-        targets: tests of its protocol, such as ``new``; all unless given.
-        check_data: look for label errors and near-duplicates among the test and training images too.
-        reporter: tells how it gets on.
-        changes: settings that may be others here, such as ``device`` and ``data_root``.
+        targets: tests of its protocol, such as ``new``; None means all.
+        check_data: also look for label errors and near-duplicates among the test and training images.
+        reporter: shows progress.
+        changes: settings that may differ from the run's, such as ``device`` and ``data_root``.
+
+    Returns:
+        One inspection per test.
 
     Raises:
-        VlpromptError: there is no such run or test, or its test images are no longer there.
+        VlpromptError: there is no such run or test, or its test images have changed or are missing.
 
     >>> [inspection] = inspect_run("runs/my-run")  # doctest: +SKIP
     >>> inspection.mistakes(3)  # doctest: +SKIP
@@ -60,21 +62,21 @@ def inspect_run(
             raise VlpromptError(f"{folder} has no test '{name}': {nearest(str(name), known)}")
     opened = reopen(folder, stored, reporter, **changes)
     parts = {row.target: _tested(row, opened) for row in stored.rows if not targets or row.target in targets}
-    said = _what_was_said(folder, stored, opened, reporter)
-    found = []
+    predictions = _predictions(folder, stored, opened, reporter)
+    inspections = []
     for row in stored.rows:
         if row.target in parts:
-            inspection = _inspection(stored, row, parts[row.target], said[row.target])
-            checks = _findings(row, parts[row.target], opened, reporter) if check_data else None
-            found.append(replace(inspection, facts=_facts(folder, stored), findings=checks))
-    return found
+            inspection = _inspection(stored, row, parts[row.target], predictions[row.target])
+            findings = _findings(row, parts[row.target], opened, reporter) if check_data else None
+            inspections.append(replace(inspection, facts=_facts(folder, stored), findings=findings))
+    return inspections
 
 
 def _tested(row: Row, opened: Reopened) -> DatasetSplits:
-    """The classes and images of a test, with those images alone that were scored.
+    """The dataset of a test, with only the images that were scored.
 
     Raises:
-        VlpromptError: they are not those that the run was tested on.
+        VlpromptError: they are not the images that the run was tested on.
     """
     splits = opened.data[opened.plan.tests[row.target]]
     if replace(splits, train=(), val=()).fingerprint() != row.split:
@@ -85,24 +87,26 @@ def _tested(row: Row, opened: Reopened) -> DatasetSplits:
     return replace(splits, test=limited(splits.test, opened.config.limit))
 
 
-def _what_was_said(folder: Path, stored: Result, opened: Reopened, reporter: Reporter) -> dict[str, Predictions]:
+def _predictions(folder: Path, stored: Result, opened: Reopened, reporter: Reporter) -> dict[str, Predictions]:
+    """The predictions of each test, by target: those that were saved, or new ones of the run's learner."""
     if (folder / PREDICTIONS).exists():
         return read_predictions(folder)
     reporter.say(f"{folder} contains no predictions, so the learner predicts again")
     return {each.row.target: each.predictions for each in reevaluate(folder, stored, reporter, opened)}
 
 
-def _inspection(stored: Result, row: Row, splits: DatasetSplits, said: Predictions) -> Inspection:
+def _inspection(stored: Result, row: Row, splits: DatasetSplits, predictions: Predictions) -> Inspection:
+    """The inspection of one test, without facts and findings."""
     items = splits.test
 
-    def open_image(place: int) -> Image.Image:
-        return splits.open_image(items[place])
+    def open_image(index: int) -> Image.Image:
+        return splits.open_image(items[index])
 
     return Inspection(
         f"{stored.called} on {row.dataset}: {row.target}",
         splits.class_names,
         [item.path for item in items],
-        said,
+        predictions,
         row.predicts,
         open_image,
         min_probability=row.answered["min_probability"] if row.answered else None,
@@ -110,7 +114,7 @@ def _inspection(stored: Result, row: Row, splits: DatasetSplits, said: Predictio
 
 
 def _findings(row: Row, splits: DatasetSplits, opened: Reopened, reporter: Reporter) -> DataFindings | None:
-    """What the features say of a test's images, and of those that were learnt from where the classes are the same."""
+    """Flaws of a test's images, and of the training images if they are of the same classes."""
     source = opened.data[opened.plan.train]
     parts = {TEST: splits.test}
     if source.class_names == splits.class_names and source.name == splits.name:
@@ -120,6 +124,7 @@ def _findings(row: Row, splits: DatasetSplits, opened: Reopened, reporter: Repor
 
 
 def _facts(folder: Path, stored: Result) -> dict[str, str]:
+    """What an inspection's page says about the run."""
     backbone = " ".join(str(v) for key in ("architecture", "pretrained") if (v := stored.backbone.get(key)))
     return {
         "run": str(folder),

@@ -1,4 +1,4 @@
-"""The learner of a run, before it has learnt."""
+"""The untrained learner of a run, and the files that it reads."""
 
 from __future__ import annotations
 
@@ -22,17 +22,24 @@ from vlprompt.training.recipes import Learning
 
 
 def make_learner(
-    learning: Learning, clip: FrozenCLIP, source: DatasetSplits, instead: Mapping[str, Any]
+    learning: Learning, clip: FrozenCLIP, source: DatasetSplits, overrides: Mapping[str, Any]
 ) -> PromptLearner:
-    """The learner of a run on its training set, with some settings in place of the run's."""
-    settings = {**learning.method_settings, **instead}
+    """Return the untrained learner of a run.
+
+    Args:
+        learning: its method and settings.
+        clip: the frozen model.
+        source: the dataset that is trained on, with class names and templates.
+        overrides: settings of the method that replace the run's.
+    """
+    settings = {**learning.method_settings, **overrides}
     method, seed = learning.config.method, learning.config.seed
     names, shared = source.class_names, bool(source.tasks)
     return create_learner(method, clip, names, templates=source.templates, seed=seed, shared_names=shared, **settings)
 
 
 def names_of_cards(config: RunConfig, plan: Plan) -> dict[str, Any]:
-    """Other names of the classes of all datasets of a run, where its settings ask for those of the cards."""
+    """With ``names=card``, the setting ``names`` that has the synonyms from the cards of all datasets; else empty."""
     if getattr(config, "names", None) != CARD:
         return {}
     parts = (plan.train, *plan.tests.values())
@@ -40,18 +47,18 @@ def names_of_cards(config: RunConfig, plan: Plan) -> dict[str, Any]:
 
 
 def check_names(config: RunConfig, learner: PromptLearner, data: Mapping[Part, DatasetSplits]) -> None:
-    """Say which classes other names were given for that no part of a run has; see ``check_keys``."""
-    others = learner.config.names
-    if isinstance(others, Mapping) and others and getattr(config, "names", None) != CARD:
-        check_keys(others, [name for splits in data.values() for name in splits.class_names])
+    """Check that the classes which ``names`` gives other names are classes of the run; see ``check_keys``."""
+    names = learner.config.names
+    if isinstance(names, Mapping) and names and getattr(config, "names", None) != CARD:
+        check_keys(names, [name for splits in data.values() for name in splits.class_names])
 
 
 def read_from_files(config: RunConfig, learner: PromptLearner) -> str:
-    """Hashes of what the files hold that a run learns with, of which its settings have but the names; empty if none."""
+    """Hashes of the files that a run's settings name and its learner reads, with spaces between; empty if none."""
     files = [file for file in description_files(learner) if file not in DESCRIPTION_SETS]
-    told = [sha256_file(Path(file).expanduser()) for file in files]
+    hashes = [sha256_file(Path(file).expanduser()) for file in files]
     if isinstance(getattr(config, "names", None), str):
-        told.append(hashlib.sha256(json.dumps(learner.config.names, sort_keys=True).encode()).hexdigest())
+        hashes.append(hashlib.sha256(json.dumps(learner.config.names, sort_keys=True).encode()).hexdigest())
     if learner.gradient_rule is not None:
-        told.append(learner.gradient_rule.check(()))
-    return " ".join(filter(None, told))
+        hashes.append(learner.gradient_rule.check(()))
+    return " ".join(filter(None, hashes))

@@ -1,6 +1,6 @@
-"""Where a run's numbers also go: TensorBoard, Weights & Biases, or a logger of your own.
+"""``logger=``: a run's numbers in TensorBoard, Weights & Biases, or a logger of your own.
 
-Whatever ``logger=`` says, a run's folder has its epochs as JSON lines, ``train.jsonl``, and its tests, ``result.json``.
+With or without one, a run's folder has its epochs as JSON lines, ``train.jsonl``, and its tests, ``result.json``.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ MEASURES = ("accuracy", "macro_accuracy", "top5", "ece", "zero_shot")  # of each
 
 @dataclass(frozen=True)
 class LoggedRun:
-    """What a logger is told at the start.
+    """The run that a logger is created for.
 
     Attributes:
         folder: of the run.
-        settings: all of them, with the method's own.
+        settings: all of them, including the method's own.
     """
 
     folder: Path
@@ -38,16 +38,16 @@ class LoggedRun:
 
 
 class Logger(Protocol):
-    """What takes a run's numbers; made with a ``LoggedRun`` and registered with ``LOGGERS.register(name)``."""
+    """Receives a run's numbers; created with a ``LoggedRun``, and registered with ``LOGGERS.register(name)``."""
 
     def epoch(self, record: Mapping[str, Any]) -> None:
-        """Take an epoch's record, see ``vlprompt.training.train``; a resumed run starts with those it had already."""
+        """Receive an epoch's record, see ``vlprompt.training.train``; a resumed run first repeats its earlier ones."""
 
     def result(self, result: Result) -> None:
-        """Take the result of a run that came to its end."""
+        """Receive the result of a run that finished."""
 
     def close(self, finished: bool) -> None:
-        """Called last, whether the run came to its end or not."""
+        """Called last, whether the run finished or failed."""
 
 
 MakeLogger = Callable[[LoggedRun], Logger]
@@ -80,22 +80,22 @@ class Loggers:
         self.loggers = loggers
 
     def epoch(self, record: Mapping[str, Any]) -> None:
-        """Hand an epoch's record to all."""
+        """Pass an epoch's record to all."""
         for logger in self.loggers:
             logger.epoch(record)
 
     def result(self, result: Result) -> None:
-        """Hand the result to all."""
+        """Pass the result to all."""
         for logger in self.loggers:
             logger.result(result)
 
 
 @contextlib.contextmanager
 def open_loggers(setting: Any, run: LoggedRun) -> Iterator[Loggers]:
-    """Yield the loggers that ``logger=`` names, and close them whatever happens.
+    """Yield the loggers that ``logger=`` names, and close them also after an error.
 
     Raises:
-        VlpromptError: a name is unknown, a package is not installed, or a service refuses.
+        VlpromptError: a name is unknown, a package is not installed, or a service cannot be reached.
     """
     check_installed(setting)
     with contextlib.ExitStack() as stack:
@@ -113,19 +113,19 @@ def _closing(logger: Logger) -> Iterator[Logger]:
 
 
 def trained_values(record: Mapping[str, Any]) -> dict[str, float]:
-    """An epoch's numbers by the names that loggers give them: ``train/loss``, ``train/lr`` and so on."""
+    """An epoch's numbers under the names that loggers use: ``train/loss``, ``train/lr`` and so on."""
     return {f"train/{name}": value for name, value in record.items() if name != "epoch"}
 
 
 def tested_values(result: Result) -> dict[str, float]:
-    """A result's numbers: ``test/TARGET/accuracy`` and so on in percent, and ``test/harmonic_mean`` or the like."""
+    """A result's numbers: ``test/TARGET/accuracy`` … in percent, and averages such as ``test/harmonic_mean``."""
     values = {f"test/{row.target}/{name}": getattr(row, name) for row in result.rows for name in MEASURES}
     values |= {f"test/{name}": value for name, value in result.averages.items()}
     return {name: value for name, value in values.items() if value is not None}
 
 
 def table_rows(result: Result) -> list[list[Any]]:
-    """The final table below the headings ``TABLE``: a row a test, then the averages."""
+    """The rows of the final table, whose columns are ``TABLE``: one per test, then the averages."""
     rows: list[list[Any]] = [
         [marked(row.target, row.predicts), row.n_classes, row.n_images, row.zero_shot, row.accuracy]
         for row in result.rows
@@ -144,9 +144,9 @@ class TensorBoardLogger:
         from torch.utils.tensorboard import SummaryWriter
 
         folder = run.folder / "tensorboard"
-        shutil.rmtree(folder, ignore_errors=True)  # a resumed run tells all its epochs again
+        shutil.rmtree(folder, ignore_errors=True)  # a resumed run logs all its epochs again
         self.writer = SummaryWriter(folder)
-        settings = "\n".join(f"    {key}: {value}" for key, value in run.settings.items())  # indented: as it stands
+        settings = "\n".join(f"    {key}: {value}" for key, value in run.settings.items())  # indented: shown as is
         self.writer.add_text("settings", settings)
 
     def epoch(self, record: Mapping[str, Any]) -> None:
@@ -201,5 +201,5 @@ class WandbLogger:
         self.run.summary.update(tested_values(result))
 
     def close(self, finished: bool) -> None:
-        """Finish the W&B run, as failed if ours did not come to its end."""
+        """Finish the W&B run, as failed if the run did not finish."""
         self.run.finish(exit_code=0 if finished else 1)

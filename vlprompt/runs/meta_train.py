@@ -36,37 +36,38 @@ from vlprompt.training.recipes import fitting_depths
 from vlprompt.training.trainer import train
 
 REGULATOR, CLUSTERS, META = "regulator.safetensors", "clusters.safetensors", "meta.json"
-LONGEST = 40  # tokens of a caption, which stands beside a context
-OF_RUNS = ("gradient_rule", "aggregator", "ensemble")  # settings that a start has nothing of
-WHERE = (
+LONGEST = 40  # tokens of a caption, which must leave room for a context
+OF_RUNS = ("gradient_rule", "aggregator", "ensemble")  # settings of a run that have no effect on a start
+INCIDENTAL = (
     "output",
     "data_root",
     "checkpoint_seconds",
     "resume",
     "restart",
     "quiet",
-)  # settings that change nothing of what is learnt
+)  # no effect on the result
 
 
 @dataclass(kw_only=True)
 class MetaConfig:
-    """What meta-training can be told, besides the settings of its method.
+    """Settings of meta-training.
 
     Attributes:
-        pairs: a dataset, whose training images have their class names for texts; ``captions:FOLDER``, images with
+        pairs: a dataset, whose class names are the texts of its training images; ``captions:FOLDER``, images with
             ``NAME.txt`` beside them; or ``csv:FILE`` with columns path and caption.
-        method: whose start is learnt; it scores new classes.
-        epochs: of ``tasks`` tasks.
-        tasks: an epoch.
-        task_size: pairs of a task's support, and of its query.
-        topics, styles: clusters of texts, and of images in each.
-        inner_lr: of the step on a task's support.
-        lr: of Adam, for start and regulator.
-        rank: of the regulator.
-        seed: of everything drawn.
+        method: its start is learnt; it must be able to score new classes.
+        epochs: number of epochs of ``tasks`` tasks each.
+        tasks: number of tasks per epoch.
+        task_size: number of pairs in a task's support set, and in its query set.
+        topics, styles: number of clusters of texts, and of images within each.
+        inner_lr: learning rate of the step on a task's support set.
+        lr: learning rate of Adam, for the start and the regulator.
+        rank: of the regulator's matrices.
+        seed: of all randomness.
         output: the folder.
         checkpoint_seconds: least time between two checkpoints.
-        resume, restart: go on with what an interrupted one left, or drop it; without either it is an error.
+        resume, restart: continue an interrupted meta-training, or discard it; with neither it is an error.
+        settings: of the method.
     """
 
     pairs: str = "emoji"
@@ -92,11 +93,15 @@ class MetaConfig:
 def meta_train(clip: FrozenCLIP, config: MetaConfig) -> Path:
     """Learn a start and a regulator, and return their folder: ``learner/``, ``regulator.safetensors``, ``meta.json``.
 
-    Killed at any moment and resumed, it ends with the same bits on a CPU.
+    If it is killed at any moment and resumed, the result is bit-identical on a CPU.
+
+    Args:
+        clip: the frozen model.
+        config: the settings.
 
     Raises:
-        VlpromptError: a setting or the pairs are not right, the method learns nothing or is bound to its classes, or
-            an interrupted one is in the folder and the settings do not say what becomes of it.
+        VlpromptError: a setting or the pairs are invalid, the method learns nothing or cannot score new classes, or the
+            folder has an interrupted meta-training and neither ``resume`` nor ``restart`` is set.
     """
     folder, reporter = Path(config.output).expanduser(), Reporter(config.quiet)
     refuse_if_in_use(folder)
@@ -108,54 +113,79 @@ def meta_train(clip: FrozenCLIP, config: MetaConfig) -> Path:
     check_place(folder)
     _check_settings(config)
     pairs = _fitting(clip, read_pairs(config), reporter)
-    whole = asdict(make_config(config.method, config.settings))
-    settings = config.settings | fitting_depths(config.method, whole, config.settings, clip)
-    names = pairs.class_names[:2]
-    learner = create_learner(config.method, clip, names, templates=pairs.templates, seed=config.seed, **settings)
-    _check(learner, config)
-    if isinstance(learner.config.names, Mapping):
-        check_keys(learner.config.names, pairs.class_names)
+    learner = _untrained(clip, config, pairs)
     folder.mkdir(parents=True, exist_ok=True)
     with lock_run(folder):
         remove_leftovers(folder)
-        (folder / META).unlink(missing_ok=True)  # of what is learnt anew
-        identity = _identity(clip, pairs, config)
-        features = _bank(clip, pairs, reporter)
-        clusters = _clusters(folder, identity, clip, pairs, features, config)
-        labels = torch.tensor([item.label for item in pairs.train])
-        images = features if learner.takes_features and not learner.learns_from_images else _images(clip, pairs)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(config.seed)
-            regulator = Regulator([p.shape[-1] for p in learner.trainable_parameters() if p.dim()], config.rank)
-        module = MetaLearner(
-            learner, regulator.to(clip.device), images.to(clip.device), labels, pairs.class_names, config.inner_lr
-        )
-        how: dict[str, Any] = {"optimizer": "adam", "weight_decay": 0, "schedule": "constant", "clip_grad": 1.0}
-        seconds = config.checkpoint_seconds
-        options = TrainOptions(epochs=config.epochs, lr=config.lr, checkpoint_seconds=seconds, **how)
-        tasks = Tasks(clusters, labels, config.task_size, config.tasks, config.seed)
-        with reporter.bar("epoch", lines=5) as update:
-            history = train(
-                module,
-                tasks,
-                options,
-                seed=config.seed,
-                folder=folder,
-                resume=config.resume,
-                identity=identity,
-                on_epoch=lambda record: update(record["epoch"] + 1, config.epochs, f"loss {record['loss']:.3f}"),
-            )
-        _keep(folder, learner, regulator, config, pairs, history)
+        (folder / META).unlink(missing_ok=True)  # of an earlier start, which is replaced
+        regulator, history = _train(learner, clip, config, pairs, folder, reporter)
+        _save(folder, learner, regulator, config, pairs, history)
     return folder
 
 
+def _untrained(clip: FrozenCLIP, config: MetaConfig, pairs: DatasetSplits) -> PromptLearner:
+    """The learner whose start is learnt; two classes are enough for it until a task sets its own."""
+    full = asdict(make_config(config.method, config.settings))
+    settings = config.settings | fitting_depths(config.method, full, config.settings, clip)
+    names = pairs.class_names[:2]
+    learner = create_learner(config.method, clip, names, templates=pairs.templates, seed=config.seed, **settings)
+    _check_learner(learner, config)
+    if isinstance(learner.config.names, Mapping):
+        check_keys(learner.config.names, pairs.class_names)
+    return learner
+
+
+def _train(
+    learner: PromptLearner,
+    clip: FrozenCLIP,
+    config: MetaConfig,
+    pairs: DatasetSplits,
+    folder: Path,
+    reporter: Reporter,
+) -> tuple[Regulator, list[dict[str, Any]]]:
+    """Meta-train the learner, and return the regulator and one record per epoch."""
+    identity = _identity(clip, pairs, config)
+    features = _bank(clip, pairs, reporter)
+    clusters = _clusters(folder, identity, clip, pairs, features, config)
+    labels = torch.tensor([item.label for item in pairs.train])
+    images = features if learner.takes_features and not learner.learns_from_images else _images(clip, pairs)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        regulator = Regulator([p.shape[-1] for p in learner.trainable_parameters() if p.dim()], config.rank)
+    module = MetaLearner(
+        learner, regulator.to(clip.device), images.to(clip.device), labels, pairs.class_names, config.inner_lr
+    )
+    options = TrainOptions(
+        epochs=config.epochs,
+        lr=config.lr,
+        optimizer="adam",
+        weight_decay=0,
+        schedule="constant",
+        clip_grad=1.0,
+        checkpoint_seconds=config.checkpoint_seconds,
+    )
+    tasks = Tasks(clusters, labels, config.task_size, config.tasks, config.seed)
+    with reporter.bar("epoch", lines=5) as update:
+        history = train(
+            module,
+            tasks,
+            options,
+            seed=config.seed,
+            folder=folder,
+            resume=config.resume,
+            identity=identity,
+            on_epoch=lambda record: update(record["epoch"] + 1, config.epochs, f"loss {record['loss']:.3f}"),
+        )
+    return regulator, history
+
+
 def reconstructs(pairs: str) -> str:
-    """What it is: GRAM, of image–text pairs; the same with a dataset's labels for texts is not, and goes by a name."""
+    """The name of what is done: GRAM, from image–text pairs; ``meta_init``, from a dataset's class names as texts."""
     return "GRAM" if pairs.startswith(("captions:", "csv:")) else "meta_init"
 
 
 def read_pairs(config: MetaConfig) -> DatasetSplits:
-    """Return image–text pairs as training images whose classes are their texts."""
+    """Return image–text pairs as training images whose class names are their texts."""
     if config.pairs.startswith("captions:"):
         return read_captions(config.pairs.removeprefix("captions:"))
     splits = load_split(config.pairs, config.data_root)
@@ -165,7 +195,11 @@ def read_pairs(config: MetaConfig) -> DatasetSplits:
 
 
 def _fitting(clip: FrozenCLIP, pairs: DatasetSplits, reporter: Reporter) -> DatasetSplits:
-    """The pairs whose captions leave room for a context."""
+    """Leave out pairs whose captions are too long to leave room for a context.
+
+    Raises:
+        VlpromptError: fewer than four different captions remain.
+    """
     lengths = clip.count_tokens(pairs.class_names)
     short = {label for label, n in enumerate(lengths.tolist()) if n <= LONGEST}
     kept = [item for item in pairs.train if item.label in short]
@@ -177,68 +211,69 @@ def _fitting(clip: FrozenCLIP, pairs: DatasetSplits, reporter: Reporter) -> Data
 
 
 def _is_finished(folder: Path, config: MetaConfig) -> bool:
-    """Whether a meta-training that is to be resumed has left its start and regulator already.
+    """Whether a meta-training that is to be resumed has finished already.
 
     Raises:
-        VlpromptError: the folder is a run's, or holds a start of other settings.
+        VlpromptError: the folder contains a run, or a start that was learnt with other settings.
     """
     if (folder / SETTINGS).exists():
         raise VlpromptError(f"{folder} holds a run, whose learner would be replaced: choose another output")
     if config.restart or not (folder / META).exists():
         return False
-    there, here = _read_meta(folder / META).get("settings", {}), asdict(config)
-    key = next((key for key in here if key not in WHERE and key in there and there[key] != here[key]), None)
+    stored, current = _read_meta(folder / META).get("settings", {}), asdict(config)
+    comparable = [key for key in current if key in stored and key not in INCIDENTAL]
+    key = next((key for key in comparable if stored[key] != current[key]), None)
     if key:
         raise VlpromptError(
-            f"{folder} holds a start that was learnt with other settings ({key}={there[key]} there, {here[key]} here): "
-            "choose another output, or say restart=true to replace it"
+            f"{folder} holds a start that was learnt with other settings ({key}={stored[key]} there, {current[key]} "
+            "here): choose another output, or say restart=true to replace it"
         )
     return config.resume
 
 
 def _read_meta(path: Path) -> dict[str, Any]:
-    """What is written beside a start."""
+    """Read ``meta.json``, which describes a start."""
     try:
-        told = dict(json.loads(path.read_bytes()))
+        content = dict(json.loads(path.read_bytes()))
     except (OSError, ValueError, TypeError) as error:
         raise VlpromptError(f"{path} cannot be read ({first_line(error)}): restart=true replaces it") from error
-    return unseal(told, path)
+    return unseal(content, path)
 
 
 def _check_settings(config: MetaConfig) -> None:
-    """Refuse settings of which nothing would be seen in a start, and tasks that have nothing to tell apart."""
+    """Raise a ``VlpromptError`` for settings that would have no effect, and for tasks of a single pair."""
     for key in OF_RUNS:
         if config.settings.get(key) is not None:
-            raise VlpromptError(f"{key} is of runs, and has no use where a start is learnt: leave it out")
+            raise VlpromptError(f"{key} is a setting of runs and has no effect on a start: leave it out")
     if config.task_size < 2:
-        raise VlpromptError(f"task_size={config.task_size} is one pair, beside which there is none to tell it from")
+        raise VlpromptError(f"task_size={config.task_size} leaves no second pair to tell it from: use at least 2")
 
 
-def _check(learner: PromptLearner, config: MetaConfig) -> None:
-    """Refuse methods that have no start to learn, or no other classes than their own."""
+def _check_learner(learner: PromptLearner, config: MetaConfig) -> None:
+    """Raise a ``VlpromptError`` for methods that learn nothing, are bound to their classes, or need other inputs."""
     if learner.second_head is not None:
         raise VlpromptError(
-            f"head={config.settings['head']} is of the classes of a run, and a start is of none: leave it out"
+            f"head={config.settings['head']} belongs to the classes of a run, and a start has none: leave it out"
         )
     if not learner.trainable_parameters() or not learner.facts.new_classes:
         raise VlpromptError(
-            f"{config.method} with these settings has no start that other tasks could take: use a prompt that scores "
+            f"{config.method} with these settings has no start that other tasks could use: use a prompt that scores "
             "new classes, such as coop, vpt or ivlp"
         )
     if learner.facts.inputs != ("image",):
         raise VlpromptError(
-            f"{config.method} needs {' and '.join(learner.facts.inputs)} of an image, and pairs have one"
+            f"{config.method} needs {' and '.join(learner.facts.inputs)} for each image, and pairs have the image only"
         )
     if learner.image_keys != ("image",):
-        raise VlpromptError("an objective asks for a second view of each image, and pairs have one: take another")
+        raise VlpromptError("an objective needs a second view of each image, and pairs have one: choose another")
 
 
 def _identity(clip: FrozenCLIP, pairs: DatasetSplits, config: MetaConfig) -> dict[str, str]:
-    """What makes two meta-trainings the same."""
-    telling = {k: v for k, v in asdict(config).items() if k not in WHERE}
-    told = json.dumps([telling, list(pairs.class_names)], sort_keys=True).encode()
+    """What a checkpoint must have in common with a meta-training that continues it."""
+    settings = {k: v for k, v in asdict(config).items() if k not in INCIDENTAL}
+    content = json.dumps([settings, list(pairs.class_names)], sort_keys=True).encode()
     return {
-        "settings": hashlib.sha256(told).hexdigest(),
+        "settings": hashlib.sha256(content).hexdigest(),
         "backbone": clip.identity()["weights"],
         "data": images_fingerprint(pairs, pairs.train),
     }
@@ -265,7 +300,7 @@ def _clusters(
     features: Tensor,
     config: MetaConfig,
 ) -> Tensor:
-    """The pairs' clusters (N, 2), kept in the folder, since another number of threads may round them otherwise."""
+    """The clusters (N, 2) of the pairs, saved since another number of threads may round differently."""
     path, key = folder / CLUSTERS, json.dumps(identity, sort_keys=True)
     if config.resume and path.is_file():
         tensors, facts = read_tensors(path, "the clusters", "delete the folder and begin again")
@@ -273,12 +308,12 @@ def _clusters(
             return tensors["clusters"]
     labels = torch.tensor([item.label for item in pairs.train])
     text = unit(clip.encode_text([f"a photo of a {name}." for name in pairs.class_names], cut=True))[labels]
-    found = clustered(text, unit(features), config.topics, config.styles, config.seed)
-    write_tensors(path, {"clusters": found}, {"identity": key})
-    return found
+    clusters = clustered(text, unit(features), config.topics, config.styles, config.seed)
+    write_tensors(path, {"clusters": clusters}, {"identity": key})
+    return clusters
 
 
-def _keep(
+def _save(
     folder: Path,
     learner: PromptLearner,
     regulator: Regulator,
@@ -286,28 +321,28 @@ def _keep(
     pairs: DatasetSplits,
     history: Sequence[dict[str, Any]],
 ) -> None:
-    """Write what was learnt, and what it is; the checkpoint goes when all is there."""
+    """Write the learner, the regulator and ``meta.json``, then remove the checkpoints."""
     learner.class_names = learner.trained_names
     learner.prepare_classes()
-    named = reconstructs(config.pairs)
-    known = {"dataset": pairs.name, "protocol": "meta-train", "seed": config.seed, "reconstructs": named}
-    learner.save_pretrained(folder / LEARNER, extra=known)
-    found = regulator.save(folder / REGULATOR)
-    told = {
-        "reconstructs": named,
+    name = reconstructs(config.pairs)
+    trained_on = {"dataset": pairs.name, "protocol": "meta-train", "seed": config.seed, "reconstructs": name}
+    learner.save_pretrained(folder / LEARNER, extra=trained_on)
+    regulator_hash = regulator.save(folder / REGULATOR)
+    content = {
+        "reconstructs": name,
         "settings": asdict(config) | {"resume": False, "restart": False},
         "pairs": len(pairs.train),
         "captions": len({item.label for item in pairs.train}),
-        "regulator": found,
+        "regulator": regulator_hash,
         "loss": [record["loss"] for record in history],
         "versions": versions(),
     }
     with atomic_write(folder / META) as temporary:
-        temporary.write_text(json.dumps(seal(told), indent=1) + "\n", encoding="utf-8")
+        temporary.write_text(json.dumps(seal(content), indent=1) + "\n", encoding="utf-8")
     _drop_checkpoints(folder)
 
 
 def _drop_checkpoints(folder: Path) -> None:
-    """Remove what a training keeps to be gone on with, since all is there."""
-    for left in checkpoints(folder):
-        left.unlink(missing_ok=True)
+    """Remove the checkpoints of a finished meta-training."""
+    for checkpoint in checkpoints(folder):
+        checkpoint.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""The learner that a user names: a saved one, a run's, or one on the Hub."""
+"""``learner=`` of commands: a saved learner, a run's, or one on the Hub."""
 
 from __future__ import annotations
 
@@ -17,19 +17,20 @@ from vlprompt.saving.hub import PREFIX
 
 
 def load_named_learner(settings: Mapping[str, Any], device: str = "auto") -> PromptLearner:
-    """Load ``learner``: a saved learner, a run, or hf://user/name, on ``backbone`` where that is given.
+    """Load the learner that settings name.
 
     Args:
-        settings: ``learner``; ``backbone``, ``pretrained``, ``checkpoint`` and ``device`` where they are given.
-        device: where none is.
+        settings: ``learner``, which is a saved learner's folder, a run's folder or ``hf://user/name``; optionally
+            ``backbone``, ``pretrained``, ``checkpoint`` and ``device``.
+        device: used if the settings have none.
 
     Raises:
         VlpromptError: there is no such learner, or it is on another backbone.
     """
     source, device = str(settings["learner"]), str(settings.get("device", device))
-    weightless = sorted({"pretrained", "checkpoint"} & settings.keys()) if "backbone" not in settings else []
-    if weightless:
-        raise VlpromptError(f"{weightless[0]} is of a backbone: say backbone=NAME too, or leave it out")
+    without_backbone = sorted({"pretrained", "checkpoint"} & settings.keys()) if "backbone" not in settings else []
+    if without_backbone:
+        raise VlpromptError(f"{without_backbone[0]} needs a backbone: give backbone=NAME too, or leave it out")
     folder = source if source.startswith(PREFIX) else find_saved(source)
     clip = None
     if "backbone" in settings:

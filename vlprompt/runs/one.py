@@ -42,16 +42,19 @@ from vlprompt.training.trainer import BestEpoch, Trainer, TrainOptions, in_words
 def run(*, clip: FrozenCLIP | None = None, **settings: Any) -> Result:
     """Train a learner and test it as a protocol says; what ``python -m vlprompt.train`` does.
 
-    The run's folder then holds ``config.yaml``, ``train.jsonl``, ``learner/`` and ``result.json``.
+    The run's folder then contains ``config.yaml``, ``train.jsonl``, ``learner/`` and ``result.json``.
 
     Args:
-        clip: a frozen model in hand, instead of one loaded by ``backbone``.
-        settings: as on the command line; see ``python -m vlprompt.train --help``. ``dataset`` may also be splits in
-            hand, a torch ``Dataset`` of (image, label) pairs that has ``classes``, or one of Hugging Face's; see
-            ``vlprompt.data.as_splits``.
+        clip: a frozen model to use instead of loading ``backbone``.
+        settings: as on the command line; see ``python -m vlprompt.train --help``. ``dataset`` may also be
+            ``DatasetSplits``, a torch ``Dataset`` of (image, label) pairs that has ``classes``, or one of Hugging
+            Face's; see ``vlprompt.data.as_splits``.
+
+    Returns:
+        The result, as in ``result.json``.
 
     Raises:
-        VlpromptError: a setting, the data or the backbone is not right; told before training starts.
+        VlpromptError: a setting, the data or the backbone is invalid; raised before training starts.
 
     >>> run(method="coop", dataset="emoji", shots=16, seed=1).averages["harmonic_mean"]  # doctest: +SKIP
     """
@@ -63,11 +66,11 @@ def run(*, clip: FrozenCLIP | None = None, **settings: Any) -> Result:
 
 
 def start(settings: Mapping[str, Any], clip: FrozenCLIP | None = None) -> tuple[Resolved, Result]:
-    """Do a run, and return its complete settings too; method=auto chooses its method first.
+    """Do a run, and return its complete settings and its result; method=auto chooses the method first.
 
     Args:
-        settings: as ``run`` takes them, with the name of a dataset.
-        clip: a frozen model in hand.
+        settings: as for ``run``, with the name of a dataset.
+        clip: a frozen model to use instead of loading ``backbone``.
     """
     shared = Shared(clip)
     if settings.get("method") != AUTO:
@@ -216,15 +219,15 @@ def _identity(run: Prepared, images: str) -> dict[str, str]:
 
 
 def is_seeded(learner: PromptLearner, trained: bool, config: RunConfig) -> bool:
-    """Whether another seed could give other numbers: by what is trained, a few-shot draw, or the order of a stream.
+    """Whether another seed could give other numbers, through training, a few-shot draw or the order of a stream.
 
-    Zero-shot CLIP, which needs no labelled images, does not look at what was drawn.
+    Zero-shot CLIP needs no labelled images, so the draw does not affect it.
     """
     return trained or learner.facts.predicts == "online" or (learner.facts.labels != "none" and config.shots != "all")
 
 
 def _settings_of(clip: FrozenCLIP) -> dict[str, Any]:
-    """The settings that load a model in hand again; one without a name goes by its weights' hash."""
+    """The settings that identify a given model; one without a name is named by the hash of its weights."""
     source = clip.source or {"name": f"{clip.name}@{clip.identity()['weights'][:8]}"}
     loading = {
         "backbone": source["name"],

@@ -1,4 +1,4 @@
-"""The data of a run: each part of its plan, with what is labelled, what is a pool, and what is tested."""
+"""The data of a run: labelled images, pool and test images of each part of its plan."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ from vlprompt.runs.preflight import check_classes
 
 
 class Shared:
-    """What runs in one process load once: the last backbone and the datasets; banks and teachers keep themselves."""
+    """What the runs of a process share: the last backbone and the datasets."""
 
     def __init__(self, clip: FrozenCLIP | None = None):
-        self._given = clip
+        self._fixed_clip = clip
         self._clip = lru_cache(maxsize=1)(load_clip)
         self._splits = lru_cache(maxsize=32)(load_split)
 
     def clip_for(self, config: RunConfig) -> FrozenCLIP:
-        """Return the frozen model that a run asks for."""
+        """Return the frozen model of a run."""
         key = config.backbone, config.pretrained, config.checkpoint, config.precision, config.device
-        return self._given or self._clip(*key)
+        return self._fixed_clip or self._clip(*key)
 
     def splits_for(self, name: str, config: RunConfig) -> DatasetSplits:
-        """Return a dataset with the split and the templates that a run asks for."""
+        """Return a dataset with the split and the templates of a run."""
         options = {key: getattr(config, key) for key in ("download", "split", "follow_links")}
         splits = self._splits(name, config.data_root, **options)
         splits = replace(splits, templates=resolve_templates(config.templates, splits))
@@ -44,37 +44,47 @@ class Shared:
 
 
 def load_parts(plan: Plan, config: RunConfig, shared: Shared) -> tuple[dict[Part, DatasetSplits], str]:
-    """Return the data of each part of a plan, and the hash of the whole split that is trained on.
+    """Load the data of each part of a plan.
 
-    The part that is trained on has its few-shot draw for training images.
+    Args:
+        plan: what is trained on and tested.
+        config: the settings.
+        shared: what earlier runs of this process have loaded.
+
+    Returns:
+        The data by part, where the training part has only its few-shot draw; and the hash of the split that it was
+        drawn from.
+
+    Raises:
+        VlpromptError: a dataset or an image is missing, or has too few images or classes.
     """
-    learnt, every = plan.train, (plan.train, *plan.tests.values())
-    names = dict.fromkeys(name for part in every for name in part.joined or (part.dataset,))
-    whole = {name: shared.splits_for(name, config) for name in names}
-    for part in every:
+    trained, parts = plan.train, (plan.train, *plan.tests.values())
+    names = dict.fromkeys(name for part in parts for name in part.joined or (part.dataset,))
+    datasets = {name: shared.splits_for(name, config) for name in names}
+    for part in parts:
         if not part.joined:
-            check_classes(config.protocol, part, whole[part.dataset])
-    if learnt.joined:
-        split = join_datasets([whole[name] for name in learnt.joined]).fingerprint()
-        whole[learnt.dataset] = join_datasets([_few_shot(whole[name], plan, config) for name in learnt.joined])
+            check_classes(config.protocol, part, datasets[part.dataset])
+    if trained.joined:
+        split = join_datasets([datasets[name] for name in trained.joined]).fingerprint()
+        datasets[trained.dataset] = join_datasets([_few_shot(datasets[name], plan, config) for name in trained.joined])
     else:
-        source = whole[learnt.dataset]
+        source = datasets[trained.dataset]
         split = source.fingerprint()
-        source = leave_domain_out(source, learnt.held_out) if learnt.held_out else source
-        whole[learnt.dataset] = _draw(source, plan, config)
-    parts = {part: _select(whole[part.dataset], part, config.class_split) for part in every}
-    check_present(parts, plan)
-    return parts, split
+        source = leave_domain_out(source, trained.held_out) if trained.held_out else source
+        datasets[trained.dataset] = _draw(source, plan, config)
+    data = {part: _select(datasets[part.dataset], part, config.class_split) for part in parts}
+    check_present(data, plan)
+    return data, split
 
 
 def _few_shot(source: DatasetSplits, plan: Plan, config: RunConfig) -> DatasetSplits:
-    """The few-shot draw of a dataset, but for what the plan holds out."""
-    shots = cast(Shots, config.shots)  # another text is of plans that draw nothing
+    """The few-shot draw of a dataset, without the images that the plan holds out."""
+    shots = cast(Shots, config.shots)  # "none" occurs only in plans that draw nothing
     return plan.held_out(few_shot_split(source, shots, config.seed, allow_fewer=config.allow_fewer), source)
 
 
 def _draw(source: DatasetSplits, plan: Plan, config: RunConfig) -> DatasetSplits:
-    """Return a dataset with what a plan trains on: labelled images, and a pool whose labels are gone."""
+    """Return a dataset with what a plan trains on: labelled images, and a pool without labels."""
     if plan.labelled == "none":
         pool = source.train if plan.pool == "all" else ()
         drawn = replace(source, train=(), val=(), pool=without_labels(pool))
@@ -97,7 +107,7 @@ def _draw(source: DatasetSplits, plan: Plan, config: RunConfig) -> DatasetSplits
 
 
 def _without_unseen(drawn: DatasetSplits, source: DatasetSplits, seed: int) -> DatasetSplits:
-    """Return a draw with the labels of seen classes alone, and all training images of the others for its pool."""
+    """Keep the labelled images of seen classes only, and make the training images of the others its pool."""
     seen = set(seen_classes(len(source.class_names), seed))
     train, val = ([item for item in part if item.label in seen] for part in (drawn.train, drawn.val))
     pool = without_labels([item for item in source.train if item.label not in seen])
@@ -105,20 +115,20 @@ def _without_unseen(drawn: DatasetSplits, source: DatasetSplits, seed: int) -> D
     return replace(drawn, train=train, val=val, pool=pool, pool_classes=unseen)
 
 
-def _select(whole: DatasetSplits, part: Part, class_split: int) -> DatasetSplits:
-    """Return a part's classes and test images."""
-    chosen = whole.select(part.half)
+def _select(dataset: DatasetSplits, part: Part, class_split: int) -> DatasetSplits:
+    """Return the classes and test images of a part of a dataset."""
+    chosen = dataset.select(part.half)
     if part.images == "all":
         return chosen
     if part.images == "seen" or part.images == "unseen":
-        seen = seen_classes(len(whole.class_names), class_split)
+        seen = seen_classes(len(dataset.class_names), class_split)
         return replace(chosen, test=[i for i in chosen.test if (i.label in seen) == (part.images == "seen")])
-    names = set(whole.select(part.images).class_names)
+    names = set(dataset.select(part.images).class_names)
     return replace(chosen, test=[item for item in chosen.test if chosen.class_names[item.label] in names])
 
 
 def labels_of_pool(source: DatasetSplits, config: RunConfig, shared: Shared) -> dict[str, int]:
-    """Labels by path of a pool's images, read anew when a method has learnt: what it was given has none."""
+    """The true labels of a pool's images by path, read after training, since the pool itself has none."""
     if config.unlabelled:
         return {}
     pool = {item.path for item in source.pool}

@@ -1,4 +1,4 @@
-"""Predictions of any number of images as a folder of files, each of them whole: here, or on many machines."""
+"""Predictions of any number of images, as a folder of complete files, by this process or many machines."""
 
 from __future__ import annotations
 
@@ -29,23 +29,23 @@ from vlprompt.runs.workers import Done, Workers, work_here
 
 FORMAT = "vlprompt-predictions/1"
 JOB = "job.json"  # what the files are predictions of
-LEFT_OUT = "left_out.txt"  # ending of the file with a shard's images that could not be read
-SHARD = 10_000  # images of a file
+LEFT_OUT = "left_out.txt"  # ending of the file that lists a shard's unreadable images
+SHARD = 10_000  # images per file
 
 
 @dataclass(frozen=True)
 class Predicting:
-    """How images are predicted.
+    """Settings of a prediction.
 
     Attributes:
         learner: settings of ``load_named_learner``.
-        class_names: other ones; None takes the learner's.
-        top: likeliest classes to tell.
+        class_names: names to predict instead of the learner's; None keeps those.
+        top: number of most likely classes to write.
         batch_size: images that are scored together.
-        threads: that decode; None takes one for each core.
+        threads: number that decode images; None means one per core.
         form: ``csv``, ``jsonl`` or ``parquet``.
-        min_probability, coverage: which images are answered, as of ``predict_images``.
-        unsure: the word for those that are not.
+        min_probability, coverage: which images are answered, as in ``predict_images``.
+        unsure: what is written for the others.
     """
 
     learner: Mapping[str, Any]
@@ -59,7 +59,11 @@ class Predicting:
     unsure: str = "unsure"
 
     def load(self, **settings: Any) -> PromptLearner:
-        """Return the learner, which must predict each image by itself."""
+        """Load the learner; ``settings`` replace some of ``learner``.
+
+        Raises:
+            VlpromptError: it predicts images jointly, or one of its classes is called ``unsure``.
+        """
         learner = load_named_learner({**self.learner, **settings})
         if self.class_names is not None:
             learner.set_class_names(self.class_names)
@@ -72,7 +76,7 @@ class Predicting:
 
 
 class ShardPredictor:
-    """Predicts the images of a part in a process of its own; see ``vlprompt.runs.workers.Worker``."""
+    """Predicts the images of a part in a worker process; see ``vlprompt.runs.workers.Worker``."""
 
     def __init__(self, how: Predicting, identity: str, learner: PromptLearner | None = None):
         self.how, self.learner = how, learner or how.load()
@@ -106,12 +110,12 @@ class ShardPredictor:
 
 @dataclass
 class Summary:
-    """What is in a folder of predictions.
+    """The content of a folder of predictions.
 
     Attributes:
-        files: of predictions.
-        images: that were predicted now.
-        left_out: a sentence for each image that could not be read, now or before.
+        files: number of files.
+        images: number of images that this call predicted.
+        left_out: a sentence for each unreadable image of this call and earlier ones.
         failed: a sentence for each file that could not be made.
     """
 
@@ -130,21 +134,20 @@ def predict_in_shards(
     workers: Workers | None = None,
     reporter: Reporter | None = None,
 ) -> Summary:
-    """Predict images into ``output/00000.csv`` and so on, in their order; files that are there already are kept.
+    """Predict images into ``output/00000.csv`` and so on, in their order; existing files are kept.
 
-    A file is written when all of it is there, and by this process, so that machines need share nothing but the images
-    and the learner.
+    Only this process writes, and only complete files. So workers need to share only the images and the learner.
 
     Args:
         how: learner, classes and format.
-        sources: paths, addresses and tar shards, as ``find_images`` returns them; a tar shard has a file of its own.
-        output: a folder, of these predictions alone.
-        shard: images of a file, rounded up to whole batches.
+        sources: paths, addresses and tar shards, as ``find_images`` returns them; each tar shard gets its own file.
+        output: a folder with no other predictions.
+        shard: images per file, rounded up to whole batches.
         workers: ``vlprompt.runs.workers.work_on_ray(…)``; None predicts in this process.
-        reporter: tells how it gets on.
+        reporter: shows progress.
 
     Raises:
-        VlpromptError: the learner predicts images together, or the folder is of other predictions or in use.
+        VlpromptError: the learner predicts images jointly, or the folder contains other predictions or is in use.
     """
     check_format(how.form)
     parts = _parts(sources, -(-shard // how.batch_size) * how.batch_size)
@@ -172,7 +175,7 @@ def predict_in_shards(
 
 
 def identity_of(learner: PromptLearner) -> str:
-    """SHA-256 of what a learner's predictions follow from: its tensors, its settings, its classes, its backbone."""
+    """SHA-256 of what determines a learner's predictions: its tensors, settings, classes, calibration and backbone."""
     facts = [learner.method, asdict(learner.config), list(learner.class_names), learner.clip.identity()]
     facts.append(str(learner.calibration))
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in learner.state_dict().items()}
@@ -180,7 +183,7 @@ def identity_of(learner: PromptLearner) -> str:
 
 
 def _parts(sources: Sequence[str], size: int) -> list[dict[str, Any]]:
-    """Sources in their order, so many at a time; a tar shard by itself."""
+    """Divide sources into parts of ``size`` images, in their order; a tar shard is a part by itself."""
     groups: list[list[str]] = []
     for source in sources:
         alone = is_shard(source)
@@ -191,22 +194,22 @@ def _parts(sources: Sequence[str], size: int) -> list[dict[str, Any]]:
 
 
 def _claim(output: Path, identity: str, how: Predicting, parts: Sequence[Mapping[str, Any]]) -> None:
-    """Write down what a folder holds predictions of, or raise a ``VlpromptError`` if it holds others."""
+    """Write ``job.json``, which says what is predicted, or raise a ``VlpromptError`` if the folder has another one."""
     sources = hashlib.sha256(json.dumps([part["sources"] for part in parts]).encode()).hexdigest()
-    mine = {"format": FORMAT, "learner": identity, "files": len(parts), "sources": sources}
+    job = {"format": FORMAT, "learner": identity, "files": len(parts), "sources": sources}
     keys = ("form", "top", "batch_size", "min_probability", "coverage", "unsure")
-    mine |= {key: getattr(how, key) for key in keys}
+    job |= {key: getattr(how, key) for key in keys}
     path = output / JOB
     if path.exists():
-        there: dict[str, Any] = {}
+        stored: dict[str, Any] = {}
         with suppress(ValueError):
-            there = unseal(json.loads(path.read_text(encoding="utf-8")), path, required=True)
-        other = next((key for key in mine if there.get(key) != mine[key]), None)
+            stored = unseal(json.loads(path.read_text(encoding="utf-8")), path, required=True)
+        other = next((key for key in job if stored.get(key) != job[key]), None)
         if other:
             raise VlpromptError(f"{output} holds other predictions ({other} differs): choose another output")
         return
     with atomic_write(path) as temporary:
-        temporary.write_text(json.dumps(seal(mine), indent=1) + "\n", encoding="utf-8")
+        temporary.write_text(json.dumps(seal(job), indent=1) + "\n", encoding="utf-8")
 
 
 def _file(output: Path, number: int, ending: str) -> Path:
@@ -214,7 +217,7 @@ def _file(output: Path, number: int, ending: str) -> Path:
 
 
 def _keep(output: Path, form: str, done: Done) -> None:
-    """Write a file of predictions, after the sentences of what it lacks."""
+    """Write a file of predictions; before it, the list of images that it leaves out."""
     if done.facts["left_out"]:
         with atomic_write(_file(output, done.number, LEFT_OUT)) as temporary:
             lines = [" ".join(sentence.split()) for sentence in done.facts["left_out"]]

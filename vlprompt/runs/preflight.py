@@ -1,4 +1,4 @@
-"""What makes a run impossible and can be told before a backbone is loaded."""
+"""Checks of a run before a backbone is loaded."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from vlprompt.learner.held_out import check_choice
 
 
 def check_run(config: RunConfig, folder: Path, plan: Plan, parts: Mapping[Part, DatasetSplits], facts: Facts) -> None:
-    """Raise a ``VlpromptError`` for the first thing that a run would meet after minutes of work.
+    """Raise a ``VlpromptError`` for an error that the run would otherwise meet after minutes of work.
 
     Args:
         config: the settings.
         folder: of the run.
         plan: what the run does.
         parts: the data of each part of the plan.
-        facts: what the learner will be.
+        facts: of the learner.
 
     Raises:
-        VlpromptError: the weights cannot be selected as asked, templates are missing, or the folder cannot be made.
+        VlpromptError: there are no images for ``selection``, templates are missing, or the folder cannot be created.
     """
     _check_selection(config, plan, parts[plan.train], facts)
     if config.format_spread is not None:
@@ -38,7 +38,7 @@ def check_run(config: RunConfig, folder: Path, plan: Plan, parts: Mapping[Part, 
 
 
 def check_classes(protocol: str, part: Part, whole: DatasetSplits) -> None:
-    """Refuse a half with one class of a whole dataset, where there is nothing to tell apart."""
+    """Raise a ``VlpromptError`` if the half of a dataset's classes that a part uses is a single class."""
     splits = whole.select(part.half)
     if len(splits.class_names) < 2:
         raise VlpromptError(
@@ -48,16 +48,16 @@ def check_classes(protocol: str, part: Part, whole: DatasetSplits) -> None:
 
 
 def check_place(folder: Path) -> None:
-    """Refuse a run's folder that cannot be made: a file is in its way, or nothing may be written there."""
-    there = next(place for place in (folder, *folder.absolute().parents) if os.path.lexists(place))
-    if not there.is_dir():
-        raise VlpromptError(f"{folder} cannot be created: {there} is not a folder")
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise VlpromptError(f"{folder} cannot be created: {there} is not writable")
+    """Raise a ``VlpromptError`` if a folder cannot be created."""
+    existing = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
+    if not existing.is_dir():
+        raise VlpromptError(f"{folder} cannot be created: {existing} is not a folder")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise VlpromptError(f"{folder} cannot be created: {existing} is not writable")
 
 
 def _check_selection(config: RunConfig, plan: Plan, source: DatasetSplits, facts: Facts) -> None:
-    """Refuse a selection that has nothing to choose among, or no images to choose on."""
+    """Raise a ``VlpromptError`` if a selection has nothing to choose among, or no images to choose on."""
     grid, selection = getattr(config, GRID, None), plan.selection
     check_choice(config.selection, selection, config, facts, config.method)
     if plan.labelled == "none" and (selection.epoch or grid) and {"val", "whole_val"} & {*selection.sources}:

@@ -1,4 +1,4 @@
-"""What a method took a pool's images for, as a run keeps it; compared with labels, if any, when all is done."""
+"""The pseudo-labels of a run: written to its folder and, after training, compared with true labels if there are any."""
 
 from __future__ import annotations
 
@@ -18,12 +18,16 @@ from vlprompt.training.feed import Labelling
 
 
 def summarise_labelling(made: Labelling, splits: DatasetSplits, truth: Mapping[str, int]) -> dict[str, Any]:
-    """How many images were taken for what, how surely and, for analysis alone, how rightly.
+    """Count the pseudo-labels of each class, and compute their mean confidence and, for analysis only, their accuracy.
 
     Args:
         made: the labelling.
-        splits: whose pool it is of.
-        truth: labels by path, of the pool's images that have any; a method never sees them.
+        splits: the dataset whose pool was labelled.
+        truth: true labels by path, of the images that have one; a method never sees them.
+
+    Returns:
+        ``images``, ``different`` (distinct images), ``pool`` (its size), ``per_class``, ``confidence`` in [0, 1] and
+        ``accuracy`` in percent; None for what is unknown.
     """
     counts = Counter(made.labels)
     right = [truth[path] == label for path, label in zip(made.paths, made.labels, strict=True) if path in truth]
@@ -40,9 +44,9 @@ def summarise_labelling(made: Labelling, splits: DatasetSplits, truth: Mapping[s
 def keep_pseudo_labels(
     folder: Path, labellings: Sequence[Labelling], splits: DatasetSplits, truth: Mapping[str, int], reporter: Reporter
 ) -> list[dict[str, Any]]:
-    """Write a line for each labelling, and a table of the last one's images; return the lines.
+    """Write a summary of each labelling, and a table of the last one's images; return the summaries.
 
-    Nothing is written where nothing was labelled, and what an earlier run left is dropped.
+    If nothing was labelled, nothing is written, and the files of an earlier run are removed.
     """
     if not labellings:
         for name in (PSEUDO_LOG, PSEUDO_LABELS):
@@ -65,8 +69,11 @@ def keep_pseudo_labels(
 
 
 def describe_labelling(line: Mapping[str, Any], classes: int) -> str:
-    """A sentence on what was pseudo-labelled, and how surely."""
-    said = f"pseudo-labels: {line['images']:,} for {line['different']:,} of {line['pool']:,} images of the pool"
-    said += f", of {len(line['per_class'])} of {classes} classes"
-    said += "" if line["confidence"] is None else f", on average {line['confidence']:.2f} sure"
-    return said + ("" if line["accuracy"] is None else f"; {line['accuracy']:.1f}% are right, which no method is told")
+    """A sentence on the number of pseudo-labels, their confidence and their accuracy."""
+    sentence = f"pseudo-labels: {line['images']:,} for {line['different']:,} of {line['pool']:,} images of the pool"
+    sentence += f", of {len(line['per_class'])} of {classes} classes"
+    if line["confidence"] is not None:
+        sentence += f", with a mean confidence of {line['confidence']:.2f}"
+    if line["accuracy"] is not None:
+        sentence += f"; {line['accuracy']:.1f}% are right (the method cannot know)"
+    return sentence

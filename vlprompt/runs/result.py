@@ -1,4 +1,4 @@
-"""What a run leaves behind when it is done: predictions and result, with what shows later that they belong together."""
+"""The files of a finished run: predictions and result, with hashes that show that they belong together."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ def keep_result(
     facts: dict[str, Any],
     times: dict[str, float],
 ) -> Result:
-    """Write the predictions and, when all is there, the result of a run whose learner is saved.
+    """Write the predictions and then, last of all files, the result of a run whose learner is saved.
 
     Args:
         resolved: the settings.
-        learner: that was tested.
+        learner: the one that was tested.
         measured: its tests, by target.
-        facts: ``data``, ``adapted``, ``views``, ``seeded``, ``saw`` and ``searches`` of the result.
-        times: seconds by what they were spent on.
+        facts: ``data``, ``adapted``, ``views``, ``seeded``, ``saw``, ``searches`` and ``choice`` of the result.
+        times: seconds of each stage.
     """
     config, folder, clip = resolved.config, resolved.folder, learner.clip
     rows = [each.row for each in measured.values()]
@@ -81,18 +81,18 @@ def keep_result(
     )
     result.write(folder / RESULT)
     for checkpoint in checkpoints(folder):
-        checkpoint.unlink()  # the learner is kept, and a finished run has nothing to resume
+        checkpoint.unlink()  # the learner is saved, and a finished run has nothing to resume
     return result
 
 
 def _calibration(learner: PromptLearner) -> dict[str, Any] | None:
-    """What held-out images said of its probabilities, in a few numbers."""
+    """The learner's temperature and threshold, without the curve that they were read from."""
     found = learner.calibration
     return None if found is None else {key: value for key, value in asdict(found).items() if key != "curve"}
 
 
 def write_searches(folder: Path, searches: Sequence[Search]) -> None:
-    """Keep every point that was tried as JSON lines; without a search, drop what an earlier run left."""
+    """Write every point of each search as JSON lines; without a search, remove the file of an earlier run."""
     if not searches:
         (folder / SEARCH).unlink(missing_ok=True)
         return
@@ -102,29 +102,30 @@ def write_searches(folder: Path, searches: Sequence[Search]) -> None:
 
 
 def fingerprints(plan: Plan, data: Mapping[Part, DatasetSplits], config: RunConfig) -> dict[str, Any]:
-    """What tells whether images have changed: those that are learnt from, and each test's."""
+    """Hashes of the images that are trained on (``train``) and of each test (``tests``, by target)."""
     source = data[plan.train]
-    learnt = [*source.train, *source.pool, *(source.val if config.selection != FIXED else ())]
+    trained_on = [*source.train, *source.pool, *(source.val if config.selection != FIXED else ())]
     tests = {name: (data[part], limited(data[part].test, config.limit)) for name, part in plan.tests.items()}
     return {
-        "train": images_fingerprint(source, learnt),
+        "train": images_fingerprint(source, trained_on),
         "tests": {name: images_fingerprint(*images) for name, images in tests.items()},
     }
 
 
 def _averages(rule: str | None, rows: list[Row]) -> dict[str, float]:
-    """The protocol's average over the rows, for the learner and, with a prefix, for zero-shot."""
+    """The protocol's average over the rows, for the learner and, with the prefix ``zero_shot_``, for zero-shot CLIP."""
     learnt = average_rows(rule, {row.target: row.accuracy for row in rows})
     frozen = average_rows(rule, {row.target: row.zero_shot for row in rows})
     return learnt | {f"zero_shot_{name}": value for name, value in frozen.items()}
 
 
 def data_facts(source: DatasetSplits) -> dict[str, Any]:
-    """Where the split comes from, and a hash of the few-shot subset that was trained on."""
+    """Source and version of the split, and a hash of the few-shot subset that was trained on."""
     subset = replace(source, test=()).fingerprint()
     return {"source": source.source, "version": source.version, "few_shot": subset}
 
 
 def _provenance(resolved: Resolved) -> dict[str, str] | None:
+    """Name, source and published figure of the recipe."""
     recipe = resolved.recipe
     return {"name": recipe.name, "source": recipe.source, "published": recipe.published} if recipe else None

@@ -31,7 +31,7 @@ from vlprompt.saving.description import description_hash
 def measure_all(
     learner: PromptLearner, plan: Plan, data: Mapping[Part, DatasetSplits], config: RunConfig, reporter: Reporter
 ) -> dict[str, Evaluation]:
-    """Score the learner and the zero-shot classifier on each test of a plan, among its own classes."""
+    """Score the learner and zero-shot CLIP on each test of a plan, and return the evaluations by target."""
     options = {"spread": config.format_spread, "limit": config.limit, "workers": config.workers, "seed": config.seed}
     return {
         name: evaluate(
@@ -48,7 +48,7 @@ def measure_all(
 
 @dataclass(frozen=True)
 class Reopened:
-    """What a finished run was made of, once more.
+    """The data and the frozen model of a finished run, loaded again.
 
     Attributes:
         config: its settings.
@@ -68,12 +68,12 @@ def reopen(folder: Path, stored: Result, reporter: Reporter, **changes: Any) -> 
 
     Args:
         folder: of the run.
-        stored: its result, read.
-        reporter: is told of test images that have changed.
-        changes: settings that may be others here, such as ``device`` and ``data_root``.
+        stored: its result.
+        reporter: reports test images that have changed.
+        changes: settings that may differ from the run's, such as ``device`` and ``data_root``.
 
     Raises:
-        VlpromptError: the settings are not those of the result, or the data is not there.
+        VlpromptError: the settings are not those of the result, or the data is missing.
     """
     config = resolve({"config": folder / SETTINGS, **changes}).config
     plan = PROTOCOLS.get(config.protocol).plan(config.dataset, config.targets, config.held_out)
@@ -83,7 +83,7 @@ def reopen(folder: Path, stored: Result, reporter: Reporter, **changes: Any) -> 
         )
     shared = Shared()
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ".* training images")  # of uneven classes, which the run itself told
+        warnings.filterwarnings("ignore", ".* training images")  # of uneven classes: the run has warned
         data, _ = load_parts(plan, config, shared)
     clip = shared.clip_for(config)
     data = usable_parts(data, plan, config, clip, reporter)
@@ -96,14 +96,14 @@ def reopen(folder: Path, stored: Result, reporter: Reporter, **changes: Any) -> 
 def reevaluate(
     folder: Path, stored: Result, reporter: Reporter, opened: Reopened | None = None, **changes: Any
 ) -> list[Evaluation]:
-    """Score the learner that a run saved on the run's tests again, from its folder alone.
+    """Score a run's saved learner on the run's tests again, from its folder alone.
 
     Args:
         folder: of the run.
-        stored: its result, read.
-        reporter: tells how it gets on.
-        opened: its data, where that was loaded before.
-        changes: settings that may be others here, such as ``device`` and ``data_root``.
+        stored: its result.
+        reporter: shows progress.
+        opened: its data, if that is loaded already.
+        changes: settings that may differ from the run's, such as ``device`` and ``data_root``.
 
     Raises:
         VlpromptError: the learner is not the one of the result.

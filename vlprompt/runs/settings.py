@@ -1,4 +1,4 @@
-"""What can be set, and from where: ``configs/defaults.yaml``, then a recipe, then what the user says."""
+"""The settings of a run: from ``configs/defaults.yaml``, then a recipe, then the user."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from vlprompt.runs.loggers import parse_loggers
 from vlprompt.training.recipes import CONFIGS, Learning, Recipe, check_learning, fill, load_recipe, read_defaults
 from vlprompt.training.recipes import list_recipes as list_recipes  # a name of version 0.1's vlprompt.recipes
 
-NO_SHOTS = "none"  # of a protocol that takes no labels
+NO_SHOTS = "none"  # shots= of a protocol without labels
 MANY = ("templates", "targets", "format_spread", "pool_classes")  # a text or a list of texts
 PLACES = (
     *("dataset", "data_root", "held_out", "unlabelled", "backbone", "pretrained", "checkpoint", "teacher", "text"),
@@ -43,11 +43,14 @@ class Resolved(Learning):
 
     @property
     def id(self) -> str:
-        """Twelve hexadecimal digits that name all settings which bear on the result."""
-        settings = asdict(self.config).items()
-        unused = (GRID,) if self.config.selection == FIXED else ()
-        telling = {k: v for k, v in settings if k not in (*INCIDENTAL, *unused) and not (k in LATER and v == LATER[k])}
-        return hashlib.sha256(json.dumps(telling, sort_keys=True).encode()).hexdigest()[:12]
+        """Twelve hexadecimal digits: a hash of all settings that affect the result.
+
+        Settings that a later version added are left out at their default, so that earlier ids stay the same.
+        """
+        unused = {*INCIDENTAL, GRID} if self.config.selection == FIXED else {*INCIDENTAL}
+        settings = {k: v for k, v in asdict(self.config).items() if k not in unused}
+        hashed = {k: v for k, v in settings.items() if k not in LATER or v != LATER[k]}
+        return hashlib.sha256(json.dumps(hashed, sort_keys=True).encode()).hexdigest()[:12]
 
     @property
     def folder(self) -> Path:
@@ -61,16 +64,18 @@ class Resolved(Learning):
 
     def to_yaml(self) -> str:
         """The settings as YAML that ``config=FILE`` takes."""
-        from omegaconf import OmegaConf  # a tenth of a second, which no other step of a command needs
+        from omegaconf import OmegaConf  # imported here, since it takes a tenth of a second
 
-        # a run that is asked for by its own file is asked about again
+        # whoever starts a run from its own file must decide anew whether to resume it
         return OmegaConf.to_yaml(OmegaConf.create(asdict(self.config) | {"resume": False, "restart": False}))
 
 
 def usual_protocol(method: str, default: str) -> str:
-    """The protocol of a method where nothing is said: the default, or the first that it has a recipe for instead."""
-    own = [path.stem for path in (CONFIGS / method).glob("*.yaml")]
-    return default if default in own or not own else next(name for name in PROTOCOLS.order() if name in own)
+    """The protocol of a method if none is given: the default, unless it only has recipes for others."""
+    protocols = [path.stem for path in (CONFIGS / method).glob("*.yaml")]
+    if default in protocols or not protocols:
+        return default
+    return next(name for name in PROTOCOLS.order() if name in protocols)
 
 
 def resolve(settings: Mapping[str, Any] | None = None) -> Resolved:
@@ -101,14 +106,14 @@ def resolve(settings: Mapping[str, Any] | None = None) -> Resolved:
     if PROTOCOLS.get(protocol).labelled == "none" and "shots" not in given:
         config.shots = NO_SHOTS
     if given.get("restart") and "resume" not in given:
-        config.resume = False  # which a file of an earlier version may say
+        config.resume = False  # config files of earlier versions may contain resume: true
     config.selection = OTHER_NAMES.get(config.selection, config.selection)
     check_values(config)
     return Resolved(config, recipe, frozenset(given))
 
 
 def check_values(config: RunConfig) -> None:
-    """Raise a ``VlpromptError`` for the first value that is none of those which are known, or not for this protocol."""
+    """Raise a ``VlpromptError`` for the first value that is invalid, or has no effect with this protocol."""
     parse_loggers(config.logger)
     labelled = PROTOCOLS.get(config.protocol).labelled
     if labelled == "none" and config.shots != NO_SHOTS:
@@ -146,7 +151,7 @@ def check_values(config: RunConfig) -> None:
 
 
 def describe_keys(resolved: Resolved) -> list[tuple[str, Any, str]]:
-    """Return key, value and meaning of all that can be set, the method's own keys last."""
+    """Return key, value and meaning of every setting, the method's own last."""
     meanings: dict[str, str] = {}
     for cls in reversed(type(resolved.config).__mro__):
         meanings |= documented(cls)

@@ -1,4 +1,4 @@
-"""A run's folder in words: how far it got, what it was told, and what one should know of its numbers."""
+"""``vlprompt show``: a run's folder in words: its state, its settings, and cautions about its numbers."""
 
 from __future__ import annotations
 
@@ -20,51 +20,51 @@ from vlprompt.runs.settings import Resolved, resolve
 from vlprompt.saving.description import description_hash
 from vlprompt.training.checkpoint import checkpoints
 
-# what says which run it is, and decides which case of a recipe holds; the rest is compared with what follows from these
+# settings that identify a run and decide which recipe it gets; the others are compared with that recipe's
 IDENTITY = ("method", "dataset", "protocol", "shots", "seed", "backbone", "pretrained", "checkpoint", "selection")
 FILES = (SETTINGS, LEARNER, RESULT, PREDICTIONS, LOG, SEARCH, FAILED, TRACEBACK)  # in the order in which they are shown
-SHOWN = 3  # files that could not be read
+SHOWN = 3  # unreadable files that are named
 
 
 @dataclass(frozen=True)
 class Summary:
-    """What is known of a run from its folder.
+    """What a run's folder says about it.
 
     Attributes:
         folder: of the run.
         resolved: its settings.
         result: None if it has not finished.
         state: how far it got, in a few words.
-        go_on: the command that finishes it; empty if it has finished or is being done.
+        resume_command: the command that finishes it; empty if it has finished or is running.
     """
 
     folder: Path
     resolved: Resolved
     result: Result | None
     state: str
-    go_on: str = ""
+    resume_command: str = ""
 
     @property
     def usual(self) -> Resolved:
-        """The settings that such a run has where nothing else is said, by the recipe that is then taken."""
+        """The settings that such a run has by default, with the recipe that belongs to it."""
         return resolve({key: getattr(self.resolved.config, key) for key in IDENTITY})
 
     @property
     def changed(self) -> list[tuple[str, Any, Any]]:
-        """Key, value and usual value of the settings that are others."""
+        """Key, value and usual value of the settings that differ from the usual ones."""
         usual = asdict(self.usual.config)
-        mine = {key: value for key, value in asdict(self.resolved.config).items() if key not in INCIDENTAL}
-        return [(key, value, usual[key]) for key, value in mine.items() if value != usual[key]]
+        settings = {key: value for key, value in asdict(self.resolved.config).items() if key not in INCIDENTAL}
+        return [(key, value, usual[key]) for key, value in settings.items() if value != usual[key]]
 
     @property
     def files(self) -> list[Path]:
-        """What the run has left, of what it leaves."""
-        left = [self.folder / name for name in FILES]
-        return [path for path in [*left, *checkpoints(self.folder)] if path.exists()]
+        """The files of a run that exist."""
+        possible = [*(self.folder / name for name in FILES), *checkpoints(self.folder)]
+        return [path for path in possible if path.exists()]
 
     @property
     def cautions(self) -> list[str]:
-        """Sentences on what its numbers owe to, and on what is no longer as it was."""
+        """Sentences on what limits its numbers, and on what has changed since."""
         return list(_cautions(self.result, self.folder)) if self.result else []
 
 
@@ -72,40 +72,42 @@ def summarise_run(folder: Path) -> Summary:
     """Read a run's folder, finished or not.
 
     Raises:
-        VlpromptError: it is no run's, or a file in it is damaged or of another run.
+        VlpromptError: it is not the folder of a run, or a file in it is damaged or of another run.
     """
     if not (folder / SETTINGS).is_file():
         raise VlpromptError(f"{folder} is not the folder of a run: it has no {SETTINGS}")
     resolved = resolve({"config": str(folder / SETTINGS)})
     moved = resolved.folder.resolve() != folder.resolve()
-    here = replace(resolved, config=replace(resolved.config, output=str(folder.parent), name=folder.name))
+    resolved = replace(resolved, config=replace(resolved.config, output=str(folder.parent), name=folder.name))
     if (folder / RESULT).exists():
         result = read_result(folder / RESULT)
-        return Summary(folder, here, result, f"finished {result.created}, {sum(result.times.values()):.0f} s of work")
+        state = f"finished {result.created}, {sum(result.times.values()):.0f} s of work"
+        return Summary(folder, resolved, result, state)
     try:
         refuse_if_in_use(folder)
     except RunInUse:
-        return Summary(folder, here, None, "running: another process is at it")
+        return Summary(folder, resolved, None, "running: another process is doing it")
     place = [f"output={folder.parent}", f"name={folder.name}"] if moved else []
     command = shlex.join(["python", "-m", "vlprompt.train", f"config={folder / SETTINGS}", *place, "resume=true"])
-    return Summary(folder, here, None, _how_far(folder), command)
+    return Summary(folder, resolved, None, _state_without_result(folder), command)
 
 
-def _how_far(folder: Path) -> str:
-    """What became of a run that has no result."""
+def _state_without_result(folder: Path) -> str:
+    """Whether a run without a result failed or was interrupted, and after how many epochs."""
     if (folder / FAILED).is_file():
         try:
             return f"failed: {json.loads((folder / FAILED).read_bytes())['error']}"
         except (ValueError, KeyError, TypeError):
             return "failed"
     done = len((folder / LOG).read_bytes().splitlines()) if (folder / LOG).is_file() else 0
-    told = f"after {done} epochs" if done != 1 else "after one epoch"
-    return f"interrupted {told}, and has {'a' if checkpoints(folder) else 'no'} checkpoint to go on from"
+    after = f"after {done} epochs" if done != 1 else "after one epoch"
+    return f"interrupted {after}, with {'a' if checkpoints(folder) else 'no'} checkpoint to continue from"
 
 
 def _cautions(result: Result, folder: Path) -> Iterator[str]:
+    """See ``Summary.cautions``."""
     if result.limit:
-        yield f"at most {result.limit} images of each test were scored: no number to report"
+        yield f"at most {result.limit} images of each test were scored: not a number to report"
     seen = say_seen(result.saw or ())
     if seen:
         yield f"hyper-parameters or weights were chosen on more than training images: it {seen}"
@@ -121,7 +123,11 @@ def _cautions(result: Result, folder: Path) -> Iterator[str]:
     yield from result.data.get("notes", [])
     if result.files.get(DESCRIBED) not in (None, description_hash(folder / LEARNER)):
         yield f"{folder / LEARNER} is not the learner of the result: it is another run's, or changed"
-    here = versions()
-    other = [f"{name} {was} (here {here[name]})" for name, was in result.versions.items() if here.get(name, was) != was]
-    if other:
-        yield f"made with other versions, whose numbers may round differently: {', '.join(other)}"
+    current = versions()
+    differing = [
+        f"{name} {version} (here {current[name]})"
+        for name, version in result.versions.items()
+        if current.get(name, version) != version
+    ]
+    if differing:
+        yield f"made with other versions, whose numbers may round differently: {', '.join(differing)}"

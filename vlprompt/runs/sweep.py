@@ -1,4 +1,4 @@
-"""A matrix of runs: which there are, which are done already, and the running of the others."""
+"""Sweeps: a matrix of runs, of which those without a result are done."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from vlprompt.runs.parts import Shared
 from vlprompt.runs.settings import Resolved, resolve
 from vlprompt.training.recipes import check_cases
 
-# an axis of the matrix and the run's setting that it varies; the first varies slowest, so that neighbours share most
+# axes of the matrix and the settings that they vary; the first varies slowest, so that neighbours share most data
 AXES = {
     "backbones": "backbone",
     "datasets": "dataset",
@@ -45,8 +45,8 @@ class Task:
     """One run of a sweep.
 
     Attributes:
-        settings: as ``resolve`` takes them; plain values, so that another process or machine can be told.
-        resolved: what they resolve to here.
+        settings: as for ``resolve``; plain values that can be sent to another process or machine.
+        resolved: the complete settings.
     """
 
     settings: dict[str, Any]
@@ -68,9 +68,9 @@ class Outcome:
     Attributes:
         label: the run in a few words.
         folder: of the run.
-        status: ``done``, ``kept`` (its result was there), ``failed``, or ``elsewhere`` (another process is at it).
-        message: the headline of a result, or the sentence that says why it failed.
-        seconds: that it took here.
+        status: ``done``, ``kept`` (it had a result), ``failed``, or ``elsewhere`` (another process is doing it).
+        message: the headline of a result, or a sentence on why it failed.
+        seconds: time that it took in this sweep.
     """
 
     label: str
@@ -85,8 +85,8 @@ class Matrix:
     """The runs of a sweep.
 
     Attributes:
-        tasks: each once, neighbours sharing backbone and data.
-        refused: label and sentence of the combinations that make no sense, known before anything runs.
+        tasks: each once; neighbours share backbone and data.
+        refused: label and error of the combinations that cannot be run.
     """
 
     tasks: list[Task]
@@ -97,15 +97,15 @@ def expand(settings: Mapping[str, Any]) -> Matrix:
     """Return the runs of a sweep: every combination of its axes, with all other settings the same.
 
     Args:
-        settings: lists under the names of ``AXES`` (one value counts as a list of one; a dataset may be the name of a
-            collection), and any setting of a run. Seeds are 1, 2, 3 unless given. ``by`` has settings for some of
-            them, in the form of a recipe: ``{"method": {"zs_lp": {"epochs": 30}}}``.
+        settings: a list or a single value for each of ``AXES`` (a dataset may be the name of a collection), and any
+            settings of a run. Seeds are 1, 2 and 3 unless given. ``by`` has settings for some of the runs, as in a
+            recipe: ``{"method": {"zs_lp": {"epochs": 30}}}``.
 
     Raises:
-        VlpromptError: a setting is unknown or wrong for all runs.
+        VlpromptError: a setting is unknown, or invalid for all runs.
     """
     fixed = {key: value for key, value in settings.items() if key not in AXES} | {"quiet": True}
-    fixed["resume"] = fixed.get("restart") is not True  # a sweep goes on with its own runs unless it is told otherwise
+    fixed["resume"] = fixed.get("restart") is not True  # a sweep continues its own runs by default
     by = _checked_cases(fixed.pop("by", {}))
     axes = {key: _values(key, settings[key]) for key in AXES if key in settings}
     if "seed" not in fixed:
@@ -120,37 +120,37 @@ def expand(settings: Mapping[str, Any]) -> Matrix:
     refused: list[tuple[str, str]] = []
     for values in itertools.product(*(axes[key] for key in order)):
         chosen = {AXES[key]: value for key, value in zip(order, values, strict=True)}
-        own = fixed | chosen
+        run_settings = fixed | chosen
         for key, cases in by.items():
-            own |= cases.get(own.get(key), {})
+            run_settings |= cases.get(run_settings.get(key), {})
         try:
-            resolved = resolve(own)
+            resolved = resolve(run_settings)
             config = resolved.config
             PROTOCOLS.get(config.protocol).plan(config.dataset, config.targets, config.held_out)
         except VlpromptError as error:
             refused.append((" · ".join(str(value) for value in chosen.values()), str(error)))
         else:
-            tasks.setdefault(resolved.id, Task(own, resolved))
+            tasks.setdefault(resolved.id, Task(run_settings, resolved))
     if not tasks and refused:
         raise VlpromptError(refused[0][1])
     return Matrix(list(tasks.values()), refused)
 
 
 def _checked_cases(by: Any) -> dict[str, dict[Any, dict[str, Any]]]:
-    """Settings of some of the runs; raise a ``VlpromptError`` unless they are of values of an axis and set no axis."""
+    """Check ``by``: its keys must be settings of an axis, and what it sets must not be an axis."""
     check_cases(by, "by")
     for key, cases in by.items():
         if key not in AXES.values():
             raise VlpromptError(f"unknown key '{key}' below by: {nearest(str(key), AXES.values())}")
-        taken = {name for settings in cases.values() for name in settings} & {*AXES, *AXES.values(), "by"}
-        if taken:
-            raise VlpromptError(f"by sets {min(taken)}, which the sweep already varies")
+        varied = {name for settings in cases.values() for name in settings} & {*AXES, *AXES.values(), "by"}
+        if varied:
+            raise VlpromptError(f"by sets {min(varied)}, which the sweep already varies")
     return dict(by)
 
 
-def _values(axis: str, given: Any) -> list[Any]:
-    """The values of an axis; collections of datasets become their members."""
-    values = list(given) if isinstance(given, (list, tuple)) else [given]
+def _values(axis: str, setting: Any) -> list[Any]:
+    """The values of an axis, each once; collections of datasets are replaced by their members."""
+    values = list(setting) if isinstance(setting, (list, tuple)) else [setting]
     if not values:
         raise VlpromptError(f"{axis} is empty: give at least one value")
     odd = next((value for value in values if isinstance(value, (list, tuple, dict))), None)
@@ -162,28 +162,28 @@ def _values(axis: str, given: Any) -> list[Any]:
     known = registries.get(axis)
     if known is not None:
         for value in values:
-            known.info(str(value))  # a misspelt name is an error, not a combination to refuse
+            known.info(str(value))  # raises for a misspelt name, which is not just a combination to leave out
     if axis == "datasets":
         collections = list_collections()
         values = [name for value in map(str, values) for name in collections.get(value, (value,))]
         parts = {part.strip() for value in values if ":" not in value for part in value.split("+")}
         for name in sorted(parts - set(list_datasets())):
-            dataset_info(name)  # says what is unknown
+            dataset_info(name)  # raises for unknown names
     return list(dict.fromkeys(values))
 
 
 def finished(task: Task) -> Result | None:
-    """Return the result that an earlier run left, or None.
+    """Return the result that a run has already, or None.
 
     Raises:
-        VlpromptError: what lies there is no result, or another run's.
+        VlpromptError: its file is damaged, or of another run.
     """
     path = task.resolved.folder / RESULT
     return read_result_of(task.resolved, path) if path.exists() else None
 
 
 def usable_result(task: Task) -> Result | None:
-    """Return the result that a run left, or None where there is none that may be trusted."""
+    """Return the result that a run has already; None if there is none, or it is damaged or of another run."""
     try:
         return finished(task)
     except VlpromptError:
@@ -191,11 +191,11 @@ def usable_result(task: Task) -> Result | None:
 
 
 def perform(task: Task, shared: Shared | None = None) -> Outcome:
-    """Do a run, unless its result is there or another process is at it; what goes wrong is kept in its folder.
+    """Do a run, unless it has a result or another process is doing it; an error is written to its folder.
 
     Args:
         task: the run.
-        shared: what this process has loaded for earlier runs.
+        shared: what earlier runs of this process have loaded.
     """
     folder = task.resolved.folder
     started = time.monotonic()
@@ -207,7 +207,7 @@ def perform(task: Task, shared: Shared | None = None) -> Outcome:
         for name in (FAILED, TRACEBACK):
             (folder / name).unlink(missing_ok=True)
     except RunInUse:
-        return Outcome(task.label, str(folder), "elsewhere", "another process is at it")
+        return Outcome(task.label, str(folder), "elsewhere", "another process is doing it")
     except VlpromptError as error:
         return _failed(task, str(error), "", time.monotonic() - started)
     except Exception as error:
@@ -216,15 +216,16 @@ def perform(task: Task, shared: Shared | None = None) -> Outcome:
 
 
 def _failed(task: Task, sentence: str, trace: str, seconds: float) -> Outcome:
+    """Write the error of a run, and its traceback if it was unexpected, into its folder."""
     folder = task.resolved.folder
-    told = json.dumps({"run": task.label, "error": sentence}, indent=1) + "\n"
+    content = json.dumps({"run": task.label, "error": sentence}, indent=1) + "\n"
     try:
-        for name, text in ((FAILED, told), (TRACEBACK, trace)):
+        for name, text in ((FAILED, content), (TRACEBACK, trace)):
             if text:
                 with atomic_write(folder / name) as temporary:
                     temporary.write_text(text, encoding="utf-8")
         sentence += f" (see {folder / TRACEBACK})" if trace else ""
-    except VlpromptError as error:  # the disk is full: the other runs are told of all the same
+    except VlpromptError as error:  # the disk is full: the sweep continues
         sentence += f" ({error})"
     return Outcome(task.label, str(folder), "failed", sentence, seconds)
 
@@ -244,26 +245,28 @@ def sweep(
     executor: Executor = run_here,
     on_outcome: Callable[[Outcome], None] | None = None,
 ) -> list[Outcome]:
-    """Do all runs of a matrix that have no result yet, and return what became of each, kept ones first.
+    """Do all runs of a matrix that have no result yet, and return the outcome of each, kept ones first.
 
-    It may be stopped at any moment and called again: finished runs are kept, one in progress goes on from its
-    checkpoint (``restart=True`` begins it anew), and failed ones are tried anew.
+    It may be stopped at any moment and called again: finished runs are kept, an interrupted one continues from its
+    checkpoint (``restart=True`` starts it over), and failed ones are repeated. It warns if results, including those of
+    earlier calls, come from different weights or images under the same name.
 
     Args:
-        settings: as ``expand`` takes them.
+        settings: as for ``expand``.
         executor: ``run_here``, or one of ``vlprompt.runs.executors``.
         on_outcome: called with each outcome as it comes.
 
-    Warns if results, an earlier call's among them, are of different weights or images under the same names.
+    Raises:
+        VlpromptError: a setting is unknown, or invalid for all runs.
 
     >>> sweep({"methods": ["coop", "maple"], "datasets": ["emoji"], "seeds": [1, 2, 3]})  # doctest: +SKIP
     """
     tasks = expand(settings).tasks
-    told = [outcome for task in tasks if (outcome := told_already(task))]
-    known = {outcome.folder for outcome in told}
-    waiting = [task for task in tasks if str(task.resolved.folder) not in known]
+    known = [outcome for task in tasks if (outcome := known_outcome(task))]
+    folders = {outcome.folder for outcome in known}
+    waiting = [task for task in tasks if str(task.resolved.folder) not in folders]
     outcomes = []
-    for outcome in itertools.chain(told, executor(waiting) if waiting else ()):
+    for outcome in itertools.chain(known, executor(waiting) if waiting else ()):
         outcomes.append(outcome)
         if on_outcome:
             on_outcome(outcome)
@@ -272,8 +275,8 @@ def sweep(
     return outcomes
 
 
-def told_already(task: Task) -> Outcome | None:
-    """The outcome of a run whose result is there, or is not to be trusted; None if it is still to be done."""
+def known_outcome(task: Task) -> Outcome | None:
+    """The outcome of a run that has a result, which may be damaged; None if it must be done."""
     try:
         result = finished(task)
     except VlpromptError as error:

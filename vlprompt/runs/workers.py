@@ -1,4 +1,4 @@
-"""Work that comes in parts, done in this process or by Ray Data on many machines: the same parts, the same bits."""
+"""Work in numbered parts, done in this process or by Ray Data on many machines, with bit-identical results."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from vlprompt.base.files import CACHE_VARIABLE
 from vlprompt.base.plugins import VARIABLE as PLUGINS
 from vlprompt.errors import VlpromptError, first_line
 
-HANDED_ON = (CACHE_VARIABLE, PLUGINS, "HF_HUB_OFFLINE")
+FORWARDED = (CACHE_VARIABLE, PLUGINS, "HF_HUB_OFFLINE")  # environment variables
 
 
 @dataclass(frozen=True)
 class Done:
-    """What became of a part of the work.
+    """The outcome of a part.
 
     Attributes:
         number: of the part.
-        facts: plain values that it tells.
-        content: the bytes that it made.
-        error: the sentence that says why it failed; empty where it did not.
+        facts: plain values about it.
+        content: the bytes that it produced.
+        error: a sentence on why it failed; empty if it succeeded.
     """
 
     number: int
@@ -35,7 +35,7 @@ class Done:
 
 
 class Worker(Protocol):
-    """Made once in each process that works, and called with one part (plain values and its ``number``) at a time."""
+    """Created once per worker process, and called with one part (plain values and its ``number``) at a time."""
 
     def __call__(self, part: dict[str, Any]) -> Done:
         """Do a part; a ``VlpromptError`` becomes its outcome."""
@@ -52,15 +52,18 @@ def work_here(make: Callable[[], Worker], parts: Parts) -> Iterator[Done]:
 
 
 def work_on_ray(address: str = "auto", cpus: float = 1, gpus: float = 0, actors: int | None = None) -> Workers:
-    """Return what does the parts on a Ray cluster, in any order: those of a lost node are done again on others.
+    """Return a function that does the parts on a Ray cluster, in any order; parts of a lost node are repeated.
 
-    Each worker is an actor of ``ray.data.Dataset.map_batches``, which makes what it needs once. What it makes comes
-    back to this process, so the machines need not share a folder for it.
+    Each worker is an actor of ``ray.data.Dataset.map_batches``, which loads what it needs once. Its output returns to
+    this process, so the machines need no shared folder.
 
     Args:
-        address: of the cluster; ``auto`` takes the one that runs here, ``local`` starts one on this machine.
-        cpus, gpus: that an actor takes; it computes with so many threads.
-        actors: at most; None takes as many as the cluster has room for.
+        address: of the cluster; ``auto`` connects to the running one, ``local`` starts one on this machine.
+        cpus, gpus: resources of an actor; it computes with ``cpus`` threads.
+        actors: largest number; None means as many as the cluster has resources for.
+
+    Raises:
+        VlpromptError: Ray is not installed, or there is no cluster.
     """
     import_ray()
     try:
@@ -75,13 +78,13 @@ def work_on_ray(address: str = "auto", cpus: float = 1, gpus: float = 0, actors:
         data = ray.data
         context = data.DataContext.get_current()
         context.enable_progress_bars = False
-        told = [{"part": json.dumps(part)} for part in parts]
-        results = data.from_items(told, override_num_blocks=len(told)).map_batches(
+        items = [{"part": json.dumps(part)} for part in parts]
+        results = data.from_items(items, override_num_blocks=len(items)).map_batches(
             _OnRay,
             fn_constructor_args=(make, os.getcwd()),
             batch_size=1,
             batch_format="pyarrow",
-            concurrency=(1, min(len(told), actors or _room(ray.cluster_resources(), cpus, gpus))),
+            concurrency=(1, min(len(items), actors or _capacity(ray.cluster_resources(), cpus, gpus))),
             num_cpus=cpus,
             num_gpus=gpus,
             runtime_env=environment(cpus),
@@ -97,15 +100,15 @@ def work_on_ray(address: str = "auto", cpus: float = 1, gpus: float = 0, actors:
 
 
 class _OnRay:
-    """A worker as an actor of Ray Data: one part a batch."""
+    """A worker as an actor of Ray Data; each batch is one part."""
 
     def __init__(self, make: Callable[[], Worker], folder: str):
         self.problem = ""
-        if os.path.isdir(folder):  # where relative paths mean what they mean to the command
+        if os.path.isdir(folder):  # relative paths then mean the same as in the command
             os.chdir(folder)
         try:
             self.worker = make()
-        except VlpromptError as error:  # told as the outcome of its parts: Ray would start it again and again
+        except VlpromptError as error:  # becomes the outcome of its parts; Ray would restart a failing actor forever
             self.problem = str(error)
 
     def __call__(self, table: Any) -> Any:
@@ -124,21 +127,21 @@ class _OnRay:
 
 
 def _done(worker: Worker, part: dict[str, Any]) -> Done:
+    """The outcome of a part, which a ``VlpromptError`` is too."""
     try:
         return worker(part)
     except VlpromptError as error:
         return Done(part["number"], error=str(error))
 
 
-def _room(resources: dict[str, float], cpus: float, gpus: float) -> int:
-    """How many workers a cluster has room for."""
-    wanted = {"CPU": cpus, "GPU": gpus}
-    rooms = [resources.get(name, 0) / each for name, each in wanted.items() if each]
-    return max(1, int(min(rooms, default=1)))
+def _capacity(resources: dict[str, float], cpus: float, gpus: float) -> int:
+    """The number of workers that a cluster has resources for, at least 1."""
+    needed = {"CPU": cpus, "GPU": gpus}
+    return max(1, int(min((resources.get(name, 0) / n for name, n in needed.items() if n), default=1)))
 
 
 def import_ray() -> Any:
-    """Return Ray's module, or say how to get it."""
+    """Import Ray, or raise a ``VlpromptError`` that says how to install it."""
     try:
         import ray
     except ImportError:
@@ -147,7 +150,7 @@ def import_ray() -> Any:
 
 
 def connect(address: str) -> Any:
-    """Return Ray, connected to the cluster at ``address``; a connection that there is already is kept."""
+    """Return Ray, connected to the cluster at ``address``; an existing connection is kept."""
     ray = import_ray()
     if not ray.is_initialized():
         try:
@@ -160,7 +163,7 @@ def connect(address: str) -> Any:
 
 
 def environment(cpus: float) -> dict[str, Any]:
-    """What Ray is told of a worker's process: our variables, as many threads as CPUs, and where this package lies."""
-    variables = {key: os.environ[key] for key in HANDED_ON if key in os.environ}
+    """Ray's ``runtime_env`` of a worker: this process's variables, one thread per CPU, and the path of this package."""
+    variables = {key: os.environ[key] for key in FORWARDED if key in os.environ}
     path = os.pathsep.join(filter(None, [str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH", "")]))
     return {"env_vars": variables | {"OMP_NUM_THREADS": str(max(1, int(cpus))), "PYTHONPATH": path}}
