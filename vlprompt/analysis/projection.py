@@ -15,7 +15,7 @@ from vlprompt.base.checks import checked
 from vlprompt.base.fonts import shorten
 from vlprompt.base.sanitizing import figure_text
 from vlprompt.base.tensor_checks import check_labels
-from vlprompt.clip.frozen import natural_name
+from vlprompt.clip.naming import natural_name
 from vlprompt.data.splits import DEFAULT_TEMPLATE
 from vlprompt.errors import VlpromptError
 from vlprompt.learner.contract import PromptLearner

@@ -13,7 +13,7 @@ from torch import Tensor
 from vlprompt.analysis.figures import GREY, IMAGE, TEXT, new_figure, paper_figure
 from vlprompt.base.checks import checked
 from vlprompt.base.tensor_checks import check_images
-from vlprompt.clip.frozen import natural_name
+from vlprompt.clip.naming import natural_name
 from vlprompt.data.splits import DEFAULT_TEMPLATE
 from vlprompt.learner.contract import PromptLearner
 from vlprompt.learner.recording import ImageRecorder, TextRecorder, added

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from vlprompt.analysis.figures import new_figure, paper_figure
 from vlprompt.base.checks import check_templates, checked, listed
-from vlprompt.clip.frozen import FrozenCLIP, natural_name
+from vlprompt.clip.frozen import FrozenCLIP
+from vlprompt.clip.naming import natural_name
 from vlprompt.data.splits import DEFAULT_TEMPLATE
 from vlprompt.errors import VlpromptError
 from vlprompt.learner.contract import PromptLearner

@@ -1,4 +1,4 @@
-"""A backbone from a file of weights: OpenCLIP's layout or OpenAI's, with the preprocessing that belongs to it."""
+"""Loads a backbone from a file of weights in OpenCLIP's or OpenAI's layout, with the right preprocessing."""
 
 from __future__ import annotations
 
@@ -24,21 +24,28 @@ from vlprompt.clip.tensor_files import read_tensor_file
 from vlprompt.errors import VlpromptError
 
 MISFITS = (RuntimeError, KeyError, AttributeError, AssertionError, ValueError, IndexError)
-WRAPPERS = ("module.", "_orig_mod.", "model.")  # what DataParallel, torch.compile and trainers put before every name
+WRAPPERS = (
+    "module.",
+    "_orig_mod.",
+    "model.",
+)  # added to names by DataParallel, torch.compile and trainers
 
 
 def from_checkpoint(name: str, tag: str | None, path: Path, create: Callable[..., nn.Module]) -> nn.Module:
-    """Build an architecture and fill it with a file's weights.
+    """Create an architecture with the weights in a file.
 
     Args:
         name: the architecture.
-        tag: whose preprocessing and activation the weights have; None takes what all tags of the architecture agree
-            on, and warns of the rest.
-        path: read as ``vlprompt.clip.tensor_files`` does, so nothing in it runs.
-        create: ``open_clip.create_model``, without its log lines.
+        tag: published tag whose preprocessing and activation the weights need; None uses what all tags of the
+            architecture have in common, and warns of the rest.
+        path: the file, which is read as data (``vlprompt.clip.tensor_files``), so nothing in it is executed.
+        create: ``open_clip.create_model`` without log lines.
+
+    Raises:
+        VlpromptError: the tag is unknown, the file cannot be read, or it does not fit the architecture.
     """
     if tag is not None:
-        tag_facts(name, tag)  # a misspelt tag is told before gigabytes are read
+        tag_facts(name, tag)  # refuse a misspelt tag before gigabytes are read
     state = _unwrapped(read_tensor_file(path)[0])
     is_openai = "input_resolution" in state
     looks_openai = {"visual.proj", "text_projection"} <= state.keys() and state["text_projection"].dtype == torch.half
@@ -54,7 +61,7 @@ def from_checkpoint(name: str, tag: str | None, path: Path, create: Callable[...
 
 
 def load_weights(model: nn.Module, name: str, path: Path) -> None:
-    """Fill a model with a file's weights, read as ``vlprompt.clip.tensor_files`` does, so that nothing in it runs."""
+    """Load a file's weights into a model; errors as for ``from_checkpoint``."""
     state = _unwrapped(read_tensor_file(path)[0])
     try:
         _fill(model, state, name, path)
@@ -69,7 +76,7 @@ def _misfit(name: str, path: Path, error: Exception) -> VlpromptError:
 
 
 def _unwrapped(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A state dict under the model's own names."""
+    """A state dict without the prefixes of wrappers."""
     for prefix in WRAPPERS * 2:
         if all(key.startswith(prefix) for key in state):
             state = {key.removeprefix(prefix): value for key, value in state.items()}
@@ -77,7 +84,7 @@ def _unwrapped(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _facts(name: str, tag: str | None, path: Path, is_openai: bool, looks_openai: bool) -> TagFacts:
-    """Preprocessing and activation: the tag's, or OpenAI's for its own files, or what the tags agree on."""
+    """Preprocessing and activation: of the tag, of OpenAI for its own files, or what all tags have in common."""
     if tag is not None:
         facts = tag_facts(name, tag)
         if is_openai and not facts.quick_gelu:
@@ -100,8 +107,8 @@ def _facts(name: str, tag: str | None, path: Path, is_openai: bool, looks_openai
 
 
 def _openai_model(name: str, path: Path, state: dict[str, Tensor], facts: TagFacts) -> nn.Module:
-    """A model in OpenAI's layout, whose sizes are read from the weights."""
-    state.pop("attn_mask", None)  # a buffer that tracing keeps and the model makes itself
+    """A model from weights in OpenAI's layout, whose sizes follow from the weights."""
+    state.pop("attn_mask", None)  # a buffer in traced models, which the model creates itself
     exact = {key: value for key, value in state.items() if value.is_floating_point()}
     model = build_model_from_openai_state_dict(state, quick_gelu=facts.quick_gelu, cast_dtype=torch.float32).float()
     model.load_state_dict(exact, strict=False)  # again, since it was rounded to half precision on the way
@@ -123,7 +130,7 @@ def _openai_model(name: str, path: Path, state: dict[str, Tensor], facts: TagFac
 
 
 def _fill(model: nn.Module, state: dict[str, Tensor], name: str, path: Path) -> None:
-    """What ``open_clip.load_checkpoint`` does, for tensors that were read already: it would unpickle the file."""
+    """``open_clip.load_checkpoint`` for tensors that were read already, since that function unpickles files."""
     state = convert_state_dict(model, state)
     if "positional_embedding" in state and not hasattr(model, "positional_embedding"):
         state = convert_to_custom_text_state_dict(state)
@@ -133,8 +140,8 @@ def _fill(model: nn.Module, state: dict[str, Tensor], name: str, path: Path) -> 
     if getattr(model, "logit_bias", None) is not None:
         state.setdefault("logit_bias", torch.zeros_like(model.state_dict()["logit_bias"]))
     own = model.state_dict().keys()
-    made = {key for key, _ in model.named_buffers()} - own  # such as masks, which tracing keeps
-    made |= {"text.transformer.embeddings.position_ids"} - own  # which transformers no longer has
+    made = {key for key, _ in model.named_buffers()} - own  # such as masks, which traced models contain
+    made |= {"text.transformer.embeddings.position_ids"} - own  # of older versions of transformers
     state = {key: value for key, value in state.items() if key not in made}
     shapes = {key: value.shape for key, value in state.items()}
     resize_pos_embed(state, model)

@@ -1,7 +1,7 @@
-"""What OpenCLIP's table says of published weights beside where they are: how images are prepared, which activation.
+"""Preprocessing and activation of published weights, from OpenCLIP's table.
 
-A file of weights does not say it, and features of images that were prepared otherwise are silently worse: 58 published
-tags differ from OpenCLIP's defaults.
+A file of weights does not contain them, and features are silently worse with the wrong ones: 58 published tags differ
+from OpenCLIP's defaults.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ PREPROCESSING = ("mean", "std", "interpolation", "resize_mode")
 
 @dataclass(frozen=True)
 class TagFacts:
-    """How weights are to be used.
+    """What weights need besides their architecture.
 
     Attributes:
         preprocessing: mean, std, interpolation and resize mode of the image transform.
         quick_gelu: whether the towers' activation is QuickGELU.
-        doubts: what is not known, a phrase each, since tags of the architecture differ in it.
+        doubts: what is not certain because tags of the architecture differ, as phrases.
     """
 
     preprocessing: dict[str, Any]
@@ -34,7 +34,7 @@ class TagFacts:
 
 
 def tag_facts(name: str, tag: str) -> TagFacts:
-    """Facts of one published tag; one that is unknown is a ``VlpromptError`` with the nearest ones."""
+    """Facts of a published tag; an unknown one raises ``VlpromptError`` with the nearest tags."""
     if not get_pretrained_cfg(name, tag):
         tags = open_clip.list_pretrained_tags_by_model(name)
         raise VlpromptError(f"unknown pretrained tag '{tag}' for {name}: {nearest(tag, tags)}")
@@ -43,16 +43,16 @@ def tag_facts(name: str, tag: str) -> TagFacts:
 
 
 def openai_facts() -> TagFacts:
-    """Facts of the weights that OpenAI published, of whatever size: OpenCLIP's defaults are theirs, and QuickGELU."""
+    """Facts of all weights published by OpenAI: OpenCLIP's default preprocessing, and QuickGELU."""
     return TagFacts({key: asdict(PreprocessCfg())[key] for key in PREPROCESSING}, quick_gelu=True)
 
 
 def common_facts(name: str, quick_gelu: bool = False) -> TagFacts:
-    """What all published tags of an architecture agree on, and OpenCLIP's defaults with a doubt where they differ.
+    """What all published tags of an architecture have in common, and OpenCLIP's defaults with a doubt where not.
 
     Args:
         name: the architecture.
-        quick_gelu: taken where tags differ or there are none, though the architecture by itself has GELU.
+        quick_gelu: whether to assume QuickGELU if tags differ or there are none, even if the architecture has GELU.
     """
     facts = {"quick_gelu": quick_gelu or _quick_gelu(name), **openai_facts().preprocessing}
     of_tags = {tag: _facts(name, tag) for tag in open_clip.list_pretrained_tags_by_model(name)}
@@ -64,8 +64,8 @@ def common_facts(name: str, quick_gelu: bool = False) -> TagFacts:
         if len(by_value) == 1:
             facts[key] = next(iter(by_value))
         elif by_value:
-            told = [f"{_said(key, value)} for {_listed(tags)}" for value, tags in by_value.items()]
-            doubts.append(f"{' and '.join(told)} ({_said(key, facts[key])} is taken)")
+            choices = [f"{_said(key, value)} for {_listed(tags)}" for value, tags in by_value.items()]
+            doubts.append(f"{' and '.join(choices)} ({_said(key, facts[key])} is taken)")
     return TagFacts({key: facts[key] for key in PREPROCESSING}, facts["quick_gelu"], tuple(doubts))
 
 

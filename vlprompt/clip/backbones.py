@@ -1,4 +1,4 @@
-"""``list_backbones``: what ``load_clip`` takes by name, and how large it is; torch is not imported to tell it."""
+"""``list_backbones``: the backbones that ``load_clip`` knows by name, and their sizes, without importing torch."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from typing import Any, Literal, NamedTuple, overload
 
 from vlprompt.clip.catalog import TINY, open_clip_folder, tags_by_backbone
 
-# What a transformer tower's configuration may say without having other numbers for it. A tower that says more, is
-# another package's or no transformer is not counted here.
+# Keys of a configuration for which the parameters of a transformer can be counted here. Towers with other keys, of
+# other packages or of other kinds are not counted.
 PLAIN_VISION = {"image_size", "layers", "width", "patch_size", "head_width", "mlp_ratio"}
 PLAIN_TEXT = {"context_length", "vocab_size", "width", "heads", "layers", "mlp_ratio", "hf_tokenizer_name"}
 PLAIN = {"embed_dim", "quick_gelu", "custom_text", "vision_cfg", "text_cfg"}
 
 
 class Backbone(NamedTuple):
-    """Published weights, by the two words that ``load_clip`` takes, and how large their model is.
+    """Published weights: the two names that ``load_clip`` takes, and the size of the model.
 
     Attributes:
         name: of the architecture.
-        pretrained: tag of the weights; None for the embedded model, whose name says all.
+        pretrained: tag of the weights; None for the embedded model, which has a single one.
         image_size: side of the images, in pixels.
         embed_dim: D, the width of image and text features.
-        parameters: of both towers; None where the configuration does not tell, as for towers of timm's.
+        parameters: number of parameters of both towers; None if the configuration does not say, as for timm's towers.
     """
 
     name: str
@@ -65,7 +65,7 @@ def list_backbones(pattern: str = "*", *, pretrained: bool = False) -> list[str]
 
 @cache
 def _sizes(name: str) -> tuple[int, int, int | None]:
-    """Image size, width and parameters by an architecture's configuration."""
+    """Image size, joint width and number of parameters from an architecture's configuration."""
     if name == TINY:
         file = Path(__file__).parents[1] / "demo" / TINY / "open_clip_config.json"
         config = json.loads(file.read_text("utf-8"))["model_cfg"]
@@ -75,13 +75,13 @@ def _sizes(name: str) -> tuple[int, int, int | None]:
 
 
 def _parameters(config: dict[str, Any]) -> int | None:
-    """Numbers of two plain transformer towers, projections and logit scale included; None for others."""
+    """Number of parameters of two plain transformers, with projections and logit scale; None for other towers."""
     vision, text, joint = config["vision_cfg"], config["text_cfg"], config["embed_dim"]
     if set(config) - PLAIN or set(vision) - PLAIN_VISION or set(text) - PLAIN_TEXT or "layers" not in text:
         return None
     side, patch, width = vision["image_size"], vision["patch_size"], vision["width"]
     if not all(isinstance(value, int) for value in (vision["layers"], side, patch)):
-        return None  # a ResNet, or images that are not square
+        return None  # a ResNet, or non-square images
     tokens = (side // patch) ** 2 + 1
     image = 3 * patch**2 * width + width + tokens * width + 4 * width + _blocks(vision) + width * joint
     width = text["width"]
@@ -91,7 +91,7 @@ def _parameters(config: dict[str, Any]) -> int | None:
 
 
 def _blocks(tower: dict[str, Any]) -> int:
-    """Numbers of a tower's blocks: attention, MLP and two norms each."""
+    """Number of parameters in a tower's blocks: attention, MLP and two norms each."""
     layers: int = tower["layers"]
     width: int = tower["width"]
     hidden = int(width * tower.get("mlp_ratio", 4.0))

@@ -1,4 +1,4 @@
-"""Which backbones there are, read from OpenCLIP's files: importing it takes seconds, and a list needs none of it."""
+"""The backbones that exist, read from OpenCLIP's source files, since importing OpenCLIP takes seconds."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ TINY = "vlprompt-tiny"
 PURPOSE = (
     "embedded; to learn, test and compare methods offline, on emoji, drawings and small photos: no substitute for CLIP"
 )
-QUICK = "quick_gelu"  # of a tag's facts: the architecture has it under a second name, too
+QUICK = "quick_gelu"  # tags with this key are also listed for the architecture NAME-quickgelu
 
 
 def tags_by_backbone() -> dict[str, tuple[str, ...]]:
@@ -27,7 +27,7 @@ def list_architectures() -> list[str]:
 
 
 def open_clip_folder() -> Path:
-    """Where OpenCLIP is installed."""
+    """The folder in which OpenCLIP is installed."""
     spec = find_spec("open_clip")
     assert spec is not None  # a dependency
     assert spec.origin is not None  # of every package that has a file of its own
@@ -35,12 +35,12 @@ def open_clip_folder() -> Path:
 
 
 def _natural(name: str) -> list[int | str]:
-    """OpenCLIP's order: numbers by their value."""
+    """Sort key of OpenCLIP's order, which compares numbers by value."""
     return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name.lower())]
 
 
 def _pretrained(file: Path) -> dict[str, tuple[str, ...]]:
-    """Tags by architecture: the dictionary ``_PRETRAINED`` of a file, which names others for some of its values."""
+    """Tags by architecture: the dictionary ``_PRETRAINED`` in a source file, some of whose values are variables."""
     assigned = {
         target.id: node.value
         for node in ast.parse(file.read_text("utf-8")).body

@@ -1,15 +1,12 @@
-"""FrozenCLIP: an OpenCLIP model with fixed weights, its tokenizer, image transform and identity."""
+"""``FrozenCLIP``: an OpenCLIP model with fixed weights, its tokenizer, image transform and identity."""
 
 from __future__ import annotations
 
 import copy
 import functools
 import hashlib
-import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
 from typing import Any, cast
-from weakref import WeakKeyDictionary
 
 import torch
 from open_clip.transform import PreprocessCfg, image_transform_v2, merge_preprocess_dict
@@ -21,47 +18,14 @@ from vlprompt.base.tensor_checks import check_images
 from vlprompt.clip.backbone_tags import PREPROCESSING
 from vlprompt.clip.chunks import Chunk
 from vlprompt.clip.edits import Edit, edits_of
-from vlprompt.clip.naming import ClassNames, all_names, names_and_owners
-from vlprompt.clip.naming import natural_name as natural_name
-from vlprompt.clip.naming import same_names as same_names
-from vlprompt.clip.text import Prompts, encode_prompts, same_beginnings
+from vlprompt.clip.prompt_inputs import PromptInputs, Tokenizer
+from vlprompt.clip.text import Prompts, encode_prompts
 from vlprompt.clip.towers import TextTower, VisionTower, plain_model
 from vlprompt.clip.vision import Place, encode_images
 from vlprompt.errors import VlpromptError
 
-Tokenizer = Callable[..., Tensor]
-LISTS_KEPT = 64  # of tokenised class prompts
-SHORTEST_TEXT = 3  # start of text, a word of one token, end of text
 
-
-@dataclass(frozen=True)
-class ClassTokens:
-    """Class prompts as token ids, without the leading start-of-text token.
-
-    Attributes:
-        ids: (C, S) ids of "words name.", end-of-text and padding; padded to what the tower needs.
-        lengths: (C,) number of tokens up to and including end-of-text.
-        name_lengths: (C,) number of tokens of the bare class name.
-        n_words: number of leading tokens that are the same fixed words in every prompt.
-        beginnings: (C, S) as returned by ``vlprompt.clip.text.same_beginnings``.
-        owners: (C,) the class that each row belongs to, if some classes have several names with a row each.
-        averaged: whether the rows of a class are averaged into one feature, see ``vlprompt.clip.text.Prompts``.
-    """
-
-    ids: Tensor
-    lengths: Tensor
-    name_lengths: Tensor
-    n_words: int
-    beginnings: Tensor
-    owners: Tensor | None = None
-    averaged: bool = True
-
-
-# Class prompts by model, for as long as it lives.
-_TOKENIZED: WeakKeyDictionary[FrozenCLIP, dict[tuple[Any, ...], ClassTokens]] = WeakKeyDictionary()
-
-
-class FrozenCLIP:
+class FrozenCLIP(PromptInputs):
     """A frozen OpenCLIP model, with everything that learners need to know about it.
 
     Args:
@@ -74,6 +38,16 @@ class FrozenCLIP:
         precision: of the frozen towers. Learnables, norms, attention and losses stay fp32.
         device: a torch device, or ``auto`` for CUDA, then MPS, then the CPU.
         source: arguments with which ``load_clip`` loads this model again; None for a model object.
+
+    Attributes:
+        text, visual: views of the towers, see ``vlprompt.clip.towers``.
+        model: the OpenCLIP model itself.
+        logit_scale, logit_bias: factor and summand of cosine similarities in the logits, as numbers.
+        preprocess: transform of a PIL image to a tensor (3, S, S), for evaluation.
+
+    Raises:
+        VlpromptError: the model is not OpenCLIP's, the tokenizer does not fit it, or the device does not support the
+            precision.
     """
 
     def __init__(
@@ -93,7 +67,7 @@ class FrozenCLIP:
         check_precision(precision, self.device)
         model = plain_model(model)
         if precision != "fp32" and source is None:
-            model = copy.deepcopy(model)  # its owner would find its weights rounded
+            model = copy.deepcopy(model)  # so that the caller's weights are not rounded
         self.text, self.visual = TextTower(model), VisionTower(model)
         self.model = model.float().eval().requires_grad_(False)
         self.tokenizer = tokenizer
@@ -102,7 +76,9 @@ class FrozenCLIP:
         self._cast(DTYPES[precision])
         self.model.to(self.device)
         self._start, self._padding_id = self._probe_tokenizer()
-        self._start_ids = self.tokenizer(["a"])[0, : self._start].to(self.device)  # here, for traced graphs
+        self._start_ids = self.tokenizer(["a"])[0, : self._start].to(
+            self.device
+        )  # once, so that traced graphs have it as a constant
         self.text.shares_prefix &= self._start > 0
 
         self.preprocess_cfg = merge_preprocess_dict(PreprocessCfg(), getattr(model.visual, "preprocess_cfg", {}))
@@ -112,7 +88,7 @@ class FrozenCLIP:
         self.logit_scale = float(cast(Tensor, model.logit_scale).detach().exp())
         self.logit_bias = 0.0 if bias is None else float(bias.detach())
 
-    # Facts read from the model
+    # Properties of the model
 
     @property
     def image_size(self) -> int:
@@ -131,18 +107,13 @@ class FrozenCLIP:
 
     @property
     def interpolation(self) -> str:
-        """Interpolation of the evaluation transform: ``bicubic``, ``bilinear`` …"""
+        """Interpolation of the evaluation transform, such as ``bicubic`` or ``bilinear``."""
         return cast(str, self.preprocess_cfg["interpolation"])
 
     @property
     def resize_mode(self) -> str:
         """How the evaluation transform makes images square: ``shortest`` (then crops), ``longest`` or ``squash``."""
         return cast(str, self.preprocess_cfg["resize_mode"])
-
-    @property
-    def context_length(self) -> int:
-        """Maximum number of tokens of the text tower, L."""
-        return self.text.context_length
 
     @functools.cached_property
     def embed_dim(self) -> int:
@@ -151,19 +122,16 @@ class FrozenCLIP:
 
     def require(self, *, text: int = 0, vision: int = 0) -> None:
         """Raise a ``VlpromptError`` unless the towers accept text and visual prompts in that many layers."""
-        for asked, able, layers, what, instead in (
-            (text, self.text.promptable, self.text.layers, "text", "use one with an OpenCLIP text tower"),
-            (
-                vision,
-                self.visual.promptable,
-                self.visual.layers,
-                "visual",
-                "use a ViT of OpenCLIP or a text-only method such as coop",
-            ),
-        ):
-            if asked and not able:
-                kind = self.visual.kind if what == "visual" else "Hugging Face"
-                raise VlpromptError(f"{self.name}: its {kind} tower takes no {what} prompts; {instead}")
+        if text and not self.text.promptable:
+            raise VlpromptError(
+                f"{self.name}: its Hugging Face tower takes no text prompts; use one with an OpenCLIP text tower"
+            )
+        if vision and not self.visual.promptable:
+            raise VlpromptError(
+                f"{self.name}: its {self.visual.kind} tower takes no visual prompts; use a ViT of OpenCLIP or a "
+                "text-only method such as coop"
+            )
+        for what, asked, layers in (("text", text, self.text.layers), ("visual", vision, self.visual.layers)):
             if asked > layers:
                 raise VlpromptError(
                     f"{self.name}: {what} prompts were asked for in {asked} layers, but its {what} tower has {layers}; "
@@ -179,12 +147,12 @@ class FrozenCLIP:
         """SHA-256 of the current values of all parameters and buffers."""
         digest = hashlib.sha256()
         for key, tensor in sorted(self.model.state_dict().items()):
-            digest.update(key.replace("_orig_mod.", "").encode())  # which torch.compile of a tower puts in
+            digest.update(key.replace("_orig_mod.", "").encode())  # a prefix that torch.compile adds to a tower's names
             digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
         return digest.hexdigest()
 
     def identity(self) -> dict[str, Any]:
-        """What identifies a backbone: architecture, weights (hashed in fp32), activation, preprocessing."""
+        """What identifies a backbone: architecture, activation, preprocessing, and a hash of its fp32 weights."""
         return {
             "architecture": self.name,
             "pretrained": self.pretrained,
@@ -195,7 +163,7 @@ class FrozenCLIP:
         }
 
     def _cast(self, dtype: torch.dtype) -> None:
-        """Hold the towers' large matrices in ``dtype``; towers of unknown make stay fp32 and run under autocast."""
+        """Store the towers' large matrices in ``dtype``; other towers than OpenCLIP's stay fp32 and use autocast."""
         self.dtype = dtype
         for tower in (self.text, self.visual):
             for parameter in tower.matrices():
@@ -205,116 +173,6 @@ class FrozenCLIP:
         return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32)
 
     # Text
-
-    def _probe_tokenizer(self) -> tuple[int, int]:
-        """How many start tokens every text has, and the padding id."""
-        try:
-            ids = self.tokenizer(["a", "dog", ""], context_length=self.context_length)
-            highest = int(ids.max()) if ids.dim() == 2 else 0
-        except Exception as error:  # it is anyone's code
-            reason = " ".join(str(error).split())[:200]
-            raise VlpromptError(
-                f"the tokenizer does not give ids (N, L) for tokenizer(texts, context_length=L): {reason}"
-            ) from error
-        if self.text.promptable and highest >= (known := len(self.text.module.token_embedding.weight)):
-            raise VlpromptError(
-                f"the tokenizer gives ids up to {highest}, and the model knows {known}: give the tokenizer of the model"
-            )
-        same = (ids[0] == ids[1]).tolist()
-        return (same.index(False) if False in same else 0), statistics.mode(ids[2].tolist())
-
-    def _lengths(self, ids: Tensor) -> Tensor:
-        """Tokens of each row that are not padding, start and end included: (C, L) -> (C,)."""
-        if self.text.promptable and self.text.pool_type in ("argmax", "eos"):
-            return self.text.end_of_text(ids) + 1
-        return (ids != self._padding_id).sum(dim=-1)
-
-    def room_beside(self, inserted: int) -> int:
-        """Number of tokens left for words next to learnt vectors; raises ``VlpromptError`` if there are too few."""
-        room = self.context_length - inserted
-        if room < SHORTEST_TEXT:
-            raise VlpromptError(
-                f"{inserted} learnt vectors leave no room for class names: the text tower of {self.name} reads "
-                f"{self.context_length} tokens"
-            )
-        return room
-
-    def tokenize(self, texts: Sequence[str], inserted: int = 0, cut: bool = False) -> Tensor:
-        """Tokenize to (N, L - inserted) ids; raises ``VlpromptError`` naming a text that is too long.
-
-        Args:
-            texts: the texts.
-            inserted: number of positions to leave free for learnt vectors.
-            cut: truncate texts that are too long instead, keeping the end-of-text token.
-        """
-        room = self.room_beside(inserted)
-        ids = self.tokenizer(list(texts), context_length=room)
-        lengths = self._lengths(self.tokenizer(list(texts), context_length=4 * self.context_length))
-        too_long = (lengths > room).nonzero().flatten().tolist()
-        if too_long and not cut:
-            text, length = texts[too_long[0]], int(lengths[too_long[0]]) + inserted
-            more = f" (and {len(too_long) - 1} more)" if len(too_long) > 1 else ""
-            raise VlpromptError(
-                f"'{text:.80}' takes {length} tokens with its context, but the text tower of {self.name} "
-                f"reads {self.context_length}: shorten the class name or the context{more}"
-            )
-        return ids.to(self.device)
-
-    def class_tokens(
-        self, class_names: Sequence[str], words: str = "", inserted: int = 0, stop: str = "."
-    ) -> ClassTokens:
-        """Tokenize "words name." for each class, leaving room for ``inserted`` learnt vectors after start-of-text.
-
-        Classes with several names (``ClassNames``) get one row per name. The most recent lists are cached for all
-        learners of the model, since a sweep, or a test on both halves of the classes, asks for the same few.
-        """
-        names, owners = names_and_owners(class_names)
-        best = isinstance(class_names, ClassNames) and class_names.best
-        asked, kept = (tuple(names), owners, best, words, inserted, stop), _TOKENIZED.setdefault(self, {})
-        found = kept.pop(asked, None) or self._class_tokens(class_names, words, inserted, stop)
-        kept[asked] = found  # the latest stands last
-        if len(kept) > LISTS_KEPT:
-            kept.pop(next(iter(kept)))
-        return found
-
-    def _class_tokens(self, class_names: Sequence[str], words: str, inserted: int, stop: str) -> ClassTokens:
-        names = [natural_name(name) for name in all_names(class_names)]
-        ids = self.tokenize([f"{words} {name}{stop}".strip() for name in names], inserted)
-        lengths = self._lengths(ids) - self._start
-        ids = ids[:, self._start :]
-        if self.text.shares_prefix:
-            ids = ids[:, : int(lengths.max())]  # nothing after end-of-text is ever read
-        n_words = int(self.count_tokens([words])) if words else 0
-        beginnings, named = same_beginnings(ids), self._names_of(class_names)
-        return ClassTokens(ids, lengths, self.count_tokens(names), n_words, beginnings, **named)
-
-    def _names_of(self, class_names: Sequence[str]) -> dict[str, Any]:
-        """What prompts must know of classes that go by several names; nothing of others."""
-        _, owners = names_and_owners(class_names)
-        if owners is None:
-            return {}
-        best = isinstance(class_names, ClassNames) and class_names.best
-        return {"owners": torch.tensor(owners, device=self.device), "averaged": not best}
-
-    def prompts_of_classes(self, class_names: Sequence[str], template: str) -> Prompts:
-        """Prompts, for ``encode_prompts``, of each class's names in a template with one ``{}``."""
-        texts = [template.replace("{}", natural_name(name)) for name in all_names(class_names)]
-        return replace(self.prompts_of(texts), **self._names_of(class_names))
-
-    def count_tokens(self, texts: Sequence[str]) -> Tensor:
-        """Number of tokens (N,) of each text, without the start and end tokens."""
-        ids = self.tokenizer([*texts, ""], context_length=4 * self.context_length)
-        lengths = self._lengths(ids)
-        return (lengths[:-1] - lengths[-1]).to(self.device)
-
-    def word_embeddings(self, words: str) -> Tensor:
-        """Token embeddings (n, d_t) of a phrase, without the start and end tokens."""
-        count = int(self.count_tokens([words])[0])
-        return self.text.embed(self.tokenize([words])[0, self._start : self._start + count])
-
-    def start_embedding(self) -> Tensor:
-        """Embedding (1, d_t) of start-of-text; (0, d_t) for tokenizers without one."""
-        return self.text.embed(self._start_ids)
 
     def encode_prompts(self, prompts: Prompts, chunk: Chunk = None, edits: Sequence[Edit] = ()) -> Tensor:
         """Encode prompts given as embeddings (see ``vlprompt.clip.text``): features (G, C, D), fp32, not normalised."""
@@ -337,24 +195,11 @@ class FrozenCLIP:
             raise VlpromptError(f"texts must be at least one text, not {brief(next(iter(texts), texts))}")
         if not self.text.promptable:
             edits_of("text", edits, promptable=False)
-            # a method, which torch's types take for a tensor or a module
+            # torch's types take every attribute of a module for a tensor or a module
             encode = cast(Callable[[Tensor], Tensor], self.model.encode_text)
             with self._autocast():
                 return torch.cat([encode(part).float() for part in self.tokenize(texts, cut=cut).split(chunk)])
         return self.encode_prompts(self.prompts_of(texts, cut), chunk, edits)[0]
-
-    def prompts_of(self, texts: Sequence[str], cut: bool = False) -> Prompts:
-        """Whole texts as prompts for ``encode_prompts``, for when edits need gradients; ``cut`` as in ``tokenize``."""
-        ids = self.tokenize(texts, cut=cut)
-        lengths = self._lengths(ids) - self._start
-        start, ids = self.start_embedding(), ids[:, self._start :]
-        if self.text.shares_prefix:
-            ids = ids[:, : int(lengths.max())]  # nothing after end-of-text is ever read
-            alike = (ids == ids[:1]).all(dim=0).int().cumprod(dim=0).sum()  # tokens that all of them begin with
-            same = min(int(alike), int(lengths.min()) - 1)
-            start = torch.cat([start, self.text.embed(ids[0, :same])])
-            ids, lengths = ids[:, same:], lengths - same
-        return Prompts(start.unsqueeze(0), self.text.embed(ids), lengths, same_beginnings(ids))
 
     # Images
 
@@ -382,7 +227,7 @@ class FrozenCLIP:
             cosine = image_features @ text_features.T
         return self.logit_scale * cosine + self.logit_bias
 
-    # Copies: a frozen model is shared (and pickled as a name, see ``loading``)
+    # Copying and pickling: a frozen model is shared, and pickled as its name where it has one (``loading``)
 
     def __sklearn_clone__(self) -> FrozenCLIP:
         return self

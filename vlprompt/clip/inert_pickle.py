@@ -1,11 +1,11 @@
-"""A pickle read as data: what it would build, with nothing of it looked up, called or imported.
+"""Reads a pickle as data: what it would create, without looking up, calling or importing anything.
 
-Checkpoints are pickles, and unpickling one runs whatever it names. Here its opcodes are decoded by ``pickletools``, the
-standard library's disassembler, and followed on a stack of plain values: a global is its name, and a call is a record
-of what would have been called with what. So there is no list of what is allowed and nothing that could slip past it: no
-object of the interpreter is within a file's reach, whichever opcodes it uses, ``copyreg`` extensions included.
+Checkpoints are pickles, and unpickling one runs whatever functions it names. Here its opcodes are decoded by
+``pickletools``, the disassembler of the standard library, and executed on a stack of plain values: a global becomes its
+name, and a call a record of the function's name and arguments. So there is no list of allowed functions that could have
+a gap: a file cannot access any object of the interpreter, whichever opcodes it uses, including ``copyreg`` extensions.
 ``pickle.Unpickler`` with a restricted ``find_class`` would still act on the file's objects (``__setstate__``, hashes of
-deep tuples, a memo place by the billion), and ``torch.load(weights_only=True)`` refuses whatever it does not know.
+deep tuples, huge memo indices), and ``torch.load(weights_only=True)`` refuses every file with an unknown object.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from collections.abc import Callable
 from typing import Any, BinaryIO
 
 MAPPINGS = ("collections.OrderedDict", "collections.defaultdict", "builtins.dict")
-KEYS = (str, int, float, bytes, type(None))  # of dictionaries; hashing them runs nothing and takes no time
+KEYS = (str, int, float, bytes, type(None))  # types of dictionary keys whose hash runs no code and is fast
 
 
 class Inert:
-    """What a pickle names, or would have made: a record and nothing more.
+    """A record of a global, a call or a persistent reference in a pickle.
 
     Attributes:
-        name: of the global, such as ``torch._utils._rebuild_tensor_v2``; empty for a reference out of the pickle.
-        arguments: what it would have been called with, or what the reference is; None for the bare global.
-        state: what it would have been given afterwards.
+        name: name of the global, such as ``torch._utils._rebuild_tensor_v2``; empty for a persistent reference.
+        arguments: arguments of the call, or the reference; None for a global that is not called.
+        state: state that would be set on the result.
     """
 
     __slots__ = ("arguments", "name", "state")
@@ -34,13 +34,13 @@ class Inert:
 
 
 def read_pickle(file: BinaryIO) -> tuple[Any, list[Any]]:
-    """Follow one pickle of ``file`` up to its end.
+    """Read one pickle from the position of ``file`` to the pickle's end.
 
     Returns:
-        What it holds, plain values and records of all else; and its references to what stands outside of it.
+        Its content, as plain values and ``Inert`` records; and its persistent references.
 
     Raises:
-        ValueError: it is no pickle, it is cut off, or its opcodes make no sense.
+        ValueError: it is not a pickle, it is truncated, or its opcodes are invalid.
     """
     machine = _Machine()
     try:
@@ -52,7 +52,7 @@ def read_pickle(file: BinaryIO) -> tuple[Any, list[Any]]:
 
 
 class _Machine:
-    """The stack, the stacks below the marks, and the memo of a pickle."""
+    """The state of unpickling: the stack, the stacks below marks, and the memo."""
 
     def __init__(self) -> None:
         self.stack: list[Any] = []
@@ -61,7 +61,7 @@ class _Machine:
         self.references: list[Any] = []
 
     def step(self, opcode: pickletools.OpcodeInfo, argument: Any) -> None:
-        """Do what one opcode says."""
+        """Execute one opcode."""
         name = opcode.name
         if name in PUSHED:
             self.stack.append(PUSHED[name]())
@@ -79,7 +79,7 @@ class _Machine:
             raise ValueError(f"its opcode {name} is not known")
 
     def until_mark(self) -> list[Any]:
-        """Take what stands above the last mark."""
+        """Pop everything above the last mark."""
         values, self.stack = self.stack, self.below.pop()
         return values
 
@@ -120,7 +120,7 @@ def _pairs(*values: Any) -> dict[Any, Any]:
 
 
 def _call(made: Any, arguments: Any = (), _: Any = None) -> Any:
-    """The record of a call; a mapping without arguments is the only thing that is taken for what it is."""
+    """The record of a call; only the creation of plain mappings is carried out."""
     if not isinstance(made, Inert):
         raise ValueError("it calls what is no name")
     if made.name in MAPPINGS:
@@ -146,7 +146,7 @@ PUSHED: dict[str, Callable[[], Any]] = {
     "EMPTY_SET": list,
     "NEXT_BUFFER": lambda: Inert("buffer", ()),
 }
-# opcode -> how many values it takes from the stack (None: all above the mark), and what it makes of them
+# opcode -> number of values that it pops (None: all above the mark), and a function from these to its result
 MADE: dict[str, tuple[int | None, Callable[..., Any]]] = {
     "LIST": (None, lambda *values: list(values)),
     "TUPLE": (None, lambda *values: values),
@@ -161,7 +161,7 @@ MADE: dict[str, tuple[int | None, Callable[..., Any]]] = {
     "NEWOBJ_EX": (3, _call),
     "OBJ": (None, lambda made, *arguments: _call(made, arguments)),
 }
-# opcode -> the name that its argument makes
+# opcode -> format of the name of a record
 NAMED = {"GLOBAL": "{}", "PERSID": "persistent id {}", **dict.fromkeys(("EXT1", "EXT2", "EXT4"), "extension {}")}
 ACTIONS: dict[str, Callable[[_Machine, Any], object]] = {
     "MARK": _Machine.mark,

@@ -1,4 +1,4 @@
-"""``load_clip``: from a name, a checkpoint or a model in hand to a FrozenCLIP."""
+"""``load_clip``: makes a ``FrozenCLIP`` from a name, a checkpoint or a model object."""
 
 from __future__ import annotations
 
@@ -23,16 +23,17 @@ from vlprompt.base.devices import Precision, check_precision, resolve_device, te
 from vlprompt.clip.backbone_files import from_checkpoint
 from vlprompt.clip.backbone_tags import tag_facts
 from vlprompt.clip.catalog import TINY as TINY
-from vlprompt.clip.frozen import FrozenCLIP, Tokenizer
+from vlprompt.clip.frozen import FrozenCLIP
 from vlprompt.clip.model_folders import HUB, LOCAL, create_from_folder, nothing_asked, refuse_code
+from vlprompt.clip.prompt_inputs import Tokenizer
 from vlprompt.errors import VlpromptError, nearest
 
-# errors that mean that the Hub was not reached; its clients differ, and so do the packages that their errors are from
+# classes of errors that mean that the Hub was not reached; by name, since its clients use different packages
 UNREACHED = {
     *("ConnectionError", "TimeoutError", "Timeout", "TransportError", "URLError", "gaierror"),
     *("OfflineModeIsEnabled", "LocalEntryNotFoundError"),
 }
-LARGE = 512  # width of a text tower from which on the towers' precision tells in time
+LARGE = 512  # width of a text tower from which on the towers' precision affects the speed
 OFFLINE_WAYS = (
     "copy the weights into that folder, or give checkpoint=FILE (.safetensors or .pt), or "
     f"backbone=local-dir:FOLDER, or use the embedded backbone={TINY}"
@@ -85,7 +86,7 @@ def load_clip(
         tokenizer = tokenizer or _tokenizer(name)
     else:
         _check_request(name, pretrained, checkpoint)
-        tokenizer = tokenizer or _tokenizer(name)  # first: a package that it lacks is told before weights are fetched
+        tokenizer = tokenizer or _tokenizer(name)  # fails before weights are downloaded
         model = _create(name, pretrained, None if checkpoint is None else Path(checkpoint))
     label = pretrained if checkpoint is None else Path(checkpoint).name
     source = {"name": name, "pretrained": pretrained, "checkpoint": None if checkpoint is None else str(checkpoint)}
@@ -102,7 +103,7 @@ def shared_clip(
     precision: Precision = "fp32",
     device: str = "auto",
 ) -> FrozenCLIP:
-    """Return what ``load_clip`` does, loaded once for all in this process that ask alike."""
+    """``load_clip``, with the latest model shared by all callers in this process that ask for the same."""
     return _loaded_once(name, pretrained, checkpoint, precision, device)
 
 
@@ -115,7 +116,7 @@ def _refuse_weights(what: str, pretrained: str | None, checkpoint: str | os.Path
 
 
 def _check_request(name: str, pretrained: str | None, checkpoint: str | os.PathLike[str] | None) -> None:
-    """Raise a ``VlpromptError`` for what can be told before anything is read: an unknown name or tag, or no weights."""
+    """Raise a ``VlpromptError`` for an unknown name or tag or missing weights, before anything is read."""
     known = open_clip.list_models()
     if name not in known:
         if Path(name).is_file():
@@ -132,20 +133,20 @@ def _check_request(name: str, pretrained: str | None, checkpoint: str | os.PathL
 
 
 def _create(name: str, pretrained: str | None, checkpoint: Path | None) -> nn.Module:
-    """Build the model and fill in its weights."""
+    """Create an architecture with its weights."""
     if checkpoint is not None:
         return from_checkpoint(name, pretrained, checkpoint, _quiet_create)
     if pretrained == "random":
         warnings.warn(f"{name} has random weights: good for speed and tests, its features mean nothing", stacklevel=5)
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)  # the same "random" model every time, so that a saved learner finds its backbone again
+            torch.manual_seed(0)  # the same "random" model every time, so that saved learners can be loaded on it
             return _quiet_create(name)
-    assert pretrained is not None  # _check_request has refused that
+    assert pretrained is not None  # checked by _check_request
     return _quiet_create(name, pretrained=pretrained, force_quick_gelu=tag_facts(name, pretrained).quick_gelu)
 
 
 def _quiet_create(name: str, **kwargs: Any) -> nn.Module:
-    """``open_clip.create_model`` without its log lines about the weights, which are our business."""
+    """``open_clip.create_model`` without log lines about weights, and with errors as ``VlpromptError``."""
     try:
         with nothing_asked(name), _quiet():
             model: nn.Module = open_clip.create_model(name, pretrained_text=False, **kwargs)
@@ -160,7 +161,7 @@ def _quiet_create(name: str, **kwargs: Any) -> nn.Module:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Leave out log lines of OpenCLIP's and the Hub client's."""
+    """Suppress log lines of OpenCLIP and the Hub client."""
     previous = logging.root.manager.disable
     logging.disable(logging.ERROR)
     try:
@@ -170,7 +171,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _from_schema(name: str) -> nn.Module:
-    """Load ``hf-hub:`` and ``local-dir:`` models, whose folder holds configuration and weights."""
+    """Load an ``hf-hub:`` or ``local-dir:`` model, whose folder contains configuration and weights."""
     try:
         with _quiet():
             refuse_code(name)
@@ -179,7 +180,7 @@ def _from_schema(name: str) -> nn.Module:
         if name.startswith(HUB) or error.__cause__ is None or re.search("pip install|asks for code", str(error)):
             raise
         cause: BaseException = error.__cause__
-    except Exception as error:  # a configuration of anyone's may fail anywhere in OpenCLIP, as may the Hub client
+    except Exception as error:  # a wrong configuration may fail anywhere in OpenCLIP, and so may the Hub client
         if name.startswith(HUB):
             raise VlpromptError(_no_model(name, error)) from error
         cause = error
@@ -199,12 +200,12 @@ def _tokenizer(name: str) -> Tokenizer:
             return tokenizer
     except VlpromptError:
         raise
-    except Exception as error:  # the Hub client, fsspec and transformers each raise their own kinds
+    except Exception as error:  # the Hub client, fsspec and transformers raise different classes
         raise VlpromptError(_no_model(what, error)) from error
 
 
 def _no_model(what: str, error: BaseException) -> str:
-    """Why there is no model: a package that is missing, no network, or what the error itself says."""
+    """The reason why loading failed: a missing package, no network, or the error's own message."""
     chain = [error]
     while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None and cause not in chain:
         chain.append(cause)
@@ -221,7 +222,7 @@ def _no_model(what: str, error: BaseException) -> str:
 
 
 def _loaded_again(loading: Mapping[str, Any], weights: str) -> FrozenCLIP:
-    """A frozen model that was pickled as the name that loads it."""
+    """Load a frozen model that was pickled by name, and check that its weights are the same."""
     clip = shared_clip(**loading)
     if clip._weights_hash != weights:
         raise VlpromptError(f"the weights of {clip.name} have changed since this was pickled")
@@ -229,7 +230,7 @@ def _loaded_again(loading: Mapping[str, Any], weights: str) -> FrozenCLIP:
 
 
 def _as_name(clip: FrozenCLIP) -> Any:
-    """Pickle a frozen model as the name that loads it again; one that no name loads is pickled whole."""
+    """Pickle a frozen model as the arguments that load it again, or as a whole if there are none."""
     if clip.source is None or clip.source["pretrained"] == "random":
         return object.__reduce_ex__(clip, 2)
     loading = clip.source | {"precision": clip.precision, "device": str(clip.device)}

@@ -1,4 +1,4 @@
-"""A copy of a frozen model with edits in its weights: what a low-rank update or a learnt norm is once it is learnt."""
+"""Merges edits that amount to a change of weights, such as low-rank updates and norms, into a copy of the model."""
 
 from __future__ import annotations
 
@@ -11,19 +11,20 @@ from vlprompt.clip.towers import TextTower, VisionTower
 
 
 def merged(clip: FrozenCLIP, edits: Sequence[Edit]) -> tuple[FrozenCLIP, list[Edit]]:
-    """Return the model with what can be merged in its weights, and the edits that cannot be.
+    """Return a copy of the model with the edits that can be merged, and the list of the other edits.
 
     Args:
-        clip: the frozen model, in fp32: rounded weights would lose a small update. It stays as it is.
+        clip: the frozen model. It is not changed. Unless it is fp32 nothing is merged, since rounding would lose small
+            updates.
         edits: of a learner on it.
 
     Returns:
-        A copy, whose ``identity()`` is still the original's, and the rest of the edits; the model itself and all of
-        them where nothing can be merged.
+        The copy, whose ``identity()`` is the original's, and the remaining edits. If nothing can be merged, the model
+        itself and all edits.
     """
     if clip.precision != "fp32" or all(type(edit).merge is Edit.merge for edit in edits):
         return clip, list(edits)
-    other: FrozenCLIP = object.__new__(type(clip))  # copy.copy would be answered by the shared model of its name
+    other: FrozenCLIP = object.__new__(type(clip))  # copy.copy would return the shared model of this name
     vars(other).update(vars(clip))
     other.model = copy.deepcopy(clip.model)
     other.text, other.visual = TextTower(other.model), VisionTower(other.model)

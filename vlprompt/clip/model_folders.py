@@ -1,8 +1,8 @@
-"""Models named ``hf-hub:`` or ``local-dir:``: a configuration and weights that anyone may have written.
+"""Models named ``hf-hub:`` or ``local-dir:``, whose configuration and weights may come from anyone.
 
-OpenCLIP hands what the configuration says of its tokenizer and text tower to ``transformers``, which runs Python files
-beside them if it is told to. So the configuration is parsed and what would run code is refused; where it is told to by
-files that are fetched later, ``transformers`` finds nobody to ask. Weights are read as data.
+OpenCLIP passes parts of the configuration to ``transformers``, which can be made to run Python files next to it. So the
+configuration is parsed first, and keys that would run code are refused. If files that are downloaded later ask for it,
+``transformers`` would ask the user for consent, which is switched off. Weights are read as data.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ HUB, LOCAL = "hf-hub:", "local-dir:"
 CONFIG = "open_clip_config.json"
 READ_BY_TRANSFORMERS = ("config.json", "tokenizer_config.json", "processor_config.json", "preprocessor_config.json")
 MAX_BYTES = 64 * 2**20
-# keys that have `transformers` run code of a repository's; a tokenizer's own arguments are an explicit list
+# keys that make `transformers` run code of a repository; other arguments of a tokenizer must be in the list below
 CODE = ("trust_remote_code", "auto_map", "custom_pipelines")
 TOKENIZER_ARGUMENTS = (
     *("clean", "strip_sep_token", "language", "tokenizer_mode", "reduction_mask", "additional_special_tokens"),
@@ -38,14 +38,14 @@ NAMES_FOLDERS = ("hf_tokenizer_name", "hf_model_name")
 
 
 def create_from_folder(name: str, create: Callable[..., nn.Module]) -> nn.Module:
-    """Build the model of a folder or a Hub repository that ``refuse_code`` let pass, and read its weights as data.
+    """Create the model of a folder or Hub repository that ``refuse_code`` accepted, and read its weights as data.
 
     Args:
         name: ``hf-hub:ORG/REPO`` or ``local-dir:FOLDER``.
         create: ``open_clip.create_model``, without its log lines.
 
     Raises:
-        VlpromptError: there are no weights, or they do not fit.
+        VlpromptError: there are no weights, or they do not fit the configuration.
     """
     model = create(name, load_weights=False)
     if name.startswith(HUB):
@@ -59,14 +59,14 @@ def create_from_folder(name: str, create: Callable[..., nn.Module]) -> nn.Module
 
 
 def refuse_code(name: str) -> None:
-    """Raise a ``VlpromptError`` if a model's configuration, or a file next to it, needs its authors' code to be run.
+    """Refuse a model whose configuration, or a file next to it, needs its authors' code to be run.
 
     Args:
         name: an architecture, ``hf-hub:ORG/REPO`` or ``local-dir:FOLDER``.
 
     Raises:
-        VlpromptError: it does, or a file cannot be read as JSON.
-        OSError: a Hub repository's configuration cannot be fetched.
+        VlpromptError: it needs such code, or a file cannot be read as JSON.
+        OSError: the configuration of a Hub repository cannot be downloaded.
     """
     folders: list[Path] = []
     if name.startswith(LOCAL):
@@ -79,7 +79,7 @@ def refuse_code(name: str) -> None:
     _refuse(config, name, CONFIG)
     for part in _mappings(config):
         _check_tokenizer_arguments(part.get("tokenizer_kwargs"), name)
-        # what looks like a repository is a folder where there is one of this name
+        # a name like that of a repository is a folder's if the folder exists
         folders += [Path(part[key]) for key in NAMES_FOLDERS if isinstance(part.get(key), str)]
     for folder in folders:
         for file in READ_BY_TRANSFORMERS:
@@ -89,14 +89,14 @@ def refuse_code(name: str) -> None:
 
 @contextmanager
 def nothing_asked(what: str) -> Iterator[None]:
-    """Have ``transformers`` refuse code of others where it would ask on the terminal, and say so in one sentence."""
+    """Have ``transformers`` refuse other people's code rather than ask on the terminal, with a ``VlpromptError``."""
     module: Any = (
         importlib.import_module("transformers.dynamic_module_utils") if "transformers" in sys.modules else None
     )
     before = getattr(module, "TIME_OUT_REMOTE_CODE", None)
     try:
         if before is not None:
-            module.TIME_OUT_REMOTE_CODE = 0  # its own switch for where nobody can answer
+            module.TIME_OUT_REMOTE_CODE = 0  # its own setting for non-interactive use
         yield
     except (ValueError, OSError, RuntimeError) as error:
         if "trust_remote_code" not in str(error):
@@ -109,7 +109,7 @@ def nothing_asked(what: str) -> Iterator[None]:
 
 def _check_tokenizer_arguments(given: Any, name: str) -> None:
     for key in given if isinstance(given, dict) else ():
-        if key not in (*TOKENIZER_ARGUMENTS, *CODE):  # those of code are said no to where they are true
+        if key not in (*TOKENIZER_ARGUMENTS, *CODE):  # keys of CODE are refused elsewhere, if they are true
             known = ", ".join(TOKENIZER_ARGUMENTS)
             raise VlpromptError(f"{name} gives its tokenizer the argument {key!r:.60}, which is not one of {known}")
 
@@ -122,7 +122,7 @@ def _refuse(content: Any, name: str, file: str) -> None:
 
 
 def _mappings(content: Any) -> Iterator[Mapping[str, Any]]:
-    """Every object of a JSON document, at any depth."""
+    """All objects of a JSON document, at any depth."""
     waiting = [content]
     while waiting:
         part = waiting.pop()

@@ -1,4 +1,4 @@
-"""Class names that no prompt can tell apart: found by the rows of token embeddings that they become."""
+"""Finds class names that no prompt can tell apart, by comparing their tokens and token embeddings."""
 
 from __future__ import annotations
 
@@ -9,27 +9,28 @@ from weakref import WeakKeyDictionary
 import open_clip
 from torch import Tensor
 
-from vlprompt.clip.frozen import FrozenCLIP, natural_name
+from vlprompt.clip.frozen import FrozenCLIP
+from vlprompt.clip.naming import natural_name
 from vlprompt.clip.tiny import TINY_NAME, unseen_names
 from vlprompt.errors import VlpromptError, warn
 
-SHOWN = 3  # names of a sentence
-FAR = 0.25  # the share of class names behind which a list is far from what the embedded model has seen
-# Lists that were looked at, by model, for as long as it lives: scoring a learner sets its class names again and again.
+SHOWN = 3  # names that a message lists
+FAR = 0.25  # share of class names unknown to the embedded model from which on it warns
+# lists that were checked, by model: scoring a learner sets its class names again and again
 _KNOWN: WeakKeyDictionary[FrozenCLIP, set[tuple[str, ...]]] = WeakKeyDictionary()
 
 
 def check_names(clip: FrozenCLIP, class_names: Sequence[str], shared_names: bool = False) -> None:
-    """Refuse classes of the same tokens, and warn of those that a small vocabulary makes alike; once a list.
+    """Refuse class names with the same tokens, and warn of names that the model cannot tell apart; once per list.
 
     Args:
         clip: the frozen model.
         class_names: C names.
-        shared_names: tell classes of the same tokens in a warning only: those of datasets that were joined, or of a
-            learner that exists already. ImageNet's, of which two pairs have one name, are always told only.
+        shared_names: only warn of names with the same tokens, for datasets that were joined and for existing learners.
+            ImageNet, which has two pairs of equal names, only causes a warning in any case.
 
     Raises:
-        VlpromptError: two names are the same tokens, such as ``Cat`` and ``cat`` to CLIP.
+        VlpromptError: two names have the same tokens, such as ``Cat`` and ``cat`` for CLIP.
     """
     names, known = tuple(class_names), _KNOWN.setdefault(clip, set())
     if names in known:
@@ -43,10 +44,10 @@ def check_names(clip: FrozenCLIP, class_names: Sequence[str], shared_names: bool
 
 
 def describe_alike(clip: FrozenCLIP, class_names: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Return what is to be said of names that are the same tokens, and of those that a model does not tell apart.
+    """Describe names with the same tokens, and names with other tokens that the model cannot tell apart.
 
     Returns:
-        Two lists of a sentence or none.
+        Two lists, each with one sentence or empty.
     """
     same, alike = find_alike(clip, class_names)
     more = f" (and {len(same) - 1} more such groups)" if len(same) > 1 else ""
@@ -65,9 +66,9 @@ def describe_alike(clip: FrozenCLIP, class_names: Sequence[str]) -> tuple[list[s
 
 
 def describe_unseen(clip: FrozenCLIP, class_names: Sequence[str]) -> list[str]:
-    """Return what is to be said of names that the embedded model has seen no picture of: a sentence or none.
+    """Describe names none of whose words the embedded model has seen in pretraining: one sentence, or an empty list.
 
-    A few such names among many are left unsaid.
+    A few such names among many are not mentioned.
     """
     if clip.name != TINY_NAME:
         return []
@@ -82,22 +83,21 @@ def describe_unseen(clip: FrozenCLIP, class_names: Sequence[str]) -> list[str]:
 
 
 def find_alike(clip: FrozenCLIP, class_names: Sequence[str]) -> tuple[list[list[str]], list[list[str]]]:
-    """Return groups of names that are the same tokens, and of names whose tokens differ but have equal embeddings.
+    """Return groups of names with the same tokens, and groups of names with different tokens of equal embeddings.
 
-    The second are words that a model does not know, as most are to the small one. One look at the embeddings tells all:
-    whatever stands before and after, rows that are equal have equal text features.
+    The latter consist of words that the model does not know, as is common for the embedded one. Comparing embeddings is
+    enough: prompts whose embeddings are equal have equal text features, whatever the words around the name.
     """
     texts = [f"{natural_name(name)}." for name in class_names]
-    ids = clip.tokenizer(texts, context_length=4 * clip.context_length)  # names that do not fit are told elsewhere
+    ids = clip.tokenizer(texts, context_length=4 * clip.context_length)  # names that are too long are refused elsewhere
     same = _groups(ids)
     first = [group[0] for group in same]
     alike: list[list[int]] = []
-    if clip.text.promptable:  # else its embeddings are not at hand
+    if clip.text.promptable:  # else its embeddings cannot be accessed
         used, places = ids[first].unique(return_inverse=True)
-        kinds = clip.text.embed(used.to(clip.device)).unique(dim=0, return_inverse=True)[
-            1
-        ]  # tokens of equal embeddings are one kind
-        alike = [[first[i] for i in group] for group in _groups(kinds.cpu()[places])]
+        # tokens with equal embeddings get the same number
+        _, numbers = clip.text.embed(used.to(clip.device)).unique(dim=0, return_inverse=True)
+        alike = [[first[i] for i in group] for group in _groups(numbers.cpu()[places])]
 
     def named(groups: list[list[int]]) -> list[list[str]]:
         return [[class_names[i] for i in group] for group in groups if len(group) > 1]
@@ -106,7 +106,7 @@ def find_alike(clip: FrozenCLIP, class_names: Sequence[str]) -> tuple[list[list[
 
 
 def _groups(rows: Tensor) -> list[list[int]]:
-    """Return the positions of equal rows (C, L) together, in the order of their first."""
+    """Group the indices of equal rows (C, L), in the order of their first row."""
     groups: dict[bytes, list[int]] = {}
     for position, row in enumerate(rows.numpy()):
         groups.setdefault(row.tobytes(), []).append(position)
@@ -119,6 +119,6 @@ def _quoted(names: Sequence[str]) -> str:
 
 
 def _published(clip: FrozenCLIP, class_names: Sequence[str]) -> bool:
-    """Whether no names are the same but those that two of ImageNet's classes have."""
+    """Whether the only equal names are those that two ImageNet classes share."""
     twice = {name for name, count in Counter(open_clip.IMAGENET_CLASSNAMES).items() if count > 1}
     return all(set(group) <= twice for group in find_alike(clip, class_names)[0])

@@ -1,4 +1,4 @@
-"""What other rooms use of OpenCLIP: its lists, layers and resizing. A new release of it concerns this room alone."""
+"""What other rooms use of OpenCLIP (lists, layers, resizing), so that a new release of it affects this room alone."""
 
 from open_clip import IMAGENET_CLASSNAMES, OPENAI_IMAGENET_TEMPLATES, SimpleTokenizer, get_model_config, list_models
 from open_clip import OPENAI_DATASET_MEAN as IMAGE_MEAN
@@ -26,6 +26,6 @@ __all__ = [
 
 
 def on_the_hub(name: str, tag: str) -> str | None:
-    """Return the Hub's repository of an architecture's published weights, where OpenCLIP names one."""
+    """Return the Hub repository of published weights, or None if OpenCLIP names none."""
     hub = (get_pretrained_cfg(name, tag) or {}).get("hf_hub")
     return hub.strip("/") if hub else None

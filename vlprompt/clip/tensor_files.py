@@ -1,10 +1,9 @@
-"""Tensors out of files as people have them: safetensors, and what ``torch.save`` or TorchScript wrote.
+"""Reads tensors from files of weights: safetensors, and files written by ``torch.save`` or TorchScript.
 
-Nothing of a file is executed, imported or compiled: safetensors holds numbers alone, and a pickle is read as data
-(``inert_pickle``), in which the records of torch's own rebuilding functions say which bytes of which storage
-make a tensor. Optimisers, schedulers and other objects beside the weights stay records that nobody looks at. Sizes,
-strides and offsets are compared with the bytes that are there, so that a file cannot ask for memory that it does not
-fill.
+Nothing in a file is executed, imported or compiled. Safetensors contain only numbers, and a pickle is read as data
+(``inert_pickle``): its records of calls of torch's rebuilding functions say which bytes of which storage form a tensor.
+Optimizers, schedulers and other objects next to the weights are ignored. Sizes, strides and offsets are compared with
+the bytes that exist, so that a file cannot allocate more memory than it fills.
 """
 
 from __future__ import annotations
@@ -28,11 +27,11 @@ from torch import Tensor
 from vlprompt.clip.inert_pickle import Inert, read_pickle
 from vlprompt.errors import VlpromptError
 
-HOLDERS = ("state_dict", "model_state_dict", "model", "module", "net")  # where trainers keep the weights
+HOLDERS = ("state_dict", "model_state_dict", "model", "module", "net")  # keys of the weights in trainers' checkpoints
 LEGACY_MAGIC, LEGACY_PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
-SPARE = 8  # how often a file's bytes may stand in its tensors: some repositories keep a module under several names
-MAX_CLASS = 2**16  # characters of a class's source that are searched for its lists of tensors
-MAX_NAMES = 100_000  # of tensors and modules in a file; OpenCLIP's largest model has a few thousand
+SPARE = 8  # tensors may have this many times the file's bytes: some checkpoints have a module under several names
+MAX_CLASS = 2**16  # characters of a TorchScript class that are searched for its lists of tensors
+MAX_NAMES = 100_000  # tensors and modules in a file; OpenCLIP's largest model has a few thousand
 DTYPES = {
     "torch.HalfStorage": torch.float16,
     "torch.BFloat16Storage": torch.bfloat16,
@@ -48,19 +47,19 @@ DTYPES = {
     "torch.ComplexDoubleStorage": torch.complex128,
 }
 DAMAGE = (ValueError, OSError, EOFError, MemoryError, RuntimeError, zipfile.BadZipFile, zlib.error, struct.error)
-ReadStorage = Callable[[str, int], bytearray]  # key, bytes expected -> the bytes
+ReadStorage = Callable[[str, int], bytearray]  # key, expected number of bytes -> the bytes
 Declared = Callable[[str], "set[str] | None"]  # class of a module -> names of its parameters and buffers, if known
 
 
 def read_tensor_file(path: Path) -> tuple[dict[str, Tensor], bool]:
-    """Read a file's state dict on the CPU, and say whether the file is a TorchScript archive.
+    """Read the state dict in a file, to the CPU, and return whether the file is a TorchScript archive.
 
     Args:
-        path: safetensors; a state dict, a dictionary that holds one or a whole module, in either of ``torch.save``'s
-            formats; or a TorchScript archive. The content tells which, not the name.
+        path: safetensors; a state dict, a dictionary that contains one, or a whole module, in either format of
+            ``torch.save``; or a TorchScript archive. The format is recognised by the content, not by the name.
 
     Raises:
-        VlpromptError: it is missing, damaged, of another kind, or holds no tensors.
+        VlpromptError: the file is missing, damaged or in another format, or it contains no tensors.
     """
     if path.is_dir():
         files = (p.name for p in path.iterdir() if p.is_file())
@@ -96,11 +95,11 @@ def _read(path: Path) -> tuple[dict[str, Tensor], bool]:
     raise ValueError("it is neither safetensors nor what torch.save or TorchScript writes" if start else "it is empty")
 
 
-# The zip format, which TorchScript archives share
+# The zip format of torch.save and TorchScript
 
 
 class _Archive:
-    """Members of a zip that torch wrote, within a budget: torch compresses code alone, so little unpacks to much."""
+    """Members of a zip written by torch, within a limit on their total size: torch compresses only code."""
 
     def __init__(self, archive: zipfile.ZipFile, size: int):
         self.archive, self.left = archive, SPARE * size
@@ -113,7 +112,7 @@ class _Archive:
         return self.root + name in self.archive.NameToInfo
 
     def read(self, name: str) -> bytearray:
-        """A member's bytes, its checksum compared."""
+        """The bytes of a member, whose checksum is verified."""
         if name not in self:
             raise ValueError(f"it lacks its member {name[:100]}")
         info = self.archive.getinfo(self.root + name)
@@ -123,7 +122,7 @@ class _Archive:
         if self.left < 0:
             raise ValueError(f"its member {name[:100]} unpacks to more than the file may hold")
         if info.CRC == 0:
-            info.CRC = None  # type: ignore[assignment]  # compares none: torch was told to leave checksums out
+            info.CRC = None  # type: ignore[assignment]  # torch can be told to leave checksums out
         content = bytearray(info.file_size)
         with cast(zipfile.ZipExtFile, self.archive.open(info)) as opened:  # what it returns where it reads
             if opened.readinto(content) != len(content) or opened.read(1):
@@ -131,14 +130,14 @@ class _Archive:
         return content
 
     def storage(self, key: str, length: int) -> bytearray:
-        """The bytes of a storage."""
+        """The bytes of a storage; ``ValueError`` unless there are ``length`` of them."""
         content = self.read(f"data/{key}")
         if len(content) != length:
             raise ValueError(f"its storage {key[:100]} has {len(content)} bytes, and {length} are declared")
         return content
 
     def declared(self, module: str) -> set[str] | None:
-        """Parameters and buffers of a TorchScript class, from its source read as text; None if it does not say."""
+        """Names of a TorchScript class's parameters and buffers, from its source; None if not listed."""
         folder, _, name = module.rpartition(".")
         file = f"code/{folder.replace('.', '/')}.py"
         if file not in self:
@@ -161,7 +160,7 @@ def _read_zip(path: Path) -> tuple[dict[str, Tensor], bool]:
         return _build(_find_records(content, declared), archive.storage, SPARE * path.stat().st_size), scripted
 
 
-# The legacy format: pickles one after the other, then the storages
+# The legacy format: several pickles, then the storages
 
 
 def _read_legacy(path: Path) -> dict[str, Tensor]:
@@ -174,7 +173,7 @@ def _read_legacy(path: Path) -> dict[str, Tensor]:
             raise ValueError("its numbers are big-endian")
         content, references = read_pickle(file)
         keys, _ = read_pickle(file)
-        storages = [reference for reference in references if _is_storage(reference)]  # others name classes' sources
+        storages = [reference for reference in references if _is_storage(reference)]  # others refer to source code
         places = _legacy_places(file, keys, dict(_storage(reference)[:2] for reference in storages), size)
 
         def read(key: str, length: int) -> bytearray:
@@ -188,7 +187,7 @@ def _read_legacy(path: Path) -> dict[str, Tensor]:
 
 
 def _legacy_places(file: BinaryIO, keys: Any, kinds: dict[str, torch.dtype], size: int) -> dict[str, tuple[int, int]]:
-    """Where each storage starts and how many bytes it has; ``file`` stands behind the list of their keys."""
+    """Offset and size in bytes of each storage; ``file`` is positioned after the list of their keys."""
     places = {}
     for key in keys if isinstance(keys, list) else ():
         count = int.from_bytes(file.read(8), "little", signed=True)
@@ -205,7 +204,7 @@ def _legacy_places(file: BinaryIO, keys: Any, kinds: dict[str, torch.dtype], siz
 
 
 class _Layout(NamedTuple):
-    """Which numbers of which storage make a tensor."""
+    """Which numbers of which storage form a tensor."""
 
     key: str
     dtype: torch.dtype
@@ -220,7 +219,7 @@ def _is_storage(reference: Any) -> bool:
 
 
 def _storage(reference: Any) -> tuple[str, torch.dtype, int, int]:
-    """Key, type, count and first number of a storage: ("storage", type, key, device, count[, view])."""
+    """Key, dtype, length and first element of a reference ("storage", type, key, device, length[, view])."""
     if not _is_storage(reference):
         raise ValueError("it refers to what is no storage")
     _, kind, key, _, count, *view = reference
@@ -241,7 +240,7 @@ def _is_tensor(value: Any) -> TypeGuard[Inert]:
 
 
 def _layout(name: str, record: Inert) -> _Layout:
-    """Read the record of a call of a rebuilding function, and hold it to the bounds of its storage."""
+    """Interpret a record of a call of a rebuilding function; ``ValueError`` if the tensor exceeds its storage."""
     function, arguments = record.name.rpartition("._rebuild_")[2], record.arguments
     inner = arguments[0] if arguments and function in ("parameter", "parameter_with_state") else None
     if function == "from_type_v2" and len(arguments) == 4 and isinstance(arguments[0], Inert):
@@ -261,7 +260,7 @@ def _layout(name: str, record: Inert) -> _Layout:
 
 
 def _build(records: dict[str, Inert], read: ReadStorage, numbers: int) -> dict[str, Tensor]:
-    """Make the tensors, which together may hold so many bytes; a storage is read once."""
+    """Create the tensors, which may have at most ``numbers`` bytes together; each storage is read once."""
     layouts = {name: _layout(name, record) for name, record in records.items()}
     if sum(math.prod(layout.size) * layout.dtype.itemsize for layout in layouts.values()) > numbers:
         raise ValueError("its tensors claim far more numbers than the file holds")
@@ -280,7 +279,7 @@ def _build(records: dict[str, Inert], read: ReadStorage, numbers: int) -> dict[s
 
 
 def _find_records(content: Any, declared: Declared) -> dict[str, Inert]:
-    """The records of tensors by name: of a state dict, of a dictionary that holds one, or of a whole module."""
+    """The records of tensors by name, in a state dict, a dictionary that contains one, or a whole module."""
     if isinstance(content, dict):
         held = (content[key] for key in HOLDERS if isinstance(content.get(key), (dict, Inert)))
         content = next((value for value in held if not _is_tensor(value)), content)
@@ -296,7 +295,7 @@ def _find_records(content: Any, declared: Declared) -> dict[str, Inert]:
 
 
 def _walk(module: Any, prefix: str, declared: Declared, depth: int) -> Iterator[tuple[str, Inert | None]]:
-    """Yield a module's tensors by their dotted names, and None for each module on the way."""
+    """Yield a module's tensors with their dotted names, and None for each submodule."""
     yield prefix, None
     state = module.state if isinstance(module, Inert) else None
     if not isinstance(state, dict) or depth > 50:

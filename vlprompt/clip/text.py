@@ -1,13 +1,13 @@
-"""Exact prompted text encoding: what stands before a class name is computed once for all classes.
+"""Exact prompted text encoding: what comes before the class name is computed once for all classes.
 
-In a causal text tower a token sees only what stands before it, so ``[SOS, context, fixed words]`` has the same hidden
-states in front of every class name, and nothing after the end-of-text token matters. One pass encodes the prefix and
-keeps its keys and values; a second encodes the packed class suffixes, each of which attends to ``[prefix | itself]``.
-That is ``P + Σ_c S_c`` tokens instead of ``L·C``, and fewer still where class names begin alike: "boeing 737-200" and
-"boeing 737-300" are one token sequence up to their last word (docs/design.md, "Exact text encoding").
+In a causal text tower a token attends only to itself and to earlier tokens, so ``[SOS, context, fixed words]`` has the
+same hidden states before every class name, and nothing after the end-of-text token matters. One pass encodes this
+prefix and keeps its keys and values; a second pass encodes the packed class suffixes, each of which attends to
+``[prefix | itself]``. That is ``P + Σ_c S_c`` tokens instead of ``L·C``, and fewer still if class names begin alike:
+"boeing 737-200" and "boeing 737-300" differ only in the last word (docs/design.md, "Exact text encoding").
 
-``encode_prompts_plain`` computes the same over full-length sequences: the counterpart that tests compare with, and the
-way for towers that are not causal or pool elsewhere.
+``encode_prompts_plain`` computes the same with full-length sequences: as a reference for tests, and for towers that are
+not causal or pool elsewhere.
 """
 
 from __future__ import annotations
@@ -30,20 +30,21 @@ Encode = Callable[["Prompts", Rows], Tensor]
 
 @dataclass(frozen=True)
 class Prompts:
-    """Class prompts as embeddings, cut where they stop being the same for every class.
+    """Class prompts as embeddings, split into what all classes share and what follows for each class.
 
     Attributes:
-        prefix: (G, P, d_t), start-of-text and the context shared by all classes; G prompts are encoded side by side
-            (1 for a unified context, the batch for an image-conditioned one, K for a collection of prompts).
+        prefix: (G, P, d_t), start-of-text and the context shared by all classes. G prompts are encoded side by side: 1
+            for a unified context, the batch for an image-conditioned one, K for a collection of prompts.
         suffix: (C, S, d_t) or (G, C, S, d_t), what follows for each class, padded at the end.
-        lengths: (C,), tokens of each suffix up to and including end-of-text.
-        beginnings: (C, S), the same number wherever suffixes are the same up to and including that token, as
-            ``same_beginnings`` gives them; None takes every token for a different one.
-        deep: {layer: (n, d_t) or (G, n, d_t)}, tokens that replace positions 1…n at the input of that block.
-        start: position of the first replaced token, after start-of-text (0 for tokenizers that have none).
-        owners: (C,) where rows are names and several may be of one class: whose each is. None if each is a class's.
-        averaged: whether those of a class then give one feature, the mean of their directions.
-        context: the learnt vectors among them, as they were handed over; for those who ask, encoding has no use for it.
+        lengths: (C,), number of tokens of each suffix up to and including end-of-text.
+        beginnings: (C, S), equal numbers where suffixes are equal up to and including that token, as returned by
+            ``same_beginnings``; None treats all tokens as different.
+        deep: {layer: (n, d_t) or (G, n, d_t)}, tokens that replace positions start…start+n-1 at the input of that
+            block.
+        start: position of the first replaced token, after start-of-text (0 for tokenizers without one).
+        context: the learnt vectors of the prompts, for edits and recorders; not used for encoding.
+        owners: (C,), the class of each row, if classes have several names with a row each; else None.
+        averaged: whether the features of a class's names are then averaged, as directions.
     """
 
     prefix: Tensor
@@ -57,14 +58,14 @@ class Prompts:
     averaged: bool = True
 
     def of_classes(self, classes: slice) -> Prompts:
-        """The prompts of some classes."""
+        """The prompts of a slice of the classes."""
         beginnings = None if self.beginnings is None else self.beginnings[classes]
         suffix = self.suffix[..., classes, :, :]
         owners = None if self.owners is None else self.owners[classes]
         return replace(self, suffix=suffix, lengths=self.lengths[classes], beginnings=beginnings, owners=owners)
 
     def of_group(self, group: slice) -> Prompts:
-        """One of the G prompts of each class, with a group axis of size one in prefix and suffix (1, C, S, d_t)."""
+        """A slice of the G prompts of each class; tensors whose group axis is missing or of size one are kept."""
 
         def one(t: Tensor, dims: int) -> Tensor:
             return t[group] if t.dim() == dims and len(t) > 1 else t
@@ -97,18 +98,21 @@ def encode_prompts(tower: TextTower, prompts: Prompts, chunk: Chunk = None, edit
     Args:
         tower: the text tower.
         prompts: G·C prompts; positional embeddings are added here.
-        chunk: classes encoded at a time. While gradients are recorded each chunk is checkpointed: its activations are
-            computed again in the backward pass, so that memory grows with the chunk and not with C. ``auto`` takes as
-            many as memory does.
-        edits: of any tower; the text tower's are applied.
+        chunk: number of classes encoded at a time. If gradients are recorded, each chunk is checkpointed: its
+            activations are recomputed in the backward pass, so that memory grows with the chunk and not with C.
+            ``auto`` takes as many classes as fit in memory, see ``vlprompt.clip.chunks``.
+        edits: edits of any tower, of which the text tower's are applied.
 
     Returns:
-        Text features (G, C, D), fp32, not normalised.
+        Text features (G, C, D), fp32, not normalised; of the C classes if rows are averaged names.
+
+    Raises:
+        VlpromptError: there are edits, but the tower takes none, or an edit's ``shared_until`` is wrong.
     """
     edits = edits_of("text", edits, tower.promptable)
     if not tower.shares_prefix or shared_layers(edits, tower.layers) == 0:
         return encode_prompts_plain(tower, prompts, edits, chunk)
-    prompts = _entering(prompts, edits)
+    prompts = _prompted(prompts, edits)
     prefix = _encode_prefix(tower, prompts, edits)
     chunk = classes_at_once(tower, prompts, chunk, shared=True)
     features = _in_chunks(prompts, chunk, lambda part, rows: _encode_suffix(tower, prefix, part, edits, rows))
@@ -116,16 +120,16 @@ def encode_prompts(tower: TextTower, prompts: Prompts, chunk: Chunk = None, edit
 
 
 def encode_prompts_plain(tower: TextTower, prompts: Prompts, edits: Sequence[Edit] = (), chunk: Chunk = None) -> Tensor:
-    """Encode the same prompts as full-length sequences, one by one per class as the published code does: (G, C, D)."""
+    """Encode the same prompts as full-length sequences, one per class, as published code does: (G, C, D)."""
     edits = edits_of("text", edits, tower.promptable)
     chunk = classes_at_once(tower, prompts, chunk, shared=False)
-    prompts = _entering(prompts, edits)
+    prompts = _prompted(prompts, edits)
     features = _in_chunks(prompts, chunk, lambda part, rows: _encode_full(tower, part, edits, rows))
     return _of_classes(features, prompts)
 
 
 def average_names(features: Tensor, owners: Tensor) -> Tensor:
-    """The mean direction of each class's names: features (…, M, D) and whose each is (M,) -> (…, C, D)."""
+    """The mean direction of each class's names: features (…, M, D) and the class of each, (M,) -> (…, C, D)."""
     counts = owners.bincount()
     means = features.new_zeros(*features.shape[:-2], len(counts), features.shape[-1])
     means = means.index_add(-2, owners, F.normalize(features, dim=-1))
@@ -133,20 +137,21 @@ def average_names(features: Tensor, owners: Tensor) -> Tensor:
 
 
 def _of_classes(features: Tensor, prompts: Prompts) -> Tensor:
-    """Features (G, C, D) of prompts whose rows are names."""
+    """Features (G, C, D) of classes from those of rows, which may be names."""
     if prompts.owners is None or not prompts.averaged:
         return features
     return average_names(features, prompts.owners)
 
 
-def _entering(prompts: Prompts, edits: Sequence[Edit]) -> Prompts:
+def _prompted(prompts: Prompts, edits: Sequence[Edit]) -> Prompts:
+    """The prompts as edits change them before they enter the tower."""
     for edit in edits:
         prompts = edit.prompted(prompts)
     return prompts
 
 
 def _in_chunks(prompts: Prompts, chunk: int | None, encode: Encode) -> Tensor:
-    """Encode slices of the class axis and join the results on it."""
+    """Encode slices of the class axis, checkpointed if gradients are recorded, and concatenate the results."""
     count = len(prompts.lengths)
     if chunk is None or chunk >= count:
         return encode(prompts, Rows(owners=prompts.owners))
@@ -159,7 +164,7 @@ def _in_chunks(prompts: Prompts, chunk: int | None, encode: Encode) -> Tensor:
 
 
 def _replace_deep(x: Tensor, tokens: Tensor | None, start: int) -> Tensor:
-    """Put deep prompt tokens (n, d_t) or (G, n, d_t) in the place of positions start… of x (G, [C,] T, d_t)."""
+    """Replace positions start…start+n-1 of x (G, [C,] T, d_t) by deep prompt tokens (n, d_t) or (G, n, d_t)."""
     if tokens is None:
         return x
     if tokens.dim() == 3 and x.dim() == 4:
@@ -170,8 +175,12 @@ def _replace_deep(x: Tensor, tokens: Tensor | None, start: int) -> Tensor:
 
 @dataclass(frozen=True)
 class _Prefix:
-    """The shared prefix: keys and values (G, H, P, d_h) of the blocks that share it, and the states (G, P, d_t) that
-    enter the first block that does not, if there is one."""
+    """The encoded prefix of all classes.
+
+    Attributes:
+        keys_values: keys and values (G, H, P, d_h) of each block that shares the prefix.
+        states: input (G, P, d_t) of the first block that does not share it; None if all blocks do.
+    """
 
     keys_values: list[tuple[Tensor, Tensor]]
     states: Tensor | None
@@ -197,7 +206,7 @@ def _encode_prefix(tower: TextTower, prompts: Prompts, edits: Sequence[Edit]) ->
 
 
 def _one_for_all_classes(edit: Edit, x: Tensor, layer: int) -> Tensor:
-    """Prefix states (G, 1, P, d_t) without their class axis, or one sentence if classes have their own."""
+    """Prefix states (G, 1, P, d_t) without the class axis; ``VlpromptError`` if they differ between classes."""
     if x.shape[1] == 1:
         return x.squeeze(1)
     raise VlpromptError(
@@ -206,15 +215,15 @@ def _one_for_all_classes(edit: Edit, x: Tensor, layer: int) -> Tensor:
 
 
 def _pack(kept: Tensor, beginnings: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Number the different tokens of a padded grid.
+    """Number the distinct tokens of a padded grid, so that each is computed once.
 
     Args:
-        kept: (C, S), False at the padding.
-        beginnings: (C, S), or None if all are different.
+        kept: (C, S), False for padding.
+        beginnings: (C, S), as in ``Prompts``; None if all tokens are distinct.
 
     Returns:
-        Slots (T,), a place of each of the T different tokens in the flat grid; and owners (C, S), the token at each
-        place. At the padding that is any one.
+        Slots (T,), a position of each of the T distinct tokens in the flattened grid; and owners (C, S), the number of
+        the token at each position (arbitrary for padding).
     """
     slots = kept.flatten().nonzero().squeeze(1)
     tokens, count = torch.arange(len(slots), device=slots.device), len(slots)
@@ -227,11 +236,12 @@ def _pack(kept: Tensor, beginnings: Tensor | None) -> tuple[Tensor, Tensor]:
 
 
 def _encode_suffix(tower: TextTower, prefix: _Prefix, prompts: Prompts, edits: Sequence[Edit], rows: Rows) -> Tensor:
-    """Encode class suffixes ([G,] C, S, d_t) behind the prefix's keys and values: (G, C, D).
+    """Encode class suffixes ([G,] C, S, d_t), given the prefix's keys and values: (G, C, D).
 
-    Linear layers see the T different tokens packed (G, T, d_t); attention sees all, padded to (G, H, C, S, d_h).
-    Layer 0's input is the same for all G prompts unless the suffix holds context itself, so its group axis stays 1
-    until the prefix enters. From the block on that gives each class a prefix of its own, prefix and suffix go together.
+    Linear layers process the T distinct tokens packed, (G, T, d_t); attention processes all of them, padded to
+    (G, H, C, S, d_h). The input of block 0 is the same for all G prompts unless the suffix contains context, so the
+    group axis has size 1 until the first attention to the prefix. From the block on that gives each class its own
+    prefix, prefix and suffix are processed together.
     """
     lengths, beginnings, start = prompts.lengths, prompts.beginnings, prompts.prefix.shape[1]
     longest = int(lengths.max())
@@ -239,7 +249,7 @@ def _encode_suffix(tower: TextTower, prefix: _Prefix, prompts: Prompts, edits: S
     suffix = suffix if suffix.dim() == 4 else suffix.unsqueeze(0)
     kept = torch.arange(longest, device=lengths.device) < lengths[:, None]  # (C, S)
     slots, owners = _pack(kept, None if beginnings is None else beginnings[:, :longest])
-    ends = owners.gather(1, lengths[:, None] - 1).squeeze(1)  # (C,) places of end-of-text among the packed tokens
+    ends = owners.gather(1, lengths[:, None] - 1).squeeze(1)  # (C,) positions of end-of-text among the packed tokens
     future = torch.ones(longest, longest, dtype=torch.bool, device=lengths.device).triu(1)
     x = suffix.flatten(1, 2)[:, slots]  # (G, T, d_t)
 
@@ -256,7 +266,7 @@ def _encode_suffix(tower: TextTower, prefix: _Prefix, prompts: Prompts, edits: S
 
     for i, (prefix_k, prefix_v) in enumerate(prefix.keys_values):
         block, last = tower.blocks[i], i == tower.layers - 1
-        if last:  # only the end-of-text token is read, so only it asks; keys and values are needed for all
+        if last:  # only end-of-text is pooled, so only its query is needed, but all keys and values are
             (q,) = block.project(x[:, ends], "q", edits)  # (G, C, H, d_h)
             k, v = map(pad, block.project(x, "kv", edits))
             q, x = q.unsqueeze(2).movedim(3, 1), x[:, ends]  # (G, H, C, 1, d_h)
@@ -280,8 +290,8 @@ def _encode_suffix(tower: TextTower, prefix: _Prefix, prompts: Prompts, edits: S
 def _attend(q: Tensor, k: Tensor, v: Tensor, prefix_k: Tensor, prefix_v: Tensor, hidden: Tensor) -> Tensor:
     """Softmax attention of suffix queries over [prefix keys | own keys], by explicit products.
 
-    q (G, H, C, Q, d_h); k, v (G, H, C, S, d_h); prefix_k, prefix_v (G, H, P, d_h); hidden is True where an own key must
-    not be seen. The prefix part is one large product per head; no copy of the prefix is made for any class.
+    q (G, H, C, Q, d_h); k, v (G, H, C, S, d_h); prefix_k, prefix_v (G, H, P, d_h); hidden is True where an own key is
+    masked. The prefix part is a single product per head, without copying the prefix for each class.
     """
     q = q * q.shape[-1] ** -0.5
     to_prefix = (q.flatten(2, 3) @ prefix_k.transpose(-1, -2)).unflatten(2, q.shape[2:4])  # (G, H, C, Q, P)
@@ -302,8 +312,7 @@ def _encode_full(tower: TextTower, prompts: Prompts, edits: Sequence[Edit], rows
 
 
 def _encode_group(tower: TextTower, prompts: Prompts, edits: Sequence[Edit], rows: Rows) -> Tensor:
-    """Encode C sequences of context length, unless an edit trims them: prefix (1, P, d_t), suffix ([1,] C, S, d_t) ->
-    (1, C, D)."""
+    """Encode the C sequences of one group, of context length unless an edit trims them: (1, C, D)."""
     size, count = prompts.prefix.shape[1], len(prompts.lengths)
     suffix = prompts.suffix.squeeze(0) if prompts.suffix.dim() == 4 else prompts.suffix
     trimmed = tower.shares_prefix and any(isinstance(edit, Trimmed) for edit in edits)
@@ -319,7 +328,7 @@ def _encode_group(tower: TextTower, prompts: Prompts, edits: Sequence[Edit], row
 def _encode_sequences(
     tower: TextTower, x: Tensor, end: Tensor, prompts: Prompts, edits: Sequence[Edit], rows: Rows, first: int = 0
 ) -> Tensor:
-    """Run whole sequences (G, C, T, d_t) with end-of-text at ``end`` (C,) from a block on: (G, C, D)."""
+    """Encode whole sequences x (G, C, T, d_t), block ``first``'s input, with end-of-text at ``end`` (C,): (G, C, D)."""
     deep, (groups, count, size) = prompts.deep or {}, x.shape[:3]
     mask = _mask(tower, size, end)
     for i, block in enumerate(tower.blocks[first:], start=first):
@@ -343,7 +352,7 @@ def _encode_sequences(
 
 
 def _last_of_sequences(block: Block, x: Tensor, end: Tensor, edits: Sequence[Edit]) -> Tensor:
-    """The last block's states (G, C, d_t) of end-of-text, of sequences x (G, C, T, d_t): it alone asks."""
+    """The last block's output (G, C, d_t) for end-of-text alone, from whole sequences x (G, C, T, d_t)."""
     (groups, count, size), device = x.shape[:3], x.device
     read = x[:, torch.arange(count, device=device), end]  # (G, C, d_t)
     (q,) = block.project(read, "q", edits)  # (G, C, H, d_h)
@@ -361,7 +370,7 @@ def _pool(tower: TextTower, x: Tensor, end: Tensor) -> Tensor:
 
 
 def _mask(tower: TextTower, size: int, end: Tensor) -> Tensor | None:
-    """The tower's additive mask of sequences of ``size`` tokens: (T, T), or (C, H, T, T) where padding is hidden."""
+    """The tower's additive attention mask for T = ``size`` tokens: (T, T), or (C, H, T, T) if it masks padding."""
     content = size - (tower.cls_emb is not None)
     mask = tower.full_mask(torch.arange(content, device=end.device) <= end[:, None])
     return mask.unflatten(0, (len(end), -1)) if mask is not None and mask.dim() == 3 else mask

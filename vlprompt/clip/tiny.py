@@ -35,12 +35,12 @@ DRAWS = {nn.init.kaiming_uniform_, nn.init.normal_, nn.init.uniform_}
 
 
 class Undrawn(TorchFunctionMode):
-    """Leaves weights as their memory is where a module that is built would draw them, for a file's to come there."""
+    """Skips drawing random initial weights while a module is created, since weights of a file replace them."""
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Do what is asked, unless it draws."""
+        """Call the function unless it draws random numbers."""
         return (kwargs or {})["tensor"] if func in DRAWS else func(*args, **(kwargs or {}))
 
 
@@ -53,19 +53,24 @@ def tiny_config(folder: Path = FOLDER) -> dict[str, Any]:
 def load_tiny(folder: Path = FOLDER) -> tuple[CLIP, SimpleTokenizer]:
     """Return the model in fp32 and eval mode, with its preprocessing set as OpenCLIP does, and CLIP's own tokenizer.
 
-    The file holds fp16 weights, and the token embeddings as whole numbers of eight bits with a scale for each token.
-    `folder` holds the two files of another pretraining.
+    The file contains fp16 weights, and token embeddings as 8-bit integers with a scale per token.
+
+    Args:
+        folder: contains configuration and weights; another folder for a model of one's own pretraining.
+
+    Raises:
+        VlpromptError: the files are missing or do not fit each other.
     """
     weights = folder / WEIGHTS
     if not weights.exists():
         raise VlpromptError(f"the weights of {TINY_NAME} are missing at '{weights}': reinstall vlprompt")
     whole = tiny_config(folder)
     config, preprocessing = whole["model_cfg"], whole["preprocess_cfg"]
-    # the few weights that are drawn all the same must not move the caller's seed
+    # a few weights are drawn nevertheless, which must not affect the caller's random numbers
     with torch.random.fork_rng(devices=[]), Undrawn():
         model = CLIP(**config)
     try:
-        model.load_state_dict(unpacked(load_file(weights)), assign=True)  # which spares a copy
+        model.load_state_dict(unpacked(load_file(weights)), assign=True)  # without a copy
     except (RuntimeError, KeyError, SafetensorError) as error:
         problem = str(error).strip().splitlines()[-1].strip()
         raise VlpromptError(f"'{weights}' does not hold the model of {CONFIG} beside it ({problem})") from error
@@ -75,7 +80,7 @@ def load_tiny(folder: Path = FOLDER) -> tuple[CLIP, SimpleTokenizer]:
 
 @cache
 def tokenizer_of(context_length: int) -> SimpleTokenizer:
-    """Return CLIP's tokenizer, which is read once in a process."""
+    """Return CLIP's tokenizer, which is created once per process."""
     return SimpleTokenizer(context_length=context_length)
 
 
@@ -86,7 +91,7 @@ def seen_words() -> frozenset[str]:
 
 
 def words_of(name: str) -> list[str]:
-    """Return a name's words as captions are counted by them: of letters alone, small, and without a plural's s.
+    """Return the words of a name in the form of ``seen_words``: letters only, lower case, without a plural's s.
 
     >>> words_of("Sea or Lake"), words_of("Golden Retrievers"), words_of("737-800")
     (['sea', 'lake'], ['golden', 'retriever'], [])
@@ -96,22 +101,22 @@ def words_of(name: str) -> list[str]:
 
 
 def unseen_names(class_names: Sequence[str]) -> list[str]:
-    """Return the names of which no word stood in any caption of pretraining: it saw no picture called so.
+    """Return the names none of whose words occurs in the captions of pretraining.
 
-    A name of one letter or digit, or of numbers alone, is none of them.
+    Names of one letter or digit, or of numbers alone, are never among them.
     """
     return [n for n in class_names if (words := words_of(n)) and not seen_words().intersection(words)]
 
 
 def unpacked(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Return OpenCLIP's state dict, fp32, of what the file holds."""
+    """Return OpenCLIP's fp32 state dict from the tensors in the file."""
     state = {name: tensor.float() for name, tensor in tensors.items() if not name.startswith("token_embedding.")}
     state[EMBEDDING] = tensors[ROWS].float().mul_(tensors[ROW_SCALES].float())  # (V, d_t), (V, 1)
     return state
 
 
 def packed(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Return what the file holds of OpenCLIP's state dict: fp16, and token embeddings (V, d_t) in eight bits."""
+    """Return the tensors of the file for OpenCLIP's state dict: fp16, and 8-bit token embeddings (V, d_t)."""
     tensors = {name: tensor.half().contiguous() for name, tensor in state.items() if name != EMBEDDING}
     rows = state[EMBEDDING].float()
     scales = (rows.abs().amax(1, keepdim=True) / 127).half().clamp(min=torch.finfo(torch.half).tiny)  # (V, 1)

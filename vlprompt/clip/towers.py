@@ -1,8 +1,8 @@
 """Views of OpenCLIP's text and image towers: the only file that knows their internals.
 
-OpenCLIP has two layouts (``CLIP`` with the text parts flattened onto the model, ``CustomTextCLIP`` and ``CoCa`` with a
-``.text`` module) and several image towers (``VisionTransformer``, ``ModifiedResNet``, timm). Everything above sees a
-``TextTower``, a ``VisionTower`` and what they can do.
+OpenCLIP has two layouts (``CLIP`` has the text tower's parts on the model itself, ``CustomTextCLIP`` and ``CoCa`` have
+a ``.text`` module) and several image towers (``VisionTransformer``, ``ModifiedResNet``, timm). All other code uses a
+``TextTower`` and a ``VisionTower``, which say what they are capable of.
 """
 
 from __future__ import annotations
@@ -29,11 +29,15 @@ from vlprompt.errors import VlpromptError
 
 
 class Block:
-    """A pre-norm residual attention block, opened up so that queries, keys and values can be chosen freely.
+    """A pre-norm residual attention block in separate steps, so that callers choose queries, keys and values.
 
-    The residual stream stays in fp32; the linear layers run in the dtype of their (frozen) weights; attention itself
-    runs in fp32, since the backward pass of short bf16 attention is slow on CPUs (see docs/design.md). ``edits`` are
-    those of this tower.
+    The residual stream is fp32, and linear layers run in the dtype of their frozen weights. Attention is computed by
+    the callers, in fp32, since the backward pass of bf16 attention over short sequences is slow on CPUs (see
+    docs/design.md). ``edits`` are those of this tower.
+
+    Args:
+        module: OpenCLIP's block.
+        layer: its index, which edits receive.
     """
 
     def __init__(self, module: ResidualAttentionBlock | CustomResidualAttentionBlock, layer: int):
@@ -51,7 +55,7 @@ class Block:
         return [p for p in linear if p is not None]
 
     def weight_of(self, part: str) -> Tensor:
-        """The weight (d, d) of q, k, v or o, a view."""
+        """The weight (d, d) of the map q, k, v or o, as a view that can be changed in place."""
         if part == "o":
             own: Tensor = self.attn.out_proj.weight
             return own
@@ -60,18 +64,18 @@ class Block:
 
     @property
     def norms(self) -> dict[Norm, nn.LayerNorm]:
-        """The norms in front of attention and of the MLP."""
+        """The norms before attention and before the MLP."""
         return {"attention": self.module.ln_1, "mlp": self.module.ln_2}
 
     def normed(self, x: Tensor, edits: Sequence[Edit] = (), norm: Norm = "attention") -> Tensor:
-        """What attention, or the MLP, receives of states x (…, d)."""
+        """The input of attention or of the MLP for states x (…, d): the norm, with edits of it."""
         out: Tensor = self.norms[norm](x)
         for edit in edits:
             out = edit.normed(self.layer, norm, x, out)
         return out
 
     def project(self, x: Tensor, parts: str = "qkv", edits: Sequence[Edit] = ()) -> list[Tensor]:
-        """Return the asked queries, keys and values of ln_1(x): each (…, H, d_h) in fp32 for x (…, d)."""
+        """Queries, keys and values of ln_1(x), or consecutive ones of them: each (…, H, d_h) in fp32 for x (…, d)."""
         weight, bias = self.attn.in_proj_weight, self.attn.in_proj_bias
         width = weight.shape[1]
         first, last = "qkv".index(parts[0]) * width, ("qkv".index(parts[-1]) + 1) * width
@@ -82,18 +86,18 @@ class Block:
             for edit in edits:
                 named = edit.project(self.layer, x, named)
             return [self.in_heads(part, named[part]) for part in parts]
-        cut = out.unflatten(-1, (len(parts), self.heads, -1)).unbind(-3)  # at once, which counts in small towers
+        cut = out.unflatten(-1, (len(parts), self.heads, -1)).unbind(-3)  # in one step, which matters for small towers
         return [self._head_norm(part, t) for part, t in zip(parts, cut, strict=True)]
 
     def in_heads(self, part: str, x: Tensor) -> Tensor:
-        """Cut q, k or v (…, d) into heads (…, H, d_h), with the norms of OpenCLIP's custom attention."""
+        """Split q, k or v (…, d) into heads (…, H, d_h), with the norms of OpenCLIP's custom attention."""
         return self._head_norm(part, x.unflatten(-1, (self.heads, -1)))
 
     def _head_norm(self, part: str, x: Tensor) -> Tensor:
         return getattr(self.attn, f"ln_{part}")(x) if self.custom and part != "v" else x
 
     def finish(self, x: Tensor, attended: Tensor, edits: Sequence[Edit] = ()) -> Tensor:
-        """Add the attention output (…, H, d_h) to the residual stream x (…, d), then the MLP."""
+        """The block's output (…, d), given its input x (…, d) and the output of attention (…, H, d_h)."""
         module, attn, entered = self.module, self.attn, x
         if self.custom and attn.head_scale is not None:
             attended = attended * attn.head_scale.view(-1, 1)
@@ -114,7 +118,7 @@ class Block:
         hidden = module.mlp.c_fc(hidden.to(dtype))
         for edit in edits:
             hidden = edit.mlp(self.layer, "fc", entering, hidden.float()).to(dtype)
-        # x·σ(1.702x) = silu(1.702x)/1.702, of which autograd keeps one tensor and not three
+        # x·σ(1.702x) = silu(1.702x)/1.702, for which autograd keeps one tensor rather than three
         hidden = F.silu(hidden * 1.702) / 1.702 if self.fuse_quick_gelu else module.mlp.gelu(hidden)
         if self.custom:
             hidden = module.mlp.ln(hidden)
@@ -128,14 +132,18 @@ class Block:
 
 
 def unwrapped(module: nn.Module) -> nn.Module:
-    """The module inside of what compiles it (torch.compile) or spreads it (DataParallel and its distributed kin)."""
-    spread = (nn.DataParallel, nn.parallel.DistributedDataParallel)
-    inner = module.module if isinstance(module, spread) else getattr(module, "_orig_mod", None)
+    """The module inside wrappers of torch.compile, DataParallel and DistributedDataParallel."""
+    parallel = (nn.DataParallel, nn.parallel.DistributedDataParallel)
+    inner = module.module if isinstance(module, parallel) else getattr(module, "_orig_mod", None)
     return module if inner is None else unwrapped(inner)
 
 
 def plain_model(model: nn.Module) -> nn.Module:
-    """The OpenCLIP model itself, or one sentence on why this is none whose towers can be read."""
+    """The OpenCLIP model inside any wrappers.
+
+    Raises:
+        VlpromptError: it is not a model of OpenCLIP, or it is scripted, quantised or without weights.
+    """
     model = unwrapped(model)
     if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
         raise VlpromptError("a scripted model (torch.jit) hides its towers: give the model that was scripted")
@@ -154,22 +162,22 @@ def plain_model(model: nn.Module) -> nn.Module:
 
 
 def _open(module: nn.Module) -> Any:
-    """A module for reading what it has, which torch's types take for tensors and modules alone."""
+    """A module as ``Any``, since torch's types allow only tensors and modules as its attributes."""
     return module
 
 
 def _blocks(transformer: Any) -> list[Block]:
-    """Open the residual blocks of one of OpenCLIP's own transformers."""
+    """The residual blocks of one of OpenCLIP's own transformers."""
     return [Block(module, layer) for layer, module in enumerate(transformer.resblocks)]
 
 
 def _causal(mask: Tensor, length: int) -> Tensor:
-    """A causal additive mask (length, length) of the type and place of another."""
+    """A causal additive mask (length, length) with the dtype and device of another mask."""
     return torch.full_like(mask[:1, :1], float("-inf")).expand(length, length).triu(1)
 
 
 def _projected(x: Tensor, edits: Sequence[Edit]) -> Tensor:
-    """What a tower gives (…, D), in fp32."""
+    """A tower's output x (…, D) in fp32, with edits of it."""
     x = x.float()
     for edit in edits:
         x = edit.projected(x)
@@ -180,10 +188,10 @@ class TextTower:
     """A view of OpenCLIP's text tower in either layout.
 
     Attributes:
-        promptable: whether vectors may stand in for token embeddings (every tower but Hugging Face's).
-        shares_prefix: whether what stands before a class name can be computed once for all classes; true for causal
-            towers that read the feature at the end-of-text token.
-        width, layers, context_length: read from the model.
+        promptable: whether token embeddings can be replaced by vectors: all towers except Hugging Face's.
+        shares_prefix: whether what comes before the class name can be computed once for all classes: causal towers that
+            pool at the end-of-text token.
+        width, layers, context_length: width d_t, number of blocks, and maximum number L of tokens.
     """
 
     def __init__(self, model: nn.Module):
@@ -206,7 +214,7 @@ class TextTower:
         self.shares_prefix = self.causal and self.pool_type in ("argmax", "eos") and self.cls_emb is None
 
     def matrices(self) -> list[nn.Parameter]:
-        """The large weights that may be held in low precision."""
+        """The weights that may be stored in low precision."""
         if not self.promptable:
             return []
         projection = self.module.text_projection
@@ -229,12 +237,12 @@ class TextTower:
         return positions.float()
 
     def end_of_text(self, ids: Tensor) -> Tensor:
-        """Index of each row's last token that counts: ids (C, L) -> (C,)."""
+        """Index of the end-of-text token, or of the last token that is not padding: ids (C, L) -> (C,)."""
         if self.pool_type == "eos":
             return (ids == cast(int, self.eos_id)).int().argmax(dim=-1)
         if self.pool_type == "argmax":
             return ids.argmax(dim=-1)
-        # towers that pool elsewhere pad with one id to the end of the row
+        # other towers pad with a single id up to the end of the row
         return ids.shape[-1] - 1 - (ids != ids[:, -1:]).int().flip(-1).argmax(dim=-1)
 
     def project(self, x: Tensor, edits: Sequence[Edit] = ()) -> Tensor:
@@ -250,23 +258,24 @@ class TextTower:
         return _projected(x, edits)
 
     def full_mask(self, valid: Tensor) -> Tensor | None:
-        """Additive attention mask (T, T) or (C·H, T, T) of whole sequences, for content flags ``valid`` (C, T).
+        """Additive attention mask (T, T) or (C·H, T, T) for whole sequences; None if nothing is masked.
 
-        T is the context length, or what edits make of it.
+        Args:
+            valid: (C, T), False for padding. T is the context length unless edits changed the sequence's length.
         """
         mask: Tensor | None = self.module.attn_mask
         length = valid.shape[1] + (self.cls_emb is not None)
-        if mask is not None:  # a sequence may have been lengthened inside the tower
+        if mask is not None:  # edits may have lengthened the sequence
             mask = mask[:length, :length] if length <= len(mask) else _causal(mask, length)
         if self.cls_emb is None and not getattr(self.module, "use_pad_mask", False):
             return mask
         pad = self.module.pad_id
-        ids = torch.where(valid, pad + 1, pad)  # OpenCLIP derives the mask from ids; only "is it padding" counts
+        ids = torch.where(valid, pad + 1, pad)  # OpenCLIP derives its mask from ids by comparing with pad_id
         padding: Tensor = self.module._build_additive_mask(ids, length, torch.float32)
         return padding if mask is None else mask.unsqueeze(0) + padding
 
     def pool_full(self, x: Tensor, end: Tensor) -> Tensor:
-        """Pick the pooled state of full-length states x (C, L, d_t), given end-of-text indices (C,)."""
+        """The pooled states (C, d_t) of whole sequences x (C, L, d_t), given the indices of end-of-text (C,)."""
         if self.cls_emb is not None or self.pool_type == "last":
             return x[:, -1]
         if self.pool_type == "first":
@@ -278,9 +287,11 @@ class VisionTower:
     """A view of OpenCLIP's image tower.
 
     Attributes:
-        promptable: whether visual prompt tokens can be added (OpenCLIP's own ViT).
-        kind: "ViT", "ResNet" or the timm model's name, for messages.
-        cls_only: whether the last block is needed for the CLS query alone.
+        promptable: whether visual prompt tokens can be added: OpenCLIP's own ViT.
+        kind: ``ViT``, ``ResNet`` or the class of another tower, for messages.
+        width, layers: width d_v and number of blocks of a ViT; else 0.
+        image_size: side S of its square images, in pixels.
+        cls_only: whether only CLS is pooled, so that the last block needs no other query.
     """
 
     def __init__(self, model: nn.Module):
@@ -301,7 +312,7 @@ class VisionTower:
         self.cls_only: bool = self.promptable and module.pool_type == "tok" and module.attn_pool is None
 
     def matrices(self) -> list[nn.Parameter]:
-        """The large weights that may be held in low precision."""
+        """The weights that may be stored in low precision."""
         if not self.promptable:
             return []
         own = [self.module.conv1.weight] + ([self.module.proj] if self.module.proj is not None else [])
@@ -318,11 +329,11 @@ class VisionTower:
         module = self.module
         x: Tensor = module.conv1(images.to(module.conv1.weight.dtype)).float()  # (B, d_v, grid, grid)
         x = x.flatten(2).transpose(1, 2)  # (B, N, d_v)
-        cls: Tensor = module.class_embedding.float().expand(x.shape[0], 1, -1)  # len() would fix the batch in an export
+        cls: Tensor = module.class_embedding.float().expand(x.shape[0], 1, -1)  # len() would fix B in exports
         return torch.cat([cls, x], dim=1) + self.positions
 
     def ln_pre(self, x: Tensor, edits: Sequence[Edit] = ()) -> Tensor:
-        """The norm between embedding and blocks (identity where the model has none)."""
+        """The norm between embedding and blocks, with edits of it; the identity if the model has none."""
         normed: Tensor = self.module.ln_pre(x)
         for edit in edits:
             normed = edit.tower_normed("pre", normed)
@@ -335,24 +346,24 @@ class VisionTower:
         return positions.float()
 
     def final_norm(self, x: Tensor) -> Tensor:
-        """The norm in front of the projection (ViT only), for states that an edit reads itself: (…, d_v)."""
+        """The norm before the projection (ViT only), for states (…, d_v)."""
         normed: Tensor = self.module.ln_post(x)
         return normed
 
     @property
     def projection(self) -> Tensor | None:
-        """The projection (d_v, D) of pooled states in fp32 (ViT only); None where the model has none."""
+        """The projection (d_v, D) of pooled states in fp32 (ViT only); None if the model has none."""
         projection: Tensor | None = self.module.proj
         return None if projection is None else projection.float()
 
     def project(self, x: Tensor, edits: Sequence[Edit] = ()) -> Tensor:
-        """Pool and project states (B, 1+N, d_v), or (B, 1, d_v) where ``cls_only``, to (B, D) in fp32."""
+        """Pool and project states (B, 1+N, d_v), or (B, 1, d_v) if ``cls_only``, to (B, D) in fp32."""
         pooled = self._pool(x, [edit for edit in edits if type(edit).tower_normed is not Edit.tower_normed])
         projection: Tensor | None = self.module.proj
         return _projected(pooled if projection is None else pooled.to(projection.dtype) @ projection, edits)
 
     def _pool(self, x: Tensor, edits: Sequence[Edit]) -> Tensor:
-        """The normed state (B, d_v) that is read, with edits of the final norm."""
+        """The pooled and normed states (B, d_v), with edits of the final norm."""
         module = self.module
 
         def normed(x: Tensor) -> Tensor:
@@ -372,6 +383,6 @@ class VisionTower:
         return pooled
 
     def encode(self, images: Tensor) -> Tensor:
-        """The tower's own un-prompted forward pass: (B, 3, H, W) -> (B, D) in fp32."""
+        """The tower's own forward pass, without prompts: (B, 3, H, W) -> (B, D) in fp32."""
         out: Tensor | tuple[Tensor, ...] = self.module(images)
         return (out[0] if isinstance(out, tuple) else out).float()

@@ -1,4 +1,4 @@
-"""Prompted image encoding on a ViT tower: learnt tokens beside the patches, shallow or deep."""
+"""Prompted image encoding with a ViT: learnt tokens next to the patches, shallow or deep."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def encode_images(
         tower: the image tower; with ``prompts`` it must be promptable.
         images: (B, 3, H, W), normalised as the model expects.
         prompts: {layer: (n, d_v) or (B, n, d_v)}. Layer 0's tokens enter after the positional embedding; deeper ones
-            replace them at the input of that block. Beyond the deepest key they propagate. The order of tokens in a
-            ViT is irrelevant, so "appended" (MaPLe) and "right after CLS" (VPT) are the same function.
+            replace them at the input of that block; after the deepest key they are propagated. The order of tokens in
+            a ViT is irrelevant, so "appended" (MaPLe) and "right after CLS" (VPT) are the same function.
         place: whether layer 0's tokens enter before ``ln_pre`` (MaPLe, IVLP, PromptSRC) or after it (MVLPT).
         edits: of any tower; the image tower's are applied.
 
@@ -48,7 +48,7 @@ def encode_images(
         x = tower.ln_pre(_replace(x, prompts.get(0), own, 0), edits)
     else:
         x = _replace(tower.ln_pre(x, edits), prompts.get(0), own, 0)
-    inside = x.shape[1] - own  # prompt tokens that stand there
+    inside = x.shape[1] - own  # number of prompt tokens in the sequence
     short = tower.cls_only and not any(edit.needs_all_tokens for edit in edits)
     for i, block in enumerate(tower.blocks):
         if i > 0:
@@ -56,7 +56,7 @@ def encode_images(
             inside = prompts[i].shape[-2] if i in prompts else inside
         for edit in edits:
             x = edit.tokens(i, x, Rows())
-        if i == tower.layers - 1 and short:  # only CLS is read, so only it asks
+        if i == tower.layers - 1 and short:  # only CLS is pooled, so only its query is needed
             (q,) = block.project(x[:, :1], "q", edits)
             k, v = block.project(x, "kv", edits)
             x = x[:, :1]
@@ -69,7 +69,7 @@ def encode_images(
 
 
 def _replace(x: Tensor, tokens: Tensor | None, own: int, inside: int) -> Tensor:
-    """Put prompt tokens behind the ``own`` tokens of x (B, T, d_v), in the place of the ``inside`` earlier ones."""
+    """Insert prompt tokens after the ``own`` tokens of x (B, T, d_v), replacing the ``inside`` earlier ones."""
     if tokens is None:
         return x
     return torch.cat([x[:, :own], tokens.expand(x.shape[0], -1, -1), x[:, own + inside :]], dim=1)

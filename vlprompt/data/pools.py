@@ -8,7 +8,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from vlprompt.clip.frozen import natural_name
+from vlprompt.clip.naming import natural_name
 from vlprompt.data.formats import describe_left_out
 from vlprompt.data.images import open_either
 from vlprompt.data.listing import list_images

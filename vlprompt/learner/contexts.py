@@ -221,7 +221,7 @@ class LowRank(ContextSetting):
 
     def apply(self, prompt: TextPrompt, clip: FrozenCLIP) -> None:
         """Add the update of all places behind start-of-text and the context."""
-        length = clip.room_beside(prompt.room) - len(clip.start_embedding())
+        length = clip.room_for_words(prompt.room) - len(clip.start_embedding())
         prompt.update = LowRankUpdate(length, clip.text.width, self.rank, self.alpha, self.lr_scale)
 
 

@@ -17,9 +17,9 @@ from vlprompt.base.parts import parse_part
 from vlprompt.base.tensor_checks import check_batch
 from vlprompt.base.wiring import wired
 from vlprompt.clip.edits import Edit
-from vlprompt.clip.frozen import FrozenCLIP, natural_name, same_names
+from vlprompt.clip.frozen import FrozenCLIP
 from vlprompt.clip.name_checks import check_names
-from vlprompt.clip.naming import all_names
+from vlprompt.clip.naming import all_names, natural_name, same_names
 from vlprompt.data.splits import DEFAULT_TEMPLATE
 from vlprompt.errors import VlpromptError
 from vlprompt.learner import publishing

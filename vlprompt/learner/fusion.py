@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from vlprompt.base.parts import Part, parse_part
 from vlprompt.base.registry import Registry
-from vlprompt.clip.frozen import same_names
+from vlprompt.clip.naming import same_names
 from vlprompt.errors import VlpromptError
 from vlprompt.learner.facts import Facts
 from vlprompt.learner.method import Method

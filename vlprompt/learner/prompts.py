@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from vlprompt.clip.chunks import Chunk
 from vlprompt.clip.edits import Edit
-from vlprompt.clip.frozen import ClassTokens, FrozenCLIP
+from vlprompt.clip.frozen import FrozenCLIP
+from vlprompt.clip.prompt_inputs import ClassTokens
 from vlprompt.clip.text import Prompts
 from vlprompt.clip.vision import Place
 from vlprompt.errors import VlpromptError
@@ -90,7 +91,7 @@ class TextPrompt(nn.Module):
             n_ctx = int(clip.count_tokens([ctx_init])[0]) if ctx_init else DEFAULT_N_CTX
         if n_ctx < 1:
             raise VlpromptError(f"n_ctx={n_ctx} leaves nothing to learn; use 1 or more")
-        clip.room_beside(n_ctx)  # before memory is asked for
+        clip.room_for_words(n_ctx)  # before memory is asked for
         start, self.words = split_words(clip, ctx_init, n_ctx) if ctx_init else (None, "")
         if position != "end" and (depth > 1 or self.words):
             raise VlpromptError("deep text prompts and fixed words behind the context need class_token_position=end")

@@ -18,8 +18,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from vlprompt.base.files import atomic_write
-from vlprompt.clip.frozen import FrozenCLIP, natural_name
+from vlprompt.clip.frozen import FrozenCLIP
 from vlprompt.clip.loading import load_clip
+from vlprompt.clip.naming import natural_name
 from vlprompt.clip.openclip import SimpleTokenizer, get_model_config, list_models
 from vlprompt.clip.tiny import TINY_NAME, tiny_config
 from vlprompt.errors import VlpromptError

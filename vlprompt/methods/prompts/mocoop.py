@@ -22,7 +22,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vlprompt.base.checks import check_templates
-from vlprompt.clip.frozen import ClassTokens, FrozenCLIP
+from vlprompt.clip.frozen import FrozenCLIP
+from vlprompt.clip.prompt_inputs import ClassTokens
 from vlprompt.errors import VlpromptError
 from vlprompt.learner import PromptLearner, register
 from vlprompt.learner.edits import LayerNorms

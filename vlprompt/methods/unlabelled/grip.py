@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vlprompt.base.parts import parse_part
-from vlprompt.clip.frozen import natural_name
+from vlprompt.clip.naming import natural_name
 from vlprompt.data import resolve_templates
 from vlprompt.errors import VlpromptError
 from vlprompt.learner import PromptLearner, register
