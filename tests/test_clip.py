@@ -203,6 +203,6 @@ def test_class_prompts_are_tokenised_once_for_all_learners_of_a_model(monkeypatc
     second.set_class_names(["okapi", "tapir"])
     assert len(asked) == again > 0
     assert torch.equal(second.tokens.ids, clip._class_tokens(["okapi", "tapir"], "", 4, ".").ids)
-    monkeypatch.setattr("vlprompt.clip.frozen.LISTS_KEPT", 1)
+    monkeypatch.setattr("vlprompt.clip.prompt_inputs.LISTS_KEPT", 1)
     clip.class_tokens(names, inserted=5)
     assert clip.class_tokens(names, inserted=4) is not first.tokens

@@ -1,10 +1,9 @@
-"""``PromptLearner``, the base of all methods: adds losses, other class names and saved state to ``ForwardPass``."""
+"""``PromptLearner``, the base class of all methods: adds creation, losses and saved state to ``ScoredClasses``."""
 
 from __future__ import annotations
 
-import contextlib
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -12,44 +11,33 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from vlprompt.base.checks import listed
 from vlprompt.base.parts import parse_part
 from vlprompt.base.tensor_checks import check_batch
 from vlprompt.base.wiring import wired
 from vlprompt.clip.edits import Edit
 from vlprompt.clip.frozen import FrozenCLIP
-from vlprompt.clip.name_checks import check_names
-from vlprompt.clip.naming import all_names, natural_name, same_names
 from vlprompt.data.splits import DEFAULT_TEMPLATE
 from vlprompt.errors import VlpromptError
 from vlprompt.learner import publishing
 from vlprompt.learner.aggregation import AGGREGATORS
+from vlprompt.learner.anchors import ImageAnchor, LogitObjective
 from vlprompt.learner.attributes import facts_with_attributes
-from vlprompt.learner.class_subset import confirmed_places, find_subset
 from vlprompt.learner.constraints import make_constraint
 from vlprompt.learner.contexts import facts_with_context, parameterise
 from vlprompt.learner.editing import edited_facts, make_edits
 from vlprompt.learner.ensembling import make_ensemble
 from vlprompt.learner.facts import Facts, Familiar
-from vlprompt.learner.forward import ForwardPass
-from vlprompt.learner.fusion import facts_with_head, is_known, parse_head
+from vlprompt.learner.fusion import facts_with_head, parse_head
 from vlprompt.learner.gradients import GRADIENT_RULES, facts_with_rule
 from vlprompt.learner.initialization import initialize_from
 from vlprompt.learner.method import Method
 from vlprompt.learner.names import facts_with_names, named
-from vlprompt.learner.objectives import (
-    Batch,
-    ImageAnchor,
-    LogitObjective,
-    competing,
-    labels_of,
-    parse_objectives,
-    weighs,
-)
+from vlprompt.learner.objectives import Batch, competing, labels_of, parse_objectives, weighs
+from vlprompt.learner.scored_classes import ScoredClasses, checked_names
 from vlprompt.learner.teacher import SavedTeacher, Teacher
 
 
-class PromptLearner(ForwardPass):
+class PromptLearner(ScoredClasses):
     """A small learnable part added to a frozen CLIP.
 
     Methods implement ``setup`` and ``encode_text``, and override whatever else of ``Method`` they do differently.
@@ -173,7 +161,7 @@ class PromptLearner(ForwardPass):
         checked_batch = cast(Batch, check_batch(batch, len(self.class_names), self.facts))
         batch = _moved(checked_batch, self.clip.device)
         outputs = self.outputs(self.encoded(batch), self.frozen_image_features(batch), learning=True)
-        self.batch_accuracy = _share_right(outputs.logits, batch)
+        self.batch_accuracy = _accuracy(outputs.logits, batch)
         parts = {o.name: o(self, outputs, batch) for o in self.objectives}
         weights = {o.name: o.weight for o in self.objectives}
         if self.second_head is not None:
@@ -224,103 +212,6 @@ class PromptLearner(ForwardPass):
         reference = getattr(rule, "reference", None)
         if rule is not None and reference is not None and reference not in names:
             raise VlpromptError(f"{rule.name} needs {reference} among the objectives: add {reference}(weight=0)")
-
-    # Classes
-
-    def set_class_names(self, class_names: Sequence[str], places: Sequence[int] = ()) -> None:
-        """Score other classes from now on; a learner that is bound to its classes can score all or some of those.
-
-        Args:
-            class_names: C names. For a bound learner, names of its own classes in any order, which the logits follow.
-            places: positions of these classes among those it learnt, needed if several of those have the same name.
-
-        Raises:
-            VlpromptError: it is bound to its classes, and one of these is not among them.
-        """
-        names = named(self.config, checked_names(class_names))
-        self.familiar = "trained" if is_known(names, self.trained_names) else "new"
-        confirmed = confirmed_places(self.trained_names, names, places)
-        same_places = confirmed in ((), self.places) or not self.facts.new_classes
-        if same_places and same_names(names) == same_names(self.learnt_names):
-            self.class_names, self.subset = names, None
-            return
-        subset = None if self.facts.new_classes else find_subset(self.learnt_names, names, places)
-        if subset is not None:
-            self.class_names, self.subset = names, subset
-            return
-        if not self.facts.new_classes:
-            shared = "text" in self.facts.trains
-            hint = ", or use settings that share the context (class_specific=false)" if shared else ""
-            raise VlpromptError(
-                f"{self.method} with these settings is bound to the classes that it learnt and cannot score new class "
-                f"names: train on all classes{hint}"
-            )
-        check_names(self.clip, all_names(names))
-        previous, self.class_names, self.places = (self.class_names, self.places), names, confirmed
-        try:
-            self.prepare_classes()
-        except VlpromptError:
-            self.class_names, self.places = previous
-            self.familiar = "trained" if is_known(self.class_names, self.trained_names) else "new"
-            self.prepare_classes()
-            raise
-        self._cached = None
-        vars(self).pop("_rows", None)
-
-    @contextlib.contextmanager
-    def scoring(
-        self, class_names: Sequence[str], places: Sequence[int] = (), templates: Sequence[str] = ()
-    ) -> Iterator[None]:
-        """Score other classes within a ``with`` block.
-
-        Args:
-            class_names, places: as for ``set_class_names``.
-            templates: of their dataset, for methods that use them as class texts (``follows_templates``).
-        """
-        before, own, written = self.class_names, self.subset or self.places, self.templates
-        self.set_class_names(class_names, places)
-        try:
-            if templates and self.follows_templates:
-                self._write_with(templates)
-            yield
-        finally:
-            self._write_with(written)
-            self.set_class_names(before, own)
-
-    def _write_with(self, templates: Sequence[str]) -> None:
-        """Use other templates in class texts."""
-        if tuple(templates) != tuple(self.templates):
-            self.templates = tuple(templates)
-            self.prepare_classes()
-            self.clear_cache()
-
-    def refuse_subset(self) -> None:
-        """Raise ``VlpromptError`` if it is to learn while it scores only some of its classes."""
-        if self.subset is not None:
-            raise VlpromptError(
-                f"{self.method} is bound to {len(self.trained_names)} classes and trains on all of them, but now "
-                f"scores only {len(self.class_names)}: set_class_names(learner.learnt_names) first"
-            )
-
-    def classifier_matrix(self) -> Tensor:
-        """The class features (C, D) that the learner scores with, as a plain tensor, for users of the backbone.
-
-        Rows have unit length if the method's do. ProDA's are means over prompts and shorter; normalising them would
-        change its predictions.
-
-        Raises:
-            VlpromptError: class features depend on the image, or logits are more than similarities.
-        """
-        if self.facts.classifier == "per_image":
-            raise VlpromptError(
-                f"{self.method}'s class features depend on each image, so it has no (C, D) classifier matrix"
-            )
-        if self.facts.head and not (self.facts.parts and self.familiar == "new"):
-            raise VlpromptError(
-                f"{self.method} scores with more than class features, so it has no (C, D) classifier matrix"
-            )
-        with torch.no_grad():
-            return self.select_scored(self.class_features(), dim=0).clone()
 
     # State
 
@@ -375,18 +266,8 @@ def _moved(batch: Batch, device: torch.device) -> Batch:
     return cast(Batch, moved)
 
 
-def _share_right(logits: Tensor, batch: Batch) -> Tensor | None:
-    """Share () of a batch's images that are classified correctly; None without labels."""
+def _accuracy(logits: Tensor, batch: Batch) -> Tensor | None:
+    """Share () of the batch's images that are classified correctly; None without labels."""
     if "label" not in batch:
         return None
     return (competing(logits.detach(), batch).argmax(dim=-1) == batch["label"]).float().mean()
-
-
-def checked_names(class_names: Sequence[str]) -> tuple[str, ...]:
-    """Class names as a tuple: at least two, none empty. Duplicates are allowed, since ImageNet has two."""
-    names = listed(class_names, "class names")
-    if len(names) < 2:
-        raise VlpromptError(f"a classifier needs at least two class names, got {list(names)}")
-    if not all(isinstance(n, str) and natural_name(n) for n in names):
-        raise VlpromptError(f"class names must be non-empty strings, got {list(names)[:5]}")
-    return names

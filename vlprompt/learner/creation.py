@@ -16,13 +16,12 @@ from vlprompt.clip.name_checks import check_names
 from vlprompt.clip.naming import all_names
 from vlprompt.data.splits import DEFAULT_TEMPLATE
 from vlprompt.errors import VlpromptError
-from vlprompt.learner.contract import PromptLearner, checked_names
+from vlprompt.learner.anchors import DescriptionAnchor
+from vlprompt.learner.contract import PromptLearner
 from vlprompt.learner.names import named
-from vlprompt.learner.objectives import (
-    DescriptionAnchor,
-    parse_objectives,
-)
+from vlprompt.learner.objectives import parse_objectives
 from vlprompt.learner.registration import METHODS, make_config
+from vlprompt.learner.scored_classes import checked_names
 
 OF_LOOP = ("gradient_rule", "aggregator", "after_step")  # settings that the training loop alone looks at
 

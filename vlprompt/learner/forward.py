@@ -200,6 +200,26 @@ class ForwardPass(Method):
             own = self.ensemble.logits(own[0], weight), self.ensemble.logits(own[1], bias)
         return self.select_scored(own[0], dim=0), self.select_scored(own[1], dim=0)
 
+    def classifier_matrix(self) -> Tensor:
+        """The class features (C, D) that the learner scores with, as a plain tensor, for users of the backbone.
+
+        Rows have unit length if the method's do. ProDA's are means over prompts and shorter; normalising them would
+        change its predictions.
+
+        Raises:
+            VlpromptError: class features depend on the image, or logits are more than similarities.
+        """
+        if self.facts.classifier == "per_image":
+            raise VlpromptError(
+                f"{self.method}'s class features depend on each image, so it has no (C, D) classifier matrix"
+            )
+        if self.facts.head and not (self.facts.parts and self.familiar == "new"):
+            raise VlpromptError(
+                f"{self.method} scores with more than class features, so it has no (C, D) classifier matrix"
+            )
+        with torch.no_grad():
+            return self.select_scored(self.class_features(), dim=0).clone()
+
     def class_features(self) -> Tensor:
         """The class features of a shared classifier, including an ensemble's except in training.
 

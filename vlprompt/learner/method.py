@@ -13,16 +13,12 @@ from vlprompt.clip.edits import Edit
 from vlprompt.clip.frozen import FrozenCLIP
 from vlprompt.data.generated import GeneratedViews
 from vlprompt.data.transforms import TestViews
+from vlprompt.learner.anchors import DescriptionAnchor, LogitObjective
 from vlprompt.learner.constraints import Constraint
 from vlprompt.learner.facts import Facts, Familiar
 from vlprompt.learner.initialization import Length
 from vlprompt.learner.learning import Feed, ParameterGroup, Train, groups_of
-from vlprompt.learner.objectives import (
-    Batch,
-    DescriptionAnchor,
-    LogitObjective,
-    Objective,
-)
+from vlprompt.learner.objectives import Batch, Objective
 from vlprompt.learner.teacher import SavedTeacher
 
 
