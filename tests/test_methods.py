@@ -20,8 +20,8 @@ from vlprompt.learner.aggregation import (
     aggregation_state,
     load_aggregation_state,
 )
+from vlprompt.learner.anchors import distance
 from vlprompt.learner.gradients import ProGradRule
-from vlprompt.learner.objectives import distance
 from vlprompt.learner.registration import METHODS
 from vlprompt.methods.prompts.proda import covariance_margin
 from vlprompt.testing import NAMES, close, fit, logits_of, make, small_clip, toy_batch

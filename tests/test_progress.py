@@ -12,7 +12,7 @@ from vlprompt.learner.contract import PromptLearner
 from vlprompt.learner.learning import EpochBatches
 from vlprompt.testing import make, toy_batch
 from vlprompt.training import TrainOptions, loop, train
-from vlprompt.training.trainer import in_words
+from vlprompt.training.trainer import progress_text
 
 
 class Clock:
@@ -87,7 +87,7 @@ def test_training_tells_its_accuracy_and_how_an_epoch_gets_on(monkeypatch: pytes
     assert [done for done, _ in told] == [0.5, 1, 1.5, 2]
     assert [record["accuracy"] for record in history] == pytest.approx([100 * right] * 2)
     assert told[1][1] == {key: history[0][key] for key in told[1][1]}
-    assert f"training accuracy {100 * right:.1f}%" in in_words(history[0])
+    assert f"training accuracy {100 * right:.1f}%" in progress_text(history[0])
 
 
 def share_right(learner: PromptLearner, batch: Mapping[str, torch.Tensor]) -> float:

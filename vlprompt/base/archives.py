@@ -1,4 +1,4 @@
-"""Archives of anyone's: unpacked whole or not at all, in their folder, and no larger than such archives are."""
+"""Unpacks archives that may come from anyone: completely or not at all, within their folder, up to a maximum size."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from typing import Protocol
 from vlprompt.base.files import is_relative_inside
 from vlprompt.errors import VlpromptError
 
-ALLOWANCE = 256 * 2**20  # bytes that every archive may unpack to
-RATIO = 50  # times its own bytes beyond that: images hardly shrink in an archive, texts to a tenth
+ALLOWANCE = 256 * 2**20  # bytes that any archive may unpack to
+RATIO = 50  # larger ones: up to this many times the archive's size; images are hardly compressed, texts to a tenth
 MAX_BYTES, MAX_MEMBERS = 2**40, 10_000_000  # ImageNet has a sixth of each
-LEFTOVERS = ".unpack-"  # how folders begin that a killed process may leave
+LEFTOVERS = ".unpack-"  # prefix of temporary folders, which a killed process may leave
 OTHERS = {b"Rar!": "RAR", b"7z\xbc\xaf": "7z", b"<!do": "web page", b"<htm": "web page", b"<?xm": "web page"}
 OPENERS: dict[bytes, Callable[[Path], _Raw]] = {
     b"\x1f\x8b": gzip.GzipFile,
@@ -33,7 +33,7 @@ DAMAGE = (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, lzma.LZMAE
 
 
 class Budget:
-    """What an archive may still unpack to."""
+    """Counts down the bytes and members that an archive may still unpack to."""
 
     def __init__(self, archive: Path, limit: int = MAX_BYTES):
         self.archive = archive
@@ -41,14 +41,14 @@ class Budget:
         self.bytes, self.members = self.limit, MAX_MEMBERS
 
     def take(self, count: int) -> None:
-        """Count a member of so many bytes, or raise a ``VlpromptError``."""
+        """Count a member of ``count`` bytes; raises ``VlpromptError`` if the archive becomes too large."""
         self.bytes -= count
         self.members -= 1
         if self.bytes < 0 or self.members < 0:
             raise self.refusal()
 
     def refusal(self) -> VlpromptError:
-        """The sentence."""
+        """The error for an archive that is too large."""
         return VlpromptError(
             f"refused the archive {self.archive} of {self.archive.stat().st_size:,} bytes: it unpacks to more than "
             f"{self.limit:,} ({RATIO} times its size, or {ALLOWANCE >> 20} MB) or to more than {MAX_MEMBERS:,} files; "
@@ -57,21 +57,21 @@ class Budget:
 
 
 def extract(archive: str | Path, folder: str | Path, limit: int = MAX_BYTES) -> Budget:
-    """Unpack a zip or a tar archive, compressed or not, into ``folder``; its first bytes tell which it is.
+    """Unpack a zip or tar archive, compressed or not, into a folder; its first bytes determine the format.
 
-    Nothing is written into ``folder`` if a member is unsafe (a path out of it, a link or a device), if the archive is
-    damaged or encrypted, or if it unpacks to more than ``ALLOWANCE`` and ``RATIO`` allow, counted while it is unpacked.
+    Nothing is written into the folder if the archive is refused.
 
     Args:
         archive: the file.
-        folder: made if need be; files in it are replaced by those of the same name.
-        limit: bytes that it may unpack to at most.
+        folder: created if necessary; existing files are replaced by those of the same name.
+        limit: maximum number of bytes to unpack.
 
     Returns:
-        What it might have unpacked to.
+        The budget, with the bytes and members that were left.
 
     Raises:
-        VlpromptError: one of these.
+        VlpromptError: a member is unsafe (a path out of the folder, a link or a device), the archive is damaged or
+            encrypted, or it unpacks to more than ``limit`` or than ``ALLOWANCE`` and ``RATIO`` allow.
     """
     archive, folder = Path(archive), Path(folder)
     with open(archive, "rb") as file:
@@ -91,7 +91,7 @@ def extract(archive: str | Path, folder: str | Path, limit: int = MAX_BYTES) -> 
 
 @contextmanager
 def _whole(archive: Path, kind: str) -> Iterator[None]:
-    """Turn what the libraries raise for a damaged archive into one sentence; of a full disk the system speaks."""
+    """Turn errors for damaged archives, and the system's errors such as a full disk, into one sentence."""
     try:
         yield
     except VlpromptError:
@@ -107,6 +107,7 @@ def _whole(archive: Path, kind: str) -> Iterator[None]:
 
 @contextmanager
 def _beside(folder: Path) -> Iterator[Path]:
+    """A temporary folder on the same file system as ``folder``."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=LEFTOVERS, ignore_cleanup_errors=True) as temporary:
         content = Path(temporary, "content")
@@ -115,7 +116,7 @@ def _beside(folder: Path) -> Iterator[Path]:
 
 
 def _move(source: Path, target: Path) -> None:
-    """Move a folder's content into another, file by file where both have a folder."""
+    """Move the content of a folder into another, merging folders that exist in both."""
     if not target.exists():
         os.replace(source, target)
         return
@@ -140,7 +141,7 @@ def _unpack_zip(archive: Path, folder: Path, budget: Budget) -> None:
                 raise VlpromptError(f"refused the archive {archive}: its member '{member.filename}' is no plain file")
             if member.flag_bits & 0x1:
                 raise VlpromptError(f"{archive} is encrypted: unpack it by hand, with its password")
-            budget.take(member.file_size)  # no more is read of a member than this says
+            budget.take(member.file_size)  # zipfile reads no more than this of a member
         opened.extractall(folder)
 
 
@@ -162,14 +163,14 @@ def _plain(archive: Path) -> _Raw:
 
 
 def _open_tar(stream: _Bounded) -> tarfile.TarFile:
-    opened = tarfile.TarFile(fileobj=stream)  # type: ignore[arg-type]  # which reads, tells and seeks, and no more
-    if hasattr(tarfile, "data_filter"):  # of security releases of Python; what it refuses is refused here too
+    opened = tarfile.TarFile(fileobj=stream)  # type: ignore[arg-type]  # it has read, seek and tell, which is all that is used
+    if hasattr(tarfile, "data_filter"):  # in recent security releases of Python, as a second check
         opened.extraction_filter = tarfile.data_filter
     return opened
 
 
 class _Raw(Protocol):
-    """What a tar archive is read from, decompressed on the way."""
+    """A stream of a tar archive's decompressed bytes."""
 
     def read(self, count: int, /) -> bytes: ...
 
@@ -181,21 +182,21 @@ class _Raw(Protocol):
 
 
 class _Bounded:
-    """A stream that is not read or skipped beyond a budget, whatever the headers in it say."""
+    """A stream that refuses to be read or skipped beyond a budget, whatever the headers in it say."""
 
     def __init__(self, raw: _Raw, budget: Budget):
         self.raw, self.budget = raw, budget
-        # headers and padding come to the members' bytes
+        # room for headers and padding in addition to the members' bytes
         self.end = budget.limit + ALLOWANCE + 2 * budget.archive.stat().st_size
         self.tell = raw.tell
 
     def read(self, count: int) -> bytes:
-        """Read as a file does."""
+        """Read up to ``count`` bytes."""
         self._check(self.raw.tell() + count)
         return self.raw.read(count)
 
     def seek(self, position: int, whence: int = os.SEEK_SET) -> int:
-        """Go to a place from the start."""
+        """Go to an absolute position."""
         self._check(position)
         return self.raw.seek(position, whence)
 

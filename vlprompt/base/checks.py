@@ -1,4 +1,4 @@
-"""What callers hand in, held to what functions declare: one sentence in place of a traceback from deep inside."""
+"""Checks callers' arguments against declared types, so that errors are one sentence rather than a deep traceback."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ NAMED = {
 
 
 def checked(function: Callable[P, R]) -> Callable[P, R]:
-    """Hold a function's arguments to the classes that its signature declares.
+    """Check a function's arguments against the classes in its signature, as a decorator.
 
-    What is checked are whole numbers, paths, tensors, models and other classes, and unions of these. Sequences, lone
-    strings, literals, any module and the like are left to the function, which knows more of them.
+    Whole numbers, paths, tensors, models and other classes are checked, and unions of these. Sequences, plain strings,
+    literals, modules of any class and the like are left to the function, which knows more about them.
 
     >>> @checked
     ... def double(number: int) -> int:
@@ -56,7 +56,7 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
         try:
             given = signature.bind(*args, **kwargs).arguments
         except TypeError:
-            return function(*args, **kwargs)  # Python says best what is missing or too much
+            return function(*args, **kwargs)  # Python's own message says what is missing or unexpected
         for name, classes in kinds().items():
             if name in given and not _is(given[name], classes):
                 what = " or ".join(dict.fromkeys(_named(each) for each in classes))
@@ -67,11 +67,11 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
 
 
 def _classes(annotation: Any, function: Callable[..., Any]) -> tuple[type, ...]:
-    """The classes that an annotation allows; none if it is of a kind that is not checked."""
+    """The classes that an annotation allows; empty if annotations of this kind are not checked."""
     if isinstance(annotation, str):
         try:
             annotation = eval(annotation, inspect.unwrap(function).__globals__)
-        except NameError:  # imported for type checkers alone
+        except NameError:  # imported for type checkers only
             return ()
     union = typing.get_origin(annotation) in (typing.Union, types.UnionType)
     classes = typing.get_args(annotation) if union else (annotation,)
@@ -84,7 +84,7 @@ def _classes(annotation: Any, function: Callable[..., Any]) -> tuple[type, ...]:
 
 
 def _is_any_of_torch(kind: type) -> bool:
-    """Whether a class is torch's of all modules or datasets, as which others come too; torch need not be imported."""
+    """Whether a class is torch's ``Module`` or ``Dataset``, for which other objects are accepted too."""
     return kind.__module__.startswith("torch.") and kind.__name__ in ("Dataset", "Module")
 
 
@@ -99,13 +99,13 @@ def _named(kind: type) -> str:
 
 
 def is_tensor(value: Any) -> bool:
-    """Whether a value is a tensor of torch's, which nothing is before torch is imported."""
+    """Whether a value is a torch tensor, without importing torch."""
     torch = sys.modules.get("torch")
     return torch is not None and isinstance(value, torch.Tensor)
 
 
 def brief(value: Any) -> str:
-    """What a value is, in a few words: itself if it is short, else its type and shape."""
+    """A short description of a value for messages: its ``repr`` if it is plain, else its type and shape."""
     if value is None or isinstance(value, (str, bytes, int, float)):
         text = repr(value)
         return text if len(text) <= 40 else f"{text[:39]}…"
@@ -115,7 +115,7 @@ def brief(value: Any) -> str:
 
 
 def at_least(name: str, value: Any, least: int) -> int:
-    """Return a whole number that is no less than ``least``, or raise a ``VlpromptError``."""
+    """Return ``value`` as an int if it is a whole number of at least ``least``; else raise ``VlpromptError``."""
     if isinstance(value, bool) or not isinstance(value, Integral):
         raise VlpromptError(f"{name} must be a whole number, not {brief(value)}")
     if value < least:
@@ -124,28 +124,28 @@ def at_least(name: str, value: Any, least: int) -> int:
 
 
 def index_of(name: str, value: Any, length: int) -> int:
-    """Return a place in a list of ``length``, which may count from its end, or raise a ``VlpromptError``."""
+    """Return an index into a list of ``length``, possibly negative, as an int; else raise ``VlpromptError``."""
     if isinstance(value, bool) or not isinstance(value, Integral) or not -length <= int(value) < length:
         raise VlpromptError(f"{name} must be a position from 0 to {length - 1}, not {brief(value)}")
     return int(value)
 
 
 def listed(values: Any, what: str) -> tuple[Any, ...]:
-    """Return several values as a tuple; raises ``VlpromptError`` for a single one, a set or None."""
+    """Return an iterable's values as a tuple; raises ``VlpromptError`` for a text, a mapping, a set or None."""
     if isinstance(values, (str, bytes, Mapping, set, frozenset)) or not isinstance(values, Iterable):
         raise VlpromptError(f"{what} must be a list, not {brief(values)}")
     return tuple(values)
 
 
 def check_seed(seed: Any) -> int:
-    """Return a seed if torch's generators take it."""
+    """Return a seed as an int; raises ``VlpromptError`` unless it is from 0 to 2**63 - 1."""
     if at_least("seed", seed, 0) >= 2**63:
         raise VlpromptError(f"seed must be below 2**63, not {brief(seed)}")
     return int(seed)
 
 
 def is_template(text: Any) -> bool:
-    """Whether a value is a text with ``{}`` once, where the class name goes."""
+    """Whether a value is a text with exactly one ``{}``, where the class name is inserted."""
     return isinstance(text, str) and text.count("{}") == 1
 
 
@@ -155,11 +155,11 @@ def _with_one_place(text: str) -> str:
     return text
 
 
-Template = Annotated[str, AfterValidator(_with_one_place)]  # for what is read from files
+Template = Annotated[str, AfterValidator(_with_one_place)]  # for values from files
 
 
 def check_templates(templates: Any) -> tuple[str, ...]:
-    """Return templates as a tuple: texts with ``{}`` once, or raise a ``VlpromptError``."""
+    """Return one template or several as a tuple; raises ``VlpromptError`` unless each has exactly one ``{}``."""
     found = (templates,) if isinstance(templates, str) else listed(templates, "templates")
     wrong = [each for each in found if not is_template(each)]
     if wrong:

@@ -1,4 +1,4 @@
-"""Where a frozen model is, and in which precision."""
+"""Device and precision of a frozen model."""
 
 from __future__ import annotations
 
@@ -12,11 +12,15 @@ from vlprompt.errors import VlpromptError, warn
 
 Precision = Literal["fp32", "bf16", "fp16"]
 DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-SLOW_BF16 = 0.8  # of the speed in fp32, from which on it is told
+SLOW_BF16 = 0.8  # speed relative to fp32 below which a warning is given
 
 
 def resolve_device(device: str | torch.device) -> torch.device:
-    """Turn a device setting into a torch device; ``auto`` takes CUDA, then MPS, then the CPU."""
+    """Turn a device setting into a torch device; ``auto`` is CUDA, then MPS, then the CPU.
+
+    Raises:
+        VlpromptError: the device is not available.
+    """
     if str(device) == "auto":
         found = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
         return torch.device(found)
@@ -37,7 +41,7 @@ def check_precision(precision: str, device: torch.device) -> None:
 
 
 def tell_slow_bf16(device: torch.device) -> None:
-    """Warn where a processor multiplies in bf16 more slowly than in fp32, as those without the instructions do."""
+    """Warn if the processor multiplies in bf16 more slowly than in fp32, for lack of instructions for it."""
     ratio = bf16_rate() if device.type == "cpu" else 1.0
     if ratio < SLOW_BF16:
         warn(
@@ -48,7 +52,7 @@ def tell_slow_bf16(device: torch.device) -> None:
 
 @cache
 def bf16_rate() -> float:
-    """How many times as fast this machine's processor multiplies matrices in bf16 as in fp32, the best of a few."""
+    """Speed of this machine's matrix products in bf16 relative to fp32, from the best of a few measurements."""
     seconds = {}
     for dtype in (torch.float32, torch.bfloat16):
         a, b = torch.ones(2, 768, 768).to(dtype).unbind()

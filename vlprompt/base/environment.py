@@ -1,4 +1,4 @@
-"""What a result records of where it came from: seconds, memory, versions, commit."""
+"""Measures and describes the environment of a run: time, memory, versions, commit."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
     import torch
 
 MEMORY_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")  # of a container
-UNKNOWN_MEMORY = 8 << 30  # where the system does not say
+UNKNOWN_MEMORY = 8 << 30  # bytes, assumed if the system does not say
 NO_MEMORY = re.compile(r"can't allocate memory|out of memory|not enough memory|Storage size calculation overflowed")
 
 
 @contextmanager
 def enough_memory(what: str) -> Iterator[None]:
-    """Turn what Python and torch raise where memory ends into one sentence that says what was too large."""
+    """Turn out-of-memory errors of Python and torch into one sentence that names what was too large."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
@@ -38,10 +38,10 @@ def enough_memory(what: str) -> Iterator[None]:
 
 
 class Clock:
-    """Adds up seconds by name.
+    """Adds up the seconds spent in named blocks.
 
     Args:
-        timer: tells the time; that of the processor is ``time.process_time``.
+        timer: returns seconds; ``time.process_time`` measures processor time.
 
     >>> clock = Clock()
     >>> with clock("load"): pass
@@ -64,18 +64,18 @@ class Clock:
 
 
 def peak_memory(device: torch.device) -> dict[str, float]:
-    """Return the most memory held so far in MB: of the ``process``, and of the GPU as ``cuda``."""
+    """Return the peak memory so far in MB: of the ``process``, and of the GPU as ``cuda``."""
     process = process_peak()
     peak = {} if process is None else {"process": round(process, 1)}
     if device.type == "cuda":
-        import torch  # which is there where a device is, and takes seconds for who asks for something else
+        import torch  # here, since other users of this module should not wait for it
 
         peak["cuda"] = round(torch.cuda.max_memory_allocated(device) / 2**20, 1)
     return peak
 
 
 def process_peak() -> float | None:
-    """Most memory that this process has held in MB, since ``/proc/self/clear_refs`` on Linux; None on Windows."""
+    """Peak memory of this process in MB, on Linux since ``/proc/self/clear_refs`` was written; None on Windows."""
     with contextlib.suppress(OSError, StopIteration):
         line = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith("VmHWM"))
         return int(line.split()[1]) / 2**10
@@ -88,7 +88,7 @@ def process_peak() -> float | None:
 
 
 def total_memory(device: torch.device) -> int:
-    """Bytes of memory that a device has: a GPU's own, else this machine's, or what this process's group may take."""
+    """Total memory of a device in bytes: the GPU's, or otherwise ``host_memory``."""
     if device.type == "cuda":
         import torch
 
@@ -98,19 +98,19 @@ def total_memory(device: torch.device) -> int:
 
 @functools.cache
 def host_memory() -> int:
-    """Bytes of this machine's memory, or what this process's group may take of it."""
+    """This machine's memory in bytes, or the limit of this process's container."""
     try:
         found = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):  # Windows
         found = UNKNOWN_MEMORY
     for limit in MEMORY_LIMITS:
-        with contextlib.suppress(OSError, ValueError):  # "max", where there is none
+        with contextlib.suppress(OSError, ValueError):  # "max" if there is no limit
             found = min(found, int(Path(limit).read_text()))
     return found
 
 
 def versions() -> dict[str, str]:
-    """Return the versions that bear on numbers."""
+    """Return the versions of packages that can affect results, by name."""
     import importlib.metadata
     import platform
 

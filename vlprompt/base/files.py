@@ -1,4 +1,4 @@
-"""Files handled with care: atomic writes, checksums, and paths that cannot leave their folder."""
+"""Atomic writes, locks, checksums, text of any encoding, and paths that cannot leave their folder."""
 
 from __future__ import annotations
 
@@ -20,25 +20,26 @@ OF_WRITING = {getattr(errno, name) for name in ("ENOSPC", "EDQUOT", "EROFS", "EF
 
 
 def cache_dir() -> Path:
-    """Return the folder for what can be computed again: ``$VLPROMPT_CACHE``, else ``~/.cache/vlprompt``."""
+    """Return the folder of caches: ``$VLPROMPT_CACHE``, or ``~/.cache/vlprompt``."""
     return Path(os.environ.get(CACHE_VARIABLE) or "~/.cache/vlprompt").expanduser()
 
 
 @contextmanager
 def atomic_write(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary path beside ``path`` that takes its place when the block ends without an error.
+    """Yield a temporary path next to ``path``, which replaces it when the block ends without an error.
 
-    A reader sees the old file or the whole new one, and of two writers the last one wins. Missing folders are made.
+    Readers see either the old file or the complete new one; of two writers the last one wins. Missing folders are
+    created.
 
     Raises:
-        VlpromptError: the file cannot be written: a full disk, a quota, a folder that is read-only or not one's own.
-            What was there before is untouched, and nothing half-written stays.
+        VlpromptError: the file cannot be written (full disk, quota, read-only folder). The previous file is then
+            unchanged, and no temporary file is left.
     """
     path = Path(path)
     with writing(path):
         if os.path.exists(path):
-            refuse_stream(path, of_shell=False)  # whose place would be taken, /dev/null's too
-        import tempfile  # as other modules here where they are used: commands that write nothing start without them
+            refuse_stream(path, of_shell=False)  # it would be replaced, even /dev/null
+        import tempfile  # here, like other modules below, so that commands that write nothing start faster
 
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=_temporary_prefix(path), suffix=".tmp")
@@ -46,7 +47,7 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
         temporary = Path(name)
         try:
             yield temporary
-            # mkstemp makes the file private; what it becomes should be as readable as any other new file.
+            # mkstemp creates a private file, but the result should have the permissions of any new file
             os.chmod(temporary, 0o666 & ~_umask())
             os.replace(temporary, path)
         finally:
@@ -55,7 +56,7 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def temporary_folder(path: Path) -> Iterator[Path]:
-    """Yield a folder beside ``path``, for what is to be moved there; it is gone afterwards."""
+    """Yield a temporary folder on the same file system as ``path``; it is deleted afterwards."""
     import tempfile
 
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -65,7 +66,7 @@ def temporary_folder(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turn what the system says when ``path`` cannot be written into one sentence that names it."""
+    """Turn the system's errors when ``path`` cannot be written into one sentence that names it."""
     try:
         yield
     except VlpromptError:
@@ -78,22 +79,22 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def _storage_failure(error: BaseException | None, path: Path) -> str | None:
-    """Why storage failed, or None if an error is about something else; libraries hide the number in other errors."""
+    """Why writing failed, or None for other errors; libraries hide the system's error number in errors of their own."""
     from safetensors import SafetensorError
 
     while error is not None:
         code = getattr(error, "errno", None)
         if isinstance(error, OSError) and (_names(error, path) or (not error.filename and code in OF_WRITING)):
             return os.strerror(code).lower() if code else str(error)
-        told = re.search(r"(?:\bcode:|\bos error) (\d+)", str(error)) if isinstance(error, SafetensorError) else None
-        if told:
-            return os.strerror(int(told[1])).lower()
+        number = re.search(r"(?:\bcode:|\bos error) (\d+)", str(error)) if isinstance(error, SafetensorError) else None
+        if number:
+            return os.strerror(int(number[1])).lower()
         error = error.__cause__ or error.__context__
     return None
 
 
 def _names(error: OSError, path: Path) -> bool:
-    """Whether an error names ``path``, a folder that it is in, or its temporary file, and no file read for it."""
+    """Whether an error is about ``path``, one of its folders or its temporary file, and not about another file."""
     names = [os.fsdecode(name) for name in (error.filename, error.filename2) if isinstance(name, (str, bytes))]
     places = {os.fspath(place) for place in (path, *path.parents)}
     return any(name in places or Path(name).name.startswith(_temporary_prefix(path)) for name in names)
@@ -105,11 +106,11 @@ def _temporary_prefix(path: Path) -> str:
 
 @contextmanager
 def locked(path: Path, busy: VlpromptError | None = None) -> Iterator[None]:
-    """Hold the lock file ``path``, which the system lets go of when this process dies.
+    """Hold a lock on the file ``path``, which the system releases if this process dies.
 
     Args:
-        path: of the lock; missing folders are made.
-        busy: raised at once if another process holds it; None waits for it.
+        path: the lock file; missing folders are created.
+        busy: error to raise if another process has the lock; None waits for it.
     """
     from filelock import FileLock, Timeout
 
@@ -130,7 +131,7 @@ def locked(path: Path, busy: VlpromptError | None = None) -> Iterator[None]:
 
 
 def remove_leftovers(folder: Path, name: str = "*") -> None:
-    """Delete what killed processes left of files of that name, anywhere in a folder whose lock the caller holds."""
+    """Delete temporary files of killed processes, anywhere in a folder whose lock the caller holds."""
     for left in folder.rglob(f".{name}.*.tmp"):
         with writing(left):
             left.unlink(missing_ok=True)
@@ -146,12 +147,12 @@ def refuse_stream(path: str | Path, of_shell: bool = True) -> None:
     """Refuse a device, a socket or a named pipe, since reading it may never end.
 
     Args:
-        path: to be read or written.
-        of_shell: allow what a shell hands over, such as ``/dev/stdin``.
+        path: path to read or write.
+        of_shell: whether to allow a shell's streams, such as ``/dev/stdin``.
 
     Raises:
-        VlpromptError: the path is no file.
-        OSError: nothing is there.
+        VlpromptError: the path is neither a file nor a folder.
+        OSError: the path does not exist.
     """
     mode = os.stat(path).st_mode
     handed = str(path).startswith(OF_SHELL)
@@ -160,11 +161,11 @@ def refuse_stream(path: str | Path, of_shell: bool = True) -> None:
 
 
 def read_text(path: str | Path) -> str:
-    """Return a text file as people's programs write it: UTF-8 or UTF-16, with or without a mark, lines ended by any.
+    """Read a text file in UTF-8 or UTF-16, with or without a byte order mark, and with any line endings.
 
     Raises:
-        VlpromptError: it is in another encoding, with the line where that shows, or no file but a device.
-        OSError: it is not there or may not be read.
+        VlpromptError: it has another encoding (the message names the line), or it is a device.
+        OSError: it does not exist or may not be read.
     """
     refuse_stream(path)
     content = Path(path).read_bytes()
@@ -180,15 +181,15 @@ def read_text(path: str | Path) -> str:
 
 
 def text_lines(path: str | Path, by_place: bool = False) -> list[str]:
-    """Return the lines of a text file without empty ones and white space at their ends.
+    """Return the non-empty lines of a text file, without surrounding white space.
 
     Args:
         path: the file.
-        by_place: the number of a line counts, as of names in label order, so that an empty one between others, which
-            would move all that follow, is refused.
+        by_place: whether line numbers have a meaning, as for names in label order; then empty lines between others are
+            refused.
 
     Raises:
-        VlpromptError, OSError: as ``read_text``.
+        VlpromptError, OSError: as for ``read_text``, or an empty line is refused.
     """
     lines = [line.strip() for line in read_text(path).rstrip().split("\n")]
     if by_place and "" in lines and any(lines):
@@ -206,7 +207,7 @@ def sha256_file(path: str | Path) -> str:
 
 
 def md5_file(path: str | Path) -> str:
-    """Return the MD5 of a file's bytes, which is what many datasets state of their archives."""
+    """Return the MD5 of a file's bytes, which many datasets publish for their archives."""
     digest = hashlib.md5(usedforsecurity=False)
     with open(path, "rb") as file:
         while block := file.read(1 << 20):
@@ -215,7 +216,7 @@ def md5_file(path: str | Path) -> str:
 
 
 def is_relative_inside(name: str) -> bool:
-    """Tell whether a relative path stays below its start by its spelling alone, on any operating system."""
+    """Whether a relative path stays inside its folder, judged by its text and for any operating system."""
     windows = PureWindowsPath(name)  # splits at both kinds of slash
     return bool(windows.parts) and not windows.anchor and ".." not in windows.parts and "\0" not in name
 

@@ -1,7 +1,7 @@
-"""Figures with class names in any script: fonts of this machine that have the signs, and a sentence where none has.
+"""Fonts for figures with class names in any script: installed fonts that have the characters, or a warning.
 
-matplotlib's own font has Latin, Greek, Cyrillic and a good deal more, but no Chinese, Japanese or Korean and few emoji;
-it draws boxes for the rest, and a warning for each.
+matplotlib's default font has Latin, Greek, Cyrillic and more, but no Chinese, Japanese or Korean and few emoji; for
+missing characters matplotlib draws boxes and gives a warning each.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
     from matplotlib.text import Text
 
 P = ParamSpec("P")
-BOXES = "Last Resort"  # a font that draws a box for every sign
+BOXES = "Last Resort"  # a font with a box for every character
 JOINED = {"AL", "R"}  # bidirectional classes of letters that are written from right to left
 SHAPES_TEXT = (3, 11)  # the first matplotlib that joins and orders such letters
-UNKNOWN = "?"  # stands for what no font has
+UNKNOWN = "?"  # replaces characters that no font has
 
 
 def shorten(text: str, most: int) -> str:
-    """Cut a label to a width in columns, of which Chinese, Japanese and Korean signs and emoji take two.
+    """Shorten a label to a width in columns; Chinese, Japanese and Korean characters and emoji take two.
 
     >>> shorten("sunflower", 6), shorten("向日葵の花", 6)
     ('sunfl…', '向日…')
@@ -36,7 +36,7 @@ def shorten(text: str, most: int) -> str:
 
 
 def legible(draw: Callable[P, Figure]) -> Callable[P, Figure]:
-    """Let the figure that a function returns be lettered in fonts that have its signs."""
+    """Apply ``make_legible`` to the figure that a function returns, as a decorator."""
 
     @wraps(draw)
     def lettered(*args: P.args, **kwargs: P.kwargs) -> Figure:
@@ -48,9 +48,9 @@ def legible(draw: Callable[P, Figure]) -> Callable[P, Figure]:
 
 
 def make_legible(figure: Figure) -> None:
-    """Give a figure's texts fonts that have their signs, and say in one sentence what this machine lacks.
+    """Set fonts that have the characters of a figure's texts, and warn if none are installed.
 
-    A sign that no font has becomes a question mark.
+    Characters that no installed font has become question marks.
     """
     import matplotlib
     from matplotlib.text import Text
@@ -78,7 +78,7 @@ def _default_font() -> str:
 
 @lru_cache(maxsize=256)
 def _signs_of(path: str) -> frozenset[str]:
-    """The signs that a font draws."""
+    """The characters in a font file; empty if it cannot be read."""
     from matplotlib.font_manager import get_font
 
     try:
@@ -89,7 +89,7 @@ def _signs_of(path: str) -> frozenset[str]:
 
 @lru_cache(maxsize=64)
 def _fonts_for(signs: frozenset[str]) -> dict[str, str]:
-    """Fonts of this machine that have the signs, as few as will do: their files by family."""
+    """Files by family of a few installed fonts that together have the characters, as far as possible."""
     chosen: dict[str, str] = {}
     left, known = set(signs), _installed()
     while left:
@@ -103,7 +103,7 @@ def _fonts_for(signs: frozenset[str]) -> dict[str, str]:
 
 
 def _installed() -> dict[str, str]:
-    """One file of each family of fonts, those included that were installed after matplotlib last looked."""
+    """A file of each installed font family, including fonts installed since matplotlib cached its list."""
     from matplotlib.font_manager import findSystemFonts, fontManager
 
     listed = {font.fname for font in fontManager.ttflist}
@@ -111,9 +111,9 @@ def _installed() -> dict[str, str]:
         try:
             fontManager.addfont(path)
         except (RuntimeError, OSError, NotImplementedError, ValueError):
-            continue  # of bitmaps, such as coloured emoji, which matplotlib does not draw
+            continue  # bitmap fonts, such as coloured emoji, which matplotlib cannot draw
     known = [font for font in fontManager.ttflist if not font.name.startswith(BOXES)]
-    fonts = [font for font in known if os.path.isfile(font.fname)]  # matplotlib's list may be of an earlier environment
+    fonts = [font for font in known if os.path.isfile(font.fname)]  # matplotlib's cached list may be outdated
     fonts.sort(key=lambda font: (font.style != "normal", abs(_weight(font.weight) - 400), font.fname))
     return {font.name: font.fname for font in reversed(fonts)}
 
@@ -125,16 +125,16 @@ def _weight(weight: int | str) -> int:
 
 
 def _replace(figure: Figure, texts: Iterable[Text], lacking: set[str]) -> None:
-    """Take out of the texts, and of the names on the axes, what no font has."""
+    """Replace characters that no font has in the texts and tick labels."""
     from matplotlib.ticker import FixedLocator
 
-    # joiners and marks go without a trace
+    # joiners and combining marks are just removed
     table = {ord(sign): "" if unicodedata.category(sign) in ("Cf", "Mn") else UNKNOWN for sign in lacking}
     for text in texts:
         text.set_text(text.get_text().translate(table))
     for axes in figure.axes:
         for axis in (axes.xaxis, axes.yaxis):
-            if lacking and isinstance(axis.get_major_locator(), FixedLocator):  # else they are numbers
+            if lacking and isinstance(axis.get_major_locator(), FixedLocator):  # other tick labels are numbers
                 axis.set_ticklabels([label.get_text().translate(table) for label in axis.get_ticklabels()])
 
 
@@ -152,7 +152,7 @@ def _say(lacking: set[str]) -> None:
 
 
 def _package(sign: str) -> str:
-    """What to install for a sign."""
+    """The fonts to install for a character."""
     name = unicodedata.name(sign, "")
     if name.startswith(("CJK", "HIRAGANA", "KATAKANA", "HANGUL", "FULLWIDTH", "HALFWIDTH", "IDEOGRAPHIC", "BOPOMOFO")):
         return "Noto Sans CJK (fonts-noto-cjk)"
@@ -162,7 +162,7 @@ def _package(sign: str) -> str:
 
 
 def _say_unjoined(signs: set[str], version: tuple[int, int]) -> None:
-    """Say that an older matplotlib writes Arabic and Hebrew backwards."""
+    """Warn if matplotlib is too old to draw Arabic and Hebrew correctly."""
     if version < SHAPES_TEXT and any(unicodedata.bidirectional(sign) in JOINED for sign in signs):
         warnings.warn(
             f"matplotlib {'.'.join(map(str, version))} draws Arabic and Hebrew from left to right and unjoined: "

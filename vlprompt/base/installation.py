@@ -1,4 +1,4 @@
-"""Versions and devices, as asked for in bug reports."""
+"""Versions and devices, for bug reports."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from vlprompt.base.environment import git_commit, host_memory
 from vlprompt.version import __version__
 
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
-TOOLS = re.compile(r"extra == .(dev|docs|notebooks)")  # which a run has nothing of
+TOOLS = re.compile(r"extra == .(dev|docs|notebooks)")  # extras that do not affect runs
 
 
 def show_versions() -> None:
@@ -25,8 +25,8 @@ def show_versions() -> None:
     commit          -
     ...
     """
-    for name, told in _found():
-        print(f"{name:<18} {told}")
+    for name, value in _found():
+        print(f"{name:<18} {value}")
 
 
 def _found() -> Iterator[tuple[str, str]]:
@@ -43,17 +43,17 @@ def _found() -> Iterator[tuple[str, str]]:
 
 
 def _cores() -> str:
-    """The cores that this process may use, of those that there are."""
+    """The number of cores, and how many of them this process may use."""
     every = os.cpu_count() or 1
     mine = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else every
     return str(every) if mine == every else f"{mine} of {every}"
 
 
 def _packages() -> list[str]:
-    """What vlprompt depends on, extras included, as its own metadata have it."""
+    """Packages that vlprompt depends on, including extras, from its metadata."""
     try:
         needed = importlib.metadata.requires("vlprompt") or []
-    except importlib.metadata.PackageNotFoundError:  # a folder on the path
+    except importlib.metadata.PackageNotFoundError:  # not installed, but on the path
         needed = ["torch", "torchvision", "open_clip_torch", "numpy"]
     names = [re.split(r"[^\w.-]", each, maxsplit=1)[0] for each in needed if not TOOLS.search(each)]
     return [name for name in dict.fromkeys(names) if name != "vlprompt"]
@@ -67,10 +67,10 @@ def _version(package: str) -> str | None:
 
 
 def _computing() -> Iterator[tuple[str, str]]:
-    """Threads and devices, as torch has them."""
+    """Threads and devices as reported by torch."""
     set_here = [f"{name}={os.environ[name]}" for name in THREADS if name in os.environ]
     try:
-        import torch  # which takes seconds, and whose installation may be what the report is about
+        import torch  # here: its installation may be broken, which is what the report is about
     except (ImportError, OSError) as error:
         yield "torch", f"cannot be imported: {error}"
         return

@@ -1,4 +1,4 @@
-"""The name of every file of a run's folder and of a saved learner's, once."""
+"""The names of all files in a run's folder and in a saved learner's."""
 
 from __future__ import annotations
 
@@ -19,6 +19,6 @@ LEARNER = "learner"  # the saved learner's folder in it
 CONFIG = "config.json"
 LEARNABLES, LAST = "learner.safetensors", "last.safetensors"
 CARD = "README.md"
-TEXT = "text"  # the folder in it of the saved learner that it stands on
+TEXT = "text"  # sub-folder of the saved learner that it builds on
 
 DESCRIBED = f"{LEARNER}/{CONFIG}"

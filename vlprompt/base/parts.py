@@ -11,34 +11,34 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 from typing_extensions import Unpack
 
 from vlprompt.base.registry import Registry
-from vlprompt.base.schema import taken
+from vlprompt.base.schema import validated
 from vlprompt.errors import VlpromptError, nearest
 
 
 class Part:
-    """What a setting names."""
+    """Base class of what a setting names, such as an objective or a schedule."""
 
-    name = ""  # by which it was asked for
+    name = ""  # the name in the setting
 
 
 T = TypeVar("T", bound=Part)
 
 
 def parse_part(text: str, registry: Registry[type[T]]) -> T:
-    """Make a part from ``name`` or ``name(key=value, …)``; values are Python literals, or bare words for texts.
+    """Create a part from ``name`` or ``name(key=value, …)``; values are Python literals, or bare words for texts.
 
     Raises:
-        VlpromptError: it cannot be read, the name is unknown, or an argument is.
+        VlpromptError: the text cannot be parsed, or the name or an argument is unknown or wrong.
     """
     of = registry.kind
     name, arguments = read_part(text, of)
     make = registry.get(name)
     declared = _declared(make)
     for key, value in arguments.items():
-        if key not in declared and _takes_any(make):  # and may hand it on, to fail where nobody expects it
+        if key not in declared and _takes_any(make):  # passed on, it would fail in a place that nobody expects
             raise VlpromptError(f"{of} '{text}': unknown key '{key}': {nearest(key, declared)}")
         try:
-            arguments[key] = taken(value, declared[key]) if _is_plain(declared.get(key)) else value
+            arguments[key] = validated(value, declared[key]) if _is_plain(declared.get(key)) else value
         except ValueError as error:
             raise VlpromptError(f"{of} '{text}': {key} {error}") from None
     try:
@@ -52,13 +52,13 @@ def parse_part(text: str, registry: Registry[type[T]]) -> T:
 
 
 def read_part(text: str, of: str) -> tuple[str, dict[str, Any]]:
-    """The name and the arguments of ``name`` or ``name(key=value, …)``, as ``parse_part`` reads them; ``of`` what kind.
+    """Split ``name`` or ``name(key=value, …)`` into the name and the arguments; ``of`` is the kind, for messages.
 
     >>> read_part("gda(alpha=0.1, fit_views=1)", "method")
     ('gda', {'alpha': 0.1, 'fit_views': 1})
 
     Raises:
-        VlpromptError: it cannot be read.
+        VlpromptError: the text cannot be parsed.
     """
     try:
         node = ast.parse(text.strip(), mode="eval").body
@@ -71,13 +71,13 @@ def read_part(text: str, of: str) -> tuple[str, dict[str, Any]]:
 
 
 def _declared(make: type) -> dict[str, Any]:
-    """The types that a part's classes give to its arguments; a class hands those that it does not name to its base."""
+    """Types of a part's arguments, including those that its class passes on to its bases."""
     found: dict[str, Any] = {}
     for each in reversed(make.__mro__):
         if "__init__" in vars(each):
             try:
                 found |= get_type_hints(vars(each)["__init__"])
-            except NameError:  # imported for type checkers alone
+            except NameError:  # imported for type checkers only
                 continue
     more = [hint for hint in found.values() if get_origin(hint) is Unpack]  # **options of a TypedDict
     for hint in more:
@@ -86,20 +86,20 @@ def _declared(make: type) -> dict[str, Any]:
 
 
 def _takes_any(make: type) -> bool:
-    """Whether a part's class takes arguments that it does not name, of a ``TypedDict``."""
+    """Whether a part's class accepts ``**options``, typed by a ``TypedDict``."""
     parameters = inspect.signature(make).parameters.values()
     return any(each.kind is each.VAR_KEYWORD and "Unpack[" in str(each.annotation) for each in parameters)
 
 
 def _is_plain(hint: Any) -> bool:
-    """Whether values can be held to a type: numbers, texts, choices, and tuples and unions of them."""
+    """Whether values of a type can be validated: numbers, texts, choices, and tuples and unions of them."""
     if get_origin(hint) in (tuple, Union, UnionType):
         return all(map(_is_plain, get_args(hint)))
     return get_origin(hint) is Literal or hint in (int, float, bool, str, NoneType)
 
 
 def _advice(text: str) -> str:
-    """Say how a part is written, after what seems to be wrong with this one."""
+    """Advice on how to write a part, depending on what seems to be wrong with this one."""
     path = re.search(r"(\w+)\s*=\s*([^\s'\"(),=]*(?:[/\\~]|\.[A-Za-z])[^'\"(),=]*)", text)
     if path:
         return f"put quotes around the path, {path[1]}='{path[2].strip()}'"

@@ -1,7 +1,7 @@
-"""Methods, objectives and protocols of other packages: imported, and with that registered, before names are looked up.
+"""Plugins: modules of other packages that register methods, objectives and the like when they are imported.
 
-An installed package says which module registers what it adds, by the entry point group ``vlprompt.plugins``; any other
-module or file is named by ``plugin=`` on the command line. Workers of a sweep import the same ones.
+Installed packages declare them in the entry point group ``vlprompt.plugins``; other modules or files are given by
+``plugin=`` on the command line. They are imported before the first name is looked up, by workers of a sweep as well.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ _looked_for = False
 
 
 def load_installed() -> None:
-    """Import the plugins of installed packages, and those that a parent process was told of, once a process."""
+    """Import the plugins of installed packages, and those given to a parent process, once per process."""
     global _looked_for
-    with _once:  # others wait until all is there, but for plugins themselves, which look names up
+    with _once:  # other threads wait; plugins that look names up themselves do not
         if _looked_for:
             return
         _looked_for = True
@@ -34,19 +34,19 @@ def load_installed() -> None:
 
 
 def _load_installed() -> None:
-    from importlib.metadata import entry_points  # which takes as long as all else that --version needs
+    from importlib.metadata import entry_points  # here, since it is slow to import
 
     for entry in entry_points(group=GROUP):
         try:
             entry.load()
-        except Exception as error:  # somebody else's package must not take everything down
+        except Exception as error:  # a broken package must not break everything
             warnings.warn(f"the plugin {entry.name} of {entry.value} cannot be loaded: {error}", stacklevel=2)
     for name in filter(None, os.environ.get(VARIABLE, "").split(os.pathsep)):
         load(name)
 
 
 def use(names: str | Sequence[str]) -> None:
-    """Import plugins by module name or ``.py`` file, here and in worker processes to come.
+    """Import plugins by module name or ``.py`` file, in this process and in later worker processes.
 
     Raises:
         VlpromptError: one of them cannot be imported.
@@ -60,7 +60,7 @@ def use(names: str | Sequence[str]) -> None:
 
 
 def load(name: str) -> None:
-    """Import a module of the present folder or an installed one, or a ``.py`` file, once a process.
+    """Import a module, from the current folder or installed, or a ``.py`` file, once per process.
 
     Raises:
         VlpromptError: it cannot be imported.
@@ -78,8 +78,8 @@ def load(name: str) -> None:
         assert spec is not None  # every .py file has one, and its loader
         assert spec.loader is not None
         module = importlib.util.module_from_spec(spec)
-        sys.modules[path.stem] = module  # dataclasses look their module up
+        sys.modules[path.stem] = module  # needed by dataclasses
         spec.loader.exec_module(module)
-    except Exception as error:  # anything may happen in it
+    except Exception as error:  # it may raise anything
         sys.modules.pop(Path(name).stem, None)
         raise VlpromptError(f"plugin={name} cannot be imported: {type(error).__name__}: {error}") from error

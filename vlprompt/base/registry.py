@@ -1,4 +1,4 @@
-"""Names to things: one small registry for methods, objectives, dataset readers and protocols."""
+"""The registry of named objects: methods, objectives, dataset readers, protocols and others."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Entry(Generic[T]):
-    """What is known about a registered name."""
+    """A registered object with its name and facts."""
 
     name: str
     value: T
@@ -29,13 +29,14 @@ class Entry(Generic[T]):
 
 
 class Registry(Generic[T]):
-    """A dictionary that refuses silent overwriting and answers a wrong name with the nearest ones.
+    """A dictionary that refuses to overwrite entries and suggests the nearest names for an unknown one.
 
-    What the package ships is filed first, then what installed plugins add, and then whatever else.
+    The package's own objects are registered first, then those of installed plugins, then others.
 
     Args:
-        kind: what it holds, for sentences.
-        shipped: under which name the module is wired that files what the package ships; empty if this one's own does.
+        kind: what it contains, for messages.
+        shipped: name (see ``vlprompt.base.wiring``) of the module whose import registers the package's own objects;
+            empty if the registry's own module does.
 
     >>> shapes = Registry("shape")
     >>> @shapes.register("disc", round=True)
@@ -55,16 +56,19 @@ class Registry(Generic[T]):
 
     def _file_shipped(self) -> None:
         if self._shipped:
-            wired(self._shipped)  # a module that is there already, or is being imported, is not run again
+            wired(self._shipped)  # has no effect if it was imported before or is being imported
 
     def register(self, name: str, **facts: Any) -> Callable[[T], T]:
-        """Return a decorator that files an object under ``name`` with ``facts`` about it.
+        """Return a decorator that registers an object under ``name`` with ``facts`` about it.
 
-        A definition that is run again, as a notebook's cell or a reloaded module, takes the place of its former self.
+        A definition that is executed again, as in a notebook's cell or a reloaded module, replaces its earlier version.
+
+        Raises:
+            VlpromptError: the name is taken by another definition.
         """
 
         def file(value: T) -> T:
-            if not value.__module__.startswith("vlprompt."):  # which may be on its way, and others come after it
+            if not value.__module__.startswith("vlprompt."):  # the package's own objects come first
                 self._file_shipped()
             former = self._entries[name].value if name in self._entries else None
             if former is not None and _definition(former) != _definition(value):
@@ -75,14 +79,14 @@ class Registry(Generic[T]):
         return file
 
     def info(self, name: str) -> Entry[T]:
-        """Return the entry of ``name``; an unknown name is an error that lists the nearest."""
+        """Return the entry of ``name``; raises ``VlpromptError`` with the nearest names if there is none."""
         try:
             return self._filed()[name]
-        except (KeyError, TypeError):  # a list is no key at all
+        except (KeyError, TypeError):  # a list cannot be a key
             raise VlpromptError(f"unknown {self.kind} '{name}': {nearest(name, self._entries)}") from None
 
     def get(self, name: str) -> T:
-        """Return the object filed under ``name``."""
+        """Return the object registered under ``name``."""
         return self.info(name).value
 
     def names(self, pattern: str = "*") -> list[str]:
@@ -90,7 +94,7 @@ class Registry(Generic[T]):
         return sorted(fnmatch.filter(self._filed(), pattern))
 
     def order(self) -> list[str]:
-        """Return all names in the order in which they were filed."""
+        """Return all names in the order of registration."""
         return list(self._filed())
 
     def __contains__(self, name: object) -> bool:

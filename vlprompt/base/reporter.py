@@ -1,4 +1,4 @@
-"""What a run says on the screen: bars on a terminal, a few plain lines elsewhere, nothing when quiet."""
+"""Reports progress: bars on a terminal, a few plain lines elsewhere, nothing when quiet."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from rich.text import Text
 
 from vlprompt.base.sanitizing import printable
 
-WIDTH = 100  # of tables and lines that do not go to a terminal
-LONG = 10.0  # seconds from which on whoever waits is told how long it will be
+WIDTH = 100  # columns of output that does not go to a terminal
+LONG = 10.0  # seconds of work from which on the time left is reported
 WARM_UP = (
     20.0  # seconds that a first piece of work may take without telling anything: imports and caches are part of it
 )
-LOOKED_BACK = 20  # reports of progress that the time left is worked out from: the pace may change
+LOOKED_BACK = 20  # latest updates that the time left is estimated from, since the pace may change
 Update = Callable[..., None]
 
 
 class _PlainConsole(Console):
-    """A console that shows text as it is: no markup, no emoji by name, and control characters written out."""
+    """A console that prints text literally: without markup or named emoji, and with control characters escaped."""
 
     def render_str(self, text: str, **options: Any) -> Text:
         return super().render_str(printable(text, keep="\n"), **options)
 
 
 def make_console() -> Console:
-    """Return a console on standard output: as wide as the terminal, or of a fixed width in a pipe or file."""
+    """Return a console on standard output, as wide as the terminal, or of a fixed width for pipes and files."""
     console = _PlainConsole(highlight=False, markup=False, emoji=False)
     if not console.is_terminal:
         console.width = WIDTH
@@ -39,10 +39,10 @@ def make_console() -> Console:
 
 
 class Pace:
-    """How fast work gets on, and when it will be done.
+    """Estimates when work will be done.
 
     Args:
-        clock: seconds.
+        clock: returns seconds.
     """
 
     def __init__(self, clock: Callable[[], float]):
@@ -50,7 +50,7 @@ class Pace:
         self.seen: deque[tuple[float, float]] = deque([(self.start, 0.0)], maxlen=LOOKED_BACK)
 
     def update(self, done: float) -> None:
-        """Take note of what is done; less than before is the start of other work."""
+        """Record how much is done; less than before means that other work has started."""
         now = self.clock()
         if done < self.seen[-1][1]:
             self.start = now
@@ -63,20 +63,20 @@ class Pace:
         return self.seen[-1][0] - self.start
 
     def left(self, total: float) -> float | None:
-        """Seconds until ``total`` is done; None while nothing tells. The first piece counts while there is no other."""
+        """Estimated seconds until ``total`` is done; None as long as there is nothing to estimate it from."""
         if len(self.seen) == 2 and self.elapsed < WARM_UP:
             return None
         (before, first), (now, done) = self.seen[1 if len(self.seen) > 2 else 0], self.seen[-1]
         return (now - before) / (done - first) * (total - done) if done > first else None
 
     def say_left(self, total: float) -> str:
-        """The time left in words, of work that takes long; empty for what is done soon, and at the end."""
+        """The time left in words, for work that takes long; empty for short work and at the end."""
         left = self.left(total)
         return f"{duration(left)} left" if left and self.elapsed + left >= LONG else ""
 
 
 def duration(seconds: float) -> str:
-    """Seconds in words that are as exact as one cares.
+    """A time in seconds as text, rounded for people.
 
     >>> duration(7.2), duration(200), duration(9000)
     ('7 s', '3 min', '2.5 h')
@@ -87,11 +87,11 @@ def duration(seconds: float) -> str:
 
 
 class Reporter:
-    """Tells how work gets on.
+    """Prints messages and progress.
 
     Args:
-        quiet: say nothing.
-        clock: seconds, for the time left.
+        quiet: print nothing.
+        clock: returns seconds, to estimate the time left.
     """
 
     def __init__(self, quiet: bool = False, clock: Callable[[], float] = time.monotonic):
@@ -105,9 +105,10 @@ class Reporter:
 
     @contextmanager
     def bar(self, title: str, lines: int = 10) -> Iterator[Update]:
-        """Yield ``update(done, total, note="")``; off a terminal it prints at most ``lines`` lines with the time left.
+        """Yield ``update(done, total, note="")``, which shows a progress bar on a terminal.
 
-        One more tells of work that has shown nothing for ten seconds. ``done`` may be a fraction.
+        Elsewhere it prints at most ``lines`` lines with the time left, and one more if nothing was printed for ten
+        seconds. ``done`` may be a fraction.
         """
         if self.quiet:
             yield lambda done, total, note="": None
@@ -120,16 +121,16 @@ class Reporter:
                 task = bars.add_task(printable(title), total=None, note="")
                 yield lambda done, total, note="": bars.update(task, completed=done, total=total, note=printable(note))
         else:
-            printed, pace, told = 0, Pace(self.clock), False
+            printed, pace, shown = 0, Pace(self.clock), False
 
             def update(done: float, total: int, note: str = "") -> None:
-                nonlocal printed, told
+                nonlocal printed, shown
                 pace.update(done)
                 due = int(done * lines // total)
-                printed = min(printed, due)  # another stage begins anew
-                early = not told and printed == 0 and pace.elapsed >= LONG
+                printed = min(printed, due)  # another stage starts from 0 again
+                early = not shown and printed == 0 and pace.elapsed >= LONG
                 if due > printed or early:
-                    printed, told = due, True
+                    printed, shown = due, True
                     left = pace.say_left(total)
                     self.say("  ".join(filter(None, [f"{title} {int(done)}/{total}", note, left])))
 

@@ -1,4 +1,4 @@
-"""Text of others, such as class names and paths, made fit to be shown: on a terminal, in a spreadsheet, in a figure."""
+"""Makes text from others, such as class names and paths, safe for terminals, spreadsheets, JSON and figures."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ import re
 import unicodedata
 from typing import Any
 
-HIDDEN = "\u200b\u2060\ufeff"  # no width, and not needed by any script
-FORMULA = "=+-@\uff1d\uff0b\uff0d\uff20"  # what spreadsheets take for the start of one, the wide forms too
+HIDDEN = "\u200b\u2060\ufeff"  # invisible, and not needed by any script
+FORMULA = "=+-@\uff1d\uff0b\uff0d\uff20"  # characters that start a formula in spreadsheets, with their wide forms
 
 
 def printable(text: str, keep: str = "") -> str:
-    r"""Return text whose control characters are written out, so that a terminal obeys none.
+    r"""Escape control characters, so that they have no effect on a terminal.
 
     Args:
-        text: any.
-        keep: control characters that stay, such as line ends.
+        text: any text.
+        keep: control characters that are kept, such as line ends.
 
     >>> printable("red\x1b[31m fox")
     'red\\x1b[31m fox'
@@ -26,7 +26,7 @@ def printable(text: str, keep: str = "") -> str:
 
 
 def _is_control(sign: str) -> bool:
-    # bidirectional marks that embed or override turn round what is read; joiners, which scripts need, are left
+    # bidirectional embeddings and overrides can reverse what is read; joiners are kept, since scripts need them
     kind = unicodedata.category(sign)
     return kind in ("Cc", "Cs", "Zl", "Zp") or sign in HIDDEN or unicodedata.bidirectional(sign)[2:] in ("E", "O", "I")
 
@@ -36,7 +36,7 @@ def _written_out(sign: str) -> str:
 
 
 def csv_cell(value: Any) -> Any:
-    """Return a value as a cell that no spreadsheet runs: text that would be a formula gets an apostrophe in front.
+    """Return a value for a CSV cell; text that a spreadsheet would run as a formula gets a leading apostrophe.
 
     >>> csv_cell("=HYPERLINK(1)"), csv_cell("-0.5"), csv_cell(-0.5)
     ("'=HYPERLINK(1)", '-0.5', -0.5)
@@ -50,10 +50,10 @@ def csv_cell(value: Any) -> Any:
 
 
 def json_line(text: str) -> str:
-    """Return JSON whose control characters beyond ASCII, which JSON leaves as they are, are escaped too."""
+    """Escape the control characters beyond ASCII in JSON text, which JSON itself does not."""
     return re.sub(r"[\x7f-\x9f]", lambda sign: f"\\u{ord(sign[0]):04x}", text)
 
 
 def figure_text(text: str) -> str:
-    """Return text that a figure shows as it is: dollar signs start no formula."""
+    """Escape text for a figure, where dollar signs would start a formula."""
     return printable(text, keep="\n").replace("$", r"\$")

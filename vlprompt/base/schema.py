@@ -1,7 +1,7 @@
-"""Values held to types by pydantic, without conversion; what is wrong is one sentence that names the field.
+"""Validates values against types with pydantic in strict mode; errors are one sentence that names the field.
 
-What a whole number is, or a text, is the same for settings, methods, cards, saved learners and results. Only a whole
-number may stand for a float, and a tuple for a list.
+Settings, methods, cards, saved learners and results share these rules. Values are not converted, except whole numbers
+to floats and tuples to lists.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ OF_TEXTS: dict[Any, str] = {
     list[str]: "a list of texts",
     dict[str, list[str]]: "a group of lists of texts",
 }
-KINDS = ("constrained-int", "int", "str", "[key]")  # in the place of an error, for one side of "int | str" and the like
+KINDS = ("constrained-int", "int", "str", "[key]")  # parts of an error's location that name a member of a union
 UNKNOWN = ("unexpected_keyword_argument", "extra_forbidden")
 MISFITS = (ValidationError, TypeError, ValueError, RecursionError)
 
 
 def strict(extra: Literal["forbid", "allow"] = "forbid") -> Callable[[type[T]], type[T]]:
-    """Have a dataclass or ``TypedDict`` held to its types when it is read; ``extra`` is of fields that it lacks."""
+    """Mark a dataclass or ``TypedDict`` as strict, as a decorator; ``extra`` says what to do with unknown fields."""
 
     def mark(cls: type[T]) -> type[T]:
         cls.__pydantic_config__ = STRICT | ConfigDict(extra=extra)  # type: ignore[attr-defined]
@@ -51,15 +51,15 @@ def strict(extra: Literal["forbid", "allow"] = "forbid") -> Callable[[type[T]], 
 
 @functools.lru_cache(maxsize=512)
 def adapter(hint: Any) -> TypeAdapter[Any]:
-    """What holds values to a type; made when it is first asked for."""
+    """Pydantic's validator of a type, which is created once."""
     return TypeAdapter(hint, config=None if hasattr(hint, "__pydantic_config__") else STRICT)
 
 
-def taken(value: Any, hint: Any) -> Any:
-    """Return a setting's value as its type has it: a copy, lists for tuples, a text for a path.
+def validated(value: Any, hint: Any) -> Any:
+    """Validate a setting's value and return a copy, with tuples as lists and paths as texts.
 
     Raises:
-        ValueError: it does not fit; "must be a whole number, not 'x'".
+        ValueError: it does not fit its type, as in "must be a whole number, not 'x'".
     """
     try:
         return adapter(hint).validate_json(json.dumps(value, default=os.fspath))
@@ -71,16 +71,16 @@ def taken(value: Any, hint: Any) -> Any:
 
 
 def settings_of(config: type, values: Mapping[str, Any], where: str = "", of: str = "") -> dict[str, Any]:
-    """Return settings as a dataclass's fields have them.
+    """Validate settings against the fields of a dataclass, and return them.
 
     Args:
         config: the dataclass.
-        values: by field.
-        where: they are from, for the sentence.
-        of: what a key is not known of, if that is to be said.
+        values: values by field.
+        where: where they come from, as the beginning of an error message.
+        of: whose keys they are, as in "unknown key 'x' for method=coop".
 
     Raises:
-        VlpromptError: a key is no field, or a value does not fit its type.
+        VlpromptError: a key is unknown, or a value does not fit its type.
     """
     hints, found = _hints(config), {}
     for key, value in values.items():
@@ -89,23 +89,23 @@ def settings_of(config: type, values: Mapping[str, Any], where: str = "", of: st
         if type(value) is int and hints[key] in (str, str | None):
             value = str(value)  # name=7, which YAML reads as a number
         try:
-            found[key] = taken(value, hints[key])
+            found[key] = validated(value, hints[key])
         except ValueError as error:
             raise VlpromptError(f"{where}{key} {error}") from None
     return found
 
 
 def read_as(cls: type[T], values: Any, where: str, known: Iterable[str] = ()) -> T:
-    """Return what a JSON or YAML file holds as a dataclass.
+    """Make a dataclass from the content of a JSON or YAML file.
 
     Args:
         cls: the dataclass, which is ``strict``.
-        values: of the file.
-        where: its name, for the sentence.
-        known: fields, of which the nearest are told beside one that is unknown.
+        values: the file's content.
+        where: the file's name, as the beginning of an error message.
+        known: names of fields, of which the nearest are suggested for an unknown one.
 
     Raises:
-        VlpromptError: a field is missing, unknown or not of its type.
+        VlpromptError: a field is missing, unknown or of the wrong type.
     """
     hint: Any = cls
     try:
@@ -119,9 +119,9 @@ def check_fields(cls: type, values: Mapping[str, Any], where: str) -> None:
     """Raise a ``VlpromptError``, beginning with ``where``, for the first field that is missing, unknown or ill-typed.
 
     Args:
-        cls: a strict ``TypedDict`` whose fields are ``Annotated`` with a ``description``, which says what each must be.
-        values: by field.
-        where: the file's name, and what it is not.
+        cls: a strict ``TypedDict`` whose fields are ``Annotated`` with a ``description`` of what each must be.
+        values: values by field.
+        where: the file's name and what is wrong with it, as the beginning of an error message.
     """
     try:
         adapter(cls).validate_python(values)
@@ -149,19 +149,19 @@ def kind(hint: Any) -> str:
     return NAMES.get(origin or hint, str(hint))
 
 
-@functools.lru_cache(maxsize=256)  # every method has a class of its own
+@functools.lru_cache(maxsize=256)  # each method has its own class
 def _hints(config: type) -> dict[str, Any]:
     return get_type_hints(config, include_extras=True)
 
 
 def _first(error: ValidationError) -> Any:
-    """The first error; before others one of an unknown field, which may be a misspelt one that is missing."""
+    """The first error, but an unknown field comes before others, since it may be a misspelt one that is missing."""
     found = error.errors(include_url=False)
     return next((each for each in found if each["type"] in UNKNOWN), found[0])
 
 
 def _first_wrong(error: ValidationError, known: Iterable[str] = ()) -> str:
-    """Where the first wrong field is and what is wrong with it, as the end of a sentence."""
+    """The place of the first wrong field and what is wrong with it, as the end of a message."""
     first = _first(error)
     *above, name = [part for part in first["loc"] if part not in KINDS] or ["result"]
     where = "".join(f"[{part}]" if isinstance(part, int) else f", {part}" for part in above)

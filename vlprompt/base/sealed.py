@@ -1,7 +1,7 @@
-"""Files that show when they were changed: tensors with a hash in their header, and JSON that has one of itself.
+"""Files with a hash of their content: safetensors with one in the header, and JSON with one as a field.
 
-The hash tells a flipped bit, a half-written copy and a file of another run; it does not tell who wrote a file. Files
-that were written before hashes, by vlprompt 0.1.0, are taken as they are.
+The hash reveals flipped bits, incomplete copies and files of another run; it does not prove who wrote a file. Files of
+vlprompt 0.1.0, which have no hash, are accepted.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ TENSOR_SEAL = "vlprompt.sha256"  # the entry of a safetensors header
 
 
 def seal(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the fields of a JSON file with ``sha256``, the hash of all others, as their last."""
+    """Return the fields of a JSON file with an additional last field ``sha256``, the hash of all others."""
     content: dict[str, Any] = json.loads(json.dumps({key: value for key, value in fields.items() if key != SEAL}))
     return content | {SEAL: _hash_of(content)}
 
 
 def unseal(fields: Mapping[str, Any], path: Path, required: bool = False) -> dict[str, Any]:
-    """Return the fields of a JSON file without their hash, which must be theirs where there is one.
+    """Verify the hash in a JSON file's fields, and return them without it.
 
     Args:
-        fields: of the file.
-        path: of the file.
-        required: whether there must be one.
+        fields: the file's fields.
+        path: the file, for messages.
+        required: whether there must be a hash.
 
     Raises:
-        VlpromptError: a field is not what it was when the file was written.
+        VlpromptError: a field was changed, or the hash is missing although required.
     """
     content = {key: value for key, value in fields.items() if key != SEAL}
     if SEAL not in fields and required:
@@ -50,7 +50,7 @@ def unseal(fields: Mapping[str, Any], path: Path, required: bool = False) -> dic
 
 
 def _hash_of(content: Mapping[str, Any]) -> str:
-    """SHA-256 of JSON values, whatever their order and spacing in the file."""
+    """SHA-256 of JSON values, independent of their order and spacing in the file."""
     return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
@@ -59,8 +59,8 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str,
 
     Args:
         path: the file.
-        tensors: by name, on any device.
-        facts: more entries of the header.
+        tensors: tensors by name, on any device.
+        facts: additional entries of the header.
     """
     facts = dict(facts or {})
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
@@ -73,19 +73,19 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str,
 def read_tensors(
     path: Path, what: str, remedy: str, sha256: str | None = None
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Read a safetensors file whole and check it.
+    """Read a safetensors file and verify its hash.
 
     Args:
         path: the file.
-        what: it is, for the sentence that says it is damaged.
-        remedy: what to do then.
-        sha256: the hash that the file beside it says it has; None asks for the one in its own header alone.
+        what: the kind of file, for error messages.
+        remedy: what to do if it is damaged, for error messages.
+        sha256: the expected hash, from another file; None checks only the one in the file's own header, if any.
 
     Returns:
-        Tensors by name, and the entries of the header; ``TENSOR_SEAL`` is among them if it was compared.
+        Tensors by name, and the entries of the header, including ``TENSOR_SEAL`` if the file has a hash.
 
     Raises:
-        VlpromptError: it cannot be read, its content is not what was written, or it is another file.
+        VlpromptError: the file is missing or damaged, or it is not the expected one.
     """
     if not path.is_file():
         raise VlpromptError(f"{what} {path} {'is no plain file' if path.exists() else 'is missing'}: {remedy}")
@@ -106,7 +106,7 @@ def read_tensors(
 
 
 def hash_of_tensors(tensors: Mapping[str, Tensor], facts: Mapping[str, str] | None = None) -> str:
-    """SHA-256 over names, kinds, shapes and numbers of tensors, and over a header's entries."""
+    """SHA-256 of the names, dtypes, shapes and values of tensors and of a header's entries."""
     digest = hashlib.sha256(json.dumps(dict(facts or {}), sort_keys=True).encode())
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())

@@ -1,8 +1,8 @@
-"""Settings as text: YAML within bounds, on a command line and in files that anyone may have written.
+"""Reads settings as YAML, from the command line and from files that anyone may have written.
 
-Nothing in it reaches elsewhere or grows: no interpolation (``${…}``), no ``???``, no anchors and aliases, no tags, no
-key twice. A number is what reads as one in decimal digits; ``0x1F``, ``12:30`` and ``007`` stay the text that was
-written.
+Only a safe subset of YAML is allowed: no interpolation (``${…}``), no ``???``, no anchors and aliases, no tags, no
+duplicate keys, and limits on size and depth. Only decimal numbers are numbers; ``0x1F``, ``12:30`` and ``007`` are
+texts.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ import yaml
 from vlprompt.base.files import refuse_stream
 from vlprompt.errors import VlpromptError
 
-MAX_BYTES = 2**20  # of a file of settings; the largest recipe has three thousand
+MAX_BYTES = 2**20  # of a file; the largest recipe has three thousand
 MAX_TEXT = 10_000  # characters of a setting, such as an objective that lists its templates
 MAX_DIGITS = 30
 MAX_DEPTH = 20
-SHOWN = 60  # characters of a value that a sentence repeats
+SHOWN = 60  # characters of a value that a message repeats
 COMMENT = re.compile(r"(^|\s)#")
 CONTROLS = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")
 
 
 class _Loader(yaml.SafeLoader):  # type: ignore[misc]  # PyYAML brings no types
-    """Safe YAML whose size is what is written down."""
+    """Safe YAML without aliases and tags, so that the result is no larger than the text."""
 
     def compose_node(self, parent: Any, index: Any) -> yaml.Node:
         event = self.peek_event()
@@ -61,10 +61,10 @@ class _Loader(yaml.SafeLoader):  # type: ignore[misc]  # PyYAML brings no types
 
 
 class _Refused(ValueError):
-    """Why a text is not taken, as the end of a sentence."""
+    """Why a text is refused, as the end of a message."""
 
 
-# booleans and null as YAML 1.1 has them, but no dates, and numbers in decimal digits alone
+# booleans and null as in YAML 1.1, but no dates, and only decimal numbers
 _Loader.yaml_implicit_resolvers = {
     first: [
         (tag, pattern) for tag, pattern in pairs if tag.rpartition(":")[2] not in ("int", "float", "timestamp", "merge")
@@ -83,9 +83,9 @@ _Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_number)
 
 
 class _ShippedLoader(_Loader):
-    """The same with libyaml's parser where PyYAML has it, in a fifth of the time, for files that ship and are right.
+    """The same with libyaml's parser if PyYAML has it, which is five times as fast, for files of this package.
 
-    Of texts that are not, it has other things to say, and so files of anyone's and command lines are not read by it.
+    Its error messages differ, so users' files and command lines are not read with it.
     """
 
     def __init__(self, text: str) -> None:
@@ -101,7 +101,7 @@ class _ShippedLoader(_Loader):
 
 
 class _TextLoader(_Loader):
-    """Lists and texts alone, each as it was written."""
+    """Lists and texts only, without numbers, flags and null."""
 
     yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}
 
@@ -110,12 +110,12 @@ def read_settings(path: str | os.PathLike[str], what: str = "settings", shipped:
     """Read a YAML file of settings, one ``key: value`` a line.
 
     Args:
-        path: of the file.
-        what: it holds, for the sentence that says what is wrong.
-        shipped: whether the file comes with the package, and may be read the faster way.
+        path: the file.
+        what: the kind of content, for error messages.
+        shipped: whether the file is part of the package and can be read with the faster parser.
 
     Raises:
-        VlpromptError: it is no readable YAML, too large, or holds what settings may not (see the module).
+        VlpromptError: the file cannot be read, is too large, or contains what settings may not (see the module).
     """
     path = Path(path)
     try:
@@ -146,12 +146,15 @@ def read_settings(path: str | os.PathLike[str], what: str = "settings", shipped:
 
 
 def read_value(key: str, text: str, typed: bool = True) -> Any:
-    """Return what ``key=text`` of a command line stands for: a number, a flag, null, a list, or the text as it is.
+    """Return the value of ``key=text`` on a command line: a number, a flag, null, a list or group, or the text itself.
 
     Args:
-        key: of the setting.
-        text: behind the equals sign.
-        typed: whether what looks like a number, a flag or null is one.
+        key: name of the setting.
+        text: text after the equals sign.
+        typed: whether texts that look like numbers, flags or null are converted.
+
+    Raises:
+        VlpromptError: the text is empty, too long or not valid.
 
     >>> read_value("shots", "4"), read_value("ctx_init", "a photo #1 of a"), read_value("classes", "[cat, 007]")
     (4, 'a photo #1 of a', ['cat', '007'])
@@ -165,7 +168,7 @@ def read_value(key: str, text: str, typed: bool = True) -> Any:
     except UnicodeEncodeError:
         raise VlpromptError(f"{key} is not UTF-8: {text!a:.{SHOWN}}") from None
     if COMMENT.search(text) and not text.lstrip().startswith(("'", '"', "[", "{")):
-        value: Any = text.strip()  # YAML would drop what it takes for a comment
+        value: Any = text.strip()  # YAML would drop the part after # as a comment
     else:
         try:
             value = _load(text, _Loader if typed else _TextLoader)
@@ -177,12 +180,12 @@ def read_value(key: str, text: str, typed: bool = True) -> Any:
 
 
 def check_plain(key: str, value: Any, where: str = "") -> None:
-    """Raise a ``VlpromptError`` for a value that stands for something else or that no setting needs, at any depth.
+    """Raise a ``VlpromptError`` for placeholders, control characters, or too long texts and numbers, at any depth.
 
     Args:
-        key: of the setting.
-        value: a text, number, flag or None, or lists and mappings of them; other objects are left to who takes them.
-        where: it was read, for the sentence.
+        key: name of the setting.
+        value: a text, number, flag or None, or lists and mappings of them; other objects are not checked.
+        where: where it was read, as the beginning of an error message.
     """
     if isinstance(value, Mapping):
         for name, inner in value.items():
@@ -215,14 +218,14 @@ def _check_text(key: str, text: str, where: str) -> None:
 
 
 def backbone_settings(settings: Mapping[str, Any]) -> tuple[str, str | None, str | None]:
-    """Return ``backbone``, ``pretrained`` and ``checkpoint`` as texts, the latter two None where they are not given."""
+    """Return ``backbone``, ``pretrained`` and ``checkpoint`` as texts; the latter two are None if not given."""
     given = (settings.get(key) for key in ("pretrained", "checkpoint"))
     pretrained, checkpoint = (None if value is None else str(value) for value in given)
     return str(settings["backbone"]), pretrained, checkpoint
 
 
 def show(value: Any) -> str:
-    """Return a value for a sentence, cut short; numbers that Python would not write out are named by their size."""
+    """Return a value for a message, shortened; numbers too large for Python to print are described."""
     try:
         text = repr(value)
     except ValueError:
@@ -231,12 +234,12 @@ def show(value: Any) -> str:
 
 
 def read_texts(text: str) -> Any:
-    """Return the lists and texts of a YAML document, each as it was written; ``ValueError`` says what is wrong."""
+    """Return a YAML document as lists, groups and texts, without numbers, flags and null; or raise ``ValueError``."""
     return _load(text, _TextLoader)
 
 
 def _load(text: str, kind: type[_Loader] = _Loader) -> Any:
-    """Read one YAML document; what is wrong with it is a ``ValueError`` with one line."""
+    """Read one YAML document; errors are a ``ValueError`` with one line."""
     loader = None
     try:
         loader = kind(text)

@@ -1,7 +1,7 @@
-"""What this package's files declare, read without running them: to list methods or refuse a setting takes no torch.
+"""Reads classes, settings and docstrings from this package's source files without executing them.
 
-A class is read with the classes that it is made of, wherever they are imported from. What cannot be followed is None,
-and whoever asks then imports the module.
+So methods can be listed, and misspelt settings refused, without importing torch. The base classes of a class are read
+too, wherever they are imported from. Where that fails, functions return None, and callers import the module instead.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-PLACE = Path(__file__).resolve().parents[2]  # of the packages
-# name, class, and the first line of its docstring: parsing sixty files to find these takes a tenth of a second
+PLACE = Path(__file__).resolve().parents[2]  # folder of the packages
+# name, class, and first line of its docstring; a pattern, since parsing sixty files takes a tenth of a second
 REGISTERED = re.compile(
     r'^@register\(\s*"([^"]+)"(?:(?!^(?:def|class) ).)*?^class (\w+)(?:\([^)]*\))?:\n\s+"""([^"\n]*)',
     re.MULTILINE | re.DOTALL,
@@ -25,17 +25,17 @@ class Declared(NamedTuple):
 
     module: str
     name: str
-    summary: str = ""  # the first line of its docstring, of what is registered
+    summary: str = ""  # first line of its docstring, if it is registered
 
     @property
     def node(self) -> ast.ClassDef:
-        """Its statement, for which the module is parsed."""
+        """Its syntax tree, for which the module is parsed."""
         return next(node for node in _body(self.module) if isinstance(node, ast.ClassDef) and node.name == self.name)
 
 
 @cache
 def registered(package: str) -> dict[str, Declared]:
-    """The classes below a package that are registered as ``@register("NAME", …)``, by name."""
+    """The classes in a package that are registered by ``@register("NAME", …)``, by name."""
     found = {}
     for file in sorted(PLACE.joinpath(*package.split(".")).rglob("*.py")):
         module = ".".join(file.relative_to(PLACE).with_suffix("").parts)
@@ -48,10 +48,11 @@ Fields = dict[str, tuple[str, ...]]
 
 
 def fields_of(owner: Declared, inner: str = "Config") -> Fields | None:
-    """The fields of the dataclass that a class calls ``inner``, or inherits, with those of its bases.
+    """The fields of a class's inner dataclass, its own or inherited, with those of its bases.
 
     Returns:
-        By name, the values that the field's type lists: those of a ``Literal``, and true and false of a flag.
+        By name, the values that a field's type lists: those of a ``Literal``, and true and false for a flag; None if
+        the classes cannot be read.
     """
     node = owner.node
     own = next((n for n in node.body if isinstance(n, ast.ClassDef) and n.name == inner), None)
@@ -62,13 +63,13 @@ def fields_of(owner: Declared, inner: str = "Config") -> Fields | None:
 
 
 def fields_in(module: str, name: str) -> Fields | None:
-    """The fields of a dataclass of a module, as ``fields_of`` has them."""
+    """The fields of a module's dataclass, as returned by ``fields_of``."""
     cls = _class(module, name)
     return cls and _fields(cls.module, cls.node)
 
 
 def _fields(module: str, node: ast.ClassDef) -> Fields | None:
-    """The fields of a dataclass whose bases are dataclasses too, alone or of a class: ``PromptLearner.Config``."""
+    """The fields of a dataclass and of its bases, which may be inner classes such as ``PromptLearner.Config``."""
     found: Fields = {}
     for base in node.bases:
         inside = isinstance(base, ast.Attribute) and isinstance(base.value, ast.Name)
@@ -85,7 +86,7 @@ def _fields(module: str, node: ast.ClassDef) -> Fields | None:
 
 
 def _choices(annotation: ast.expr) -> tuple[str, ...]:
-    """The values that a type lists, anywhere in it."""
+    """The values that an annotation lists, anywhere in it."""
     found: list[str] = []
     for node in ast.walk(annotation):
         if isinstance(node, ast.Name) and node.id == "bool":
@@ -108,14 +109,14 @@ def parameters(module: str, function: str) -> list[str]:
 
 @cache
 def _body(module: str) -> list[ast.stmt]:
-    """The statements of a module; none if it is another package's."""
+    """The statements of a module; empty if it belongs to another package."""
     path = PLACE.joinpath(*module.split("."))
     file = next((each for each in (path.with_suffix(".py"), path / "__init__.py") if each.is_file()), None)
     return ast.parse(file.read_text("utf-8")).body if file else []
 
 
 def _class(module: str, name: str) -> Declared | None:
-    """A class by the name that it has in a module, which may import it for type checkers alone."""
+    """A class by its name in a module, which may define it or import it, also for type checkers only."""
     for node in _body(module):
         if isinstance(node, ast.ClassDef) and node.name == name:
             return Declared(module, node.name)

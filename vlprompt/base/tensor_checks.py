@@ -1,4 +1,4 @@
-"""Tensors that a learner is asked about, held to what it takes: one sentence where torch would give a traceback."""
+"""Checks batches, images, features and labels that users give to learners, with errors in one sentence."""
 
 from __future__ import annotations
 
@@ -17,11 +17,14 @@ if TYPE_CHECKING:
 
 
 def check_images(images: Any, size: int) -> Tensor:
-    """Return images if they are (B, 3, S, S) as the backbone takes them; one sentence for what is not.
+    """Return images if they are (B, 3, S, S), as the backbone takes them.
 
     Args:
-        images: float numbers, on any device.
-        size: S, the side of the backbone's images.
+        images: a float tensor on any device.
+        size: side S of the backbone's images, in pixels.
+
+    Raises:
+        VlpromptError: they are not such a tensor, or contain numbers that are not finite.
     """
     if not isinstance(images, Tensor):
         raise VlpromptError(
@@ -35,11 +38,14 @@ def check_images(images: Any, size: int) -> Tensor:
 
 
 def check_features(features: Any, width: int) -> Tensor:
-    """Return image features (B, D) as fp32; one sentence for what is none.
+    """Return image features (B, D) as fp32.
 
     Args:
-        features: float numbers, on any device.
-        width: D, the joint width of the backbone.
+        features: a float tensor on any device.
+        width: joint width D of the backbone.
+
+    Raises:
+        VlpromptError: they are not such a tensor, or contain numbers that are not finite.
     """
     if not isinstance(features, Tensor):
         raise VlpromptError(f"image features must be a tensor (B, {width}), not {brief(features)}")
@@ -49,10 +55,10 @@ def check_features(features: Any, width: int) -> Tensor:
 
 
 def _check_numbers(values: Tensor, what: str, hint: str) -> Tensor:
-    """Refuse what is no dense float tensor, and outside of training and tracing what is not finite."""
+    """Refuse tensors that are not dense or not float, and, outside of training and tracing, numbers not finite."""
     if not values.is_floating_point() or values.layout != torch.strided:
         raise VlpromptError(f"{what} must be dense float numbers, not {values.dtype} of {values.layout}: {hint}")
-    tracing = torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call]  # its own annotations forget it
+    tracing = torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call]  # missing in torch's annotations
     traced = torch.compiler.is_compiling() or tracing or type(values) is not Tensor
     if not (torch.is_grad_enabled() or traced) and not bool(torch.isfinite(values).all()):
         raise VlpromptError(f"{what} hold numbers that are not finite")
@@ -60,13 +66,16 @@ def _check_numbers(values: Tensor, what: str, hint: str) -> Tensor:
 
 
 def as_batch(batch: Any, facts: Facts, clip: FrozenCLIP, features: bool) -> Mapping[str, Tensor]:
-    """Return a batch, or images (B, 3, S, S) as one; one sentence for what is neither, or lacks the images.
+    """Return a batch, or images (B, 3, S, S) as a batch, after checking its images, features and masks.
 
     Args:
-        batch: what was given.
-        facts: of the learner.
+        batch: a batch or images.
+        facts: the learner's facts.
         clip: its frozen model.
-        features: whether features may stand in place of images.
+        features: whether the batch may contain ``image_features`` (B, D) instead of images.
+
+    Raises:
+        VlpromptError: it is neither, it lacks something that the learner needs, or a tensor has the wrong shape.
     """
     if not isinstance(batch, Mapping):
         return {"image": check_images(batch, clip.image_size)}
@@ -83,7 +92,7 @@ def as_batch(batch: Any, facts: Facts, clip: FrozenCLIP, features: bool) -> Mapp
 
 
 def _check_masks(masks: Any, images: Tensor) -> None:
-    """Refuse masks that do not lie on the images (B, 3, H, W) of their batch."""
+    """Refuse masks whose shape is not (B, 1, H, W) for images (B, 3, H, W)."""
     expected = (len(images), 1, *images.shape[-2:])
     if not isinstance(masks, Tensor) or tuple(masks.shape) != expected:
         given = tuple(masks.shape) if isinstance(masks, Tensor) else brief(masks)
@@ -91,12 +100,15 @@ def _check_masks(masks: Any, images: Tensor) -> None:
 
 
 def check_batch(batch: Any, n_classes: int, facts: Facts) -> dict[str, Tensor]:
-    """Return a training batch with whole labels (B,) from 0 to C - 1, or raise a ``VlpromptError``.
+    """Return a training batch with labels (B,) from 0 to C - 1 as int64.
 
     Args:
         batch: tensors by name.
-        n_classes: C.
-        facts: of the learner, which say whether labels are needed.
+        n_classes: number of classes C.
+        facts: the learner's facts, which say whether labels are needed.
+
+    Raises:
+        VlpromptError: it is not a batch, labels are missing, or they are not such numbers.
     """
     if not isinstance(batch, Mapping) or not all(isinstance(value, Tensor) for value in batch.values()):
         raise VlpromptError(f"a batch must be tensors by name, such as image and label, not {brief(batch)}")
@@ -109,12 +121,12 @@ def check_batch(batch: Any, n_classes: int, facts: Facts) -> dict[str, Tensor]:
 
 
 def check_labels(label: Tensor, n_images: int, n_classes: int) -> Tensor:
-    """Return labels (B,) as int64 if they are from 0 to C - 1, one an image, or raise a ``VlpromptError``."""
+    """Return labels (B,) as int64; raises ``VlpromptError`` unless there is one per image, from 0 to C - 1."""
     if label.ndim != 1 or len(label) != n_images or label.is_floating_point() or label.is_complex():
         raise VlpromptError(
             f"labels must be whole numbers ({n_images},), one an image, not {label.dtype} {tuple(label.shape)}"
         )
-    # labels on an accelerator came from a feature bank or through here: looking at them again would wait for it
+    # labels on an accelerator were checked before; looking at their values would synchronize with it
     if label.device.type == "cpu" and len(label) and not 0 <= int(label.min()) <= int(label.max()) < n_classes:
         raise VlpromptError(f"labels must be from 0 to {n_classes - 1}, not {int(label.min())} to {int(label.max())}")
     return label.long()

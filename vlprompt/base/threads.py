@@ -1,4 +1,4 @@
-"""How many threads compute: as many as one says, or a single one where a model is too small to be shared."""
+"""Number of CPU threads: as set by the user, or a single one for models too small to benefit from more."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import nn
 
-# Numbers of a model below which threads wait for one another longer than they compute, the more so on a busy machine:
-# vlprompt-tiny has 14 million, ViT-B/16 150 million. `vlprompt bench threads` measures it.
+# number of parameters below which threads spend more time waiting for each other than computing, especially on busy
+# machines: vlprompt-tiny has 14 million, ViT-B/16 150 million; `vlprompt bench threads` measures it
 SMALL = 20_000_000
 VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 WAITING = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")  # what GNU's OpenMP, which torch computes with, reads as it is loaded
@@ -20,9 +20,9 @@ TURNS = "20000"  # of a waiting loop, a fraction of a millisecond; without busy 
 
 
 def wait_briefly() -> None:
-    """Let threads that wait for one another soon give their core to other processes, unless the user said how to wait.
+    """Let waiting threads give up their core soon, unless the user has set how they wait.
 
-    It takes effect in a process that has not imported torch yet.
+    This has an effect only before torch is imported.
     """
     if "torch" not in sys.modules and not any(name in os.environ for name in WAITING):
         os.environ["GOMP_SPINCOUNT"] = TURNS

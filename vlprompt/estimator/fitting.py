@@ -30,7 +30,7 @@ from vlprompt.learner.held_out import Selection
 from vlprompt.learner.registration import method_facts
 from vlprompt.training.cross_fitting import Make
 from vlprompt.training.recipes import Learning
-from vlprompt.training.trainer import BestEpoch, Trainer, TrainOptions, in_words
+from vlprompt.training.trainer import BestEpoch, Trainer, TrainOptions, progress_text
 
 if TYPE_CHECKING:
     from vlprompt.estimator.classifier import PromptClassifier
@@ -133,10 +133,10 @@ def _train(
     with torch.enable_grad(), threads, reporter.bar("epoch", lines=5) as update:  # even if the caller disabled it
 
         def on_epoch(stage: str, options: TrainOptions, record: dict[str, Any]) -> None:
-            update(record["epoch"] + 1, options.epochs, in_words(record))
+            update(record["epoch"] + 1, options.epochs, progress_text(record))
 
         def on_steps(stage: str, options: TrainOptions, done: float, means: Mapping[str, float]) -> None:
-            update(done, options.epochs, in_words(means))
+            update(done, options.epochs, progress_text(means))
 
         feed = data.feed(learner, learning, reporter, selection)
         calibrating = asks_to_calibrate(estimator.calibrate, estimator.coverage)

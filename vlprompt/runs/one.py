@@ -35,7 +35,7 @@ from vlprompt.runs.settings import Resolved, resolve
 from vlprompt.training.checkpoint import checkpoints, threads_of
 from vlprompt.training.feed import Labelling
 from vlprompt.training.feeding import effective_views, make_feed
-from vlprompt.training.trainer import BestEpoch, Trainer, TrainOptions, in_words
+from vlprompt.training.trainer import BestEpoch, Trainer, TrainOptions, progress_text
 
 
 @checked
@@ -184,11 +184,11 @@ def fit(
     with reporter.bar("epoch", lines=5) as update:
 
         def on_epoch(stage: str, options: TrainOptions, record: dict[str, Any]) -> None:
-            update(record["epoch"] + 1, options.epochs, (f"{stage}: " if stage else "") + in_words(record))
+            update(record["epoch"] + 1, options.epochs, (f"{stage}: " if stage else "") + progress_text(record))
             loggers.epoch(record)
 
         def on_steps(stage: str, options: TrainOptions, done: float, means: Mapping[str, float]) -> None:
-            update(done, options.epochs, (f"{stage}: " if stage else "") + in_words(means))
+            update(done, options.epochs, (f"{stage}: " if stage else "") + progress_text(means))
 
         checkpointing = {
             "seed": config.seed,

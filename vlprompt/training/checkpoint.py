@@ -1,4 +1,4 @@
-"""The state of a training run in one safetensors file, written atomically and checked when read."""
+"""Checkpoints: the state of a training in one safetensors file, written atomically and verified when read."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from vlprompt.errors import VlpromptError
 from vlprompt.learner.aggregation import aggregation_state, load_aggregation_state
 from vlprompt.learner.contract import PromptLearner
 
-FORMAT = "vlprompt-checkpoint/2"  # 1, of vlprompt 0.1.0, knows neither backbone nor data
+FORMAT = "vlprompt-checkpoint/2"  # version 1, of vlprompt 0.1.0, records neither backbone nor data
 WHAT, REMEDY = "the checkpoint", "delete it and start again"
 OTHERS = {
     "settings": "a run with other settings",
@@ -34,13 +34,13 @@ OTHERS = {
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """All that training needs to go on, in one safetensors file.
+    """Everything that is needed to continue a training.
 
     Attributes:
-        tensors: ``learner.NAME``, ``training.NAME`` (of its aggregator), ``selection.NAME`` (the best
-            epoch's learnables), ``optimizer.INDEX.BUFFER``.
-        history: the records of the finished epochs.
-        identity: of the run: ``settings``, ``backbone`` and ``data``, as far as they are known.
+        tensors: ``learner.NAME``, ``training.NAME`` (the aggregator's state), ``selection.NAME`` (the best epoch's
+            learnables) and ``optimizer.INDEX.BUFFER``.
+        history: records of the completed epochs.
+        identity: ``settings``, ``backbone`` and ``data`` of the run, as far as they are known, and ``stage``.
     """
 
     tensors: dict[str, Tensor]
@@ -56,7 +56,7 @@ class Checkpoint:
         identity: str | Mapping[str, str],
         selected: Mapping[str, Tensor] | None = None,
     ) -> Checkpoint:
-        """Return a copy of the present state."""
+        """Copy the present state to the CPU."""
         tensors = {f"learner.{name}": tensor for name, tensor in learner.state_dict().items()}
         tensors |= {f"training.{name}": tensor for name, tensor in aggregation_state(learner).items()}
         tensors |= {f"selection.{name}": tensor for name, tensor in (selected or {}).items()}
@@ -66,7 +66,7 @@ class Checkpoint:
         return cls(copies, list(history), as_mapping(identity))
 
     def restore(self, learner: nn.Module, optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
-        """Put the state back and return the history."""
+        """Load the state into a learner and an optimizer, and return the history."""
         state = self.part("learner")
         if isinstance(learner, PromptLearner):
             learner.load_learnables(state, "the checkpoint's tensors")
@@ -81,25 +81,25 @@ class Checkpoint:
         return list(self.history)
 
     def part(self, prefix: str) -> dict[str, Tensor]:
-        """The tensors under a prefix, which is taken off."""
+        """The tensors whose names have a prefix, without the prefix."""
         return {n.removeprefix(f"{prefix}."): t for n, t in self.tensors.items() if n.startswith(f"{prefix}.")}
 
     def save(self, path: Path) -> None:
-        """Write the file atomically, with the number of threads that this process computes with."""
+        """Write the file atomically; it also records this process's number of threads."""
         facts = {"history": self.history, "identity": self.identity, "threads": torch.get_num_threads()}
         write_tensors(path, self.tensors, {"format": FORMAT} | {key: json.dumps(value) for key, value in facts.items()})
 
     @classmethod
     def load(cls, path: Path, identity: str | Mapping[str, str]) -> Checkpoint | None:
-        """Read and check the file; None if there is none.
+        """Read and verify the file; None if there is none.
 
         Args:
             path: the file.
-            identity: of the run that wants to go on: ``settings`` (or a text, which is those alone), ``backbone``,
-                ``data``; what the file knows of must be the same.
+            identity: identity of the run that is to be continued, or a text for its ``settings`` alone. Parts that the
+                file records must be equal.
 
         Raises:
-            VlpromptError: it is damaged, or of other settings, another backbone or other images.
+            VlpromptError: it is damaged, or it belongs to other settings, another backbone or other images.
         """
         if not path.exists():
             return None
@@ -117,7 +117,7 @@ class Checkpoint:
 
     @classmethod
     def _of_0_1(cls, tensors: dict[str, Tensor], facts: Mapping[str, str], path: Path) -> Checkpoint:
-        """What vlprompt 0.1.0 wrote, which had a checksum of its own."""
+        """A checkpoint of vlprompt 0.1.0, which had another kind of checksum."""
         try:
             found = cls(tensors, json.loads(facts["history"]), as_mapping(facts["identity"]))
             digest = hashlib.sha256(json.dumps([found.history, facts["identity"]]).encode())
@@ -136,24 +136,24 @@ class Checkpoint:
 
 
 def as_mapping(identity: str | Mapping[str, str]) -> dict[str, str]:
-    """An identity as its parts; a plain one is that of the settings."""
+    """An identity by parts; a text is the part ``settings``."""
     return {"settings": identity} if isinstance(identity, str) else dict(identity)
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints in a run's folder: one, or one a stage."""
+    """The checkpoints in a run's folder: one, or one per stage."""
     stem, _, suffix = CHECKPOINT.partition(".")
     return sorted(path for path in folder.glob(f"{stem}*.{suffix}") if path.name.startswith((f"{stem}.", f"{stem}-")))
 
 
 @contextmanager
 def threads_of(folder: Path, say: Callable[[str], None], wanted: int | None = None) -> Iterator[None]:
-    """Compute with as many threads as the run that left a checkpoint, if there is one: others round differently.
+    """Compute with the number of threads recorded in a run's checkpoint, if any, since others round differently.
 
     Args:
-        folder: of the run.
-        say: told if that is another number than is wanted.
-        wanted: of a run that begins; None takes this process's.
+        folder: the run's folder.
+        say: called with a message if that number is not the one wanted.
+        wanted: number of threads without a checkpoint; None keeps this process's.
     """
     wanted = wanted or torch.get_num_threads()
     before = next(filter(None, map(_threads, checkpoints(folder))), wanted)
@@ -164,7 +164,7 @@ def threads_of(folder: Path, say: Callable[[str], None], wanted: int | None = No
 
 
 def _threads(path: Path) -> int | None:
-    """The number in a checkpoint's header; None where there is none to go on from, which ``load`` tells."""
+    """The number of threads in a checkpoint's header; None if it cannot be read, which ``load`` reports."""
     try:
         with safe_open(path, "pt") as file:
             threads = json.loads((file.metadata() or {})["threads"])

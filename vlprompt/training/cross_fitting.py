@@ -1,4 +1,4 @@
-"""What a learner says of images that it was not trained on, where training images are all there is."""
+"""Logits of images that a learner was not trained on, by cross-fitting if there are only training images."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from vlprompt.learner.contract import PromptLearner
 from vlprompt.learner.held_out import Selection
 from vlprompt.training.feed import ImageFeed
 
-FOLDS = 3  # at most: two trainings more, since each is on two thirds of the images
+FOLDS = 3  # at most; each training is on two thirds of the images
 Make = Callable[[], PromptLearner]
 Fit = Callable[[PromptLearner, ImageFeed], Any]
 
@@ -26,31 +26,35 @@ Fit = Callable[[PromptLearner, ImageFeed], Any]
 def held_out_logits(
     learner: PromptLearner, feed: ImageFeed, make: Make, fit: Fit, seed: int
 ) -> tuple[Literal["val", "cross_fit"], Tensor, Tensor]:
-    """Return logits (N, C) and labels (N,) of labelled images that the learner that scores them was not trained on.
+    """Return logits (N, C) and labels (N,) of labelled images, scored by learners that were not trained on them.
 
-    They are the feed's validation images where it has any. Else its labelled images are parted in up to three, and each
-    part is scored by a learner that was trained like this one on the others (cross-fitting).
+    These are the feed's validation images if it has any. Otherwise its labelled images are split into up to three
+    parts, and each part is scored by a learner that was trained in the same way on the other parts (cross-fitting).
 
     Args:
-        learner: trained on all of them.
-        feed: that it learnt from; its validation images must be none of those that are tested.
-        make: a learner as this one was before training.
+        learner: the learner, trained on the feed.
+        feed: what it was trained on; its validation images must not be test images.
+        make: creates a learner as this one was before training.
         fit: trains a learner on a feed.
-        seed: of the parting.
+        seed: seed of the split.
+
+    Returns:
+        ``val`` or ``cross_fit``, the logits and the labels.
 
     Raises:
-        VlpromptError: the feed has no labelled images, or one image of a class.
+        VlpromptError: without validation images, the feed has no labelled images, or a class has only one.
     """
     if feed.splits.val:
         return "val", *scored(learner, replace(feed, selection=Selection()))
-    found = [_cross_fitted(part, make, fit) for part in parted(feed, seed)]
+    found = [_cross_fitted(part, make, fit) for part in split_feed(feed, seed)]
     logits, labels = (torch.cat(each) for each in zip(*found, strict=True))
     return "cross_fit", logits, labels
 
 
 def _cross_fitted(part: ImageFeed, make: Make, fit: Fit) -> tuple[Tensor, Tensor]:
+    """Train a new learner on a part's training images, and score its validation images."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the learner itself has told all of them
+        warnings.simplefilter("ignore")  # the same warnings as for the learner itself
         other = make()
         fit(other, part)
     return scored(other, part)
@@ -63,8 +67,8 @@ def scored(learner: PromptLearner, feed: ImageFeed) -> tuple[Tensor, Tensor]:
     return logits, torch.tensor([item.label for item in feed.splits.val])
 
 
-def parted(feed: ImageFeed, seed: int) -> Iterator[ImageFeed]:
-    """A feed once for each part of its labelled images, which are then its validation images and not learnt from."""
+def split_feed(feed: ImageFeed, seed: int) -> Iterator[ImageFeed]:
+    """For each part of a feed's labelled images, a feed with this part for validation and the others for training."""
     items = list(feed.splits.train)
     for held in folds(items, seed):
         others = np.setdiff1d(np.arange(len(items)), held)
@@ -72,12 +76,12 @@ def parted(feed: ImageFeed, seed: int) -> Iterator[ImageFeed]:
 
 
 def folds(items: Sequence[Item], seed: int) -> list[np.ndarray[Any, Any]]:
-    """Places of each of up to three parts of labelled images, with about the same classes in each.
+    """Split labelled images into up to three stratified parts, and return the indices of each.
 
-    An image that is there twice is in one of them.
+    Copies of an image are in the same part.
 
     Raises:
-        VlpromptError: there are none, or a class has a single image.
+        VlpromptError: there are no images, or a class has only one.
     """
     from sklearn.model_selection import StratifiedGroupKFold
 

@@ -1,4 +1,4 @@
-"""From a learner, a dataset and a recipe to the feed that the learner is trained on."""
+"""Makes the feed that a learner is trained on, from a dataset and a recipe."""
 
 from __future__ import annotations
 
@@ -16,8 +16,11 @@ from vlprompt.training.recipes import Learning
 
 
 def effective_views(learner: PromptLearner, options: LearnOptions) -> int | str | None:
-    """Return the views of training images: no more than epochs, and fresh ones if images must be encoded anew."""
-    if not learner.facts.trains:  # and not its tensors, which a head may first make of the images
+    """Return the views of training images: at most one per epoch, and ``fresh`` if features cannot be cached.
+
+    None if nothing is trained.
+    """
+    if not learner.facts.trains:  # not its parameters, since a head may create its tensors only from the images
         return None
     if options.views == "fresh" or learner.learns_from_images:
         return "fresh"
@@ -33,9 +36,15 @@ def make_feed(
     selection: Selection | None = None,
     later_names: Iterable[str] = (),
 ) -> ImageFeed:
-    """Return the training images of ``source`` as a learner's feed, with what it may choose settings on.
+    """Make a learner's feed from the training images of a dataset.
 
-    Test images are not included, unless the selection provides them; of classes that are tested later, only names are.
+    Args:
+        learner: the learner.
+        source: the dataset; test images are left out unless the selection provides them.
+        learning: settings of the training.
+        reporter, clock: report and time the encoding of images.
+        selection: held-out images on which settings may be chosen.
+        later_names: names of classes that are tested but not trained on.
     """
     selection = selection or Selection()
     source = source if "test" in selection.sources else replace(source, test=())

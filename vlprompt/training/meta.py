@@ -1,10 +1,11 @@
-"""Learning to start: tasks that are clustered from image–text pairs, and a start and a regulator learnt over them.
+"""Meta-learning of a prompt's initialization and of a gradient regulator, over tasks from clustered image–text pairs.
 
-A reconstruction of GRAM (Li et al., ICCV 2023, arXiv:2303.06571), whose code nobody has. From its abstract: bi-level
-learning of a prompt's start and of a light gradient-regulating function, over tasks that hierarchical clustering of
-image–text pairs makes, without labels. Decided here: two levels of k-means, the upper on text, the lower on images; a
-task's support and query are two lower clusters of one upper; one inner step; first order; captions as classes. Of
-SUPMER, the same group's work on language models, its mixing of queries and the term that draws its gate are left out.
+A reconstruction of GRAM (Li et al., ICCV 2023, arXiv:2303.06571), whose code is not public. From its abstract: bi-level
+learning of a prompt's initialization and of a lightweight gradient-regulating function, over tasks that result from
+hierarchical clustering of image–text pairs, without labels. Decided here: two levels of k-means, the upper one on text,
+the lower one on images; support and query of a task are two lower clusters of one upper cluster; one inner step; first
+order; captions as classes. Two parts of SUPMER, the same group's work on language models, are left out: the mixing of
+queries, and the regularisation of the gate.
 """
 
 from __future__ import annotations
@@ -23,18 +24,18 @@ from vlprompt.learner.contract import PromptLearner
 from vlprompt.learner.names import named
 from vlprompt.learner.regulation import Regulator
 
-TRIES = 1000  # of drawing a task, before too few pairs are given up on
+TRIES = 1000  # draws of a task before giving up
 
 
 def clustered(text: Tensor, images: Tensor, topics: int, styles: int, seed: int) -> Tensor:
-    """Two levels of clusters of N pairs: (N, 2), of a pair its topic, and its cluster among the topic's images.
+    """Cluster N pairs at two levels: (N, 2), the topic of each pair, and its cluster within the topic.
 
     Args:
-        text: normalised features of the captions (N, D).
-        images: normalised features of the images (N, D).
-        topics: clusters of the upper level.
-        styles: of the lower level, in each topic.
-        seed: of k-means.
+        text: normalised features of the captions (N, D), for the upper level.
+        images: normalised features of the images (N, D), for the lower level.
+        topics: number of clusters of the upper level.
+        styles: number of clusters of the lower level in each topic.
+        seed: seed of k-means.
     """
     upper = _k_means(text, topics, seed)
     lower = torch.zeros_like(upper)
@@ -54,14 +55,14 @@ def _k_means(features: Tensor, clusters: int, seed: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Tasks:
-    """Tasks that are drawn anew each epoch, by its index and the seed alone.
+    """Tasks, drawn anew in each epoch depending only on its index and the seed.
 
     Attributes:
-        clusters: (N, 2) of ``clustered``.
-        labels: the caption of each pair (N,).
-        size: pairs of support and of query, at most.
-        steps: tasks an epoch.
-        seed: of the draws.
+        clusters: (N, 2), as returned by ``clustered``.
+        labels: index of each pair's caption (N,).
+        size: maximum number of pairs in support and in query.
+        steps: number of tasks per epoch.
+        seed: seed of the draws.
     """
 
     clusters: Tensor
@@ -71,14 +72,14 @@ class Tasks:
     seed: int
 
     def __call__(self, epoch: int) -> Iterator[Any]:
-        """The tasks of an epoch: places of pairs, ``support`` and ``query``, each of two captions or more."""
+        """The tasks of an epoch: indices of pairs, ``support`` and ``query``, each with at least two captions."""
         draw = random.Random(f"{self.seed}/{epoch}")
         for _ in range(self.steps):
             support, query = self.drawn(draw)
             yield {"support": support, "query": query}
 
     def drawn(self, draw: random.Random) -> tuple[Tensor, Tensor]:
-        """Two lower clusters of one upper, or two halves of its only one."""
+        """Indices of support and query, from two lower clusters of a topic, or from halves of its only one."""
         for _ in range(TRIES):
             topic = self.clusters[draw.randrange(len(self.clusters)), 0]
             members = (self.clusters[:, 0] == topic).nonzero().squeeze(1).tolist()
@@ -95,17 +96,17 @@ class Tasks:
 
 
 class MetaLearner(nn.Module):
-    """A learner's start θ and a regulator, learnt so that one regulated step on a task helps on the rest of it.
+    """Learns an initialization θ and a regulator ψ such that one regulated step on a task's support helps on its query.
 
-    θ' = θ - α·ψ(∇L_support(θ)); the query's loss at θ' is what both are learnt from, to first order: ∂θ'/∂θ is taken
-    for the identity, and ψ sees the support's gradient as it is.
+    Both are trained on the query's loss at θ' = θ - α·ψ(∇L_support(θ)), to first order: ∂θ'/∂θ is replaced by the
+    identity, and the support's gradient is treated as a constant.
 
     Args:
-        learner: whose learnables are θ; it scores the captions of a task as classes.
+        learner: its learnables are θ; it scores the captions of a task as classes.
         regulator: ψ.
-        images: of the N pairs: features (N, D) that the learner takes, or images (N, 3, H, W).
-        labels: the caption of each pair (N,).
-        captions: texts.
+        images: N images (N, 3, H, W), or their features (N, D) if the learner takes those.
+        labels: index of each pair's caption (N,).
+        captions: the texts.
         inner_lr: α.
     """
 
@@ -125,7 +126,7 @@ class MetaLearner(nn.Module):
         self.outer: tuple[Sequence[Tensor], list[Tensor]] = ((), [])
 
     def loss(self, task: Any) -> dict[str, Tensor]:
-        """``loss``, of the query behind the inner step, and ``support``, of the support before it."""
+        """``loss``, the query's loss after the inner step, and ``support``, the support's loss before it."""
         theta = self.learner.trainable_parameters()
         with torch.enable_grad():
             support = self._loss(task["support"])
@@ -141,7 +142,7 @@ class MetaLearner(nn.Module):
         return {"loss": query.detach(), "support": support.detach()}
 
     def backward(self, losses: dict[str, Tensor]) -> None:
-        """Give θ the query's gradient at θ', and the regulator what follows from it through the inner step."""
+        """Set the gradients: of θ the query's at θ', and of ψ what follows from that through the inner step."""
         outer, steps = self.outer
         for parameter, gradient in zip(self.learner.trainable_parameters(), outer, strict=True):
             parameter.grad = gradient
@@ -149,11 +150,11 @@ class MetaLearner(nn.Module):
         torch.autograd.backward([step for step, _ in through], [g for _, g in through])
 
     def after_step(self) -> None:
-        """Hold θ to what the learner's is held to."""
+        """Apply the learner's own constraint to θ."""
         self.learner.after_step()
 
     def _loss(self, places: Tensor) -> Tensor:
-        """The learner's loss on pairs, among their captions."""
+        """The learner's loss on the given pairs, with their captions as classes."""
         known, label = self.labels[places].unique(return_inverse=True)
         self.learner.class_names = named(self.learner.config, tuple(self.captions[i] for i in known.tolist()))
         self.learner.prepare_classes()

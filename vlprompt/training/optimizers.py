@@ -12,11 +12,11 @@ from vlprompt.base.parts import Part
 from vlprompt.base.registry import Registry
 from vlprompt.learner.learning import ParameterGroup
 
-Make = Callable[..., torch.optim.Optimizer]  # a class of torch's, whose arguments differ
+Make = Callable[..., torch.optim.Optimizer]  # one of torch's classes, whose arguments differ
 
 
 class Optimizer(Part):
-    """Makes a torch optimiser of groups of learnables."""
+    """Creates a torch optimizer for groups of learnables."""
 
     make: Make
 
@@ -24,7 +24,7 @@ class Optimizer(Part):
         self.arguments = arguments
 
     def __call__(self, groups: Sequence[ParameterGroup], lr: float, weight_decay: float) -> torch.optim.Optimizer:
-        """The optimiser; each group keeps its ``lr_scale``, and its own weight decay where it has one."""
+        """Create the optimizer; groups keep their ``lr_scale``, and their own weight decay if they have one."""
         described = [
             {
                 "params": list(group.parameters),
@@ -34,7 +34,7 @@ class Optimizer(Part):
             }
             for group in groups
         ]
-        # one pass over a tensor, where torch's plain steps take up to seven; GPUs have grouped kernels as they are
+        # a fused step passes over a tensor once, the default on CPUs up to seven times; GPUs group them by default
         fused = all(p.device.type == "cpu" for group in groups for p in group.parameters)
         made = self.make(described, lr=lr, **({"fused": True} if fused else {}), **self.arguments)
         if fused:
@@ -43,7 +43,7 @@ class Optimizer(Part):
 
 
 def _lay_out_alike(optimizer: torch.optim.Optimizer, *_: Any) -> None:
-    """Give each gradient its parameter's strides, which the fused kernels take for granted and nothing checks."""
+    """Give each gradient its parameter's strides, which the fused kernels assume without a check."""
     for p in chain.from_iterable(group["params"] for group in optimizer.param_groups):
         if p.grad is not None and p.grad.stride() != p.stride():
             p.grad = torch.empty_like(p).copy_(p.grad)
@@ -57,8 +57,8 @@ class SGD(Optimizer):
     """Stochastic gradient descent.
 
     Args:
-        momentum: in place of the recipe's ``momentum``.
-        nesterov: whether the momentum looks ahead; the published recipes' does not.
+        momentum: replaces the recipe's ``momentum``.
+        nesterov: whether to use Nesterov momentum; the published recipes do not.
     """
 
     make = torch.optim.SGD
@@ -69,10 +69,10 @@ class SGD(Optimizer):
 
 @OPTIMIZERS.register("adam")
 class Adam(Optimizer):
-    """Adam, with weight decay as a part of the gradient.
+    """Adam, with weight decay added to the gradient.
 
     Args:
-        betas: decay of both moments.
+        betas: decay rates of both moments.
         eps: added to the root of the second moment.
     """
 
@@ -84,6 +84,6 @@ class Adam(Optimizer):
 
 @OPTIMIZERS.register("adamw")
 class AdamW(Adam):
-    """Adam with decoupled weight decay; arguments as Adam's."""
+    """Adam with decoupled weight decay; arguments as for ``adam``."""
 
     make = torch.optim.AdamW

@@ -1,4 +1,4 @@
-"""How to optimise: options, with optimiser and schedule as parts."""
+"""Creates the optimizer and the schedule that training options name."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from vlprompt.training.schedules import SCHEDULES, Dassl, Moment, Schedule
 
 
 def learning_rate(epoch: int, lr: float, epochs: int, warmup_epochs: int = 1, warmup_lr: float = 1e-5) -> float:
-    """Return the learning rate of a 0-based epoch, as the published code steps it; see ``schedules.Dassl``.
+    """Return the learning rate of a 0-based epoch in the published code's schedule; see ``schedules.Dassl``.
 
     >>> [round(learning_rate(e, 3.5e-3, 5), 6) for e in range(5)]
     [1e-05, 0.0035, 0.003166, 0.002291, 0.001209]
@@ -23,14 +23,14 @@ def learning_rate(epoch: int, lr: float, epochs: int, warmup_epochs: int = 1, wa
 
 
 def make_schedule(options: TrainOptions) -> Schedule:
-    """Return the schedule that ``options`` names."""
+    """Create the schedule that the options name."""
     if options.schedule == "dassl":
         return Dassl(options.warmup_epochs, options.warmup_lr)
     return parse_part(options.schedule, SCHEDULES)
 
 
 def make_optimizer(groups: Sequence[ParameterGroup], options: TrainOptions) -> torch.optim.Optimizer:
-    """Return the optimiser that ``options`` names, for fp32 parameters."""
+    """Create the optimizer that the options name, for fp32 parameters."""
     optimizer = parse_part(options.optimizer, OPTIMIZERS)
     if isinstance(optimizer, SGD):
         optimizer.arguments.setdefault("momentum", options.momentum)

@@ -1,4 +1,4 @@
-"""A method's settings and training options: its recipe, and what the user says in place of that."""
+"""A method's settings and training options: defaults, recipes, and what the user gives instead."""
 
 from __future__ import annotations
 
@@ -38,19 +38,19 @@ Options = TypeVar("Options", bound=LearnOptions)
 
 @dataclass(frozen=True)
 class Recipe:
-    """Published hyper-parameters, and who published them.
+    """Published hyper-parameters and their origin.
 
-    A file may say ``extends: method/protocol``: it then has that shipped recipe's values, cases and source, with its
-    own in their place.
+    A file with ``extends: method/protocol`` starts from that shipped recipe's values, cases and source, and replaces
+    some of them.
 
     Attributes:
         name: ``method/protocol``, or the path of a user's file.
-        source: released code, paper, third party or ours, with the place; empty in a user's own file.
-        published: the figure that the recipe belongs to, with its conditions.
+        source: released code, paper, third party or ours, with details; empty in a user's own file.
+        published: the published figure that belongs to the recipe, with its conditions.
         values: settings.
-        by: settings for certain values of others, ``{"shots": {1: {"epochs": 50}}}``; a case may have its own ``by``.
-            Of a list it is told apart whether it has ``some`` entries or ``none``, of a part its name alone if the
-            whole is no case.
+        by: settings that depend on others, as in ``{"shots": {1: {"epochs": 50}}}``; a case may have its own ``by``.
+            Lists are distinguished only as ``some`` or ``none``. Parts such as ``adamw(eps=1e-4)`` are matched as a
+            whole, or else by name.
     """
 
     name: str
@@ -61,7 +61,7 @@ class Recipe:
 
     @classmethod
     def read(cls, path: Path, name: str, extending: tuple[str, ...] = ()) -> Recipe:
-        """Read a YAML file, and what it extends; ``extending`` names the recipes that extend this one."""
+        """Read a YAML file and the recipe it extends; ``extending`` are the names of recipes that extend this one."""
         values = read_settings(path, shipped=path.is_relative_to(CONFIGS))
         if "extends" in values:
             base = _extended(values.pop("extends"), path, (*extending, name))
@@ -73,7 +73,7 @@ class Recipe:
 
 
 def load_recipe(method: str, protocol: str) -> Recipe | None:
-    """Return the shipped recipe of a method, its base-to-new one where the protocol has none of its own, or None."""
+    """Return a method's shipped recipe for a protocol, or else for base-to-new; None if there is neither."""
     for stem in (protocol, "base_to_new"):
         path = CONFIGS / method / f"{stem}.yaml"
         if path.is_file():
@@ -83,17 +83,17 @@ def load_recipe(method: str, protocol: str) -> Recipe | None:
 
 @lru_cache(maxsize=256)
 def _shipped(path: Path, name: str, changed: int) -> Recipe:
-    """Read a recipe that many runs of a sweep have, once."""
+    """Read a shipped recipe, once for all runs of a sweep; ``changed`` is the file's modification time."""
     return Recipe.read(path, name)
 
 
 @dataclass(frozen=True)
 class Learning:
-    """How a method learns: complete settings, and where they are from.
+    """How a method learns: complete settings, and where they come from.
 
     Attributes:
-        config: has the method's settings too.
-        recipe: where the values came from that the user did not give; None if the method has no recipe.
+        config: training options and the method's settings.
+        recipe: source of the values that the user did not give; None if the method has no recipe.
         given: keys that the user gave.
     """
 
@@ -103,7 +103,7 @@ class Learning:
 
     @property
     def method_settings(self) -> dict[str, Any]:
-        """The settings of the method alone, as ``create_learner`` takes them."""
+        """The method's own settings, as ``create_learner`` takes them."""
         names = [f.name for f in fields(METHODS.get(self.config.method).Config)]
         return {key: value for key, value in asdict(self.config).items() if key in names}
 
@@ -111,23 +111,22 @@ class Learning:
 def resolve_learning(
     method: str, settings: Mapping[str, Any], *, protocol: str = "few_shot", **around: Any
 ) -> Learning:
-    """Return how a method learns from images in hand, without a dataset, a backbone's name or a place for a run.
+    """Return how a method learns from given images, without a named dataset, a backbone's name or a run's folder.
 
     Args:
         method: one of ``list_methods()``.
-        settings: of training, of the method, ``shots``, ``seed``, ``views``, ``transform`` and ``workers``, in place of
-            the recipe's.
-        protocol: whose recipe is taken.
-        around: what a recipe may have cases for besides, ``backbone`` and ``dataset``.
+        settings: fields of ``LearnOptions`` and of the method's ``Config``, which replace the recipe's.
+        protocol: protocol whose recipe is used.
+        around: other settings that a recipe's cases may depend on, ``backbone`` and ``dataset``.
 
     Raises:
-        VlpromptError: an unknown key or method, with the nearest names; a value of the wrong kind or range.
+        VlpromptError: a key or the method is unknown, or a value has the wrong type or range.
     """
     METHODS.info(method)
     for key, value in settings.items():
         check_plain(key, value)
     recipe = load_recipe(method, protocol)
-    if recipe:  # what a run would take besides, as its dataset
+    if recipe:  # without settings that only a run has, such as its dataset
         values = {key: value for key, value in recipe.values.items() if key not in RUN_ALONE}
         recipe = replace(recipe, values=values)
     known = {f.name for f in fields(LearnOptions)}
@@ -145,20 +144,20 @@ def fill(
     given: Mapping[str, Any],
     around: Mapping[str, Any] | None = None,
 ) -> Options:
-    """Return options with the method's settings: defaults, a recipe in their place, and what is given before all.
+    """Return options with the method's settings, from defaults, a recipe, and what the user gives, in this order.
 
     Args:
-        options: the class of options, which the method's ``Config`` is added to.
-        defaults: with the ``method``.
-        recipe: its values, and its cases for the settings that then hold.
-        given: what the user says.
-        around: what else a recipe may have cases for.
+        options: class of the options, to which the fields of the method's ``Config`` are added.
+        defaults: default values, including ``method``.
+        recipe: its values, and its cases for the resulting settings.
+        given: values that the user gives.
+        around: other settings that a recipe's cases may depend on.
     """
-    plain: type = options  # to mypy, classes of what cannot be hashed cannot be either
+    plain: type = options  # mypy takes classes of unhashable objects for unhashable
     made: type[Options] = _with_settings_of(plain, METHODS.get(str(defaults["method"])).Config)
     config: Options = made(**settings_of(made, defaults, "defaults.yaml: "))
-    vars(config).update(_taken(config, recipe.values, f"{recipe.name}: ") if recipe else {})
-    vars(config).update(_taken(config, given))
+    vars(config).update(_validated(config, recipe.values, f"{recipe.name}: ") if recipe else {})
+    vars(config).update(_validated(config, given))
     if recipe:
         _set_cases(config, recipe.by, given, around or {}, f"{recipe.name}: ")
     return config
@@ -166,18 +165,18 @@ def fill(
 
 @lru_cache(maxsize=256)
 def _with_settings_of(options: type, settings: type) -> type:
-    """A class of options that has a method's settings too."""
+    """A dataclass with the fields of both classes."""
     return make_dataclass(f"{settings.__module__.rpartition('.')[2]}_config", [], bases=(options, settings))
 
 
 def check_learning(config: LearnOptions, unnumbered: str = "all") -> None:
-    """Raise a ``VlpromptError`` for the first value that is none of those which are known, or not for this method.
+    """Raise a ``VlpromptError`` for the first value that is unknown, or not possible with this method.
 
     Args:
-        config: with the method's settings.
-        unnumbered: what ``shots`` may be besides a number.
+        config: training options and the method's settings.
+        unnumbered: text that ``shots`` may be instead of a number.
     """
-    settings: Any = config  # those of the method, which no type here knows
+    settings: Any = config  # the method's settings are not in the type
     parse_objectives(settings.objective)
     if settings.gradient_rule is not None:
         parse_part(settings.gradient_rule, GRADIENT_RULES)
@@ -203,15 +202,15 @@ def check_learning(config: LearnOptions, unnumbered: str = "all") -> None:
 
 
 def adapt_depths(learning: Learning, clip: FrozenCLIP) -> dict[str, int]:
-    """Return the depths that a recipe for a deeper backbone sets, cut to this backbone's layers.
+    """Return a recipe's depths that exceed the backbone's number of layers, reduced to it.
 
-    A depth that the user gave is left as it is, so that one too many is an error.
+    Depths that the user gave are not reduced, so that they cause an error.
     """
     return fitting_depths(learning.config.method, learning.method_settings, learning.given, clip)
 
 
 def fitting_depths(method: str, settings: Mapping[str, Any], given: Iterable[str], clip: FrozenCLIP) -> dict[str, int]:
-    """Return the depths of a method's settings, but for given ones, that are more than a backbone's, cut to it."""
+    """Return the depths in a method's settings, except given ones, that exceed the backbone's, reduced to it."""
     layers = {"text": clip.text.layers, "vision": clip.visual.layers}
     adapted = {}
     trains = method_facts(method, settings).trains
@@ -220,14 +219,14 @@ def fitting_depths(method: str, settings: Mapping[str, Any], given: Iterable[str
         ("vision_depth", ("vision",)),
     ):
         most = min((layers[tower] for tower in towers if tower in layers), default=0)
-        # a tower without layers takes no prompts at all, which the learner says better
+        # towers without layers take no prompts, for which the learner has a better message
         if key in settings and key not in given and 0 < most < settings[key]:
             adapted[key] = most
     return adapted
 
 
 def _extended(name: Any, path: Path, extending: tuple[str, ...]) -> Recipe:
-    """Read the shipped recipe that a file extends."""
+    """Read the shipped recipe that a file extends, or raise ``VlpromptError`` if it is unknown or extends itself."""
     if name not in list_recipes():
         raise VlpromptError(f"{path} extends the unknown recipe {show(name)}: {nearest(str(name), list_recipes())}")
     if name in extending:
@@ -236,7 +235,7 @@ def _extended(name: Any, path: Path, extending: tuple[str, ...]) -> Recipe:
 
 
 def _merged(base: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
-    """One recipe's values with another's in their place, cases of ``by`` key by key."""
+    """A recipe's values updated by another's; groups such as ``by`` are merged key by key."""
     both = {key: _merged(base[key], own[key]) for key in base.keys() & own.keys() if _are_groups(base[key], own[key])}
     return {**base, **own, **both}
 
@@ -245,15 +244,15 @@ def _are_groups(*values: Any) -> bool:
     return all(isinstance(value, Mapping) for value in values)
 
 
-def _taken(config: LearnOptions, values: Mapping[str, Any], where: str = "") -> dict[str, Any]:
-    """Settings as the fields of a configuration have them; a key or value that does not fit is one sentence."""
+def _validated(config: LearnOptions, values: Mapping[str, Any], where: str = "") -> dict[str, Any]:
+    """Validate settings against the fields of a configuration; raises ``VlpromptError``."""
     return settings_of(type(config), values, where, f" for method={config.method}")
 
 
 def _set_cases(
     config: LearnOptions, cases: Cases, given: Mapping[str, Any], around: Mapping[str, Any], where: str
 ) -> None:
-    """Set what a recipe has for the present values of other settings, but for keys that the user gave."""
+    """Apply a recipe's cases for the present values of other settings, except to keys that the user gave."""
     for key, by_value in cases.items():
         known = {**vars(config), **around}
         if key not in known:
@@ -263,7 +262,7 @@ def _set_cases(
             value = value.partition("(")[0]
         matching = dict(by_value.get(value, {})) if isinstance(value, Hashable) else {}
         inner = matching.pop("by", {})
-        vars(config).update(_taken(config, {k: v for k, v in matching.items() if k not in given}, where))
+        vars(config).update(_validated(config, {k: v for k, v in matching.items() if k not in given}, where))
         _set_cases(config, inner, given, around, where)
 
 

@@ -29,13 +29,13 @@ class Pace(Warmup, total=False):
 
 @dataclass(frozen=True)
 class Moment:
-    """Where a training stands.
+    """A point in time of a training.
 
     Attributes:
         epoch: index of the epoch.
-        epochs: of the whole training.
-        step: index of the step in the whole training.
-        steps: of the whole training.
+        epochs: number of epochs of the training.
+        step: index of the step in the training.
+        steps: number of steps of the training.
     """
 
     epoch: int
@@ -49,9 +49,9 @@ class Schedule(Part):
 
     Args:
         warmup: epochs, or steps where ``per`` is ``step``, before the schedule starts counting.
-        warmup_lr: constant rate of the warm-up; None rises linearly, lr/warmup at its first epoch or step.
-        warmup_from: what it rises from instead, a step later: this rate at first, then lr/warmup.
-        per: what it moves on with, ``epoch`` or ``step``.
+        warmup_lr: constant rate of the warm-up; None rises linearly, starting with lr/warmup.
+        warmup_from: rate at the first epoch or step of a linear warm-up, which continues with lr/warmup.
+        per: unit of time, ``epoch`` or ``step``.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class Schedule(Part):
         self.warmup, self.warmup_lr, self.warmup_from, self.per = warmup, warmup_lr, warmup_from, per
 
     def __call__(self, lr: float, moment: Moment) -> float:
-        """The learning rate at a moment, of ``lr`` at the start."""
+        """The learning rate at a moment, given the base rate ``lr``."""
         at, of = (moment.epoch, moment.epochs) if self.per == "epoch" else (moment.step, moment.steps)
         if at < self.warmup and self.warmup_from is not None:
             return max(self.warmup_from, lr * at / self.warmup)
@@ -75,7 +75,7 @@ class Schedule(Part):
         return self.rate(lr, at - self.warmup, of)
 
     def rate(self, lr: float, at: int, of: int) -> float:
-        """The learning rate ``at`` epochs or steps behind the warm-up, in a training ``of`` so many with it."""
+        """The learning rate ``at`` epochs or steps after the warm-up, out of ``of`` in total including the warm-up."""
         raise NotImplementedError
 
 
@@ -84,10 +84,10 @@ SCHEDULES: Registry[type[Schedule]] = Registry("schedule")
 
 @SCHEDULES.register("dassl")
 class Dassl(Schedule):
-    """As the published code (Dassl) steps it: a constant warm-up, then a cosine that keeps its period of all epochs.
+    """The schedule of the published code (Dassl): a constant warm-up, then a cosine over as many epochs as all.
 
-    It starts counting from zero behind the warm-up and so never reaches zero: lr·½(1 + cos(π(e - w)/T)). Warm-up
-    epochs and rate are ``warmup_epochs`` and ``warmup_lr`` of the recipe.
+    The cosine starts after the w epochs of warm-up but has period T, so the rate never reaches zero:
+    lr·½(1 + cos(π(e - w)/T)). The warm-up is set by ``warmup_epochs`` and ``warmup_lr`` of the recipe.
     """
 
     def rate(self, lr: float, at: int, of: int) -> float:
@@ -97,10 +97,10 @@ class Dassl(Schedule):
 
 @SCHEDULES.register("cosine")
 class Cosine(Schedule):
-    """A cosine from the rate, behind the warm-up, to a floor, at the end.
+    """A cosine from the base rate, after the warm-up, to a floor at the end.
 
     Args:
-        floor: learning rate that it ends at.
+        floor: learning rate at the end.
         warmup, warmup_lr, warmup_from, per: as in ``Schedule``.
     """
 
@@ -109,13 +109,13 @@ class Cosine(Schedule):
         self.floor = floor
 
     def rate(self, lr: float, at: int, of: int) -> float:
-        """Half a cosine over what follows the warm-up."""
+        """Half a cosine over the time after the warm-up."""
         return self.floor + (lr - self.floor) * 0.5 * (1 + math.cos(math.pi * at / max(1, of - self.warmup)))
 
 
 @SCHEDULES.register("constant")
 class Constant(Schedule):
-    """The rate itself, behind the warm-up."""
+    """The base rate, after the warm-up."""
 
     def rate(self, lr: float, at: int, of: int) -> float:
         """The rate."""
@@ -124,11 +124,11 @@ class Constant(Schedule):
 
 @SCHEDULES.register("inverse")
 class Inverse(Schedule):
-    """Inverse decay, lr·(1 + γ·i)^-power, per step unless told otherwise.
+    """Inverse decay, lr·(1 + γ·i)^-power, by default per step.
 
     Args:
         gamma: γ.
-        power: of the decay.
+        power: exponent of the decay.
         warmup, warmup_lr, warmup_from, per: as in ``Schedule``.
     """
 

@@ -1,4 +1,4 @@
-"""The recipes that ship, by name, and the defaults that they stand on."""
+"""The recipes that come with the package, and the defaults for all methods."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def list_recipes() -> list[str]:
 
 
 def read_defaults() -> dict[str, Any]:
-    """What ``configs/defaults.yaml`` says."""
+    """The settings in ``configs/defaults.yaml``."""
     path = CONFIGS / "defaults.yaml"
     return deepcopy(_defaults_in(path, path.stat().st_mtime_ns))
 
@@ -29,17 +29,17 @@ def _defaults_in(path: Path, changed: int) -> dict[str, Any]:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    from vlprompt.base.settings_text import read_settings  # here, since who asks where recipes are needs no YAML
+    from vlprompt.base.settings_text import read_settings  # here, since listing recipes does not need YAML
 
     return read_settings(path, shipped=True)
 
 
 class Provenance(NamedTuple):
-    """Whose hyper-parameters a recipe has.
+    """The origin of a recipe's hyper-parameters.
 
     Attributes:
-        source: released code, paper, third party or ours, with the place.
-        published: the figure that the recipe belongs to, with its conditions; empty if there is none.
+        source: released code, paper, third party or ours, with details.
+        published: the published figure that belongs to the recipe, with its conditions; empty if there is none.
     """
 
     source: str
@@ -47,7 +47,7 @@ class Provenance(NamedTuple):
 
 
 def provenance(name: str) -> Provenance:
-    """Return where a shipped recipe says that it is from; a source that it does not name is of what it extends."""
+    """Return the origin of a shipped recipe; without a source of its own, that of the recipe it extends."""
     values = _read(CONFIGS / f"{name}.yaml")
     source = values.get("source") or (provenance(str(values["extends"])).source if "extends" in values else "")
     return Provenance(str(source), str(values.get("published", "")))

@@ -1,4 +1,4 @@
-"""The loop: any learner, any source of batches, the published schedule, and checkpoints that resume bit for bit."""
+"""Trains any learner on any batches, with checkpoints from which training resumes bit-identically."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ from vlprompt.training.options import make_optimizer
 
 @dataclass
 class BestEpoch:
-    """Keeps the learnables of the epoch that scores best, the latest of equal ones.
+    """Keeps the learnables of the epoch with the highest score, of the latest one in a tie.
 
     Attributes:
-        score: of the learner as it is, never on test data.
+        score: scores the learner in its present state.
         best: highest score so far.
-        state: the learnables that got it.
+        state: the learnables with that score.
     """
 
     score: Callable[[], float]
@@ -46,7 +46,7 @@ class BestEpoch:
     state: dict[str, Tensor] = field(default_factory=dict)
 
     def update(self, learner: nn.Module) -> float:
-        """Score the learner after an epoch, keep its learnables if none was better, and return the score."""
+        """Score the learner after an epoch, keep its learnables if no epoch was better, and return the score."""
         learner.eval()
         score = self.score()
         learner.train()
@@ -55,11 +55,11 @@ class BestEpoch:
         return score
 
     def restore(self, state: dict[str, Tensor], history: list[dict[str, Any]]) -> None:
-        """Go on from a checkpoint."""
+        """Restore the state from a checkpoint."""
         self.state, self.best = state, max((record["selection"] for record in history), default=-math.inf)
 
     def choose(self, learner: nn.Module) -> None:
-        """Put the best learnables in the place of the last, which stay beside a learner's."""
+        """Load the best learnables; a learner keeps those of the last epoch as ``last_state``."""
         if not isinstance(learner, PromptLearner):
             learner.load_state_dict(self.state)
             return
@@ -82,32 +82,33 @@ def train(
     on_epoch: Callable[[dict[str, Any]], None] | None = None,
     on_steps: OnSteps | None = None,
 ) -> History:
-    """Train a learner in place and leave it in evaluation mode; one without learnables returns at once.
+    """Train a learner in place and leave it in evaluation mode; without learnables, return at once.
 
-    A run that was stopped at any moment, ``kill -9`` included, and resumed ends with the weights of an uninterrupted
-    one, bit for bit on a CPU: whatever is random follows from ``seed``, the stage and the epoch alone.
+    A run that was interrupted at any moment, even by ``kill -9``, and resumed ends with the same weights as an
+    uninterrupted one, bit-identical on a CPU: all randomness depends only on ``seed``, the stage and the epoch.
 
     Args:
-        learner: gives ``loss``; a ``PromptLearner``, or any module with that.
-        batches: from an epoch's index to its batches, as ``learner.loss`` takes them.
+        learner: a ``PromptLearner``, or any module with a method ``loss(batch)``.
+        batches: maps an epoch's index to its batches, as ``learner.loss`` takes them.
         options: the recipe.
-        seed: of random numbers that the learner may draw while training.
-        folder: where to keep the checkpoint and ``train.jsonl``; None keeps nothing.
-        resume: go on from the folder's checkpoint, if there is one.
-        identity: names the run that a checkpoint belongs to, by its settings, or by ``settings``, ``backbone`` and
-            ``data``; another run's checkpoint is refused.
-        stage: names this training among several of one run.
-        attempt: names it among several of one stage, which draw alike.
+        seed: seed of random numbers in training.
+        folder: folder of the checkpoint and ``train.jsonl``; None writes no files.
+        resume: continue from the folder's checkpoint, if there is one.
+        identity: identifies the run that a checkpoint belongs to, by a text for its settings, or by ``settings``,
+            ``backbone`` and ``data``; checkpoints of other runs are refused.
+        stage: name of this training, if a run has several.
+        attempt: name of this training among several of one stage, which use the same random numbers.
         selection: chooses among the epochs' learnables; None keeps the last.
-        on_epoch: called with each epoch's record, restored ones included.
-        on_steps: called once a second at most within an epoch, with the epochs that are done and the means so far.
+        on_epoch: called with each epoch's record, including restored ones.
+        on_steps: called at most once a second within an epoch, with the number of epochs done (a float) and the mean
+            losses so far.
 
     Returns:
-        One record an epoch: ``epoch`` (0-based), ``lr``, ``seconds``, the mean of each part of the loss, in percent the
-        ``accuracy`` on training batches that have labels, and ``selection``, the epoch's score, if it selects.
+        One record per epoch: ``epoch`` (0-based), ``lr``, ``seconds``, the mean of each part of the loss, ``accuracy``
+        on training batches with labels in percent, and with a selection the epoch's score as ``selection``.
 
     Raises:
-        VlpromptError: a loss or parameter is not finite, or the checkpoint is damaged or another run's.
+        VlpromptError: a loss or parameter is not finite, or the checkpoint is damaged or belongs to another run.
     """
     groups = parameter_groups(learner)
     if not groups:
@@ -156,14 +157,14 @@ def _copied(module: nn.Module) -> dict[str, Tensor]:
 
 
 def parameter_groups(module: nn.Module) -> list[ParameterGroup]:
-    """A module's groups of learnables, by its own word or all alike; empty if it has none."""
+    """The module's own groups of learnables, or else a single group; without empty groups."""
     given = getattr(module, "parameter_groups", None)
     groups = given() if given else [ParameterGroup([p for p in module.parameters() if p.requires_grad])]
     return [group for group in groups if len(group.parameters)]
 
 
 def stage_file(name: str, stage: str) -> str:
-    """A file's name for a stage: ``train.jsonl`` of "round 3" is ``train-round-3.jsonl``.
+    """The name of a stage's file, with the stage's name inserted.
 
     >>> stage_file("train.jsonl", "round 3")
     'train-round-3.jsonl'
@@ -174,17 +175,17 @@ def stage_file(name: str, stage: str) -> str:
 
 @dataclass(frozen=True)
 class Trainer:
-    """The loop as ``PromptLearner.learn`` is handed it, with a run's recipe, folder and progress behind it.
+    """The training loop that ``PromptLearner.learn`` gets, with a run's recipe, folder and progress.
 
     Attributes:
         options: the recipe.
-        keeping: more arguments of ``train``: seed, folder, resume, identity, selection.
+        keeping: further arguments of ``train``: seed, folder, resume, identity, selection.
         on_epoch: called with a stage's name, its options and each epoch's record.
         clock: times the training.
-        history: what was recorded, stage by stage.
-        stages: names that were taken.
+        history: records of all stages.
+        stages: names of the stages so far.
         attempt: the point of a grid that is tried.
-        on_steps: called with a stage's name, its options, the epochs that are done, and the means of this one so far.
+        on_steps: called with a stage's name, its options, the number of epochs done, and mean losses so far.
     """
 
     options: TrainOptions
@@ -197,7 +198,7 @@ class Trainer:
     on_steps: Callable[[str, TrainOptions, float, Mapping[str, float]], None] | None = None
 
     def fit(self, learner: PromptLearner, feed: Feed) -> History:
-        """Let a learner learn from a feed, at each point of its grid if settings of the training are chosen."""
+        """Have a learner learn from a feed, at each point of its grid if training settings are chosen."""
         points = training_points(learner.config, feed.selection)
         if points:
             self._choose(learner, cast(ImageFeed, feed), points)
@@ -207,18 +208,18 @@ class Trainer:
         return self.history
 
     def _learn(self, learner: PromptLearner, feed: Feed) -> None:
-        """Let a learner learn; what it draws between its stages follows from the seed too."""
+        """Have a learner learn, with random numbers between its stages that depend on the seed too."""
         learner.refuse_subset()
-        learner.calibration = None  # one that was found is of what it knew before
+        learner.calibration = None  # the previous one was for the weights before
         device = learner.clip.device
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.manual_seed(self.keeping.get("seed", 1))
             learner.learn(feed, self)
 
     def _choose(self, learner: PromptLearner, feed: ImageFeed, points: Sequence[Point]) -> None:
-        """Train at each point from the same start and by the same draws, and keep the one that is right most often.
+        """Train at each point from the same initial state with the same random numbers, and keep the most accurate.
 
-        What is kept, its record of pseudo-labels included, is to the bit what a run with those settings learns.
+        The result, including the record of pseudo-labels, is bit-identical to that of a run with the chosen settings.
         """
         selection = self.keeping["selection"]
         start, before = _copied(learner), len(feed.labellings)
@@ -227,8 +228,8 @@ class Trainer:
         for point in points:
             learner.load_state_dict(start)
             settings: dict[str, Any] = {**point}
-            told = ", ".join(f"{key}={value:g}" for key, value in point.items())
-            attempt = replace(self, options=replace(self.options, **settings), history=[], stages=set(), attempt=told)
+            name = ", ".join(f"{key}={value:g}" for key, value in point.items())
+            attempt = replace(self, options=replace(self.options, **settings), history=[], stages=set(), attempt=name)
             attempt._learn(learner, feed)
             learner.eval()
             tried.append({**point, "accuracy": 100 * selection.score()})
@@ -264,7 +265,7 @@ class Trainer:
             batches = batches.sized(options.batch_size)
         name = f"{self.attempt} {stage}".strip()
         callbacks = {"on_epoch": self.on_epoch, "on_steps": self.on_steps}
-        tell: dict[str, Any] = {key: partial(told, name, options) for key, told in callbacks.items() if told}
+        tell: dict[str, Any] = {key: partial(call, name, options) for key, call in callbacks.items() if call}
         keeping = {"stage": stage, "attempt": self.attempt, **self.keeping, **self._selection(score)}
         with self.clock("train"):
             records = train(module, batches, options, **tell, **keeping)
@@ -272,17 +273,17 @@ class Trainer:
         return records
 
     def _selection(self, score: Callable[[], float] | None) -> dict[str, BestEpoch]:
-        """What chooses among a stage's epochs, by a score of its own or the run's; it knows of no earlier stage."""
+        """A new selection among a stage's epochs, by its own score or the run's; empty if nothing is selected."""
         selection: BestEpoch | None = self.keeping.get("selection")
         if selection is None:
             return {}
         return {"selection": replace(selection, score=score or selection.score, best=-math.inf, state={})}
 
 
-def in_words(record: Mapping[str, Any]) -> str:
-    """What a line of progress says of an epoch, or of what is done of it.
+def progress_text(record: Mapping[str, Any]) -> str:
+    """The text of a progress line for an epoch's record, or for one of a part of an epoch.
 
-    >>> in_words({"loss": 0.5, "accuracy": 71.25, "lr": 0.002})
+    >>> progress_text({"loss": 0.5, "accuracy": 71.25, "lr": 0.002})
     'loss 0.500  training accuracy 71.2%  lr 2.00e-03'
     """
     forms = {"loss": "loss {:.3f}", "accuracy": "training accuracy {:.1f}%", "selection": "held-out accuracy {:.1f}%"}
@@ -290,12 +291,12 @@ def in_words(record: Mapping[str, Any]) -> str:
 
 
 class Log:
-    """JSON lines, one an epoch, in a file that always begins at the first epoch."""
+    """A file of JSON lines, one per epoch, that always begins with the first epoch."""
 
     def __init__(self, path: Path | None, history: list[dict[str, Any]]):
         self.path = path
         if path:
-            # a killed run may have logged epochs that its checkpoint does not hold
+            # a killed run may have logged epochs that its checkpoint does not contain
             with atomic_write(path) as temporary:
                 temporary.write_text("".join(json.dumps(record) + "\n" for record in history), encoding="utf-8")
 
