@@ -30,7 +30,8 @@ from vlprompt.learner.editing import EDITS
 from vlprompt.learner.facts import FIDELITIES, NOTES, RECONSTRUCTION, Predicts, marked
 from vlprompt.learner.gradients import GRADIENT_RULES
 from vlprompt.runs.settings import describe_keys, documented, resolve
-from vlprompt.training.recipes import list_recipes, load_recipe
+from vlprompt.training.recipes import load_recipe
+from vlprompt.training.shipped_recipes import list_recipes
 
 ROOT = Path(__file__).resolve().parents[1]
 FIT = "vlprompt bench heads classes=100 output=docs/methods/fit_seconds.json"

@@ -16,8 +16,8 @@ from torch import Tensor
 from vlprompt import FrozenCLIP, PromptLearner, create_learner
 from vlprompt.base.settings import TrainOptions
 from vlprompt.data import FeatureBank
+from vlprompt.learner.held_out import Selection
 from vlprompt.learner.learning import EpochBatches
-from vlprompt.learner.selection import Selection
 from vlprompt.methods.heads.clap import multipliers
 from vlprompt.methods.heads.tip_adapter import cache_keys
 from vlprompt.training import train

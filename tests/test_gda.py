@@ -16,7 +16,7 @@ from torch import Tensor
 
 from vlprompt import PromptClassifier, VlpromptError, load_learner, run
 from vlprompt.data import FeatureBank
-from vlprompt.learner.selection import Selection
+from vlprompt.learner.held_out import Selection
 from vlprompt.methods.heads import gaussians
 from vlprompt.methods.heads.gaussians import fit_gaussians, fit_soft_gaussians, nearest_samples, synthesise
 from vlprompt.saving.export import export_learner

@@ -21,8 +21,8 @@ from vlprompt import FrozenCLIP, create_learner
 from vlprompt.base.parts import parse_part
 from vlprompt.clip.edits import Edit, Rows
 from vlprompt.data import FeatureBank
+from vlprompt.learner.held_out import Selection
 from vlprompt.learner.labelers import LABELERS, Growing, growing_shots
-from vlprompt.learner.selection import Selection
 from vlprompt.methods.heads import gda as gda_module
 from vlprompt.methods.heads.gaussians import fit_gaussians, nearest_samples, synthesise
 from vlprompt.methods.heads.lp_plus_plus import StepSizes

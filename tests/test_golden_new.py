@@ -19,7 +19,7 @@ from torch import Tensor
 from vlprompt import FrozenCLIP, create_learner
 from vlprompt.data import FeatureBank
 from vlprompt.learner import PromptLearner
-from vlprompt.learner.selection import Selection
+from vlprompt.learner.held_out import Selection
 from vlprompt.methods.test_time.tda import Stream
 
 

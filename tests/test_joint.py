@@ -24,7 +24,7 @@ from vlprompt.evaluation import evaluate
 from vlprompt.evaluation.results import Result, headline, read_result
 from vlprompt.evaluation.tables import metrics_table, result_table
 from vlprompt.learner import METHODS, PromptLearner, method_facts
-from vlprompt.learner.selection import Selection
+from vlprompt.learner.held_out import Selection
 from vlprompt.report import make_report
 from vlprompt.saving.card import model_card
 from vlprompt.saving.description import read_description

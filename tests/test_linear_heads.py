@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from vlprompt import PromptClassifier, VlpromptError, load_learner
 from vlprompt.data import FeatureBank
-from vlprompt.learner.selection import Selection
+from vlprompt.learner.held_out import Selection
 from vlprompt.methods.heads.lp_plus_plus import StepSizes
 from vlprompt.saving.export import export_learner
 from vlprompt.testing import NAMES, logits_of, make, small_clip, toy_batch

@@ -11,6 +11,7 @@ from golden_files import CORE, NEW, make_model, read_case, read_config
 from safetensors.torch import load_file, save_file
 
 from vlprompt import FrozenCLIP, VlpromptError, create_learner, load_learner, run
+from vlprompt.base.settings import TrainOptions
 from vlprompt.cli.__main__ import main as cli
 from vlprompt.evaluation.results import read_result
 from vlprompt.learner.saved_teacher import LearnerTeacher
@@ -19,7 +20,7 @@ from vlprompt.saving.export import export_learner
 from vlprompt.saving.published import import_checkpoint
 from vlprompt.saving.teacher import teach
 from vlprompt.testing import NAMES, NEW_NAMES, fit, logits_of, make, small_clip, small_model, toy_batch
-from vlprompt.training.trainer import TrainOptions, train
+from vlprompt.training.trainer import train
 
 
 @pytest.fixture(scope="module")

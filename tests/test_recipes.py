@@ -11,7 +11,8 @@ from vlprompt import VlpromptError, list_methods
 from vlprompt.base.settings import RunConfig
 from vlprompt.learner import METHODS
 from vlprompt.runs.settings import describe_keys, resolve
-from vlprompt.training.recipes import CONFIGS, Recipe, list_recipes, load_recipe
+from vlprompt.training.recipes import Recipe, load_recipe
+from vlprompt.training.shipped_recipes import CONFIGS, list_recipes
 
 # spec: lr, batch size and epochs of the released base-to-new code
 PUBLISHED = {

@@ -20,7 +20,8 @@ from vlprompt.evaluation.protocols import PROTOCOLS
 from vlprompt.evaluation.results import read_result
 from vlprompt.learner import selection as selection_module
 from vlprompt.learner.facts import Facts
-from vlprompt.learner.selection import Selection, at_points, choose, grid_points, make_selection, refitted, say_seen
+from vlprompt.learner.held_out import Selection, make_selection, say_seen
+from vlprompt.learner.selection import at_points, choose, grid_points, refitted
 from vlprompt.report import make_report
 from vlprompt.runs import make_feed
 from vlprompt.runs.settings import resolve

@@ -21,10 +21,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from vlprompt.base.devices import DTYPES
 from vlprompt.base.environment import process_peak
 from vlprompt.bench.cases import Case, class_names
+from vlprompt.clip.catalog import TINY
 from vlprompt.clip.chunks import KEPT
 from vlprompt.clip.edits import FullLength, Trimmed
 from vlprompt.clip.frozen import FrozenCLIP
-from vlprompt.clip.loading import TINY, load_clip
+from vlprompt.clip.loading import load_clip
 from vlprompt.data.batch import Batch
 from vlprompt.learner.creation import create_learner
 from vlprompt.methods.test_time.tpt import TPT

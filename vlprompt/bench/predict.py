@@ -17,7 +17,8 @@ from PIL import Image
 from torch import Tensor
 
 from datasets_registry.catalog import load_split
-from vlprompt.clip.loading import TINY, load_clip
+from vlprompt.clip.catalog import TINY
+from vlprompt.clip.loading import load_clip
 from vlprompt.data import DatasetSplits
 from vlprompt.errors import VlpromptError
 from vlprompt.evaluation.prediction import predict_images

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from vlprompt.base.files import CACHE_VARIABLE
-from vlprompt.clip.loading import TINY
+from vlprompt.clip.catalog import TINY
 from vlprompt.errors import VlpromptError
 from vlprompt.evaluation.results import find_results
 

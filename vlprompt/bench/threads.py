@@ -21,7 +21,8 @@ import torch
 from vlprompt.base.threads import TURNS, WAITING
 from vlprompt.bench.cases import Case
 from vlprompt.bench.measuring import own_weights, work
-from vlprompt.clip.loading import TINY, load_clip
+from vlprompt.clip.catalog import TINY
+from vlprompt.clip.loading import load_clip
 from vlprompt.errors import VlpromptError
 
 BUSY = "while True: pass"

@@ -22,7 +22,7 @@ from vlprompt.base.checks import checked
 from vlprompt.base.devices import Precision, check_precision, resolve_device, tell_slow_bf16
 from vlprompt.clip.backbone_files import from_checkpoint
 from vlprompt.clip.backbone_tags import tag_facts
-from vlprompt.clip.catalog import TINY as TINY
+from vlprompt.clip.catalog import TINY
 from vlprompt.clip.frozen import FrozenCLIP
 from vlprompt.clip.model_folders import HUB, LOCAL, create_from_folder, nothing_asked, refuse_code
 from vlprompt.clip.prompt_inputs import Tokenizer

@@ -9,9 +9,10 @@ from weakref import WeakKeyDictionary
 import open_clip
 from torch import Tensor
 
+from vlprompt.clip.catalog import TINY
 from vlprompt.clip.frozen import FrozenCLIP
 from vlprompt.clip.naming import natural_name
-from vlprompt.clip.tiny import TINY_NAME, unseen_names
+from vlprompt.clip.tiny import unseen_names
 from vlprompt.errors import VlpromptError, warn
 
 SHOWN = 3  # names that a message lists
@@ -70,7 +71,7 @@ def describe_unseen(clip: FrozenCLIP, class_names: Sequence[str]) -> list[str]:
 
     A few such names among many are not mentioned.
     """
-    if clip.name != TINY_NAME:
+    if clip.name != TINY:
         return []
     unseen = unseen_names([natural_name(name) for name in class_names])
     if len(unseen) < FAR * len(class_names):

@@ -18,7 +18,6 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from vlprompt.base.files import atomic_write
-from vlprompt.clip.catalog import PURPOSE as PURPOSE
 from vlprompt.clip.catalog import TINY
 from vlprompt.errors import VlpromptError
 

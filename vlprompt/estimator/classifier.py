@@ -19,8 +19,8 @@ from vlprompt.base.checks import brief
 from vlprompt.base.devices import Precision
 from vlprompt.base.settings import AUTO
 from vlprompt.choosing.choice import Choice
+from vlprompt.clip.catalog import TINY
 from vlprompt.clip.frozen import FrozenCLIP
-from vlprompt.clip.loading import TINY
 from vlprompt.errors import VlpromptError
 from vlprompt.estimator.answers import Answers
 from vlprompt.estimator.checks import check_fits, check_input, check_training_input

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from vlprompt.base.reporter import Reporter
-from vlprompt.base.settings import AUTO
+from vlprompt.base.settings import AUTO, TrainOptions
 from vlprompt.base.threads import computing_with, threads_for
 from vlprompt.data import resolve_templates
 from vlprompt.data.splits import NO_LABEL
@@ -30,7 +30,7 @@ from vlprompt.learner.held_out import Selection
 from vlprompt.learner.registration import method_facts
 from vlprompt.training.cross_fitting import Make
 from vlprompt.training.recipes import Learning
-from vlprompt.training.trainer import BestEpoch, Trainer, TrainOptions, progress_text
+from vlprompt.training.trainer import BestEpoch, Trainer, progress_text
 
 if TYPE_CHECKING:
     from vlprompt.estimator.classifier import PromptClassifier

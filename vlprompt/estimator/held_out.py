@@ -12,7 +12,7 @@ from vlprompt.data.sampling import hold_out
 from vlprompt.errors import VlpromptError, nearest
 from vlprompt.learner.contract import PromptLearner
 from vlprompt.learner.facts import Facts
-from vlprompt.learner.selection import (
+from vlprompt.learner.held_out import (
     FEWSHOT_VAL,
     OTHER_NAMES,
     PAPER,

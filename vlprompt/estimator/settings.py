@@ -13,7 +13,7 @@ from torch import nn
 
 from vlprompt.base.checks import brief
 from vlprompt.base.devices import resolve_device
-from vlprompt.base.settings import AUTO, ChoiceOptions
+from vlprompt.base.settings import AUTO, ChoiceOptions, TrainOptions
 from vlprompt.clip.frozen import FrozenCLIP
 from vlprompt.clip.loading import shared_clip
 from vlprompt.errors import VlpromptError, nearest
@@ -21,7 +21,6 @@ from vlprompt.estimator.inputs import published_shots
 from vlprompt.learner.facts import Labels
 from vlprompt.learner.registration import METHODS, method_facts
 from vlprompt.training.recipes import Learning, resolve_learning
-from vlprompt.training.trainer import TrainOptions
 
 if TYPE_CHECKING:
     from vlprompt.estimator.classifier import PromptClassifier

@@ -125,7 +125,7 @@ class Feed(Protocol):
 
     @property
     def selection(self) -> Selection:
-        """What hyper-parameters may be chosen on, and what was used; see ``vlprompt.learner.selection``."""
+        """What hyper-parameters may be chosen on, and what was used; see ``vlprompt.learner.held_out``."""
 
     def batches(
         self, source: Source = "labelled", *, views: int | str | None = None, every_view: bool = False

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,8 +17,6 @@ from torch import Tensor
 from vlprompt.clip.naming import ClassNames, natural_name
 from vlprompt.errors import VlpromptError, nearest, warn
 from vlprompt.learner.facts import Facts
-
-By = Literal["mean", "best"]
 
 
 def named(config: Any, names: tuple[str, ...]) -> tuple[str, ...]:

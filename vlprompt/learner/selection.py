@@ -1,6 +1,6 @@
 """Choosing among the points of a method's grid, or the steps of a head, on held-out images.
 
-Which images may be used is decided in ``held_out``, whose names are available here too.
+Which images may be used is decided in ``vlprompt.learner.held_out``.
 """
 
 from __future__ import annotations
@@ -18,21 +18,7 @@ from torch import Tensor
 from vlprompt.base.parts import Part, parse_part
 from vlprompt.base.registry import Registry
 from vlprompt.errors import VlpromptError, nearest
-from vlprompt.learner.held_out import FEWSHOT_VAL as FEWSHOT_VAL
-from vlprompt.learner.held_out import FIXED as FIXED
-from vlprompt.learner.held_out import LATER_STEP
-from vlprompt.learner.held_out import OTHER_NAMES as OTHER_NAMES
-from vlprompt.learner.held_out import PAPER as PAPER
-from vlprompt.learner.held_out import SEEN as SEEN
-from vlprompt.learner.held_out import SELECTIONS as SELECTIONS
-from vlprompt.learner.held_out import TIES as TIES
-from vlprompt.learner.held_out import Point as Point
-from vlprompt.learner.held_out import Search as Search
-from vlprompt.learner.held_out import Selection as Selection
-from vlprompt.learner.held_out import check_choice as check_choice
-from vlprompt.learner.held_out import make_selection as make_selection
-from vlprompt.learner.held_out import say_seen as say_seen
-from vlprompt.learner.held_out import say_selection as say_selection
+from vlprompt.learner.held_out import LATER_STEP, Point, Search, Selection
 
 if TYPE_CHECKING:
     from vlprompt.learner.contract import PromptLearner

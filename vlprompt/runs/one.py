@@ -11,7 +11,7 @@ from vlprompt.base.checks import checked
 from vlprompt.base.environment import Clock
 from vlprompt.base.layout import CHOICE, LEARNER, RESULT
 from vlprompt.base.reporter import Reporter
-from vlprompt.base.settings import AUTO, RunConfig
+from vlprompt.base.settings import AUTO, RunConfig, TrainOptions
 from vlprompt.base.threads import threads_for
 from vlprompt.choosing.choice import Choice
 from vlprompt.clip.frozen import FrozenCLIP
@@ -35,7 +35,7 @@ from vlprompt.runs.settings import Resolved, resolve
 from vlprompt.training.checkpoint import checkpoints, threads_of
 from vlprompt.training.feed import Labelling
 from vlprompt.training.feeding import effective_views, make_feed
-from vlprompt.training.trainer import BestEpoch, Trainer, TrainOptions, progress_text
+from vlprompt.training.trainer import BestEpoch, Trainer, progress_text
 
 
 @checked

@@ -23,8 +23,9 @@ from vlprompt.learner.calibration import CALIBRATIONS
 from vlprompt.learner.held_out import FIXED, OTHER_NAMES, SELECTIONS
 from vlprompt.learner.registration import METHODS
 from vlprompt.runs.loggers import parse_loggers
-from vlprompt.training.recipes import CONFIGS, Learning, Recipe, check_learning, fill, load_recipe, read_defaults
-from vlprompt.training.recipes import list_recipes as list_recipes  # a name of version 0.1's vlprompt.recipes
+from vlprompt.training.recipes import Learning, Recipe, check_learning, fill, load_recipe
+from vlprompt.training.shipped_recipes import CONFIGS, read_defaults
+from vlprompt.training.shipped_recipes import list_recipes as list_recipes  # a name of version 0.1's vlprompt.recipes
 
 NO_SHOTS = "none"  # shots= of a protocol without labels
 MANY = ("templates", "targets", "format_spread", "pool_classes")  # a text or a list of texts

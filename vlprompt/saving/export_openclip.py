@@ -18,11 +18,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from vlprompt.base.files import atomic_write
+from vlprompt.clip.catalog import TINY
 from vlprompt.clip.frozen import FrozenCLIP
 from vlprompt.clip.loading import load_clip
 from vlprompt.clip.naming import natural_name
 from vlprompt.clip.openclip import SimpleTokenizer, get_model_config, list_models
-from vlprompt.clip.tiny import TINY_NAME, tiny_config
+from vlprompt.clip.tiny import tiny_config
 from vlprompt.errors import VlpromptError
 from vlprompt.evaluation.calibration import threshold_for
 from vlprompt.learner.contract import PromptLearner
@@ -172,7 +173,7 @@ def _spare_signs(clip: FrozenCLIP, count: int, class_names: Sequence[str]) -> li
 def _model_config(clip: FrozenCLIP) -> dict[str, Any]:
     """OpenCLIP's configuration of the backbone, with its activation and transform as they are."""
     name = (clip.source or {}).get("name", "")
-    if name == TINY_NAME:
+    if name == TINY:
         model = tiny_config()["model_cfg"]
     elif name.startswith("local-dir:"):
         model = json.loads(Path(name.removeprefix("local-dir:"), CONFIG).read_text(encoding="utf-8"))["model_cfg"]

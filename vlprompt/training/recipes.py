@@ -26,9 +26,7 @@ from vlprompt.learner.objectives import parse_objectives
 from vlprompt.learner.registration import METHODS, method_facts
 from vlprompt.training.optimizers import OPTIMIZERS
 from vlprompt.training.options import make_schedule
-from vlprompt.training.shipped_recipes import CONFIGS as CONFIGS
-from vlprompt.training.shipped_recipes import list_recipes as list_recipes
-from vlprompt.training.shipped_recipes import read_defaults as read_defaults
+from vlprompt.training.shipped_recipes import CONFIGS, list_recipes, read_defaults
 
 PROVENANCE = ("source", "published")
 RUN_ALONE = {f.name for f in fields(RunConfig)} - {f.name for f in fields(LearnOptions)}

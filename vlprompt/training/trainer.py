@@ -18,12 +18,13 @@ from torch import Tensor, nn
 from vlprompt.base.environment import Clock
 from vlprompt.base.files import atomic_write, writing
 from vlprompt.base.layout import CHECKPOINT, LOG
-from vlprompt.base.settings import TrainOptions as TrainOptions
+from vlprompt.base.settings import TrainOptions
 from vlprompt.errors import VlpromptError, nearest
 from vlprompt.learner.aggregation import load_aggregation_state
 from vlprompt.learner.contract import PromptLearner
+from vlprompt.learner.held_out import Point, Search
 from vlprompt.learner.learning import Batches, EpochBatches, Feed, History, ParameterGroup, Source
-from vlprompt.learner.selection import Point, Search, training_points
+from vlprompt.learner.selection import training_points
 from vlprompt.training.checkpoint import Checkpoint, as_mapping
 from vlprompt.training.feed import ImageFeed
 from vlprompt.training.loop import Loop, OnSteps

@@ -22,8 +22,9 @@ from torch import Tensor
 
 from vlprompt.errors import VlpromptError
 from vlprompt.learner import PromptLearner, register
+from vlprompt.learner.held_out import Point
 from vlprompt.learner.learning import Feed, Train
-from vlprompt.learner.selection import Point, choose, keep_settings, refitted
+from vlprompt.learner.selection import choose, keep_settings, refitted
 
 
 @register("linear_probe", paper="arXiv:2103.00020", new_classes=False, head=True, paper_settings="val", weighs=True)
