@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,7 @@ from vlprompt import (
 )
 from vlprompt.clip.edits import FullLength
 from vlprompt.clip.naming import ClassNames
+from vlprompt.learner.names import nearest_names
 from vlprompt.learner.recording import added
 from vlprompt.testing import (
     NAMES,
@@ -105,7 +107,7 @@ def test_gradients_are_those_of_the_names_at_full_length(method: str) -> None:
     assert all(close(fast[name], gradient, 1e-3) for name, gradient in plain.items())
 
 
-@pytest.mark.parametrize("method", ["coop", "cocoop", "maple", "vpt", "clip_lora", "zero_shot"])
+@pytest.mark.parametrize("method", ["coop", "cocoop", "maple", "vpt", "clip_lora", "mask_prompt", "zero_shot"])
 def test_the_best_name_gives_the_largest_logit(method: str) -> None:
     several = called(method, names=OTHERS, names_by="best").eval()
     single = make(method, names=tuple(EVERY)).eval()
@@ -135,6 +137,25 @@ def test_every_method_hears_the_names_or_refuses_them(method: str) -> None:
         if "head" not in learner.facts.trains and not learner.facts.head:  # which may start from text
             learner.load_state_dict(plain.state_dict())
         assert not close(logits_of(learner), logits_of(plain), 1e-4)
+
+
+@pytest.mark.parametrize("method", list_methods())
+def test_the_best_name_is_looked_for_or_refused_before_any_work(method: str) -> None:
+    said = ""
+    try:
+        learner = called(method, names=OTHERS, names_by="best")
+    except VlpromptError as error:
+        said = str(error)
+    if said:
+        assert re.fullmatch("names_by=best is not possible.*: take names_by=mean", said)
+        return
+    assert logits_of(learner).shape == (10, 5)
+    assert loss_of(learner)["loss"].isfinite()
+
+
+def test_a_method_that_forgot_to_say_so_is_told() -> None:
+    with pytest.raises(VlpromptError, match="a feature of each of the 3 names, and there are 2: take names_by=mean"):
+        nearest_names(torch.ones(2, 4), torch.ones(1, 4), (0, 0, 1))
 
 
 def test_names_are_kept_and_other_classes_have_theirs(tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ class Method(nn.Module):
     registered: ClassVar[Facts]
     published: ClassVar[Mapping[str, str]] = {}  # the authors' names, see ``vlprompt.learner.publishing``
     own_state: ClassVar[tuple[str, ...]] = ()  # buffers of one training or its classes, which no start brings
+    by_name: ClassVar[bool] = True  # whether class features are those of names, of which a class may have several
 
     @dataclass
     class Config:

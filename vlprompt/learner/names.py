@@ -65,10 +65,15 @@ def facts_with_names(cls: type, config: Any, facts: Facts, base: type) -> Facts:
     if not config.names:
         raise VlpromptError("names_by=best needs several names per class, and there are none: give names too")
     usual = ("text_features", "text_encoder", "score", "predict", "predict_all")
+    reason = ""
     if facts.head or config.head is not None or any(getattr(cls, name) is not getattr(base, name) for name in usual):
+        reason = "does not score by the cosines of class features alone"
+    elif not getattr(cls, "by_name", True):
+        reason = "has one feature per class, whatever its names"
+    if reason:
         raise VlpromptError(
-            f"names_by=best is not possible: {getattr(cls, 'method', '')} with these settings does not score by the "
-            "cosines of class features alone: take names_by=mean"
+            f"names_by=best is not possible: {getattr(cls, 'method', '')} with these settings {reason}: take "
+            "names_by=mean"
         )
     return replace(facts, classifier="per_image")
 
@@ -81,6 +86,11 @@ def nearest_names(features: Tensor, v: Tensor, owners: Sequence[int]) -> Tensor:
         v: normalised image features (B, D).
         owners: the class of each name (M,).
     """
+    if features.shape[-2] != len(owners):  # of a method that does not say so with ``by_name``
+        raise VlpromptError(
+            f"names_by=best needs a feature of each of the {len(owners)} names, and there are {features.shape[-2]}: "
+            "take names_by=mean"
+        )
     rows = [[row for row, owner in enumerate(owners) if owner == c] for c in range(owners[-1] + 1)]
     longest = max(map(len, rows))
     table = torch.tensor([row + row[:1] * (longest - len(row)) for row in rows], device=v.device)  # (C, N)

@@ -10,7 +10,7 @@ keys in their files are matched to the published ones, or refused one by one (``
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
@@ -33,6 +33,7 @@ class CuPL(ZeroShot):
 
         texts: Literal["sentences", "both"] = "sentences"
 
+    by_name: ClassVar = False  # sentences are of classes
     config: Config
 
     @classmethod

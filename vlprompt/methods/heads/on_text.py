@@ -19,6 +19,7 @@ class OnText(PromptLearner):
     """A head that starts from class features."""
 
     takes_probabilities: ClassVar[bool] = False  # of a learner that has no class features
+    by_name: ClassVar = False
 
     @dataclass
     class Config(PromptLearner.Config):

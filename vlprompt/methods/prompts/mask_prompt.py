@@ -96,7 +96,7 @@ class MaskPrompt(PromptLearner):
 
     def encode_text(self, v: Tensor | None = None) -> Tensor:
         """Class features (C, D), fixed."""
-        return self.frozen_text()
+        return self.class_text()
 
     def encode_images(self, batch: Batch) -> Tensor:
         """Features (B, D) of the regions of images; of whole images where a batch carries no masks."""

@@ -81,6 +81,7 @@ class PromptKD(PromptLearner):
         "projection.second.": "VPT_image_trans.conv1.3.",
     }
     own_state: ClassVar = ("teacher_text",)
+    by_name: ClassVar = False  # its teacher's class features
 
     @dataclass
     class Config(PromptLearner.Config):
