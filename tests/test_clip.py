@@ -206,3 +206,22 @@ def test_class_prompts_are_tokenised_once_for_all_learners_of_a_model(monkeypatc
     monkeypatch.setattr("vlprompt.clip.prompt_inputs.LISTS_KEPT", 1)
     clip.class_tokens(names, inserted=5)
     assert clip.class_tokens(names, inserted=4) is not first.tokens
+
+
+@pytest.mark.parametrize("change", [{"dtype": torch.float16}, {"dtype": torch.float64}, {"device": "meta"}])
+def test_a_model_that_was_moved_behind_its_learners_is_told(change: dict[str, object]) -> None:
+    clip = FrozenCLIP(small_model(), open_clip.SimpleTokenizer(), device="cpu")
+    learner, images = create_learner("vpt", clip, NAMES, depth=2), toy_batch()["image"]
+    clip.model.to(**change)
+    for use in (lambda: learner(images), lambda: clip.encode_image(images), lambda: clip.encode_text(["a cat"])):
+        with pytest.raises(VlpromptError, match=r"the model inside custom was moved to .* make another"):
+            use()
+
+
+@pytest.mark.parametrize("change", [{"dtype": torch.float16}, {"dtype": torch.float64}, {"device": "meta"}])
+def test_a_learner_stays_with_its_model(change: dict[str, object]) -> None:
+    learner = create_learner("coop", small_clip(), NAMES, n_ctx=2)
+    with pytest.raises(VlpromptError, match="a learner stays in fp32 on cpu, where its frozen model is"):
+        learner.to(**change)
+    assert learner.prompt.ctx.dtype == torch.float32
+    assert learner.to("cpu").float() is learner

@@ -219,6 +219,59 @@ def test_a_warm_start_goes_on_and_a_cold_one_starts_again() -> None:
         warm.fit(images[:2], ["blue", "red"])
 
 
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"options": {"n_ctx": 4}}, "which has n_ctx=2, not 4"),
+        ({"options": {"n_ctx": 2, "objective": ["ce", "text_anchor"]}}, "which has objective="),
+        ({"options": {"n_ctx": 2, "head": "dept"}}, "which has head=None, not dept"),
+        ({"templates": "art of a {}."}, "which has templates="),
+        ({"class_names": {"green": "lime", "red": "red", "yellow": "yellow"}}, "the class name 'green', not 'lime'"),
+        ({"class_names": ["green", "cherry", "yellow"]}, "the class name 'red', not 'cherry'"),
+        ({"backbone": one_block_clip()}, "which has backbone=vlprompt-tiny, not custom"),
+    ],
+)
+def test_what_goes_on_is_not_another_learner(settings: dict[str, Any], said: str) -> None:
+    images, names = coloured(1)
+    warm = classifier(warm_start=True, epochs=1).fit(images, names)
+    warm.set_params(**settings)
+    before = {key: value.clone() for key, value in warm.learner_.state_dict().items()}
+    for learn in (warm.fit, warm.partial_fit):
+        with pytest.raises(VlpromptError, match=said) as error:
+            learn(images, names)
+        assert "warm_start=False" in str(error.value)
+    assert all(torch.equal(value, before[key]) for key, value in warm.learner_.state_dict().items())
+    warm.set_params(warm_start=False).fit(images, names)
+
+
+def test_what_trains_may_change_from_one_fit_to_the_next() -> None:
+    images, names = coloured(1)
+    warm = classifier(warm_start=True, epochs=1, class_names=["green", "red", "yellow"]).fit(images, names)
+    warm.add_class("blue")
+    warm.set_params(options={"n_ctx": np.int64(2), "optimizer": "adam"}, lr=0.1, epochs=2, backbone="vlprompt-tiny")
+    warm.fit(images, names).partial_fit(images, names)
+    assert (len(warm.history_), len(warm.classes_)) == (4, 4)
+
+
+def test_an_interrupted_fit_leaves_a_learner_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    images, names = coloured(1)
+    fitted = classifier(epochs=1).fit(images, names)
+    fitted.searches_ = fitted.history_  # as if it had any
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(vlprompt.PromptLearner, "backward", stop)
+        with pytest.raises(KeyboardInterrupt):
+            fitted.fit(images[1:], names[1:])
+    assert (fitted.searches_, fitted.pseudo_labels_, fitted.history_) == ([], [], [])
+    assert not fitted.learner_.training  # so that it scores as in a test
+    assert len(fitted.predict(images)) == len(images)
+    again = classifier(epochs=1).fit(images, names)
+    assert np.array_equal(fitted.fit(images, names).decision_function(images), again.decision_function(images))
+
+
 def test_a_selection_holds_out_images_and_chooses_on_them() -> None:
     images, names = coloured(5)
     features = vlprompt.image_features(tiny_clip(), images)

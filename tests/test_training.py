@@ -106,6 +106,7 @@ def test_an_interrupted_run_resumes_to_the_same_bits(
     expected = train(whole, batches, recipe)
     with pytest.raises(KeyboardInterrupt):
         train(parts, interrupted_in(stop), recipe, folder=tmp_path)
+    assert not parts.training  # a notebook may go on with it
     again = coop(small_clip)  # a new process starts from a new learner
     history = train(again, batches, recipe, folder=tmp_path, resume=True)
     assert torch.equal(again.prompt.ctx, whole.prompt.ctx)

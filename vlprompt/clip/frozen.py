@@ -162,6 +162,15 @@ class FrozenCLIP(PromptInputs):
             "weights": self._weights_hash,
         }
 
+    def _check_place(self) -> None:
+        """Raise a ``VlpromptError`` if the model was moved or converted since this was made of it."""
+        scale = cast(Tensor, self.model.logit_scale)
+        if scale.device.type != self.device.type or scale.dtype != torch.float32:
+            raise VlpromptError(
+                f"the model inside {self.name} was moved to {scale.device} or converted to {_short(scale.dtype)} after "
+                f"it was frozen on {self.device}: make another with device= and precision= in its place"
+            )
+
     def _cast(self, dtype: torch.dtype) -> None:
         """Store the towers' large matrices in ``dtype``; other towers than OpenCLIP's stay fp32 and use autocast."""
         self.dtype = dtype
@@ -176,6 +185,7 @@ class FrozenCLIP(PromptInputs):
 
     def encode_prompts(self, prompts: Prompts, chunk: Chunk = None, edits: Sequence[Edit] = ()) -> Tensor:
         """Encode prompts given as embeddings (see ``vlprompt.clip.text``): features (G, C, D), fp32, not normalised."""
+        self._check_place()
         return encode_prompts(self.text, prompts, chunk, edits)
 
     @torch.no_grad()
@@ -207,12 +217,14 @@ class FrozenCLIP(PromptInputs):
         self, images: Tensor, prompts: dict[int, Tensor], place: Place = "pre_ln", edits: Sequence[Edit] = ()
     ) -> Tensor:
         """Encode images (B, 3, H, W) with visual prompts {layer: (n, d_v)}: (B, D), fp32, not normalised."""
+        self._check_place()
         images = check_images(images, self.image_size).to(self.device)
         return encode_images(self.visual, images, prompts, place, edits)
 
     @torch.no_grad()
     def encode_image(self, images: Tensor) -> Tensor:
         """Encode images (B, 3, H, W) with the frozen tower: features (B, D), fp32, not normalised."""
+        self._check_place()
         images = check_images(images, self.image_size).to(self.device)
         if self.visual.promptable:
             return encode_images(self.visual, images)
@@ -234,6 +246,10 @@ class FrozenCLIP(PromptInputs):
 
     def __repr__(self) -> str:
         return f"FrozenCLIP({self.name}, pretrained={self.pretrained}, {self.precision}, {self.device})"
+
+
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _plain(value: Any) -> Any:

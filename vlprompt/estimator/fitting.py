@@ -19,6 +19,7 @@ from vlprompt.errors import VlpromptError
 from vlprompt.estimator.answers import asks_to_calibrate, calibration_of, check_answering, check_calibration
 from vlprompt.estimator.auto import choice_of, choose_for, new_learner
 from vlprompt.estimator.checks import check_fits
+from vlprompt.estimator.continuing import check_continues
 from vlprompt.estimator.held_out import accuracy_on_held_out, selection_of
 from vlprompt.estimator.inputs import names_of, names_of_dataset, training_set
 from vlprompt.estimator.pool import as_pseudo_labels
@@ -86,11 +87,14 @@ def learn(
     clip, make = clip_of(estimator), None
     check_fits(X, method, facts, clip, training=True)
     gathered = gathered or gather(masks="mask" in facts.inputs)
-    if classes is not None:
+    if classes is None:
+        check_continues(estimator, learning, clip, templates)
+    else:
         make = partial(new_learner, learning, clip, names, templates)
         learner = make()
         check_fits(X, method, learner.facts, clip, training=True)  # a saved learner below it may change them
         estimator.learner_, estimator.classes_, estimator.history_ = learner, classes, []
+        estimator.searches_, estimator.pseudo_labels_ = [], []  # even if this training is interrupted
     if once:
         seed = learning.config.seed + len(estimator.history_)  # each epoch draws anew
         learning = replace(learning, config=replace(learning.config, epochs=1, warmup_epochs=0, seed=seed))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -113,6 +113,22 @@ class PromptLearner(ScoredClasses):
             self.start = initialize_from(self, self.config.init_from, self.config.init_length)
         self._check_parts()
         self.prepare_classes()
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PromptLearner:
+        """What ``to``, ``cuda``, ``half`` and the like do; what would part a learner from its model is refused.
+
+        Raises:
+            VlpromptError: its learnables would be elsewhere than the frozen model, or no longer fp32.
+        """
+        home = self.clip.device
+        moved = fn(torch.zeros(1, device=home))
+        if moved.device.type != home.type or moved.dtype != torch.float32:
+            raise VlpromptError(
+                f"a learner stays in fp32 on {home}, where its frozen model is: give load_clip another device= or "
+                "precision=, and make or load the learner with that model"
+            )
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
 
     @classmethod
     def facts_with(cls, config: Any, built_on: SavedTeacher | None = None) -> Facts:

@@ -147,9 +147,10 @@ def train(
         if unsaved and path:
             unsaved.save(path)
         raise
+    finally:  # whoever goes on with what an interrupted or failed training left scores as in a test
+        learner.eval()
     if selection:
         selection.choose(learner)
-    learner.eval()
     return history
 
 
