@@ -161,7 +161,8 @@ def _read(
             splits = load_split(name, root, split=split, follow_links=follow_links)
     except VlpromptError as error:
         return None, [str(error)]
-    return splits, [said for said in (str(w.message) for w in told) if said not in splits.notes]
+    ours = [str(w.message) for w in told if issubclass(w.category, UserWarning)]  # and not of somebody's open socket
+    return splits, [said for said in ours if said not in splits.notes]
 
 
 def _exists(place: str) -> bool:

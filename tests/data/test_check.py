@@ -3,9 +3,11 @@
 import json
 import shutil
 import struct
+import warnings
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from miniatures import make_miniature
@@ -14,8 +16,8 @@ from PIL import Image
 from datasets_registry.check import check_dataset, class_hash, datasets_below
 from vlprompt.cli.data import main
 from vlprompt.data import check as check_module
-from vlprompt.data import load_split
-from vlprompt.errors import VlpromptError
+from vlprompt.data import DatasetSplits, load_split
+from vlprompt.errors import VlpromptError, warn
 
 
 def bomb() -> bytes:
@@ -228,3 +230,13 @@ def test_uneven_classes_of_a_table_are_noted(tmp_path: Path):
     (tmp_path / "table.csv").write_text("\n".join(lines))
     notes = check_dataset(f"csv:{tmp_path / 'table.csv'}").notes
     assert any("are uneven: 'dog' has 2 training images, 'cat' 20" in note for note in notes)
+
+
+def test_what_is_warned_of_elsewhere_is_no_defect(monkeypatch: pytest.MonkeyPatch):
+    def with_a_socket(*given: Any, **settings: Any) -> DatasetSplits:
+        warnings.warn("unclosed <socket.socket>", ResourceWarning, stacklevel=1)
+        warn("3 images are far away")
+        return load_split(*given, **settings)
+
+    monkeypatch.setattr("datasets_registry.check.load_split", with_a_socket)
+    assert check_dataset("digits").defects == ("3 images are far away",)
