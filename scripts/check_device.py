@@ -40,6 +40,7 @@ from vlprompt.learner import PromptLearner
 from vlprompt.testing import logits_of, loss_of, make_ready, small_clip, small_model, toy_batch
 
 TOLERANCE = 1e-3  # of fp32 numbers, relative to the CPU's
+CANCELS = 1e-5  # share of the largest gradient below which one is rounding, as of a bias that a batch norm takes away
 LOW: tuple[Precision, ...] = ("bf16", "fp16")
 VIEWS = 4  # of a test image
 RUN = ["method=coop", "dataset=digits", "protocol=few_shot", "shots=1", "views=1", "n_ctx=4", "limit=50", "epochs=60"]
@@ -102,7 +103,10 @@ def parity(method: str, device: torch.device) -> tuple[float, float | None]:
         learner.train()
         learner.backward(loss_of(learner))
     pairs = zip(there.named_parameters(), here.parameters(), strict=True)
-    return apart, max(difference(gradient_of(p, name), gradient_of(q, name)) for (name, p), q in pairs)
+    gradients = [(gradient_of(p, name), gradient_of(q, name)) for (name, p), q in pairs]
+    least = CANCELS * max(float(expected.norm()) for _, expected in gradients)
+    kept = [pair for pair in gradients if max(float(gradient.norm()) for gradient in pair) > least]
+    return apart, max(difference(found, expected) for found, expected in kept)
 
 
 def finite(method: str, device: torch.device, precision: Precision) -> str:

@@ -1,4 +1,4 @@
-"""On a GPU every method computes what it computes on the CPU; without one, the script that checks it works at least."""
+"""On a GPU every method computes what it computes on the CPU; without one, a made device tells what was left behind."""
 
 from __future__ import annotations
 
@@ -11,9 +11,13 @@ from types import ModuleType
 
 import pytest
 import torch
+from made_device import made_device
+from open_clip import SimpleTokenizer
 
-from vlprompt import list_methods
+from vlprompt import FrozenCLIP, list_methods, run
 from vlprompt.base import devices
+from vlprompt.learner.contexts import CONTEXTS
+from vlprompt.testing import loss_of, make, small_model
 
 SCRIPT = Path(__file__).resolve().parents[1] / "scripts" / "check_device.py"
 gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device here")
@@ -48,6 +52,55 @@ def test_the_checks_pass_on_the_cpu(script: ModuleType, method: str) -> None:
     row = script.check_method(method, torch.device("cpu"))
     assert row.good, row
     assert (row.logits, row.bf16, row.fp16) == (0, "finite", "needs CUDA")
+
+
+# of each kind: the checks that a GPU is asked for, on a device that refuses what was left on the CPU
+@pytest.mark.parametrize(
+    "method", ["cocoop", "maple", "mmrlpp", "promptkd", "spg", "tip_adapter_f", "lp_plus_plus", "tpt"]
+)
+def test_no_tensor_of_a_method_is_left_on_the_cpu(script: ModuleType, method: str) -> None:
+    with made_device() as device:
+        row = script.check_method(method, device)
+    assert row.good, row
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("method", list_methods())
+def test_no_tensor_of_any_method_is_left_on_the_cpu(script: ModuleType, method: str) -> None:
+    test_no_tensor_of_a_method_is_left_on_the_cpu(script, method)
+
+
+@pytest.mark.parametrize("context", CONTEXTS.names())
+def test_no_tensor_of_a_context_is_left_on_the_cpu(context: str) -> None:
+    with made_device() as device:
+        learner = make("ivlp", FrozenCLIP(small_model(), SimpleTokenizer(), device=device), context=context)
+        learner.backward(loss_of(learner.train()))
+    assert all(p.grad is not None for p in learner.trainable_parameters())
+
+
+@pytest.mark.parametrize("method", ["coop", pytest.param("grip", marks=pytest.mark.nightly)])
+def test_a_run_on_a_made_device_is_the_one_on_the_cpu(method: str, tmp_path: Path) -> None:
+    settings = {"dataset": "digits", "limit": 40, "epochs": 2, "views": 1, "quiet": True, "threads": 1}
+    settings |= {"shots": 2} if method == "coop" else {"rounds": 2, "protocol": "unsupervised"}
+    with made_device() as device:
+        there = run(method=method, device=str(device), output=str(tmp_path / "there"), **settings)
+    here = run(method=method, device="cpu", output=str(tmp_path / "here"), **settings)
+    assert [row.accuracy for row in there.rows] == [row.accuracy for row in here.rows]
+
+
+def test_what_is_left_on_the_cpu_is_refused_on_a_made_device() -> None:
+    with made_device() as device:
+        there = torch.ones(3).to(device)
+        assert (there.device, (2 * there).cpu().tolist()) == (device, [2, 2, 2])
+        for mixed in (
+            lambda: there + torch.ones(3),
+            lambda: torch.ones(3)[there.long()],
+            lambda: torch.stack([there, there.cpu()]),
+        ):
+            with pytest.raises(RuntimeError, match="Expected all tensors to be on the same device"):
+                mixed()
+        with pytest.raises(RuntimeError):
+            there.numpy()
 
 
 def test_what_is_off_is_told(

@@ -15,8 +15,8 @@ from PIL import Image
 
 from datasets_registry.check import check_dataset, class_hash, datasets_below
 from vlprompt.cli.data import main
-from vlprompt.data import check as check_module
 from vlprompt.data import DatasetSplits, load_split
+from vlprompt.data import check as check_module
 from vlprompt.errors import VlpromptError, warn
 
 

@@ -89,13 +89,13 @@ class Factored(nn.Module):
     def __init__(self, tokens: Sequence[Tensor], rank: int):
         super().__init__()
         self.shapes = [each.shape[:-1] for each in tokens]
-        rows = torch.cat([each.detach().flatten(0, -2) for each in tokens])  # (M, d)
+        rows = torch.cat([each.detach().cpu().flatten(0, -2) for each in tokens])  # (M, d); words are on the device
         if not 1 <= rank <= min(rows.shape):
             most = min(rows.shape)
             raise VlpromptError(
                 f"context=factored(rank={rank}) has {len(rows)} tokens in all: take a rank up to {most}"
             )
-        u, s, vh = torch.linalg.svd(rows.cpu(), full_matrices=False)
+        u, s, vh = torch.linalg.svd(rows, full_matrices=False)
         root = s[:rank].sqrt()
         self.a, self.b = nn.Parameter(u[:, :rank] * root), nn.Parameter(root[:, None] * vh[:rank])
 
