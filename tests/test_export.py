@@ -139,6 +139,7 @@ def test_onnx_and_torch_give_the_learners_logits_at_any_batch_size(to: str, tmp_
         pytest.param("tip_adapter", None, "onnx", marks=needs_onnx_exporter),
         ("clip_adapter", None, "torch"),
         ("tip_adapter_f", "vpt", "torch"),
+        ("tfup", None, "torch"),  # its cache is empty
         *(
             pytest.param(method, beneath, to, marks=[pytest.mark.nightly, needs_onnx_exporter])
             for method, beneath, to in (
@@ -319,6 +320,15 @@ def test_what_is_no_model_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.skipif(not all(map(find_spec, ("onnx", "onnxruntime", "onnxscript"))), reason="no export extra")
+def test_what_torch_cannot_trace_is_told_in_a_sentence(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("this operator\nhas no\nmeaning")
+
+    monkeypatch.setattr(torch.export, "export", fail)
+    with pytest.raises(VlpromptError, match=r"cannot trace coop: this operator$"):
+        export_learner(make("coop").eval(), "torch", tmp_path / "coop.pt2")
+
+
 def test_a_torch_that_is_too_old_for_onnx_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     # case: the lowest versions that setup.cfg allows
     monkeypatch.setattr("vlprompt.saving.export.ONNX_TORCH", "99.0")

@@ -123,6 +123,20 @@ def test_poufs_terms_are_zero_or_least_where_they_should_be() -> None:
     assert losses["transport"].item() < flat["transport"].item()
 
 
+@pytest.mark.parametrize("count", [4, 6])  # as many images as prompts of a step, and more
+def test_transport_is_to_the_mean_of_a_steps_prompts(count: int) -> None:
+    learner, x = make("proda", objective=["transport"]), features(count)
+    torch.manual_seed(0)
+    found = learner.loss({"image_features": x})["transport"]
+    torch.manual_seed(0)
+    learner._queue = []
+    each = learner.prompt_features(torch.tensor(learner._next_prompts()))  # (M, C, D)
+    cost = 1 - torch.einsum("bd,mcd->mbc", F.normalize(x, dim=1), each).mean(dim=0)
+    logits = learner.clip.logit_scale * (1 - cost)
+    expected = sum((logits.softmax(dim=axis) * cost).sum(dim=axis).mean() for axis in (0, 1))
+    torch.testing.assert_close(found, expected)
+
+
 @pytest.mark.parametrize("method", SMALL)
 def test_a_run_without_labels(method: str, tmp_path: Path) -> None:
     whole = load_split("digits")

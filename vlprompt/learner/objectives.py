@@ -145,6 +145,8 @@ class Transport(_Unlabelled):
     def __call__(self, learner: PromptLearner, outputs: Outputs, batch: Batch) -> Tensor:
         """Mean over the images, plus the mean over the classes."""
         v, t = outputs.image_features, outputs.text_features
+        if t.dim() == 3 and learner.facts.classifier == "shared":  # of several prompts, as ProDA's
+            t = t.mean(dim=0)
         cost = 1 - (v @ t.T if t.dim() == 2 else torch.einsum("bd,bcd->bc", v, t))  # (B, C)
         to_classes = (outputs.logits.softmax(dim=1) * cost).sum(dim=1).mean()
         return to_classes + (outputs.logits.softmax(dim=0) * cost).sum(dim=0).mean()

@@ -100,8 +100,11 @@ def export_torch(learner: PromptLearner, path: Path) -> Path:
     The visual prompts, or whatever else the learner does to image features, are part of it; so is the classifier.
     """
     with _exportable(learner) as (graph, example, dynamic):
-        # strict tracing, the default before torch 2.7, refuses much of plain Python
-        program = torch.export.export(graph, (example,), dynamic_shapes=dynamic, strict=False)
+        try:  # strict tracing, the default before torch 2.7, refuses much of plain Python
+            program = torch.export.export(graph, (example,), dynamic_shapes=dynamic, strict=False)
+        except Exception as error:  # torch has many kinds, of many lines
+            said = str(error).splitlines()[0]
+            raise VlpromptError(f"torch {torch.__version__} cannot trace {learner.method}: {said}") from error
     made = io.BytesIO()  # torch's own writer ends the process where the disk is full
     facts = describe(learner)
     torch.export.save(program, made, extra_files={FACTS: json.dumps(facts)})

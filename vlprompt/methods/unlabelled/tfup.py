@@ -50,7 +50,7 @@ def votes(v: Tensor, t: Tensor, keys: Tensor, labels: Tensor, alpha: float, beta
         alpha, beta: weight and sharpness.
     """
     if not len(keys):
-        return v.new_zeros(len(v), len(t))
+        return v.new_zeros(v.shape[0], len(t))  # len() would fix the batch in an export
     affinity = (v @ keys.T) * alike(v, keys, t)
     return alpha * cache_logits((-beta * (1 - affinity)).exp(), labels, len(t))
 
