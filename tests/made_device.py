@@ -31,7 +31,8 @@ class OnDevice(Tensor):
 
     @staticmethod
     def __new__(cls, held: Tensor) -> OnDevice:
-        facts = {"strides": held.stride(), "storage_offset": held.storage_offset(), "dtype": held.dtype}
+        facts = {"strides": held.stride(), "storage_offset": held.storage_offset()}
+        facts |= {"dtype": held.dtype, "layout": held.layout}
         return Tensor._make_wrapper_subclass(cls, held.size(), **facts, device="meta", requires_grad=held.requires_grad)
 
     def __init__(self, held: Tensor):
