@@ -196,6 +196,10 @@ def test_restores_shift_is_zero_at_first_and_its_first_norms_travel(tmp_path: Pa
     for epoch in range(3):
         learner.after_epoch(epoch, 3)
     assert learner.text_adapter.ratio > before
+    published, other = learner.published_state(), make("restore", depth=3)
+    other.load_published(published | {"vis_cali_ratio": published["vis_cali_ratio"].view(1)})
+    assert torch.equal(logits_of(other), logits_of(learner))
+    other.load_published({name: t for name, t in published.items() if "ratio" not in name})  # of an older file
 
 
 @pytest.mark.parametrize("method", ["coprompt", "restore"])

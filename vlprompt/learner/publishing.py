@@ -25,13 +25,13 @@ NUMBER = re.compile(r"\{i([+-]\d+)?\}")
 
 
 def published_names(learner: PromptLearner) -> dict[str, str]:
-    """The authors' name of each learnable tensor, and of the statistics of batch norms, by ours."""
+    """The authors' name, by ours, of each learnable tensor, statistic of a batch norm, and buffer in the table."""
     head = learner.second_head
     others = (
         PARTS if head is None else PARTS | {f"second_head.{ours}": theirs for ours, theirs in head.published.items()}
     )
-    statistics = [name for name, _ in learner.named_buffers() if name.endswith(STATISTICS)]
-    names = [*dict(learner.named_parameters()), *statistics]
+    kept = [name for name, _ in learner.named_buffers() if name.endswith(STATISTICS) or name in learner.published]
+    names = [*dict(learner.named_parameters()), *kept]
     return {name: published_name(name, {**others, **learner.published}) for name in names}
 
 
@@ -67,19 +67,19 @@ def load_published(learner: PromptLearner, tensors: Mapping[str, Tensor]) -> Non
         VlpromptError: one is missing or has another shape.
     """
     names = published_names(learner)
+    settings = {name for name, _ in learner.named_buffers() if name in learner.published}  # old files may lack these
+    names = {ours: theirs for ours, theirs in names.items() if theirs in tensors or ours not in settings}
     missing = [theirs for theirs in names.values() if theirs not in tensors]
     if missing:
         more = f" and {len(missing) - SHOWN} more" if len(missing) > SHOWN else ""
         raise VlpromptError(f"{learner.method}: the tensors lack {', '.join(missing[:SHOWN])}{more}")
     own = learner.state_dict()
-    state = own | {ours: _as_linear(tensors[theirs], own[ours]) for ours, theirs in names.items()}
+    state = own | {ours: _shaped_as(tensors[theirs], own[ours]) for ours, theirs in names.items()}
     learner.load_learnables(state, "the published tensors")
 
 
-def _as_linear(theirs: Tensor, ours: Tensor) -> Tensor:
-    """A 1×1 convolution's weight (out, in, 1, 1) as the linear map (out, in) that it is."""
-    return (
-        theirs.flatten(1)
-        if theirs.dim() == 4 and theirs.shape[:2] == ours.shape and theirs[0, 0].numel() == 1
-        else theirs
-    )
+def _shaped_as(theirs: Tensor, ours: Tensor) -> Tensor:
+    """A 1×1 convolution's weight (out, in, 1, 1) as the linear map (out, in) that it is, and one number (1,) as ()."""
+    if theirs.dim() == 4 and theirs.shape[:2] == ours.shape and theirs[0, 0].numel() == 1:
+        return theirs.flatten(1)
+    return theirs.reshape(()) if ours.dim() == 0 and theirs.numel() == 1 else theirs

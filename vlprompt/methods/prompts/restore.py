@@ -51,6 +51,11 @@ class RESTORE(MaPLe):
     """Coupled deep prompts whose shift is kept equal in both modalities."""
 
     own_state: ClassVar = ("first_text_norms", "first_image_norms")
+    published: ClassVar = {
+        **MaPLe.published,
+        "text_adapter.ratio": "text_cali_ratio",
+        "visual_adapter.ratio": "vis_cali_ratio",
+    }
 
     @dataclass
     class Config(MaPLe.Config):
