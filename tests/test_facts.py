@@ -4,17 +4,23 @@ from __future__ import annotations
 
 from dataclasses import make_dataclass, replace
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from made_results import make_result
+from torch import Tensor, nn
 
-from vlprompt import PromptClassifier, PromptLearner, VlpromptError, list_methods, register, run
+from vlprompt import PromptClassifier, PromptLearner, VlpromptError, list_methods, load_learner, register, run
+from vlprompt.clip.edits import Edit
 from vlprompt.evaluation.results import headline
 from vlprompt.learner import METHODS, method_facts
 from vlprompt.learner.publishing import published_name
+from vlprompt.methods.prompts.coop import CoOp
 from vlprompt.report.groups import collect
+from vlprompt.report.names import display_method
+from vlprompt.runs.settings import resolve
 from vlprompt.saving.card import model_card
 from vlprompt.saving.description import read_description
 from vlprompt.testing import make, small_clip, toy_batch
@@ -145,6 +151,60 @@ def test_what_register_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
             register("shadow", paper="none")(type("Shadow", (PromptLearner,), {"Config": config}))
     with pytest.raises(VlpromptError, match=r"unknown fact 'cachable_images': .*cacheable_images"):
         register("odd", paper="none", cachable_images=False)
+    with pytest.raises(VlpromptError, match=r"extends CoOp, so its Config must extend CoOp\.Config"):
+        register("short", paper="none")(type("Short", (CoOp,), {"Config": PromptLearner.Config}))
+    with pytest.raises(VlpromptError, match="register it with cacheable_images=False"):
+        register("seen", paper="none")(type("Seen", (CoOp,), {"encode_images": lambda self, batch: batch["image"]}))
+
+
+def test_what_a_method_of_ones_own_is_by_default(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(METHODS, "_entries", dict(METHODS._entries))
+
+    @register("warm_coop", paper="none", trains=("text",), new_classes=False)
+    class WarmCoOp(CoOp):
+        """A temperature per class."""
+
+        def setup(self) -> None:
+            super().setup()
+            self.log_t = nn.Parameter(torch.arange(len(self.class_names)) / 10)
+
+        def score(self, v: Tensor, t: Tensor) -> Tensor:
+            return super().score(v, t) * self.log_t.exp()
+
+    learner = make("warm_coop")
+    assert learner.facts.head  # or a matrix of class features would pass for the whole classifier
+    assert not learner.facts.new_classes  # which CoOp's own facts must not take back
+    with pytest.raises(VlpromptError, match="more than class features"):
+        learner.classifier_matrix()
+    assert display_method("warm_coop") == "WarmCoOp"
+
+    learner.save_pretrained(tmp_path)
+    METHODS._entries.pop("warm_coop")
+    with pytest.raises(VlpromptError, match=r"config\.json: unknown method 'warm_coop'.* plugin=MODULE"):
+        load_learner(tmp_path)
+    (tmp_path / "run.yaml").write_text("method: warm_coop")
+    with pytest.raises(VlpromptError, match=r"run\.yaml: unknown method 'warm_coop'.* plugin=MODULE"):
+        resolve({"config": str(tmp_path / "run.yaml")})
+
+
+def test_edits_of_the_image_tower_and_learnables_that_nothing_uses_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(METHODS, "_entries", dict(METHODS._entries))
+
+    class Gate(Edit, nn.Module):
+        tower = "vision"
+
+    class Gated(CoOp):
+        def setup(self) -> None:
+            super().setup()
+            self.edits.append(Gate())
+
+    register("gated_coop", paper="none", trains=("text", "vision"))(Gated)
+    with pytest.raises(VlpromptError, match=r"gated_coop edits the image tower, so .* cacheable_images=False"):
+        make("gated_coop")
+    register("idle", paper="none", trains=("text",))(type("Idle", (CoOp,), {"encode_text": PromptLearner.frozen_text}))
+    idle = make("idle")
+    with pytest.raises(VlpromptError, match="the loss of idle depends on none of its learnable tensors"):
+        idle.backward(idle.loss(toy_batch()))
 
 
 @pytest.mark.parametrize(

@@ -116,7 +116,7 @@ def test_failures_are_kept_listed_and_tried_again(
     assert main(argv) == 1
     text = " ".join(capsys.readouterr().out.split())
     assert "1 done, 1 failed" in text
-    assert "failed coop · digits · base_to_new · 1 shots · seed 1: ValueError: out of luck (see" in text
+    assert "failed coop · digits · base_to_new · 1 shot · seed 1: ValueError: out of luck (see" in text
     [failed] = tmp_path.rglob("failed.json")
     assert json.loads(failed.read_text())["error"] == "ValueError: out of luck"
     assert "Traceback" in failed.with_name("failed.log").read_text()
@@ -177,11 +177,18 @@ def test_a_run_that_another_process_is_at_is_left_to_it(tmp_path: Path) -> None:
     assert perform(task).status == "done"
 
 
-def test_the_plan_shows_runs_and_does_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_plan_shows_runs_and_does_none(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     spec = tmp_path / "sweep.yaml"
-    spec.write_text("methods: [coop, maple]\ndatasets: [digits]\nseeds: [1, 2]\n")
+    (tmp_path / "planned.py").write_text("import os\nos.environ['PLANNED'] = 'yes'\n")
+    monkeypatch.setenv("PLANNED", "no")
+    monkeypatch.setenv("VLPROMPT_PLUGINS", "")
+    plugin = f"plugin: {tmp_path / 'planned.py'}\n"
+    spec.write_text("methods: [coop, maple]\ndatasets: [digits]\nseeds: [1, 2]\n" + plugin)
     assert main(["sweep", f"spec={spec}", f"output={tmp_path / 'runs'}", "plan=true"]) == 0
     assert capsys.readouterr().out.count("│ open") == 4
+    assert os.environ["PLANNED"] == "yes"  # the plugin that the file names is imported
     assert not (tmp_path / "runs").exists()
 
 

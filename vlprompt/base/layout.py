@@ -21,4 +21,6 @@ LEARNABLES, LAST = "learner.safetensors", "last.safetensors"
 CARD = "README.md"
 TEXT = "text"  # sub-folder of the saved learner that it builds on
 
+EXPORTS = (".onnx", ".pt2")  # the endings of exports that ``predict`` reads
+
 DESCRIBED = f"{LEARNER}/{CONFIG}"

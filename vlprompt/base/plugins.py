@@ -41,7 +41,7 @@ def _load_installed() -> None:
             entry.load()
         except Exception as error:  # a broken package must not break everything
             warnings.warn(f"the plugin {entry.name} of {entry.value} cannot be loaded: {error}", stacklevel=2)
-    for name in filter(None, os.environ.get(VARIABLE, "").split(os.pathsep)):
+    for name in used():
         load(name)
 
 
@@ -55,8 +55,12 @@ def use(names: str | Sequence[str]) -> None:
     names = [str(Path(name).expanduser().resolve()) if name.endswith(".py") else name for name in names]
     for name in names:
         load(name)
-    known = filter(None, os.environ.get(VARIABLE, "").split(os.pathsep))
-    os.environ[VARIABLE] = os.pathsep.join(dict.fromkeys([*known, *names]))
+    os.environ[VARIABLE] = os.pathsep.join(dict.fromkeys([*used(), *names]))
+
+
+def used() -> list[str]:
+    """The plugins that were named, here or in the process that started this one, in order."""
+    return [name for name in os.environ.get(VARIABLE, "").split(os.pathsep) if name]
 
 
 def load(name: str) -> None:

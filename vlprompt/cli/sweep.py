@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
+from vlprompt.base.plugins import use
 from vlprompt.base.reporter import Reporter, make_console
 from vlprompt.base.settings_text import read_settings
+from vlprompt.cli._arguments import PLUGIN
 from vlprompt.cli._early import refuse_unknown
 from vlprompt.cli._executors import RUNS, check_executor, make_executor
 from vlprompt.cli._shared import command, flag_setting, parse
@@ -72,8 +74,11 @@ def main(argv: Sequence[str]) -> int:
 
 
 def read_spec(path: Path) -> dict[str, Any]:
-    """Read the keys of a sweep from YAML."""
-    return read_settings(path, "keys of a sweep")
+    """Read the keys of a sweep from YAML, and import the plugins that it names."""
+    settings = read_settings(path, "keys of a sweep")
+    plugins = settings.pop(PLUGIN, [])
+    use(plugins if isinstance(plugins, list) else str(plugins))
+    return settings
 
 
 def show_plan(matrix: Matrix) -> None:

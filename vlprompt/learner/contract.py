@@ -100,6 +100,7 @@ class PromptLearner(ScoredClasses):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.setup()
+            self._check_edits()
             parameterise(self, self.config.context)
             if self.config.edits:
                 self.beside = nn.ModuleList(make_edits(self.config.edits, clip, self.edits))
@@ -186,7 +187,16 @@ class PromptLearner(ScoredClasses):
         return {"loss": cast(Tensor, total), **parts}  # the sum is not empty: at least one part has a weight
 
     def backward(self, losses: Mapping[str, Tensor]) -> None:
-        """Compute the parameters' gradients from the losses of a batch, with the gradient rule if there is one."""
+        """Compute the parameters' gradients from the losses of a batch, with the gradient rule if there is one.
+
+        Raises:
+            VlpromptError: the loss does not depend on any learnable tensor.
+        """
+        if not losses["loss"].requires_grad:
+            raise VlpromptError(
+                f"the loss of {self.method} depends on none of its learnable tensors, so there is nothing to train: "
+                "check which of them the encoders and score use with these settings"
+            )
         if self.gradient_rule is None:
             losses["loss"].backward()
         else:
@@ -210,6 +220,14 @@ class PromptLearner(ScoredClasses):
         frozen = any(isinstance(o, (ImageAnchor, LogitObjective)) for o in self.objectives)  # that is asked too
         taught = self.taught_by is not None and self.taught_by.needs_images
         return not self.takes_features or taught or (frozen and self.tower is not self.clip)
+
+    def _check_edits(self) -> None:
+        """Refuse cached image features for a method that edits the image tower: its edits would never be called."""
+        if self.facts.cacheable_images and any(edit.tower == "vision" for edit in self.edits):
+            raise VlpromptError(
+                f"{self.method} edits the image tower, so its image features cannot be cached: register it with "
+                "cacheable_images=False"
+            )
 
     def _check_parts(self) -> None:
         """Refuse objectives and rules that make no sense for this method, before any work starts."""

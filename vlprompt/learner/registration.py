@@ -36,11 +36,13 @@ def register(
         paper: arXiv id or citation.
         like: a registered method whose facts to start from.
         facts: fields of its ``Facts`` that differ from the defaults or from ``like``, such as ``trains`` (any of
-            ``text``, ``vision`` and ``head``; empty for methods that are not trained).
+            ``text``, ``vision`` and ``head``; empty for methods that are not trained). ``head`` is true by default for
+            a class with a ``score`` of its own.
 
     Raises:
-        VlpromptError: the name is taken, a fact is unknown, a setting has the name of a setting that every run has, or
-            the class overrides a method that no longer exists.
+        VlpromptError: the name is taken, a fact is unknown, a setting has the name of a setting that every run has, the
+            class overrides a method that no longer exists, its ``Config`` does not extend its parent's, or it overrides
+            ``encode_images`` and does not say whether image features can be cached.
     """
     known = [f.name for f in dataclasses.fields(Facts)]
     for key in facts:
@@ -51,22 +53,68 @@ def register(
     taken = {f.name for f in dataclasses.fields(RunConfig)}
 
     def file(cls: type[L]) -> type[L]:
+        _check_settings_class(name, cls)
         clash = next((f.name for f in dataclasses.fields(cls.Config) if f.name in taken), None)
         if clash:
             raise VlpromptError(f"method '{name}' has a setting '{clash}', which every run has: give it another name")
         for hook, instead in FORMER_HOOKS.items():
             if hook in vars(cls):
                 raise VlpromptError(f"method '{name}' overrides {hook}, which is no longer called: use {instead}")
-        cls.method, cls.registered = name, registered
+        if registered.cacheable_images and "cacheable_images" not in given and _owner(cls, "encode_images") is None:
+            raise VlpromptError(
+                f"method '{name}' has an encode_images of its own: register it with cacheable_images=False (facts_of "
+                "may make it true for settings that leave the image tower alone)"
+            )
+        head = registered.head if like or "head" in given else _head_of(cls)
+        cls.method, cls.registered = name, dataclasses.replace(registered, head=head)
         METHODS.register(name)(cls)
         return cls
 
     return file
 
 
+def _check_settings_class(name: str, cls: type[PromptLearner]) -> None:
+    """Refuse a ``Config`` without the settings that the methods of a parent class read."""
+    for parent in cls.__mro__[1:]:
+        settings = getattr(parent, "Config", object)
+        if not issubclass(cls.Config, settings):
+            raise VlpromptError(
+                f"method '{name}' extends {parent.__name__}, so its Config must extend {parent.__name__}.Config"
+            )
+
+
+def _owner(cls: type[PromptLearner], hook: str) -> type[PromptLearner] | None:
+    """The registered parent, or ``PromptLearner``, whose hook a class has; None if it is the class's own."""
+    for parent in cls.__mro__[1:]:
+        known = parent is PromptLearner or "method" in vars(parent)
+        if known and issubclass(parent, PromptLearner) and getattr(parent, hook) is getattr(cls, hook):
+            return parent
+    return None
+
+
+def _head_of(cls: type[PromptLearner]) -> bool:
+    """Whether its logits are more than similarities, so that class features are not the whole classifier."""
+    owner = _owner(cls, "score")
+    return owner is None or (owner is not PromptLearner and owner.registered.head)
+
+
 def list_methods(pattern: str = "*") -> list[str]:
     """Return the names of the registered methods that match a shell-style pattern."""
     return METHODS.names(pattern)
+
+
+def method_of_file(name: str, where: str) -> type[PromptLearner]:
+    """The method that a file names.
+
+    Raises:
+        VlpromptError: it is not registered, with the way to register one's own.
+    """
+    try:
+        return METHODS.get(name)
+    except VlpromptError as error:
+        raise VlpromptError(
+            f"{where}: {error} (a method of your own: import its module first, plugin=MODULE on the command line)"
+        ) from error
 
 
 def method_info(name: str) -> dict[str, Any]:

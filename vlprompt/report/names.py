@@ -14,7 +14,7 @@ LONGEST = 16  # signs of a dataset's title that still head a column
 
 @lru_cache
 def display_method(label: str) -> str:
-    """Return a row's label with the method's printed name, by which its module's docstring begins.
+    """Return a row's label with the method's printed name: the start of its module's docstring, or its class's name.
 
     >>> display_method("coop"), display_method("coop (lr=0.1)"), display_method("lp_plus_plus")
     ('CoOp', 'CoOp (lr=0.1)', 'LP++')
@@ -22,12 +22,15 @@ def display_method(label: str) -> str:
     name, space, rest = label.partition(" ")
     if name not in METHODS.names():
         return label
-    heading = (inspect.getdoc(inspect.getmodule(METHODS.get(name))) or "").partition("\n")[0]
+    method = METHODS.get(name)
+    heading = (inspect.getdoc(inspect.getmodule(method)) or "").partition("\n")[0]
     printed = re.split(r":| \(", heading)[0]
     for each in re.split(r", | and | for ", printed):
         if _letters(each) == _letters(name):
             return each + space + rest
-    return (printed if _letters(printed).startswith(_letters(name)[:4]) else name) + space + rest
+    if not _letters(printed).startswith(_letters(name)[:4]):  # a module of several methods, say
+        printed = method.__name__ if _letters(method.__name__) == _letters(name) else name
+    return printed + space + rest
 
 
 def _letters(name: str) -> str:

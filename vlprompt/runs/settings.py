@@ -21,7 +21,7 @@ from vlprompt.errors import VlpromptError, nearest
 from vlprompt.evaluation.protocols import PROTOCOLS
 from vlprompt.learner.calibration import CALIBRATIONS
 from vlprompt.learner.held_out import FIXED, OTHER_NAMES, SELECTIONS
-from vlprompt.learner.registration import METHODS
+from vlprompt.learner.registration import METHODS, method_of_file
 from vlprompt.runs.loggers import parse_loggers
 from vlprompt.training.recipes import Learning, Recipe, check_learning, fill, load_recipe
 from vlprompt.training.shipped_recipes import CONFIGS, read_defaults
@@ -97,7 +97,10 @@ def resolve(settings: Mapping[str, Any] | None = None) -> Resolved:
     recipe = None if file is None else Recipe.read(Path(str(file)).expanduser(), str(file))
     chosen = {**defaults, **(recipe.values if recipe else {}), **given}
     method, protocol = str(chosen["method"]), str(chosen["protocol"])
-    METHODS.info(method)
+    if recipe is None or "method" in given:
+        METHODS.info(method)
+    else:
+        method_of_file(method, str(file))
     if "protocol" not in {**(recipe.values if recipe else {}), **given}:
         protocol = usual_protocol(method, protocol)
     PROTOCOLS.info(protocol)

@@ -56,7 +56,7 @@ class Task:
     def label(self) -> str:
         """The run in a few words."""
         c = self.resolved.config
-        shots = {"all": "all images", "none": "no labels"}.get(str(c.shots), f"{c.shots} shots")
+        shots = {"all": "all images", "none": "no labels", "1": "1 shot"}.get(str(c.shots), f"{c.shots} shots")
         parts = [c.method, c.dataset, c.protocol, *([c.held_out] if c.held_out else []), shots, f"seed {c.seed}"]
         return " · ".join(parts)
 

@@ -20,6 +20,7 @@ from pydantic import Field
 from torch import Tensor
 
 from vlprompt.base.checks import at_least
+from vlprompt.base.layout import EXPORTS
 from vlprompt.base.schema import read_as, strict
 from vlprompt.data.pairs import samples
 from vlprompt.data.streaming import BATCH, stream_images
@@ -32,7 +33,6 @@ FACTS = "vlprompt.json"  # the extra file of a program
 MAX_FACTS = 16 * 2**20  # characters; the names of 100,000 classes take three million
 MAX_CLASSES = 100_000
 MAX_SIDE = 4096
-SUFFIXES = (".onnx", ".pt2")
 
 Three = Annotated[list[float], Field(min_length=3, max_length=3)]
 Name = Annotated[str, Field(min_length=1, max_length=1_000)]
@@ -148,8 +148,8 @@ def load_exported(path: str | os.PathLike[str], *, trust: bool = False) -> Expor
             program that is not trusted.
     """
     file = Path(path).expanduser()
-    if file.suffix not in SUFFIXES:
-        raise VlpromptError(f"{file} is not an exported learner: give a file that ends in {' or '.join(SUFFIXES)}")
+    if file.suffix not in EXPORTS:
+        raise VlpromptError(f"{file} is not an exported learner: give a file that ends in {' or '.join(EXPORTS)}")
     if not file.is_file():
         raise VlpromptError(f"there is no file {file}: vlprompt export learner=DIR to=onnx writes one")
     return _load_onnx(file) if file.suffix == ".onnx" else _load_program(file, trust)

@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from vlprompt.base.checks import checked
 from vlprompt.base.files import atomic_write
-from vlprompt.base.layout import CARD, CONFIG, LAST, LEARNABLES, LEARNER, TEXT
+from vlprompt.base.layout import CARD, CONFIG, EXPORTS, LAST, LEARNABLES, LEARNER, TEXT
 from vlprompt.base.sealed import read_tensors, write_tensors
 from vlprompt.clip.frozen import FrozenCLIP
 from vlprompt.clip.loading import load_clip
@@ -29,7 +29,7 @@ from vlprompt.clip.name_checks import check_names
 from vlprompt.errors import VlpromptError, first_line
 from vlprompt.learner.calibration import read_calibration
 from vlprompt.learner.contract import PromptLearner
-from vlprompt.learner.registration import METHODS, make_config
+from vlprompt.learner.registration import make_config, method_of_file
 from vlprompt.learner.saved_teacher import LearnerTeacher
 from vlprompt.saving.card import model_card
 from vlprompt.saving.description import description_hash, read_description, safe_member, write_description
@@ -154,7 +154,7 @@ def _load(folder: Path, path: str, remote: bool, clip: FrozenCLIP | None, device
     saved = read_description(folder)
     file = folder / CONFIG
     declared = tensor_shapes(safe_member(folder, LEARNABLES))
-    cls = METHODS.get(saved["method"])
+    cls = method_of_file(saved["method"], str(file))
     try:
         config = make_config(saved["method"], saved["config"] | NO_START)  # which is in the tensors
     except VlpromptError as error:
@@ -248,7 +248,11 @@ def find_saved(path: str | os.PathLike[str]) -> Path:
     folder = Path(path).expanduser()
     found = next((f for f in (folder, folder / LEARNER) if (f / CONFIG).exists()), None)
     if found is None:
-        raise VlpromptError(f"no saved learner in {folder}: {CONFIG} is missing")
+        if folder.is_file():
+            export = ": an exported model is given as model=FILE" if folder.suffix in EXPORTS else ""
+            raise VlpromptError(f"{folder} is a file, not the folder of a saved learner{export}")
+        missing = f"{CONFIG} is missing" if folder.is_dir() else "there is no such folder"
+        raise VlpromptError(f"no saved learner in {folder}: {missing}")
     return found
 
 

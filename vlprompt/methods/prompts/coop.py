@@ -66,4 +66,4 @@ class CoOp(PromptLearner):
     @classmethod
     def facts_of(cls, config: Config) -> Facts:
         """A class-specific context is bound to its classes."""
-        return replace(cls.registered, new_classes=not config.class_specific)
+        return replace(cls.registered, new_classes=cls.registered.new_classes and not config.class_specific)

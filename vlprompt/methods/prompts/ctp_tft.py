@@ -1,4 +1,4 @@
-"""CTP and TFT: task-oriented multi-modal mutual learning (Long et al., 2023, arXiv:2303.17169), reconstructed.
+"""CTP-TFT: task-oriented multi-modal mutual learning (Long et al., 2023, arXiv:2303.17169), reconstructed.
 
 Neither code nor the body of the paper was available: this follows the abstract, and everything else was decided here.
 It makes no claim to the authors' numbers.

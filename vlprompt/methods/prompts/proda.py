@@ -72,7 +72,7 @@ class PromptOrthogonality(_OverPrompts):
         return (cosine.sum() - cosine.diagonal().sum()) / (len(g) * (len(g) - 1))
 
 
-@register("proda", paper="arXiv:2205.03340", trains=("text",))
+@register("proda", paper="arXiv:2205.03340", trains=("text",), head=False)
 class ProDA(PromptLearner):
     """A distribution over prompts."""
 

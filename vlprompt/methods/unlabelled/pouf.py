@@ -24,7 +24,9 @@ from vlprompt.learner.learning import Feed, ParameterGroup, Train
 from vlprompt.methods.prompts.coop import CoOp
 
 
-@register("pouf", paper="arXiv:2305.00350", trains=("text",), labels="none", paper_epoch="test", fidelity="code")
+@register(
+    "pouf", paper="arXiv:2305.00350", trains=("text",), head=False, labels="none", paper_epoch="test", fidelity="code"
+)
 class POUF(CoOp):
     """A context and a logit scale that align unlabelled images with the classes."""
 
