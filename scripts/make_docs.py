@@ -109,7 +109,7 @@ def figures(method: str) -> list[str]:
     for row in few_shot["rows"]:
         if row["method"] == method:
             by_shots = zip(few_shot["shots"], row["accuracy"], strict=True)
-            each = ", ".join(f"{k} shots {v:.2f}" for k, v in by_shots if v is not None)
+            each = ", ".join(f"{k} shot{'s' if k != 1 else ''} {v:.2f}" for k, v in by_shots if v is not None)
             note = "; ".join(filter(None, ["RN50", row.get("variant")]))
             lines.append(f"| few-shot | {each} | {row['source']} ({row['evidence']}) | {note} |")
     for protocol, title in (("cross_dataset", "cross-dataset"), ("domain_generalization", "domain generalization")):

@@ -428,7 +428,7 @@ def test_the_command_exports_a_saved_learner(tiny: FrozenCLIP, tmp_path: Path, c
     said = capsys.readouterr().out
     assert "2 classes" in said
     assert "left out: the image tower, which is prompted: to=torch and to=onnx have it" in said
-    assert "left out: the text tower, so that other class names need another export" in said
+    assert "left out: the text tower: other class names need another export" in said
     for arguments, message in (
         (["to=onnx"], "needs learner=DIR"),
         ([f"learner={folder}"], "needs to=matrix|torch|onnx|openclip"),

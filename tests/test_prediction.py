@@ -479,7 +479,7 @@ def test_a_reader_that_has_seen_enough_and_a_full_disk_leave_no_traceback(
     with monkeypatch.context() as patch:
         patch.setattr("sys.stdout", os.fdopen(write_end, "w"))  # buffered: what is written fails at its end only
         assert predict([f"learner={saved}", "."]) == 1
-    assert capsys.readouterr().err == "1 file in . is left out by their endings: 1 .txt\n"
+    assert capsys.readouterr().err == "1 file in . is left out because of its ending: 1 .txt\n"
     with monkeypatch.context() as patch:
         patch.setattr("sys.stdout", open("/dev/full", "w"))  # noqa: SIM115
         assert predict([f"learner={saved}", "a.png"]) == 2

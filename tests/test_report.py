@@ -358,7 +358,7 @@ def test_a_pair_has_the_difference_image_by_image_and_its_classes(tmp_path: Path
     assert coop.sections[0].heading == "emoji: base"
     gain = find_cell(coop, "cat", "gain")
     assert (gain.value, gain.signed) == (pytest.approx(100 * (20.5 - 13) / 25), True)
-    assert kgcoop.title == "classes that kgcoop gained and forgot: base to new, 16 shots"
+    assert kgcoop.title == "classes on which kgcoop gains and loses: base to new, 16 shots"
 
 
 def test_the_mean_of_a_pair_leaves_the_source_out(tmp_path: Path) -> None:

@@ -313,7 +313,7 @@ def test_results_of_other_conditions_are_not_set_against_the_published(changes: 
     assert all(line.cells[0].text == "not run" for section in table.sections for line in section.lines)
     [note] = table.notes
     assert note.startswith("our results with ")
-    assert note.endswith("are of other conditions than the published, so they are not set against them")
+    assert note.endswith("under other conditions than the published ones, so they are not compared")
 
 
 def test_quickgelu_by_name_is_the_same_backbone(tmp_path: Path) -> None:

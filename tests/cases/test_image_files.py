@@ -86,7 +86,7 @@ def test_photos_of_iphones_are_read_where_the_plugin_is_installed(tmp_path: Path
 
 def test_what_is_left_out_is_counted_by_ending():
     assert describe_left_out({}, "photos") == ""
-    assert describe_left_out({".pdf": 1}, "photos") == ("1 file in photos is left out by their endings: 1 .pdf")
+    assert describe_left_out({".pdf": 1}, "photos") == ("1 file in photos is left out because of its ending: 1 .pdf")
     # case: the lowest versions that setup.cfg allows
     assert describe_left_out({".avif": 2}, "photos").endswith("2 .avif (pip install 'pillow>=11.3')")
 

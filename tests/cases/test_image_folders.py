@@ -124,7 +124,7 @@ def test_files_that_are_left_out_are_counted_everywhere(make: Make):
     for name in ("cat/.DS_Store", "cat/Thumbs.db", "dog/desktop.ini", "dog/._a.png", "__MACOSX/cat/._0.png"):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).touch()
-    said = "3 files in .*photos are left out by their endings: 1 .pdf, 1 .txt, 1 without ending"
+    said = "3 files in .*photos are left out because of their endings: 1 .pdf, 1 .txt, 1 without ending"
     with pytest.warns(UserWarning, match=said):
         paths, names = load_folder(root)
     assert (len(paths), names.count("cat")) == (9, 5)

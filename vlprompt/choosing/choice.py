@@ -21,8 +21,8 @@ from vlprompt.base.settings import AUTO
 Z = 1.959964  # of a normal distribution's middle 95%
 ROUNDING = 1e-9  # one image of difference is one standard error to the last digit
 RULE = (
-    "Mean accuracy on held-out training images, and Wilson's 95% interval for so many images. The highest mean is "
-    "chosen, or what stands before it and is within one standard error of the difference, image by image."
+    "Mean accuracy on held-out training images, with Wilson's 95% interval for their number. The highest mean is "
+    "chosen, unless a candidate listed before it is within one standard error of the paired difference."
 )
 
 
@@ -101,7 +101,8 @@ class Choice:
 
     def table(self) -> Group:
         """The table that it was chosen from, with the rule and the reason."""
-        table = Table("candidate")
+        table = Table()
+        table.add_column("candidate", overflow="fold")  # two may differ in their last setting only
         for heading in ("accuracy", "95% interval", "repeats", "seconds"):
             table.add_column(heading, justify="right")
         table.add_column("")

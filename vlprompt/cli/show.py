@@ -52,7 +52,9 @@ def lines(summary: Summary) -> Iterator[object]:
         if result.method != "zero_shot":
             yield explain(result)
     else:
-        shots = {"all": "all training images", "none": "no labels"}.get(str(config.shots), f"{config.shots} shots")
+        shots = {"all": "all training images", "none": "no labels", "1": "1 shot"}.get(
+            str(config.shots), f"{config.shots} shots"
+        )
         yield f"{config.method} on {config.dataset}: {config.protocol}, {shots}, seed {config.seed}, {config.backbone}"
     yield f"\n{'state':<9} {summary.state}"
     changed = [f"{key}={shortened(value)} ({shortened(usual)})" for key, value, usual in summary.changed]

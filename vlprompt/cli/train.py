@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 
 from vlprompt.base.layout import CHOICE, LEARNER, RESULT
+from vlprompt.base.plugins import used
 from vlprompt.base.reporter import make_console
 from vlprompt.base.settings import AUTO
 from vlprompt.cli._early import refuse_early
@@ -20,6 +21,11 @@ if TYPE_CHECKING:
     from vlprompt.runs.settings import Resolved
 
 COMMAND = "python -m vlprompt.train"
+# what a comparison must have in common with the run; the methods' own recipes say the rest
+IN_COMMON = (
+    *("data_root", "split", "templates", "shots", "allow_fewer", "views", "unlabelled", "region"),
+    *("targets", "held_out", "backbone", "pretrained", "checkpoint", "precision", "selection", "limit", "output"),
+)
 
 
 @command()
@@ -61,15 +67,30 @@ def main(argv: Sequence[str]) -> int:
 def next_commands(resolved: Resolved) -> list[tuple[str, str]]:
     """Return commands that come after a run, by name: inspect its mistakes, compare methods, use the learner."""
     config, folder = resolved.config, shlex.quote(str(resolved.folder))
+    plugins = ",".join(used())
+    plugin = f"plugin={shlex.quote(f'[{plugins}]' if ',' in plugins else plugins)} " if plugins else ""
     others = [name for name in ("coop", "kgcoop", "promptsrc") if name != config.method]
     dataset = config.dataset if shlex.quote(config.dataset) == config.dataset else f'"{config.dataset}"'
-    data = f" data_root={shlex.quote(str(config.data_root))}" if config.data_root else ""
-    settings = f"methods=[{','.join([config.method, *others])}] datasets=[{dataset}]{data} protocol={config.protocol}"
+    settings = f"methods=[{','.join([config.method, *others])}] datasets=[{dataset}] protocol={config.protocol}"
     return [
-        ("look", f"vlprompt inspect run={folder}"),
-        ("compare", f"vlprompt sweep {settings} && vlprompt report runs"),
-        ("use", f"vlprompt predict learner={folder} IMAGES"),
+        ("look", f"vlprompt inspect {plugin}run={folder}"),
+        (
+            "compare",
+            f"vlprompt sweep {plugin}{' '.join([settings, *in_common(resolved)])} "
+            f"&& vlprompt report {shlex.quote(config.output)}",
+        ),
+        ("use", f"vlprompt predict {plugin}learner={folder} IMAGES"),
     ]
+
+
+def in_common(resolved: Resolved) -> list[str]:
+    """The settings of ``IN_COMMON`` in which a run differs from other methods' usual ones, as ``key=value``."""
+    from vlprompt.runs.settings import resolve
+
+    config = resolved.config
+    usual = resolve({"method": config.method, "dataset": config.dataset, "protocol": config.protocol}).config
+    changed = [(key, getattr(config, key)) for key in IN_COMMON if getattr(config, key) != getattr(usual, key)]
+    return [f"{key}={shlex.quote(value if isinstance(value, str) else json.dumps(value))}" for key, value in changed]
 
 
 def show_help(settings: Mapping[str, Any]) -> None:
@@ -85,9 +106,9 @@ def show_help(settings: Mapping[str, Any]) -> None:
         table.add_row(key, str(default) if isinstance(default, str) else json.dumps(default), meaning)
     console = make_console()
     console.print(table)
-    recipe = f" of the recipe {resolved.recipe.name}" if resolved and resolved.recipe else ""
+    recipe = f"those of the recipe {resolved.recipe.name}" if resolved and resolved.recipe else "the general ones"
     console.print(
-        f"The last keys are those of {resolved.config.method if resolved else AUTO}; the defaults are those{recipe}. "
+        f"The last keys are those of {resolved.config.method if resolved else AUTO}; the defaults are {recipe}. "
         "`--help method=NAME protocol=NAME` shows others.",
         markup=False,
     )

@@ -59,7 +59,7 @@ def describe_left_out(left_out: Mapping[str, int], place: str) -> str:
     """Return a sentence about files that are not read, counted by ending; empty if there are none.
 
     >>> describe_left_out({".pdf": 1, ".heic": 2}, "photos")
-    '3 files in photos are left out by their endings: 2 .heic (pip install pillow-heif), 1 .pdf'
+    '3 files in photos are left out because of their endings: 2 .heic (pip install pillow-heif), 1 .pdf'
     """
     if not left_out:
         return ""
@@ -69,8 +69,8 @@ def describe_left_out(left_out: Mapping[str, int], place: str) -> str:
         f"{count:,} {suffix}{cures.get(suffix, '')}"
         for suffix, count in sorted(left_out.items(), key=lambda pair: (-pair[1], pair[0]))
     ]
-    files, are = ("files", "are") if total > 1 else ("file", "is")
-    return f"{total:,} {files} in {place} {are} left out by their endings: {', '.join(said)}"
+    files, are, their = ("files", "are", "their endings") if total > 1 else ("file", "is", "its ending")
+    return f"{total:,} {files} in {place} {are} left out because of {their}: {', '.join(said)}"
 
 
 def is_image_name(name: str) -> bool:

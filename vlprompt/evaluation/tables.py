@@ -158,6 +158,8 @@ def explain(result: Result) -> str:
 
 
 def _moved(gain: float, than: str = "") -> str:
+    if round(abs(gain), 1) == 0:
+        return f"is as accurate as {than}" if than else "neither gains nor loses"
     moved, word = (f"gains {gain:.1f} points", "over") if gain >= 0 else (f"loses {-gain:.1f} points", "against")
     return f"{moved} {word} {than}" if than else moved
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -48,7 +48,7 @@ class Calibration:
 
     on: Literal["val", "cross_fit"]
     images: Annotated[int, Field(ge=1)]
-    curve: Curve
+    curve: Curve = field(repr=False)
     ece_before: Percent
     ece_after: Percent
     temperature: Annotated[float, Field(gt=1e-3, lt=1e3)] = 1.0

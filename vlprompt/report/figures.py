@@ -66,7 +66,7 @@ def few_shot_curves(group: Group, metric: str = "accuracy") -> Figure:
         axes.set_xticks(list(shots.values()), list(shots), minor=False)
         axes.minorticks_off()
         axes.set_title(figure_text(section.heading), fontsize=9)
-        axes.set_xlabel("training images a class")
+        axes.set_xlabel("training images per class")
     panels[0].set_ylabel(METRICS[metric].title)
     return _with_legend(figure, panels[0])
 

@@ -1,4 +1,4 @@
-"""Two methods on the same images and seeds, and what each has gained and forgotten of the classes."""
+"""Two methods on the same images and seeds, and the classes on which each gains and loses."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def _of_group(group: Group, pair: Sequence[str]) -> list[Table]:
         f"{first} less {second}: {group.title}",
         "pair",
         f"percentage points of top-1 accuracy; {say_conditions(group)}. Interval: 95%, bootstrap over images in pairs, "
-        "so within -100 and 100; decided if it leaves zero out.",
+        "so within -100 and 100; decided: whether it excludes zero.",
         columns,
         (Section("", tuple(lines)),),
         conditions=_plain(group),
@@ -92,7 +92,7 @@ def _shared_tests(group: Group, label: str, other: str, shots: int | str | None)
 
 
 def changes(group: Group, label: str, key: Key) -> list[ClassChange]:
-    """What a method has gained and forgotten of each class of a test, over its seeds; empty for results of schema 1."""
+    """What a method gains and loses on each class of a test, over its seeds; empty for results of schema 1."""
     tests = group.values[label].get(key, [])
     if not tests or any(test.row.per_class is None for test in tests):
         return []
@@ -112,7 +112,7 @@ def _changes(group: Group, label: str) -> Table | None:
         return None
     shots = group.telling_keys[0][2]
     columns = tuple(Column(name, ranked=False) for name in ("zero-shot", label, "gain", "images"))
-    title = f"classes that {label} gained and forgot: {group.title}" + (f", {say_shots(shots)}" if shots else "")
+    title = f"classes on which {label} gains and loses: {group.title}" + (f", {say_shots(shots)}" if shots else "")
     caption = f"accuracy of a class (%), mean over seeds, against zero-shot; {say_conditions(group)}."
     return Table(title, "classes", caption, columns, tuple(sections), conditions=_plain(group), seeds=False)
 

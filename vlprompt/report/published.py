@@ -235,8 +235,8 @@ def _compare(protocol: str, groups: Sequence[Group], methods: Sequence[str] | No
     for group in groups:
         if group not in fitting:
             table.notes.append(
-                f"our results with {say_conditions(group)} are of other conditions than the published, so they are not "
-                "set against them"
+                f"our results ({say_conditions(group)}) were obtained under other conditions than the published ones, "
+                "so they are not compared"
             )
     table.notes += incomplete(table)
     table.caption += say_spread(table)

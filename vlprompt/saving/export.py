@@ -155,12 +155,11 @@ def left_out(learner: PromptLearner, to: str) -> list[str]:
         return ["the temperature and the threshold, which classifier.json has: OpenCLIP has no place for them"]
     prompted = not learner.facts.cacheable_images
     tower = "which is prompted: to=torch and to=onnx have it" if prompted else f"that of {learner.clip.name}"
-    facts = "which the facts beside the file describe"
-    how = f"{facts} and {SCRIPT} does" if to == "onnx" else facts
-    found = [f"the image tower, {tower}"] if to == "matrix" else [f"reading images and making them ready, {how}"]
+    how = "which the .json file describes" + (f" and {SCRIPT} does" if to == "onnx" else "")
+    found = [f"the image tower, {tower}"] if to == "matrix" else [f"reading and preprocessing images, {how}"]
     if not _per_image(learner):
-        found.append("the text tower, so that other class names need another export")
-    return [*found, "the temperature and the threshold: they stand in the facts, and what comes out are logits"]
+        found.append("the text tower: other class names need another export")
+    return [*found, "the temperature and the threshold: the output is logits, and the .json file has both numbers"]
 
 
 def _linear_head(learner: PromptLearner) -> tuple[Tensor, Tensor] | None:
