@@ -312,7 +312,7 @@ def test_results_of_other_conditions_are_not_set_against_the_published(changes: 
     _, table = compared(ours(tmp_path, **changes))
     assert all(line.cells[0].text == "not run" for section in table.sections for line in section.lines)
     [note] = table.notes
-    assert note.startswith("our results with ")
+    assert note.startswith("our results (")
     assert note.endswith("under other conditions than the published ones, so they are not compared")
 
 
