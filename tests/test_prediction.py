@@ -428,7 +428,7 @@ def test_other_classes_are_a_list_or_a_file(saved: Path, tmp_path: Path, capsys:
         (["a.png"], "say which learner and which images: vlprompt predict learner=DIR photos/ (- reads stdin)"),
         (["learner={}"], "say which learner and which images"),
         (["learner={}", "run={}", "a.png"], "say which learner and which images"),
-        ([f"learner={__file__}", "a.png"], "test_prediction.py is a file, not the folder of a saved learner"),
+        (["learner=a.png", "a.png"], "a.png is a file, not the folder of a saved learner"),
         (["learner=/nowhere", "a.png"], "no saved learner in /nowhere: there is no such folder"),
         (["learner={}", "a.png", "clases=[a,b]"], "unknown key 'clases': did you mean classes?"),
         (["learner={}", "a.png", "--tpo", "3"], "unknown key 'tpo': did you mean top?"),
