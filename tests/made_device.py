@@ -1,7 +1,8 @@
 """A device that is not there: its tensors are computed on the CPU, say that they are elsewhere, and refuse company.
 
 On a machine without a GPU it finds what would stop on one: a tensor that was left on the CPU, or one of the device that
-is read as if it were there. Numbers are the CPU's.
+is read as if it were there. Like Apple's GPUs it has neither float64 nor sparse
+matrices. Numbers are the CPU's.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ class OnDevice(Tensor):
     @staticmethod
     def __new__(cls, held: Tensor) -> OnDevice:
         facts = {"strides": held.stride(), "storage_offset": held.storage_offset()}
-        facts |= {"dtype": held.dtype, "layout": held.layout}
+        facts |= {"dtype": held.dtype}
         return Tensor._make_wrapper_subclass(cls, held.size(), **facts, device="meta", requires_grad=held.requires_grad)
 
     def __init__(self, held: Tensor):
@@ -61,7 +62,8 @@ def compute(function: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
     beside = tensors
     if function in INDEXING and isinstance(args[0], OnDevice):  # which places on the CPU may name
         beside = [args[0], *(leaf for leaf in tree_leaves(args[2:]) if isinstance(leaf, Tensor))]
-    if function not in COPIES and len({isinstance(t, OnDevice) for t in beside if t.dim()}) > 1:
+    mixed = len({isinstance(t, OnDevice) for t in beside if t.dim() or isinstance(t, OnDevice)}) > 1  # but for numbers
+    if mixed and function not in COPIES:
         shapes = [(t.device.type, tuple(t.shape)) for t in tensors]
         raise RuntimeError(f"Expected all tensors to be on the same device: {function} of {shapes}")
     there, asked = bool(of_device), kwargs.get("device")
@@ -73,6 +75,9 @@ def compute(function: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
     found = function(*args, **kwargs)
     if not there:
         return found
+    for t in tree_leaves(found):
+        if isinstance(t, Tensor) and (t.dtype == torch.float64 or t.is_sparse):
+            raise TypeError(f"{DEVICE.type} has no float64 and no sparse matrices: {function}")
     return tree_map_only(Tensor, lambda t: of_device[id(t)] if id(t) in of_device else OnDevice(t), found)
 
 
@@ -88,6 +93,8 @@ class _Makes(TorchFunctionMode):
         kwargs = dict(kwargs or {})
         if function in (torch.tensor, torch.as_tensor) and torch.device(kwargs.get("device") or "cpu") == DEVICE:
             return function(*args, **kwargs | {"device": "cpu"}).to(DEVICE)
+        if function is Tensor.new_tensor and isinstance(args[0], OnDevice):
+            return torch.tensor(*args[1:], **{"dtype": args[0].dtype, **kwargs}).to(DEVICE)
         if function is Tensor.tolist and isinstance(args[0], OnDevice):
             return args[0].held.tolist()
         if function in (Tensor.__getitem__, Tensor.__setitem__):

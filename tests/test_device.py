@@ -56,7 +56,8 @@ def test_the_checks_pass_on_the_cpu(script: ModuleType, method: str) -> None:
 
 # of each kind: the checks that a GPU is asked for, on a device that refuses what was left on the CPU
 @pytest.mark.parametrize(
-    "method", ["cocoop", "maple", "mmrlpp", "promptkd", "spg", "tip_adapter_f", "lp_plus_plus", "tpt"]
+    "method",
+    ["cocoop", "maple", "mmrlpp", "promptkd", "spg", "tip_adapter_f", "lp_plus_plus", "gda", "transclip", "tpt"],
 )
 def test_no_tensor_of_a_method_is_left_on_the_cpu(script: ModuleType, method: str) -> None:
     with made_device() as device:
@@ -101,6 +102,8 @@ def test_what_is_left_on_the_cpu_is_refused_on_a_made_device() -> None:
                 mixed()
         with pytest.raises(RuntimeError):
             there.numpy()
+        with pytest.raises(TypeError, match="no float64"):
+            there.double()
 
 
 def test_what_is_off_is_told(

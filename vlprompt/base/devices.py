@@ -12,6 +12,7 @@ from vlprompt.errors import VlpromptError, warn
 
 Precision = Literal["fp32", "bf16", "fp16"]
 DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+EXACT = ("cpu", "cuda", "xpu")  # devices with float64 and sparse matrices; Apple's (mps) have neither
 SLOW_BF16 = 0.8  # speed relative to fp32 below which a warning is given
 
 
@@ -30,6 +31,11 @@ def resolve_device(device: str | torch.device) -> torch.device:
     except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
         raise VlpromptError(f"device '{device}' is not available here; use auto, cpu, cuda or mps") from error
     return resolved
+
+
+def exact_device(device: torch.device) -> torch.device:
+    """Where to compute in float64 or with sparse matrices what lies on a device: the CPU, if it has not both."""
+    return device if device.type in EXACT else torch.device("cpu")
 
 
 def check_precision(precision: str, device: torch.device) -> None:

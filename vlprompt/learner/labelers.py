@@ -12,6 +12,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from vlprompt.base.devices import exact_device
 from vlprompt.base.parts import Part, parse_part
 from vlprompt.base.registry import Registry
 from vlprompt.errors import VlpromptError, warn
@@ -165,6 +166,7 @@ class PrototypeKL(Labeler):
         images, classes = probabilities.shape
         k = min(self.wanted(images, classes), images)
         # double precision: the sums are differences of numbers that are nearly equal
+        device, probabilities = probabilities.device, probabilities.to(exact_device(probabilities.device))
         p = probabilities.double()
         log_p = p.clamp_min(torch.finfo(torch.double).tiny).log()
         candidates = probabilities.argsort(dim=0, descending=True, stable=True)[: 2 * k]  # (2K, C)
@@ -176,7 +178,7 @@ class PrototypeKL(Labeler):
             chosen.append(of_class[apart.argsort(stable=True)[:k]])
         index = torch.cat(chosen)
         label = torch.arange(classes, device=index.device).repeat_interleave(k)
-        return PseudoLabels(index, label, probabilities[index, label])
+        return PseudoLabels(index.to(device), label.to(device), probabilities[index, label].to(device))
 
     def wanted(self, images: int, classes: int) -> int:
         """K."""

@@ -13,6 +13,7 @@ from typing import Any, Protocol, cast
 import torch
 from torch import Tensor, nn
 
+from vlprompt.base.devices import EXACT
 from vlprompt.base.settings import TrainOptions
 from vlprompt.errors import VlpromptError
 from vlprompt.learner.aggregation import aggregate
@@ -162,7 +163,7 @@ class Means:
         if right is not None:
             self.right = right if self.right is None else self.right + right
         for name, loss in losses.items():
-            value = loss.detach().double()
+            value = loss.detach().to(torch.float64 if loss.device.type in EXACT else torch.float32)
             self.totals[name] = self.totals[name] + value if name in self.totals else value
         self.counts.update(losses.keys())
         self.steps += 1

@@ -1,6 +1,7 @@
 """Gaussians with a shared covariance over classes, fitted to labels or probabilities, or made of neighbours.
 
-In float64 throughout, since the covariance is inverted; results are fp32. Samples are read one view at a time.
+In float64 throughout, since the covariance is inverted, and so on the CPU for features on Apple's GPUs; results are
+fp32. Samples are read one view at a time.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vlprompt.base.devices import exact_device
 from vlprompt.errors import VlpromptError
 
 
@@ -56,7 +58,9 @@ def fit_gaussians(
     Raises:
         VlpromptError: a class has no sample, or the matrix cannot be inverted.
     """
-    each = torch.ones_like(labels) if counts is None else counts  # (N,)
+    device = exact_device(features.device)
+    features, labels = features.to(device), labels.to(device)
+    each = torch.ones_like(labels) if counts is None else counts.to(device)  # (N,)
     each = each.double().unsqueeze(1)
     total = len(features) * each.new_zeros(n_classes).index_add(0, labels, each.squeeze(1))  # (C,)
     if not total.all():
@@ -84,7 +88,7 @@ def fit_soft_gaussians(x: Tensor, weights: Tensor) -> Gaussians:
         x: normalised features (N, D).
         weights: γ (N, C), how much of each sample is of each class.
     """
-    x, gamma = x.double(), weights.double()
+    x, gamma = (each.to(exact_device(each.device)).double() for each in (x, weights))
     gamma = gamma / gamma.sum(dim=0).clamp_min(torch.finfo(gamma.dtype).tiny)  # of each class sums to 1
     means = gamma.T @ x
     covariance = (x.T @ (gamma.sum(dim=1, keepdim=True) * x) - means.T @ means) / gamma.shape[1]
@@ -118,6 +122,7 @@ def synthesise(samples: Tensor, text: Tensor, neighbours: int, text_copies: int,
         text_copies: how often the text feature counts in the mean.
         width: the number that stands for D in the precision; by default D.
     """
+    samples, text = (each.to(exact_device(each.device)) for each in (samples, text))
     index, d = nearest_samples(samples, text, neighbours), samples.shape[1]
     k, text = index.shape[1], text.double()
     means, precision = [], text.new_zeros(d, d)

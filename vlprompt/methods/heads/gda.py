@@ -25,6 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vlprompt.base.devices import exact_device
 from vlprompt.data import FeatureBank
 from vlprompt.errors import VlpromptError
 from vlprompt.learner import register
@@ -115,7 +116,7 @@ class GDA(BesideText):
             self._make_room(len(self.class_names), *samples.shape)
             kept |= {"means": found.means, "text": self.text_features(), "samples": samples}
         for name, tensor in kept.items():
-            self.get_buffer(name).copy_(tensor)
+            self.get_buffer(name).copy_(tensor.float())
         choose(self, feed, at_points(self.logits_at))
 
     def _fit(self, bank: FeatureBank) -> Gaussians:
@@ -128,10 +129,11 @@ class GDA(BesideText):
         """EM from the zero-shot classifier on: γ is the softmax of all logits, then the Gaussians are fitted to it."""
         x = F.normalize(features.flatten(0, 1), dim=-1)
         zero_shot = self.clip.similarity(x, self.text_features())
+        x, zero_shot = (each.to(exact_device(each.device)) for each in (x, zero_shot))
         logits, before = zero_shot, None
         for _ in range(self.config.max_iter):
             found = fit_soft_gaussians(x, logits.double().softmax(dim=1))
-            logits = zero_shot + self.alpha * (x @ found.w.T + found.b)
+            logits = zero_shot + float(self.alpha) * (x @ found.w.T + found.b)
             now = logits.argmax(dim=1)
             if before is not None and torch.equal(now, before):
                 break
@@ -171,7 +173,7 @@ class GDA(BesideText):
             return self.w[place], self.b[place]
         settings, width = self.config, PUBLISHED_WIDTH if self.config.as_published else None
         made = synthesise(self.samples, t[new], settings.neighbours, settings.text_copies, width)
-        means = self.means[place].double()
-        means[new] = made.means
+        means = self.means[place].to(made.means)
+        means[new.to(means.device)] = made.means
         found = Gaussians(means, made.precision)
-        return found.w, found.b
+        return found.w.to(t.device), found.b.to(t.device)

@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vlprompt.base.devices import exact_device
 from vlprompt.errors import VlpromptError
 from vlprompt.learner import register
 from vlprompt.learner.facts import Facts
@@ -43,7 +44,7 @@ class StepSizes:
     def of(cls, v: Tensor, labels: Tensor, text: Tensor) -> StepSizes:
         """4N/λ_max(FᵀF), N/(4 max_c Σ_i (f_i·t_c)²), and 250 times the mean over classes of the mean of f_i·t_y."""
         try:
-            largest = torch.linalg.eigvalsh((v.T @ v).double())[-1]
+            largest = torch.linalg.eigvalsh((v.T @ v).to(exact_device(v.device)).double())[-1]
         except RuntimeError as error:
             raise VlpromptError(f"lp_plus_plus finds no eigenvalues of these features (eigvalsh): {error}") from error
         own = (v * text[labels]).sum(dim=1)

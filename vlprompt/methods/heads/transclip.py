@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vlprompt.base.devices import exact_device
 from vlprompt.errors import VlpromptError
 from vlprompt.learner import register
 from vlprompt.learner.facts import Facts
@@ -170,7 +171,9 @@ class TransCLIP(BesideZeroShot):
 
     def solve(self, v: Tensor, log_y: Tensor, gammas: Sequence[float], of_a_learner: bool = False) -> list[Tensor]:
         """Log z (Q, C) for each γ, of which there is one that nothing asks for without labelled images."""
-        c, labelled, found = self.config, self.labelled(), []
+        device = exact_device(v.device)  # for sparse matrices
+        v, log_y, labelled = v.to(device), log_y.to(device), self.labelled(device)
+        c, found = self.config, []
         votes = Votes.of(v, c.neighbours, labelled, c.as_published)
         log_z, fitted = start = log_y, Gaussians.first(v, log_y.exp(), c.confident, labelled)
         for gamma in gammas:
@@ -183,11 +186,11 @@ class TransCLIP(BesideZeroShot):
                     log_z = torch.add(heard, text, alpha=c.text_weight).add_(fixed).log_softmax(dim=1)
                 if i < c.rounds - 1:
                     fitted = Gaussians.of(v, log_z.exp(), c.temperature * gamma, labelled)
-            found.append(log_z)
+            found.append(log_z.to(self.clip.device))
         return found
 
-    def labelled(self) -> Labelled | None:
-        """The labelled images, if they take part."""
+    def labelled(self, device: torch.device) -> Labelled | None:
+        """The labelled images on a device, if they take part."""
         if not self.config.support:
             return None
-        return Labelled(self.support, self.support_labels.long(), len(self.learnt_names))
+        return Labelled(self.support.to(device), self.support_labels.long().to(device), len(self.learnt_names))
