@@ -97,8 +97,8 @@ def find_alike(clip: FrozenCLIP, class_names: Sequence[str]) -> tuple[list[list[
     if clip.text.promptable:  # else its embeddings cannot be accessed
         used, places = ids[first].unique(return_inverse=True)
         # tokens with equal embeddings get the same number
-        _, numbers = clip.text.embed(used.to(clip.device)).unique(dim=0, return_inverse=True)
-        alike = [[first[i] for i in group] for group in _groups(numbers.cpu()[places])]
+        _, numbers = clip.text.embed(used.to(clip.device)).cpu().unique(dim=0, return_inverse=True)  # Apple's lack it
+        alike = [[first[i] for i in group] for group in _groups(numbers[places])]
 
     def named(groups: list[list[int]]) -> list[list[str]]:
         return [[class_names[i] for i in group] for group in groups if len(group) > 1]
