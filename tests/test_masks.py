@@ -17,7 +17,7 @@ from vlprompt import PromptClassifier, VlpromptError, create_learner, load_learn
 from vlprompt.clip.edits import Edit
 from vlprompt.data import ImageItems, check_items, epoch_batches, eval_transform, images_fingerprint, train_transform
 from vlprompt.data.masks import RegionItems, RegionTransform, open_mask, to_region
-from vlprompt.data.regions import NOTHING, showing_regions
+from vlprompt.data.regions import BLANK, showing_regions
 from vlprompt.data.splits import Item, mask_beside
 from vlprompt.evaluation.prediction import predict_images
 from vlprompt.evaluation.scoring import evaluate_learner, score
@@ -147,7 +147,7 @@ def test_what_is_wrong_with_a_mask_is_one_sentence(folder: Path) -> None:
     for odd in (torch.ones(10, 1, 9, 9), torch.ones(10, 32, 32), None):
         with pytest.raises(VlpromptError, match=r"mask must be a tensor \(10, 1, 32, 32\), 1 in each image's region"):
             make("mask_prompt").predict(toy_batch() | {"mask": odd})
-    with pytest.raises(VlpromptError, match="mask of a region beside each image: give paths in place of images"):
+    with pytest.raises(VlpromptError, match="mask of a region beside each image: give paths instead of images"):
         PromptClassifier("mask_prompt", clip, options={"depth": 1}).fit([Image.new("RGB", (9, 9))] * 2, ["cat", "dog"])
     with pytest.raises(VlpromptError, match="digits has no masks of regions"):
         run(method="mask_prompt", dataset="digits", quiet=True)
@@ -211,7 +211,7 @@ def test_files_are_predicted_with_the_masks_beside_them(folder: Path, tmp_path: 
     assert score(learner, splits).logits.softmax(dim=1).amax(dim=1).tolist() == pytest.approx(
         [each.probabilities[0] for each in found], abs=1e-5
     )
-    with pytest.raises(VlpromptError, match="give paths in place of images"):
+    with pytest.raises(VlpromptError, match="give paths instead of images"):
         list(predict_images(learner, [Image.open(paths[0])], threads=0))
     other = tmp_path / "other.jpg"
     Image.new("RGB", (9, 9)).save(other)
@@ -245,7 +245,7 @@ def test_a_region_is_shown_cut_out_or_with_nothing_around_it(folder: Path) -> No
         assert seen.shape[1::-1] == cut.shape[::-1] == size
         assert (cut > 0).sum() == (np.asarray(mask) > 0).sum(), "the whole region is there"
         outside = seen[cut == 0]
-        assert (outside == NOTHING).all() == ("blank" in region)
+        assert (outside == BLANK).all() == ("blank" in region)
         inside = np.asarray(image)[upper:lower, left:right].reshape(-1, 3)
         assert (seen[cut > 0] == inside).all()
         assert images_fingerprint(shown, shown.train) != images_fingerprint(whole, whole.train)

@@ -105,11 +105,11 @@ def test_generated_views_are_found_by_the_images_path(tmp_path: Path) -> None:
     views.check(["a/1.jpg", "b/1.jpg"])
     with pytest.raises(VlpromptError, match=r"x/a/1.jpg and y/a/1.jpg have the same generated views a/1_0"):
         views.check(["x/a/1.jpg", "y/a/1.jpg"])
-    with pytest.raises(VlpromptError, match=r"has 0 generated views of c.png, and 11 are asked for"):
+    with pytest.raises(VlpromptError, match=r"has 0 generated views of c.png, and 11 are needed"):
         views.check(["c.png"])
     (tmp_path / "b" / "1_4.png").unlink()
     gap = GeneratedViews(str(tmp_path), 11, eval_transform(small_clip()))
-    with pytest.raises(VlpromptError, match=r"has 10 generated views of b/1.jpg, and 11 are asked for"):
+    with pytest.raises(VlpromptError, match=r"has 10 generated views of b/1.jpg, and 11 are needed"):
         gap.check(["a/1.jpg", "b/1.jpg"])
 
 
@@ -152,7 +152,7 @@ def test_difftpt_reads_generated_views_in_runs_and_predictions(
         Path(file).parent.mkdir(parents=True, exist_ok=True)
         splits.open_image(item).save(file)
     torch.testing.assert_close(image_logits(make("difftpt", names=splits.class_names, **settings), files), found)
-    with pytest.raises(VlpromptError, match="give paths in place of images"):
+    with pytest.raises(VlpromptError, match="give paths instead of images"):
         image_logits(make("difftpt", **settings), [Image.new("RGB", (32, 32))])
 
     tiny = {"backbone": "vlprompt-tiny", "device": "cpu", "quiet": True, "output": str(tmp_path / "runs")}

@@ -38,6 +38,7 @@ MOVED = {
     "console": "base.reporter",
     "data.check": "datasets_registry.check",
     "data.descriptions": "datasets_registry.descriptions",
+    "data.in_hand": "data.other_libraries",
     "demo.tiny": "clip.tiny",
     "devices": "base.devices",
     "edits": "clip.edits",

@@ -192,12 +192,12 @@ def test_drawings_are_not_opened_whatever_their_name(tmp_path: Path, monkeypatch
         (tmp_path / name).write_bytes(
             b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 40 40\n%%EndComments\nshowpage\n%%EOF\n"
         )
-        with pytest.raises(VlpromptError, match="its content is of no format that is read: JPEG, PNG"):
+        with pytest.raises(VlpromptError, match="not an image in a supported format, such as JPEG"):
             open_rgb(tmp_path / name)
     with pytest.raises(VlpromptError, match="it is a drawing"):
         as_rgb(Image.open(tmp_path / "a.eps"))
     photo().save(tmp_path / "page.pdf")
-    with pytest.raises(VlpromptError, match="of no format that is read"):
+    with pytest.raises(VlpromptError, match="not an image in a supported format"):
         open_rgb(tmp_path / "page.pdf")
     assert not {"EPS", "PDF", "WMF"} & FORMATS.keys()
 

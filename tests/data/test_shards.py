@@ -110,13 +110,13 @@ def test_ten_million_features_are_open_in_less_than_a_gigabyte(tmp_path: Path) -
     images, width, rows = 10_000_000, 512, 10_000
     file = ShardedFile(tmp_path / "big.shards.safetensors", "key", (1, images), rows)
     file.width = width
-    file._begin()
+    file._create()
     zero = hashlib.sha256(bytes(rows * width * 4)).hexdigest()
     file.sums = dict.fromkeys(range(len(file.shards)), zero)
     file._write_record()
     Path("/proc/self/clear_refs").write_text("5")
     before = process_peak()
-    features = ShardedFile(file.path, "key", (1, images), rows).completed(lambda shards: [])
+    features = ShardedFile(file.path, "key", (1, images), rows).complete(lambda shards: [])
     assert features.shape == (1, images, width)
     bank = FeatureBank(features, None)
     batch = next(bank.epoch_batches(256, seed=1, epoch=0))

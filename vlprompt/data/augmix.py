@@ -1,6 +1,6 @@
 """AugMix: an image mixed with chains of simple operations on it (Hendrycks et al., ICLR 2020, arXiv:1912.02781).
 
-The operations are the paper's nine, which leave out what ImageNet-C corrupts images by. All draws are torch's.
+The operations are the paper's nine, none of which is a corruption of ImageNet-C. All random numbers are torch's.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from torchvision.transforms.v2 import functional as F
 from vlprompt.errors import VlpromptError
 
 CHAINS, LONGEST_CHAIN = 3, 3
-WEAKEST = 0.1  # the least level of an operation; severity is the largest, and 10 an operation in full
+WEAKEST = 0.1  # the smallest level of an operation; the largest is the severity, and 10 is full strength
 
-Operation = Callable[[Image.Image, float], Image.Image]  # from an image and a share in [0, 1] of the operation
+Operation = Callable[[Image.Image, float], Image.Image]  # from an image and a strength in [0, 1]
 
 
-def _either_way(amount: float) -> float:
+def _random_sign(amount: float) -> float:
     return amount if torch.rand(()) < 0.5 else -amount
 
 
-def _moved(image: Image.Image, matrix: tuple[float, float, float, float, float, float]) -> Image.Image:
+def _affine(image: Image.Image, matrix: tuple[float, float, float, float, float, float]) -> Image.Image:
     return image.transform(image.size, Image.Transform.AFFINE, matrix, resample=Image.Resampling.BILINEAR)
 
 
@@ -32,22 +32,22 @@ OPERATIONS: dict[str, Operation] = {
     "autocontrast": lambda image, share: ImageOps.autocontrast(image),
     "equalize": lambda image, share: ImageOps.equalize(image),
     "posterize": lambda image, share: ImageOps.posterize(image, max(1, 4 - int(share * 4))),
-    "rotate": lambda image, share: image.rotate(_either_way(int(share * 30)), resample=Image.Resampling.BILINEAR),
+    "rotate": lambda image, share: image.rotate(_random_sign(int(share * 30)), resample=Image.Resampling.BILINEAR),
     "solarize": lambda image, share: ImageOps.solarize(image, 256 - int(share * 256)),
-    "shear_x": lambda image, share: _moved(image, (1, _either_way(share * 0.3), 0, 0, 1, 0)),
-    "shear_y": lambda image, share: _moved(image, (1, 0, 0, _either_way(share * 0.3), 1, 0)),
-    "translate_x": lambda image, share: _moved(image, (1, 0, _either_way(int(share * image.width / 3)), 0, 1, 0)),
-    "translate_y": lambda image, share: _moved(image, (1, 0, 0, 0, 1, _either_way(int(share * image.height / 3)))),
+    "shear_x": lambda image, share: _affine(image, (1, _random_sign(share * 0.3), 0, 0, 1, 0)),
+    "shear_y": lambda image, share: _affine(image, (1, 0, 0, _random_sign(share * 0.3), 1, 0)),
+    "translate_x": lambda image, share: _affine(image, (1, 0, _random_sign(int(share * image.width / 3)), 0, 1, 0)),
+    "translate_y": lambda image, share: _affine(image, (1, 0, 0, 0, 1, _random_sign(int(share * image.height / 3)))),
 }
 
 
 class AugMix(torch.nn.Module):
-    """Mixes an image x with chains of one to three operations on it: m·x + (1 - m)·Σ w_i·chain_i(x).
+    """Mixes an image x with three chains of operations on it, of one to three each: m·x + (1 - m)·Σ w_i·chain_i(x).
 
     w is drawn from Dirichlet(1, 1, 1) and m from Beta(1, 1), as in Algorithm 1.
 
     Args:
-        severity: largest level of an operation, of 10; each one's is drawn from 0.1 on.
+        severity: largest level of an operation, in [0.1, 10]; each operation's level is drawn from [0.1, severity].
     """
 
     def __init__(self, severity: float = 1.0):
@@ -57,15 +57,15 @@ class AugMix(torch.nn.Module):
         self.severity = severity
 
     def forward(self, image: Tensor) -> Tensor:
-        """Return the mixture of bytes (3, H, W) as numbers in [0, 1]."""
-        drawn = -torch.rand(CHAINS).log()
-        weights, m = drawn / drawn.sum(), torch.rand(())  # which are Dirichlet(1, 1, 1) and Beta(1, 1)
+        """Mix an image of bytes (3, H, W), and return it as floats in [0, 1]."""
+        exponential = -torch.rand(CHAINS).log()
+        weights, m = exponential / exponential.sum(), torch.rand(())  # from Dirichlet(1, 1, 1) and Beta(1, 1)
         chains = sum(weight * self._chain(image) for weight in weights)
         mixed: Tensor = (m * image + (1 - m) * chains) / 255
         return mixed
 
     def _chain(self, image: Tensor) -> Tensor:
-        """One to three operations, each drawn by itself."""
+        """Apply one to three operations, drawn independently."""
         picture = F.to_pil_image(image)
         for _ in range(int(torch.randint(1, LONGEST_CHAIN + 1, ()))):
             operation = list(OPERATIONS.values())[int(torch.randint(len(OPERATIONS), ()))]
@@ -75,5 +75,5 @@ class AugMix(torch.nn.Module):
         return chained
 
     def extra_repr(self) -> str:
-        """Name what the pixels depend on."""
+        """What the result depends on, for ``transform_fingerprint``."""
         return f"severity={self.severity}"

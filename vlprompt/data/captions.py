@@ -1,4 +1,4 @@
-"""Images with a text each: a folder whose images have ``<name>.txt`` beside them."""
+"""Image–text pairs: a folder whose images have ``<name>.txt`` beside them."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from vlprompt.errors import VlpromptError
 
 
 def read_captions(folder: str) -> DatasetSplits:
-    """Return the images of a folder as training images whose classes are their captions.
+    """Return the images of a folder as training images whose class names are their captions.
 
-    A caption is the first line of the file of the image's name that ends in ``.txt``; images without one are left out.
+    The caption of ``x/1.jpg`` is the first line of ``x/1.txt``. Images without a caption are left out.
 
     Raises:
         VlpromptError: there is no such folder, or no image in it has a caption.
@@ -29,7 +29,7 @@ def read_captions(folder: str) -> DatasetSplits:
         if text.is_file() and (lines := read_text(text).split("\n")) and lines[0].strip():
             found[name] = lines[0].strip()
     if not found:
-        raise VlpromptError(f"no image in {folder} has a caption: 1.jpg has its in 1.txt")
+        raise VlpromptError(f"no image in {folder} has a caption: write that of 1.jpg into 1.txt")
     captions = list(dict.fromkeys(found.values()))
     labels = {caption: label for label, caption in enumerate(captions)}
     train = [Item(name, labels[caption], caption) for name, caption in found.items()]

@@ -1,4 +1,4 @@
-"""The frozen encoder over the images of a feature bank, all of them or a shard."""
+"""Encoding the images of a feature bank, all of them or shard by shard."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ from vlprompt.errors import VlpromptError
 if TYPE_CHECKING:
     from vlprompt.clip.frozen import FrozenCLIP
 
-Progress = Callable[[int, int], None]  # from the number of images encoded so far and in all
+Progress = Callable[[int, int], None]  # receives the number of images encoded so far and in total
 
 
 @dataclass(frozen=True)
 class Encoding:
-    """How the images of a bank become features.
+    """The computation of a bank's features.
 
     Attributes:
         clip: the frozen model.
-        images: with their transform.
-        views: V, how many times each image is drawn.
-        seed: of the views' random numbers.
-        batch_size, workers: of the passes. Images are encoded in the same batches whether in shards or not, if a shard
-            has a whole number of them, and a batch's size bears on the last bits.
-        progress: told how it gets on.
+        images: the images, with their transform.
+        views: V, how many times each image is augmented.
+        seed: of the augmentation.
+        batch_size, workers: of the encoding pass. The last bits depend on the batches, which are the same with and
+            without shards, if a shard is a whole number of batches.
+        progress: called with the number of images encoded so far and in total.
     """
 
     clip: FrozenCLIP
@@ -48,12 +48,12 @@ class Encoding:
     progress: Progress | None = None
 
     def all(self) -> Tensor:
-        """Return (V, N, D) float32 on the CPU."""
+        """Return all features (V, N, D), float32 on the CPU."""
         everything = [Shard(view, view, 0, len(self.images)) for view in range(self.views)]
-        return torch.stack([features for _, features in self.in_turn(everything)])
+        return torch.stack([features for _, features in self.encode(everything)])
 
-    def in_turn(self, shards: Sequence[Shard]) -> Iterator[tuple[Shard, Tensor]]:
-        """Yield shards with their features (n, D) float32, one after the other; all others count as done."""
+    def encode(self, shards: Sequence[Shard]) -> Iterator[tuple[Shard, Tensor]]:
+        """Yield each shard with its features (n, D), float32 on the CPU; ``progress`` counts other shards as done."""
         total = self.views * len(self.images)
         done = total - sum(map(len, shards))
         for shard in shards:
@@ -68,8 +68,8 @@ class Encoding:
     def _batches(self, shard: Shard) -> Iterator[Tensor]:
         """Yield the features of each batch (B, D), or raise a ``VlpromptError`` that names the image."""
         rows = range(shard.start, shard.stop)
-        where: dict[str, Any] = {"workers": self.workers, "device": self.clip.device}
-        for batch in eval_batches(self.images, self.batch_size, seed=self.seed, epoch=shard.view, rows=rows, **where):
+        options: dict[str, Any] = {"workers": self.workers, "device": self.clip.device}
+        for batch in eval_batches(self.images, self.batch_size, seed=self.seed, epoch=shard.view, rows=rows, **options):
             features = self.clip.encode_image(batch["image"]).float().cpu()
             wrong = (~features.isfinite().all(dim=1)).nonzero()
             if len(wrong):
@@ -78,14 +78,14 @@ class Encoding:
             yield features
 
     def fingerprint(self, shard: Shard) -> str:
-        """SHA-256 of what the features of a shard depend on, wherever its images lie and whatever their dates are."""
+        """SHA-256 of what the features of a shard depend on; the same on machines with other paths and file dates."""
         items = self.images.items[shard.start : shard.stop]
         facts = self.facts | {"items": [[item.path, *_states(self.images.splits, item)[::2]] for item in items]}
         return hash_of(facts | {"view": shard.view})
 
     @property
     def facts(self) -> dict[str, object]:
-        """What all features depend on besides the images and the device."""
+        """What the features depend on, besides the images and the device."""
         splits = self.images.splits
         return {
             "clip": self.clip.identity(),
@@ -103,22 +103,22 @@ def hash_of(facts: dict[str, object]) -> str:
 
 
 def item_states(splits: DatasetSplits, items: Iterable[Item]) -> list[list[str | int]]:
-    """Path, size and time of change of every image, so that a replaced one is noticed.
+    """Path, size and modification time of each image, so that a replaced one is noticed.
 
     Raises:
-        VlpromptError: an image is not there.
+        VlpromptError: an image is missing.
     """
     return [[item.path, *_states(splits, item)] for item in items]
 
 
 def _states(splits: DatasetSplits, item: Item) -> tuple[int, ...]:
-    """``_state`` of an image, and of its mask where a region of it is shown."""
+    """``_state`` of an image, and of its mask if only its region is used."""
     own = _state(splits, item)
     return (*own, *_state(splits, replace(item, path=mask_of(splits, item)))) if splits.region else own
 
 
 def _state(splits: DatasetSplits, item: Item) -> tuple[int, ...]:
-    """Size and time of change of an image on disk; nothing of one that lies elsewhere."""
+    """Size in bytes and modification time of an image on disk; empty for other images."""
     if splits.image_dir is None and not os.path.isabs(item.path):
         return ()
     path = Path(splits.image_dir or "", item.path)

@@ -1,4 +1,4 @@
-"""What tells that images or a backbone are no longer what they were, under the same names."""
+"""Hashes that show whether images or a backbone have changed under the same name."""
 
 from __future__ import annotations
 
@@ -18,27 +18,27 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-BUDGET = 2**28  # bytes that are read for it: 256 MB take a fraction of a second
-MOST_IN_MEMORY = 256  # images that are opened for it where they are not files
+BUDGET = 2**28  # bytes that are read: 256 MB take a fraction of a second
+MOST_IN_MEMORY = 256  # images in memory that are opened
 
 
 def images_fingerprint(splits: DatasetSplits, items: Sequence[Item]) -> str:
-    """Return a SHA-256 over images: the size of every file, and the bytes of as many as 256 MB hold, evenly spaced.
+    """Return a SHA-256 over images: the sizes of all files, and the bytes of evenly spaced ones, 256 MB in total.
 
-    Dates do not count, so that a copy of a dataset has the same. Masks of regions count as images do. Of images in
-    memory it is over the pixels of 256, evenly spaced; of embedded ones over their version, since they come with the
-    package.
+    Modification times are not included, so a copy of a dataset has the same hash. Masks of regions are included like
+    images. For images in memory, the hash is over the pixels of 256 evenly spaced ones; for embedded datasets, over
+    their version, since they come with the package.
 
     Args:
         splits: the dataset that the items belong to.
-        items: whose images are asked for, in their order.
+        items: the images, in order.
 
     Raises:
         VlpromptError: an image is missing or cannot be read.
     """
     digest = hashlib.sha256(f"{len(items)}{splits.region}".encode())
     whole = [] if splits.image_dir is not None else [item for item in items if os.path.isabs(item.path)]
-    if whole:  # of a pool beside images that are no files
+    if whole:  # files of a pool, beside images that are not files
         items = [item for item in items if not os.path.isabs(item.path)]
         for part in _of_files(Path(os.sep), whole):
             digest.update(part)
@@ -58,22 +58,24 @@ def images_fingerprint(splits: DatasetSplits, items: Sequence[Item]) -> str:
 
 
 def backbone_fingerprint(clip: FrozenCLIP, class_names: Sequence[str]) -> str:
-    """Return a SHA-256 over all that learning takes from a frozen model: weights, image preparation, names' tokens."""
+    """Return a SHA-256 over what training uses of a frozen model: weights, preprocessing, and the names' tokens."""
     tokens = clip.tokenizer(list(class_names), context_length=clip.context_length).tolist()
     facts = [clip.identity(), clip.precision, clip.preprocess_cfg, tokens]
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def _of_pixels(splits: DatasetSplits, items: Sequence[Item]) -> Iterator[bytes]:
+    """Yield the paths and pixels of images."""
     for item in items:
         yield item.path.encode(errors="surrogateescape")
         try:
             yield splits.open_image(item).tobytes()
         except VlpromptError:
-            yield b"unreadable"  # told where it matters
+            yield b"unreadable"  # raises an error when it is used
 
 
 def _of_files(folder: Path, items: Sequence[Item]) -> Iterator[bytes]:
+    """Yield the paths and sizes of all files, and the bytes of evenly spaced ones."""
     paths = [os.path.join(folder, item.path) for item in items]
     try:
         sizes = [os.stat(path).st_size for path in paths]
@@ -87,6 +89,6 @@ def _of_files(folder: Path, items: Sequence[Item]) -> Iterator[bytes]:
 
 
 def _spaced(values: Sequence[T], share: float) -> Sequence[T]:
-    """Every value, or where that is ``share`` times too many, evenly spaced ones."""
+    """All values, or every ``share``-th if ``share`` is above 1."""
     count = max(1, int(len(values) / max(share, 1.0))) if len(values) else 0
     return [values[i * len(values) // count] for i in range(count)]

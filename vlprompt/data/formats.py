@@ -1,4 +1,4 @@
-"""Which image files are read: raster formats by an explicit list, the same in folders, shards and ``predict``."""
+"""The image formats that are read: an explicit list of raster formats, the same in folders, shards and ``predict``."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from functools import cache
 
 from PIL import Image
 
-# Pillow's name of a format, and the endings of its files. What draws (EPS, PDF, SVG, WMF) is not here: reading it
-# starts an interpreter. TGA has no signature, so it is tried last.
+# Pillow's name of each format, and the endings of its files. Vector formats (EPS, PDF, SVG, WMF) are left out, since
+# reading them starts an interpreter. TGA has no signature, so it is tried last.
 FORMATS: dict[str, tuple[str, ...]] = {
     "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"),
     "PNG": (".png", ".apng"),
@@ -35,12 +35,12 @@ FORMATS: dict[str, tuple[str, ...]] = {
     "TGA": (".tga",),
 }
 CURES = {"HEIF": "pip install pillow-heif", "AVIF": "pip install 'pillow>=11.3'"}
-BARE = "without ending"
+BARE = "without ending"  # how files without one are counted
 
 
 @cache
 def readable_formats() -> tuple[str, ...]:
-    """Return the formats that Pillow reads here; HEIF is one of them where ``pillow-heif`` is installed."""
+    """Return the formats that the installed Pillow can read, with HEIF if ``pillow-heif`` is installed."""
     Image.init()
     with suppress(ImportError):
         from pillow_heif import register_heif_opener
@@ -51,12 +51,12 @@ def readable_formats() -> tuple[str, ...]:
 
 @cache
 def image_suffixes() -> tuple[str, ...]:
-    """Return the endings, in lower case, of the files that are read."""
+    """Return the file endings, in lower case, of the formats that can be read."""
     return tuple(suffix for name in readable_formats() for suffix in FORMATS[name])
 
 
 def describe_left_out(left_out: Mapping[str, int], place: str) -> str:
-    """Return a sentence about files that are not read, counted by ending; empty if there are none.
+    """Return a sentence about files that are not images, counted by ending; empty if there are none.
 
     >>> describe_left_out({".pdf": 1, ".heic": 2}, "photos")
     '3 files in photos are left out because of their endings: 2 .heic (pip install pillow-heif), 1 .pdf'
@@ -65,16 +65,16 @@ def describe_left_out(left_out: Mapping[str, int], place: str) -> str:
         return ""
     total = sum(left_out.values())
     cures = {suffix: f" ({cure})" for name, cure in CURES.items() for suffix in FORMATS[name]}
-    said = [
+    counts = [
         f"{count:,} {suffix}{cures.get(suffix, '')}"
         for suffix, count in sorted(left_out.items(), key=lambda pair: (-pair[1], pair[0]))
     ]
     files, are, their = ("files", "are", "their endings") if total > 1 else ("file", "is", "its ending")
-    return f"{total:,} {files} in {place} {are} left out because of {their}: {', '.join(said)}"
+    return f"{total:,} {files} in {place} {are} left out because of {their}: {', '.join(counts)}"
 
 
 def is_image_name(name: str) -> bool:
-    """Tell by its ending whether a file is read as an image."""
+    """Whether a file is read as an image, by its ending."""
     return name.lower().endswith(image_suffixes())
 
 

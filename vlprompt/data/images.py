@@ -1,4 +1,4 @@
-"""From a file to a proper RGB image, or to an error that names the file."""
+"""Reading images: from a file to an upright RGB image, or to an error that names the file."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ from vlprompt.data.remote import Stored, is_url, read_url
 from vlprompt.data.splits import DatasetSplits, Item
 from vlprompt.errors import VlpromptError
 
-# Our own bound is told in our own words; Pillow's warning would call a photo of 100 megapixels an attack.
+# check_size has its own limit and message; Pillow's warning would call a photo of 100 megapixels an attack.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
 def open_rgb(
     path: str | os.PathLike[str] | BinaryIO, decode: Callable[[Image.Image], Any] = to_rgb, *, name: str | None = None
 ) -> Any:
-    """Read a whole image file as RGB, or as what ``decode`` makes of the opened file before its pixels are read.
+    """Read an image file as RGB, or as whatever ``decode`` returns.
 
     Args:
         path: of the file, or its bytes as a file object.
-        decode: from the opened image to the result.
-        name: what errors call the image, by default its path.
+        decode: receives the opened image, whose pixels are not read yet, and returns the result.
+        name: of the image in errors; by default its path.
 
     Raises:
-        VlpromptError: the file is missing, empty, truncated, no file but a pipe or device, no image of a format in
+        VlpromptError: the file is missing, empty, truncated, not a regular file, not in a format of
             ``vlprompt.data.formats``, or has more than ``MAX_PIXELS`` pixels.
     """
     name = name or str(path)
@@ -55,7 +55,7 @@ def open_rgb(
 
 
 def _check_regular(path: str | os.PathLike[str]) -> None:
-    """Refuse what is no file before it is opened: reading a pipe, device or socket may never end."""
+    """Raise a ``VlpromptError`` if a path is not a regular file: reading a pipe, device or socket may never end."""
     mode = os.stat(path).st_mode
     if not stat.S_ISREG(mode):
         raise VlpromptError(
@@ -64,29 +64,30 @@ def _check_regular(path: str | os.PathLike[str]) -> None:
 
 
 def _reason(error: Exception, path: Any) -> str:
+    """Why an image cannot be read, in a few words."""
     if isinstance(error, UnidentifiedImageError):
         if isinstance(path, (str, os.PathLike)) and not os.path.getsize(path):
             return "it is empty"
-        return f"its content is of no format that is read: {', '.join(readable_formats())}"
+        return "it is not an image in a supported format, such as JPEG, PNG or WebP"
     if isinstance(error, Image.DecompressionBombError):
-        return f"{error}".partition(",")[0] + f"; {MAX_PIXELS:,} are read"
+        return f"{error}".partition(",")[0] + f"; at most {MAX_PIXELS:,} are read"
     return str(error) or type(error).__name__
 
 
 def as_rgb(image: Any, place: str = "the image") -> Image.Image:
-    """Return whatever stands for an image as an RGB one.
+    """Return an image of any kind as an RGB ``PIL.Image``.
 
     Args:
-        image: a ``PIL.Image``, a path, an address that fsspec knows (``s3://…``), or numbers: an array (H, W) or
-            (H, W, 1 or 3), or a tensor (1 or 3, H, W); each may have its axes as the other has. They are bytes, or
-            floats from 0 to 1 as torchvision's ``ToTensor`` makes them, and not normalised.
-        place: what errors call it.
+        image: a ``PIL.Image``, a path, a URL that fsspec can open (``s3://…``), an array (H, W) or (H, W, 1 or 3), or a
+            tensor (1 or 3, H, W); arrays and tensors may have each other's order of axes. Values are bytes, or floats
+            in [0, 1] as from torchvision's ``ToTensor``, not normalised.
+        place: name of the image in errors.
 
     Raises:
-        VlpromptError: it is nothing of the kind, or its file cannot be read.
+        VlpromptError: it is none of these, or its file cannot be read.
     """
     if isinstance(image, Image.Image):
-        return _in_hand(image, place)
+        return _convert(image, place)
     if is_url(image):
         image = Stored(image, read_url(image))
     if isinstance(image, (str, os.PathLike)):
@@ -102,11 +103,11 @@ def as_rgb(image: Any, place: str = "the image") -> Image.Image:
     except (TypeError, ValueError, AttributeError, RuntimeError) as error:
         kind = f"{type(image).__name__} {getattr(image, 'dtype', '')} {getattr(image, 'shape', '')}".strip()
         raise VlpromptError(f"{place} is no image, path or array of (H, W, 3) bytes, but {kind} ({error})") from error
-    return _in_hand(opened, place)
+    return _convert(opened, place)
 
 
 def _as_bytes(pixels: np.ndarray) -> np.ndarray:
-    """Return floats from 0 to 1, or whole numbers from 0 to 255, as the bytes that they stand for."""
+    """Convert floats in [0, 1], or whole numbers in [0, 255], to bytes; other types are returned as they are."""
     whole = pixels.dtype.kind in "iu" and pixels.ndim == 3
     if pixels.dtype == np.uint8 or not (pixels.dtype.kind == "f" or whole):
         return pixels
@@ -122,8 +123,8 @@ def _as_bytes(pixels: np.ndarray) -> np.ndarray:
     )
 
 
-def _in_hand(image: Image.Image, place: str) -> Image.Image:
-    """Convert an image that is in memory, or that was opened and not read yet."""
+def _convert(image: Image.Image, place: str) -> Image.Image:
+    """Convert an opened image to RGB, and name it in errors."""
     if 0 in image.size:
         raise VlpromptError(f"{place} has no pixels: {image.width} x {image.height}")
     try:
@@ -133,14 +134,14 @@ def _in_hand(image: Image.Image, place: str) -> Image.Image:
 
 
 def open_listed(folder: Path, item: Item, decode: Callable[[Image.Image], Any] = to_rgb) -> Any:
-    """Open an item whose path the caller gave, relative to ``folder`` or not, wherever it leads."""
+    """Open an item whose path the caller chose, relative to ``folder`` or absolute; it may lead anywhere."""
     return open_rgb(os.path.join(folder, item.path), decode)
 
 
 def open_inside(image_dir: Path, item: Item, decode: Callable[[Image.Image], Any] = to_rgb) -> Any:
     """Open an item of a dataset on disk as ``open_rgb`` does; a path that leaves ``image_dir`` is refused.
 
-    A folder is resolved once a process: for every image that would take a third of the time of opening a small one.
+    Each folder is resolved once per process, since resolving takes a third as long as opening a small image.
     """
     folder, _, name = item.path.rpartition("/")
     path: str | Path = os.path.join(_folder_inside(image_dir, folder), name)
@@ -155,14 +156,14 @@ def _folder_inside(image_dir: Path, folder: str) -> Path:
 
 
 def open_either(open_own: Callable[..., Any], item: Item, *decode: Callable[[Image.Image], Any]) -> Any:
-    """Open an item that goes by its whole path, as images of a user's own pool do, or one of the dataset's own."""
+    """Open an item that has an absolute path, as in a pool of the user's, or else one of the dataset's own."""
     if os.path.isabs(item.path):
         return open_listed(Path(os.sep), item, *decode)
     return open_own(item, *decode)
 
 
 def reads_from_disk(splits: DatasetSplits) -> bool:
-    """Tell whether a dataset's ``open_image`` takes what is to be made of the opened file, as ``open_rgb`` does."""
+    """Whether a dataset's ``open_image`` reads files, and so accepts ``decode`` as ``open_rgb`` does."""
     opens: Any = splits.open_image
     while getattr(opens, "func", None) is open_either:
         opens = opens.args[0]
@@ -170,9 +171,9 @@ def reads_from_disk(splits: DatasetSplits) -> bool:
 
 
 def check_items(splits: DatasetSplits, items: Sequence[Item]) -> None:
-    """Raise VlpromptError if images of ``items`` are not on disk, with their number and the first one's place.
+    """Raise a ``VlpromptError`` if images of ``items`` are missing on disk.
 
-    Folders are listed once rather than files asked for one by one; nothing is opened.
+    Each folder is listed once, which is faster than checking files one by one; nothing is opened.
     """
     if splits.image_dir is None:
         return

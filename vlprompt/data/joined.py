@@ -1,4 +1,4 @@
-"""Several datasets as one: their classes side by side, for learning from all of them at once."""
+"""Several datasets as one, with all their classes, for training on them together."""
 
 from __future__ import annotations
 
@@ -19,11 +19,16 @@ from vlprompt.errors import VlpromptError
 
 
 def join_datasets(parts: Sequence[DatasetSplits]) -> DatasetSplits:
-    """Return datasets as one whose labels are those of the first, then of the second, and so on (MVLPT's sources).
+    """Join datasets: the classes of the first, then those of the second, and so on, as MVLPT's sources.
 
-    Few-shot draws come before this, so that each is the dataset's own. ``tasks`` of the result says which dataset each
-    class is of; two datasets may have a class of the same name. Its templates are the default one, since one prompt
-    serves all.
+    ``tasks`` of the result says which dataset each class comes from; two may have a class of the same name. The result
+    has the default template, since one prompt serves all. Few-shot subsets are drawn from each dataset before.
+
+    Args:
+        parts: at least two datasets of different names.
+
+    Raises:
+        VlpromptError: there are fewer than two, or one shows regions.
     """
     if len(parts) < 2 or len({part.name for part in parts}) < len(parts):
         raise VlpromptError(f"joining takes at least two different datasets, not {', '.join(p.name for p in parts)}")
@@ -34,7 +39,7 @@ def join_datasets(parts: Sequence[DatasetSplits]) -> DatasetSplits:
     common = Path(os.path.commonpath(folders)) if len(folders) == len(parts) else None
     prefixes = [f"{folder.relative_to(common).as_posix()}/" for folder in folders] if common else [""] * len(parts)
 
-    def shifted(split: str) -> list[Item]:
+    def relabelled(split: str) -> list[Item]:
         return [
             replace(
                 item, path=prefix + item.path, label=item.label + start, mask=prefix + item.mask if item.mask else ""
@@ -46,9 +51,9 @@ def join_datasets(parts: Sequence[DatasetSplits]) -> DatasetSplits:
     return DatasetSplits(
         name="+".join(part.name for part in parts),
         class_names=tuple(name for part in parts for name in part.class_names),
-        train=shifted("train"),
-        val=shifted("val"),
-        test=shifted("test"),
+        train=relabelled("train"),
+        val=relabelled("val"),
+        test=relabelled("test"),
         open_image=partial(_open_part, tuple(parts), starts, prefixes),
         image_dir=common,
         source="+".join(dict.fromkeys(part.source for part in parts)),
@@ -59,15 +64,20 @@ def join_datasets(parts: Sequence[DatasetSplits]) -> DatasetSplits:
 
 
 def _open_part(parts: Sequence[DatasetSplits], starts: Sequence[int], prefixes: Sequence[str], item: Item) -> Any:
-    """Open an image by the dataset that it is of."""
+    """Open an image of a joined dataset with the dataset that it comes from."""
     i = bisect_right(starts, item.label) - 1
     path = item.path.removeprefix(prefixes[i])
     return parts[i].open_image(replace(item, path=path, label=item.label - starts[i]))
 
 
 def mask_other_tasks(batches: Iterable[Batch], tasks: Sequence[int]) -> Iterator[Batch]:
-    """Yield batches with ``class_mask`` (B, C): the classes of each image's own dataset, which alone compete."""
-    of_class = torch.tensor(tasks)
+    """Add ``class_mask`` (B, C) to batches: true for the classes of the dataset that the image comes from.
+
+    Args:
+        batches: with ``label`` (B,).
+        tasks: (C,) dataset of each class.
+    """
+    task_of_class = torch.tensor(tasks)
     for batch in batches:
-        of_class = of_class.to(batch["label"].device)
-        yield batch | {"class_mask": of_class[batch["label"]][:, None] == of_class}
+        task_of_class = task_of_class.to(batch["label"].device)
+        yield batch | {"class_mask": task_of_class[batch["label"]][:, None] == task_of_class}

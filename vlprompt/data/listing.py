@@ -1,4 +1,4 @@
-"""What lies below a folder: images, files that are none, and links; what systems leave there is not seen."""
+"""Listing the images, other files and links below a folder; files that operating systems create are ignored."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from vlprompt.data.formats import count_suffix, is_image_name
 from vlprompt.data.splits import mask_beside
 from vlprompt.errors import VlpromptError
 
-# what macOS, Windows, network drives and vlprompt itself put beside images, besides names that start with a dot
+# files and folders that macOS, Windows, network drives and vlprompt put beside images, besides hidden ones
 IGNORED = frozenset(
     {"__macosx", "@eadir", "$recycle.bin", "lost+found", "system volume information"}
     | {"thumbs.db", "ehthumbs.db", "desktop.ini", "classnames.txt"}
@@ -22,12 +22,11 @@ IGNORED = frozenset(
 
 @dataclass
 class Listing:
-    """What was found below a folder.
+    """The content of a folder.
 
     Attributes:
-        images: sorted paths relative to the folder that was asked about, with forward slashes; without the masks of
-            regions beside them (``mask_beside``).
-        left_out: files that are not read as images, by ending.
+        images: sorted paths relative to ``root``, with forward slashes, without masks of regions (``mask_beside``).
+        left_out: number of files that are not images, by ending.
         links: linked folders that were not followed.
     """
 
@@ -37,50 +36,53 @@ class Listing:
 
 
 def is_ignored(name: str) -> bool:
-    """Tell whether a file or folder is none of the user's."""
+    """Whether a file or folder was created by an operating system or by vlprompt, by its name."""
     return name.startswith(".") or name.lower() in IGNORED
 
 
 def list_images(root: str | Path, folder: str = "", *, follow_links: bool = False) -> Listing:
-    """List what lies anywhere below ``root / folder``, with paths relative to ``root``; nothing is opened.
+    """List everything below ``root / folder``; nothing is opened.
 
     Args:
-        root: an existing folder.
-        folder: in it; empty for ``root`` itself.
-        follow_links: go into linked folders too, each once, so that a link to a folder above ends.
+        root: an existing folder, which paths are relative to.
+        folder: a folder in it; empty for ``root`` itself.
+        follow_links: also list linked folders, each once, so that a link to a parent folder ends.
+
+    Raises:
+        VlpromptError: a folder cannot be read.
     """
-    found, seen = Listing(), set()
+    listing, visited = Listing(), set()
     top = os.path.join(root, folder) if folder else str(root)
     start = len(os.path.join(root, ""))
     for parent, inner, names in os.walk(top, followlinks=follow_links, onerror=_refuse):
         if follow_links:
-            place = os.path.realpath(parent)
-            inner[:] = [] if place in seen else inner
-            names = [] if place in seen else names
-            seen.add(place)
+            real = os.path.realpath(parent)
+            inner[:] = [] if real in visited else inner
+            names = [] if real in visited else names
+            visited.add(real)
         prefix = os.path.join(parent, "")[start:].replace(os.sep, "/")
         inner[:] = sorted(name for name in inner if not is_ignored(name))
         if not follow_links:
-            found.links += [prefix + name for name in inner if os.path.islink(os.path.join(parent, name))]
+            listing.links += [prefix + name for name in inner if os.path.islink(os.path.join(parent, name))]
         for name in names:
             if is_ignored(name):
                 continue
             if is_image_name(name):
-                found.images.append(prefix + name)
+                listing.images.append(prefix + name)
             else:
-                count_suffix(found.left_out, name)
-    masks = {mask_beside(name) for name in found.images}
-    found.images = sorted(name for name in found.images if name not in masks)
-    return found
+                count_suffix(listing.left_out, name)
+    masks = {mask_beside(name) for name in listing.images}
+    listing.images = sorted(name for name in listing.images if name not in masks)
+    return listing
 
 
 def folders(folder: str | Path) -> list[str]:
-    """Return the sorted names of the folders in a folder, without those that are none of the user's."""
+    """Return the sorted names of the folders in a folder, without ignored ones."""
     return _entries(folder, lambda entry: entry.is_dir())
 
 
 def loose_images(folder: str | Path) -> list[str]:
-    """Return the sorted names of the images in a folder itself."""
+    """Return the sorted names of the images directly in a folder."""
     return _entries(folder, lambda entry: is_image_name(entry.name) and not entry.is_dir())
 
 
@@ -97,7 +99,7 @@ def _refuse(error: OSError) -> NoReturn:
 
 
 def similar_name(name: str, names: Iterable[str]) -> str | None:
-    """Return the name that differs in the case of letters or in its ending alone, such as ``x.JPG`` from ``x.jpg``."""
+    """Return the name that differs only in case or in its ending, such as ``x.JPG`` for ``x.jpg``, or None."""
     others = {other.lower(): other for other in names if other != name}
     if name.lower() in others:
         return others[name.lower()]

@@ -1,4 +1,4 @@
-"""Batches of images whose order and augmentation depend on seed, epoch and position alone, never on workers."""
+"""Batches of images, whose order and augmentation depend only on seed, epoch and position, not on workers."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from vlprompt.errors import VlpromptError
 
 
 class ImageItems(Dataset[dict[str, Any]]):
-    """Items with their images: ``dataset[i]`` is ``{"image": (3, H, W) float32, "label": int, "index": i}``.
+    """A torch dataset of items: ``self[i]`` is ``{"image": (3, H, W) float32, "label": int, "index": i}``.
 
     Args:
-        splits: the dataset, which knows how to open an item.
-        items: the items to serve, usually one of its splits.
-        transform: from an RGB image to a tensor.
+        splits: the dataset, which opens the items' images.
+        items: usually one of its splits.
+        transform: from an RGB image to a tensor (3, H, W).
     """
 
     def __init__(self, splits: DatasetSplits, items: Sequence[Item], transform: Callable[[Image.Image], torch.Tensor]):
         self.splits, self.items, self.transform = splits, items, transform
-        # Bytes are a quarter of floats to hand over from a worker, and a batch is normalised in one go.
+        # Workers send bytes, a quarter of the size of floats, and a batch is normalised at once.
         decode, self._before, self._after = split_transform(transform)
         from_disk = reads_from_disk(splits)
         self._decode = decode if from_disk else None
@@ -46,18 +46,18 @@ class ImageItems(Dataset[dict[str, Any]]):
         return {**sample, "image": self.finish(sample["image"])}
 
     def load(self, index: int) -> dict[str, Any]:
-        """Return a sample before what can be done to a whole batch."""
+        """Return a sample without the steps of the transform that are applied to whole batches."""
         item = self.items[index]
         image = self.splits.open_image(item, self._decode) if self._decode else self.splits.open_image(item)
         return {"image": self._before(image) if self._before else image, "label": item.label, "index": index}
 
     def finish(self, images: torch.Tensor) -> torch.Tensor:
-        """Do the rest of the transform to an image (3, H, W) or to a batch of them."""
+        """Apply the remaining steps of the transform to an image (3, H, W) or a batch (B, 3, H, W)."""
         return self._after(images) if self._after else images
 
 
 class _Chain:
-    """Two transforms, one after the other; the second may be None."""
+    """Two transforms, one after the other; the second may be None. A class, so that workers can receive it."""
 
     def __init__(self, first: Callable[..., Any], second: Callable[..., Any] | None):
         self.first, self.second = first, second
@@ -68,10 +68,9 @@ class _Chain:
 
 
 def batch_order(size: int, batch_size: int, seed: int, epoch: int, drop_last: bool = True) -> tuple[torch.Tensor, ...]:
-    """Return the shuffled positions of each batch of an epoch, each (B,).
+    """Return the shuffled positions (B,) of each batch of an epoch.
 
-    A short last batch is dropped only if ``drop_last`` and there is a whole one: Dassl's rule, which keeps the single
-    short batch of a dataset smaller than a batch.
+    With ``drop_last``, a short last batch is dropped unless it is the only one, as in Dassl.
     """
     generator = torch.Generator().manual_seed(_mix(seed, epoch))
     order = torch.randperm(size, generator=generator)
@@ -92,13 +91,22 @@ def epoch_batches(
 ) -> Iterator[Batch]:
     """Yield one epoch of shuffled training batches: ``image`` (B, 3, H, W), ``label`` (B,), ``index`` (B,).
 
-    Sample i of epoch e is augmented with random numbers that come from (seed, e, i), so any number of workers gives
-    the same batches, bit for bit.
+    Sample i of epoch e is augmented with random numbers seeded by (seed, e, i), so batches are bit-identical with any
+    number of workers.
 
-    An unreadable image is a VlpromptError that names it.
+    Args:
+        dataset: the items.
+        batch_size: B.
+        seed, epoch: they determine order and augmentation.
+        drop_last: leave out a short last batch, unless it is the only one.
+        workers: processes that decode; 0 decodes in this one.
+        device: of the batches.
+
+    Raises:
+        VlpromptError: an image cannot be read; the message names it.
     """
     order = [each.tolist() for each in batch_order(len(dataset), batch_size, seed, epoch, drop_last)]
-    return _batches(_Drawn(dataset, seed, epoch), order, workers, torch.device(device))
+    return _batches(_Seeded(dataset, seed, epoch), order, workers, torch.device(device))
 
 
 def eval_batches(
@@ -111,19 +119,19 @@ def eval_batches(
     device: torch.device | str = "cpu",
     rows: range | None = None,
 ) -> Iterator[Batch]:
-    """Yield the dataset's batches in order, or those of some of its rows, none left out.
+    """Yield all items in order, or those of ``rows``, in batches with the keys of ``epoch_batches``.
 
-    Keys as in ``epoch_batches``, and random numbers too, should the transform draw any.
+    Arguments are those of ``epoch_batches``; seed and epoch determine only the augmentation, if the transform has any.
     """
     positions = list(range(len(dataset)) if rows is None else rows)
     order = [positions[start : start + batch_size] for start in range(0, len(positions), batch_size)]
-    return _batches(_Drawn(dataset, seed, epoch), order, workers, torch.device(device))
+    return _batches(_Seeded(dataset, seed, epoch), order, workers, torch.device(device))
 
 
-class _Drawn(Dataset[Any]):
-    """A dataset under its own random numbers, which hands errors on as values.
+class _Seeded(Dataset[Any]):
+    """A dataset that seeds the augmentation of each sample, and returns errors as values.
 
-    A DataLoader would bury the sentence of an error raised in a worker under a traceback.
+    If a worker raised an error, the DataLoader would bury its message under a traceback.
     """
 
     def __init__(self, dataset: ImageItems, seed: int, epoch: int):
@@ -139,22 +147,26 @@ class _Drawn(Dataset[Any]):
 
 @dataclass(frozen=True)
 class _Unreadable:
+    """A sample whose image cannot be read."""
+
     sentence: str
 
 
 def _collate(samples: list[Any]) -> tuple[Batch, list[str]]:
+    """A batch, which is empty if a sample is unreadable, and the sentences of those."""
     bad = [sample.sentence for sample in samples if isinstance(sample, _Unreadable)]
     return {} if bad else default_collate(samples), bad
 
 
-def _batches(dataset: _Drawn, order: list[list[int]], workers: int, device: torch.device) -> Iterator[Batch]:
+def _batches(dataset: _Seeded, order: list[list[int]], workers: int, device: torch.device) -> Iterator[Batch]:
+    """Yield the batches of these positions on a device."""
     loader = DataLoader(
         dataset,
         batch_sampler=order,
         num_workers=workers,
         collate_fn=_collate,
         pin_memory=device.type == "cuda",
-        generator=torch.Generator(),  # its own, so that starting an epoch takes nothing from the global stream
+        generator=torch.Generator(),  # its own, so that starting an epoch does not advance torch's global generator
     )
     images = dataset.dataset
     for batch, bad in loader:
@@ -165,16 +177,16 @@ def _batches(dataset: _Drawn, order: list[list[int]], workers: int, device: torc
 
 
 def _mix(*numbers: int) -> int:
-    """Return 63 well-mixed bits of some integers."""
+    """Hash some integers to 63 bits."""
     digest = hashlib.blake2b(repr(numbers).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
 
 
 @contextmanager
 def _random_numbers(seed: int) -> Iterator[None]:
-    """Seed what torchvision's and most other transforms draw from, torch on the CPU and python, and restore it after.
+    """Seed the generators that transforms use, torch's on the CPU and Python's, and restore them afterwards.
 
-    Not ``torch.random.fork_rng`` and ``torch.manual_seed``, which reach for every device each time.
+    ``torch.random.fork_rng`` and ``torch.manual_seed`` would access every device each time.
     """
     states = torch.default_generator.get_state(), random.getstate()
     torch.default_generator.manual_seed(seed)

@@ -1,7 +1,7 @@
-"""Regions of images: a mask beside each image, and transforms that move both alike.
+"""Regions of images: a mask for each image, and transforms that crop and mirror both in the same way.
 
-A mask is an image of the same size: what is not black belongs to the region. It is the image's ``mask`` (a column of a
-table), or a file called ``<name>_mask.png`` beside the image.
+A mask is an image of the same size, in which pixels that are not black belong to the region. It is the item's ``mask``
+(a column of a table), or the file ``<name>_mask.png`` beside the image.
 """
 
 from __future__ import annotations
@@ -31,41 +31,41 @@ from vlprompt.data.transforms import (
 )
 from vlprompt.errors import VlpromptError
 
-CROPS = ("crop", "crop_blank")  # ways to show a region that cut it out, see ``vlprompt.data.regions``
-DRAWS = 10  # of a random crop that shows nothing of the region, before the middle is taken
+CROPS = ("crop", "crop_blank")  # settings of region= that cut it out, see ``vlprompt.data.regions``
+DRAWS = 10  # attempts at a random crop that shows some of the region, before the centre crop is used
 
 
 def to_region(image: Image.Image) -> Image.Image:
-    """A mask as bytes, 255 in the region and 0 outside: what is not black, or not a palette's first colour."""
+    """Return a mask as bytes: 255 in the region, 0 outside, where pixels are black or a palette's first colour."""
     pixels = np.asarray(image)
     if image.mode in ("LA", "RGBA", "PA", "La", "RGBa"):
-        pixels = pixels[..., :-1]  # the last says how opaque a pixel is
+        pixels = pixels[..., :-1]  # without alpha
     inside = pixels != 0
     return Image.fromarray(np.uint8(255) * (inside.any(axis=2) if inside.ndim == 3 else inside).astype(np.uint8))
 
 
 def open_mask(splits: DatasetSplits, item: Item) -> Image.Image:
-    """Open the mask of an item's image, as ``to_region`` gives it.
+    """Open the mask of an item's image, as ``to_region`` returns it.
 
     Raises:
-        VlpromptError: it has none, or it cannot be read.
+        VlpromptError: it has none, or the mask cannot be read.
     """
-    place = mask_of(splits, item)
-    if not place:
+    path = mask_of(splits, item)
+    if not path:
         raise VlpromptError(
             f"{item.path} of {splits.name} has no region mask: put {mask_beside(os.path.basename(item.path))} beside "
             "it, or give a table a column mask"
         )
-    masked = replace(item, path=place)
+    mask_item = replace(item, path=path)
     whole = splits if splits.open_whole is None else replace(splits, open_image=splits.open_whole)
     region: Image.Image = (
-        whole.open_image(masked, to_region) if reads_from_disk(whole) else to_region(whole.open_image(masked))
+        whole.open_image(mask_item, to_region) if reads_from_disk(whole) else to_region(whole.open_image(mask_item))
     )
     return region.crop(box_of(region)) if splits.region in CROPS else region
 
 
 def box_of(mask: Image.Image) -> tuple[int, int, int, int]:
-    """The square around a region, as far as it is in the image: left, upper, right, lower; all if there is no region.
+    """Return the square around a region, within the image: left, upper, right, lower; the whole image if it is empty.
 
     >>> mask = Image.new("L", (40, 20))
     >>> mask.paste(255, (10, 4, 22, 8))
@@ -81,7 +81,7 @@ def box_of(mask: Image.Image) -> tuple[int, int, int, int]:
 
 
 def check_kind(kind: str | None) -> None:
-    """Raise ``VlpromptError`` for a kind of ``train_transform`` whose operations cannot be applied to a mask."""
+    """Raise a ``VlpromptError`` for a kind of ``train_transform`` whose operations cannot be applied to a mask."""
     if kind not in (None, "center", *CROP_SCALES):
         raise VlpromptError(
             f"transform={kind} has operations that cannot be applied to a mask: use rrc, rrc_half or center"
@@ -89,7 +89,7 @@ def check_kind(kind: str | None) -> None:
 
 
 def check_pair(image: Image.Image, mask: Image.Image) -> None:
-    """Raise a ``VlpromptError`` if a mask (from ``to_region``) has another size than its image, or no region."""
+    """Raise a ``VlpromptError`` if a mask (from ``to_region``) has another size than its image, or is empty."""
     if image.size != mask.size:
         raise VlpromptError(
             f"its mask is of {mask.width} x {mask.height} pixels, and the image of {image.width} x {image.height}"
@@ -102,7 +102,7 @@ def open_pair(splits: DatasetSplits, item: Item) -> tuple[Image.Image, Image.Ima
     """Open an item's image and the mask of its region.
 
     Raises:
-        VlpromptError: one cannot be read, or they do not go together.
+        VlpromptError: one cannot be read, or the mask does not fit the image.
     """
     image, mask = splits.open_image(item), open_mask(splits, item)
     try:
@@ -113,28 +113,28 @@ def open_pair(splits: DatasetSplits, item: Item) -> tuple[Image.Image, Image.Ima
 
 
 def open_mask_beside(path: str | os.PathLike[str]) -> Image.Image:
-    """Open ``<name>_mask.png`` beside an image file, as ``to_region`` gives it.
+    """Open ``<name>_mask.png`` beside an image file, as ``to_region`` returns it.
 
     Raises:
-        VlpromptError: it is not there, or cannot be read.
+        VlpromptError: there is none, or it cannot be read.
     """
-    place = mask_beside(os.fspath(path))
-    if not os.path.exists(place):
-        raise VlpromptError(f"{os.fspath(path)} has no region mask: {place} does not exist")
-    region: Image.Image = open_rgb(place, to_region)
+    mask_path = mask_beside(os.fspath(path))
+    if not os.path.exists(mask_path):
+        raise VlpromptError(f"{os.fspath(path)} has no region mask: {mask_path} does not exist")
+    region: Image.Image = open_rgb(mask_path, to_region)
     return region
 
 
 class RegionTransform:
-    """A transform of images that a region's mask goes through too, so that the two lie on each other.
+    """Transforms an image and its mask in the same way, so that they stay aligned.
 
-    An image's pixels are those that it has without a mask, where the same numbers are drawn. A random crop that shows
-    nothing of the region is drawn again, ten times at most.
+    With the same random numbers, the image is the same as without a mask. A random crop that shows nothing of the
+    region is drawn again, at most ten times.
 
     Args:
         clip: the frozen model.
         kind: of ``train_transform``; None is the evaluation crop.
-        mirror: whether half of the training images are flipped.
+        mirror: whether half of the training images are mirrored.
 
     Raises:
         VlpromptError: the kind has operations that cannot be applied to a mask.
@@ -151,10 +151,10 @@ class RegionTransform:
         self.flip = v2.RandomHorizontalFlip() if kind and mirror else None
 
     def __call__(self, image: Image.Image, mask: Image.Image) -> tuple[torch.Tensor, torch.Tensor]:
-        """The image as bytes (3, S, S), and 1 in the region, 0 outside: (1, S, S) float32.
+        """Return the image as bytes (3, S, S), and the mask (1, S, S) in float32: 1 in the region, 0 outside.
 
         Raises:
-            VlpromptError: they are not of one size, or nothing is in the region.
+            VlpromptError: their sizes differ, or the region is empty.
         """
         check_pair(image, mask)
         pixels, region = self._cropped(image, mask)
@@ -174,12 +174,12 @@ class RegionTransform:
 
 
 class RegionItems(ImageItems):
-    """Items with their images and masks: beside ``image``, ``mask`` (1, H, W) is 1 in the region and 0 outside.
+    """Items with their masks: samples also have ``mask`` (1, H, W) in float32, 1 in the region and 0 outside.
 
     Args:
-        splits: the dataset, which knows how to open an image and its mask.
-        items: the items to serve.
-        transform: of both.
+        splits: the dataset, which opens images and masks.
+        items: usually one of its splits.
+        transform: of images and masks.
     """
 
     def __init__(self, splits: DatasetSplits, items: Sequence[Item], transform: RegionTransform):
@@ -187,7 +187,7 @@ class RegionItems(ImageItems):
         self.region = transform
 
     def load(self, index: int) -> dict[str, Any]:
-        """Return a sample before what can be done to a whole batch."""
+        """Return a sample without the steps of the transform that are applied to whole batches."""
         item = self.items[index]
         pixels, region = self.region(*open_pair(self.splits, item))
         return {"image": pixels, "mask": region, "label": item.label, "index": index}

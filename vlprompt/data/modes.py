@@ -1,4 +1,4 @@
-"""From any of Pillow's modes to RGB: upright, over white, and as bright as it was meant."""
+"""From any of Pillow's modes to RGB: upright, with transparency over white, and with the right brightness."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from PIL import ExifTags, Image
 
 from vlprompt.errors import VlpromptError
 
-MAX_PIXELS = 120_000_000  # 360 MB as RGB; the largest cameras of telephones but one write 108 million
-MAX_SIDE = 65_535  # a JPEG's own bound: resizing a longer line of pixels to a square takes gigabytes
-DEPTHS = (*range(8, 31, 2), 31)  # bits that sensors and files give whole numbers
-DARK = 64  # the brightest of 16-bit colours, cut to bytes, below which they are taken for fewer bits
+MAX_PIXELS = 120_000_000  # 360 MB as RGB; phones with a 108-megapixel camera stay below
+MAX_SIDE = 65_535  # the limit of JPEG; resizing a longer line of pixels to a square takes gigabytes
+DEPTHS = (*range(8, 31, 2), 31)  # bits that sensors and files use for integers
+DARK = 64  # 16-bit colours whose brightest upper byte is below this probably have fewer than 16 bits
 ROUND_OFF = 1e-3
-DRAWN = ("EPS", "WMF")  # formats that start an interpreter when their pixels are asked for
+DRAWN = ("EPS", "WMF")  # formats whose decoding starts an interpreter
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -27,20 +27,20 @@ _TURNS = {
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Return the image as RGB, upright, and as a viewer shows it.
+    """Return the image as RGB, upright, as a viewer shows it.
 
-    EXIF orientation is applied where the EXIF can be read, and transparency (alpha, palette or colour key) is laid over
-    white. Whole numbers of more than 8 bits are scaled by the fewest bits (8, 10, 12, … 31) that hold the largest,
-    floating-point numbers from 0 to 1 or 0 to 255. CMYK and the rest are converted by Pillow.
+    EXIF orientation is applied if the EXIF can be read, and transparency (alpha, palette or colour key) becomes white.
+    Integers of more than 8 bits are scaled by the smallest depth (8, 10, 12, … 31 bits) that holds the largest value,
+    floats from the range 0 to 1 or 0 to 255. Pillow converts CMYK and other modes.
 
     Raises:
-        VlpromptError: it has too many pixels, or numbers whose range is not known; the sentence does not name it.
+        VlpromptError: it has too many pixels, or values in an unknown range; the message does not name the image.
     """
     check_size(image)
     if getattr(image, "format", None) in DRAWN:
         raise VlpromptError(f"it is a drawing ({image.format}), not pixels: save it as PNG")
     deep = any(";16" in str(tile) for tile in getattr(image, "tile", None) or ())
-    image.load()  # some formats carry EXIF behind the pixels
+    image.load()  # some formats have the EXIF after the pixels
     turn = _TURNS.get(orientation(image))
     if turn is not None:
         image = image.transpose(turn)
@@ -59,26 +59,26 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def check_size(image: Image.Image) -> None:
-    """Refuse an image of more pixels, or a longer side, than are read; nothing is decoded for it."""
+    """Raise a ``VlpromptError`` for an image with too many pixels or too long a side, before it is decoded."""
     width, height = image.size
     if width * height > MAX_PIXELS or max(width, height) > MAX_SIDE:
         raise VlpromptError(
-            f"it has {width:,} x {height:,} = {width * height:,} pixels, and {MAX_PIXELS:,} with no side beyond "
+            f"it has {width:,} x {height:,} = {width * height:,} pixels; at most {MAX_PIXELS:,} with no side beyond "
             f"{MAX_SIDE:,} are read"
         )
 
 
 def orientation(image: Image.Image) -> int:
-    """Return EXIF's orientation, 1 (upright) where there is none or the EXIF is damaged."""
+    """Return the EXIF orientation, or 1 (upright) if there is none or the EXIF is damaged."""
     try:
         value = image.getexif().get(ExifTags.Base.Orientation, 1)
-    except Exception:  # Pillow raises whatever the bytes lead it to; the pixels are fine
+    except Exception:  # damaged EXIF makes Pillow raise anything; the pixels may be fine
         return 1
     return value if isinstance(value, int) and value in _TURNS else 1
 
 
 def _bytes_of_integers(values: np.ndarray) -> np.ndarray:
-    """Scale (H, W) whole numbers to bytes; Pillow's own conversion would clip what is above 255 to white."""
+    """Scale integers (H, W) to bytes; Pillow's own conversion would clip values above 255 to white."""
     least, most = int(values.min(initial=0)), int(values.max(initial=0))
     if least < 0:
         raise VlpromptError(
@@ -90,7 +90,7 @@ def _bytes_of_integers(values: np.ndarray) -> np.ndarray:
 
 
 def _bytes_of_floats(values: np.ndarray) -> np.ndarray:
-    """Scale (H, W) floating-point numbers to bytes, where they go from 0 to 1 or from 0 to 255."""
+    """Scale floats (H, W) in the range 0 to 1 or 0 to 255 to bytes."""
     least, most = float(values.min(initial=0)), float(values.max(initial=0))
     if least >= -ROUND_OFF and most <= 1 + ROUND_OFF:
         scaled: np.ndarray = values.clip(0, 1) * 255
@@ -105,7 +105,7 @@ def _bytes_of_floats(values: np.ndarray) -> np.ndarray:
 
 
 def _check_brightness(image: Image.Image) -> None:
-    """Refuse colours of 16 bits that hold fewer: Pillow keeps the upper byte alone, so what they show is gone."""
+    """Raise a ``VlpromptError`` if 16-bit colours use fewer bits: Pillow keeps only the upper byte, nearly black."""
     bands = [band for band in image.getbands() if band not in "Aa"]
     most = max(cast("tuple[int, int]", image.getchannel(band).getextrema())[1] for band in bands)  # a pair for one band
     if 0 < most < DARK:

@@ -1,4 +1,4 @@
-"""Class names that make poor prompts: numbers, ids, and words run together."""
+"""Hints about class names that make poor prompts: numbers, ids, and words run together."""
 
 from __future__ import annotations
 

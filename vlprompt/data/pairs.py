@@ -1,4 +1,4 @@
-"""Datasets that are already in memory: (image, label) pairs, or a Hugging Face ``datasets`` object."""
+"""``DatasetSplits`` from (image, label) pairs, torch datasets, or Hugging Face ``datasets`` objects."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from vlprompt.data.images import as_rgb
-from vlprompt.data.in_hand import (
+from vlprompt.data.other_libraries import (
     HubRows,
     as_torch,
     class_names_of,
@@ -39,14 +39,17 @@ def splits_from_pairs(
     """Make a dataset of (image, label) pairs.
 
     An image is a ``PIL.Image``, a path, or an array or tensor (see ``as_rgb``). Sequences such as a torchvision dataset
-    are asked for an image when it is needed; without test pairs, 50/20/30 of each class are train, val and test.
+    are indexed when an image is needed. Without test pairs, each class is divided into 50% train, 20% val and 30% test.
 
     Args:
-        train, val, test: sequences of (image, label) or of (image, label, domain), or iterables of them.
+        train, val, test: sequences or iterables of (image, label) or (image, label, domain).
         class_names: by label.
-        name: of the dataset, in results. Feature banks are found again by it, so a name must always mean the same
-            images; without one, a new name is made up each time.
+        name: of the dataset, in results and feature banks, so a name must always mean the same images; None makes up
+            a new one each time.
         facts: other fields of ``DatasetSplits``, such as ``templates``.
+
+    Raises:
+        VlpromptError: a label is not an integer below the number of classes, or there are val but no test pairs.
 
     >>> from PIL import Image
     >>> pairs = [(Image.new("RGB", (8, 8)), i % 2) for i in range(20)]
@@ -54,7 +57,7 @@ def splits_from_pairs(
     10
     """
     name, names = name or f"pairs-{uuid.uuid4().hex[:8]}", tuple(class_names)
-    sources = {part: _source(given) for part, given in zip(PARTS, (train, val, test), strict=True)}
+    sources = {part: _source(pairs) for part, pairs in zip(PARTS, (train, val, test), strict=True)}
     parts: dict[str, list[Item]] = {part: _items(source, names, part) for part, source in sources.items()}
     if not parts["test"]:
         if parts["val"]:
@@ -72,9 +75,15 @@ def splits_from_hf(
 ) -> DatasetSplits:
     """Make a dataset of a Hugging Face ``Dataset``, or of a ``DatasetDict`` with train, validation and test.
 
-    The image and label columns are found by name or kind; class names come from the label's ``ClassLabel``, or are the
-    labels themselves where these are texts, unless given. Nothing is downloaded and no code of the dataset is run here:
-    load it first.
+    The image and label columns are found by name or type. Nothing is downloaded, and no code of the dataset is run.
+
+    Args:
+        dataset: loaded before.
+        class_names: by label; by default those of the ``ClassLabel``, or the labels themselves if they are texts.
+        name, facts: as in ``splits_from_pairs``.
+
+    Raises:
+        VlpromptError: a column, a split called train or the class names are missing.
     """
     parts = hub_parts(dataset)
     if "train" not in parts:
@@ -87,6 +96,7 @@ def splits_from_hf(
 
 
 def _check_labelled(parts: Mapping[str, HubRows]) -> None:
+    """Raise a ``VlpromptError`` if a part has no label column."""
     for part, rows in parts.items():
         if rows.targets is None:
             columns = ", ".join(rows.rows.features)
@@ -94,29 +104,33 @@ def _check_labelled(parts: Mapping[str, HubRows]) -> None:
 
 
 def samples(images: Iterable[Any]) -> Iterable[Any]:
-    """Return what iterates over images, or over the samples of a dataset of torch or Hugging Face."""
+    """Return an iterable of images, or of the samples of a torch or Hugging Face dataset.
+
+    Raises:
+        VlpromptError: a single path or a ``DataLoader`` was given.
+    """
     if isinstance(images, (str, os.PathLike)):
         raise VlpromptError(f"several images are expected, and one path was given: write [{str(images)!r}]")
     if isinstance(images, DataLoader) or (is_of_hub(images) and hasattr(images, "__len__")):
-        images = as_torch(images)  # or say that a loader gives batches
+        images = as_torch(images)  # raises for a DataLoader
     if isinstance(images, Dataset) and not isinstance(images, IterableDataset):
-        several: Any = images
-        return (several[position] for position in range(len(several)))  # which need not know its own end
+        dataset: Any = images
+        return (dataset[position] for position in range(len(dataset)))  # not every Dataset raises IndexError at its end
     return images
 
 
 def as_splits(dataset: Any, part: Literal["train", "test"] = "train", class_names: Sequence[str] = ()) -> DatasetSplits:
-    """Return a dataset in hand as splits; splits are returned as they are.
+    """Return a dataset object as ``DatasetSplits``; splits are returned unchanged.
 
     Args:
         dataset: a torch ``Dataset`` of (image, label) pairs, a ``Subset`` or ``ConcatDataset`` of such, or Hugging
-            Face's ``Dataset`` or ``DatasetDict``; its images are as they are: transforms of ours follow.
-        part: ``train`` takes the parts that the dataset has, or divides it as ``splits_from_pairs`` does; ``test``
-            takes all pairs to test on, of a dataset with parts those of its test part, or else of validation.
-        class_names: by label, where the dataset has none.
+            Face's ``Dataset`` or ``DatasetDict``. Images must not be normalised: the model's own transform follows.
+        part: ``train`` uses the splits that the dataset has, or divides it as ``splits_from_pairs`` does; ``test``
+            tests on all pairs, or on the test split (else validation) of a ``DatasetDict``.
+        class_names: by label, if the dataset has none.
 
     Raises:
-        VlpromptError: it has no classes, or is of a kind that cannot be come back to.
+        VlpromptError: it has no class names, or its samples cannot be indexed.
     """
     if isinstance(dataset, DatasetSplits):
         return dataset
@@ -134,30 +148,32 @@ def as_splits(dataset: Any, part: Literal["train", "test"] = "train", class_name
         _check_labelled({part: dataset})
     names = class_names_of(dataset) or class_names
     if not names:
-        raise VlpromptError("the dataset has no classes: give splits_from_pairs(dataset, class_names) in its place")
+        raise VlpromptError("the dataset has no classes: give splits_from_pairs(dataset, class_names) instead")
     return splits_from_pairs(dataset if part == "train" else (), names, test=dataset if part == "test" else ())
 
 
 def labels_of(source: Any) -> Sequence[Any]:
-    """Return the labels of a sequence of (image, label) pairs, from its ``targets`` where it has them."""
+    """Return the labels (N,) of a sequence of (image, label) pairs, without opening images if it stores them apart."""
     labels = known_labels(source)
     labels = [image_and_rest(source[i])[1] for i in range(len(source))] if labels is None else labels
     return [plain_label(label) for label in labels]
 
 
-def _source(given: Any) -> Any:
-    """What a part's samples are asked of: a sequence, or an iterable's list."""
-    if is_of_hub(given):
-        given = as_torch(given)
-    return list(given) if isinstance(given, IterableDataset) or not hasattr(given, "__getitem__") else given
+def _source(pairs: Any) -> Any:
+    """Return pairs as a sequence, which is indexed when an image is needed."""
+    if is_of_hub(pairs):
+        pairs = as_torch(pairs)
+    return list(pairs) if isinstance(pairs, IterableDataset) or not hasattr(pairs, "__getitem__") else pairs
 
 
 def _open_pair(sources: Mapping[str, Any], item: Item) -> Image.Image:
+    """Open the image of an item, whose path is ``PART/POSITION``."""
     part, _, position = item.path.partition("/")
     return as_rgb(image_and_rest(sources[part][int(position)])[0], item.path)
 
 
 def _items(source: Any, names: Sequence[str], part: str) -> list[Item]:
+    """The items of a sequence of pairs, in order."""
     labels = known_labels(source)
     items = []
     for position in range(len(source)):
@@ -174,6 +190,7 @@ def _items(source: Any, names: Sequence[str], part: str) -> list[Item]:
 
 
 def _split(items: Sequence[Item], classes: int) -> dict[str, list[Item]]:
+    """Divide the items of each class into train, val and test."""
     parts: dict[str, list[Item]] = {part: [] for part in PARTS}
     for label in range(classes):
         by_path = {item.path: item for item in items if item.label == label}

@@ -1,4 +1,4 @@
-"""Images that are not files by themselves: at an address that fsspec knows (s3://, gs://, hf://), or in tar shards."""
+"""Images that are not local files: at URLs that fsspec can open (s3://, gs://, hf://), or in tar shards."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from vlprompt.data.formats import is_image_name
 from vlprompt.data.listing import is_ignored
 from vlprompt.errors import VlpromptError, first_line
 
-URL = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)  # and no drive of Windows
+URL = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)  # two letters or more, unlike a Windows drive
 SHARDS = (".tar", ".tar.gz", ".tgz")
 MAX_MEMBER = 2**30  # bytes of an image in a shard
 
 
 @dataclass(frozen=True)
 class Stored:
-    """An image's bytes, and what errors and predictions call it.
+    """The bytes of an image file, with a name for errors and predictions.
 
     Attributes:
-        name: of the shard and of the image in it.
-        content: the bytes of its file.
-        problem: why there are none.
+        name: ``SHARD/IMAGE``, or a URL.
+        content: the bytes.
+        problem: why they cannot be read; empty if they can.
     """
 
     name: str
@@ -40,40 +40,40 @@ class Stored:
         return self.name
 
     def open(self) -> BinaryIO:
-        """Return the bytes as a file, or raise a ``VlpromptError``."""
+        """Return the bytes as a file object, or raise a ``VlpromptError`` if there are none."""
         if self.problem:
             raise VlpromptError(self.problem)
         return BytesIO(self.content)
 
 
 def is_url(place: object) -> bool:
-    """Tell an address such as ``s3://bucket/cat.jpg`` from a path."""
+    """Whether this is a URL such as ``s3://bucket/cat.jpg``, not a path."""
     return isinstance(place, str) and URL.match(place) is not None
 
 
 def is_shard(place: str) -> bool:
-    """Tell by its ending whether a path or address is one of a tar shard."""
+    """Whether a path or URL is that of a tar shard, by its ending."""
     return place.lower().endswith(SHARDS)
 
 
 def open_url(url: str) -> IO[bytes]:
-    """Open what is at an address.
+    """Open the file at a URL.
 
     Raises:
-        VlpromptError: nothing is there, or the package that knows such addresses is missing.
+        VlpromptError: there is none, it cannot be read, or the package for such URLs is not installed.
     """
     system, path = _system_of(url)
     try:
         opened: IO[bytes] = system.open(path, "rb")
     except FileNotFoundError:
         raise VlpromptError(f"there is nothing at {url}") from None
-    except Exception as error:  # each system raises kinds of its own
+    except Exception as error:  # each file system has its own exceptions
         raise VlpromptError(f"cannot read {url} ({first_line(error)})") from error
     return opened
 
 
 def read_url(url: str) -> bytes:
-    """Return the bytes at an address; errors as ``open_url``."""
+    """Return the bytes at a URL; raises as ``open_url``."""
     with open_url(url) as file:
         try:
             return file.read()
@@ -82,12 +82,13 @@ def read_url(url: str) -> bytes:
 
 
 def list_urls(url: str) -> list[str]:
-    """Return the addresses that one stands for: itself, what matches a pattern, or the images below a folder.
+    """Return the images or tar shards at a URL, sorted.
 
-    A folder without images stands for the tar shards below it. All but the first are sorted.
+    The URL may be that of an image or a shard, a pattern, or a folder, of which all images below are listed, or all
+    shards if there are no images.
 
     Raises:
-        VlpromptError: the system cannot be asked.
+        VlpromptError: the URL cannot be listed.
     """
     if (is_image_name(url) or is_shard(url)) and not glob.has_magic(url):
         return [url]
@@ -100,13 +101,13 @@ def list_urls(url: str) -> list[str]:
 
 
 def images_or_shards(names: list[str]) -> list[str]:
-    """Return the images among names of files, or where there are none the tar shards; not what systems leave there."""
-    own = [name for name in names if not is_ignored(posixpath.basename(name))]
-    return [name for name in own if is_image_name(name)] or [name for name in own if is_shard(name)]
+    """Return the images among file names, or the tar shards if there are none; ignored files are left out."""
+    kept = [name for name in names if not is_ignored(posixpath.basename(name))]
+    return [name for name in kept if is_image_name(name)] or [name for name in kept if is_shard(name)]
 
 
 def _system_of(url: str) -> tuple[Any, str]:
-    """The file system that knows an address, and the path in it."""
+    """The fsspec file system of a URL, and the path in it."""
     from fsspec.core import url_to_fs
 
     try:
@@ -119,9 +120,9 @@ def _system_of(url: str) -> tuple[Any, str]:
 
 
 def unpacked(places: Iterable[str]) -> Iterator[str | Stored]:
-    """Yield the images at paths and addresses: those in a tar shard one by one, others as they are.
+    """Yield paths and URLs of images unchanged, and the images in tar shards one by one.
 
-    A shard that cannot be read to its end, or a member that is too large, is an image that cannot be read.
+    If a shard cannot be read to its end, or an image in it is too large, a ``Stored`` with a ``problem`` is yielded.
     """
     for place in places:
         if is_shard(place):
@@ -131,7 +132,7 @@ def unpacked(places: Iterable[str]) -> Iterator[str | Stored]:
 
 
 def _members(shard: str) -> Iterator[Stored]:
-    """Images of a shard as they come in it; nothing is unpacked to disk."""
+    """Yield the images of a shard in their order; nothing is extracted to disk."""
     try:
         with _opened(shard) as file, tarfile.open(fileobj=file, mode="r|*") as tar:
             for member in tar:
@@ -139,19 +140,22 @@ def _members(shard: str) -> Iterator[Stored]:
                 if not member.isreg() or not is_image_name(member.name):
                     continue
                 if member.size > MAX_MEMBER:
-                    yield Stored(name, problem=f"the image {name} has {member.size:,} bytes; {MAX_MEMBER:,} are read")
+                    problem = f"the image {name} has {member.size:,} bytes; at most {MAX_MEMBER:,} are read"
+                    yield Stored(name, problem=problem)
                     continue
                 content = tar.extractfile(member)
-                assert content is not None  # of a file
+                assert content is not None  # since it is a file
                 yield Stored(name, content.read())
     except FileNotFoundError:
         yield Stored(shard, problem=f"the shard {shard} does not exist")
-    except Exception as error:  # tarfile and those who unpack raise whatever they meet
-        ours = isinstance(error, VlpromptError)
-        yield Stored(shard, problem=str(error) if ours else f"cannot read the shard {shard} ({first_line(error)})")
+    except VlpromptError as error:
+        yield Stored(shard, problem=str(error))
+    except Exception as error:  # damaged archives make tarfile and the decompressors raise anything
+        yield Stored(shard, problem=f"cannot read the shard {shard} ({first_line(error)})")
 
 
 def _opened(place: str) -> IO[bytes]:
+    """Open a shard at a path or URL."""
     if is_url(place):
         return open_url(place)
     refuse_stream(place)

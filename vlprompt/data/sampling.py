@@ -69,10 +69,19 @@ def few_shot_indices(
 
 
 def few_shot_split(splits: DatasetSplits, shots: Shots, seed: int, *, allow_fewer: bool = False) -> DatasetSplits:
-    """Return ``splits`` with ``shots`` train images and up to 4 val images per class; the test part is unchanged.
+    """Return ``splits`` with ``shots`` train images and up to 4 val images per class; test images stay the same.
 
-    Both draws come from one generator, train first, and cover all classes: select base or new classes afterwards.
-    Uneven classes, which ``shots="all"`` or ``allow_fewer`` can lead to, cause a warning.
+    Both draws use one generator, train first, and cover all classes: select base or new classes afterwards. It warns of
+    uneven classes, which ``shots="all"`` and ``allow_fewer`` allow.
+
+    Args:
+        splits: the whole dataset.
+        shots: images per class; ``"all"`` or None keeps all.
+        seed: of the draws.
+        allow_fewer: use all images of a class that has fewer than ``shots``.
+
+    Raises:
+        VlpromptError: there are no train images, or fewer than ``shots`` of a class; or a half was selected before.
     """
     if splits.half != "all":
         raise VlpromptError(f"draw the few-shot subset of {splits.name} before selecting its {splits.half} half")
@@ -118,16 +127,16 @@ def hold_out(labels: Sequence[Any], seed: int) -> list[int]:
     by_label: dict[Any, list[int]] = {}
     for position, label in enumerate(labels):
         by_label.setdefault(label, []).append(position)
-    rng, held = random.Random(seed), []
+    rng, held_out = random.Random(seed), []
     for positions in by_label.values():
-        held += rng.sample(positions, min(VAL_SHOTS, max(1, len(positions) // 5)) if len(positions) > 1 else 0)
-    return sorted(held)
+        held_out += rng.sample(positions, min(VAL_SHOTS, max(1, len(positions) // 5)) if len(positions) > 1 else 0)
+    return sorted(held_out)
 
 
 def write_subset(splits: DatasetSplits, path: str | Path) -> None:
     """Write the train and val items as JSON: ``dataset``, and lists ``train`` and ``val`` of [path, label, class name].
 
-    Paths are relative to the image folder, so the file can be used on any machine.
+    Paths are relative to the image folder, so the file is valid on any machine.
     """
     parts = {part: [[i.path, i.label, i.class_name] for i in getattr(splits, part)] for part in ("train", "val")}
     with atomic_write(path) as temporary:

@@ -1,8 +1,8 @@
-"""Features of a size that memory need not hold: one file that is made in shards, each with its checksum, and mapped.
+"""Feature banks that may be larger than memory: one file, written shard by shard and memory-mapped.
 
-The file is plain safetensors with one tensor, ``features`` (V, N, D). Beside it a record holds the SHA-256 of every
-shard that was written. A shard that the record does not list, or whose numbers are others, is made (again): so work
-that was stopped goes on at the first missing shard. Opening maps the file; its pages are read as they are asked for.
+The file is plain safetensors with one tensor, ``features`` (V, N, D). A record beside it lists the SHA-256 of each
+shard that was written. A shard that is not listed, or whose checksum differs, is computed (again), so interrupted work
+continues with the missing shards.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ from vlprompt.errors import VlpromptError, warn
 FORMAT = "vlprompt-shards/1"
 SUFFIX = ".shards.safetensors"
 BLOCK = 1 << 20  # bytes that are hashed at a time
-# A private mapping is counted against the memory that there is as if all of it were written to, unless one says no.
+# Without this flag, Linux reserves memory for all of a private mapping, as if all of it could be written to.
 NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" else 0)
 
-_intact: dict[Path, tuple[int, ...]] = {}  # complete files that this process has compared with their checksums
+_intact: dict[Path, tuple[int, ...]] = {}  # complete files whose checksums this process has verified
 
 
 @dataclass(frozen=True)
 class Shard:
-    """Rows ``start`` to ``stop`` of a view: the images that are encoded together."""
+    """Rows ``start`` to ``stop`` (exclusive) of one view."""
 
     number: int
     view: int
@@ -53,16 +53,16 @@ class ShardedFile:
     """Features (V, N, D) float32 on disk.
 
     Args:
-        path: of the file, which need not be there.
-        key: of what the features depend on.
+        path: of the file, which need not exist yet.
+        key: hash of everything that the features depend on.
         shape: V and N.
-        rows: images of a shard; where some are there already they say themselves.
+        rows: images per shard; an existing record overrides it.
     """
 
     def __init__(self, path: Path, key: str, shape: tuple[int, int], rows: int):
         self.path, self.key, self.shape, self.rows = path, key, shape, rows
-        self.width = 0  # D, which the first shard tells
-        self.sums: dict[int, str] = {}  # SHA-256 by number
+        self.width = 0  # D, known from the first shard on
+        self.sums: dict[int, str] = {}  # SHA-256 of each shard, by number
         self._read_record()
 
     @property
@@ -79,21 +79,24 @@ class ShardedFile:
 
     @property
     def is_whole(self) -> bool:
-        """Whether all shards were written."""
+        """Whether all shards are written."""
         return len(self.sums) == len(self.shards) and self.path.exists()
 
-    def completed(self, encode: Encode) -> Tensor:
-        """Return the features, mapped, after ``encode`` has made the shards that are missing or damaged.
+    def complete(self, encode: Encode) -> Tensor:
+        """Compute the shards that are missing or damaged, and return all features (V, N, D), memory-mapped.
 
-        Of several processes that ask for them at once one encodes, and the others wait for it.
+        If several processes call this at once, one encodes and the others wait.
+
+        Args:
+            encode: from shards to their features.
 
         Raises:
-            VlpromptError: by ``encode``, after which the shards that were made until then are kept; or the file cannot
-                be written.
+            VlpromptError: raised by ``encode``, in which case the shards made before are kept; or the file cannot be
+                written.
         """
         if not self.is_whole or self._damaged():
             with locked(self.path.parent / f".{self.path.stem}.lock"):
-                self._read_record()  # another process may have been at it meanwhile
+                self._read_record()  # another process may have written shards meanwhile
                 remove_leftovers(self.path.parent, self.record.name)
                 self._forget(self._damaged())
                 missing = [shard for shard in self.shards if shard.number not in self.sums]
@@ -104,22 +107,23 @@ class ShardedFile:
         return self._mapped()
 
     def _read_record(self) -> None:
-        """Take over what the record says; one that is damaged or of other features says nothing."""
+        """Read which shards are written; a record that is damaged or of other features is ignored."""
         self.sums = {}
         with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
-            found = unseal(json.loads(self.record.read_text(encoding="utf-8")), self.record, required=True)
-            if (found["format"], found["key"], found["shape"]) == (FORMAT, self.key, list(self.shape)):
-                self.rows, self.width = int(found["rows"]), int(found["width"])
-                self.sums = {int(number): sha256 for number, sha256 in found["sums"].items()}
+            record = unseal(json.loads(self.record.read_text(encoding="utf-8")), self.record, required=True)
+            if (record["format"], record["key"], record["shape"]) == (FORMAT, self.key, list(self.shape)):
+                self.rows, self.width = int(record["rows"]), int(record["width"])
+                self.sums = {int(number): sha256 for number, sha256 in record["sums"].items()}
 
     def _write_record(self) -> None:
+        """Write which shards are written, with their checksums."""
         facts = {"format": FORMAT, "key": self.key, "shape": list(self.shape), "rows": self.rows, "width": self.width}
         text = json.dumps(seal(facts | {"sums": {str(number): self.sums[number] for number in sorted(self.sums)}}))
         with atomic_write(self.record) as temporary:
             temporary.write_text(text + "\n", encoding="utf-8")
 
     def _damaged(self) -> list[Shard]:
-        """Shards whose numbers are not those that were written; a complete file is read once a process for it."""
+        """Shards whose checksums do not match; a complete file is verified once per process."""
         state = self._state()
         if state is not None and _intact.get(self.path) == state:
             return []
@@ -129,33 +133,36 @@ class ShardedFile:
         return damaged
 
     def _forget(self, damaged: Sequence[Shard]) -> None:
-        """Count shards as not made, and say so."""
+        """Mark damaged shards as missing, with a warning."""
         if damaged:
-            of = f"{len(damaged)} of {len(self.shards)} shards of the feature bank {self.path}"
-            warn(f"{of} are damaged, the first is {damaged[0].number}: they are computed again")
+            count = f"{len(damaged)} of {len(self.shards)} shards of the feature bank {self.path}"
+            warn(f"{count} are damaged, the first is {damaged[0].number}: they are computed again")
         for shard in damaged:
             del self.sums[shard.number]
 
     def _state(self) -> tuple[int, ...] | None:
+        """Inode, size and modification time of both files, to notice changes; None if one is missing."""
         with suppress(OSError):
             files = [self.path.stat(), self.record.stat()]
             return tuple(n for each in files for n in (each.st_ino, each.st_size, each.st_mtime_ns))
         return None
 
     def _matches(self, shard: Shard) -> bool:
-        """Compare a shard with its checksum, through a small buffer: what is mapped would stay in memory."""
+        """Compare a shard with its checksum, reading it in blocks; a mapping would keep it in memory."""
         digest, left = hashlib.sha256(), self._bytes(len(shard))
         with suppress(OSError), open(self.path, "rb") as file:
-            file.seek(self._place(shard))
+            file.seek(self._offset(shard))
             while left and (block := file.read(min(BLOCK, left))):
                 digest.update(block)
                 left -= len(block)
         return not left and digest.hexdigest() == self.sums[shard.number]
 
     def _bytes(self, rows: int) -> int:
+        """Size of some rows in the file."""
         return rows * self.width * torch.float32.itemsize
 
     def _header(self) -> bytes:
+        """What precedes the numbers in a safetensors file: the header's length, and the header as JSON."""
         views, images = self.shape
         features = {
             "dtype": "F32",
@@ -166,32 +173,33 @@ class ShardedFile:
         text += b" " * (-len(text) % 8)
         return len(text).to_bytes(8, "little") + text
 
-    def _place(self, shard: Shard) -> int:
-        """The byte at which a shard begins."""
+    def _offset(self, shard: Shard) -> int:
+        """Position of a shard in the file, in bytes."""
         return len(self._header()) + self._bytes(shard.view * self.shape[1] + shard.start)
 
     def _write(self, shard: Shard, features: Tensor) -> None:
+        """Write the features (n, D) of a shard, and then list it in the record."""
         content = features.contiguous().numpy()
         if not self.sums:
             self.width = features.shape[1]
-            self._begin()
+            self._create()
         if content.shape != (len(shard), self.width) or content.dtype != "float32":
             raise VlpromptError(f"shard {shard.number} of {self.path} has features {content.dtype} {content.shape}")
         with writing(self.path), open(self.path, "r+b") as file:
-            file.seek(self._place(shard))
+            file.seek(self._offset(shard))
             file.write(content.data)
         self.sums[shard.number] = hashlib.sha256(content.data).hexdigest()
-        self._write_record()  # from here on the shard counts
+        self._write_record()
 
-    def _begin(self) -> None:
-        """Make the file, as long as it will be; what is not written yet takes no room on most file systems."""
+    def _create(self) -> None:
+        """Create the file at its full size; unwritten parts take no space on most file systems."""
         header = self._header()
         with atomic_write(self.path) as temporary, open(temporary, "wb") as file:
             file.write(header)
             file.truncate(len(header) + self._bytes(self.shape[0] * self.shape[1]))
 
     def _mapped(self) -> Tensor:
-        """The features (V, N, D); what is written into them stays in this process."""
+        """Memory-map the features (V, N, D); writing to the tensor does not change the file."""
         views, images = self.shape
         private: dict[str, Any] = {"access": mmap.ACCESS_COPY}
         if hasattr(mmap, "MAP_PRIVATE"):

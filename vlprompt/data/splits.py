@@ -1,4 +1,4 @@
-"""What a dataset is to the rest of the library: items in three splits, class names, and a way to open an image."""
+"""``DatasetSplits``: the items of a dataset in three splits, its class names, and how to open an image."""
 
 from __future__ import annotations
 
@@ -20,16 +20,21 @@ Half = Literal["all", "base", "new"]
 PARTS = ("train", "val", "test")
 DEFAULT_TEMPLATE = "a photo of a {}."
 NO_LABEL = -1
-NO_MASKS = (  # to follow a dataset's name
+NO_MASKS = (  # of an error that starts with the dataset's name
     "has no masks of regions: put NAME_mask.png beside NAME.jpg, give a table a column mask, or use dataset=shapes"
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One image: its path relative to the image folder (or its name in an archive), label and class name.
+    """One image of a dataset.
 
-    ``mask`` is the path of its region mask, where that does not lie beside it (see ``vlprompt.data.masks``).
+    Attributes:
+        path: relative to the image folder, or another unique name.
+        label: index of its class; -1 for none.
+        class_name: name of its class; empty for none.
+        domain: such as ``sketch``; empty if the dataset has none.
+        mask: path of its region mask, if that is not ``<name>_mask.png`` beside it (see ``vlprompt.data.masks``).
     """
 
     path: str
@@ -40,7 +45,7 @@ class Item:
 
 
 def without_labels(items: Sequence[Item]) -> tuple[Item, ...]:
-    """Items as a pool holds them: nobody can read a label that is not there."""
+    """Return items without labels and class names, for a pool, so that no method can read them."""
     return tuple(replace(item, label=NO_LABEL, class_name="") for item in items)
 
 
@@ -50,27 +55,27 @@ class DatasetSplits:
 
     Attributes:
         name: registry name, or ``folder:PATH`` as the user typed it.
-        class_names: one natural-language name a label, in label order.
-        train, val, test: items; their order matters, since it fixes the few-shot draw.
-        open_image: opens an item's image as an RGB ``PIL.Image``; that of images on disk may be told what to make of
-            the opened file instead, see ``vlprompt.data.images.reads_from_disk``.
+        class_names: one natural-language name per label, in label order.
+        train, val, test: items; the few-shot draw depends on their order.
+        open_image: opens an item's image as an RGB ``PIL.Image``. For images on disk it also accepts a function of the
+            opened file, see ``vlprompt.data.images.reads_from_disk``.
         templates: the dataset's hand-written prompt templates, each with one ``{}``.
-        source: where the split comes from: ``published``, ``official``, ``generated``, ``embedded``, or ``own file``
-            where a file in the published one's place says something else.
+        source: where the split comes from: ``published``, ``official``, ``generated``, ``embedded``, or ``own file`` if
+            the user has put another file in the place of the published one.
         root: the dataset's folder on disk, or None if it needs none.
-        image_dir: the folder that items' paths are relative to, or None if the images are not files of their own.
+        image_dir: the folder that items' paths are relative to, or None if the images are not files.
         half: which classes are kept: ``all``, ``base`` or ``new``.
         mirror: whether a mirrored image keeps its class (not so for digits and letters).
-        version: the version of the dataset's card; a higher one means that images or splits have changed.
-        tasks: of datasets that were joined, which of them each class is of; empty otherwise.
-        notes: sentences on what a user should know of how it was read, such as files that were left out.
-        unreadable: paths of images that were left out, since they cannot be read.
+        version: the version of the dataset's card; it increases when images or splits change.
+        tasks: for joined datasets, the index of the dataset that each class comes from; empty otherwise.
+        notes: sentences about how it was read, such as on files that were left out.
+        unreadable: paths of images that were left out because they cannot be read.
         pool: training images without labels, see ``without_labels``.
-        class_places: of classes that are a part of another dataset's, as ImageNet-A's are of ImageNet's: their labels
+        class_places: if the classes are a subset of another dataset's, as ImageNet-A's are of ImageNet's, their labels
             there; empty otherwise.
-        pool_classes: labels that the pool's images may have, where that is known; empty for all.
-        region: what images are of their files, where that is a region of each: see ``vlprompt.data.regions``.
-        open_whole: ``open_image`` of the whole ones then; None where images are whole.
+        pool_classes: labels that the pool's images may have, if known; empty for all.
+        region: how images are reduced to their regions, see ``vlprompt.data.regions``; empty for whole images.
+        open_whole: with ``region``, what opens whole images; None otherwise.
     """
 
     name: str
@@ -98,8 +103,8 @@ class DatasetSplits:
     @property
     def domains(self) -> tuple[str, ...]:
         """The domains of the items, in order of first appearance; empty if they have none."""
-        seen = dict.fromkeys(item.domain for part in (self.train, self.val, self.test) for item in part)
-        return tuple(domain for domain in seen if domain)
+        domains = dict.fromkeys(item.domain for part in (self.train, self.val, self.test) for item in part)
+        return tuple(domain for domain in domains if domain)
 
     def with_parts(self, parts: Mapping[str, Sequence[Item]]) -> DatasetSplits:
         """Return the dataset with other items in the splits that ``parts`` names."""
@@ -107,7 +112,11 @@ class DatasetSplits:
         return replace(self, train=train, val=val, test=test, pool=tuple(parts.get("pool", self.pool)))
 
     def keep_classes(self, labels: Sequence[int]) -> DatasetSplits:
-        """Return the classes with these labels alone, relabelled from 0 in their order, in every split."""
+        """Return a dataset with only the classes of these labels, relabelled from 0 in their order, in every split.
+
+        Raises:
+            VlpromptError: a label is unknown, or occurs twice.
+        """
         unknown = sorted(set(labels) - set(range(len(self.class_names))))
         if unknown or len(set(labels)) < len(labels):
             raise VlpromptError(
@@ -131,8 +140,8 @@ class DatasetSplits:
     def select(self, half: Half) -> DatasetSplits:
         """Return the base or new half of the classes, relabelled from 0 in every split.
 
-        Sorted labels, the first ⌈C/2⌉ are base (CoOp's ``subsample_classes``). Few-shot sampling comes before this,
-        over all classes, so that the base half's subset is a part of the all-class one.
+        The first ⌈C/2⌉ labels are base (CoOp's ``subsample_classes``). Draw a few-shot subset before this, over all
+        classes, so that the base half's subset is a part of the all-class one.
         """
         if half == "all":
             return self
@@ -141,7 +150,7 @@ class DatasetSplits:
         return replace(self.keep_classes(labels), half=half)
 
     def fingerprint(self) -> str:
-        """Return a SHA-256 over class names and items, so that two results can be known to share their data."""
+        """Return a SHA-256 over class names and items, which shows whether two results are on the same data."""
         listing = [list(self.class_names)] + [
             [[i.path, i.label, i.domain] for i in items] for items in (self.train, self.val, self.test)
         ]
@@ -149,7 +158,7 @@ class DatasetSplits:
 
 
 def mask_beside(path: str) -> str:
-    """Where the mask of a region in an image lies, if there is one.
+    """The path of an image's region mask, if it has one beside it.
 
     >>> mask_beside("birds/wren.jpg")
     'birds/wren_mask.png'
@@ -158,7 +167,7 @@ def mask_beside(path: str) -> str:
 
 
 def mask_of(splits: DatasetSplits, item: Item) -> str:
-    """The path that the mask of an item's region goes by (see ``vlprompt.data.masks``); empty if it has none."""
+    """The path of an item's region mask (see ``vlprompt.data.masks``); empty if it has none."""
     if item.mask:
         return item.mask
     beside = mask_beside(item.path)
@@ -167,5 +176,5 @@ def mask_of(splits: DatasetSplits, item: Item) -> str:
 
 
 def has_masks(splits: DatasetSplits, items: Sequence[Item]) -> bool:
-    """Tell whether any of some items has a mask, or there is no item; nothing is opened."""
+    """Whether any of the items has a mask, or there are no items; nothing is opened."""
     return not items or any(mask_of(splits, item) for item in items)

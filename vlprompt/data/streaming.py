@@ -1,4 +1,4 @@
-"""Images of any number, in order, a few batches of them in memory: decoded in threads while earlier ones are scored."""
+"""Streams of any number of images: decoded by threads, in order, with only a few batches in memory."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from torch import Tensor
 
 from vlprompt.data.generated import GeneratedViews
 from vlprompt.data.images import as_rgb
-from vlprompt.data.in_hand import image_of
 from vlprompt.data.masks import RegionTransform, open_mask_beside
+from vlprompt.data.other_libraries import image_of
 from vlprompt.data.transforms import Preprocessing, TestViews, eval_transform, split_transform
 from vlprompt.errors import VlpromptError
 
 BATCH = 64
-AHEAD = 2  # batches that are decoded before they are asked for
+AHEAD = 2  # batches that are decoded ahead of the one being used
 
 
 @dataclass(frozen=True)
 class ImageBatch:
-    """Some images of a stream.
+    """A batch of a stream.
 
     Attributes:
-        sources: the images as they were given, those that were read.
-        images: (B, 3, H, W) float32, as the backbone takes them; B may be 0.
-        unreadable: what is wrong with each of the others.
-        masks: (B, 1, H, W), where they were asked for.
+        sources: the B images that could be read, as they were given.
+        images: (B, 3, H, W) float32, ready for the backbone; B may be 0.
+        unreadable: a sentence for each image that could not be read.
+        masks: (B, 1, H, W), if requested.
     """
 
     sources: list[Any]
@@ -51,17 +51,20 @@ def stream_images(
     generated: GeneratedViews | None = None,
     masks: bool = False,
 ) -> Iterator[ImageBatch]:
-    """Yield the images of ``sources`` in batches, each made ready by the evaluation transform.
+    """Yield images in batches, after the evaluation transform.
 
     Args:
-        sources: images as ``vlprompt.data.as_rgb`` takes them, float tensors (3, S, S) that went through
-            ``clip.preprocess``, or samples of a dataset: (image, …) or ``{"image": …}``. May be endless.
-        clip: whose transform is applied, a frozen model or what is known of one.
-        batch_size: sources of a batch.
-        views: draws several of each image, so that images are (B, V, 3, H, W); None for the crop alone.
-        generated: views that stand behind those, of sources that are paths.
-        masks: whether to read the masks of regions that lie beside images (``vlprompt.data.masks``), of paths too.
-        threads: that decode; 0 decodes when a batch is asked for, None takes one a core, where there are several.
+        sources: images as for ``vlprompt.data.as_rgb``, float tensors (3, S, S) from ``clip.preprocess``, or samples of
+            a dataset: (image, …) or ``{"image": …}``. May be endless.
+        clip: the frozen model, whose transform is applied.
+        batch_size: number of sources per batch.
+        threads: number that decode; 0 decodes in the caller's thread, None means one per core, if there are several.
+        views: makes several views of each image, so that images are (B, V, 3, H, W); None makes the evaluation crop.
+        generated: generated views to append to those; sources must then be paths.
+        masks: whether to read the region mask beside each image (``vlprompt.data.masks``); sources must then be paths.
+
+    Raises:
+        VlpromptError: ``batch_size`` is less than 1; unreadable images are returned in the batches instead.
     """
     if batch_size < 1:
         raise VlpromptError(f"batch_size must be at least 1, not {batch_size}")
@@ -86,37 +89,38 @@ def stream_images(
 
 
 def is_preprocessed(image: Any) -> bool:
-    """Tell whether an image is a float tensor, which stands for one that went through ``clip.preprocess``."""
+    """Whether an image is a float tensor, and so regarded as the output of ``clip.preprocess``."""
     return isinstance(image, Tensor) and image.is_floating_point()
 
 
 def default_threads() -> int:
-    """Return the threads that decode images where nothing is said: one a core, or none on a single core."""
+    """Return the default number of decoding threads: one per core, or 0 on a single core."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return cores if cores > 1 else 0
 
 
 def _result(load: _Loader, chunk: list[Any], futures: list[Future[Any]]) -> ImageBatch:
+    """Wait for the images of a batch."""
     return load.batch(chunk, (future.result() for future in futures))
 
 
 class _Loader:
-    """Reads an image as bytes (3, S, S), or returns the sentence that says why not."""
+    """Reads an image as bytes (3, S, S), or returns a sentence on why it cannot be read."""
 
     def __init__(self, clip: Preprocessing, views: TestViews | None = None, generated: GeneratedViews | None = None):
         self.shape, self.views, self.generated = (3, clip.image_size, clip.image_size), views, generated
         _, self.before, self.after = split_transform(views or eval_transform(clip))
 
     def __call__(self, source: Any) -> Any:
-        image = image_of(image_of(source))  # a row may be the first of a pair
+        image = image_of(image_of(source))  # twice, since the first element of a pair may be a row
         try:
             read = self.checked(image) if is_preprocessed(image) else self.before(as_rgb(image))
-            return self.generated.behind(read, image) if self.generated else read
+            return self.generated.append_to(read, image) if self.generated else read
         except VlpromptError as error:
             return str(error)
 
     def checked(self, image: Tensor) -> Tensor:
-        """Return a preprocessed image, or raise a ``VlpromptError`` for a tensor that is none."""
+        """Return a preprocessed image, or raise a ``VlpromptError`` if the tensor is not one."""
         if self.views:
             raise VlpromptError("a tensor that is already cropped has one view, and this method needs several")
         if tuple(image.shape) != self.shape:
@@ -132,7 +136,7 @@ class _Loader:
         return image.cpu()
 
     def batch(self, sources: list[Any], loaded: Iterable[Any]) -> ImageBatch:
-        """Put loaded images together; what can be done to all of them at once is done here."""
+        """Stack loaded images, and apply the steps of the transform that work on whole batches."""
         pairs = list(zip(sources, loaded, strict=True))
         read = [(source, image) for source, image in pairs if isinstance(image, Tensor)]
         if any(is_preprocessed(image) for _, image in read):
@@ -143,7 +147,7 @@ class _Loader:
 
 
 class _RegionLoader(_Loader):
-    """Reads an image and the mask beside it, the mask as a fourth channel: (4, S, S) bytes."""
+    """Reads an image and the mask beside it, as a fourth channel: (4, S, S) bytes."""
 
     def __init__(self, clip: Preprocessing):
         super().__init__(clip)
@@ -153,7 +157,7 @@ class _RegionLoader(_Loader):
         path = image_of(image_of(source))
         try:
             if not isinstance(path, (str, os.PathLike)):
-                raise VlpromptError("a region's mask is found by its image's path: give paths in place of images")
+                raise VlpromptError("a region's mask is found by its image's path: give paths instead of images")
             image, mask = as_rgb(path), open_mask_beside(path)
         except VlpromptError as error:
             return str(error)
@@ -164,7 +168,7 @@ class _RegionLoader(_Loader):
         return torch.cat([pixels, region.to(pixels.dtype)])
 
     def batch(self, sources: list[Any], loaded: Iterable[Any]) -> ImageBatch:
-        """Put images and masks together."""
+        """Stack images and masks."""
         pairs = list(zip(sources, loaded, strict=True))
         read = [(source, both) for source, both in pairs if isinstance(both, Tensor)]
         unreadable = [sentence for _, sentence in pairs if isinstance(sentence, str)]

@@ -1,4 +1,4 @@
-"""Parts of a dataset other than CoOp's halves: domains, seen and unseen classes, images without labels."""
+"""Parts of a dataset other than CoOp's halves: domains, and seen and unseen classes."""
 
 from __future__ import annotations
 
@@ -11,17 +11,18 @@ import numpy as np
 from vlprompt.data.splits import PARTS, DatasetSplits
 from vlprompt.errors import VlpromptError, nearest
 
-UNLABELED = -1
-
-
 SEEN_SHARE = 0.62
 
 
 def seen_classes(classes: int, seed: int) -> tuple[int, ...]:
-    """Labels of the seen classes of transductive zero-shot learning: a draw of 62%, sorted.
+    """Draw the seen classes of transductive zero-shot learning: 62% of the labels, sorted.
 
-    The draw is the published one (`Enhancing CLIP with CLIP <https://arxiv.org/abs/2306.01669>`_, with the seeds 500, 0
-    and 200); which classes it names depends on the order of the dataset's.
+    With the seeds 500, 0 and 200 it is the published draw (`Enhancing CLIP with CLIP
+    <https://arxiv.org/abs/2306.01669>`_), if the classes have the published order.
+
+    Args:
+        classes: C.
+        seed: of the draw.
 
     >>> seen_classes(10, 500)
     (0, 2, 3, 4, 5, 9)
@@ -31,7 +32,11 @@ def seen_classes(classes: int, seed: int) -> tuple[int, ...]:
 
 
 def select_domains(splits: DatasetSplits, domains: Collection[str]) -> DatasetSplits:
-    """Return the items of some domains, in every split; an unknown domain is an error."""
+    """Return a dataset with only the items of some domains, in every split.
+
+    Raises:
+        VlpromptError: a domain is unknown.
+    """
     _check_domains(splits, domains)
     return splits.with_parts({p: [i for i in getattr(splits, p) if i.domain in domains] for p in PARTS})
 
@@ -41,7 +46,7 @@ def leave_domain_out(
     held_out: str,
     test_parts: Sequence[Literal["train", "val", "test"]] = ("train", "val", "test"),
 ) -> DatasetSplits:
-    """Return the multi-source split of domain generalisation: learn on all domains but one, test on that one.
+    """Return the multi-source split of domain generalisation: train on all domains but one, test on that one.
 
     Train and val are the other domains' train and val; test is the whole held-out domain, each image once, as published
     (`SPG <https://arxiv.org/abs/2404.19286>`_, whose test parts equal their val parts).
@@ -50,6 +55,9 @@ def leave_domain_out(
         splits: a dataset of several domains.
         held_out: the domain to test on.
         test_parts: the parts of the held-out domain to test on.
+
+    Raises:
+        VlpromptError: the domain is unknown, or the only one.
     """
     _check_domains(splits, [held_out])
     if len(splits.domains) < 2:

@@ -1,4 +1,4 @@
-"""Prompt templates as data."""
+"""``templates=``: named sets of prompt templates, files of them, and templates themselves."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from vlprompt.base.wiring import lazy_exports
 from vlprompt.clip.openclip import OPENAI_IMAGENET_TEMPLATES
 from vlprompt.errors import VlpromptError, nearest
 
-if TYPE_CHECKING:  # of a room above this one, which version 0.1 had here
+if TYPE_CHECKING:  # moved to a room above this one since version 0.1
     from datasets_registry.descriptions import read_descriptions as read_descriptions
 
-# the seven that CLIP's authors kept of their eighty for ImageNet, in CoOp's order
+# the seven of their eighty that CLIP's authors selected for ImageNet, in CoOp's order
 IMAGENET7 = (
     "itap of a {}.",
     "a bad photo of the {}.",
@@ -37,24 +37,24 @@ def imagenet80() -> tuple[str, ...]:
 
 
 class HasTemplates(Protocol):
-    """A dataset, or a learner that was given a dataset's templates."""
+    """A dataset, or a learner, which has the templates of its dataset."""
 
     @property
     def templates(self) -> tuple[str, ...]:
-        """With one ``{}`` each."""
+        """Texts with one ``{}`` each."""
 
 
 def resolve_templates(spec: str | Sequence[str] | None, splits: HasTemplates) -> tuple[str, ...]:
-    """Return the templates that a setting stands for.
+    """Return the templates of a setting.
 
     Args:
-        spec: None or ``hand``, the dataset's own; ``imagenet7``, these seven and the dataset's own (CoOp's
-            ZeroshotCLIP2, without its bug of adding them up over datasets); ``imagenet80``; a template with one ``{}``,
-            or a list of them; or the path of a text file, one template a line, or of a JSON list.
-        splits: whose own templates ``hand`` stands for.
+        spec: None or ``hand`` for the dataset's own; ``imagenet7`` for these seven and the dataset's own (CoOp's
+            ZeroshotCLIP2, without its bug of accumulating them over datasets); ``imagenet80``; a template with one
+            ``{}``, or a list of them; or the path of a text file with one template per line, or of a JSON list.
+        splits: has the dataset's own templates.
 
     Raises:
-        VlpromptError: a set or file is unknown, or a template has not exactly one ``{}``.
+        VlpromptError: a set or file is unknown, or a template does not have exactly one ``{}``.
     """
     if spec is None or spec == "hand":
         return splits.templates
@@ -69,6 +69,7 @@ def resolve_templates(spec: str | Sequence[str] | None, splits: HasTemplates) ->
 
 
 def _read_templates(spec: str) -> list[str]:
+    """Read templates from a text or JSON file."""
     path = Path(spec).expanduser()
     if not path.is_file():
         raise VlpromptError(

@@ -20,13 +20,13 @@ CROP_SCALE = (0.08, 1.0)  # the published recipes' INPUT.RRCROP_SCALE
 HALF_SCALE = (0.5, 1.0)  # of GDA and Tip-Adapter
 CROP_SCALES = {"rrc": CROP_SCALE, "rrc_half": HALF_SCALE}
 TRAIN_KINDS = ("rrc", "rrc_half", "center", "randaugment", "augmix")
-# A JPEG is decoded at 1/2, 1/4 or 1/8 of its size if a crop then still has this many pixels for each that is wanted.
+# A JPEG is decoded at 1/2, 1/4 or 1/8 of its size if the crop is then still this many times larger than the result.
 REDUCE_FROM = 1.5
-LONGEST = 32  # squares of an image's shorter side that are looked at, at most, where it is cropped to its middle
+LONGEST = 32  # largest ratio of an image's sides that is resized; of longer images, the ends are cut off first
 
 
 class Preprocessing(Protocol):
-    """What transforms ask of a frozen model: how its images must be."""
+    """What transforms need of a frozen model: the size and normalisation of its images."""
 
     @property
     def image_size(self) -> int: ...  # noqa: D102
@@ -47,16 +47,16 @@ class Preprocessing(Protocol):
 class DecodedCrop(v2.RandomResizedCrop):  # type: ignore[misc]  # torchvision brings no types
     """The published random crop, faster: on bytes, and from a JPEG that is decoded no larger than the crop needs.
 
-    Draws the same crops as ``v2.RandomResizedCrop`` and resizes them with torch's antialiased kernel on bytes, which
-    equals Pillow's to about one level of 255 and takes a fifth of the time. Large JPEGs are decoded at a reduced scale
-    if the image has not been read yet, as ``vlprompt.data.loading`` hands it over; such a crop may lie a third of a
-    result's pixel aside.
+    It draws the crops of ``v2.RandomResizedCrop``, and resizes them with torch's antialiased kernel on bytes, which
+    equals Pillow's to about one level of 255 and takes a fifth of the time. A large JPEG that is not decoded yet, as in
+    ``vlprompt.data.loading``, is decoded at a reduced size; its crop may be shifted by a third of a pixel of the
+    result.
 
     Args:
         size: of the result, in pixels.
         scale: smallest and largest share of the area.
         interpolation: bilinear or bicubic.
-        reduce_from: pixels of the reduced crop for each wanted one; infinity decodes all images whole.
+        reduce_from: least size of the reduced crop, relative to the result; infinity never reduces.
     """
 
     def __init__(
@@ -89,15 +89,15 @@ class DecodedCrop(v2.RandomResizedCrop):  # type: ignore[misc]  # torchvision br
         return resized
 
     def extra_repr(self) -> str:
-        """Name what the pixels depend on."""
+        """What the result depends on, for ``transform_fingerprint``."""
         return f"{super().extra_repr()}, reduce_from={self.reduce_from}"
 
 
 class Middle(torch.nn.Module):
-    """Cuts off the ends of an image that is far longer than wide: resized whole, a line of pixels takes gigabytes."""
+    """Cuts off the ends of very long or tall images: resizing a line of pixels whole would take gigabytes."""
 
     def forward(self, image: Image.Image) -> Image.Image:
-        """Return the middle of an image of more than ``LONGEST`` squares, and any other as it is."""
+        """Return the middle of an image whose sides have a ratio above ``LONGEST``; others unchanged."""
         width, height = (min(side, LONGEST * min(image.size)) for side in image.size)
         if (width, height) == image.size:
             return image
@@ -106,7 +106,7 @@ class Middle(torch.nn.Module):
 
 
 def _is_reducible(image: Image.Image) -> bool:
-    """Tell whether an image is a JPEG, not read yet, that needs no more than a change of colours."""
+    """Whether an image is an upright JPEG that is not decoded yet."""
     return (
         getattr(image, "format", None) == "JPEG"
         and bool(getattr(image, "tile", None))
@@ -116,16 +116,19 @@ def _is_reducible(image: Image.Image) -> bool:
 
 
 def train_transform(clip: Preprocessing, kind: str = "rrc", mirror: bool = True) -> v2.Compose:
-    """Return the augmentation that training images go through.
+    """Return the augmentation of training images.
 
     Args:
         clip: the frozen model, for its image size, interpolation, mean and standard deviation.
         kind: ``rrc``, a random crop of 8% to 100% of the area resized to the model's size, as published
             (see ``DecodedCrop``); ``rrc_half``, one of 50% to 100%; ``center``, the evaluation crop;
-            ``randaugment``, two random operations on the whole image squashed to the model's size, never flipped
+            ``randaugment``, two random operations on the whole image squashed to the model's size, never mirrored
             (CoPrompt); or ``augmix``, the crop of ``rrc`` mixed with chains of weak operations on it (see
             ``vlprompt.data.augmix``).
-        mirror: flip half of the images; a dataset with ``mirror=False`` holds images that must not be.
+        mirror: mirror half of the images; ``DatasetSplits.mirror`` says whether that keeps their class.
+
+    Raises:
+        VlpromptError: the kind is unknown.
     """
     if kind not in TRAIN_KINDS:
         raise VlpromptError(f"unknown train transform '{kind}': {nearest(kind, TRAIN_KINDS)}")
@@ -141,33 +144,33 @@ def train_transform(clip: Preprocessing, kind: str = "rrc", mirror: bool = True)
 
 
 class Views(torch.nn.Module):
-    """Several independent draws of one transform, stacked: an image becomes (V, 3, H, W)."""
+    """Applies a random transform to an image several times, and stacks the results: (V, 3, H, W)."""
 
     def __init__(self, transform: v2.Compose, count: int):
         super().__init__()
         self.transform, self.count = transform, count
 
     def forward(self, image: Image.Image) -> torch.Tensor:
-        """Return the draws."""
+        """Return the views."""
         return torch.stack([self.transform(image) for _ in range(self.count)])
 
 
-ONE_AT_A_TIME = threading.Lock()  # the transforms draw from one generator, and images may be decoded in threads
+ONE_AT_A_TIME = threading.Lock()  # threads that decode images share the generator that transforms draw from
 
 
 class TestViews(torch.nn.Module):
-    """A test image as the evaluation crop and random crops of it, half of them mirrored: (V, 3, H, W).
+    """Views of a test image: the evaluation crop and random crops, half of them mirrored: (V, 3, H, W).
 
-    What is drawn depends on the image's pixels alone, so that neither order nor place changes it.
+    The random crops are seeded by the image's pixels, so they do not depend on its position in a dataset.
 
     Args:
         clip: the frozen model.
         count: V.
-        augmix: mix each random crop with chains of weak operations on it, as TPT does on fine-grained sets and TDA on
-            ImageNet's shifted versions.
+        augmix: mix each random crop with chains of weak operations on it, as TPT does on fine-grained datasets and TDA
+            on ImageNet's shifted versions.
     """
 
-    __test__ = False  # pytest takes the name for a test
+    __test__ = False  # it is not a test, as pytest would infer from the name
 
     def __init__(self, clip: Preprocessing, count: int, augmix: bool = False):
         super().__init__()
@@ -184,10 +187,10 @@ class TestViews(torch.nn.Module):
 
 
 def split_transform(transform: Any) -> tuple[Any, Any, Any]:
-    """Split a composed transform into what decodes an image, what is done to one, and what is done to a batch alike.
+    """Split a composed transform into steps for opened files, for single images, and for whole batches.
 
-    The first is a leading ``DecodedCrop``, the last a trailing ``ToDtype`` and ``Normalize``; each is None where there
-    is none, and the middle is then the whole transform.
+    The first is a leading ``DecodedCrop``, the last a trailing ``ToDtype`` and ``Normalize``, and the second what is
+    between. A part without steps is None.
     """
     if not isinstance(transform, v2.Compose):
         return None, transform, None
@@ -201,27 +204,27 @@ def split_transform(transform: Any) -> tuple[Any, Any, Any]:
 
 
 def eval_transform(clip: Preprocessing) -> v2.Compose:
-    """Return the transform of evaluation: OpenCLIP's own, for every ``resize_mode``.
+    """Return the transform of evaluation, equivalent to OpenCLIP's, for every ``resize_mode``.
 
-    Resizing is torch's antialiased kernel on bytes, which equals Pillow's to about one level of 255 and takes a fifth
-    of the time. It goes over rows and then columns, as Pillow did before version 13; that version turns this round
-    where a tall image is squashed, which moves edges of drawings by up to four levels.
+    It resizes with torch's antialiased kernel on bytes, which equals Pillow's to about one level of 255 and takes a
+    fifth of the time. It resizes rows and then columns, as Pillow did before version 13, which reverses the order if a
+    tall image is squashed; that changes edges of drawings by up to four levels.
     """
     return v2.Compose([*eval_crop(clip), *_to_tensor(clip)])
 
 
 def transform_fingerprint(transform: Any) -> str:
-    """Return a hash of what a transform says of itself (its ``repr``), to tell cached features apart."""
+    """Return a hash of a transform's ``repr``, to tell cached features apart."""
     return hashlib.sha256(repr(transform).encode()).hexdigest()[:16]
 
 
 def interpolation_of(clip: Preprocessing) -> InterpolationMode:
-    """How a model's images are resized."""
+    """The interpolation with which a model's images are resized."""
     return InterpolationMode.BILINEAR if clip.interpolation == "bilinear" else InterpolationMode.BICUBIC
 
 
 def eval_crop(clip: Preprocessing, interpolation: InterpolationMode | None = None) -> list[Any]:
-    """The steps of evaluation up to bytes of the model's size; ``interpolation`` in place of the model's."""
+    """The steps of evaluation up to bytes of the model's size; ``interpolation`` replaces the model's."""
     size, interpolation = clip.image_size, interpolation or interpolation_of(clip)
     if clip.resize_mode == "longest":
         return [ResizeKeepRatio(size, interpolation=interpolation, longest=1), CenterCropOrPad(size)]
@@ -231,5 +234,5 @@ def eval_crop(clip: Preprocessing, interpolation: InterpolationMode | None = Non
 
 
 def _to_tensor(clip: Preprocessing) -> list[v2.Transform]:
-    # ToImage passes a tensor on as it is
+    """From a PIL image, or a tensor of bytes, to normalised floats."""
     return [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(clip.image_mean, clip.image_std)]

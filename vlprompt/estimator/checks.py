@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 
 from vlprompt.base.checks import brief
 from vlprompt.clip.frozen import FrozenCLIP
-from vlprompt.data.in_hand import as_torch
+from vlprompt.data.other_libraries import as_torch
 from vlprompt.data.pairs import labels_of
 from vlprompt.data.streaming import is_preprocessed
 from vlprompt.errors import VlpromptError
@@ -112,7 +112,7 @@ def check_fits(X: Any, method: str, facts: Facts, clip: FrozenCLIP, training: bo
             "vlprompt.image_features makes them"
         )
     if "mask" in facts.inputs and not features and not isinstance(X[0], PATHS):
-        raise VlpromptError(f"{method} looks for the mask of a region beside each image: give paths in place of images")
+        raise VlpromptError(f"{method} looks for the mask of a region beside each image: give paths instead of images")
     if not facts.cacheable_images and (features or (training and is_preprocessed(X[0]))):
         given = "features of them" if features else "tensors that were cropped already"
         raise VlpromptError(f"{method} prompts the image tower, so it needs images and not {given}")

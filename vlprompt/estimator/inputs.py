@@ -19,7 +19,7 @@ from torch.utils.data import Dataset, IterableDataset
 from vlprompt.base.checks import brief, listed
 from vlprompt.data import DatasetSplits, Item, as_rgb
 from vlprompt.data.images import open_listed
-from vlprompt.data.in_hand import class_names_of, image_of
+from vlprompt.data.other_libraries import class_names_of, image_of
 from vlprompt.data.streaming import is_preprocessed
 from vlprompt.errors import VlpromptError
 

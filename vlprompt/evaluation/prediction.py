@@ -19,8 +19,8 @@ from vlprompt.base.checks import at_least, brief, checked
 from vlprompt.clip.frozen import FrozenCLIP
 from vlprompt.data.formats import describe_left_out
 from vlprompt.data.generated import GeneratedViews
-from vlprompt.data.in_hand import is_of_hub
 from vlprompt.data.listing import list_images
+from vlprompt.data.other_libraries import is_of_hub
 from vlprompt.data.pairs import samples
 from vlprompt.data.remote import images_or_shards, is_url, list_urls
 from vlprompt.data.streaming import BATCH, stream_images

@@ -153,7 +153,7 @@ def _batches(
     if learner.predicts_from_images:
         return eval_batches(ImageItems(splits, in_order, transform), workers=workers, device=clip.device)
     bank = FeatureBank.open_or_build(clip, splits, items, transform=transform, workers=workers, progress=progress)
-    return bank.taken(order).eval_batches()
+    return bank.select(order).eval_batches()
 
 
 def format_spread(

@@ -118,7 +118,7 @@ class ShardEncoder:
                 "sizes or the weights differ"
             )
         with images.computing():
-            [(_, features)] = encoding.in_turn([shard])
+            [(_, features)] = encoding.encode([shard])
         return Done(shard.number, content=features.numpy().tobytes())
 
 

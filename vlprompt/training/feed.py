@@ -273,7 +273,7 @@ class ImageFeed:
         places = {item.path: i for i, item in enumerate(self.whole)}
         if items is not self.whole and places and all(item.path in places for item in items):
             bank = self._encoded(clip, self.whole, views, progress)
-            taken = bank.taken(torch.tensor([places[item.path] for item in items]))
+            taken = bank.select(torch.tensor([places[item.path] for item in items]))
             return replace(taken, labels=torch.tensor([item.label for item in items]))
         transform = eval_transform(clip) if views == 1 else self._transform(clip)
         how = {"seed": self.loading.seed, "workers": self.loading.workers, "progress": progress}

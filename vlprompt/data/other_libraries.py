@@ -1,4 +1,4 @@
-"""Datasets of other libraries: what torch's, torchvision's and Hugging Face's know of their samples and classes."""
+"""Datasets of torch, torchvision and Hugging Face: their samples, labels and class names."""
 
 from __future__ import annotations
 
@@ -14,16 +14,19 @@ IMAGE_COLUMNS, LABEL_COLUMNS = ("image", "img", "pixel_values"), ("label", "labe
 
 
 class HubRows(Dataset[Any]):
-    """Rows of a Hugging Face ``Dataset`` as a torch one: (image, label) pairs, or images where there is no label.
+    """A Hugging Face ``Dataset`` as a torch one: of (image, label) pairs, or of images if there is no label column.
 
-    Labels are read as one column, without decoding an image.
+    Labels are read as one column, without decoding images.
 
     Args:
         rows: the ``Dataset``.
 
     Attributes:
-        classes: names by label: the ``ClassLabel``'s, or the sorted ones where labels are names.
+        classes: names by label: those of the ``ClassLabel``, or the sorted labels if these are names.
         targets: (N,) labels; None if there are none.
+
+    Raises:
+        VlpromptError: there is no image column.
     """
 
     def __init__(self, rows: Any):
@@ -34,7 +37,7 @@ class HubRows(Dataset[Any]):
             raise VlpromptError(f"an image column is needed, among {', '.join(features)}: rename it to image")
         self.classes = list(getattr(features[label], "names", None) or ()) if label else []
         self.targets = None
-        if label:  # a transform of the user's would be applied to every image for its label
+        if label:  # without the user's transform, which would decode every image to get its label
             plain = rows.with_format(None) if hasattr(rows, "with_format") else rows
             self.targets = list(plain[label])
             if not self.classes and self.targets and all(isinstance(value, str) for value in self.targets):
@@ -50,24 +53,28 @@ class HubRows(Dataset[Any]):
 
 
 def _column(features: Mapping[str, Any], names: Sequence[str], kind: str) -> str | None:
-    """The first column of a known name, or else the only one of a kind."""
+    """The first column of these names, or else the only one of a kind of feature."""
     of_kind = [name for name, feature in features.items() if type(feature).__name__ == kind]
     return next((name for name in names if name in features), of_kind[0] if len(of_kind) == 1 else None)
 
 
 def is_of_hub(dataset: Any) -> bool:
-    """Tell a Hugging Face ``Dataset`` by what it has, so that the library need not be there."""
+    """Whether this is a Hugging Face ``Dataset``; that library need not be installed."""
     if type(dataset).__module__.startswith("datasets."):
         return True
     return isinstance(getattr(dataset, "features", None), Mapping) and not isinstance(dataset, Dataset)
 
 
 def hub_parts(dataset: Any) -> dict[str, HubRows]:
-    """Return the parts of a ``Dataset``, which is train, or of a ``DatasetDict`` with train, validation and test."""
-    given = dict(dataset) if isinstance(dataset, Mapping) else {"train": dataset}
-    parts = {"train": given.get("train"), "val": given.get("validation", given.get("val")), "test": given.get("test")}
+    """Return ``train``, ``val`` and ``test`` of a ``DatasetDict``, as far as it has them; a ``Dataset`` is train.
+
+    Raises:
+        VlpromptError: it has none of them, or one is streamed.
+    """
+    found = dict(dataset) if isinstance(dataset, Mapping) else {"train": dataset}
+    parts = {"train": found.get("train"), "val": found.get("validation", found.get("val")), "test": found.get("test")}
     if not any(rows is not None for rows in parts.values()):
-        raise VlpromptError(f"the dataset has the splits {', '.join(map(str, given))}: one must be called train")
+        raise VlpromptError(f"the dataset has the splits {', '.join(map(str, found))}: one must be called train")
     for rows in parts.values():
         if rows is not None and (isinstance(rows, IterableDataset) or not hasattr(rows, "__getitem__")):
             raise VlpromptError(
@@ -78,10 +85,10 @@ def hub_parts(dataset: Any) -> dict[str, HubRows]:
 
 
 def as_torch(dataset: Any) -> Any:
-    """Return a Hugging Face dataset as torch's kind, the train part of several; anything else as it is.
+    """Return a Hugging Face dataset, or the train part of several, as a torch one; anything else unchanged.
 
     Raises:
-        VlpromptError: it is of a kind that has no samples to come back to: an ``IterableDataset``, or a ``DataLoader``.
+        VlpromptError: its samples cannot be indexed: an ``IterableDataset`` or a ``DataLoader``.
     """
     if isinstance(dataset, DataLoader):
         raise VlpromptError("a DataLoader gives batches: give its dataset (loader.dataset)")
@@ -99,19 +106,20 @@ def as_torch(dataset: Any) -> Any:
 
 
 def _are_parts(dataset: Any) -> bool:
-    # asked of its items alone: a sparse matrix may be a mapping, and has no truth value
-    named = list(dataset.items()) if isinstance(dataset, Mapping) else []
-    return bool(named) and all(isinstance(name, str) and is_of_hub(rows) for name, rows in named)
+    """Whether this is a dictionary of Hugging Face datasets."""
+    # bool(dataset) is not used: a sparse matrix may be a mapping, and has no truth value
+    items = list(dataset.items()) if isinstance(dataset, Mapping) else []
+    return bool(items) and all(isinstance(name, str) and is_of_hub(rows) for name, rows in items)
 
 
 def class_names_of(dataset: Any) -> list[str]:
-    """Return the class names that a dataset or what it wraps has, by label; or none.
+    """Return the class names of a dataset, or of the dataset that it wraps, by label; empty if it has none.
 
-    They are in ``classes``, as torchvision has them (the first where one has several), or ``categories``,
-    ``class_to_idx`` or, of Hugging Face's, the ``ClassLabel``.
+    They are read from ``classes``, as in torchvision (if a class has several names, the first), ``categories``,
+    ``class_to_idx`` or Hugging Face's ``ClassLabel``.
 
     Raises:
-        VlpromptError: datasets that were put together have other classes.
+        VlpromptError: concatenated datasets have different classes.
     """
     if isinstance(dataset, ConcatDataset):
         lists = [class_names_of(part) for part in dataset.datasets]
@@ -123,18 +131,18 @@ def class_names_of(dataset: Any) -> list[str]:
         return lists[0]
     if is_of_hub(dataset):
         return HubRows(dataset).classes
-    places = getattr(dataset, "class_to_idx", None)
+    label_of = getattr(dataset, "class_to_idx", None)
     classes = getattr(dataset, "classes", None) or getattr(dataset, "categories", None)
-    if not classes and isinstance(places, Mapping) and sorted(places.values()) == list(range(len(places))):
-        classes = sorted(places, key=lambda name: places[name])
+    if not classes and isinstance(label_of, Mapping) and sorted(label_of.values()) == list(range(len(label_of))):
+        classes = sorted(label_of, key=lambda name: label_of[name])
     if not isinstance(classes, (list, tuple)) or not classes:
-        inner = getattr(dataset, "dataset", None)  # of Subset, and of wrappers of a user's own
+        inner = getattr(dataset, "dataset", None)  # of a Subset, or a wrapper written by the user
         return [] if inner is None else class_names_of(inner)
     return [name if isinstance(name, str) else str(name[0]) for name in classes]
 
 
 def known_labels(dataset: Any) -> Sequence[Any] | None:
-    """Return the labels that a dataset, or what it wraps, keeps beside its images; none is opened for its label."""
+    """Return the labels (N,) that a dataset, or the one that it wraps, stores apart from its images; None if none."""
     if isinstance(dataset, Subset):
         labels = known_labels(dataset.dataset)
         return None if labels is None else [labels[i] for i in dataset.indices]
@@ -149,14 +157,14 @@ def known_labels(dataset: Any) -> Sequence[Any] | None:
 
 
 def image_of(sample: Any) -> Any:
-    """Return the image of a sample: the first of a tuple, the image column of a row, or the sample itself."""
+    """Return the image of a sample: the first element of a tuple, the image column of a row, or the sample itself."""
     if isinstance(sample, Mapping):
         return next((sample[column] for column in IMAGE_COLUMNS if column in sample), sample)
     return sample[0] if isinstance(sample, (tuple, list)) else sample
 
 
 def image_and_rest(sample: Any) -> tuple[Any, ...]:
-    """Return a sample as (image, label) or (image, label, domain), whether it is a tuple or a row with names.
+    """Return a sample, which is a tuple or a row of named columns, as (image, label) or (image, label, domain).
 
     Raises:
         VlpromptError: it is neither.
@@ -171,7 +179,7 @@ def image_and_rest(sample: Any) -> tuple[Any, ...]:
 
 
 def plain_label(label: Any) -> Any:
-    """Return a label as Python's integer, where it is an array or a tensor of one number."""
+    """Return a label that is an array or tensor of one number as a Python number; others unchanged."""
     if isinstance(label, Tensor) or hasattr(label, "dtype"):
         return label.item() if label.size == 1 or (isinstance(label, Tensor) and label.numel() == 1) else label
     return label
