@@ -259,7 +259,7 @@ def test_predict_takes_what_was_exported(
     assert predict([f"model={path}", photos[0], "min_probability=0", "format=csv"]) == 0
     assert capsys.readouterr().out.splitlines()[0] == "image,class,probability"
     for arguments, sentence in (
-        ([f"model={program}"], "which can run code of whoever wrote it: say trust=true"),
+        ([f"model={program}"], "can run code of whoever wrote it: give trust=true"),
         ([f"model={path}", "classes=[okapi,tapir]"], "classes is for learner=DIR"),
         ([f"model={path}", "coverage=0.5"], "coverage is for learner=DIR"),
         ([f"model={path}", "min_probability=2"], "min_probability must be a number"),
@@ -278,10 +278,10 @@ def test_predict_takes_what_was_exported(
     ("key", "text", "sentence"),
     [
         ("class_names", None, "has no class names"),
-        ("class_names", '["a", "b"]', "its graph does not go with its metadata"),
-        ("class_names", "[", "has metadata that are no JSON"),
-        ("class_names", "[" * 100_000, "has metadata that are no JSON"),
-        ("image_size", "64", "its graph does not go with its metadata"),
+        ("class_names", '["a", "b"]', "its graph does not fit its metadata"),
+        ("class_names", "[", "has metadata that are not JSON"),
+        ("class_names", "[" * 100_000, "has metadata that are not JSON"),
+        ("image_size", "64", "its graph does not fit its metadata"),
         ("image_size", "1000000000", "field 'image_size' is not right"),
         ("std", "[0.0, 1.0, 1.0]", "'std'|std"),
         ("mean", "[NaN, 1.0, 1.0]", "mean"),
@@ -375,11 +375,11 @@ def test_open_clip_gets_a_model_or_a_reason(method: str, tiny: FrozenCLIP, tmp_p
 @pytest.mark.parametrize(
     ("method", "settings", "reason"),
     [
-        ("coop", {"class_token_position": "middle", "n_ctx": 4}, "its context not only in front of the class name"),
-        ("coop", {"class_token_position": "front", "n_ctx": 4}, "its context not only in front of the class name"),
-        ("coop", {"class_specific": True, "n_ctx": 2}, "its context not only in front of the class name"),
-        ("ivlp", {"vision_depth": 0, "depth": 2}, "vectors for deeper blocks"),
-        ("mvlpt", {"variant": "mvpt"}, "has no place for learnt tokens"),
+        ("coop", {"class_token_position": "middle", "n_ctx": 4}, "context not only before the class name"),
+        ("coop", {"class_token_position": "front", "n_ctx": 4}, "context not only before the class name"),
+        ("coop", {"class_specific": True, "n_ctx": 2}, "context not only before the class name"),
+        ("ivlp", {"vision_depth": 0, "depth": 2}, "vectors of deeper blocks"),
+        ("mvlpt", {"variant": "mvpt"}, "has no learnt tokens"),
         ("proda", {"n_prompts": 4}, "a mean over prompts"),
         ("zero_shot", {}, "learns nothing"),
     ],
@@ -397,7 +397,7 @@ def test_fixed_words_behind_the_context_are_kept(tiny: FrozenCLIP, tmp_path: Pat
 
 
 def test_a_model_object_has_no_open_clip_configuration(tmp_path: Path) -> None:
-    with pytest.raises(VlpromptError, match="OpenCLIP's configuration of custom is not known"):
+    with pytest.raises(VlpromptError, match="OpenCLIP's configuration of custom is unknown"):
         export_learner(make("coop", n_ctx=2), "openclip", tmp_path)
 
 
@@ -434,7 +434,7 @@ def test_the_command_exports_a_saved_learner(tiny: FrozenCLIP, tmp_path: Path, c
         ([f"learner={folder}"], "needs to=matrix|torch|onnx|openclip"),
         ([f"learner={folder}", "to=onx"], "did you mean onnx"),
         (["learner=/nowhere", "to=onnx"], "no saved learner in /nowhere"),
-        ([f"learner={folder}", "to=openclip"], "has no place for learnt tokens"),
+        ([f"learner={folder}", "to=openclip"], "has no learnt tokens"),
     ):
         assert export(arguments) == 2
         assert message in capsys.readouterr().err

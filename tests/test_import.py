@@ -188,7 +188,7 @@ def test_a_second_head_is_read_and_bound_to_its_classes(tmp_path: Path) -> None:
     again = import_checkpoint(file, "kgcoop", small_clip(), NAMES)
     assert again.config.head == "dept"
     assert torch.equal(logits_of(again), logits_of(learner))
-    with pytest.raises(VlpromptError, match="its second head is of the classes that it learnt: give those"):
+    with pytest.raises(VlpromptError, match="its second head is bound to the classes that were trained on: give those"):
         import_checkpoint(file, "kgcoop", small_clip(), NAMES[:3])
 
 

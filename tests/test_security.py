@@ -215,7 +215,7 @@ def test_links_out_of_the_folder_and_devices_are_refused(saved: Path, name: str,
     assert "a link that leads out of the learner's folder" in refusal(saved)
     (saved / name).unlink()
     os.mkfifo(saved / name)
-    assert "it is no plain file" in refusal(saved)
+    assert "it is not a regular file" in refusal(saved)
 
 
 def test_a_link_to_the_whole_folder_and_the_hub_caches_links_are_fine(saved: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What leaves the house: saved learners, cards, the Hub, exports, and checkpoints of the published repositories."""
+"""Saved learners, model cards, the Hub, exports, and checkpoints of the published repositories."""
 
 from typing import TYPE_CHECKING
 

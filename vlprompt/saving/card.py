@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from vlprompt.evaluation.results import Result
 
 SHOWN_NAMES = 10
-SAVED = {"text": "stands on", "teacher": "taught by"}  # what other saved learners are to it
+SAVED = {"text": "stands on", "teacher": "taught by"}  # rows that name another saved learner
 
 
 def model_card(
@@ -27,42 +27,25 @@ def model_card(
     result: Result | None = None,
     address: str = "this/folder",
 ) -> str:
-    """Markdown that says what a saved learner is, what it was trained on, how well it does and how to load it.
+    """Return the card as Markdown: what the learner is, its training data, its accuracy, and how to load it.
 
     Args:
         description: the content of ``config.json``.
-        facts: what the learner is.
-        n_numbers: learnt numbers.
-        result: of the run that trained it.
-        address: what ``load_learner`` takes.
+        facts: of the learner.
+        n_numbers: number of learnt numbers.
+        result: of the run that trained it, if known.
+        address: what to pass to ``load_learner``.
     """
-    backbone, extra = description["backbone"], description["extra"]
-    method, names = description["method"], description["class_names"]
-    shown = ", ".join(names[:SHOWN_NAMES]) + (f", … ({len(names)} in all)" if len(names) > SHOWN_NAMES else "")
-    weights = f"{backbone['architecture']}, {backbone['pretrained'] or 'own weights'}"
-    rows = {
-        "method": f"{method} ({facts.paper})",
-        "learnt numbers": f"{n_numbers:,}",
-        "backbone": f"{weights}, {backbone['image_size']} px, {backbone['activation']}",
-        "backbone's weights": f"`{backbone['weights'][:16]}…` (SHA-256, checked when the learner is loaded)",
-        "classes": shown,
-        **({"predictions": NOTES[facts.predicts]} if NOTES[facts.predicts] else {}),
-        **({"fidelity": RECONSTRUCTION} if facts.fidelity == "reconstruction" else {}),
-        "templates": ", ".join(f"`{t}`" for t in description["templates"][:3]),
-        **({"data": data} if (data := _data(extra)) else {}),
-        **{SAVED.get(key, key): _saved(value) for key, value in extra.items() if key != "dataset"},
-        **({"recipe": f"{result.recipe['name']} ({result.recipe['source']})"} if result and result.recipe else {}),
-        **({"probabilities": _calibrated(description["calibration"])} if "calibration" in description else {}),
-        "vlprompt": description["vlprompt"],
-    }
+    title = marked(description["method"], "alone", mark_of(facts.fidelity))
+    architecture = description["backbone"]["architecture"]
+    rows = _rows(description, facts, n_numbers, result)
     return "\n".join(
         [
             "---",
             _front_matter(description, facts, result),
             "---",
             "",
-            f"# {_cell(marked(method, 'alone', mark_of(facts.fidelity)))}{_beneath(extra)} on "
-            f"{_cell(backbone['architecture'])}",
+            f"# {_cell(title)}{_built_on(description['extra'])} on {_cell(architecture)}",
             "",
             f"{n_numbers:,} learnt numbers that steer a frozen vision-language model; the model itself is not in here.",
             "",
@@ -94,26 +77,52 @@ def model_card(
     )
 
 
+def _rows(description: Mapping[str, Any], facts: Facts, n_numbers: int, result: Result | None) -> dict[str, Any]:
+    """The rows of the card's first table; those about which nothing is known are left out."""
+    backbone, extra, names = description["backbone"], description["extra"], description["class_names"]
+    shown = ", ".join(names[:SHOWN_NAMES]) + (f", … ({len(names)} in all)" if len(names) > SHOWN_NAMES else "")
+    weights = f"{backbone['architecture']}, {backbone['pretrained'] or 'own weights'}"
+    rows = {
+        "method": f"{description['method']} ({facts.paper})",
+        "learnt numbers": f"{n_numbers:,}",
+        "backbone": f"{weights}, {backbone['image_size']} px, {backbone['activation']}",
+        "backbone's weights": f"`{backbone['weights'][:16]}…` (SHA-256, checked when the learner is loaded)",
+        "classes": shown,
+        "predictions": NOTES[facts.predicts],
+        "fidelity": RECONSTRUCTION if facts.fidelity == "reconstruction" else None,
+        "templates": ", ".join(f"`{t}`" for t in description["templates"][:3]),
+        "data": _data(extra),
+        **{SAVED.get(key, key): _saved(value) for key, value in extra.items() if key != "dataset"},
+    }
+    rows = {key: value for key, value in rows.items() if value or key not in ("predictions", "fidelity", "data")}
+    if result and result.recipe:
+        rows["recipe"] = f"{result.recipe['name']} ({result.recipe['source']})"
+    if "calibration" in description:
+        rows["probabilities"] = _calibrated(description["calibration"])
+    return rows | {"vlprompt": description["vlprompt"]}
+
+
 def _calibrated(found: Mapping[str, Any]) -> str:
-    """What held-out images said of its probabilities."""
+    """A sentence on the learner's temperature and threshold."""
     return say_calibration(read_calibration(found, "calibration"))
 
 
 def _saved(value: Any) -> Any:
-    """Another saved learner's identity in words; what is none as it is."""
+    """The identity of another saved learner in words; other values unchanged."""
     if not isinstance(value, Mapping) or not {"method", "weights", "sha256"} <= value.keys():
         return value
     folder, weights = (f"{value[key][:16]}…" for key in ("sha256", "weights"))
     return f"{value['method']} (SHA-256 of its folder {folder}, of its backbone {weights})"
 
 
-def _beneath(extra: Mapping[str, Any]) -> str:
-    """The method of the learner that it stands on, as the end of a name."""
-    told = extra.get("text")
-    return f" on {_cell(told['method'])}" if isinstance(told, Mapping) and "method" in told else ""
+def _built_on(extra: Mapping[str, Any]) -> str:
+    """The method of the learner that this one is built on, as the end of a title; empty if there is none."""
+    identity = extra.get("text")
+    return f" on {_cell(identity['method'])}" if isinstance(identity, Mapping) and "method" in identity else ""
 
 
 def _front_matter(description: Mapping[str, Any], facts: Facts, result: Result | None) -> str:
+    """The metadata that the Hub reads, as YAML."""
     from huggingface_hub import ModelCardData
 
     task = "zero-shot-image-classification" if facts.new_classes else "image-classification"
@@ -130,7 +139,7 @@ def _front_matter(description: Mapping[str, Any], facts: Facts, result: Result |
 
 
 def _evaluation(description: Mapping[str, Any], result: Result) -> dict[str, Any]:
-    """The front matter's ``model-index``, one entry a test."""
+    """The ``model-index`` of the front matter, with one entry per test."""
     from huggingface_hub import EvalResult
 
     entries = [
@@ -149,7 +158,7 @@ def _evaluation(description: Mapping[str, Any], result: Result) -> dict[str, Any
 
 
 def _base_model(description: Mapping[str, Any]) -> str | None:
-    """The backbone's repository on the Hub, where OpenCLIP knows it."""
+    """The backbone's repository on the Hub, if OpenCLIP knows it."""
     source = description["source"] or {}
     name, tag = source.get("name") or "", source.get("pretrained")
     if name.startswith("hf-hub:"):
@@ -158,7 +167,7 @@ def _base_model(description: Mapping[str, Any]) -> str | None:
 
 
 def _data(extra: Mapping[str, Any]) -> str | None:
-    """The dataset with its source and licence, where a card of it is registered."""
+    """Title and licence of the dataset if it has a card, else its name; None if it is unknown."""
     name = extra.get("dataset")
     if not isinstance(name, str):
         return None
@@ -173,7 +182,7 @@ def _data(extra: Mapping[str, Any]) -> str | None:
 
 
 def _results(result: Result) -> list[str]:
-    """A table of the run's tests beside zero-shot."""
+    """A table of the run's accuracies, with those of zero-shot CLIP."""
     shots = {"all": "all training images", "none": "no labels"}.get(str(result.shots), f"{result.shots} shots a class")
     lines = [
         "## Results",
@@ -190,5 +199,5 @@ def _results(result: Result) -> list[str]:
 
 
 def _cell(value: Any) -> str:
-    """Text that stays inside a cell of a table, and makes no markup of its own."""
+    """Escape a value, so that it stays within its table cell and contains no markup."""
     return re.sub(r"[|<>\[\]]", lambda sign: "\\" + sign[0], printable(" ".join(str(value).split())))

@@ -1,4 +1,4 @@
-"""``config.json`` of a saved learner, which may come from anyone: read within bounds and checked field by field."""
+"""``config.json`` of a saved learner, which may come from anyone: of limited size, and checked field by field."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from vlprompt.errors import VlpromptError, first_line
 from vlprompt.version import __version__
 
 FORMAT = 2  # 1, of vlprompt 0.1.0, has no hashes
-MAX_CONFIG_BYTES = 16 * 2**20  # the names of 100,000 classes take three
+MAX_CONFIG_BYTES = 16 * 2**20  # the names of 100,000 classes take 3 MB
 MAX_NAME = 1_000  # characters of a class name, a template and the like
-MOST_BENEATH = 3  # folders below the Hub cache's own: a learner, what it stands on, and that one's
-MAX_SETTING = 10_000  # of a setting, such as an objective that lists its templates
+MAX_DEPTH = 3  # folders below the Hub cache's: a learner, the one that it is built on, and the one below that
+MAX_SETTING = 10_000  # characters of a setting, such as an objective that lists its templates
 
 
 Text = Annotated[str, Field(max_length=MAX_NAME)]
@@ -35,7 +35,7 @@ Setting = Plain | list[Plain] | dict[str, Plain | list[Plain]]  # a group is a g
 
 @strict(extra="allow")
 class Identity(TypedDict):
-    """A backbone as ``FrozenCLIP.identity`` tells it, and what later versions tell besides."""
+    """A backbone's ``FrozenCLIP.identity``; later versions may add fields."""
 
     architecture: Text
     activation: Text
@@ -46,7 +46,7 @@ class Identity(TypedDict):
 
 @strict()
 class Source(TypedDict):
-    """What ``load_clip`` was asked for."""
+    """The arguments with which ``load_clip`` loads the backbone."""
 
     name: Text
     pretrained: Text | None
@@ -78,9 +78,11 @@ class Description(TypedDict):
 def read_description(folder: Path) -> dict[str, Any]:
     """Read and check ``config.json`` of a saved learner.
 
+    Args:
+        folder: of the saved learner.
+
     Raises:
-        VlpromptError: it is missing, larger than any, not JSON, of a newer format, a field is not what it must be, or
-            the file is not what was written.
+        VlpromptError: it is missing, too large, not JSON, of a newer format, has an invalid field, or was changed.
     """
     file = safe_member(folder, CONFIG)
     try:
@@ -98,39 +100,44 @@ def read_description(folder: Path) -> dict[str, Any]:
 
 
 def description_hash(folder: Path) -> str | None:
-    """The hash that stands in ``config.json`` of a saved learner, which is checked; None in one of vlprompt 0.1.0."""
+    """Check ``config.json`` of a saved learner, and return the hash in it; None for one of vlprompt 0.1.0."""
     return json.loads(safe_member(folder, CONFIG).read_bytes()).get(SEAL) if read_description(folder) else None
 
 
 def write_description(folder: Path, description: Mapping[str, Any]) -> None:
-    """Write ``config.json`` of a saved learner, in the present format and with its hash."""
+    """Write ``config.json`` of a saved learner, in the current format and with its hash."""
     with atomic_write(folder / CONFIG) as temporary:
         temporary.write_text(json.dumps(seal({**description, "format": FORMAT}), indent=1), encoding="utf-8")
 
 
 def _check_description(saved: Any, file: Path) -> None:
-    """Raise a ``VlpromptError`` for the first field that is missing or not of its kind."""
+    """Raise a ``VlpromptError`` for the first field that is missing or of the wrong type."""
     where = f"{file} is not a saved learner's configuration"
     if not isinstance(saved, dict):
         raise VlpromptError(f"{where}: it holds no fields")
-    written = saved.get("format")
-    if isinstance(written, int) and written > FORMAT:  # its fields may be others
+    version = saved.get("format")
+    if isinstance(version, int) and version > FORMAT:
         newer = str(saved.get("vlprompt"))[:20]
         raise VlpromptError(f"{file} was written by a newer vlprompt ({newer}); this is {__version__}")
-    check_fields(Description, {"files": {}, SEAL: ""} | saved if written == 1 else saved, where)
+    check_fields(Description, {"files": {}, SEAL: ""} | saved if version == 1 else saved, where)
 
 
 def safe_member(folder: Path, name: str) -> Path:
-    """A regular file of a saved learner's folder; a link out of it is refused, but for the Hub cache's own blobs."""
+    """Return the path of a regular file in a saved learner's folder.
+
+    Raises:
+        VlpromptError: it is missing, not a regular file, or a link that leads out of the folder, other than into the
+            Hub cache's blobs.
+    """
     path = folder / name
     if not path.exists():
         raise VlpromptError(f"no saved learner in {folder}: {name} is missing")
     real, roots = path.resolve(), [folder.resolve()]
-    snapshots = next((up for up in list(folder.parents)[:MOST_BENEATH] if up.name == "snapshots"), None)
+    snapshots = next((up for up in list(folder.parents)[:MAX_DEPTH] if up.name == "snapshots"), None)
     if snapshots is not None:
         roots.append(snapshots.resolve().parent / "blobs")
     if not any(real.is_relative_to(root) for root in roots):
         raise VlpromptError(f"refused {path}: it is a link that leads out of the learner's folder")
     if not stat.S_ISREG(os.stat(path).st_mode):
-        raise VlpromptError(f"refused {path}: it is no plain file")
+        raise VlpromptError(f"refused {path}: it is not a regular file")
     return path

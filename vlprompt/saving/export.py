@@ -1,6 +1,6 @@
-"""A learner for users without vlprompt: a classifier matrix, a ``torch.export`` program, ONNX, an OpenCLIP folder.
+"""Exports of learners for use without vlprompt: a classifier matrix, a ``torch.export`` program, ONNX, or OpenCLIP.
 
-Each export is run and compared with the learner before it is handed over.
+Each export is run and compared with the learner before it is written.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ from vlprompt.saving.exported import FACTS
 from vlprompt.saving.merging import merged_into
 from vlprompt.version import __version__
 
-ONNX_TORCH = "2.7"  # the exporters before take no batch of any size
-MOST_IMAGES = 2**31 - 1  # of a batch: torch 2.5 finds its own default bound to be out of range
+ONNX_TORCH = "2.7"  # earlier exporters do not support batches of any size
+MOST_IMAGES = 2**31 - 1  # per batch: torch 2.5 rejects its own default bound
 SCRIPT = "run_onnx.py"
 TOLERANCE = 1e-4  # of logits, absolute and relative
-Dynamic = dict[str, dict[int, Any]]  # the axes of each input that may change
+Dynamic = dict[str, dict[int, Any]]  # the axes of each input that are of any size
 
 
 def export_learner(learner: PromptLearner, to: str, path: str | os.PathLike[str]) -> Path:
@@ -70,16 +70,16 @@ def export_learner(learner: PromptLearner, to: str, path: str | os.PathLike[str]
 
 
 def check_form(to: str) -> None:
-    """Raise a ``VlpromptError`` for an unknown form."""
+    """Raise a ``VlpromptError`` if an export format is unknown."""
     if to not in FORMATS:
         raise VlpromptError(f"unknown form '{to}': {nearest(to, FORMATS)}")
 
 
 def export_matrix(learner: PromptLearner, path: Path) -> Path:
-    """Write a linear head as safetensors: ``weight`` (C, D), ``logit_scale`` (), ``logit_bias`` () or, of a head, (C,).
+    """Write a linear classifier as safetensors: ``weight`` (C, D), ``logit_scale`` (), ``logit_bias`` () or (C,).
 
-    ``logit_scale * normalise(image_features) @ weight.T + logit_bias`` are the logits, with the backbone's own image
-    features where the learner leaves the image tower alone, as the JSON file beside says.
+    The logits are ``logit_scale * normalise(image_features) @ weight.T + logit_bias``. The JSON file says whether the
+    image features are the backbone's own or those of a prompted image tower.
     """
     scale, linear = learner.logit_scale, _linear_head(learner)
     weight, bias = (linear[0] / scale, linear[1]) if linear else (learner.classifier_matrix(), learner.clip.logit_bias)
@@ -97,48 +97,48 @@ def export_matrix(learner: PromptLearner, path: Path) -> Path:
 def export_torch(learner: PromptLearner, path: Path) -> Path:
     """Write a ``torch.export`` program from images (B, 3, H, W) to logits (B, C): ``torch.export.load(path).module()``.
 
-    The visual prompts, or whatever else the learner does to image features, are part of it; so is the classifier.
+    It contains the classifier, and what the learner changes in the image tower, such as visual prompts.
     """
     with _exportable(learner) as (graph, example, dynamic):
         try:  # strict tracing, the default before torch 2.7, refuses much of plain Python
             program = torch.export.export(graph, (example,), dynamic_shapes=dynamic, strict=False)
-        except Exception as error:  # torch has many kinds, of many lines
-            said = str(error).splitlines()[0]
-            raise VlpromptError(f"torch {torch.__version__} cannot trace {learner.method}: {said}") from error
-    made = io.BytesIO()  # torch's own writer ends the process where the disk is full
+        except Exception as error:  # torch has many exceptions, with long messages
+            reason = str(error).splitlines()[0]
+            raise VlpromptError(f"torch {torch.__version__} cannot trace {learner.method}: {reason}") from error
+    content = io.BytesIO()  # torch's own writer aborts the process if the disk is full
     facts = describe(learner)
-    torch.export.save(program, made, extra_files={FACTS: json.dumps(facts)})
-    _compare(torch.export.load(io.BytesIO(made.getvalue())).module(), learner, path)
+    torch.export.save(program, content, extra_files={FACTS: json.dumps(facts)})
+    _compare(torch.export.load(io.BytesIO(content.getvalue())).module(), learner, path)
     with atomic_write(path) as temporary:
-        temporary.write_bytes(made.getbuffer())
+        temporary.write_bytes(content.getbuffer())
     return _write_facts(facts, path)
 
 
 def export_onnx(learner: PromptLearner, path: Path) -> Path:
-    """Write an ONNX model from ``images`` (batch, 3, H, W) to ``logits`` (batch, C), compared in onnxruntime.
+    """Write an ONNX model from ``images`` (batch, 3, H, W) to ``logits`` (batch, C).
 
-    Beside it lies ``run_onnx.py``, which predicts with it where there is no torch. Weights of more than 2 GB lie in
-    another file beside it, as ONNX asks.
+    ``run_onnx.py`` is written beside it, which predicts without torch. As ONNX requires, weights of more than 2 GB are
+    in a file of their own.
     """
-    runtime = _needed("onnxruntime")
+    runtime = _import("onnxruntime")
     for package in ("onnx", "onnxscript"):
-        _needed(package)
+        _import(package)
     facts = describe(learner)
     with _exportable(learner) as (graph, example, dynamic):
         program = _to_onnx(graph, example, dynamic)
     program.model.metadata_props.update({key: json.dumps(value) for key, value in facts.items()})
-    with writing(path), temporary_folder(path) as folder:  # the second file goes by the first one's name
+    with writing(path), temporary_folder(path) as folder:  # the model contains the name of the file of weights
         program.save(Path(folder, path.name))
         session = runtime.InferenceSession(Path(folder, path.name), providers=["CPUExecutionProvider"])
         _compare(lambda x: torch.from_numpy(session.run(["logits"], {"images": x.numpy()})[0]), learner, path)
-        for file in sorted(Path(folder).iterdir(), reverse=True):  # the weights before the model that points to them
+        for file in sorted(Path(folder).iterdir(), reverse=True):  # the weights before the model
             file.replace(path.with_name(file.name))
     with atomic_write(path.with_name(SCRIPT)) as temporary:
         temporary.write_text(Path(run_onnx.__file__).read_text(encoding="utf-8"), encoding="utf-8")
     return _write_facts(facts, path)
 
 
-# how a resized image becomes a square
+# how a resized image is made square, by resize_mode
 CROPS = {"shortest": "center", "longest": "pad with black", "squash": "none"}
 FORMATS: dict[str, Callable[[PromptLearner, Path], Path]] = {
     "matrix": export_matrix,
@@ -150,26 +150,26 @@ SUFFIXES = {"matrix": ".safetensors", "torch": ".pt2", "onnx": ".onnx", "opencli
 
 
 def left_out(learner: PromptLearner, to: str) -> list[str]:
-    """What an export does not hold, a sentence each, for whoever takes it for the whole learner."""
+    """What an export lacks, compared with the learner: a phrase for each thing."""
     if to == "openclip":
-        return ["the temperature and the threshold, which classifier.json has: OpenCLIP has no place for them"]
+        return ["the temperature and the threshold, which are in classifier.json"]
     prompted = not learner.facts.cacheable_images
     tower = "which is prompted: to=torch and to=onnx have it" if prompted else f"that of {learner.clip.name}"
     how = "which the .json file describes" + (f" and {SCRIPT} does" if to == "onnx" else "")
-    found = [f"the image tower, {tower}"] if to == "matrix" else [f"reading and preprocessing images, {how}"]
+    lacking = [f"the image tower, {tower}"] if to == "matrix" else [f"reading and preprocessing images, {how}"]
     if not _per_image(learner):
-        found.append("the text tower: other class names need another export")
-    return [*found, "the temperature and the threshold: the output is logits, and the .json file has both numbers"]
+        lacking.append("the text tower: other class names need another export")
+    return [*lacking, "the temperature and the threshold: the output is logits, and the .json file has both numbers"]
 
 
 def _linear_head(learner: PromptLearner) -> tuple[Tensor, Tensor] | None:
-    """Weights and biases of a head that is linear in the image features; None of all others."""
+    """Weights (C, D) and biases (C,) of a head that is linear in the image features; None for other learners."""
     with torch.no_grad():
         return learner.linear() if learner.facts.head else None
 
 
 def describe(learner: PromptLearner) -> dict[str, Any]:
-    """What a user of an export must know: classes in order, how images are made ready, whose features are scored."""
+    """The metadata of an export: classes in order, preprocessing of images, and what image features are scored."""
     clip = learner.clip
     return {
         "vlprompt": __version__,
@@ -190,6 +190,7 @@ def describe(learner: PromptLearner) -> dict[str, Any]:
 
 
 def _write_facts(facts: Mapping[str, Any], path: Path) -> Path:
+    """Write the metadata as JSON beside an export, and return the path of the export."""
     with atomic_write(path.with_suffix(".json")) as temporary:
         temporary.write_text(json.dumps(facts, indent=1, ensure_ascii=False), encoding="utf-8")
     return path
@@ -204,7 +205,7 @@ class _Graph(nn.Module):
     def __init__(self, learner: PromptLearner):
         super().__init__()
         self.learner = learner
-        # the frozen parts that the computation goes through, so that their weights are found
+        # the frozen modules that are used, so that their weights are part of the graph
         self.frozen = learner.clip.model if _per_image(learner) else learner.clip.visual.module
         self.beneath = None if learner.built_on is None else learner.built_on.learner
         linear = _linear_head(learner)
@@ -212,7 +213,7 @@ class _Graph(nn.Module):
             self.register_buffer("weight", linear[0].detach())
             self.register_buffer("bias", linear[1].detach())
         if learner.ensemble is not None:
-            learner.frozen_text()  # known before it is traced, and so a constant
+            learner.frozen_text()  # computed before tracing, so it is a constant
         if linear is None and not _per_image(learner):
             self.register_buffer("weight", learner.class_features().detach())
 
@@ -229,16 +230,16 @@ class _Graph(nn.Module):
 
 
 def _per_image(learner: PromptLearner) -> bool:
-    """Whether each image has class features of its own."""
+    """Whether class features depend on the image."""
     return learner.facts.classifier == "per_image"
 
 
 @contextlib.contextmanager
 def _exportable(learner: PromptLearner) -> Iterator[tuple[nn.Module, Tensor, Dynamic | None]]:
-    """Yield what can be traced, an example, and which of its axes may change.
+    """Yield a module that can be traced, example images (B, 3, S, S), and the axes that are of any size.
 
-    A classifier of each image's own is traced for one image, over full-length prompts: how the shared-prefix encoding
-    packs tokens depends on numbers in tensors, which a graph cannot hold.
+    If class features depend on the image, the module is traced for one image, and with full-length prompts: how the
+    shared-prefix encoding packs tokens depends on values in tensors, which a graph cannot express.
     """
     per_image, size = _per_image(learner), learner.clip.image_size
     dynamic = None if per_image else {"images": {0: torch.export.Dim("batch", max=MOST_IMAGES)}}
@@ -247,7 +248,7 @@ def _exportable(learner: PromptLearner) -> Iterator[tuple[nn.Module, Tensor, Dyn
 
 
 def _to_onnx(graph: nn.Module, example: Tensor, dynamic: Dynamic | None) -> Any:
-    """Return torch's ONNX program; of an exporter that is too old, or does not go with these packages, one sentence."""
+    """Return torch's ONNX program, or raise a ``VlpromptError`` if the installed packages cannot make it."""
     versions = f"torch {torch.__version__} with onnx {version('onnx')} and onnxscript {version('onnxscript')}"
     advice = f"upgrade them (torch to {ONNX_TORCH} or later), or export to=torch"
     if torch.__version__ < ONNX_TORCH:
@@ -267,18 +268,19 @@ def _to_onnx(graph: nn.Module, example: Tensor, dynamic: Dynamic | None) -> Any:
 
 
 def _compare(run: Callable[[Tensor], Tensor], learner: PromptLearner, path: Path) -> None:
-    """Raise a ``VlpromptError`` unless an export gives the learner's logits, also at other batch sizes than traced."""
+    """Raise a ``VlpromptError`` unless an export gives the learner's logits, for several batch sizes if it can."""
     size, generator = learner.clip.image_size, torch.Generator().manual_seed(0)
     for count in (1,) if _per_image(learner) else (1, 3):
         images = torch.randn(count, 3, size, size, generator=generator)
         with torch.no_grad():
-            expected, got = learner(images), run(images)
-        if not torch.allclose(got, expected, rtol=TOLERANCE, atol=TOLERANCE):
-            off = float((got - expected).abs().max())
-            raise VlpromptError(f"{path} was not written: its logits are off the learner's by {off:.2g}")
+            expected, actual = learner(images), run(images)
+        if not torch.allclose(actual, expected, rtol=TOLERANCE, atol=TOLERANCE):
+            difference = float((actual - expected).abs().max())
+            raise VlpromptError(f"{path} was not written: its logits differ from the learner's by {difference:.2g}")
 
 
-def _needed(package: str) -> Any:
+def _import(package: str) -> Any:
+    """Import a package, or raise a ``VlpromptError`` that says how to install it."""
     try:
         return importlib.import_module(package)
     except ImportError as error:

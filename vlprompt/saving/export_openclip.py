@@ -1,8 +1,9 @@
-"""A learnt context as a plain OpenCLIP model: the vectors take the places of a few emoji in the token embedding.
+"""Export of a learnt context as a plain OpenCLIP model, in whose token embedding a few emoji have the learnt vectors.
 
-A context in front of the class name is nothing but vectors where the embeddings of words would stand. So a copy of the
-model in which some signs that no class name holds have those vectors as their embeddings is, with these signs as the
-template, exactly the learner, for any class names and in any program that loads OpenCLIP models.
+A context before the class name consists of vectors in the place of word embeddings. So the export is a copy of the
+model in which those vectors replace the embeddings of some signs that no class name contains, and a template made of
+these signs. It computes exactly what the learner does, for any class names and in any program that loads OpenCLIP
+models.
 """
 
 from __future__ import annotations
@@ -38,18 +39,18 @@ FIRST_SIGN = 0x2190  # arrows, symbols, emoji
 
 
 def export_openclip(learner: PromptLearner, folder: Path) -> Path:
-    """Write a folder for ``open_clip.create_model_and_transforms("local-dir:FOLDER")`` and its template.
+    """Write a folder for ``open_clip.create_model_and_transforms("local-dir:FOLDER")``.
 
-    ``classifier.json`` holds the template to fill with class names, and the signs whose embeddings were replaced.
+    ``classifier.json`` in it has the template for class names, and the signs whose embeddings were replaced.
 
     Raises:
-        VlpromptError: what the learner learnt is no context of words in front of the class name.
+        VlpromptError: the learner is more than a learnt context of words before the class name.
     """
     with merged_into(learner):
         template, signs, state = _words_and_weights(learner)
     if learner.logit_scale != learner.clip.logit_scale:
         state["logit_scale"].fill_(math.log(learner.logit_scale))
-    use = {
+    classifier = {
         "template": template,
         "class_names": [natural_name(name) for name in learner.class_names],
         "replaced": signs,
@@ -59,7 +60,7 @@ def export_openclip(learner: PromptLearner, folder: Path) -> Path:
         "method": learner.method,
     }
     folder.mkdir(parents=True, exist_ok=True)
-    for name, content in ((CONFIG, _model_config(learner.clip)), (USE, use)):
+    for name, content in ((CONFIG, _model_config(learner.clip)), (USE, classifier)):
         with atomic_write(folder / name) as temporary:
             temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
     with atomic_write(folder / WEIGHTS) as temporary:
@@ -69,7 +70,7 @@ def export_openclip(learner: PromptLearner, folder: Path) -> Path:
 
 
 def _words_and_weights(learner: PromptLearner) -> tuple[str, list[str], dict[str, Tensor]]:
-    """The template, the signs in it that stand for learnt vectors, and the model's weights with these."""
+    """The template, the signs in it whose embeddings are learnt vectors, and the weights with those embeddings."""
     state = {key: value.detach().clone().contiguous() for key, value in learner.clip.model.state_dict().items()}
     _check_towers(learner)
     if not any(isinstance(part, TextPrompt) for part in learner.modules()):
@@ -83,22 +84,22 @@ def _words_and_weights(learner: PromptLearner) -> tuple[str, list[str], dict[str
 
 
 def _check_towers(learner: PromptLearner) -> None:
-    """Raise a ``VlpromptError`` unless the image features are those of the model, and its class features score them."""
+    """Raise a ``VlpromptError`` unless the learner scores the model's image features with one text per class."""
     who, other = f"{learner.method} with these settings", "use to=torch or to=onnx"
     if learner.facts.classifier == "per_image":
-        raise VlpromptError(f"{who} has another context for each image, which no words can stand for: {other}")
+        raise VlpromptError(f"{who} has another context for each image, which no words can replace: {other}")
     if learner.facts.head or learner.ensemble is not None:
         raise VlpromptError(f"{who} scores with more than class features: {other}")
     if not learner.facts.cacheable_images and not _same_images(learner, learner.clip):
-        raise VlpromptError(f"{who} prompts the image tower, and OpenCLIP's has no place for learnt tokens: {other}")
+        raise VlpromptError(f"{who} prompts the image tower, and OpenCLIP's has no learnt tokens: {other}")
     if learner.config.names:
-        raise VlpromptError(f"{who} has classes of several names, which one template does not fill: use to=matrix")
+        raise VlpromptError(f"{who} has classes with several names, and a template takes one: use to=matrix")
     if not learner.trainable_parameters():
         raise VlpromptError(f"{who} learns nothing: the original weights with its templates are the same classifier")
 
 
 def _same_images(learner: PromptLearner, clip: FrozenCLIP) -> bool:
-    """Whether a learner's image features are a model's."""
+    """Whether a learner's image features equal a model's."""
     images = torch.randn(2, 3, clip.image_size, clip.image_size, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         expected = torch.nn.functional.normalize(clip.encode_image(images), dim=-1)
@@ -106,16 +107,20 @@ def _same_images(learner: PromptLearner, clip: FrozenCLIP) -> bool:
 
 
 def _template(learner: PromptLearner) -> str:
-    """The template of a learner without learnt words, or one sentence if its class features are no template's."""
-    if not learner.facts.new_classes:  # where they start a template may give them, and say nothing of other classes
+    """The template that gives the class features of a learner without learnt words.
+
+    Raises:
+        VlpromptError: there is none.
+    """
+    if not learner.facts.new_classes:  # untrained, they may equal a template's, but other classes' would not
         raise VlpromptError(
-            f"{learner.method} with these settings learns weights of its own classes, which no template gives others: "
-            "use to=matrix"
+            f"{learner.method} with these settings learns weights of its own classes, which no template can give to "
+            "others: use to=matrix"
         )
     with torch.no_grad():
         features = learner.text_features()
-    written = getattr(learner.config, "template", None)
-    for template in [written, *learner.templates] if isinstance(written, str) else learner.templates:
+    own = getattr(learner.config, "template", None)
+    for template in [own, *learner.templates] if isinstance(own, str) else learner.templates:
         text = learner.clip.encode_text(filled(learner.class_names, [template]))
         if torch.allclose(torch.nn.functional.normalize(text, dim=-1), features, atol=TOLERANCE):
             return template
@@ -125,7 +130,11 @@ def _template(learner: PromptLearner) -> str:
 
 
 def _context(learner: PromptLearner) -> Tensor:
-    """The vectors between start-of-text and the class name (P, d_t), or one sentence on why words cannot hold them."""
+    """The vectors (P, d_t) between start-of-text and the class name.
+
+    Raises:
+        VlpromptError: the class features cannot be computed from such vectors and the class name alone.
+    """
     who, other = f"{learner.method} with these settings", "use to=torch or to=onnx"
     recorder = TextRecorder()
     with torch.no_grad(), added(learner, recorder):
@@ -135,43 +144,43 @@ def _context(learner: PromptLearner) -> Tensor:
         raise VlpromptError(f"{who} has a classifier that is a mean over prompts: use to=matrix, or {other}")
     prompts = calls[0]
     if prompts.deep:
-        raise VlpromptError(f"{who} learns vectors for deeper blocks, where no words enter: {other}, or to=matrix")
+        raise VlpromptError(f"{who} learns vectors of deeper blocks, which words cannot replace: {other}, or to=matrix")
     tokens = learner.clip.class_tokens(learner.class_names)
     plain = learner.clip.text.embed(tokens.ids)
     if not torch.equal(prompts.lengths, tokens.lengths) or not _same(prompts.suffix, plain, tokens.lengths):
-        raise VlpromptError(f"{who} has its context not only in front of the class name: {other}, or to=matrix")
+        raise VlpromptError(f"{who} has context not only before the class name: {other}, or to=matrix")
     text = torch.nn.functional.normalize(learner.clip.encode_prompts(prompts)[0], dim=-1)
     if not torch.allclose(text, features, atol=TOLERANCE):
-        raise VlpromptError(f"{who} changes text features in the tower or behind it: {other}, or to=matrix")
+        raise VlpromptError(f"{who} changes text features in the tower or after it: {other}, or to=matrix")
     return prompts.prefix[0, 1:]
 
 
 def _same(a: Tensor, b: Tensor, lengths: Tensor) -> bool:
-    """Whether two padded (C, S, d) hold the same tokens up to each row's length."""
+    """Whether two padded tensors (C, S, d) are equal up to the length (C,) of each row."""
     size = int(lengths.max())
     inside = torch.arange(size) < lengths[:, None]
     return a.dim() == 3 and torch.equal(a[:, :size][inside], b[:, :size][inside])
 
 
 def _spare_signs(clip: FrozenCLIP, count: int, class_names: Sequence[str]) -> list[str]:
-    """Signs such as emoji that are one token each in CLIP's vocabulary and stand in no class name, rarest first."""
+    """Signs, such as emoji, that are one token in CLIP's vocabulary and occur in no class name, rarest first."""
     tokenizer = clip.tokenizer
     if not isinstance(tokenizer, SimpleTokenizer):
         raise VlpromptError(f"{clip.name} has a tokenizer other than CLIP's own: use to=matrix, torch or onnx")
-    used, end, found = "".join(class_names), tokenizer.eot_token_id, []
-    for token in sorted(tokenizer.decoder, reverse=True):  # merges come by frequency
+    used, end, spare = "".join(class_names), tokenizer.eot_token_id, []
+    for token in sorted(tokenizer.decoder, reverse=True):  # rarer tokens have higher numbers
         sign = tokenizer.decode([token]).strip()
         if len(sign) != 1 or sign.isalnum() or ord(sign) < FIRST_SIGN or sign in used:
             continue
         if tokenizer([sign])[0, 1:3].tolist() == [token, end]:
-            found.append(sign)
-        if len(found) == count:
-            return found
-    raise VlpromptError(f"{clip.name}'s vocabulary has no {count} signs to spare")
+            spare.append(sign)
+        if len(spare) == count:
+            return spare
+    raise VlpromptError(f"{clip.name}'s vocabulary does not have {count} signs that no class name contains")
 
 
 def _model_config(clip: FrozenCLIP) -> dict[str, Any]:
-    """OpenCLIP's configuration of the backbone, with its activation and transform as they are."""
+    """OpenCLIP's configuration of the backbone, with its actual activation and transform."""
     name = (clip.source or {}).get("name", "")
     if name == TINY:
         model = tiny_config()["model_cfg"]
@@ -180,7 +189,7 @@ def _model_config(clip: FrozenCLIP) -> dict[str, Any]:
     elif name in list_models():
         model = get_model_config(name)
     else:
-        raise VlpromptError(f"OpenCLIP's configuration of {clip.name} is not known here: use to=matrix, torch or onnx")
+        raise VlpromptError(f"OpenCLIP's configuration of {clip.name} is unknown: use to=matrix, torch or onnx")
     preprocess = {
         "mean": list(clip.image_mean),
         "std": list(clip.image_std),
@@ -194,9 +203,9 @@ def _compare(learner: PromptLearner, folder: Path, template: str) -> None:
     """Raise a ``VlpromptError`` unless the folder, loaded with open_clip, gives the learner's features."""
     clip = load_clip(f"local-dir:{folder}", device="cpu")
     texts = [template.replace("{}", natural_name(name)) for name in learner.class_names]
-    got = torch.nn.functional.normalize(clip.encode_text(texts), dim=-1)
-    off = float((got - learner.classifier_matrix()).abs().max())
-    if off > TOLERANCE:
-        raise VlpromptError(f"the model in {folder} is not the learner: its class features are off by {off:.2g}")
+    actual = torch.nn.functional.normalize(clip.encode_text(texts), dim=-1)
+    difference = float((actual - learner.classifier_matrix()).abs().max())
+    if difference > TOLERANCE:
+        raise VlpromptError(f"the model in {folder} is not the learner: its class features differ by {difference:.2g}")
     if not _same_images(learner, clip):
-        raise VlpromptError(f"the model in {folder} is not the learner: its image features are others")
+        raise VlpromptError(f"the model in {folder} is not the learner: its image features differ")

@@ -1,8 +1,8 @@
-"""Reading what ``export`` wrote, an ONNX file or a ``torch.export`` program, to predict with it as with the learner.
+"""Exported learners, read from an ONNX file or a ``torch.export`` program, to predict as the learner does.
 
-Either may come from anyone. Of an ONNX file the facts are bounded, read as JSON, checked field by field, and compared
-with the shapes of its graph, which onnxruntime runs. A ``.pt2`` is read by torch, by pickle among other things, which
-can run code: it is opened only where that is allowed.
+Both may come from anyone. The metadata of an ONNX file are of limited size, read as JSON, checked field by field, and
+compared with the shapes of its graph, which onnxruntime runs. A ``.pt2`` file is read by torch, which also uses pickle
+and so can run code: it is opened only if the caller trusts it.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from vlprompt.evaluation.prediction import Prediction, Report, named, several_im
 from vlprompt.learner.calibration import Share
 
 FACTS = "vlprompt.json"  # the extra file of a program
-MAX_FACTS = 16 * 2**20  # characters; the names of 100,000 classes take three million
+MAX_FACTS = 16 * 2**20  # characters; the names of 100,000 classes take 3 million
 MAX_CLASSES = 100_000
 MAX_SIDE = 4096
 
@@ -41,16 +41,16 @@ Name = Annotated[str, Field(min_length=1, max_length=1_000)]
 @strict()
 @dataclass(frozen=True)
 class ExportFacts:
-    """What must be known to predict with an exported graph.
+    """The metadata that are needed to predict with an exported graph.
 
-    It is what transforms ask of a frozen model, too (``vlprompt.data.transforms.Preprocessing``).
+    It also is a ``vlprompt.data.transforms.Preprocessing``, which transforms can be made from.
 
     Attributes:
-        class_names: C, in the order of the logits.
-        image_size, mean, std, interpolation, resize_mode: how images are made ready.
-        batch: images at a time, 1 or ``any``.
-        temperature: what logits are divided by before the softmax.
-        min_probability: from what largest probability on to answer; None answers all.
+        class_names: C names, in the order of the logits.
+        image_size, mean, std, interpolation, resize_mode: the preprocessing of images.
+        batch: images per call, 1 or ``any``.
+        temperature: divides the logits before the softmax.
+        min_probability: images whose largest probability is below it are not answered; None answers all.
     """
 
     class_names: Annotated[list[Name], Field(min_length=2, max_length=MAX_CLASSES)]
@@ -79,8 +79,8 @@ class Exported:
     """An exported learner, ready to predict.
 
     Attributes:
-        facts: its own.
-        logits: from images (B, 3, S, S), made ready, to logits (B, C).
+        facts: its metadata.
+        logits: from preprocessed images (B, 3, S, S) to logits (B, C).
     """
 
     facts: ExportFacts
@@ -101,14 +101,14 @@ class Exported:
         on_unreadable: Report | None = None,
         min_probability: float | None = None,
     ) -> Iterator[Prediction]:
-        """Yield what it says of images, in their order, as ``vlprompt.predict_images`` does for its learner.
+        """Yield predictions for images, in order, as ``vlprompt.predict_images`` does for a learner.
 
         Args:
-            images, top, batch_size, threads, on_unreadable: as of ``vlprompt.predict_images``.
-            min_probability: from what largest probability on to answer, in place of its own.
+            images, top, batch_size, threads, on_unreadable: as for ``vlprompt.predict_images``.
+            min_probability: replaces the one in the metadata.
 
         Raises:
-            VlpromptError: an image cannot be read, or the graph gives what are no logits.
+            VlpromptError: an image cannot be read, or the output of the graph is not a matrix of finite logits.
         """
         top, names, threshold = at_least("top", top, 1), self.class_names, self.threshold(min_probability)
         size = 1 if self.facts.batch == 1 else at_least("batch_size", batch_size, 1)
@@ -122,18 +122,18 @@ class Exported:
                 yield from named(batch.sources, probabilities, names, top, threshold)
 
     def threshold(self, min_probability: float | None = None) -> float | None:
-        """From what largest probability on it answers: what is asked for, or its own; None answers all."""
+        """The probability below which images are not answered: the given one, or its own; None answers all."""
         return self.facts.min_probability if min_probability is None else threshold_of(None, min_probability)
 
     def _checked(self, images: Tensor) -> Tensor:
-        """Logits of images, or one sentence where they are none."""
-        found = self.logits(images)
-        if found.shape != (len(images), len(self.class_names)) or not found.isfinite().all():
+        """Logits (B, C) of images, or a ``VlpromptError`` if they have another shape or are not finite."""
+        logits = self.logits(images)
+        if logits.shape != (len(images), len(self.class_names)) or not logits.isfinite().all():
             raise VlpromptError(
-                f"the model gave numbers of shape {tuple(found.shape)} for {len(images)} images and "
+                f"the model gave numbers of shape {tuple(logits.shape)} for {len(images)} images and "
                 f"{len(self.class_names)} classes, or some that are not finite: it is damaged"
             )
-        return found.float()
+        return logits.float()
 
 
 def load_exported(path: str | os.PathLike[str], *, trust: bool = False) -> Exported:
@@ -141,11 +141,11 @@ def load_exported(path: str | os.PathLike[str], *, trust: bool = False) -> Expor
 
     Args:
         path: an ``.onnx`` file, or a ``.pt2`` program.
-        trust: open a program, which could run code of whoever wrote it.
+        trust: allow a program, which could run code of whoever wrote it.
 
     Raises:
-        VlpromptError: there is no such file, it is not of ``export`` or damaged, a package is missing, or it is a
-            program that is not trusted.
+        VlpromptError: there is no such file, it is damaged or was not written by ``export``, a package is missing, or
+            it is a program and not trusted.
     """
     file = Path(path).expanduser()
     if file.suffix not in EXPORTS:
@@ -156,40 +156,45 @@ def load_exported(path: str | os.PathLike[str], *, trust: bool = False) -> Expor
 
 
 def read_facts(texts: Mapping[str, str], where: str) -> ExportFacts:
-    """Return the facts that metadata hold, each field as JSON; what is not needed to predict is left unread.
+    """Read the metadata that are needed to predict; other fields are ignored.
+
+    Args:
+        texts: JSON by field.
+        where: the file, for errors.
 
     Raises:
-        VlpromptError: they are too long, not JSON, lack a field, or one is not of its kind or range.
+        VlpromptError: they are too long or not JSON, or a field is missing or invalid.
     """
-    known = {key: text for key, text in texts.items() if key in ExportFacts.__dataclass_fields__}
-    if "class_names" not in known:
+    needed = {key: text for key, text in texts.items() if key in ExportFacts.__dataclass_fields__}
+    if "class_names" not in needed:
         raise VlpromptError(f"{where} has no class names: it was not exported by vlprompt")
-    if sum(map(len, known.values())) > MAX_FACTS:
-        raise VlpromptError(f"{where} has more metadata than any export: {MAX_FACTS:,} characters are read")
+    if sum(map(len, needed.values())) > MAX_FACTS:
+        raise VlpromptError(f"{where} has more metadata than any export: at most {MAX_FACTS:,} characters are read")
     try:
-        values = {key: json.loads(text) for key, text in known.items()}
+        values = {key: json.loads(text) for key, text in needed.items()}
     except (ValueError, RecursionError) as error:
-        raise VlpromptError(f"{where} has metadata that are no JSON: {first_line(error)}") from error
+        raise VlpromptError(f"{where} has metadata that are not JSON: {first_line(error)}") from error
     return read_as(ExportFacts, values, f"{where}, metadata")
 
 
 def _load_onnx(file: Path) -> Exported:
+    """Read an ONNX file, whose graph must fit its metadata."""
     try:
         runtime = importlib.import_module("onnxruntime")
     except ImportError as error:
         raise VlpromptError(f'{file} needs onnxruntime: pip install "vlprompt[export]"') from error
     options = runtime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
-    options.log_severity_level = 4  # what is wrong is told below
+    options.log_severity_level = 4  # errors are raised below
     try:
         session = runtime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # of a kind for each way to be damaged
+    except Exception as error:  # onnxruntime has many, for damaged files
         raise VlpromptError(f"{file} cannot be read by onnxruntime: {first_line(error)}") from error
     facts = read_facts(session.get_modelmeta().custom_metadata_map, str(file))
     shapes = {each.name: each.shape[1:] for each in (*session.get_inputs(), *session.get_outputs())}
     side = facts.image_size
     if shapes != {"images": [3, side, side], "logits": [len(facts.class_names)]}:
-        raise VlpromptError(f"{file} is damaged: its graph does not go with its metadata")
+        raise VlpromptError(f"{file} is damaged: its graph does not fit its metadata")
 
     def logits(images: Tensor) -> Tensor:
         return torch.from_numpy(session.run(["logits"], {"images": images.numpy()})[0])
@@ -198,25 +203,26 @@ def _load_onnx(file: Path) -> Exported:
 
 
 def _load_program(file: Path, trust: bool) -> Exported:
+    """Read a program of ``torch.export``, if it is trusted."""
     if not trust:
         raise VlpromptError(
-            f"{file} is read by torch.export, by pickle among other things, which can run code of whoever wrote it: "
-            "say trust=true if that is you, or export to=onnx"
+            f"{file} is read by torch.export, which also uses pickle and so can run code of whoever wrote it: give "
+            "trust=true if you trust them, or export to=onnx"
         )
     extra = {FACTS: ""}
     try:
         module = torch.export.load(file, extra_files=extra).module()
-    except Exception as error:  # of whatever its bytes lead torch to
+    except Exception as error:  # damaged files make torch raise anything
         raise VlpromptError(f"{file} cannot be read by torch.export: {first_line(error)}") from error
     try:
-        told = json.loads(extra[FACTS] or "{}")
+        metadata = json.loads(extra[FACTS] or "{}")
     except ValueError as error:
-        raise VlpromptError(f"{file} has metadata that are no JSON: {first_line(error)}") from error
-    facts = read_facts({key: json.dumps(value) for key, value in told.items()}, str(file))
+        raise VlpromptError(f"{file} has metadata that are not JSON: {first_line(error)}") from error
+    facts = read_facts({key: json.dumps(value) for key, value in metadata.items()}, str(file))
 
     def logits(images: Tensor) -> Tensor:
         with torch.no_grad():
-            found: Tensor = module(images)
-            return found
+            output: Tensor = module(images)
+            return output
 
     return Exported(facts, logits)

@@ -1,8 +1,8 @@
-"""Keeping a learner: a folder with its learnables, its configuration and a card, and how it is read back.
+"""Saving a learner to a folder with its learnables, configuration and card, and loading it.
 
 A saved learner may come from anyone, so nothing in it is trusted: tensors are read as safetensors, the configuration is
-checked field by field, sizes are compared with what the tensors hold before anything is made, and no text in it is
-taken for the name of a file.
+checked field by field, sizes are compared with the shapes of the tensors before memory is allocated, and no text in it
+is used as the name of a file.
 """
 
 from __future__ import annotations
@@ -37,18 +37,21 @@ from vlprompt.saving.hub import PREFIX, fetch, refuse_address
 from vlprompt.version import __version__
 
 NO_START = {"init_from": None, "init_length": "same"}
-SPARE_NUMBERS = 2**22  # that a method may make beside its learnables while it is set up
+SPARE_NUMBERS = 2**22  # numbers that a method may allocate in its setup besides its learnables
 
 
 def save_learner(learner: PromptLearner, path: str | os.PathLike[str], extra: Mapping[str, Any] | None = None) -> Path:
     """Write ``learner.safetensors`` (learnables only), ``config.json`` and a model card into a folder.
 
-    The saved learner that it stands on, if there is one, is written into the folder ``text`` in it.
+    If the learner is built on another one, that is written into the sub-folder ``text``.
 
     Args:
         learner: any learner.
-        path: the folder; made if need be.
-        extra: JSON-able facts to keep beside the configuration: dataset, shots, seed, ``license`` of the weights.
+        path: the folder, created if needed.
+        extra: metadata to save with the configuration, as JSON: dataset, shots, seed, ``license`` of the weights.
+
+    Returns:
+        The folder.
     """
     folder = Path(path)
     others = {"teacher": learner.taught_by_identity} if learner.taught_by_identity else {}
@@ -57,9 +60,9 @@ def save_learner(learner: PromptLearner, path: str | os.PathLike[str], extra: Ma
     if learner.built_on is not None:
         learner.built_on.save(folder / TEXT, learner.learnt_names)
         others["text"] = learner.built_on.identity | {"kept": description_hash(folder / TEXT)}
-    # what is scored by another rule for classes that were trained on must know them again
-    other = learner.facts.parts or learner.trained_names != learner.class_names
-    trained = {"trained_on": list(learner.trained_names)} if other else {}
+    # needed if the class names were replaced, or if classes that were trained on are scored by another rule
+    needed = learner.facts.parts or learner.trained_names != learner.class_names
+    trained = {"trained_on": list(learner.trained_names)} if needed else {}
     calibrated = {"calibration": dataclasses.asdict(learner.calibration)} if learner.calibration else {}
     description = {
         **trained,
@@ -77,7 +80,7 @@ def save_learner(learner: PromptLearner, path: str | os.PathLike[str], extra: Ma
     files = {LEARNABLES: write_tensors(folder / LEARNABLES, state)}
     if learner.last_state is None:
         (folder / LAST).unlink(missing_ok=True)
-    else:  # of the last epoch, beside the aggregated ones
+    else:  # the learnables of the last epoch, besides the aggregated ones
         files[LAST] = write_tensors(folder / LAST, learner.last_state)
     write_description(folder, description | {"files": files})
     with atomic_write(folder / CARD) as temporary:
@@ -106,13 +109,13 @@ def load_learner(path: str | os.PathLike[str], clip: FrozenCLIP | None = None, d
 def load_saved(
     place: str | os.PathLike[str], clip: FrozenCLIP, class_names: Sequence[str], role: str
 ) -> LearnerTeacher:
-    """Load a saved learner for another one to be taught by or to stand on.
+    """Load a saved learner as the teacher of another one, or for another one to be built on.
 
     Args:
         place: a run's folder, a saved learner's, or ``hf://user/name``.
-        clip: the other's frozen model, which the saved one shares where it is its own.
-        class_names: it must be able to score them.
-        role: what sentences call it.
+        clip: the other learner's frozen model, which the saved one shares if it has the same backbone.
+        class_names: the classes that it must be able to score.
+        role: what errors call it.
 
     Raises:
         VlpromptError: there is no learner, or it cannot score the classes.
@@ -125,53 +128,54 @@ def load_saved(
 def _load_for(
     folder: Path, name: str, remote: bool, clip: FrozenCLIP, class_names: Sequence[str], role: str
 ) -> LearnerTeacher:
+    """``load_saved`` from a folder that errors call ``name``."""
     saved = read_description(folder)
     identity = {"method": saved["method"], "weights": saved["backbone"]["weights"], "sha256": description_hash(folder)}
     same = all(saved["backbone"].get(key) == value for key, value in clip.identity().items())
     learner = _load(folder, name, remote, clip if same else None, str(clip.device))
-    found = LearnerTeacher(learner, clip, identity, name, role)
-    found.follow(class_names)
-    return found
+    teacher = LearnerTeacher(learner, clip, identity, name, role)
+    teacher.follow(class_names)
+    return teacher
 
 
-def _load_beneath(folder: Path, path: str, remote: bool, saved: Mapping[str, Any], clip: FrozenCLIP) -> LearnerTeacher:
-    """The saved learner that another one stands on, from the folder in its own."""
-    told = saved["extra"].get("text")
-    if not (folder / TEXT / CONFIG).exists() or not isinstance(told, dict):
+def _load_built_on(folder: Path, path: str, remote: bool, saved: Mapping[str, Any], clip: FrozenCLIP) -> LearnerTeacher:
+    """The saved learner that another one is built on, from the sub-folder ``text``."""
+    identity = saved["extra"].get("text")
+    if not (folder / TEXT / CONFIG).exists() or not isinstance(identity, dict):
         raise VlpromptError(
             f"{path} builds on a learner that is missing from its folder {TEXT}: save or download it again"
         )
-    safe_member(folder, f"{TEXT}/{CONFIG}")  # and no link to where other learners lie
-    if told.get("kept") != description_hash(folder / TEXT):
+    safe_member(folder, f"{TEXT}/{CONFIG}")  # refuses a link to another learner
+    if identity.get("kept") != description_hash(folder / TEXT):
         raise VlpromptError(f"the learner in {folder / TEXT} is not the one that {path} was saved with: save it again")
-    found = _load_for(folder / TEXT, f"{path}/{TEXT}", remote, clip, saved["class_names"], "learner")
-    found.identity = {key: value for key, value in told.items() if key != "kept"}
-    return found
+    built_on = _load_for(folder / TEXT, f"{path}/{TEXT}", remote, clip, saved["class_names"], "learner")
+    built_on.identity = {key: value for key, value in identity.items() if key != "kept"}
+    return built_on
 
 
 def _load(folder: Path, path: str, remote: bool, clip: FrozenCLIP | None, device: str) -> PromptLearner:
-    """``load_learner`` from a folder that is called ``path`` in sentences; ``remote`` if it came from the Hub."""
+    """``load_learner`` from a folder that errors call ``path``; ``remote`` if it came from the Hub."""
     saved = read_description(folder)
     file = folder / CONFIG
     declared = tensor_shapes(safe_member(folder, LEARNABLES))
     cls = method_of_file(saved["method"], str(file))
     try:
-        config = make_config(saved["method"], saved["config"] | NO_START)  # which is in the tensors
+        config = make_config(saved["method"], saved["config"] | NO_START)  # the tensors replace any start
     except VlpromptError as error:
         raise VlpromptError(f"{file}: {error}") from error
     if clip is None:
         clip = load_clip(**_trusted_source(saved["source"], folder, remote), device=device)
     _check_backbone(saved["backbone"], clip.identity(), path)
     trained_on = saved.get("trained_on", saved["class_names"])
-    stands = cls.builds_on(config) is not None
-    standing: dict[str, Any] = {"on": _load_beneath(folder, path, remote, saved, clip)} if stands else {}
+    builds = cls.builds_on(config) is not None
+    built_on: dict[str, Any] = {"on": _load_built_on(folder, path, remote, saved, clip)} if builds else {}
     allowed = 4 * sum(map(math.prod, declared.values())) + SPARE_NUMBERS
     try:
         with _AllocationLimit(allowed):
-            learner = cls(clip, trained_on, config, saved["templates"], **standing)
+            learner = cls(clip, trained_on, config, saved["templates"], **built_on)
     except VlpromptError as error:
         raise VlpromptError(f"{file}: {first_line(error)}") from error
-    except Exception as error:  # settings that were tampered with may fail anywhere in a method's setup
+    except Exception as error:  # manipulated settings may fail anywhere in a method's setup
         raise VlpromptError(
             f"{file}: no learner can be made of it ({type(error).__name__}: {first_line(error)})"
         ) from error
@@ -193,9 +197,9 @@ def _load(folder: Path, path: str, remote: bool, clip: FrozenCLIP | None, device
 
 
 def _identity_of_teacher(saved: Mapping[str, Any]) -> dict[str, Any] | None:
-    """What a saved learner says of its teacher, which is asked for only if it is trained on."""
-    told = saved["extra"].get("teacher")
-    return dict(told) if isinstance(told, dict) else None
+    """The identity of a saved learner's teacher, which is needed only to train it further."""
+    identity = saved["extra"].get("teacher")
+    return dict(identity) if isinstance(identity, dict) else None
 
 
 def read_learnables(path: str | os.PathLike[str], sha256: str | None = None) -> dict[str, Tensor]:
@@ -203,15 +207,18 @@ def read_learnables(path: str | os.PathLike[str], sha256: str | None = None) -> 
 
     Args:
         path: the file or folder.
-        sha256: the hash that the learner's configuration has of them.
+        sha256: the hash of the file in the learner's configuration, if it must match.
+
+    Returns:
+        Tensors by name.
 
     Raises:
-        VlpromptError: there are none, they were changed or are another learner's, or they are no finite numbers.
+        VlpromptError: there are none, they were changed or belong to another learner, or are not finite floats.
     """
     refuse_address(path, "load_learner fetches a whole learner")
     path = Path(path).expanduser()
-    places = [path, path / LEARNABLES, path / LEARNER / LEARNABLES]
-    file = next((place for place in places if place.is_file()), None)
+    candidates = [path, path / LEARNABLES, path / LEARNER / LEARNABLES]
+    file = next((candidate for candidate in candidates if candidate.is_file()), None)
     checkpoint = path if path.is_file() else next((p for p in sorted(path.glob("**/*.pth*")) if p.is_file()), None)
     if file in (None, path) and checkpoint and _is_of_torch(checkpoint):
         raise VlpromptError(
@@ -225,15 +232,15 @@ def read_learnables(path: str | os.PathLike[str], sha256: str | None = None) -> 
 
 
 def _is_of_torch(file: Path) -> bool:
-    """Whether a file begins as what ``torch.save`` writes: an archive, or a pickle."""
+    """Whether a file starts like those of ``torch.save``: an archive, or a pickle."""
     with open(file, "rb") as opened:
         start = opened.read(9)
-    is_safetensors = start[8:] == b"{"  # behind eight bytes of a length, of which the first may be a pickle's
+    is_safetensors = start[8:] == b"{"  # after eight bytes with the header's length, which may look like a pickle's
     return start.startswith((b"PK\x03\x04", b"\x80")) and not is_safetensors
 
 
 def _check_numbers(tensors: Mapping[str, Tensor], source: str) -> None:
-    """Raise a ``VlpromptError`` for the first tensor with which every prediction would be NaN or by chance."""
+    """Raise a ``VlpromptError`` for the first tensor that is not of finite floats."""
     for name, tensor in tensors.items():
         if not tensor.is_floating_point():
             raise VlpromptError(
@@ -244,20 +251,24 @@ def _check_numbers(tensors: Mapping[str, Tensor], source: str) -> None:
 
 
 def find_saved(path: str | os.PathLike[str]) -> Path:
-    """Return the folder of a saved learner: ``path`` itself, or ``learner`` in a run's folder."""
+    """Return the folder of a saved learner: ``path`` itself, or ``learner`` in a run's folder.
+
+    Raises:
+        VlpromptError: there is none.
+    """
     folder = Path(path).expanduser()
-    found = next((f for f in (folder, folder / LEARNER) if (f / CONFIG).exists()), None)
-    if found is None:
+    saved = next((f for f in (folder, folder / LEARNER) if (f / CONFIG).exists()), None)
+    if saved is None:
         if folder.is_file():
             export = ": an exported model is given as model=FILE" if folder.suffix in EXPORTS else ""
             raise VlpromptError(f"{folder} is a file, not the folder of a saved learner{export}")
         missing = f"{CONFIG} is missing" if folder.is_dir() else "there is no such folder"
         raise VlpromptError(f"no saved learner in {folder}: {missing}")
-    return found
+    return saved
 
 
 def tensor_shapes(file: Path) -> dict[str, torch.Size]:
-    """Names and shapes of a safetensors file's tensors, from its header alone."""
+    """Names and shapes of the tensors in a safetensors file, read from its header."""
     try:
         with safe_open(file, framework="pt") as opened:
             return {key: torch.Size(opened.get_slice(key).get_shape()) for key in opened.keys()}  # noqa: SIM118
@@ -266,7 +277,7 @@ def tensor_shapes(file: Path) -> dict[str, torch.Size]:
 
 
 class _AllocationLimit(TorchDispatchMode):
-    """Refuses to make more numbers than a learner of the declared tensors needs, before memory is asked for them."""
+    """Refuses to allocate more numbers than a learner with the declared tensors needs."""
 
     def __init__(self, numbers: int):
         super().__init__()  # type: ignore[no-untyped-call]  # torch's has no annotations
@@ -289,30 +300,31 @@ class _AllocationLimit(TorchDispatchMode):
 
 
 def _trusted_source(source: Mapping[str, Any] | None, folder: Path, remote: bool) -> dict[str, Any]:
-    """Return what loads the backbone, or refuse to follow a saved learner to where code or files of others may be."""
+    """Return the arguments of ``load_clip``, or raise if they would load code or files that a stranger chose."""
     if source is None:
         raise VlpromptError(f"{folder} was trained on a model object: give it as clip=, it cannot be loaded by name")
     name, checkpoint = source["name"], source["checkpoint"]
-    elsewhere = name.startswith("hf-hub:") or (remote and (checkpoint or name.startswith("local-dir:")))
-    if elsewhere:
-        asked = f'"{name}"' + (f', checkpoint="{checkpoint}"' if checkpoint else "")
+    foreign = name.startswith("hf-hub:") or (remote and (checkpoint or name.startswith("local-dir:")))
+    if foreign:
+        arguments = f'"{name}"' + (f', checkpoint="{checkpoint}"' if checkpoint else "")
         raise VlpromptError(
             f"{folder} asks for a backbone from elsewhere, which a saved learner may not fetch: if you trust it, give "
-            f"clip=vlprompt.load_clip({asked})"
+            f"clip=vlprompt.load_clip({arguments})"
         )
     return dict(source)
 
 
-def _check_backbone(trained: Mapping[str, Any], here: Mapping[str, Any], path: str) -> None:
+def _check_backbone(trained: Mapping[str, Any], actual: Mapping[str, Any], path: str) -> None:
     """Raise a ``VlpromptError`` that names both backbones unless they are the same."""
     for key in ("weights", "activation", "image_size", "preprocessing"):
-        if here[key] != trained.get(key, here[key]):  # earlier versions kept no preprocessing
+        if actual[key] != trained.get(key, actual[key]):  # earlier versions did not save the preprocessing
             raise VlpromptError(
-                f"{path} was trained on {_describe(trained)}, and this backbone is {_describe(here)}: {key} differs"
+                f"{path} was trained on {_describe(trained)}, and this backbone is {_describe(actual)}: {key} differs"
             )
 
 
 def _describe(identity: Mapping[str, Any]) -> str:
+    """A backbone in an error."""
     return (
         f"{identity['architecture']} ({identity['pretrained']}, {identity['activation']}, "
         f"{identity['image_size']} px, weights {identity['weights'][:8]})"

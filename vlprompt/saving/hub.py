@@ -1,4 +1,4 @@
-"""A learner's files to and from the Hugging Face Hub: ``hf://user/name[@revision]``."""
+"""Downloading learners from the Hugging Face Hub, ``hf://user/name[@revision]``, and uploading them."""
 
 from __future__ import annotations
 
@@ -11,16 +11,19 @@ from vlprompt.errors import VlpromptError
 
 PREFIX = "hf://"
 FILES = (LEARNABLES, CONFIG, CARD)
-NEEDED = [*FILES[:2], *(f"{TEXT}/*{name}" for name in FILES[:2])]  # and of what it stands on
+NEEDED = [*FILES[:2], *(f"{TEXT}/*{name}" for name in FILES[:2])]  # and of the learner that it is built on
 REPO = re.compile(r"[\w-]+(?:\.[\w-]+)*/[\w-]+(?:\.[\w-]+)*")
 REVISION = re.compile(r"[\w-][\w./-]*")
 
 
 def fetch(address: str) -> Path:
-    """Download a learner's tensors and configuration, or take them from the Hub's cache, and return their folder.
+    """Download a learner's tensors and configuration, or find them in the Hub's cache, and return their folder.
+
+    Args:
+        address: ``hf://user/name[@revision]``.
 
     Raises:
-        VlpromptError: the address is not right, there is no such learner, or the Hub cannot be reached.
+        VlpromptError: the address is invalid, there is no such learner, or the Hub cannot be reached.
     """
     from huggingface_hub import snapshot_download
 
@@ -34,7 +37,7 @@ def fetch(address: str) -> Path:
         folder = snapshot_download(
             repo, revision=revision or None, allow_patterns=NEEDED, endpoint=os.environ.get("HF_ENDPOINT")
         )
-    except Exception as error:  # the Hub client raises kinds of its own, and those of its HTTP library
+    except Exception as error:  # the Hub client raises its own exceptions and those of its HTTP library
         raise VlpromptError(f"could not fetch {address}: {_reason(error)}") from error
     if not Path(folder, CONFIG).exists():
         raise VlpromptError(f"{address} contains no learner: it has no config.json")
@@ -42,10 +45,10 @@ def fetch(address: str) -> Path:
 
 
 def upload(folder: Path, repo: str, private: bool = False) -> None:
-    """Send a learner's files to a repository, which is made if need be.
+    """Upload a learner's files to a repository, which is created if needed.
 
     Raises:
-        VlpromptError: nobody is logged in, or the Hub says no or cannot be reached.
+        VlpromptError: you are not logged in, the Hub refuses, or it cannot be reached.
     """
     from huggingface_hub import HfApi
 
@@ -60,7 +63,7 @@ def upload(folder: Path, repo: str, private: bool = False) -> None:
 
 
 def refuse_address(path: object, instead: str) -> None:
-    """Raise a ``VlpromptError`` where a folder is asked for and an address on the Hub was given."""
+    """Raise a ``VlpromptError`` if an address on the Hub was given where a folder is needed."""
     if str(path).startswith(PREFIX.rstrip("/")):  # a Path has lost one of the slashes
         raise VlpromptError(f"{path} is an address on the Hub, and a folder of yours is needed here: {instead}")
 
@@ -72,7 +75,7 @@ def check_repo(repo: str) -> None:
 
 
 def _reason(error: Exception) -> str:
-    """What went wrong with the Hub, and what to do about it."""
+    """What went wrong, and what to do about it."""
     kind = type(error).__name__
     if kind in ("RepositoryNotFoundError", "GatedRepoError"):
         return "there is no such repository, or it is private and you are not logged in (run: hf auth login)"
@@ -83,4 +86,4 @@ def _reason(error: Exception) -> str:
         return "you are not logged in, or may not write there (run: hf auth login)"
     if status:
         return f"the Hub answered {status}"
-    return "the Hub cannot be reached (no network?); folders and what was fetched before work offline"
+    return "the Hub cannot be reached (no network?); folders and earlier downloads work offline"

@@ -1,4 +1,4 @@
-"""A learner with what it learnt inside the towers in the weights of a copy of them, for exports."""
+"""For exports: a learner whose edits inside the towers are merged into the weights of a copy of the model."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from vlprompt.learner.contract import PromptLearner
 
 @contextlib.contextmanager
 def merged_into(learner: PromptLearner) -> Iterator[None]:
-    """Let a learner compute on a model that has its edits in its weights inside the block, where that can be.
+    """Within the block, a learner computes on a copy of its model that has its edits in the weights, if they can be.
 
-    It gives what it gave, to rounding error. One with an ensemble asks the frozen model too, and stays as it is.
+    Its output stays the same up to rounding. A learner with an ensemble also uses the frozen model, and one that is
+    built on another uses that one's; both are left unchanged.
     """
     own = learner.clip, learner.edits
     if learner.ensemble is None and learner.built_on is None:

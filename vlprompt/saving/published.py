@@ -1,9 +1,9 @@
-"""Turn checkpoints of the methods' published repositories into learners.
+"""Converting checkpoints of the methods' published repositories to learners.
 
 Those repositories share a trainer (Dassl), which saves ``{"state_dict": …, "epoch": …, "optimizer": …}`` of the prompt
-learner alone (CoOp and its successors) or of the whole model (MaPLe and its). Tensor names depend on where a repository
-keeps its prompts; they are mapped to the names in ``vlprompt.learner.publishing``, and sizes are read from the shapes.
-Tensors that belong to the classes or to the frozen model are used to check both, and are then dropped.
+learner only (CoOp and its successors) or of the whole model (MaPLe and its successors). Tensor names depend on the
+module that has the prompts; they are mapped to the names in ``vlprompt.learner.publishing``, and sizes are read from
+the shapes. Tensors of the classes or the frozen model are used to check both, and are then dropped.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from vlprompt.learner.creation import create_learner
 from vlprompt.learner.fusion import HEADS
 from vlprompt.learner.registration import METHODS
 
-# where a repository keeps a prompt -> the name it goes by there
-PLACES = (
+# patterns of the repositories' tensor names, and the names that replace them
+RENAMED = (
     (r"(?:module\.|model\.|_orig_mod\.)*(?:prompt_learner\.|adapter_learner\.)?(.*)", r"\1"),
     (r"text_encoder\.transformer\.resblocks\.(\d+)\.VPT_shallow", r"text_prompts.\1"),
     (r"image_encoder\.transformer\.resblocks\.(\d+)\.VPT_shallow", r"visual_prompts.\1"),
     (r"image_encoder\.VPT", "visual_prompts.0"),
 )
-# settings that are the length of an axis of a tensor
+# settings that equal the length of an axis of a tensor
 LENGTHS = {
     "coupling_width": ("mvlpt_proj_ctx_coop_pre.weight", 0),
     "meta_width": ("meta_net.linear1.weight", 0),
@@ -48,11 +48,11 @@ LENGTHS = {
     "depth": ("visual.mask_embedding", 0),
 }
 BRANCH = re.compile(r"shared_adapter\.(\d+)\.0\.weight")
-# what is saved beside prompts: buffers of the classes, the frozen model, a frozen teacher, settings
+# tensors that are not learnt: buffers of the classes, the frozen model, a frozen teacher, settings
 NOT_LEARNT = re.compile(
     r"token_(prefix|suffix|middle\d)|text_encoder\.|image_encoder\.|logit_scale|ZS_image_encoder\.|.*num_batches_tracked|model_distill|.*_cali_ratio"
 )
-SAME = 1e-2  # relative difference of two tensors that differ by half precision alone
+SAME = 1e-2  # largest relative difference of tensors that differ only by half precision
 
 
 def import_checkpoint(
@@ -80,31 +80,29 @@ def import_checkpoint(
         VlpromptError: the file is not a checkpoint of this method, contains NaN, or belongs to another backbone.
     """
     path = Path(file)
-    tensors = published_names(_numbers(path))
+    tensors = published_names(_tensors(path))
     _check_backbone(tensors, clip, path)
     fields = {f.name for f in dataclasses.fields(METHODS.get(method).Config)}
-    found = {key: value for key, value in sizes(tensors).items() if key in fields} | _second_head(tensors)
+    read = {key: value for key, value in sizes(tensors).items() if key in fields} | _second_head(tensors)
     if "attributes" in fields and "ctx_att1" in tensors:
-        found["published_slicing"] = True
+        read["published_slicing"] = True
         if not settings.get("attributes"):
             raise VlpromptError(
                 f"{path} has vectors before attribute words, but not the words: give them, as in attributes=[color]"
             )
     if "ctx_init" in fields and "ctx_init" not in settings:
-        found["ctx_init"] = _phrase(method, tensors, clip, found | settings)
-    learner = create_learner(method, clip, class_names, templates=templates, **(found | settings))
+        read["ctx_init"] = _phrase(method, tensors, clip, read | settings)
+    learner = create_learner(method, clip, class_names, templates=templates, **(read | settings))
     try:
         learner.load_published(tensors)
     except VlpromptError as error:
-        bound = "; its second head is of the classes that it learnt: give those, in their order"
+        bound = "; its second head is bound to the classes that were trained on: give those, in their order"
         raise VlpromptError(f"{path}: {error}{bound if 'second_head' in str(error) else ''}") from error
     _check_words(tensors, learner, path)
     for name, tensor in learner.state_dict().items():
         if not tensor.isfinite().all():
             raise VlpromptError(f"{path} contains NaN or infinity in {name}: its training diverged")
-    unused = sorted(tensors.keys() - set(publishing.published_names(learner).values()) - {"ctx", "text_prompts.0"})
-    idle = "ctx_att" if "token_middle1" in tensors else "token_"  # vectors of three words are there, used or not
-    unused = [name for name in unused if not NOT_LEARNT.match(name) and not name.startswith(idle)]
+    unused = _unused(tensors, learner)
     if unused:
         more = f" and {len(unused) - 1} more" if len(unused) > 1 else ""
         warnings.warn(
@@ -115,21 +113,28 @@ def import_checkpoint(
     return learner.eval()
 
 
-def _numbers(path: Path) -> dict[str, Tensor]:
-    """Read a checkpoint's state dict, fp32; nothing in it runs (see ``vlprompt.clip.tensor_files``)."""
+def _unused(tensors: Mapping[str, Tensor], learner: PromptLearner) -> list[str]:
+    """The names of tensors that look learnt, and that the learner has no place for."""
+    unused = sorted(tensors.keys() - set(publishing.published_names(learner).values()) - {"ctx", "text_prompts.0"})
+    idle = "ctx_att" if "token_middle1" in tensors else "token_"  # saved for three attribute words, used or not
+    return [name for name in unused if not NOT_LEARNT.match(name) and not name.startswith(idle)]
+
+
+def _tensors(path: Path) -> dict[str, Tensor]:
+    """Read a checkpoint's state dict in fp32; nothing in the file is run (see ``vlprompt.clip.tensor_files``)."""
     tensors, _ = read_tensor_file(path)
     return {key: value.float() if value.is_floating_point() else value for key, value in tensors.items()}
 
 
 def published_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Bring the repositories' names to those of ``vlprompt.learner.publishing``."""
+    """Return tensors under the names of ``vlprompt.learner.publishing``."""
     out = {}
     for name, tensor in tensors.items():
-        for place, ours in PLACES:
-            match = re.fullmatch(place, name)
-            name = match.expand(ours) if match else name
+        for pattern, replacement in RENAMED:
+            match = re.fullmatch(pattern, name)
+            name = match.expand(replacement) if match else name
         out[name] = tensor
-    if "ctx" in out:  # the first layer of independent deep prompts is kept as a context
+    if "ctx" in out:  # the first layer of independent deep prompts is saved as a context
         out.setdefault("text_prompts.0", out["ctx"])
     return out
 
@@ -149,7 +154,7 @@ def sizes(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
 
 
 def _prompt_sizes(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Numbers of tokens and of prompted layers."""
+    """The numbers of tokens and of prompted layers."""
     context, visual = tensors.get("ctx", tensors.get("text_prompts.0")), tensors.get("visual_prompts.0")
     generated = tensors.get("vpt_embeddings")
     first = next((t for t in (context, visual, generated) if t is not None), None)
@@ -169,11 +174,12 @@ def _prompt_sizes(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
 
 
 def _layers(tensors: Mapping[str, Tensor], kind: str) -> int:
+    """The number of tensors called ``KIND.0``, ``KIND.1`` and so on."""
     return sum(re.fullmatch(rf"{kind}\.\d+", name) is not None for name in tensors)
 
 
 def _second_head(tensors: Mapping[str, Tensor]) -> dict[str, str]:
-    """The setting of the second head whose tensors are there, if those of one are."""
+    """The setting ``head`` of the second head whose tensors are present; empty if there is none."""
     for name in HEADS.names():
         if all(any(each.startswith(theirs) for each in tensors) for theirs in HEADS.get(name).published.values()):
             return {"head": name}
@@ -181,47 +187,48 @@ def _second_head(tensors: Mapping[str, Tensor]) -> dict[str, str]:
 
 
 def _check_words(tensors: Mapping[str, Tensor], learner: PromptLearner, path: Path) -> None:
-    """Raise a ``VlpromptError`` unless the attribute words that were said are those whose embeddings were saved."""
-    told = [tensors[name][0, 0] for i in range(1, 10) if (name := f"token_middle{i}") in tensors]
+    """Raise a ``VlpromptError`` unless the given attribute words have the embeddings that were saved."""
+    saved = [tensors[name][0, 0] for i in range(1, 10) if (name := f"token_middle{i}") in tensors]
     attributes = next((each for each in learner.modules() if isinstance(each, Attributes)), None)
-    if not told or attributes is None:
+    if not saved or attributes is None:
         return
     words = attributes.get_buffer("words")
-    if len(words) != len(told) or not all(map(_alike, told, words)):
-        raise VlpromptError(f"{path} was trained with {len(told)} attribute words that are not those given")
+    if len(words) != len(saved) or not all(map(_alike, saved, words)):
+        raise VlpromptError(f"{path} was trained with {len(saved)} attribute words that are not those given")
 
 
 def _phrase(method: str, tensors: Mapping[str, Tensor], clip: FrozenCLIP, settings: Mapping[str, Any]) -> str | None:
-    """The method's phrase if words of it stand behind the learnt tokens, or else None: the values come from the file.
+    """The setting ``ctx_init``: the method's phrase if its last words follow the learnt tokens, else None.
 
-    The saved embeddings behind the context tell; without them, deep prompts keep the rest of the phrase and shallow
-    ones do not, as the repositories do.
+    The saved embeddings after the context show it. Without them, deep prompts keep the rest of the phrase and shallow
+    ones do not, as in the repositories.
     """
     phrase: str | None = getattr(METHODS.get(method).Config(), "ctx_init", None)
     n = settings.get("n_ctx")
     words = clip.word_embeddings(phrase) if phrase else ()
     if n is None or n >= len(words):
         return None
-    behind = tensors.get("token_suffix")
-    if behind is None:
+    suffix = tensors.get("token_suffix")
+    if suffix is None:
         return phrase if settings.get("depth") else None
-    return phrase if _alike(behind[:, 0], words[n].expand_as(behind[:, 0])) else None
+    return phrase if _alike(suffix[:, 0], words[n].expand_as(suffix[:, 0])) else None
 
 
 def _check_backbone(tensors: Mapping[str, Tensor], clip: FrozenCLIP, path: Path) -> None:
-    """Raise a ``VlpromptError`` if what was saved of the frozen model is not this backbone's."""
+    """Raise a ``VlpromptError`` if tensors of the frozen model that were saved differ from this backbone's."""
     start, patches = tensors.get("token_prefix"), tensors.get("image_encoder.conv1.weight")
-    ours = getattr(clip.visual.module, "conv1", None)
+    convolution = getattr(clip.visual.module, "conv1", None)
     pairs = [
         (None if start is None else start[0], clip.start_embedding(), "start-of-text embedding"),
-        (patches, None if ours is None else ours.weight, "patch embedding"),
+        (patches, None if convolution is None else convolution.weight, "patch embedding"),
     ]
-    for theirs, mine, what in pairs:
-        if theirs is not None and mine is not None and not _alike(theirs, mine):
+    for saved, actual, what in pairs:
+        if saved is not None and actual is not None and not _alike(saved, actual):
             tag = f" ({clip.pretrained})" if clip.pretrained else ""
             raise VlpromptError(f"{path} was trained on another backbone than {clip.name}{tag}: its {what} differs")
 
 
 def _alike(a: Tensor, b: Tensor) -> bool:
+    """Whether tensors are equal up to half precision."""
     a, b = a.float().cpu(), b.detach().float().cpu()
     return a.shape == b.shape and bool((a - b).norm() <= SAME * b.norm())

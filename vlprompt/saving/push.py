@@ -1,4 +1,4 @@
-"""Sharing a saved learner on the Hugging Face Hub, with a card that has its run's results."""
+"""Uploading a saved learner to the Hugging Face Hub, with its run's results on the card, and without local paths."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from vlprompt.saving.description import description_hash, read_description, safe
 from vlprompt.saving.folder import find_saved, read_learnables, save_learner
 from vlprompt.saving.hub import PREFIX, check_repo, refuse_address, upload
 
-QUOTED_PATH = re.compile(r"""(['"])[^'"{}]*/([^'"{}/]+)\1""")  # of a file that a part reads; a template has {}
+QUOTED_PATH = re.compile(r"""(['"])[^'"{}]*/([^'"{}/]+)\1""")  # an argument of a part; a template would have {}
 
 
 def push_folder(
@@ -31,47 +31,49 @@ def push_folder(
     license: str | None = None,
     dry_run: bool = False,
 ) -> str:
-    """Upload a saved learner, with a card that has its run's results where they lie beside it; return its address.
+    """Upload a saved learner, and return its address ``hf://user/name``.
+
+    If the result of its run is in the same folder or the one above, the card has the accuracies.
 
     Args:
-        folder: that ``save_pretrained`` wrote, or a run's.
-        repo: ``user/name``; made if need be.
-        private: whether a repository that is made is private.
-        license: of the learnt weights, such as ``mit``; kept in the configuration too.
-        dry_run: check and write everything, but send nothing.
+        folder: of a saved learner, or of a run.
+        repo: ``user/name``; created if needed.
+        private: whether a new repository is private.
+        license: of the learnt weights, such as ``mit``; also saved in the configuration.
+        dry_run: prepare and check everything, but upload nothing.
 
     Raises:
-        VlpromptError: the folder holds no learner, or the Hub says no.
+        VlpromptError: the folder contains no learner, or the Hub refuses.
     """
     check_repo(repo)
-    refuse_address(folder, "push_to_hub sends what lies in one")
+    refuse_address(folder, "push_to_hub uploads a folder")
     source = find_saved(folder)
-    with tempfile.TemporaryDirectory() as staged:
-        _stage(source, Path(staged), f"{PREFIX}{repo}", license)
+    with tempfile.TemporaryDirectory() as staging:
+        _stage(source, Path(staging), f"{PREFIX}{repo}", license)
         if not dry_run:
-            upload(Path(staged), repo, private)
+            upload(Path(staging), repo, private)
     return f"{PREFIX}{repo}"
 
 
 def push_learner(learner: PromptLearner, repo: str, extra: Mapping[str, Any] | None = None, **options: Any) -> str:
-    """Upload a learner in hand; ``extra`` as in ``save_learner``, other arguments as in ``push_folder``."""
+    """Save a learner to a temporary folder and upload it; arguments as for ``save_learner`` and ``push_folder``."""
     with tempfile.TemporaryDirectory() as folder:
         save_learner(learner, folder, extra)
         return push_folder(folder, repo, **options)
 
 
 def _stage(source: Path, folder: Path, address: str, license: str | None) -> None:
-    """Put what is sent into ``folder``: the learner's own files, with the card written anew."""
+    """Write the files to upload into ``folder``: those of the learner without local paths, and a new card."""
     description = read_description(source)
-    description["config"] = _without_places(description["config"])
-    description["source"] = _without_folders(description["source"])
+    description["config"] = _public_config(description["config"])
+    description["source"] = _public_source(description["source"])
     extra, backbone = description["extra"], description["backbone"]
-    backbone["architecture"] = _without_folder(backbone["architecture"])
+    backbone["architecture"] = _public_name(backbone["architecture"])
     if isinstance(extra.get("dataset"), str):
-        extra["dataset"] = _without_folder(extra["dataset"])
+        extra["dataset"] = _public_name(extra["dataset"])
     if isinstance(extra.get("start"), dict):
-        extra["start"] = _start_without_folders(extra["start"])
-    if "text" in extra:  # what it stands on
+        extra["start"] = _public_start(extra["start"])
+    if "text" in extra:  # the learner that it is built on
         _stage(source / TEXT, folder / TEXT, address, license)
         extra["text"]["kept"] = description_hash(folder / TEXT)
     if license:
@@ -85,8 +87,8 @@ def _stage(source: Path, folder: Path, address: str, license: str | None) -> Non
     (folder / CARD).write_text(card, encoding="utf-8")
 
 
-def _without_places(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A learner's settings, with the names alone of what lies on this machine."""
+def _public_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A learner's settings, with names instead of paths."""
     names = {
         key: Path(config[key]).name for key in ("teacher", "text", "descriptions") if isinstance(config.get(key), str)
     }
@@ -97,35 +99,35 @@ def _without_places(config: Mapping[str, Any]) -> dict[str, Any]:
     return {**config, **names, **parts, "init_from": None}
 
 
-def _start_without_folders(start: Mapping[str, Any]) -> dict[str, Any]:
-    """What is known of a start, with the name alone of where it lay."""
+def _public_start(start: Mapping[str, Any]) -> dict[str, Any]:
+    """The description of a start, with names instead of paths."""
     datasets = start.get("datasets")
-    known = [_without_folder(str(name)) for name in datasets] if isinstance(datasets, list) else None
-    return {**start, "datasets": known, "from": Path(str(start.get("from", ""))).name}
+    names = [_public_name(str(name)) for name in datasets] if isinstance(datasets, list) else None
+    return {**start, "datasets": names, "from": Path(str(start.get("from", ""))).name}
 
 
-def _without_folders(backbone: dict[str, Any] | None) -> dict[str, Any] | None:
-    """What loads the backbone, without the folders of this machine."""
-    if backbone is None:
+def _public_source(source: dict[str, Any] | None) -> dict[str, Any] | None:
+    """The arguments that load the backbone, with names instead of paths."""
+    if source is None:
         return None
-    checkpoint = backbone["checkpoint"] and Path(backbone["checkpoint"]).name
-    return backbone | {"name": _without_folder(backbone["name"]), "checkpoint": checkpoint}
+    checkpoint = source["checkpoint"] and Path(source["checkpoint"]).name
+    return source | {"name": _public_name(source["name"]), "checkpoint": checkpoint}
 
 
-def _without_folder(name: str) -> str:
-    """A dataset's or backbone's name; of a path behind ``folder:``, ``local-dir:`` and the like only its last part."""
+def _public_name(name: str) -> str:
+    """The name of a dataset or backbone; of a path after ``folder:`` or the like, its last part."""
     scheme, colon, path = name.partition(":")
     return f"{scheme}:{Path(path).name}" if colon and scheme != "hf-hub" else name
 
 
 def _result_beside(folder: Path) -> Result | None:
-    """The result of the run whose learner this is, if it lies there, without the folders of this machine."""
-    places = [folder / RESULT, folder.parent / RESULT]
-    result = next((read_result(place) for place in places if place.is_file()), None)
+    """The result of the learner's run, if it is in this folder or the one above, with names instead of paths."""
+    paths = [folder / RESULT, folder.parent / RESULT]
+    result = next((read_result(path) for path in paths if path.is_file()), None)
     if result is None:
         return None
-    rows = [replace(row, dataset=_without_folder(row.dataset)) for row in result.rows]
+    rows = [replace(row, dataset=_public_name(row.dataset)) for row in result.rows]
     recipe = result.recipe
-    if recipe and os.path.isabs(recipe["name"]):  # a file of the user's own
+    if recipe and os.path.isabs(recipe["name"]):  # the user's own file
         recipe = recipe | {"name": Path(recipe["name"]).name}
-    return replace(result, dataset=_without_folder(result.dataset), rows=rows, recipe=recipe)
+    return replace(result, dataset=_public_name(result.dataset), rows=rows, recipe=recipe)

@@ -1,6 +1,6 @@
-"""Name what is on photos with an exported learner, without torch: python run_onnx.py learner.onnx photo.jpg …
+"""Classify photos with an exported learner, without torch: python run_onnx.py learner.onnx photo.jpg …
 
-It needs onnxruntime, numpy and pillow; all else stands in the file's metadata.
+It needs onnxruntime, numpy and pillow; class names and preprocessing are in the file's metadata.
 """
 
 import json
@@ -12,7 +12,7 @@ from PIL import Image, ImageOps
 
 
 def prepare(image: Image.Image, facts: dict[str, Any]) -> Any:
-    """An image as the network takes it: (1, 3, S, S) float32."""
+    """Preprocess an image: (1, 3, S, S) float32."""
     size, (width, height), mode = facts["image_size"], image.size, facts["resize_mode"]
     if mode == "shortest":
         width, height = (int(size * side / min(image.size)) for side in image.size)
@@ -22,12 +22,12 @@ def prepare(image: Image.Image, facts: dict[str, Any]) -> Any:
         width, height = size, size
     image = image.resize((width, height), Image.Resampling[facts["interpolation"].upper()])
     left, top = (round((side - size) / 2) if side > size else int((side - size) / 2) for side in image.size)
-    pixels = np.asarray(image.crop((left, top, left + size, top + size)), np.float32) / 255  # black where there is none
+    pixels = np.asarray(image.crop((left, top, left + size, top + size)), np.float32) / 255  # black outside
     return ((pixels - np.float32(facts["mean"])) / np.float32(facts["std"])).transpose(2, 0, 1)[None]
 
 
 def main(model: str, *photos: str) -> None:
-    """Print the likeliest class of each photo and its probability; below the learner's threshold it is unsure."""
+    """Print the most likely class of each photo and its probability; ``unsure`` below the learner's threshold."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])

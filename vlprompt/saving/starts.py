@@ -1,4 +1,4 @@
-"""What a saved learner, which another one starts from, had learnt from itself."""
+"""What is known about the saved learner that another one starts from."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from vlprompt.saving.description import description_hash, read_description
 
 
 def describe_start(path: Path) -> dict[str, Any]:
-    """Tell what is known of the learnables at a place, as ``vlprompt.saving.folder.read_learnables`` takes it.
+    """Describe the learnables at a path, which may be any that ``vlprompt.saving.folder.read_learnables`` reads.
 
     Returns:
-        ``sha256`` of the learner's description, or of a bare file of tensors; ``method``, ``protocol``, ``shots`` and
-        ``seed`` where they are known; ``reconstructs``, a method that it is our reading of; ``datasets`` that it had
-        learnt from, those of its own start included, or None where that is not known.
+        ``sha256`` of the learner's description, or of a plain file of tensors; ``method``, ``protocol``, ``shots`` and
+        ``seed`` if they are known; ``reconstructs``, the published method that it reconstructs; ``datasets`` that it
+        was trained on, including those of its own start, or None if they are unknown.
     """
     folder = next((f for f in (path, path / LEARNER) if (f / CONFIG).is_file()), None)
     if folder is None:
@@ -24,12 +24,11 @@ def describe_start(path: Path) -> dict[str, Any]:
     saved = read_description(folder)
     extra = saved["extra"]
     known = {key: extra[key] for key in ("protocol", "shots", "seed", "reconstructs") if key in extra}
-    told = {"sha256": description_hash(folder), "method": saved["method"], **known}
-    return told | {"datasets": _datasets(extra)}
+    return {"sha256": description_hash(folder), "method": saved["method"], **known, "datasets": _datasets(extra)}
 
 
 def _datasets(extra: dict[str, Any]) -> list[str] | None:
-    """Names of the datasets that a learner had learnt from, its own first; None if one is not known."""
+    """Names of the datasets that a learner was trained on, starting with its own; None if one is unknown."""
     own, start = extra.get("dataset"), extra.get("start")
     if not isinstance(own, str):
         return None

@@ -1,4 +1,4 @@
-"""A saved learner as a teacher: on a backbone, a transform and a logit scale of its own."""
+"""``teacher=``: a saved learner as a teacher, with its own backbone, transform and logit scale."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from vlprompt.saving.folder import load_saved
 
 
 def load_teacher(place: str | os.PathLike[str], student: PromptLearner) -> LearnerTeacher:
-    """Load a saved learner as a student's teacher; on the student's own frozen model where the two are the same.
+    """Load a saved learner as a student's teacher; it shares the student's frozen model if that is its backbone.
 
     Args:
         place: a run's folder, a saved learner's, or ``hf://user/name``.
-        student: its class names are checked now.
+        student: the teacher must be able to score its classes.
 
     Raises:
-        VlpromptError: there is no learner, it cannot score the classes, or the student was taught by another.
+        VlpromptError: there is no learner, it cannot score the classes, or the student had another teacher before.
     """
     teacher = load_saved(place, student.clip, student.class_names, "teacher")
     before = student.taught_by_identity
@@ -32,17 +32,21 @@ def load_teacher(place: str | os.PathLike[str], student: PromptLearner) -> Learn
 
 
 def teach(student: PromptLearner, place: str | os.PathLike[str]) -> None:
-    """Give a student its teacher, such as one that was loaded and is to be trained on.
+    """Give a student a teacher, for example one that was loaded to be trained further.
 
     Args:
-        student: keeps the identity of the teacher where it is saved, and takes no other afterwards.
+        student: it saves the identity of its teacher, and accepts no other later.
         place: as in ``load_teacher``.
+
+    Raises:
+        VlpromptError: as ``load_teacher``.
     """
     student.taught_by = load_teacher(place, student)
     student.taught_by_identity = student.taught_by.identity
 
 
 def _say(identity: Mapping[str, Any]) -> str:
+    """A teacher in an error."""
     return (
         f"{identity.get('method')} of {str(identity.get('sha256'))[:8]} on weights {str(identity.get('weights'))[:8]}"
     )
