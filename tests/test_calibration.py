@@ -60,7 +60,7 @@ def test_images_that_are_all_right_leave_the_temperature_as_it_is() -> None:
 
 
 def test_images_that_are_right_by_chance_alone_are_told_of() -> None:
-    with pytest.warns(UserWarning, match="on 3 held-out images .* the temperature ends at its largest, 55"):
+    with pytest.warns(UserWarning, match="on 3 held-out images .* the temperature is at its upper bound, 55"):
         assert fit_temperature(torch.eye(3), torch.tensor([1, 2, 0])) == pytest.approx(math.exp(4), rel=1e-3)
 
 
@@ -85,7 +85,7 @@ def test_a_threshold_that_cannot_be_is_told(asked: dict[str, Any], sentence: str
 
 
 def calibrated(temperature: float = 2.0, min_probability: float | None = None) -> Calibration:
-    curve = AccuracyCoverage.of([0.9, 0.6, 0.4, 0.3], [True, True, False, True]).kept()
+    curve = AccuracyCoverage.of([0.9, 0.6, 0.4, 0.3], [True, True, False, True]).to_lists()
     lists = Curve(threshold=curve["threshold"], coverage=curve["coverage"], accuracy=curve["accuracy"])
     coverage = None if min_probability is None else 0.5
     return Calibration("val", 4, lists, 12.0, 3.0, temperature, coverage, min_probability)

@@ -22,8 +22,8 @@ from vlprompt.base.layout import LEARNER, PREDICTIONS
 from vlprompt.cli.__main__ import main
 from vlprompt.errors import VlpromptError
 from vlprompt.evaluation.metrics import Reliability
-from vlprompt.evaluation.predicted import Predictions
 from vlprompt.evaluation.results import read_result
+from vlprompt.evaluation.saved_predictions import Predictions
 from vlprompt.report.inspection import inspection_page, save_findings, without_leaks
 from vlprompt.runs import inspect_run
 

@@ -68,7 +68,7 @@ def test_a_curve_that_is_kept_has_its_thresholds_and_ends_with_all_images() -> N
     assert curve.accuracy[-1] == pytest.approx(sk.accuracy_score(LABELS, PREDICTED))
     errors = (PREDICTED != LABELS)[probabilities.amax(dim=1).argsort(descending=True)].double().numpy()
     assert curve.aurc == pytest.approx((errors.cumsum() / np.arange(1, 201)).mean())
-    kept = AccuracyCoverage.from_kept(curve.kept())
+    kept = AccuracyCoverage.from_lists(curve.to_lists())
     assert kept.coverage == pytest.approx(np.arange(1, 21) / 20)
     for share, threshold in zip(kept.coverage, kept.threshold, strict=True):
         assert curve.at(threshold)[0] == pytest.approx(share)

@@ -19,7 +19,7 @@ from made_results import over_seeds, write_results
 from PIL import Image
 
 from vlprompt.analysis import DataFindings, Inspection, label_errors, near_duplicates
-from vlprompt.evaluation.predicted import Predictions
+from vlprompt.evaluation.saved_predictions import Predictions
 from vlprompt.report import make_report
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install playwright")

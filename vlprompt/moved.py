@@ -45,6 +45,8 @@ MOVED = {
     "environment": "base.environment",
     "estimator.given": "estimator.training_data",
     "estimator_inputs": "estimator.inputs",
+    "evaluation.predicted": "evaluation.saved_predictions",
+    "evaluation.writing": "evaluation.prediction_formats",
     "executors": "runs.executors",
     "export": "saving.export",
     "facts": "learner.facts",

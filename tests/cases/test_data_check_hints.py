@@ -180,4 +180,4 @@ def test_predict_counts_what_it_leaves_out_of_a_folder(tmp_path: Path):
     assert found == ["a.png", "b.gif", "c.JPG"]
     assert "2 files in" in said[0]
     assert said[0].endswith("1 .pdf, 1 .txt")
-    assert said[1] == f"the linked folder {tmp_path}/new/more is not gone into: name it"
+    assert said[1] == f"the linked folder {tmp_path}/new/more is not followed: give it too if you want its images"

@@ -20,7 +20,7 @@ from vlprompt.errors import VlpromptError, nearest
 from vlprompt.evaluation.abstention import AccuracyCoverage
 from vlprompt.evaluation.frames import data_frame
 from vlprompt.evaluation.metrics import Reliability, confusion_matrix, count_per_class, macro_accuracy
-from vlprompt.evaluation.predicted import Predictions
+from vlprompt.evaluation.saved_predictions import Predictions
 from vlprompt.evaluation.statistics import ClassChange, interval_over_images
 from vlprompt.learner.facts import Predicts
 

@@ -79,7 +79,12 @@ KEYS = (
 )
 LEARNER = ("learner", "backbone", "pretrained", "checkpoint", "device")
 OF_LEARNERS = ("classes", "device", "backbone", "pretrained", "checkpoint", "coverage", "executor", "shard")
-FORMATS = ("table", "jsonl", "csv", "parquet")  # of ``vlprompt.evaluation.writing``, whose imports take seconds
+FORMATS = (
+    "table",
+    "jsonl",
+    "csv",
+    "parquet",
+)  # also in ``prediction_formats``, whose imports take seconds
 UNSURE = "unsure"
 STDIN = "-"  # to ``find_images``
 SUFFIXES = {".csv": "csv", ".jsonl": "jsonl", ".json": "jsonl", ".parquet": "parquet"}
@@ -107,7 +112,7 @@ def main(argv: Sequence[str]) -> int:
     from vlprompt.data.remote import unpacked
     from vlprompt.data.streaming import BATCH
     from vlprompt.evaluation.prediction import find_images
-    from vlprompt.evaluation.writing import check_format, write_parquet, write_predictions
+    from vlprompt.evaluation.prediction_formats import check_format, write_parquet, write_predictions
 
     check_format(form)
     paths = find_images(images, _stdin(), lambda note: print(printable(note), file=sys.stderr))

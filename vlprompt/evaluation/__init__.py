@@ -1,4 +1,4 @@
-"""What is measured of a learner, and what is written down of it."""
+"""Protocols, metrics, results and predictions of learners."""
 
 from typing import TYPE_CHECKING
 

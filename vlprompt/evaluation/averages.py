@@ -1,4 +1,4 @@
-"""The numbers that results are known by: harmonic means, the averages of protocols, the spread over draws of noise."""
+"""Averages of a result: harmonic means, the averages of protocols, and the spread over draws of noise."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ if TYPE_CHECKING:
     from vlprompt.evaluation.results import Result
     from vlprompt.evaluation.rows import Row
 
-SIDES = (("base", "new"), ("seen", "unseen"))  # tests whose harmonic mean is taken
+SIDES = (("base", "new"), ("seen", "unseen"))  # pairs of tests that have a harmonic mean
 
 
 def sides_of(targets: Iterable[str]) -> tuple[str, str] | None:
-    """The two tests, among those of a protocol, whose harmonic mean is taken; None if there are none such."""
-    there = set(targets)
-    return next((pair for pair in SIDES if there >= set(pair)), None)
+    """The two tests of a protocol that have a harmonic mean, or None."""
+    names = set(targets)
+    return next((pair for pair in SIDES if names >= set(pair)), None)
 
 
 def harmonic_mean(base: float, new: float) -> float:
@@ -31,7 +31,7 @@ def harmonic_mean(base: float, new: float) -> float:
 
 
 def headline(result: Result) -> str:
-    """Return the number that a run is known by: its average, or its only row, with what it is."""
+    """Return the main number of a run in words: its average, or the accuracy of each test."""
     mark = "".join(
         f", {each}" for each in (MARKS[result.predicts], mark_of(result.fidelity), result.start_mark) if each
     )
@@ -42,22 +42,29 @@ def headline(result: Result) -> str:
 
 
 def spread_over_draws(rows: Iterable[Row]) -> str:
-    """How far accuracies lie apart over draws of noise, the one of the table among them, test by test; empty if none.
+    """A phrase on the accuracies of each test over several draws of noise; empty if nothing is drawn.
 
     >>> row = Row("new", "pacs", 7, 10, 60, 60, 50, 50, "", draws=[62.0, 58.0])
     >>> spread_over_draws([row])
     'over 3 draws of noise: new 60.00 ± 2.00 (58.00 to 62.00)'
     """
-    every = {row.target: [row.accuracy, *row.draws] for row in rows if row.draws}
-    told = [
-        f"{target} {statistics.fmean(found):.2f} ± {statistics.stdev(found):.2f} ({min(found):.2f} to {max(found):.2f})"
-        for target, found in every.items()
+    draws = {row.target: [row.accuracy, *row.draws] for row in rows if row.draws}
+    if not draws:
+        return ""
+    phrases = [
+        f"{target} {statistics.fmean(each):.2f} ± {statistics.stdev(each):.2f} ({min(each):.2f} to {max(each):.2f})"
+        for target, each in draws.items()
     ]
-    return f"over {len(next(iter(every.values())))} draws of noise: {', '.join(told)}" if told else ""
+    return f"over {len(next(iter(draws.values())))} draws of noise: {', '.join(phrases)}"
 
 
 def average_rows(rule: str | None, values: Mapping[str, float]) -> dict[str, float]:
-    """Apply a protocol's average to one value a row: ``harmonic_mean``, ``mean_of_targets``, or nothing."""
+    """Average one value per test as a protocol does, and return the average by its name; empty if there is none.
+
+    Args:
+        rule: ``harmonic_mean``, ``mean_of_targets`` or None.
+        values: by target.
+    """
     if rule == "harmonic_mean":
         return {rule: harmonic_mean(*values.values())}
     targets = [value for name, value in values.items() if name != "source"]

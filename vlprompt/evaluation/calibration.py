@@ -1,4 +1,4 @@
-"""Temperature scaling, and from what probability on a learner answers: both chosen on images that are held out."""
+"""Temperature scaling, and the probability threshold for answering, both fitted on held-out images."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from vlprompt.learner.calibration import MOST_POINTS, Calibration, Curve
 from vlprompt.learner.contract import PromptLearner
 from vlprompt.learner.facts import Facts
 
-WIDEST = (-4.0, 4.0)  # of the temperature's logarithm: 0.018 to 55
-NEAR = 1e-3  # the end of it
+BOUNDS = (-4.0, 4.0)  # of the temperature's logarithm: 0.018 to 55
+NEAR = 1e-3  # distance from the upper bound that counts as reaching it
 
 
 def fit_temperature(logits: Tensor, labels: Tensor) -> float:
-    """Return the temperature T with which softmax(logits / T) has the least negative log-likelihood.
+    """Return the temperature T that minimises the negative log-likelihood of softmax(logits / T).
 
-    One scalar, as Guo et al. (ICML 2017, arXiv:1706.04599, §4.2) fit it. The likelihood has one optimum, since it is
-    concave in 1/T; there is none where all images are right, with which a smaller T is always likelier: then T is 1.
+    It is a single scalar, as in Guo et al. (ICML 2017, arXiv:1706.04599, §4.2). The log-likelihood is concave in 1/T,
+    so it has one optimum, unless all images are classified correctly: then a smaller T is always better, and T is 1.
 
     Args:
         logits: of held-out images (N, C).
-        labels: theirs (N,).
+        labels: of these images (N,).
     """
     if bool((logits.argmax(dim=1) == labels).all()):
         warn(
@@ -42,14 +42,14 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
     scores = logits.double()
     found = minimize_scalar(
         lambda log_t: float(F.cross_entropy(scores / math.exp(log_t), labels)),
-        bounds=WIDEST,
+        bounds=BOUNDS,
         method="bounded",
         options={"xatol": 1e-7},
     )
-    if found.x > WIDEST[1] - NEAR:
+    if found.x > BOUNDS[1] - NEAR:
         warn(
-            f"on {len(labels)} held-out images the learner is right no more often where it is surer: the temperature "
-            f"ends at its largest, {math.exp(WIDEST[1]):.0f}, where all classes are about equally likely"
+            f"on {len(labels)} held-out images the learner is not more often right where it is more confident: the "
+            f"temperature is at its upper bound, {math.exp(BOUNDS[1]):.0f}, where all classes are about equally likely"
         )
     return math.exp(found.x)
 
@@ -62,14 +62,14 @@ def calibrate(
     temperature: bool = True,
     coverage: float | None = None,
 ) -> Calibration:
-    """Return what held-out images say of a learner's probabilities.
+    """Fit the calibration of a learner on held-out images.
 
     Args:
-        logits: (N, C), of a learner that was trained on none of the images that it scores.
+        logits: (N, C), of images that the learner was not trained on.
         labels: (N,).
-        on: where the images are from.
+        on: where the images come from.
         temperature: whether to fit one, see ``fit_temperature``.
-        coverage: share in (0, 1] of images to answer; the threshold is the highest with which so many are.
+        coverage: share in (0, 1] of images to answer; the threshold is the highest at which at least so many are.
 
     Raises:
         VlpromptError: there are no images.
@@ -81,14 +81,22 @@ def calibrate(
     confidence, predicted = (logits / t).softmax(dim=1).max(dim=1)
     curve = AccuracyCoverage.of(confidence.numpy(), (predicted == labels).numpy())
     before, after = (100 * Reliability.of(labels, logits / each).expected_calibration_error for each in (1.0, t))
-    kept = curve.kept(MOST_POINTS)
+    kept = curve.to_lists(MOST_POINTS)
     lists = Curve(threshold=kept["threshold"], coverage=kept["coverage"], accuracy=kept["accuracy"])
-    found = Calibration(on, len(labels), lists, before, after, t)
-    return found if coverage is None else replace(found, coverage=coverage, min_probability=_threshold(curve, coverage))
+    calibration = Calibration(on, len(labels), lists, before, after, t)
+    if coverage is None:
+        return calibration
+    return replace(calibration, coverage=coverage, min_probability=_threshold(curve, coverage))
 
 
 def refuse_facts(asked: str, method: str, facts: Facts) -> None:
-    """Refuse learners whose probabilities depend on more than an image, of which held-out ones tell nothing."""
+    """Raise a ``VlpromptError`` for learners whose probabilities depend on other test images or on tuning.
+
+    Args:
+        asked: the setting that asks for a calibration, for the error.
+        method: its name.
+        facts: of the learner.
+    """
     if facts.predicts != "alone":
         raise VlpromptError(f"{asked} is not possible: {method} predicts an image from the other test images too")
     if "views" in facts.inputs:
@@ -96,42 +104,42 @@ def refuse_facts(asked: str, method: str, facts: Facts) -> None:
 
 
 def threshold_of(
-    found: Calibration | None, min_probability: float | None = None, coverage: float | None = None
+    calibration: Calibration | None, min_probability: float | None = None, coverage: float | None = None
 ) -> float | None:
-    """From what largest probability on to answer; None to answer every image.
+    """Return the smallest probability with which an image is answered; None answers all.
 
     Args:
-        found: the learner's calibration.
-        min_probability: in [0, 1], what is asked for.
-        coverage: share in (0, 1] of images to answer, whose threshold the calibration tells.
+        calibration: the learner's.
+        min_probability: the threshold, in [0, 1]; None takes that of the calibration, if it has one.
+        coverage: share in (0, 1] of images to answer, from which the calibration gives the threshold.
 
     Raises:
-        VlpromptError: both are asked for, one is out of its range, or the learner has no calibration.
+        VlpromptError: both are given, one is out of its range, or a coverage is given without a calibration.
     """
     if min_probability is not None and coverage is not None:
         raise VlpromptError("min_probability and coverage both set the threshold for answering: give one of them")
     if coverage is not None:
         check_share("coverage", coverage)
-        if found is None:
+        if calibration is None:
             raise VlpromptError(
                 "coverage needs a learner that was calibrated on held-out images: train it with calibrate=temperature "
                 "(or coverage=), or give min_probability"
             )
-        if coverage == found.coverage and found.min_probability is not None:
-            return found.min_probability  # of all images, where the curve has a hundred points
-        return _threshold(AccuracyCoverage.from_kept(cast(Any, found.curve)), coverage)
+        if coverage == calibration.coverage and calibration.min_probability is not None:
+            return calibration.min_probability  # exact, while the saved curve has at most a hundred points
+        return _threshold(AccuracyCoverage.from_lists(cast(Any, calibration.curve)), coverage)
     if min_probability is not None:
         return check_share("min_probability", min_probability, least=0)
-    return None if found is None else found.min_probability
+    return None if calibration is None else calibration.min_probability
 
 
 def threshold_for(
     learner: PromptLearner, min_probability: float | None = None, coverage: float | None = None
 ) -> float | None:
-    """``threshold_of`` a learner, whose calibration is of the classes that it was trained on.
+    """``threshold_of`` a learner, whose calibration is valid only for the classes that it was trained on.
 
     Raises:
-        VlpromptError: as there, or a coverage is asked for among other classes.
+        VlpromptError: as ``threshold_of``, or a coverage is given for other classes.
     """
     own = set(learner.class_names) == set(learner.trained_names)
     if coverage is not None and learner.calibration is not None and not own:
@@ -142,8 +150,8 @@ def threshold_for(
 
 
 def check_share(name: str, value: object, least: float | None = None) -> float:
-    """Return a share: above 0, or from ``least`` on, and at most 1; or raise a ``VlpromptError``."""
-    number = isinstance(value, Real) and not isinstance(value, bool)  # NumPy's own, too, as grids hold them
+    """Return a number in (0, 1], or one that equals ``least``; raise a ``VlpromptError`` otherwise."""
+    number = isinstance(value, Real) and not isinstance(value, bool)  # also NumPy's, as grids contain them
     if not number or not (0 < float(value) <= 1 or value == least):  # type: ignore[arg-type]
         above = "above 0" if least is None else f"of at least {least:g}"
         raise VlpromptError(f"{name} must be a number {above} and at most 1, not {value!r}")
@@ -151,4 +159,4 @@ def check_share(name: str, value: object, least: float | None = None) -> float:
 
 
 def _threshold(curve: AccuracyCoverage, coverage: float) -> float:
-    return 0.0 if coverage == 1 else curve.threshold_for(coverage)  # all means all, whatever comes later
+    return 0.0 if coverage == 1 else curve.threshold_for(coverage)  # 1 means all images, also those to come

@@ -1,4 +1,4 @@
-"""Results as lines of a table, named so that a reader of the table knows what each number is."""
+"""Results as rows of a data frame: the names of the columns and their values."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Line = dict[str, Any]
 
 
 def data_frame(lines: Iterable[Mapping[str, Any]]) -> pandas.DataFrame:
-    """Return lines as a pandas ``DataFrame``, a column for each name that comes in any of them.
+    """Return lines as a pandas ``DataFrame``, with a column for each key that any of them has.
 
     Raises:
         VlpromptError: pandas is not installed.
@@ -35,43 +35,43 @@ def data_frame(lines: Iterable[Mapping[str, Any]]) -> pandas.DataFrame:
     return pandas.DataFrame([dict(line) for line in lines], columns=list(names))
 
 
-def tests_of(result: Result) -> list[Line]:
-    """A line for each test of a run."""
+def lines_of_tests(result: Result) -> list[Line]:
+    """One line per test of a run."""
     return [
-        what_was_run(result)
+        run_columns(result)
         | {"target": row.target, "tested_on": row.dataset, "classes": row.n_classes, "images": row.n_images}
         | {"accuracy": row.accuracy, "zero_shot": row.zero_shot, "gain": row.accuracy - row.zero_shot}
         | {name: getattr(row, name) for name in MEASURED}
-        | what_stands_behind(result)
+        | provenance_columns(result)
         for row in result.rows
     ]
 
 
-def run_of(result: Result) -> Line:
-    """The one line of a run: its tests side by side."""
+def line_of_run(result: Result) -> Line:
+    """The line of a run, with a column for each of its tests."""
     rule = next((name for name in result.averages if not name.startswith(PREFIX)), None)
-    learnt = side_by_side({row.target: row.accuracy for row in result.rows}, rule)
-    frozen = side_by_side({row.target: row.zero_shot for row in result.rows}, rule)
-    told = {zero_shot_name(name): frozen[name] for name in learnt if name in ("accuracy", *_sides(learnt))}
-    return line_of(what_was_run(result), learnt | told, what_stands_behind(result))
+    learnt = target_columns({row.target: row.accuracy for row in result.rows}, rule)
+    frozen = target_columns({row.target: row.zero_shot for row in result.rows}, rule)
+    zero_shot = {zero_shot_name(name): frozen[name] for name in learnt if name in ("accuracy", *_sides(learnt))}
+    return join_columns(run_columns(result), learnt | zero_shot, provenance_columns(result))
 
 
-def line_of(run: Line, numbers: Line, behind: Line) -> Line:
-    """A line of three parts; a test that is called as a column of the others is told from it."""
-    taken = {*run, *behind}
-    return run | {f"{name} (test)" if name in taken else name: each for name, each in numbers.items()} | behind
+def join_columns(run: Line, numbers: Line, provenance: Line) -> Line:
+    """A line of three parts; a test with the name of another column gets ``(test)`` after its name."""
+    taken = {*run, *provenance}
+    return run | {f"{name} (test)" if name in taken else name: each for name, each in numbers.items()} | provenance
 
 
-def side_by_side(values: Mapping[str, float], rule: str | None) -> Line:
-    """The numbers of a run's tests under the names that they have in its line.
+def target_columns(values: Mapping[str, float], rule: str | None) -> Line:
+    """The columns of a run's tests, and of their average.
 
     Args:
-        values: by target.
-        rule: the protocol's average.
+        values: one number per test, by target.
+        rule: the protocol's average, see ``average_rows``.
 
-    >>> side_by_side({"base": 80.0, "new": 60.0}, "harmonic_mean")
+    >>> target_columns({"base": 80.0, "new": 60.0}, "harmonic_mean")
     {'base': 80.0, 'new': 60.0, 'H': 68.57142857142857}
-    >>> side_by_side({"all": 70.0}, None)
+    >>> target_columns({"all": 70.0}, None)
     {'accuracy': 70.0}
     """
     sides = sides_of(values)
@@ -83,18 +83,18 @@ def side_by_side(values: Mapping[str, float], rule: str | None) -> Line:
 
 
 def _sides(names: Iterable[str]) -> tuple[str, ...]:
-    """The two tests that have a harmonic mean, and that; nothing where there are none such."""
+    """The columns of two tests and their harmonic mean; empty if there is none."""
     sides = sides_of(names)
     return (*sides, H) if sides else ()
 
 
 def zero_shot_name(name: str) -> str:
-    """What zero-shot's number is called beside a learner's."""
+    """The column of zero-shot CLIP's number, for a column of the learner's."""
     return "zero_shot" if name == "accuracy" else f"{PREFIX}{name}"
 
 
-def what_was_run(result: Result) -> Line:
-    """The columns that tell runs apart."""
+def run_columns(result: Result) -> Line:
+    """The columns that identify a run."""
     return {
         "method": result.called,
         "dataset": result.dataset,
@@ -104,8 +104,8 @@ def what_was_run(result: Result) -> Line:
     }
 
 
-def what_stands_behind(result: Result) -> Line:
-    """The columns on where a number is from and what it owes to more than labelled training images."""
+def provenance_columns(result: Result) -> Line:
+    """The columns on where a number comes from, and on what was used besides labelled training images."""
     marks = (MARKS[result.predicts], mark_of(result.fidelity), result.start_mark)
     return {
         "marks": ", ".join(filter(None, marks)),

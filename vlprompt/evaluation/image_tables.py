@@ -1,4 +1,4 @@
-"""What was said of each test image, as a table for a spreadsheet: a line an image."""
+"""The predictions of a test as a table, with one line per image."""
 
 from __future__ import annotations
 
@@ -23,7 +23,15 @@ def check_predictions_file(path: Path) -> None:
 
 
 def save_predictions(evaluations: Iterable[Evaluation], path: Path) -> None:
-    """Write one line an image to ``.csv`` or ``.parquet``: path, true and predicted class, confidence, zero-shot's."""
+    """Write a line per image to ``.csv`` or ``.parquet``: path, true and predicted class, confidence, zero-shot CLIP's.
+
+    Args:
+        evaluations: of the tests.
+        path: ends in ``.csv`` or ``.parquet``.
+
+    Raises:
+        VlpromptError: the file type is unknown, or pyarrow is not installed.
+    """
     check_predictions_file(path)
     columns: dict[str, list[Any]] = {
         name: []
@@ -31,8 +39,8 @@ def save_predictions(evaluations: Iterable[Evaluation], path: Path) -> None:
                      "zero_shot", "zero_shot_class", "predicts")
     }  # fmt: skip
     for each in evaluations:
-        names, said = each.class_names, each.predictions
-        label, predicted, zero_shot = (x.tolist() for x in (said.label, said.predicted, said.zero_shot))
+        names, made = each.class_names, each.predictions
+        label, predicted, zero_shot = (x.tolist() for x in (made.label, made.predicted, made.zero_shot))
         for name, values in {
             "target": [each.row.target] * len(label),
             "path": [item.path for item in each.items],
@@ -40,7 +48,7 @@ def save_predictions(evaluations: Iterable[Evaluation], path: Path) -> None:
             "class": [names[i] for i in label],
             "predicted": predicted,
             "predicted_class": [names[i] for i in predicted],
-            "confidence": [round(value, 6) for value in said.confidence.tolist()],
+            "confidence": [round(value, 6) for value in made.confidence.tolist()],
             "correct": [a == b for a, b in zip(label, predicted, strict=True)],
             "zero_shot": zero_shot,
             "zero_shot_class": [names[i] for i in zero_shot],

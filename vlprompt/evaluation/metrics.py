@@ -1,4 +1,4 @@
-"""What is measured on scored images: accuracies, classes, calibration; inputs are labels (N,) and logits (N, C)."""
+"""Metrics of labels (N,) and logits (N, C): accuracy, accuracy per class, calibration error, confusions."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ def top_k_accuracy(labels: Tensor, logits: Tensor, k: int = 1) -> float:
 
 
 def count_per_class(labels: Tensor, predicted: Tensor, n_classes: int) -> tuple[Tensor, Tensor]:
-    """Return images (C,) and correct predictions (C,) of each class."""
+    """Return the numbers of images (C,) and of correct predictions (C,) of each class."""
     return labels.bincount(minlength=n_classes), labels[predicted == labels].bincount(minlength=n_classes)
 
 
 def macro_accuracy(labels: Tensor, predicted: Tensor, n_classes: int) -> float:
-    """Mean in [0, 1], over the classes that have images, of their accuracies."""
+    """Mean accuracy in [0, 1] over the classes that have images."""
     images, correct = count_per_class(labels, predicted, n_classes)
     present = images > 0
     return (correct[present].double() / images[present]).mean().item()
@@ -29,12 +29,12 @@ def macro_accuracy(labels: Tensor, predicted: Tensor, n_classes: int) -> float:
 
 @dataclass(frozen=True)
 class Reliability:
-    """How often predictions of a confidence are right; lists have one entry a bin of equal width in [0, 1].
+    """Accuracy by confidence; lists have one entry per bin, of equal width in [0, 1].
 
     Attributes:
-        images: in the bin.
-        confidence: mean largest softmax probability, 0 for an empty bin.
-        accuracy: share of right predictions, 0 for an empty bin.
+        images: number of images in the bin.
+        confidence: mean of the largest softmax probability, 0 for an empty bin.
+        accuracy: share of correct predictions, 0 for an empty bin.
     """
 
     images: list[int]
@@ -43,13 +43,13 @@ class Reliability:
 
     @classmethod
     def of(cls, labels: Tensor, logits: Tensor, bins: int = BINS) -> Reliability:
-        """Bin the images by confidence."""
+        """Bin images by the confidence of their predictions, from labels (N,) and logits (N, C)."""
         confidence, predicted = logits.double().softmax(dim=1).max(dim=1)
         return cls.binned(confidence, predicted == labels, bins)
 
     @classmethod
     def binned(cls, confidence: Tensor, right: Tensor, bins: int = BINS) -> Reliability:
-        """Bin images by the confidence (N,) of what was said of them, of which so much is right (N,)."""
+        """Bin images by the confidence (N,) of their predictions, which are correct or not (N,)."""
         index = (confidence.double() * bins).long().clamp(max=bins - 1)
         images = index.bincount(minlength=bins)
 

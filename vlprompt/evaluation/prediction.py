@@ -1,4 +1,4 @@
-"""Apply a learner to any number of images, a few batches at a time: predictions, logits, features."""
+"""Applying a learner to any number of images, a few batches at a time: predictions, logits, features."""
 
 from __future__ import annotations
 
@@ -27,8 +27,10 @@ from vlprompt.data.streaming import BATCH, stream_images
 from vlprompt.data.transforms import TestViews
 from vlprompt.errors import VlpromptError
 from vlprompt.evaluation.calibration import threshold_for
+from vlprompt.evaluation.prediction_formats import (
+    write_predictions as write_predictions,  # a name of version 0.1's prediction
+)
 from vlprompt.evaluation.scoring import finite
-from vlprompt.evaluation.writing import write_predictions as write_predictions  # a name of version 0.1's prediction
 from vlprompt.learner.contract import PromptLearner
 from vlprompt.learner.facts import Predicts
 from vlprompt.learner.objectives import Batch
@@ -98,11 +100,12 @@ def predict_images(
     if not (on_unreadable is None or callable(on_unreadable)):
         raise VlpromptError(f"on_unreadable must be a function that takes a sentence, not {brief(on_unreadable)}")
     names, threshold = learner.class_names, threshold_for(learner, min_probability, coverage)
-    for sources, logits in _predicted(learner, images, batch_size, threads, on_unreadable):
-        yield from named(sources, learner.probabilities(logits), names, top, threshold, learner.facts.predicts)
+    for sources, logits in _batch_logits(learner, images, batch_size, threads, on_unreadable):
+        probabilities = learner.probabilities(logits)
+        yield from top_predictions(sources, probabilities, names, top, threshold, learner.facts.predicts)
 
 
-def named(
+def top_predictions(
     sources: Sequence[Any],
     probabilities: Tensor,
     names: Sequence[str],
@@ -110,11 +113,20 @@ def named(
     min_probability: float | None,
     predicts: Predicts = "alone",
 ) -> Iterator[Prediction]:
-    """Yield the ``top`` most likely classes of images, given probabilities (B, C)."""
+    """Yield a prediction for each image, with its ``top`` most likely classes.
+
+    Args:
+        sources: B images, as they were given.
+        probabilities: (B, C).
+        names: C class names.
+        top: number of classes per prediction.
+        min_probability: images whose largest probability is below it are not answered; None answers all.
+        predicts: as in ``Prediction``.
+    """
     best = probabilities.topk(min(top, len(names)), dim=1)
-    for source, found, values in zip(sources, best.indices.tolist(), best.values.tolist(), strict=True):
+    for source, indices, values in zip(sources, best.indices.tolist(), best.values.tolist(), strict=True):
         sure = min_probability is None or values[0] >= min_probability
-        yield Prediction(source, tuple(names[i] for i in found), tuple(values), predicts, sure)
+        yield Prediction(source, tuple(names[i] for i in indices), tuple(values), predicts, sure)
 
 
 @checked
@@ -122,8 +134,8 @@ def image_logits(
     learner: PromptLearner, images: Iterable[Any], *, batch_size: int = BATCH, threads: int | None = None
 ) -> Tensor:
     """Return a learner's logits (N, C) for images, given in any form that ``predict_images`` takes."""
-    found = _predicted(learner, images, batch_size, threads)
-    return torch.cat([torch.empty(0, len(learner.class_names)), *(logits for _, logits in found)])
+    batches = _batch_logits(learner, images, batch_size, threads)
+    return torch.cat([torch.empty(0, len(learner.class_names)), *(logits for _, logits in batches)])
 
 
 def image_features(
@@ -151,32 +163,32 @@ def image_features(
 
     masks = isinstance(model, PromptLearner) and "mask" in model.facts.inputs
 
-    def encode(read: Batch) -> Tensor:
+    def encode(batch: Batch) -> Tensor:
         if isinstance(model, PromptLearner):
-            return finite(model.image_features(read if masks else read["image"]), model)
-        return model.encode_image(read["image"])
+            return finite(model.image_features(batch if masks else batch["image"]), model)
+        return model.encode_image(batch["image"])
 
     with torch.no_grad():
-        found = _read(images, clip, batch_size, threads, masks=masks)
-        rows = [encode(read).float().cpu().numpy() for _, read in found]
+        batches = _batches(images, clip, batch_size, threads, masks=masks)
+        rows = [encode(batch).float().cpu().numpy() for _, batch in batches]
     return np.concatenate([np.empty((0, clip.embed_dim), np.float32), *rows])
 
 
-def _predicted(
+def _batch_logits(
     learner: PromptLearner,
     images: Iterable[Any],
     batch_size: int,
     threads: int | None,
     on_unreadable: Report | None = None,
 ) -> Iterator[tuple[list[Any], Tensor]]:
-    """Yield images that were read and their logits (B, C), fp32 on the CPU: a batch, or all that were read at once."""
+    """Yield images and their logits (B, C), fp32 on the CPU; of a transductive learner, all in one batch."""
     views, generated = learner.eval().test_views, learner.generated_views
-    waiting: list[Any] = []  # read, and not predicted yet
-
     masks = "mask" in learner.facts.inputs
+    read = _batches(images, learner.clip, batch_size, threads, on_unreadable, views, generated, masks)
+    waiting: list[Any] = []  # images that were read, and are not predicted yet
 
     def batches() -> Iterator[Batch]:
-        for sources, batch in _read(images, learner.clip, batch_size, threads, on_unreadable, views, generated, masks):
+        for sources, batch in read:
             waiting.extend(sources)
             yield batch
 
@@ -185,7 +197,7 @@ def _predicted(
         yield sources, finite(logits, learner).float().cpu()
 
 
-def _read(
+def _batches(
     images: Iterable[Any],
     clip: FrozenCLIP,
     batch_size: int,
@@ -195,26 +207,26 @@ def _read(
     generated: GeneratedViews | None = None,
     masks: bool = False,
 ) -> Iterator[tuple[list[Any], Batch]]:
-    """Yield the images of each batch that were read, as they were given and as tensors on the backbone's device."""
+    """Yield batches of the images that can be read: as they were given, and as tensors on the backbone's device."""
     batch_size = at_least("batch_size", batch_size, 1)
     threads = None if threads is None else at_least("threads", threads, 0)
-    how: dict[str, Any] = {"views": views, "generated": generated, "masks": masks}
-    several = samples(several_images(images))
-    for batch in stream_images(several, clip, batch_size=batch_size, threads=threads, **how):
+    options: dict[str, Any] = {"views": views, "generated": generated, "masks": masks}
+    sources = samples(check_images(images))
+    for batch in stream_images(sources, clip, batch_size=batch_size, threads=threads, **options):
         for sentence in batch.unreadable:
             if on_unreadable is None:
                 raise VlpromptError(sentence)
             on_unreadable(sentence)
         if batch.sources:
-            read = batch.images.to(clip.device)
-            found = Batch(image=read) if views is None else Batch(views=read)
+            tensor = batch.images.to(clip.device)
+            tensors = Batch(image=tensor) if views is None else Batch(views=tensor)
             if batch.masks is not None:
-                found["mask"] = batch.masks.to(clip.device)
-            yield batch.sources, found
+                tensors["mask"] = batch.masks.to(clip.device)
+            yield batch.sources, tensors
 
 
-def several_images(images: Any) -> Iterable[Any]:
-    """Return an iterable of images; raise ``VlpromptError`` for a single image, features and the like."""
+def check_images(images: Any) -> Iterable[Any]:
+    """Return images unchanged, or raise a ``VlpromptError`` for a single image, features and the like."""
     several: Iterable[Any] = images
     if is_of_hub(images):
         return several
@@ -226,7 +238,7 @@ def several_images(images: Any) -> Iterable[Any]:
     if shape is not None and len(shape) == 2 and getattr(getattr(images, "dtype", None), "kind", "f") not in "OUS":
         raise VlpromptError(f"images are expected, not rows of numbers {tuple(shape)}: learner.classify takes features")
     if isinstance(images, (str, os.PathLike)):
-        return several  # which is told what to write
+        return several  # ``samples`` raises for it
     if isinstance(images, (Mapping, IOBase)) or not (hasattr(images, "__iter__") or hasattr(images, "__getitem__")):
         raise VlpromptError(f"images must be a list of paths, PIL images or arrays, not {brief(images)}")
     return several
@@ -244,7 +256,7 @@ def find_images(
         arguments: images and tar shards of images; folders, for all images below them, sorted, or for their shards if
             they have no images; patterns such as ``photos/**/*.jpg``; addresses of any of these that fsspec can open,
             such as ``s3://bucket/photos``; or ``-``.
-        lines: what ``-`` stands for: paths, one per line, read lazily.
+        lines: the paths that ``-`` means, one per line, read lazily.
         on_left_out: called with a sentence about each folder in which files, or linked folders, are left out.
 
     Raises:
@@ -259,30 +271,34 @@ def _lines(lines: Iterable[str]) -> Iterator[str]:
 
 
 def _expand(argument: str, on_left_out: Report | None) -> list[str]:
+    """The images that an argument names."""
     path = os.path.expanduser(argument)
     if is_url(argument):
-        found = list_urls(argument)
+        images = list_urls(argument)
     elif os.path.isdir(path):
-        found = _below(path, argument, on_left_out)
+        images = _below(path, argument, on_left_out)
     elif glob.has_magic(path) and not os.path.exists(path):
         matches = sorted(glob.glob(path, recursive=True))
-        found = [match for match in matches if os.path.isfile(match)]
+        images = [match for match in matches if os.path.isfile(match)]
     else:
         return [path]
-    if not found:
+    if not images:
         raise VlpromptError(f"no images in {argument}: give images, folders, patterns, or - to read paths from stdin")
-    return found
+    return images
 
 
-def _below(folder: str, called: str, on_left_out: Report | None) -> list[str]:
-    """The images below a folder, or the tar shards where there are none."""
+def _below(folder: str, argument: str, on_left_out: Report | None) -> list[str]:
+    """The images below a folder, or the tar shards if there are none."""
     listing = list_images(folder)
     if not listing.images:
-        shards = sorted(glob.glob(os.path.join(glob.escape(folder), "**", "*"), recursive=True))
-        if found := images_or_shards(shards):
-            return found
-    notes = [f"the linked folder {os.path.join(folder, link)} is not gone into: name it" for link in listing.links]
-    for note in [describe_left_out(listing.left_out, called), *notes]:
+        files = sorted(glob.glob(os.path.join(glob.escape(folder), "**", "*"), recursive=True))
+        if shards := images_or_shards(files):
+            return shards
+    notes = [
+        f"the linked folder {os.path.join(folder, link)} is not followed: give it too if you want its images"
+        for link in listing.links
+    ]
+    for note in [describe_left_out(listing.left_out, argument), *notes]:
         if note and on_left_out:
             on_left_out(note)
     return [os.path.join(folder, name) for name in listing.images]

@@ -22,15 +22,15 @@ Images = Half | Literal["seen", "unseen"]
 
 @dataclass(frozen=True)
 class Part:
-    """What is taken of a dataset.
+    """A part of a dataset.
 
     Attributes:
         dataset: its name.
-        half: the classes: ``base`` and ``new`` are halves, each with a label space of its own.
-        images: which classes' test images are scored, where ``half`` is all; of ``seen`` and ``unseen`` classes a draw
-            of its own says which.
+        half: the classes: ``all``, or the ``base`` or ``new`` half, with its own label space.
+        images: the classes whose test images are scored, if ``half`` is ``all``; ``seen`` and ``unseen`` classes are
+            drawn by ``class_split``.
         held_out: the domain that is tested on and left out of training.
-        joined: the datasets that ``dataset`` stands for, if several are learnt from at once.
+        joined: the datasets that ``dataset`` joins, if it trains on several at once.
     """
 
     dataset: str
@@ -42,13 +42,13 @@ class Part:
 
 @dataclass(frozen=True)
 class Plan:
-    """What one run does.
+    """What a run trains on and tests.
 
     Attributes:
-        train: what is learnt, from its few-shot draw.
-        tests: what the one learner is scored on, by the name of the result's row.
-        labelled, pool: what is labelled of the training images, and what is learnt from without labels.
-        selection: the held-out images of ``train`` that are handed out to choose on, see ``held_out``.
+        train: the part whose few-shot draw is trained on.
+        tests: the parts that the learner is tested on, by target (the name of the row in the result).
+        labelled, pool: which training images are labelled, and which are used without labels, see ``Protocol``.
+        selection: what may be chosen on held-out images, and on which.
     """
 
     train: Part
@@ -58,17 +58,17 @@ class Plan:
     selection: Selection = field(default_factory=Selection)
 
     def held_out(self, drawn: DatasetSplits, whole: DatasetSplits) -> DatasetSplits:
-        """A few-shot draw with the validation images that may be chosen on: its own, or the whole split's.
+        """Return a few-shot draw with the validation images that may be chosen on: its own, or the whole split's.
 
-        Where a dataset is tested on its validation images, as ImageNet is, the authors' whole validation split is the
-        test images; ``seen`` says so.
+        If a dataset has no validation images, since it is tested on them, as ImageNet is, the whole validation split is
+        the test images; ``seen`` then says so.
         """
         if "whole_val" in self.selection.sources:
             return replace(drawn, val=whole.val or whole.test)
         return drawn
 
     def seen(self, data: Mapping[Part, DatasetSplits]) -> list[str]:
-        """What was looked at besides training images: sources that were read; ``test`` if they hold test images."""
+        """The sources of held-out images that were chosen on, with ``test`` if they contain test images."""
         saw, val = set(self.selection.saw), {item.path for item in data[self.train].val}
         if saw & {"val", "whole_val"} and any(
             item.path in val
@@ -80,10 +80,10 @@ class Plan:
         return [source for source in SEEN if source in saw]
 
     def later_names(self, data: Mapping[Part, DatasetSplits]) -> tuple[str, ...]:
-        """Names of the classes that are tested and not learnt from."""
-        learnt = set(data[self.train].class_names)
+        """Names of the classes that are tested and not trained on."""
+        trained = set(data[self.train].class_names)
         names = dict.fromkeys(name for part in self.tests.values() for name in data[part].class_names)
-        return tuple(name for name in names if name not in learnt)
+        return tuple(name for name in names if name not in trained)
 
 
 Targets = Sequence[str] | str | None
@@ -96,15 +96,15 @@ class Protocol:
 
     Attributes:
         summary: what it measures, in a sentence.
-        planner: from dataset, targets and held-out domain to what a run does.
-        average: how a run's rows become one number: ``harmonic_mean`` of its two, ``mean_of_targets`` without the
+        planner: from dataset, targets and held-out domain to a plan.
+        average: how the tests of a run are averaged: ``harmonic_mean`` of its two, ``mean_of_targets`` without the
             source, or None.
         averaging: the rule over datasets and seeds, in words.
         metric: of every row.
-        labelled: what is labelled of the training images, the few-shot draw or ``none``.
-        pool: what is learnt from without labels: ``none``, the ``rest`` of the training images, ``all`` of them, or
-            those of ``unseen`` classes, of which no image is labelled.
-        shots: labelled images a class, where neither the user nor a recipe says how many; None takes the usual number.
+        labelled: which training images are labelled: the few-shot draw (``shots``) or ``none``.
+        pool: which images are trained on without labels: ``none``, the ``rest`` of the training images, ``all`` of
+            them, or those of ``unseen`` classes.
+        shots: default number of labelled images per class; None means that of ``configs/defaults.yaml``.
     """
 
     summary: str
@@ -117,43 +117,43 @@ class Protocol:
     shots: int | str | None = None
 
     def plan(self, dataset: str, targets: Targets = None, held_out: str | None = None) -> Plan:
-        """Return what a run on ``dataset`` does."""
+        """Return the plan of a run on ``dataset``."""
         return replace(self.planner(dataset, targets, held_out), labelled=self.labelled, pool=self.pool)
 
 
 def halves(dataset: str, targets: Targets, held_out: str | None) -> Plan:
     """Train on the base half; test on each half among its own classes."""
-    _none_of(targets=targets, held_out=held_out)
+    _refuse(targets=targets, held_out=held_out)
     return Plan(Part(dataset, "base"), {half: Part(dataset, half) for half in ("base", "new")})
 
 
 def halves_of_all(dataset: str, targets: Targets, held_out: str | None) -> Plan:
-    """Learn from all classes, whose images have no labels; test on each half among its own classes."""
-    _none_of(targets=targets, held_out=held_out)
+    """Train on the unlabelled images of all classes; test on each half among its own classes."""
+    _refuse(targets=targets, held_out=held_out)
     return Plan(Part(dataset), {half: Part(dataset, half) for half in ("base", "new")})
 
 
 def joint_halves(dataset: str, targets: Targets, held_out: str | None) -> Plan:
     """Train on the base half; test on each half's images among all classes."""
-    _none_of(targets=targets, held_out=held_out)
+    _refuse(targets=targets, held_out=held_out)
     return Plan(Part(dataset, "base"), {half: Part(dataset, images=half) for half in ("base", "new")})
 
 
 def whole(dataset: str, targets: Targets, held_out: str | None) -> Plan:
     """Train and test on all classes."""
-    _none_of(targets=targets, held_out=held_out)
+    _refuse(targets=targets, held_out=held_out)
     return Plan(Part(dataset), {"all": Part(dataset)})
 
 
 def seen_and_unseen(dataset: str, targets: Targets, held_out: str | None) -> Plan:
     """Train on all classes; test seen and unseen classes' images among all classes."""
-    _none_of(targets=targets, held_out=held_out)
+    _refuse(targets=targets, held_out=held_out)
     return Plan(Part(dataset), {name: Part(dataset, images=name) for name in ("seen", "unseen")})
 
 
 def together(dataset: str, targets: Targets, held_out: str | None) -> Plan:
     """Train on all classes of several datasets at once; test on each among its own classes."""
-    _none_of(targets=targets, held_out=held_out)
+    _refuse(targets=targets, held_out=held_out)
     names = tuple(name.strip() for name in dataset.split("+"))
     if len(names) < 2 or len(set(names)) < len(names) or not all(names):
         raise VlpromptError(f"protocol=multitask trains on several datasets: give dataset=A+B, not dataset={dataset}")
@@ -162,7 +162,7 @@ def together(dataset: str, targets: Targets, held_out: str | None) -> Plan:
 
 def to_others(dataset: str, targets: Targets, held_out: str | None) -> Plan:
     """Train on all classes of a source; test on it and on each target."""
-    _none_of(held_out=held_out)
+    _refuse(held_out=held_out)
     return _source_and_targets(dataset, targets, {"imagenet": "cross_dataset10", "glyphs/symbols": "mini11"})
 
 
@@ -170,7 +170,7 @@ def to_domains(dataset: str, targets: Targets, held_out: str | None) -> Plan:
     """Test on shifted versions of the source, or train on all domains but one and test on that one."""
     domains = domains_of(dataset)
     if held_out is not None:
-        _none_of(targets=targets)
+        _refuse(targets=targets)
         part = Part(dataset, held_out=held_out)
         return Plan(part, {held_out: part})
     if domains and targets is None:
@@ -182,7 +182,7 @@ def to_domains(dataset: str, targets: Targets, held_out: str | None) -> Plan:
 
 
 def _source_and_targets(dataset: str, targets: Targets, usual: dict[str, str]) -> Plan:
-    """A plan that tests on the source and on targets: a list, a collection, or those usual for the source."""
+    """A plan that tests on the source and on targets, which are a list, a collection, or the usual ones."""
     targets = targets or usual.get(dataset)
     if targets is None:
         raise VlpromptError(
@@ -190,19 +190,19 @@ def _source_and_targets(dataset: str, targets: Targets, usual: dict[str, str]) -
         )
     if isinstance(targets, str):
         collections = list_collections()
-        # what has a colon is data of one's own
+        # a name with a colon means the user's own data
         if targets not in collections and ":" not in targets and targets not in list_datasets():
-            here = name_here(targets)
-            hint = f"its name here is {here}" if here else nearest(targets, collections)
+            known_as = name_here(targets)
+            hint = f"its name here is {known_as}" if known_as else nearest(targets, collections)
             raise VlpromptError(f"targets={targets} is not a dataset or collection: {hint}")
         targets = collections.get(targets, (targets,))
     names = [name for name in targets if name != dataset]
     return Plan(Part(dataset), {"source": Part(dataset)} | {name: Part(name) for name in names})
 
 
-def _none_of(**given: Any) -> None:
-    """Refuse settings that a protocol has no use for."""
-    for key, value in given.items():
+def _refuse(**settings: Any) -> None:
+    """Raise a ``VlpromptError`` if one of these settings, which the protocol does not use, is given."""
+    for key, value in settings.items():
         if value is not None:
             raise VlpromptError(f"{key}={value} is not used by this protocol: leave it out, or choose another protocol")
 
@@ -293,7 +293,10 @@ def list_protocols(pattern: str = "*") -> list[str]:
 
 
 def familiar(train: Part, test: Part, parts: Mapping[Part, DatasetSplits]) -> Familiar:
-    """What the classes of a test are to a learner of another part: as a rule for two heads wants to know."""
+    """Whether the classes of a test are ``new``, ``trained``, or trained on another domain (``shifted``).
+
+    Methods with two heads score them differently.
+    """
     if not set(same_names(parts[test].class_names)) <= set(same_names(parts[train].class_names)):
         return "new"
     own = test.dataset in (train.dataset, *train.joined) and test.held_out is None
@@ -301,14 +304,17 @@ def familiar(train: Part, test: Part, parts: Mapping[Part, DatasetSplits]) -> Fa
 
 
 def check_suits(protocol: str, plan: Plan, parts: Mapping[Part, DatasetSplits], method: str, facts: Facts) -> None:
-    """Refuse in one sentence a protocol that has not what a learner needs, or tests classes that it cannot score.
+    """Check that a protocol has the images that a learner needs, and tests only classes that it can score.
 
     Args:
         protocol: its name.
-        plan: what a run does.
-        parts: the data of each part of the plan, whose class names tell whether they are the same classes.
-        method: the learner's.
-        facts: what the learner is, or would be.
+        plan: of the run.
+        parts: the data of each part of the plan; classes are compared by name.
+        method: its name.
+        facts: of the learner.
+
+    Raises:
+        VlpromptError: labelled images, a pool or masks are missing, or the learner is bound to its classes.
     """
     if plan.labelled == "none" and facts.labels not in ("any", "none"):
         raise VlpromptError(f"{method} learns from labelled images, and protocol={protocol} has none: use few_shot")
@@ -316,9 +322,9 @@ def check_suits(protocol: str, plan: Plan, parts: Mapping[Part, DatasetSplits], 
         raise VlpromptError(f"{method} also needs unlabelled images: use protocol=semi_supervised")
     if "mask" in facts.inputs:
         _check_masks(plan, parts, method)
-    learnt = parts[plan.train].class_names
+    trained = parts[plan.train].class_names
     tested = [parts[part] for part in plan.tests.values()]
-    if facts.new_classes or all(find_subset(learnt, test.class_names, test.class_places) for test in tested):
+    if facts.new_classes or all(find_subset(trained, test.class_names, test.class_places) for test in tested):
         return
     hint = ", or settings that share the context" if "text" in facts.trains else ""
     raise VlpromptError(
@@ -328,7 +334,7 @@ def check_suits(protocol: str, plan: Plan, parts: Mapping[Part, DatasetSplits], 
 
 
 def _check_masks(plan: Plan, parts: Mapping[Part, DatasetSplits], method: str) -> None:
-    """Refuse datasets whose images have no masks of regions."""
+    """Raise a ``VlpromptError`` if the images of a dataset have no region masks."""
     tested = [(parts[part], parts[part].test) for part in plan.tests.values()]
     for splits, items in [(parts[plan.train], parts[plan.train].train), *tested]:
         if not has_masks(splits, items):

@@ -21,7 +21,7 @@ from vlprompt.base.settings_text import read_settings
 from vlprompt.base.wiring import lazy_exports
 from vlprompt.errors import VlpromptError
 from vlprompt.evaluation.averages import headline as headline
-from vlprompt.evaluation.frames import data_frame, tests_of
+from vlprompt.evaluation.frames import data_frame, lines_of_tests
 from vlprompt.evaluation.rows import Count, Percent, Row
 from vlprompt.evaluation.tables import conditions, result_html, result_table
 from vlprompt.learner.facts import Fidelity, Predicts, mark_of, marked
@@ -35,9 +35,9 @@ if TYPE_CHECKING:
     from vlprompt.evaluation.averages import harmonic_mean as harmonic_mean
     from vlprompt.evaluation.averages import sides_of as sides_of
     from vlprompt.evaluation.averages import spread_over_draws as spread_over_draws
-    from vlprompt.evaluation.predicted import Predictions as Predictions
-    from vlprompt.evaluation.predicted import read_predictions as read_predictions
-    from vlprompt.evaluation.predicted import write_predictions as write_predictions
+    from vlprompt.evaluation.saved_predictions import Predictions as Predictions
+    from vlprompt.evaluation.saved_predictions import read_predictions as read_predictions
+    from vlprompt.evaluation.saved_predictions import write_predictions as write_predictions
 
 SCHEMA = 3  # 2, of vlprompt 0.1.0, has no hashes
 
@@ -45,49 +45,49 @@ SCHEMA = 3  # 2, of vlprompt 0.1.0, has no hashes
 @strict()
 @dataclass(frozen=True, repr=False)
 class Result:
-    """What a run did and what came out. It prints as one line, as a table with rich, and as one in a notebook.
+    """The result of a run. It prints as one line, as a table with rich, and as a table in a notebook.
 
     Attributes:
-        id: the settings' hash, see ``vlprompt.runs.settings.Resolved.id``.
+        id: hash of the settings, see ``vlprompt.runs.settings.Resolved.id``.
         method, protocol, dataset, shots, seed: what was run.
-        views: of each training image: ``fresh``, a number of pre-drawn ones, 1 for the centre crop, or None if nothing
-            was trained.
-        rows: one a test.
-        averages: the protocol's average over the rows, for the learner and for zero-shot.
+        views: of each training image: ``fresh`` ones in each epoch, a number of pre-drawn ones, 1 for the centre crop,
+            or None if nothing was trained.
+        rows: one per test.
+        averages: the protocol's average over the rows, in percent, for the learner and for zero-shot CLIP.
         backbone: ``FrozenCLIP.identity()`` and its precision.
-        data: source, version and SHA-256 of the split, SHA-256 of the few-shot subset, and ``images``, what tells that
-            images have changed (see ``vlprompt.data.fingerprint``), of ``train`` and of each target.
-        config: all settings, with the method's own.
-        adapted: settings of the recipe that the backbone could not take, as they were used.
+        data: source, version and SHA-256 of the split, SHA-256 of the few-shot subset, and ``images``, hashes of the
+            images (see ``vlprompt.data.fingerprint``) of ``train`` and of each target.
+        config: all settings, including the method's own.
+        adapted: settings of the recipe that were reduced since the backbone has fewer layers.
         recipe: its name, source and published figure.
-        n_parameters: learnt numbers.
+        n_parameters: number of learnt numbers.
         times: seconds of ``load``, ``encode``, ``train`` and ``test``.
-        peak_memory_mb: of the ``process``, and of the GPU as ``cuda`` where there is one.
-        versions: of python, vlprompt, torch, open_clip; and how many threads computed, which rounds differently.
+        peak_memory_mb: of the ``process``, and of a GPU as ``cuda``.
+        versions: of python, vlprompt, torch and open_clip; and the number of ``threads``, which affects rounding.
         git_commit: of vlprompt's checkout, if it runs from one.
         created: UTC, ISO 8601.
-        selection: what was chosen on: ``last``, nothing (settings as given, the last epoch's weights); ``fewshot_val``,
-            the few-shot validation draw; ``paper``, what the method's authors chose on.
-        saw: images besides those that were trained on which bore on the learner: ``val`` (the few-shot draw),
-            ``whole_val``, ``test``, or ``unnamed`` ones of its authors'; None in results that do not tell.
+        selection: what was chosen on: ``last``, nothing (settings as given, the weights of the last epoch);
+            ``fewshot_val``, the few-shot validation draw; ``paper``, what the method's authors chose on.
+        saw: images besides the training images that affected the learner: ``val`` (the few-shot draw), ``whole_val``,
+            ``test``, or ``unnamed`` ones of its authors; None if unknown.
         searches: a record for each grid that was searched: ``on``, ``images``, ``points``, ``chosen``, ``accuracy`` and
             ``ties``; ``search.jsonl`` beside it has every point.
-        limit: test images at most in each test; None if all.
+        limit: largest number of test images per test; None if all were used.
         seeded: whether another seed could have given other numbers, since something was trained or a few-shot draw was
-            learnt from; None in results that do not tell (read ``has_seeds``).
-        fidelity: what the method was held to, see ``vlprompt.learner.facts``; None in results that do not tell.
-        beneath: the saved learner that it stands on: its ``method``, the hash of its backbone's ``weights``, and its
-            folder's, ``sha256``; None if it stands on none.
-        start: of ``init_from``, what is known of the learner whose numbers it started from (see
-            ``vlprompt.saving.starts``); None if it started anew, and in results that do not tell.
-        calibration: what held-out images said of its probabilities: see ``vlprompt.learner.calibration``, without the
-            curve; None if they were not asked. ``saw`` does not tell of them, since no prediction is another for it.
-        choice: of method=auto, what the method was chosen from (see ``vlprompt.choosing.choice``); None if it was said.
-        files: hashes of what else the run left: of ``config.yaml`` its bytes', of ``learner/config.json`` and
-            ``predictions.safetensors`` those of their content.
+            used; None in older results (see ``has_seeds``).
+        fidelity: what the method was compared with, see ``vlprompt.learner.facts``; None if unknown.
+        beneath: the saved learner that this one is built on: its ``method``, the hash of its backbone's ``weights``,
+            and that of its folder, ``sha256``; None if there is none.
+        start: the description of the learner that ``init_from`` names (see ``vlprompt.saving.starts``); None if there
+            is none, and in older results.
+        calibration: temperature and threshold, see ``vlprompt.learner.calibration``, without the curve; None if there
+            are none. ``saw`` does not mention its held-out images, since they change no predicted class.
+        choice: how method=auto chose the method (see ``vlprompt.choosing.choice``); None for other runs.
+        files: hashes of the run's other files: of the bytes of ``config.yaml``, and of the contents of
+            ``learner/config.json`` and ``predictions.safetensors``.
         schema: version of this layout.
 
-    In its file a result has a hash of itself as well.
+    The file of a result also has a hash of itself.
     """
 
     id: str
@@ -125,7 +125,7 @@ class Result:
 
     @property
     def called(self) -> str:
-        """The method, with that of the learner that it stands on, and whether it was chosen: ``auto → gda``."""
+        """The method, such as ``gda``, ``gda on coop`` if it is built on another learner, or ``auto → gda``."""
         name = f"{self.method} on {self.beneath['method']}" if self.beneath else self.method
         return self._how + name
 
@@ -135,23 +135,23 @@ class Result:
 
     @property
     def has_seeds(self) -> bool:
-        """Whether the seed bears on the numbers; of older results, whether they learnt any parameters."""
+        """Whether the seed affects the numbers; for older results, whether they have learnt parameters."""
         return self.n_parameters > 0 if self.seeded is None else self.seeded
 
     @property
     def predicts(self) -> Predicts:
-        """What the learner's predictions depend on, the same in all rows: see ``Row``."""
+        """Whether images are predicted alone, online or jointly, the same in all rows: see ``Row``."""
         return self.rows[0].predicts
 
     @property
     def marked_method(self) -> str:
-        """The method's name as it stands beside its numbers, marked if it predicts not alone or is a reconstruction,
-        or if its start saw what it is tested on."""
+        """The method's name in tables, with marks if it is a reconstruction, if it does not predict images alone, or if
+        its start was trained on a tested dataset."""
         return marked(self._how + self.method, self.predicts, mark_of(self.fidelity), self.start_mark)
 
     @property
     def start_mark(self) -> str:
-        """What a start has seen of the datasets that are tested: ``start saw eurosat``; empty if nothing."""
+        """A mark for a start that was trained on a tested dataset: ``start saw eurosat``; empty if there is none."""
         if self.start is None:
             return ""
         known = self.start.get("datasets")
@@ -160,13 +160,13 @@ class Result:
         tested = dict.fromkeys(row.dataset for row in self.rows if row.target != "source")
         saw = [name for name in tested if name in known]
         start = self.start.get("reconstructs")
-        told = "" if mark_of(self.fidelity) else ", reconstruction"  # the method's own mark says it
-        marks = [f"start of {start}{told}" if start else "", f"start saw {' and '.join(saw)}" if saw else ""]
+        reconstruction = "" if mark_of(self.fidelity) else ", reconstruction"  # else the method's own mark says it
+        marks = [f"start of {start}{reconstruction}" if start else "", f"start saw {' and '.join(saw)}" if saw else ""]
         return ", ".join(filter(None, marks))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Result:
-        """Read a result, whose every field is checked.
+        """Read a result and check every field.
 
         Args:
             path: a run's folder, or its ``result.json``.
@@ -174,19 +174,19 @@ class Result:
         Raises:
             VlpromptError: as ``read_result``.
         """
-        place = Path(path).expanduser()
-        return read_result(place / RESULT if place.is_dir() else place)
+        path = Path(path).expanduser()
+        return read_result(path / RESULT if path.is_dir() else path)
 
     def to_frame(self) -> pandas.DataFrame:
-        """Return a line for each test as a pandas ``DataFrame``; ``load_results`` makes one of many runs.
+        """Return a pandas ``DataFrame`` with one line per test; ``load_results`` makes one of many runs.
 
         Columns: method, dataset, protocol, shots, seed; target, tested_on, classes, images; accuracy, zero_shot, gain
-        and the other numbers of ``Row``, in percent; then what stands behind them, see ``vlprompt.load_results``.
+        and the other numbers of ``Row``, in percent; then where they come from, see ``vlprompt.load_results``.
 
         Raises:
             VlpromptError: pandas is not installed.
         """
-        return data_frame(tests_of(self))
+        return data_frame(lines_of_tests(self))
 
     def __repr__(self) -> str:
         return f"<Result {self.called} on {conditions(self)}; {headline(self)}>"
@@ -208,8 +208,8 @@ def read_result(path: str | Path) -> Result:
     """Read a result file and check every field.
 
     Raises:
-        VlpromptError: there is none, a field is not of its kind or range, it was changed since it was written, or it is
-            of another run than ``config.yaml`` beside it.
+        VlpromptError: there is none, a field is invalid, it was changed since it was written, or it belongs to another
+            run than ``config.yaml`` beside it.
     """
     path = Path(path)
     try:
@@ -230,7 +230,7 @@ def read_result(path: str | Path) -> Result:
 
 
 def _parsed(data: dict[str, Any], path: Path) -> Result:
-    """The result that JSON values stand for; the first field that is wrong is one sentence."""
+    """Return the result of JSON values, or raise a ``VlpromptError`` for the first invalid field."""
     if not data.get("rows"):
         raise VlpromptError(f"{path} is not a result file: it has no rows")
     result = read_as(Result, data, str(path))
@@ -240,7 +240,7 @@ def _parsed(data: dict[str, Any], path: Path) -> Result:
 
 
 def _check_counts(row: Row, path: Path) -> None:
-    """Refuse counts of classes and bins that do not go with each other."""
+    """Raise a ``VlpromptError`` if lists of a row differ in length, or a class has more correct images than images."""
     for name, entries, length in (
         ("per_class", row.per_class, row.n_classes),
         ("reliability", row.reliability, None),
@@ -259,7 +259,7 @@ def _check_counts(row: Row, path: Path) -> None:
 
 
 def _check_place(result: Result, path: Path) -> None:
-    """Refuse a result that was put into another run's folder."""
+    """Raise a ``VlpromptError`` if a result is in another run's folder."""
     settings = path.parent / SETTINGS
     if path.name == RESULT and settings.is_file():
         _check_settings(result, settings, path)
@@ -269,37 +269,40 @@ def _check_settings(result: Result, settings: Path, path: Path) -> None:
     """Raise a ``VlpromptError`` unless ``config.yaml`` beside a result has the settings of its run.
 
     Args:
-        result: what was read.
-        settings: the settings' file.
+        result: the result.
+        settings: path of ``config.yaml``.
         path: of the result.
     """
     if result.files.get(SETTINGS) == sha256_file(settings):
         return
-    beside = read_settings(settings)
-    key = differing_setting(result.config, beside)
+    stored = read_settings(settings)
+    key = differing_setting(result.config, stored)
     if key:
         raise VlpromptError(
             f"{path} is of another run than {settings.name} beside it ({key}={result.config.get(key)} in the result, "
-            f"{beside.get(key)} in the settings): one of the two was changed or belongs elsewhere"
+            f"{stored.get(key)} in the settings): one of the two was changed or belongs elsewhere"
         )
 
 
 def find_results(paths: Iterable[str | Path]) -> list[tuple[Path, Result]]:
-    """Return all results under folders, or of files, with their paths, in the order of the paths.
+    """Return the results in folders and files, each with its path, in the order of the paths.
 
-    Links to folders are not followed. The first path that does not exist and the first file that is no result are
-    errors that name them.
+    Linked folders are not searched.
+
+    Raises:
+        VlpromptError: a path does not exist, or a file is not a valid result; the message names it.
     """
-    found: dict[Path, Result] = {}
-    for start in map(Path, paths):
-        if not start.exists():
-            raise VlpromptError(f"{start} does not exist: give the folder of the runs, or result files")
-        for path in [start] if start.is_file() else sorted(_result_files(start)):
-            found.setdefault(path, read_result(path))
-    return list(found.items())
+    results: dict[Path, Result] = {}
+    for top in map(Path, paths):
+        if not top.exists():
+            raise VlpromptError(f"{top} does not exist: give the folder of the runs, or result files")
+        for path in [top] if top.is_file() else sorted(_result_files(top)):
+            results.setdefault(path, read_result(path))
+    return list(results.items())
 
 
 def _result_files(folder: Path) -> Iterator[Path]:
+    """Yield the result files below a folder."""
     for parent, _, files in os.walk(folder):
         if RESULT in files:
             yield Path(parent) / RESULT

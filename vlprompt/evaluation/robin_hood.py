@@ -1,7 +1,7 @@
-"""The Robin Hood effect: whether a learner gives to the classes that zero-shot is poor at and takes from the rich.
+"""The Robin Hood effect: whether classes with a low zero-shot accuracy gain, and those with a high one lose.
 
-So it is called of training on pseudo-labels (Zhu et al., ICLR 2022; Menghini et al., NeurIPS 2023, arXiv:2306.01669,
-section 4.3); the question can be put to every learner.
+The name comes from training on pseudo-labels (Zhu et al., ICLR 2022; Menghini et al., NeurIPS 2023, arXiv:2306.01669,
+section 4.3); it can be measured for every learner.
 """
 
 from __future__ import annotations
@@ -13,25 +13,24 @@ import numpy as np
 
 from vlprompt.evaluation.statistics import ClassChange
 
-FEWEST = 5  # classes, below which a slope over them says nothing
+FEWEST = 5  # classes; a slope over fewer means nothing
 
 
 @dataclass(frozen=True)
 class RobinHood:
-    """How classes' gains go with their zero-shot accuracies.
+    """The relation between the gains of classes and their zero-shot accuracies.
 
     Attributes:
-        slope: of the least-squares line, percentage points of gain a point of zero-shot accuracy. Below zero the poor
-            gain more; -1 is where all classes end alike.
-        intercept: gain at a zero-shot accuracy of 0, by the line.
-        rho: Spearman's rank correlation of the two; None where all gains are alike.
-        by_chance: the slope that the draw of test images alone would make, were learner and zero-shot wrong about
-            images independently of each other: zero-shot accuracies are measured too, and what is measured too low by
-            chance gains by chance. They err on the same images, so it is less; 0 is none. None where a class has one
-            image, of which that cannot be told.
-        poorer, richer: mean gain of the half of the classes that zero-shot is worse at, and of the others; a class in
-            the middle is in neither.
-        n_classes: that it is over.
+        slope: of the least-squares line, in percentage points of gain per point of zero-shot accuracy. If it is
+            negative, poor classes gain more; at -1, all classes end with the same accuracy.
+        intercept: gain of the line at a zero-shot accuracy of 0, in percentage points.
+        rho: Spearman's rank correlation of the two; None if all gains are equal.
+        by_chance: the slope that the draw of test images alone would cause, if learner and zero-shot CLIP erred
+            independently: a zero-shot accuracy that was measured too low by chance also gains by chance. Since both err
+            on the same images, the actual effect is smaller; 0 is none. None if a class has a single image.
+        poorer, richer: mean gain of the half of the classes with the lower zero-shot accuracies, and of the other half,
+            in percentage points; with an odd number of classes, the middle one is in neither.
+        n_classes: number of classes.
     """
 
     slope: float
@@ -44,12 +43,15 @@ class RobinHood:
 
 
 def robin_hood(changes: Sequence[ClassChange]) -> RobinHood | None:
-    """Relate classes' gains to their zero-shot accuracies; None for fewer than five classes, or where these are alike.
+    """Relate the gains of classes to their zero-shot accuracies.
 
     Args:
-        changes: as ``vlprompt.evaluation.statistics.class_changes`` gives them.
+        changes: from ``vlprompt.evaluation.statistics.class_changes``.
+
+    Returns:
+        None if there are fewer than five classes, or their zero-shot accuracies are equal.
     """
-    ordered = sorted(changes, key=lambda change: (change.zero_shot, change.name))  # equal ones not by their gains
+    ordered = sorted(changes, key=lambda change: (change.zero_shot, change.name))
     before, gains = (np.array([getattr(each, name) for each in ordered]) for name in ("zero_shot", "gain"))
     if len(changes) < FEWEST or np.ptp(before) == 0:
         return None
@@ -69,7 +71,7 @@ def robin_hood(changes: Sequence[ClassChange]) -> RobinHood | None:
 
 
 def _by_chance(changes: Sequence[ClassChange]) -> float | None:
-    """Minus the share that the draw of images has in the variance of zero-shot accuracies: p(1-p)/(n-1) for a class."""
+    """Minus the share of the variance of zero-shot accuracies that is due to sampling, p(1-p)/(n-1) for a class."""
     images = np.array([each.n_images for each in changes])
     if images.min() < 2:
         return None

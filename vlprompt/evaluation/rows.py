@@ -1,4 +1,4 @@
-"""One test of a learner, as a result has it: accuracies, counts by class, reliability."""
+"""``Row``: one test of a learner in a result: accuracies, counts by class, reliability."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Share = Annotated[float, Field(ge=0, le=1 + 1e-9)]
 
 @strict()
 class Reliability(TypedDict):
-    """How often a learner is right by its confidence, one entry a bin."""
+    """Accuracy of a learner by its confidence, one entry per bin."""
 
     images: list[Count]
     confidence: list[Share]
@@ -27,7 +27,7 @@ class Reliability(TypedDict):
 
 @strict()
 class Selective(TypedDict):
-    """Accuracy of the images that are answered, the surest first; one entry a share of them."""
+    """The accuracy–coverage curve, one entry per threshold."""
 
     threshold: list[Share]
     coverage: list[Share]
@@ -36,7 +36,7 @@ class Selective(TypedDict):
 
 @strict()
 class Answered(TypedDict):
-    """What a learner answers of a test that is told to leave out what it is not sure of."""
+    """Coverage and accuracy of a learner that leaves images below a threshold unanswered."""
 
     min_probability: Share
     coverage: Share
@@ -47,7 +47,7 @@ PerClass = TypedDict(
     "PerClass",
     {"class": list[str], "images": list[Count], "correct": list[Count], "zero_shot_correct": list[Count]},
 )
-PerClass.__doc__ = "What was right of each class, one entry a class in label order."
+PerClass.__doc__ = "Images and correct predictions of each class, in label order."
 strict()(PerClass)
 
 
@@ -58,34 +58,34 @@ class Row:
 
     Attributes:
         target: name of the test in its protocol, such as ``base``.
-        dataset: whose test images they are.
-        n_classes: C, the classes that are told apart.
-        n_images: test images that were scored.
+        dataset: name of the dataset that is tested on.
+        n_classes: C, the number of classes among which images are classified.
+        n_images: number of test images.
         accuracy: top-1.
-        macro_accuracy: mean of the classes' own accuracies.
-        zero_shot, zero_shot_macro: the same of the frozen model with the dataset's hand-written templates.
+        macro_accuracy: mean over classes of their accuracies.
+        zero_shot, zero_shot_macro: the same for the frozen model with the dataset's hand-written templates.
         split: SHA-256 of the tested classes and images.
-        top5, zero_shot_top5: share of images whose label is among the five likeliest; None below six classes.
-        ece, zero_shot_ece: expected calibration error in percentage points, 15 bins.
-        per_class: lists ``class``, ``images``, ``correct``, ``zero_shot_correct``, one entry a class in label order.
-        reliability: lists ``images``, ``confidence``, ``accuracy`` in [0, 1], one entry a bin of confidence.
-        format_spread: zero-shot accuracy by template, if it was asked for.
-        draws: accuracies with other draws of what the learner draws at a test, such as noise; None if it draws nothing.
-        predicts: whether the learner predicted each image ``alone``, as in all results that do not tell; ``online``; or
-            ``jointly`` with the others of the test (see ``vlprompt.learner.facts``).
-        order: of what was predicted online, the seed that the order of the test images follows from; else None.
-        familiar: what the classes are to the learner: ``trained``, those that it was trained on; ``shifted``, those in
-            images of another dataset or domain; or ``new``. None in results that do not tell.
-        parts: accuracy of each part of the logits by itself, where several were fused; else None.
-        uncalibrated_ece: the learner's ``ece`` without the temperature that was fitted; None if none was.
+        top5, zero_shot_top5: share of images whose label is among the five most likely; None below six classes.
+        ece, zero_shot_ece: expected calibration error in percentage points, with 15 bins.
+        per_class: lists ``class``, ``images``, ``correct``, ``zero_shot_correct``, one entry per class in label order.
+        reliability: lists ``images``, ``confidence``, ``accuracy`` in [0, 1], one entry per bin of confidence.
+        format_spread: zero-shot accuracy by template, if requested.
+        draws: accuracies with other draws of what the learner draws in a test, such as noise; None if it draws nothing.
+        predicts: whether the learner predicted each image ``alone``, ``online``, or ``jointly`` with the others of the
+            test (see ``vlprompt.learner.facts``).
+        order: for online prediction, the seed of the order of the test images; else None.
+        familiar: whether the classes were ``trained`` on, trained on in another dataset or domain (``shifted``), or are
+            ``new``; None in older results.
+        parts: accuracy of each part of the logits alone, if several were fused; else None.
+        uncalibrated_ece: ``ece`` without the fitted temperature; None if none was fitted.
         aurc, zero_shot_aurc: area under the risk–coverage curve in percent (see ``vlprompt.evaluation.abstention``).
-        selective: lists ``threshold``, ``coverage``, ``accuracy`` in [0, 1]: of the images whose largest probability
-            is from ``threshold`` on, their share of all and how many of them are right.
-        answered: of a learner that is told to leave out what it is not sure of: ``min_probability``, the ``coverage``
-            and ``accuracy`` of what it answers; else None.
+        selective: lists ``threshold``, ``coverage``, ``accuracy`` in [0, 1]: the share of images whose largest
+            probability is at least ``threshold``, and the accuracy on them.
+        answered: if there is a threshold for answering, ``min_probability``, and the ``coverage`` and ``accuracy`` of
+            the answered images; else None.
 
-    What stands after ``split``, but for ``predicts``, is None in results of schema 1, and what stands after ``parts``
-    in results of earlier versions.
+    Fields after ``split``, except ``predicts``, are None in results of schema 1; fields after ``parts`` are None in
+    results of earlier versions.
     """
 
     target: str

@@ -1,4 +1,4 @@
-"""What a learner and zero-shot said of test images, and the numbers that follow from it."""
+"""The logits of a learner and of zero-shot CLIP for test images, and the metrics computed from them."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from torch import Tensor
 from vlprompt.data.splits import DatasetSplits, Item
 from vlprompt.evaluation.abstention import AccuracyCoverage
 from vlprompt.evaluation.metrics import Reliability, count_per_class, macro_accuracy, top_k_accuracy
-from vlprompt.evaluation.predicted import Predictions
 from vlprompt.evaluation.rows import Row
+from vlprompt.evaluation.saved_predictions import Predictions
 from vlprompt.learner.facts import Familiar, Predicts
 
 
 @dataclass(frozen=True)
 class Scores:
-    """What a learner says of N test images.
+    """A learner's logits for N test images.
 
     Attributes:
         labels: (N,) true labels.
         logits: (N, C).
-        parts: what they were fused of, by name, each (N, C); empty where they are in one piece.
-        temperature: what logits are divided by before they become probabilities.
+        parts: the logits (N, C) that were fused into them, by name; empty if none were.
+        temperature: divides the logits before the softmax.
     """
 
     labels: Tensor
@@ -46,17 +46,17 @@ class Scores:
 
     @property
     def part_accuracies(self) -> dict[str, float]:
-        """Top-1 accuracy in [0, 1] of each part by itself."""
+        """Top-1 accuracy in [0, 1] of each part alone."""
         return {name: Scores(self.labels, logits).accuracy for name, logits in self.parts.items()}
 
     @property
     def macro_accuracy(self) -> float:
-        """Mean over the classes that have test images of their accuracies, in [0, 1]."""
+        """Mean accuracy in [0, 1] over the classes that have test images."""
         return macro_accuracy(self.labels, self.predicted, self.logits.shape[1])
 
     @property
     def top5(self) -> float | None:
-        """Share in [0, 1] of images whose label is among the five likeliest; None below six classes."""
+        """Share in [0, 1] of images whose label is among the five most likely; None below six classes."""
         return top_k_accuracy(self.labels, self.logits, 5) if self.logits.shape[1] > 5 else None
 
     @cached_property
@@ -71,19 +71,19 @@ class Scores:
 
     @cached_property
     def by_coverage(self) -> AccuracyCoverage:
-        """Accuracy by the share of images that are answered, the surest first."""
+        """The accuracy–coverage curve."""
         return AccuracyCoverage.of(self.confidence.numpy(), (self.predicted == self.labels).numpy())
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A learner and the zero-shot classifier on the same test images.
+    """A learner and zero-shot CLIP on the same test images.
 
     Attributes:
-        row: all metrics, as a result keeps them.
+        row: all metrics, as in a result.
         class_names: C names, in label order.
         items: the N images.
-        learnt, frozen: scores of the learner and of zero-shot.
+        learnt, frozen: scores of the learner and of zero-shot CLIP.
     """
 
     row: Row
@@ -94,7 +94,7 @@ class Evaluation:
 
     @property
     def predictions(self) -> Predictions:
-        """What both said of each image, small enough to keep."""
+        """Both predictions for each image, as they are saved."""
         label, predicted, zero_shot = (
             x.to(torch.int32) for x in (self.learnt.labels, self.learnt.predicted, self.frozen.predicted)
         )
@@ -110,14 +110,14 @@ def make_row(
     familiar: Familiar,
     min_probability: float | None,
 ) -> Row:
-    """Return what a result keeps of a test.
+    """Compute the metrics of a test.
 
     Args:
         target: its name in the protocol.
-        part: what was tested on.
-        learnt, frozen: what the learner and zero-shot said.
-        predicts, familiar: as ``Row`` has them.
-        min_probability: from what probability on the learner answers; None if it answers all.
+        part: the dataset that was tested on.
+        learnt, frozen: scores of the learner and of zero-shot CLIP.
+        predicts, familiar: as in ``Row``.
+        min_probability: images whose largest probability is below it are not answered; None answers all.
     """
     n_classes, bins = len(part.class_names), learnt.reliability
     images, correct = count_per_class(learnt.labels, learnt.predicted, n_classes)
@@ -151,15 +151,15 @@ def make_row(
 
 
 def _answering(learnt: Scores, frozen: Scores, min_probability: float | None) -> dict[str, Any]:
-    """What a row says of probabilities that are meant: before a temperature, by coverage, and from a threshold on."""
-    found: dict[str, Any] = {
+    """The fields of a row on probabilities: by coverage, without the temperature, and of the answered images."""
+    fields: dict[str, Any] = {
         "aurc": 100 * learnt.by_coverage.aurc,
         "zero_shot_aurc": 100 * frozen.by_coverage.aurc,
-        "selective": learnt.by_coverage.kept(),
+        "selective": learnt.by_coverage.to_lists(),
     }
     if learnt.temperature != 1:
-        found["uncalibrated_ece"] = 100 * replace(learnt, temperature=1.0).reliability.expected_calibration_error
+        fields["uncalibrated_ece"] = 100 * replace(learnt, temperature=1.0).reliability.expected_calibration_error
     if min_probability is not None:
         coverage, accuracy = learnt.by_coverage.at(min_probability)
-        found["answered"] = {"min_probability": min_probability, "coverage": coverage, "accuracy": accuracy}
-    return found
+        fields["answered"] = {"min_probability": min_probability, "coverage": coverage, "accuracy": accuracy}
+    return fields

@@ -36,8 +36,8 @@ from vlprompt.learner.creation import create_learner
 from vlprompt.learner.facts import Familiar
 from vlprompt.learner.objectives import Batch, Outputs, Templates
 
-FUSED = ""  # beside the names of parts
-VIEWS_AT_ONCE = 64  # of test images that are seen in several
+FUSED = ""  # key of the fused logits, besides the names of parts
+VIEWS_AT_ONCE = 64  # views per batch, for learners that use several of each test image
 Progress = Callable[[int, int], None]
 
 
@@ -94,22 +94,22 @@ def score(
             labels.append(batch["label"].cpu())
             yield cast(Batch, {key: value for key, value in batch.items() if key != "label"})
             done += len(batch["label"])
-            if progress and "image_features" not in batch:  # which the bank has counted while it was built
+            if progress and "image_features" not in batch:  # a bank reports progress while it is built
                 progress(done, len(items))
 
-    own = order.argsort()
-    if learner.facts.parts:  # which are asked for one by one, and so of learners that predict images alone
-        found = [_in_parts(learner, batch) for batch in unlabelled()]
-        several = {name: torch.cat([each[name] for each in found])[own] for name in found[0]}
-        fused = several.pop(FUSED)
-        parts = several if len(several) > 1 else {}
-        return Scores(torch.cat(labels)[own], fused, parts, learner.temperature)
+    dataset_order = order.argsort()
+    if learner.facts.parts:  # such learners predict each image alone
+        batches = [_in_parts(learner, batch) for batch in unlabelled()]
+        parts = {name: torch.cat([each[name] for each in batches])[dataset_order] for name in batches[0]}
+        fused = parts.pop(FUSED)
+        several = parts if len(parts) > 1 else {}
+        return Scores(torch.cat(labels)[dataset_order], fused, several, learner.temperature)
     logits = [finite(part.float().cpu(), learner) for part in learner.predict_all(unlabelled())]
-    return Scores(torch.cat(labels)[own], torch.cat(logits)[own], temperature=learner.temperature)
+    return Scores(torch.cat(labels)[dataset_order], torch.cat(logits)[dataset_order], temperature=learner.temperature)
 
 
 def _in_parts(learner: PromptLearner, batch: Batch) -> dict[str, Tensor]:
-    """The parts (B, C) of a batch's logits, and under ``FUSED`` the logits."""
+    """The parts (B, C) of a batch's logits by name, and the fused logits (B, C) under ``FUSED``."""
     outputs: Outputs = learner(batch)
     return {
         name: finite(logits.float().cpu(), learner) for name, logits in {**outputs.parts, FUSED: outputs.logits}.items()
@@ -117,10 +117,10 @@ def _in_parts(learner: PromptLearner, batch: Batch) -> dict[str, Tensor]:
 
 
 def stream_order(images: int, seed: int | None) -> Tensor:
-    """Positions (N,) of the test images in the order in which a learner sees them: their own, or drawn by a seed."""
-    return (
-        torch.arange(images) if seed is None else torch.randperm(images, generator=torch.Generator().manual_seed(seed))
-    )
+    """Positions (N,) of the test images in the order in which a learner sees them: as they are, or drawn by a seed."""
+    if seed is None:
+        return torch.arange(images)
+    return torch.randperm(images, generator=torch.Generator().manual_seed(seed))
 
 
 def _batches(
@@ -131,7 +131,7 @@ def _batches(
     workers: int,
     progress: Progress | None,
 ) -> Iterator[Batch]:
-    """Batches of test images in an order (N,); a bank has them in their own, so that all orders share it."""
+    """Yield test images in an order (N,), or their features from a bank, which all orders share."""
     clip = learner.tower
     in_order = [items[i] for i in order.tolist()]
     views = learner.test_views
@@ -216,7 +216,8 @@ def evaluate(
         VlpromptError: there are no test images, too few names, or the learner cannot score these classes.
     """
     check_items(splits, splits.test)
-    words, splits = words_for(learner, splits), replace(splits, templates=resolve_templates(templates, splits))
+    class_templates = templates_for(learner, splits)
+    splits = replace(splits, templates=resolve_templates(templates, splits))
     if class_names is not None:
         if len(class_names) < len(splits.class_names):
             raise VlpromptError(
@@ -236,13 +237,13 @@ def evaluate(
         templates=splits.templates,
         shared_names=bool(splits.tasks),
     )
-    with learner.scoring(splits.class_names, splits.class_places, words):
-        learner.familiar = known = familiar or familiar_here(learner, splits)
+    with learner.scoring(splits.class_names, splits.class_places, class_templates):
+        learner.familiar = familiarity = familiar or familiarity_of(learner, splits)
         frozen, learnt = scored(zero_shot), scored(learner)
-        others = [100 * scored(learner).accuracy for _ in redrawn(learner)]
+        draws = [100 * scored(learner).accuracy for _ in other_draws(learner)]
     threshold = None if learner.calibration is None else learner.calibration.min_probability
-    row = make_row(target, splits, learnt, frozen, learner.facts.predicts, known, threshold)
-    row = replace(row, draws=others) if others else row
+    row = make_row(target, splits, learnt, frozen, learner.facts.predicts, familiarity, threshold)
+    row = replace(row, draws=draws) if draws else row
     if row.predicts == "online":
         row = replace(row, order=seed)
     if spread is not None:
@@ -251,24 +252,28 @@ def evaluate(
     return Evaluation(row, splits.class_names, limited(splits.test, limit), learnt, frozen)
 
 
-def familiar_here(learner: PromptLearner, splits: DatasetSplits) -> Familiar:
-    """What the classes of a dataset, which a learner scores now, are to it: as a run on that dataset would say.
+def familiarity_of(learner: PromptLearner, splits: DatasetSplits) -> Familiar:
+    """Whether the classes of a dataset, which are the learner's current ones, are new to it, trained, or shifted.
 
-    Images of one's own may be of the kind that was learnt from, whatever their folder is called.
+    A published dataset that it was not trained on is shifted. The user's own images may be like those that it was
+    trained on, whatever their folder is called.
     """
-    elsewhere = learner.learnt_on and splits.name not in learner.learnt_on and splits.name in list_datasets()
-    return "shifted" if elsewhere and learner.familiar == "trained" else learner.familiar
+    other = learner.learnt_on and splits.name not in learner.learnt_on and splits.name in list_datasets()
+    return "shifted" if other and learner.familiar == "trained" else learner.familiar
 
 
-def words_for(learner: PromptLearner, splits: DatasetSplits) -> tuple[str, ...]:
-    """A dataset's templates; none of that which a learner was trained on, in words that may have been given, nor of
-    data of one's own for which nothing was said."""
-    unsaid = splits.templates == (DEFAULT_TEMPLATE,) and splits.name not in list_datasets()
-    return () if unsaid or splits.name in learner.learnt_on else tuple(splits.templates)
+def templates_for(learner: PromptLearner, splits: DatasetSplits) -> tuple[str, ...]:
+    """The templates of a dataset for a learner that fills them with class names; empty to keep the learner's own.
+
+    It keeps its own on the dataset that it was trained on, whose templates may have been replaced by a setting, and on
+    the user's own data without templates.
+    """
+    default = splits.templates == (DEFAULT_TEMPLATE,) and splits.name not in list_datasets()
+    return () if default or splits.name in learner.learnt_on else tuple(splits.templates)
 
 
-def redrawn(learner: PromptLearner) -> Iterator[int]:
-    """Let a learner predict with one other draw after another of what is drawn, and with its own again afterwards."""
+def other_draws(learner: PromptLearner) -> Iterator[int]:
+    """Let a learner predict with each of its other random draws, one per iteration, and finally restore its own."""
     try:
         for turn in range(1, learner.n_draws + 1):
             learner.draw(turn)
@@ -321,6 +326,6 @@ def evaluate_learner(
     else:
         splits = as_splits(dataset, "test", learner.class_names).select(half)
     check_items(splits, splits.test)
-    with learner.scoring(splits.class_names, splits.class_places, words_for(learner, splits)):
-        learner.familiar = familiar_here(learner, splits)
+    with learner.scoring(splits.class_names, splits.class_places, templates_for(learner, splits)):
+        learner.familiar = familiarity_of(learner, splits)
         return score(learner, splits, limit=limit, seed=seed).accuracy

@@ -1,4 +1,4 @@
-"""Whether a table's differences are more than the draw of images and seeds: bootstrap, Holm, Friedman and Nemenyi."""
+"""Significance tests of differences between methods: bootstrap, Holm, Friedman and Nemenyi."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ LEVEL = 0.05
 def paired_draws(
     ours: np.ndarray, theirs: np.ndarray, n_resamples: int = RESAMPLES, seed: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return both methods' accuracy, in percent, in bootstrap draws of seeds and of images, the same for both.
+    """Return the accuracies of two methods, in percent, in bootstrap draws of seeds and images, the same for both.
 
     Args:
-        ours, theirs: whether each image was right (S seeds, N images).
-        n_resamples: draws, R.
+        ours, theirs: whether each image was classified correctly (S seeds, N images).
+        n_resamples: R, the number of draws.
         seed: of the draws.
 
     Returns:
@@ -29,7 +29,7 @@ def paired_draws(
     """
     seeds, images = ours.shape
     generator = np.random.default_rng(seed)
-    # an image counts by how it was answered by both over all seeds; few such answers differ
+    # images with the same answers of both methods in all seeds are drawn together; few combinations occur
     answers, counts = np.unique(np.concatenate([ours, theirs]).T, axis=0, return_counts=True)  # (K, 2S)
     times = generator.multinomial(images, counts / images, size=n_resamples)  # (R, K)
     by_seed = 100 * (times @ answers / images).reshape(n_resamples, 2, seeds)
@@ -39,10 +39,10 @@ def paired_draws(
 
 
 def p_value(draws: np.ndarray) -> float:
-    """Return the two-sided p-value that a difference is zero, from its bootstrap draws (R,).
+    """Return the two-sided p-value of the hypothesis that a difference is zero, from its bootstrap draws (R,).
 
-    Twice the share of draws on the rarer side of zero, one draw added so that no p-value is zero (Davison & Hinkley
-    1997, §4.2).
+    It is twice the share of draws on the rarer side of zero, with one draw added so that it is never zero (Davison &
+    Hinkley 1997, §4.2).
     """
     n = len(draws)
     low, high = (int((side * draws <= 0).sum()) for side in (1, -1))
@@ -50,7 +50,7 @@ def p_value(draws: np.ndarray) -> float:
 
 
 def holm(p_values: Sequence[float], level: float = LEVEL) -> list[bool]:
-    """Say which hypotheses of a family are rejected at a level, by Holm's step-down procedure (1979)."""
+    """Return which hypotheses of a family are rejected at a level, by Holm's step-down procedure (1979)."""
     order = sorted(range(len(p_values)), key=lambda i: p_values[i])
     rejected = [False] * len(p_values)
     for rank, i in enumerate(order):
@@ -65,10 +65,10 @@ class Ranks:
     """Methods ranked over datasets (Demšar, JMLR 2006).
 
     Attributes:
-        mean: mean rank by method, 1 the best, ties sharing theirs.
+        mean: mean rank by method; 1 is the best, and equal scores share the mean of their ranks.
         critical: difference of mean ranks above which two methods differ at 5% (Nemenyi).
-        p: of Friedman's test that all methods are alike; 1 for two methods, of which it says nothing.
-        n_datasets: that the ranks are over.
+        p: p-value of Friedman's test that all methods are equal; 1 for two methods, where it does not apply.
+        n_datasets: number of datasets.
     """
 
     mean: dict[str, float]
@@ -81,7 +81,7 @@ def rank_methods(scores: dict[str, Sequence[float]]) -> Ranks:
     """Rank methods over datasets.
 
     Args:
-        scores: by method, a score a dataset, more being better.
+        scores: by method, one score per dataset; higher is better.
 
     Raises:
         VlpromptError: fewer than two methods or two datasets.

@@ -13,16 +13,16 @@ import numpy as np
 
 from vlprompt.errors import VlpromptError
 from vlprompt.evaluation.averages import harmonic_mean, sides_of
-from vlprompt.evaluation.predicted import read_predictions
 from vlprompt.evaluation.results import Result
+from vlprompt.evaluation.saved_predictions import read_predictions
 
-# what the numbers after ± and in brackets are, wherever they are shown
+# the meaning of the numbers after ± and in brackets, for captions
 SPREAD = (
     "Mean over seeds ± population standard deviation, [95% interval of the mean: Student's t on the logit scale, so "
     "within 0 and 100; none for one seed, or where all seeds agree]."
 )
 ONE_SEED = "One seed only: no deviation and no interval."
-EQUAL = 1e-9  # percentage points by which equal numbers may differ for rounding
+EQUAL = 1e-9  # percentage points; equal numbers may differ by less due to rounding
 
 
 @dataclass(frozen=True)
@@ -49,13 +49,13 @@ class Statistic:
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        """95% confidence interval of the mean, within 0 and 100; None where there is none to be had.
+        """95% confidence interval of the mean, within 0 and 100; None if there is none.
 
-        By Student's t with n - 1 degrees of freedom on the logit scale: with the mean p as a share and its standard
-        error e, the ends are those of logit(p) ± t·e / (p·(1 - p)) taken back to percent (the delta method, as survey
-        software does it for proportions). So the mean itself is kept, single seeds may be at 0 or 100, and harmonic
-        means and averages over datasets are treated alike. One seed has no interval, and neither have seeds that all
-        gave the same number, of which t would say that nothing could ever differ.
+        It uses Student's t with n - 1 degrees of freedom on the logit scale. With the mean p as a share and its
+        standard error e, the ends are logit(p) ± t·e / (p·(1 - p)), converted back to percent (the delta method, as
+        survey software does for proportions). So single seeds may be at 0 or 100, and harmonic means and averages over
+        datasets are treated in the same way. One seed has no interval; nor have seeds that all gave the same number,
+        for which t would give an interval of length zero.
         """
         if self.std is None or self.std < EQUAL:
             return None
@@ -65,7 +65,7 @@ class Statistic:
         return 100 * _logistic(middle - half), 100 * _logistic(middle + half)
 
     def __format__(self, spec: str) -> str:
-        """The mean, and after ± the deviation where there are several seeds, both as ``spec`` says."""
+        """The mean and, for several seeds, ± the deviation, both formatted by ``spec``."""
         return format(self.mean, spec) + ("" if self.std is None else f" ± {format(self.std, spec)}")
 
 
@@ -75,9 +75,13 @@ def _logistic(x: float) -> float:
 
 
 def interval_over_images(right: int, n_images: int) -> tuple[float, float]:
-    """95% interval of an accuracy in percent, as far as the number of test images decides it: Wilson's (JASA 1927).
+    """Wilson's 95% interval of an accuracy, in percent (JASA 1927).
 
-    It says how much other test images of the same kind would change, and nothing of another training draw.
+    It accounts for the draw of test images, not for that of training images.
+
+    Args:
+        right: number of images that were classified correctly.
+        n_images: number of test images.
 
     >>> low, high = interval_over_images(45, 50)
     >>> round(low, 1), round(high, 1)
@@ -85,13 +89,13 @@ def interval_over_images(right: int, n_images: int) -> tuple[float, float]:
     """
     from scipy.stats import binomtest
 
-    found = binomtest(right, n_images).proportion_ci(method="wilson")
-    return 100 * float(found.low), 100 * float(found.high)
+    interval = binomtest(right, n_images).proportion_ci(method="wilson")
+    return 100 * float(interval.low), 100 * float(interval.high)
 
 
 @lru_cache
 def _students_t(degrees: int) -> float:
-    """The quantile of Student's t that leaves 2.5% above it."""
+    """The 97.5% quantile of Student's t."""
     from scipy.stats import t
 
     return float(t.ppf(0.975, degrees))
@@ -119,11 +123,11 @@ def summarise(results: Iterable[Result], metric: str = "accuracy") -> Summary:
 
     Args:
         results: of one method, protocol, backbone and number of shots, over seeds and datasets.
-        metric: a number of ``Row``, such as ``zero_shot``. Where seeds decide nothing, as of the frozen model, the
-            statistic is that of one number.
+        metric: a field of ``Row``, such as ``zero_shot``. If seeds have no effect, as for the frozen model, the
+            statistic is that of a single number.
 
     Raises:
-        VlpromptError: there are none, a run comes twice, they differ in what must be equal, or did not measure that.
+        VlpromptError: there are no results, one occurs twice, they cannot be averaged, or they lack the metric.
     """
     results = list(results)
     if not results:
@@ -151,23 +155,24 @@ def summarise(results: Iterable[Result], metric: str = "accuracy") -> Summary:
 
 
 def _check_comparable(results: Sequence[Result]) -> None:
-    first, seen = results[0], set()
+    """Raise a ``VlpromptError`` unless results differ only in dataset and seed."""
+    first, keys = results[0], set()
     splits: dict[tuple[str, str], str] = {}
     for result in results:
         for key in ("method", "predicts", "protocol", "shots", "backbone", "limit", "selection"):
             ours, theirs = getattr(first, key), getattr(result, key)
             if ours != theirs:
                 raise VlpromptError(f"results with different {key} cannot be averaged: {ours} and {theirs}")
-        if _tested(result) in seen:
+        if _key(result) in keys:
             raise VlpromptError(f"two results are for {result.dataset} with seed {result.seed}: give one of them")
-        seen.add(_tested(result))
+        keys.add(_key(result))
         for row in result.rows:
             if splits.setdefault((result.dataset, row.target), row.split) != row.split:
                 raise VlpromptError(f"results on different splits of {result.dataset} cannot be averaged")
 
 
-def _tested(result: Result) -> tuple[str, int, str | None]:
-    """What a method is run on once: a dataset, with a seed, and for domains the one that is held out."""
+def _key(result: Result) -> tuple[str, int, str | None]:
+    """What identifies a run among those of a method: dataset, seed and held-out domain."""
     return result.dataset, result.seed, result.config.get("held_out")
 
 
@@ -176,11 +181,11 @@ class Comparison:
     """The difference of two methods on the same images and seeds.
 
     Attributes:
-        target: ``dataset: target``, or ``mean`` of several, a source that others were tested after not included.
-        difference: accuracy of the first less that of the second, in percentage points.
-        low, high: 95% interval of the difference, by the bootstrap over images, and so within -100 and 100.
-        n_images: that both were tested on.
-        n_seeds: that both were trained with.
+        target: ``dataset: target``, or ``mean`` over all of them, without the source of a transfer.
+        difference: accuracy of the first minus that of the second, in percentage points.
+        low, high: 95% interval of the difference, by bootstrap over images, within -100 and 100.
+        n_images: number of test images.
+        n_seeds: number of seeds.
     """
 
     target: str
@@ -192,36 +197,36 @@ class Comparison:
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        """The interval; None where every image has the same difference, so that drawing images again says nothing."""
+        """The interval; None if every image has the same difference, so that resampling images changes nothing."""
         return None if self.high - self.low < EQUAL else (self.low, self.high)
 
     @property
     def decided(self) -> bool:
-        """Whether there is an interval and it leaves out zero."""
+        """Whether there is an interval and it excludes zero."""
         return self.interval is not None and (self.low > 0 or self.high < 0)
 
 
 def compare(
     first: Mapping[Path, Result], second: Mapping[Path, Result], n_resamples: int = 2000, seed: int = 0
 ) -> list[Comparison]:
-    """Compare two methods in pairs: the same seeds, and image by image.
+    """Compare two methods on the same seeds, image by image.
 
-    The interval is of the images alone: an image's difference is its mean over the seeds, and images are drawn with
-    replacement (percentile bootstrap, Efron & Tibshirani 1993, ch. 13). How much another few-shot draw would change is
-    told by the standard deviation over seeds.
+    The interval accounts for the draw of test images: the difference of an image is its mean over seeds, and images are
+    drawn with replacement (percentile bootstrap, Efron & Tibshirani 1993, ch. 13). The standard deviation over seeds
+    shows how much another few-shot draw would change.
 
     Args:
-        first, second: results of one method each, by the path of their files, whose folders hold the predictions.
+        first, second: results of one method each, by the path of their files, whose folders contain the predictions.
         n_resamples: draws of the bootstrap.
         seed: of the draws.
 
     Returns:
-        One comparison a dataset and target, and where there are several their mean as the last.
+        One comparison per dataset and target and, if there are several, finally their mean.
 
     Raises:
-        VlpromptError: the two have no seeds, targets or images in common, or differ in backbone, shots or protocol.
+        VlpromptError: the two do not have the same seeds, targets and images, or differ in backbone, shots or protocol.
     """
-    ours, theirs = ({_tested(r): (path, r) for path, r in side.items()} for side in (first, second))
+    ours, theirs = ({_key(r): (path, r) for path, r in side.items()} for side in (first, second))
     for side in (ours, theirs):
         _check_comparable([result for _, result in side.values()])
     if not ours or ours.keys() != theirs.keys():
@@ -233,26 +238,26 @@ def compare(
     for key, (path, result) in ours.items():
         other_path, other = theirs[key]
         _check_pair(result, other)
-        mine, its = read_predictions(path.parent), read_predictions(other_path.parent)
+        predictions, other_predictions = read_predictions(path.parent), read_predictions(other_path.parent)
         for row in result.rows:
-            a, b = mine[row.target], its[row.target]
+            a, b = predictions[row.target], other_predictions[row.target]
             gain = (a.predicted == a.label).float() - (b.predicted == b.label).float()
             differences.setdefault(f"{result.dataset}: {row.target}", []).append(100 * gain.numpy())
     per_image = {target: np.mean(seeds, axis=0) for target, seeds in differences.items()}
     n_seeds = len({n for _, n, _ in ours})
-    found = [_bootstrap(target, [each], n_seeds, n_resamples, seed) for target, each in per_image.items()]
+    comparisons = [_bootstrap(target, [each], n_seeds, n_resamples, seed) for target, each in per_image.items()]
     averaged = [each for target, each in per_image.items() if not target.endswith(": source")]
     if len(averaged) > 1:
-        found.append(_bootstrap("mean", averaged, n_seeds, n_resamples, seed))
-    return found
+        comparisons.append(_bootstrap("mean", averaged, n_seeds, n_resamples, seed))
+    return comparisons
 
 
 def _bootstrap(target: str, samples: list[np.ndarray], n_seeds: int, n_resamples: int, seed: int) -> Comparison:
-    """Compare by the mean over ``samples`` of their means; each is drawn from by itself."""
+    """Compare the mean over ``samples`` of their means, where each sample (N,) is resampled separately."""
     generator = np.random.default_rng(seed)
     draws = np.zeros(n_resamples)
     for values in samples:
-        # how often a value occurs is multinomial; few values differ, so that this is exact and cheap for any N
+        # the counts of distinct values are multinomial; since there are few, this is exact and cheap for any N
         distinct, counts = np.unique(values, return_counts=True)
         times = generator.multinomial(len(values), counts / len(values), size=n_resamples)
         draws += times @ distinct / len(values) / len(samples)
@@ -262,6 +267,7 @@ def _bootstrap(target: str, samples: list[np.ndarray], n_seeds: int, n_resamples
 
 
 def _check_pair(ours: Result, theirs: Result) -> None:
+    """Raise a ``VlpromptError`` unless two results differ only in the method."""
     for key in ("protocol", "shots", "backbone", "limit"):
         if getattr(ours, key) != getattr(theirs, key):
             raise VlpromptError(
@@ -276,11 +282,11 @@ def _check_pair(ours: Result, theirs: Result) -> None:
 
 @dataclass(frozen=True)
 class ClassChange:
-    """What a learner gained or forgot of one class; accuracies in percent.
+    """The change of one class from zero-shot CLIP to a learner; accuracies in percent.
 
     Attributes:
         name: of the class.
-        n_images: test images of it.
+        n_images: number of its test images.
         accuracy: of the learner, mean over seeds.
         zero_shot: of the frozen model.
     """
@@ -292,12 +298,20 @@ class ClassChange:
 
     @property
     def gain(self) -> float:
-        """Percentage points over zero-shot; negative for what was forgotten."""
+        """Difference in percentage points; negative for classes that were forgotten."""
         return self.accuracy - self.zero_shot
 
 
 def class_changes(results: Iterable[Result], target: str) -> list[ClassChange]:
-    """Return each class's change against zero-shot on a target, largest gain first, over the seeds of one dataset."""
+    """Return the change of each class on a target, the largest gain first.
+
+    Args:
+        results: of one method on one dataset, over seeds.
+        target: name of the test.
+
+    Raises:
+        VlpromptError: the results cannot be averaged, or have no counts per class.
+    """
     results = list(results)
     _check_comparable(results)
     rows = [row for result in results for row in result.rows if row.target == target]

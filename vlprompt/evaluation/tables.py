@@ -1,4 +1,4 @@
-"""Results as tables for the screen and for notebooks."""
+"""Results as tables for terminals and notebooks."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ if TYPE_CHECKING:
     from vlprompt.evaluation.results import Result
 
 FROZEN = "the frozen model"
-FEW = 100  # test images below which a difference of some points is chance
+FEW = 100  # test images; with fewer, a difference of some points may be due to chance
 
 
 @dataclass(frozen=True)
-class Shown:
-    """A result as a table, before it is drawn.
+class TableContent:
+    """The texts of a result's table.
 
     Attributes:
-        title, caption: what stands above and below.
+        title, caption: texts above and below it.
         headings: of the columns.
-        lines: one a test, and one a part of its logits.
-        averages: the protocol's, below them.
+        lines: one per test, and one per part of its logits.
+        averages: lines with the protocol's averages.
     """
 
     title: str
@@ -47,7 +47,8 @@ def conditions(result: Result) -> str:
     return f"{result.dataset}: {result.protocol}, {shots}, seed {result.seed}"
 
 
-def _shown(result: Result) -> Shown:
+def _content(result: Result) -> TableContent:
+    """The table of a result, with columns for the learner unless it is plain zero-shot CLIP."""
     plain = result.method == "zero_shot" and not any(result.config.get(key) for key in ("template", "descriptions"))
     learnt = not plain or any(row.accuracy != row.zero_shot for row in result.rows)
 
@@ -60,7 +61,7 @@ def _shown(result: Result) -> Shown:
         lines.append([name, str(row.n_classes), f"{row.n_images:,}", *numbers(row.zero_shot, row.accuracy)])
         for part, accuracy in (row.parts or {}).items():
             lines.append([f"  {part} alone", "", "", *numbers(row.zero_shot, accuracy)])
-    return Shown(
+    return TableContent(
         f"{result.marked_method} on {conditions(result)}",
         _caption(result),
         ["tested on", "classes", "images", "zero-shot", *([result.marked_method, "gain"] if learnt else [])],
@@ -74,8 +75,9 @@ def _shown(result: Result) -> Shown:
 
 
 def _caption(result: Result) -> str:
+    """What a reader must know of a result's numbers, as phrases with semicolons between."""
     backbone = " ".join(str(result.backbone[k]) for k in ("architecture", "pretrained") if result.backbone[k])
-    told = [
+    phrases = [
         f"{backbone}; top-1 accuracy in percent",
         f"at most {result.limit} images" if result.limit else "",
         "generated split" if result.config.get("split") == "generated" else "",
@@ -84,22 +86,22 @@ def _caption(result: Result) -> str:
         spread_over_draws(result.rows),
         *_probabilities(result),
     ]
-    return "; ".join(filter(None, told))
+    return "; ".join(filter(None, phrases))
 
 
 def result_table(result: Result) -> Group:
-    """Return a result as a table: each test with its zero-shot accuracy, and the protocol's average."""
-    shown = _shown(result)
+    """Return the table of a result for a terminal: each test with its accuracies, and the protocol's average."""
+    content = _content(result)
     table = Table()
-    for heading in shown.headings:
+    for heading in content.headings:
         table.add_column(_text(heading), justify="right" if table.columns else "left")
-    for line in shown.lines:
+    for line in content.lines:
         table.add_row(*map(_text, line))
-    if shown.averages:
+    if content.averages:
         table.add_section()
-    for line in shown.averages:
+    for line in content.averages:
         table.add_row(*map(_text, line))
-    return Group(_text(shown.title), table, _text(shown.caption))
+    return Group(_text(content.title), table, _text(content.caption))
 
 
 def _text(text: str) -> Text:
@@ -108,64 +110,66 @@ def _text(text: str) -> Text:
 
 
 def result_html(result: Result) -> str:
-    """Return the same table as HTML, for a notebook."""
-    shown = _shown(result)
-    head = "".join(f'<th scope="col">{escape(heading)}</th>' for heading in shown.headings)
-    bodies = "".join(f"<tbody>{''.join(map(_html_line, lines))}</tbody>" for lines in (shown.lines, shown.averages))
-    caption = f"<caption>{escape(shown.title)}<br><small>{escape(shown.caption)}</small></caption>"
+    """Return the table of a result as HTML, for a notebook."""
+    content = _content(result)
+    head = "".join(f'<th scope="col">{escape(heading)}</th>' for heading in content.headings)
+    bodies = "".join(f"<tbody>{''.join(map(_html_line, lines))}</tbody>" for lines in (content.lines, content.averages))
+    caption = f"<caption>{escape(content.title)}<br><small>{escape(content.caption)}</small></caption>"
     return f"<table>{caption}<thead><tr>{head}</tr></thead>{bodies}</table>"
 
 
 def _html_line(line: Sequence[str]) -> str:
+    """A line of a table as HTML."""
     name, *numbers = map(escape, line)
     cells = "".join(f'<td style="text-align: right">{number}</td>' for number in numbers)
     return f'<tr><th scope="row" style="text-align: left">{name}</th>{cells}</tr>'
 
 
 def _probabilities(result: Result) -> list[str]:
-    """The tests' calibration error with and without the temperature, and the share of images answered."""
-    told = []
+    """Phrases on the calibration errors with and without the temperature, and on the images that were answered."""
+    phrases = []
     errors = [(row.target, row.uncalibrated_ece, row.ece) for row in result.rows if row.uncalibrated_ece is not None]
     if errors and result.calibration:
         parts = (f"{target} {before:.1f} → {after:.1f}" for target, before, after in errors)
-        told.append(f"calibration error at temperature {result.calibration['temperature']:.3g}: {', '.join(parts)}")
+        phrases.append(f"calibration error at temperature {result.calibration['temperature']:.3g}: {', '.join(parts)}")
     for row in result.rows:
         if row.answered is not None:
             accuracy = row.answered["accuracy"]
             right = "" if accuracy is None else f", {accuracy:.1%} of these right"
-            told.append(f"{row.target}: {row.answered['coverage']:.1%} of the images answered{right}")
-    return told
+            phrases.append(f"{row.target}: {row.answered['coverage']:.1%} of the images answered{right}")
+    return phrases
 
 
 def explain(result: Result) -> str:
-    """Explain a result's table in two sentences."""
+    """Return two or three sentences that explain the table of a result."""
     gains = {row.target: row.accuracy - row.zero_shot for row in result.rows}
     if "zero_shot_harmonic_mean" in result.averages:
         (learnt, on_learnt), (other, on_other) = list(gains.items())[:2]
         return (
-            f"{result.marked_method} was trained on the {learnt} classes: there it {_moved(on_learnt, FROZEN)}, which "
+            f"{result.marked_method} was trained on the {learnt} classes: there it {_change(on_learnt, FROZEN)}, which "
             f"knows all classes by name only. It has seen no image of the {other} classes: there it "
-            f"{_moved(on_other)}. The harmonic mean is low if either accuracy is."
+            f"{_change(on_other)}. The harmonic mean is low if either accuracy is."
         )
     targets = {name: gain for name, gain in gains.items() if name != "source"} or gains
     mean = sum(targets.values()) / len(targets)
-    told = _moved(mean, "it")
+    change = _change(mean, "it")
     if len(targets) > 1:
         above = sum(gain > 0 for gain in targets.values())
-        told += f" on average over {len(targets)} tests, and is above it in {above}"
+        change += f" on average over {len(targets)} tests, and is above it in {above}"
     few = " So few test images give only a rough estimate." if min(row.n_images for row in result.rows) < FEW else ""
-    return f"Zero-shot is the frozen model, which knows the classes by name only. {result.marked_method} {told}.{few}"
+    return f"Zero-shot is the frozen model, which knows the classes by name only. {result.marked_method} {change}.{few}"
 
 
-def _moved(gain: float, than: str = "") -> str:
+def _change(gain: float, than: str = "") -> str:
+    """A gain or loss in percentage points, in words."""
     if round(abs(gain), 1) == 0:
         return f"is as accurate as {than}" if than else "neither gains nor loses"
-    moved, word = (f"gains {gain:.1f} points", "over") if gain >= 0 else (f"loses {-gain:.1f} points", "against")
-    return f"{moved} {word} {than}" if than else moved
+    change, word = (f"gains {gain:.1f} points", "over") if gain >= 0 else (f"loses {-gain:.1f} points", "against")
+    return f"{change} {word} {than}" if than else change
 
 
 def metrics_table(method: str, row: Row, fidelity: Fidelity | None = None) -> Group:
-    """Return all metrics of a learner beside zero-shot on one test."""
+    """Return a table of all metrics of a learner and of zero-shot CLIP on one test."""
     table = Table("metric (%)")
     method = marked(method, row.predicts, mark_of(fidelity))
     for heading in ("zero-shot", method, "gain"):
@@ -192,7 +196,7 @@ def metrics_table(method: str, row: Row, fidelity: Fidelity | None = None) -> Gr
 
 
 def comparison_table(stored: Result, rows: Sequence[Row]) -> Group:
-    """Return a table of a result's accuracies beside those measured again."""
+    """Return a table of a result's accuracies and those of its tests when scored again (``rows``)."""
     table = Table("tested on")
     for heading in ("images", "stored", "now", "difference"):
         table.add_column(heading, justify="right")

@@ -314,7 +314,7 @@ def coverage_chart(curve: AccuracyCoverage, colour: str, min_probability: float 
         colour: a class of the page, such as ``c0``.
         min_probability: what the learner answers from.
     """
-    points = list(zip(*curve.kept(MOST_POINTS).values(), strict=True))
+    points = list(zip(*curve.to_lists(MOST_POINTS).values(), strict=True))
     x = Axis(0, 1, 34, 312)
     y = Axis(*within_percent(*_around([100 * accuracy for *_, accuracy in points])), 196, 8)
     parts = _grid(x, y, {"0": 0, "50%": 0.5, "100%": 1})

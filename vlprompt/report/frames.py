@@ -13,10 +13,10 @@ from vlprompt.evaluation.frames import (
     H,
     Line,
     data_frame,
-    line_of,
-    run_of,
-    tests_of,
-    what_stands_behind,
+    join_columns,
+    line_of_run,
+    lines_of_tests,
+    provenance_columns,
     zero_shot_name,
 )
 from vlprompt.evaluation.results import find_results
@@ -76,7 +76,7 @@ def load_results(
         raise VlpromptError(f"there are no results in {told}: give the folder of the runs, or result files")
     if per == "method":
         return data_frame(line for group in collect(found) for line in _means(group))
-    lines = ([run_of(result)] if per == "run" else tests_of(result) for _, result in found)
+    lines = ([line_of_run(result)] if per == "run" else lines_of_tests(result) for _, result in found)
     return data_frame(line | {"file": str(path)} for (path, _), some in zip(found, lines, strict=True) for line in some)
 
 
@@ -88,10 +88,10 @@ def _means(group: Group) -> Iterator[Line]:
             places.setdefault((key[0], key[2]), []).append(key)
         for (dataset, shots), keys in places.items():
             result = cells[keys[0]][0].run.result
-            behind = {name: told for name, told in what_stands_behind(result).items() if name not in ONE_RUN}
+            behind = {name: told for name, told in provenance_columns(result).items() if name not in ONE_RUN}
             run: Line = {"method": result.called, "label": label, "dataset": dataset, "protocol": group.protocol}
             run["shots"] = result.shots if shots is None else shots
-            yield line_of(run, _numbers(group, label, keys), behind)
+            yield join_columns(run, _numbers(group, label, keys), behind)
 
 
 def _numbers(group: Group, label: str, keys: Sequence[Key]) -> Line:

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from vlprompt.evaluation.predicted import read_predictions
+from vlprompt.evaluation.saved_predictions import read_predictions
 from vlprompt.evaluation.significance import draw_rule, holm, p_value, paired_draws
 from vlprompt.report.cells import Cell, Rule
 from vlprompt.report.groups import ZERO_SHOT, Group, Key

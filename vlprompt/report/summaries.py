@@ -9,7 +9,7 @@ import numpy as np
 from vlprompt.errors import VlpromptError
 from vlprompt.evaluation.abstention import POINTS
 from vlprompt.evaluation.metrics import Reliability, confusion_matrix
-from vlprompt.evaluation.predicted import read_predictions
+from vlprompt.evaluation.saved_predictions import read_predictions
 from vlprompt.report.cells import Cell
 from vlprompt.report.groups import Group, Key
 from vlprompt.report.tables import Table

@@ -17,9 +17,9 @@ from vlprompt.base.reporter import Reporter
 from vlprompt.base.threads import computing_with, threads_for
 from vlprompt.data import DatasetSplits
 from vlprompt.errors import VlpromptError, nearest
-from vlprompt.evaluation.predicted import Predictions, read_predictions
 from vlprompt.evaluation.results import Result, read_result
 from vlprompt.evaluation.rows import Row
+from vlprompt.evaluation.saved_predictions import Predictions, read_predictions
 from vlprompt.evaluation.scoring import limited
 from vlprompt.runs.scoring import Reopened, reevaluate, reopen
 

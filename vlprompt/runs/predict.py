@@ -21,7 +21,7 @@ from vlprompt.data.streaming import BATCH
 from vlprompt.errors import VlpromptError
 from vlprompt.evaluation.calibration import threshold_for
 from vlprompt.evaluation.prediction import predict_images
-from vlprompt.evaluation.writing import check_format, write_parquet, write_predictions
+from vlprompt.evaluation.prediction_formats import check_format, write_parquet, write_predictions
 from vlprompt.learner.contract import PromptLearner
 from vlprompt.learner.facts import NOTES
 from vlprompt.runs.named import load_named_learner

@@ -17,10 +17,10 @@ from vlprompt.base.layout import DESCRIBED, LEARNER, PREDICTIONS, RESULT, SEARCH
 from vlprompt.base.settings import RunConfig
 from vlprompt.data import DatasetSplits, images_fingerprint
 from vlprompt.evaluation.averages import average_rows
-from vlprompt.evaluation.predicted import write_predictions
 from vlprompt.evaluation.protocols import PROTOCOLS, Part, Plan
 from vlprompt.evaluation.results import Result
 from vlprompt.evaluation.rows import Row
+from vlprompt.evaluation.saved_predictions import write_predictions
 from vlprompt.evaluation.scores import Evaluation
 from vlprompt.evaluation.scoring import limited
 from vlprompt.learner.contract import PromptLearner

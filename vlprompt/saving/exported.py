@@ -26,7 +26,7 @@ from vlprompt.data.pairs import samples
 from vlprompt.data.streaming import BATCH, stream_images
 from vlprompt.errors import VlpromptError, first_line
 from vlprompt.evaluation.calibration import threshold_of
-from vlprompt.evaluation.prediction import Prediction, Report, named, several_images
+from vlprompt.evaluation.prediction import Prediction, Report, check_images, top_predictions
 from vlprompt.learner.calibration import Share
 
 FACTS = "vlprompt.json"  # the extra file of a program
@@ -112,14 +112,14 @@ class Exported:
         """
         top, names, threshold = at_least("top", top, 1), self.class_names, self.threshold(min_probability)
         size = 1 if self.facts.batch == 1 else at_least("batch_size", batch_size, 1)
-        for batch in stream_images(samples(several_images(images)), self.facts, batch_size=size, threads=threads):
+        for batch in stream_images(samples(check_images(images)), self.facts, batch_size=size, threads=threads):
             for sentence in batch.unreadable:
                 if on_unreadable is None:
                     raise VlpromptError(sentence)
                 on_unreadable(sentence)
             if batch.sources:
                 probabilities = (self._checked(batch.images) / self.facts.temperature).softmax(dim=1)
-                yield from named(batch.sources, probabilities, names, top, threshold)
+                yield from top_predictions(batch.sources, probabilities, names, top, threshold)
 
     def threshold(self, min_probability: float | None = None) -> float | None:
         """The probability below which images are not answered: the given one, or its own; None answers all."""

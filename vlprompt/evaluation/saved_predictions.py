@@ -1,4 +1,4 @@
-"""What was said of every test image, kept beside a run's result."""
+"""The predictions for every test image, saved beside a run's result."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from vlprompt.evaluation.rows import Row
 
 @dataclass(frozen=True)
 class Predictions:
-    """What was said of N test images, in the order of the test list.
+    """The predictions for N test images, in the order of the test list.
 
     Attributes:
         label: true classes (N,).
-        predicted: the learner's (N,).
-        zero_shot: the frozen model's (N,).
-        confidence: of the learner, its largest softmax probability (N,).
+        predicted: the learner's predictions (N,).
+        zero_shot: the frozen model's predictions (N,).
+        confidence: the learner's largest softmax probabilities (N,).
     """
 
     label: Tensor
@@ -41,36 +41,36 @@ def write_predictions(folder: Path, predictions: Mapping[str, Predictions]) -> s
 
 
 def read_predictions(folder: str | Path) -> dict[str, Predictions]:
-    """Return the predictions that a run left in its folder, by target.
+    """Read the predictions in a run's folder, by target.
 
     Raises:
-        VlpromptError: there are none, or they were changed or are another run's than ``result.json`` beside them.
+        VlpromptError: there are none, they were changed, or they do not belong to ``result.json`` beside them.
     """
-    path, beside = Path(folder) / PREDICTIONS, Path(folder) / RESULT
+    path, result_path = Path(folder) / PREDICTIONS, Path(folder) / RESULT
     if not path.exists():
         raise VlpromptError(f"no predictions at {path}: the run has not finished, or is of an older version")
-    result = read_result(beside) if beside.exists() else None
+    result = read_result(result_path) if result_path.exists() else None
     remedy = "restore it, or delete the run's folder and run it again"
     tensors, _ = read_tensors(path, "the file", remedy, result.files.get(PREDICTIONS) if result else None)
     targets = dict.fromkeys(name.rpartition("/")[0] for name in tensors)
     try:
-        found = {t: Predictions(*(tensors[f"{t}/{f.name}"] for f in fields(Predictions))) for t in targets}
+        predictions = {t: Predictions(*(tensors[f"{t}/{f.name}"] for f in fields(Predictions))) for t in targets}
     except KeyError as error:
         raise VlpromptError(f"{path} is not a run's predictions: {error} is missing") from error
     for row in result.rows if result else ():
-        if row.target not in found or not _fit(found[row.target], row):
+        if row.target not in predictions or not _fit(predictions[row.target], row):
             raise VlpromptError(
                 f"{path} is of another run than {RESULT} beside it: {row.target} does not fit; {remedy}"
             )
-    return found
+    return predictions
 
 
-def _fit(said: Predictions, row: Row) -> bool:
-    """Whether predictions have a row's images, classes and accuracy."""
-    classes = (said.label, said.predicted, said.zero_shot)
+def _fit(made: Predictions, row: Row) -> bool:
+    """Whether predictions have the number of images, the classes and the accuracy of a row."""
+    classes = (made.label, made.predicted, made.zero_shot)
     if any(t.shape != (row.n_images,) or t.is_floating_point() or t.is_complex() for t in classes):
         return False
-    if said.confidence.shape != (row.n_images,) or any(t.min() < 0 or t.max() >= row.n_classes for t in classes):
+    if made.confidence.shape != (row.n_images,) or any(t.min() < 0 or t.max() >= row.n_classes for t in classes):
         return False
-    right = int((said.label == said.predicted).sum())
-    return abs(right - row.accuracy / 100 * row.n_images) < 0.51  # tests round to whole images
+    right = int((made.label == made.predicted).sum())
+    return abs(right - row.accuracy / 100 * row.n_images) < 0.51  # allows for a rounded accuracy
