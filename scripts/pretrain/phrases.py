@@ -23,7 +23,7 @@ from datasets_registry.card import card_names, load_card
 from scripts.pretrain.student import MODEL_CONFIG
 from vlprompt.base.files import atomic_write
 from vlprompt.demo.emoji import emoji_index
-from vlprompt.demo.glyphs import glyph_sets
+from vlprompt.demo.glyph_sets import glyph_sets
 
 CONTEXT = 75  # tokens between start and end
 

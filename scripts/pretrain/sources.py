@@ -25,7 +25,7 @@ from safetensors.torch import save_file
 
 from vlprompt.base.files import atomic_write
 from vlprompt.demo.emoji import emoji_index
-from vlprompt.demo.glyphs import DIGITS, font_path, glyph_sets
+from vlprompt.demo.glyph_sets import DIGITS, font_path, glyph_sets
 from vlprompt.errors import VlpromptError
 
 SIZE = 64

@@ -1,4 +1,4 @@
-"""What is measured: cases of one step or tower pass, and the pairs of them that are compared."""
+"""The cases of ``vlprompt bench``: one training step or tower pass, and pairs of them that are compared."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ class Case:
         classes, batch: C and B.
         what: a training ``step``, the ``text`` side's forward and backward, ``images``, a frozen forward pass, or
             ``adapt``, the tuning and the prediction of one test image by B views.
-        text: ``shared``, ``full`` or, for whole sequences cut behind the longest prompt, ``trimmed``.
+        text: ``shared`` prefixes, ``full`` sequences, or sequences ``trimmed`` to the longest prompt.
         images: ``cached`` features, or ``fresh`` ones from the tower.
         precision: of the towers.
-        groups: prompts of each class in a step, G: the batch where they are image-conditioned, several of a collection.
-        one_by_one: images of a batch in steps of their own, their gradients added, as memory demands at full length.
+        groups: G, prompts per class in a step: the batch size if they are image-conditioned, or those of a collection.
+        one_by_one: accumulate gradients image by image, as full-length prompts require to fit in memory.
     """
 
     method: str = "coop"
@@ -42,7 +42,7 @@ class Case:
 
 
 def class_names(count: int) -> list[str]:
-    """ImageNet's first names, which seldom begin alike; behind its thousand, two of them at a time."""
+    """ImageNet's first class names, which rarely have common beginnings; after its thousand, pairs of them."""
     different = dict.fromkeys(IMAGENET_CLASSNAMES)
     if count > len(different) ** 2:
         raise VlpromptError(f"classes={count} is more than there are names to measure with: {len(different) ** 2}")
@@ -69,7 +69,7 @@ SRC = {
     ]
 }
 
-# what enters the text tower in the middle or stands beside its blocks, with the recipes' batches
+# methods with tokens or adapters inside the text tower, with the batches of their recipes
 INSIDE: dict[str, dict[str, Any]] = {
     "tcp": {"batch": 32},
     "mma": {"batch": 16, "images": "fresh"},
@@ -78,76 +78,94 @@ INSIDE: dict[str, dict[str, Any]] = {
 
 
 def pairs(classes: Sequence[int], methods: Sequence[str], layers: int) -> list[Pair]:
-    """All comparisons for class counts C, on a backbone whose shallower tower has so many layers."""
-    out: list[Pair] = []
+    """Return the comparisons of some methods.
+
+    Args:
+        classes: class counts C; methods that are measured once take the largest, but at most 100.
+        methods: names, and ``images`` for the image tower.
+        layers: of the backbone's shallower tower.
+    """
     depth = min(9, layers)
+    groups = [*(_for_each_count(c, depth) for c in classes), _for_one_count(min(max(classes), 100), depth)]
+    return [pair for group in groups for method, found in group.items() if method in methods for pair in found]
 
-    def add(title: str, fast: dict[str, Any], plain: dict[str, Any]) -> None:
-        careful = fast | {"text": "trimmed", "precision": "fp32"} if plain.get("text") == "full" else None
-        out.append(Pair(title, Case(**fast), Case(**(fast | plain)), Case(**careful) if careful else None))
 
-    def add_text_and_step(case: dict[str, Any]) -> None:
-        named = f"{case['method']} C={case['classes']}"
-        text = case | {"what": "text"}
-        add(f"{named}: text forward+backward, prefix sharing / full length", text, {"text": "full"})
-        add(f"{named}: step, prefix sharing / full length", case, {"text": "full"})
+def _for_each_count(c: int, depth: int) -> dict[str, list[Pair]]:
+    """The comparisons that are made for every class count, by method."""
+    coop = {"method": "coop", "settings": {"n_ctx": 16, "text_chunk": "auto"}, "classes": c}
+    maple = {"method": "maple", "classes": c, "batch": 4, "images": "fresh", "settings": {"depth": depth}}
+    full, fresh, fp32 = {"text": "full"}, {"images": "fresh"}, {"precision": "fp32"}
+    bf16 = {"precision": "bf16"}
+    return {
+        "coop": [
+            _pair(f"coop C={c}: text forward+backward, prefix sharing / full length", coop | {"what": "text"}, full),
+            _pair(f"coop C={c}: step, prefix sharing + cached images / full length + fresh images", coop, full | fresh),
+            _pair(f"coop C={c}: the same with bf16 towers", coop | bf16, full | fresh | fp32),
+            _pair(f"coop C={c}: step, cached / fresh images", coop, fresh),
+            _pair(f"coop C={c}: step, bf16 / fp32 towers", coop | bf16, fp32),
+        ],
+        "maple": [
+            _pair(f"maple C={c}: step, prefix sharing / full length", maple, full),
+            _pair(f"maple C={c}: step, bf16 / fp32 towers", maple | bf16, fp32),
+        ],
+    }
 
-    for c in classes:
-        if "coop" in methods:
-            coop = {"method": "coop", "settings": {"n_ctx": 16, "text_chunk": "auto"}, "classes": c}
-            add(
-                f"coop C={c}: text forward+backward, prefix sharing / full length",
-                coop | {"what": "text"},
-                {"text": "full"},
+
+def _for_one_count(c: int, depth: int) -> dict[str, list[Pair]]:
+    """The comparisons that are made for one class count, by method."""
+    full = {"text": "full"}
+    cocoop = {"method": "cocoop", "classes": c, "settings": {"n_ctx": 4}}
+    promptsrc = {
+        "method": "promptsrc",
+        "classes": c,
+        "batch": 4,
+        "images": "fresh",
+        "settings": SRC | {"depth": depth, "vision_depth": depth},
+    }
+    proda = {"method": "proda", "classes": c, "batch": 4, "groups": 4}
+    tpt = {"method": "tpt", "classes": c, "batch": 64, "what": "adapt", "settings": {"n_views": 64}}
+    return {
+        "cocoop": [
+            _pair(
+                f"cocoop C={c} B={b}: step, prefix sharing / full length",
+                cocoop | {"batch": b, "groups": b},
+                full | {"one_by_one": b > 1},
             )
-            add(
-                f"coop C={c}: step, prefix sharing + cached images / full length + fresh images",
-                coop,
-                {"text": "full", "images": "fresh"},
+            for b in (1, 8)
+        ],
+        "promptsrc": _text_and_step(promptsrc),
+        "proda": [_pair(f"proda C={c}: step, prefix sharing / full length", proda, full)],
+        **{method: _text_and_step({"method": method, "classes": c, **case}) for method, case in INSIDE.items()},
+        "tpt": [
+            _pair(f"tpt C={c}: text side of one test image, prefix sharing / full length", tpt, full),
+            _pair(
+                f"tpt C={c}: one test image with its 64 views, prefix sharing / full length",
+                tpt | {"images": "fresh"},
+                full,
+            ),
+        ],
+        "images": [
+            _pair(
+                "image encoding, bf16 / fp32 towers",
+                {"what": "images", "batch": 8, "precision": "bf16"},
+                {"precision": "fp32"},
             )
-            add(
-                f"coop C={c}: the same with bf16 towers",
-                coop | {"precision": "bf16"},
-                {"text": "full", "images": "fresh", "precision": "fp32"},
-            )
-            add(f"coop C={c}: step, cached / fresh images", coop, {"images": "fresh"})
-            add(f"coop C={c}: step, bf16 / fp32 towers", coop | {"precision": "bf16"}, {"precision": "fp32"})
-        if "maple" in methods:
-            maple = {"method": "maple", "classes": c, "batch": 4, "images": "fresh", "settings": {"depth": depth}}
-            add(f"maple C={c}: step, prefix sharing / full length", maple, {"text": "full"})
-            add(f"maple C={c}: step, bf16 / fp32 towers", maple | {"precision": "bf16"}, {"precision": "fp32"})
-    hundred = min(max(classes), 100)
-    if "cocoop" in methods:
-        for b in (1, 8):
-            cocoop = {"method": "cocoop", "classes": hundred, "batch": b, "groups": b, "settings": {"n_ctx": 4}}
-            add(
-                f"cocoop C={hundred} B={b}: step, prefix sharing / full length",
-                cocoop,
-                {"text": "full", "one_by_one": b > 1},
-            )
-    if "promptsrc" in methods:
-        promptsrc = {
-            "method": "promptsrc",
-            "classes": hundred,
-            "batch": 4,
-            "images": "fresh",
-            "settings": SRC | {"depth": depth, "vision_depth": depth},
-        }
-        add_text_and_step(promptsrc)
-    if "proda" in methods:
-        proda = {"method": "proda", "classes": hundred, "batch": 4, "groups": 4}
-        add(f"proda C={hundred}: step, prefix sharing / full length", proda, {"text": "full"})
-    for method in [method for method in INSIDE if method in methods]:
-        add_text_and_step({"method": method, "classes": hundred, **INSIDE[method]})
-    if "tpt" in methods:
-        tpt = {"method": "tpt", "classes": hundred, "batch": 64, "what": "adapt", "settings": {"n_views": 64}}
-        add(f"tpt C={hundred}: text side of one test image, prefix sharing / full length", tpt, {"text": "full"})
-        add(
-            f"tpt C={hundred}: one test image with its 64 views, prefix sharing / full length",
-            tpt | {"images": "fresh"},
-            {"text": "full"},
-        )
-    if "images" in methods:
-        images = {"what": "images", "batch": 8, "precision": "bf16"}
-        add("image encoding, bf16 / fp32 towers", images, {"precision": "fp32"})
-    return out
+        ],
+    }
+
+
+def _pair(title: str, fast: dict[str, Any], plain: dict[str, Any]) -> Pair:
+    """A comparison of a case with a plain one that differs in some fields."""
+    careful = Case(**(fast | {"text": "trimmed", "precision": "fp32"})) if plain.get("text") == "full" else None
+    return Pair(title, Case(**fast), Case(**(fast | plain)), careful)
+
+
+def _text_and_step(case: dict[str, Any]) -> list[Pair]:
+    """Prefix sharing compared with full length, for the text side and for a whole step."""
+    name = f"{case['method']} C={case['classes']}"
+    return [
+        _pair(
+            f"{name}: text forward+backward, prefix sharing / full length", case | {"what": "text"}, {"text": "full"}
+        ),
+        _pair(f"{name}: step, prefix sharing / full length", case, {"text": "full"}),
+    ]

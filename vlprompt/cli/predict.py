@@ -92,18 +92,10 @@ SUFFIXES = {".csv": "csv", ".jsonl": "jsonl", ".json": "jsonl", ".parquet": "par
 
 @command(USAGE)
 def main(argv: Sequence[str]) -> int:
-    """Predict, and tell how many images could not be read."""
+    """Predict, and report how many images could not be read."""
     arguments = parse(argv, words=len(argv), texts=["classes", "unsure"], switches=["trust"], is_word=_is_image)
     settings, images = arguments.settings, arguments.words
-    check_keys(settings, (*KEYS, "model", "trust"))
-    if not images or len({"learner", "run", "model"} & settings.keys()) != 1:
-        raise VlpromptError("say which learner and which images: vlprompt predict learner=DIR photos/ (- reads stdin)")
-    of_the_other = OF_LEARNERS if "model" in settings else ("trust",)
-    for key in settings:
-        if key in of_the_other:
-            what = "learner=DIR" if "model" in settings else "model=FILE"
-            raise VlpromptError(f"{key} is for {what}: leave it out")
-    check_executor(settings, PARTS)
+    _check_settings(settings, images)
     folder = _folder(settings)
     output = None if folder else file_setting(settings, "output")
     form = _format(settings, output, "csv" if folder else "table")
@@ -112,7 +104,7 @@ def main(argv: Sequence[str]) -> int:
     from vlprompt.data.remote import unpacked
     from vlprompt.data.streaming import BATCH
     from vlprompt.evaluation.prediction import find_images
-    from vlprompt.evaluation.prediction_formats import check_format, write_parquet, write_predictions
+    from vlprompt.evaluation.prediction_formats import check_format
 
     check_format(form)
     paths = find_images(images, _stdin(), lambda note: print(printable(note), file=sys.stderr))
@@ -122,7 +114,7 @@ def main(argv: Sequence[str]) -> int:
     unsure = _word_for_unsure(settings, names) if may_be_unsure else None
     unreadable: list[str] = []
 
-    def tell(sentence: str) -> None:
+    def on_unreadable(sentence: str) -> None:
         unreadable.append(sentence)
         print(f"left out: {printable(sentence)}", file=sys.stderr)
 
@@ -131,15 +123,9 @@ def main(argv: Sequence[str]) -> int:
         top=numbers["top"] or 1,
         batch_size=numbers["batch_size"] or BATCH,
         threads=numbers["threads"],
-        on_unreadable=tell,
+        on_unreadable=on_unreadable,
     )
-    if form == "parquet" and output:
-        with atomic_write(output) as temporary, open(temporary, "wb") as binary:
-            count = write_parquet(predictions, binary, unsure)
-    else:
-        with _opened(output) as file:
-            width = max(len(printable(name)) for name in (*names, unsure or ""))
-            count = write_predictions(predictions, file, form, width=width, unsure=unsure)
+    count = _write(predictions, output, form, names, unsure)
     if output and "--quiet" not in arguments.flags:
         print(printable(f"{output}: {count} images"))
     if unreadable:
@@ -147,14 +133,41 @@ def main(argv: Sequence[str]) -> int:
     return 1 if unreadable else 0
 
 
+def _check_settings(settings: Mapping[str, Any], images: Sequence[str]) -> None:
+    """Raise a ``VlpromptError`` for unknown keys, several learners, or keys of the other kind of learner."""
+    check_keys(settings, (*KEYS, "model", "trust"))
+    if not images or len({"learner", "run", "model"} & settings.keys()) != 1:
+        raise VlpromptError("say which learner and which images: vlprompt predict learner=DIR photos/ (- reads stdin)")
+    excluded = OF_LEARNERS if "model" in settings else ("trust",)
+    for key in settings:
+        if key in excluded:
+            what = "learner=DIR" if "model" in settings else "model=FILE"
+            raise VlpromptError(f"{key} is for {what}: leave it out")
+    check_executor(settings, PARTS)
+
+
+def _write(
+    predictions: Iterator[Prediction], output: Path | None, form: str, names: Sequence[str], unsure: str | None
+) -> int:
+    """Write predictions to a file or standard output, and return their number."""
+    from vlprompt.evaluation.prediction_formats import write_parquet, write_predictions
+
+    if form == "parquet" and output:
+        with atomic_write(output) as temporary, open(temporary, "wb") as binary:
+            return write_parquet(predictions, binary, unsure)
+    with _opened(output) as file:
+        width = max(len(printable(name)) for name in (*names, unsure or ""))
+        return write_predictions(predictions, file, form, width=width, unsure=unsure)
+
+
 def _predictor(settings: dict[str, Any]) -> tuple[tuple[str, ...], bool, Callable[..., Iterator[Prediction]]]:
-    """The class names of what predicts, whether it may leave images unanswered, and what takes images."""
-    asked = {key: settings.get(key) for key in ("min_probability", "coverage")}
+    """The class names, whether images may be left unanswered, and a function that predicts images."""
+    limits = {key: settings.get(key) for key in ("min_probability", "coverage")}
     if "model" in settings:
         from vlprompt.saving.exported import load_exported
 
         model = load_exported(str(settings["model"]), trust=flag_setting(settings, "trust"))
-        threshold = model.threshold(asked["min_probability"])
+        threshold = model.threshold(limits["min_probability"])
         return model.class_names, bool(threshold), partial(model.predict, min_probability=threshold)
     from vlprompt.evaluation.calibration import threshold_for
     from vlprompt.evaluation.prediction import predict_images
@@ -163,14 +176,14 @@ def _predictor(settings: dict[str, Any]) -> tuple[tuple[str, ...], bool, Callabl
     learner = load_named_learner({"learner": settings.get("run"), **settings})
     if names is not None:
         learner.set_class_names(names)
-    threshold = threshold_for(learner, **asked)
+    threshold = threshold_for(learner, **limits)
     return learner.class_names, bool(threshold), partial(predict_images, learner, min_probability=threshold)
 
 
 def _into_folder(
     output: Path, paths: list[str], settings: dict[str, Any], numbers: Mapping[str, int | None], form: str, quiet: bool
 ) -> int:
-    """Predict into many files, here or on a cluster."""
+    """Predict into a folder of files, in this process or on a cluster."""
     workers = make_workers(settings)
     from vlprompt.data.streaming import BATCH
     from vlprompt.runs.predict import SHARD, Predicting, predict_in_shards
@@ -188,19 +201,19 @@ def _into_folder(
         str(settings.get("unsure", UNSURE)),
     )
     shard, reporter = numbers["shard"] or SHARD, Reporter(quiet)
-    said = predict_in_shards(how, paths, output, shard=shard, workers=workers, reporter=reporter)
-    there = said.files - len(said.failed)
+    summary = predict_in_shards(how, paths, output, shard=shard, workers=workers, reporter=reporter)
+    complete = summary.files - len(summary.failed)
     if not quiet:
-        print(printable(f"{output}: {said.images} images now, {there} of {said.files} files are there"))
-    for sentence in said.left_out:
+        print(printable(f"{output}: {summary.images} images now, {complete} of {summary.files} files are there"))
+    for sentence in summary.left_out:
         print(f"left out: {printable(sentence)}", file=sys.stderr)
-    for sentence in dict.fromkeys(said.failed):
+    for sentence in dict.fromkeys(summary.failed):
         print(f"failed: {printable(sentence)}", file=sys.stderr)
-    return 1 if said.left_out or said.failed else 0
+    return 1 if summary.left_out or summary.failed else 0
 
 
 def _folder(settings: Mapping[str, Any]) -> Path | None:
-    """The folder for files of predictions, where they are asked for."""
+    """The folder for files of predictions, if the settings ask for one."""
     output = str(settings.get("output", ""))
     ray = settings.get("executor") == "ray"
     if not (ray or "shard" in settings or output.endswith(("/", os.sep))):
@@ -216,7 +229,7 @@ def _folder(settings: Mapping[str, Any]) -> Path | None:
 
 
 def _word_for_unsure(settings: dict[str, Any], names: Sequence[str]) -> str:
-    """The word in the place of a class, which must be none."""
+    """The word for unanswered images, which must not be a class name."""
     word = str(settings.get("unsure", UNSURE))
     if word in names:
         raise VlpromptError(f"a class is called '{word}': give another word for unanswered images, unsure=WORD")
@@ -224,7 +237,7 @@ def _word_for_unsure(settings: dict[str, Any], names: Sequence[str]) -> str:
 
 
 def _is_image(argument: str) -> bool:
-    """Tell an image from a setting or a flag: a file may have an equals sign in its name, or begin with a dash."""
+    """Whether an argument is an image, not a setting or a flag; a file's name may contain = or start with a dash."""
     return argument == STDIN or os.path.exists(argument) or not re.match(r"-|\w+=", argument)
 
 
@@ -236,7 +249,7 @@ def _stdin() -> TextIO:
 
 
 def _format(settings: Mapping[str, Any], output: Path | None, usual: str) -> str:
-    """The format that was asked for, or that the output's name tells."""
+    """The format that the settings ask for, or that the output's ending implies; ``usual`` if neither."""
     form = str(settings.get("format", SUFFIXES.get(output.suffix, usual) if output else usual))
     if form not in FORMATS:
         raise VlpromptError(f"unknown format '{form}': {nearest(form, FORMATS)}")
@@ -249,7 +262,7 @@ def _format(settings: Mapping[str, Any], output: Path | None, usual: str) -> str
 
 @contextmanager
 def _opened(output: Path | None) -> Iterator[TextIO]:
-    """Yield standard output, or a file that is in its place when all is written."""
+    """Yield standard output, or a file that is renamed to ``output`` when it is complete."""
     if output is None:
         yield sys.stdout
         return

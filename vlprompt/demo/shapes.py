@@ -1,7 +1,7 @@
-"""The embedded dataset `shapes`: a symbol before others of its kind, and the mask that says which it is.
+"""The embedded dataset `shapes`: symbols among others, with masks that show which one is meant.
 
-Each image is a window around one symbol, its region, among symbols of other classes: what is cropped says little of
-which is meant, and the mask says it. An image depends on its split and number alone.
+Each image contains one symbol, its region, among symbols of other classes. So the image alone hardly shows which one is
+meant, and the mask does. An image depends only on its split and number.
 """
 
 from __future__ import annotations
@@ -12,12 +12,14 @@ import numpy as np
 from PIL import Image
 
 from vlprompt.data.splits import DatasetSplits, Item
-from vlprompt.demo import glyphs
+from vlprompt.demo.glyph_painting import painted_over, random_glyph
+from vlprompt.demo.glyph_sets import code_point_name
+from vlprompt.demo.glyphs import TEMPLATES
 
-CODES = "☊☏♦⚀⚡✌✗✠❁❉❧🐭♗♘♚♜♝♞♟♈♎↪😐😴"  # what the embedded model tells apart where each is alone on paper
-TRAIN, VAL, TEST = 16, 4, 32  # images a class
-MASK = "mask/"  # in front of a path, for the mask of its image
-OTHERS = 4, 8  # symbols around, fewest and one more than the most
+CODES = "☊☏♦⚀⚡✌✗✠❁❉❧🐭♗♘♚♜♝♞♟♈♎↪😐😴"  # the embedded model can tell them apart when drawn alone
+TRAIN, VAL, TEST = 16, 4, 32  # images per class
+MASK = "mask/"  # prefix of the path of an image's mask
+OTHERS = 4, 8  # number of symbols around: smallest, and one more than the largest
 
 
 def read_shapes() -> DatasetSplits:
@@ -38,7 +40,7 @@ def read_shapes() -> DatasetSplits:
         val=items("val", VAL),
         test=items("test", TEST),
         open_image=draw_shape,
-        templates=glyphs.TEMPLATES,
+        templates=TEMPLATES,
         source="embedded",
         mirror=False,
     )
@@ -46,7 +48,7 @@ def read_shapes() -> DatasetSplits:
 
 def shape_classes() -> dict[str, int]:
     """Code points by class name, in label order."""
-    return {glyphs.code_point_name(ord(sign)): ord(sign) for sign in CODES}
+    return {code_point_name(ord(sign)): ord(sign) for sign in CODES}
 
 
 def draw_shape(item: Item) -> Image.Image:
@@ -55,9 +57,9 @@ def draw_shape(item: Item) -> Image.Image:
     seed = hashlib.blake2b(f"shapes/{path}".encode(), digest_size=16).digest()
     rng = np.random.default_rng(int.from_bytes(seed, "big"))
     code = int(path.split("/")[1], 16)
-    mask = glyphs.random_glyph(code, rng, (0.5, 0.85))
+    mask = random_glyph(code, rng, (0.5, 0.85))
     if path != item.path:
         return Image.fromarray(np.uint8(255) * (mask[:, :, 0] > 0.5).astype(np.uint8))
     others = [ord(sign) for sign in CODES if ord(sign) != code]
-    around = [glyphs.random_glyph(int(other), rng, (0.35, 0.7)) for other in rng.choice(others, rng.integers(*OTHERS))]
-    return glyphs.painted_over(mask, around, rng)
+    around = [random_glyph(int(other), rng, (0.35, 0.7)) for other in rng.choice(others, rng.integers(*OTHERS))]
+    return painted_over(mask, around, rng)
