@@ -17,6 +17,7 @@ import vlprompt.data
 import vlprompt.training.loop
 from vlprompt import VlpromptError, testing
 from vlprompt.base.sealed import seal
+from vlprompt.base.settings import differing_setting
 from vlprompt.cli.__main__ import main
 from vlprompt.evaluation.results import Result, read_result
 from vlprompt.evaluation.statistics import interval_over_images
@@ -112,6 +113,7 @@ def test_resuming_a_finished_run_shows_its_result(finished: Path, capsys: pytest
 def test_a_name_that_another_run_has_is_refused(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = said(capsys, ["train", *QUICK, f"output={finished.parent}", "name=mine", "lr=0.5"], status=2)
     assert "holds a run with other settings (lr=0.002 there, 0.5 here): choose another name, or delete it" in text
+    assert differing_setting({"lr": 1, "method": "coop"}, {"lr": 2, "method": "maple"}) == "method"
 
 
 def test_a_recipe_for_a_deeper_backbone_is_cut_with_a_note(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

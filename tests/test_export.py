@@ -350,6 +350,24 @@ def test_a_classifier_of_each_image_exports_for_one_image_at_a_time(to: str, tmp
     assert learner.edits == []
 
 
+@pytest.mark.parametrize(
+    ("method", "settings"),
+    [
+        ("vpt", {"names_by": "best", "names": {"cat": ["kitty", "a green cat"]}, "depth": 2}),
+        pytest.param(
+            *("cocoop", {"edits": ["surgery(tower=vision)"], "ensemble": "logits(weight=0.3)", "head": "dept"}),
+            marks=pytest.mark.nightly,
+        ),
+    ],
+)
+def test_classifiers_of_each_image_go_with_ensembles_and_names(method: str, settings: dict, tmp_path: Path) -> None:
+    learner = create_learner(method, small_clip(), NAMES, **settings)
+    path = export_learner(learner, "torch", tmp_path / "each.pt2")
+    images = images_for(learner.clip, 1)
+    with torch.no_grad():
+        assert same(logits_of_torch(path, images), learner(images))
+
+
 @pytest.mark.parametrize("method", list_methods())
 def test_open_clip_gets_a_model_or_a_reason(method: str, tiny: FrozenCLIP, tmp_path: Path) -> None:
     depths = {key: 2 for key in ("depth", "vision_depth") if key in method_info(method)["config"]}

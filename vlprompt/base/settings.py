@@ -250,7 +250,7 @@ def differing_setting(one: Mapping[str, Any], other: Mapping[str, Any]) -> str |
 
     A setting that one side lacks does not count: an older vlprompt did not have it.
     """
-    for key in one:
+    for key in sorted(one, key=lambda key: key not in ("method", "dataset")):  # from which other differences follow
         if key not in INCIDENTAL and key in other and _plain(one[key]) != _plain(other[key]):
             return key
     return None

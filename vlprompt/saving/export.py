@@ -216,15 +216,16 @@ class _Graph(nn.Module):
             learner.frozen_text()  # computed before tracing, so it is a constant
         if linear is None and not _per_image(learner):
             self.register_buffer("weight", learner.class_features().detach())
+        # here, so that what all images share, such as the features of several names per class, is a constant too
+        self.encode = learner.text_encoder() if learner.second_head is None else learner.text_features
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (B, C) of images (B, 3, H, W)."""
         if hasattr(self, "bias"):
             return F.linear(self.learner.image_features(images), self.weight, self.bias)
         features = self.learner.encoded(images)
-        if _per_image(self.learner):
-            return self.learner.outputs(features).logits
-        found = self.learner.scored(features, self.weight)
+        text = self.encode(F.normalize(features, dim=-1)) if _per_image(self.learner) else self.weight
+        found = self.learner.scored(features, text)
         frozen = self.learner.frozen_image_features(images)
         return self.learner.select_scored(self.learner.in_ensemble(found.logits, found.image_features, frozen))
 
