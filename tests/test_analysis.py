@@ -14,7 +14,7 @@ from torch import Tensor
 
 from vlprompt import VlpromptError, analysis, create_learner, list_methods, load_clip, load_split, method_info
 from vlprompt.learner import PromptLearner
-from vlprompt.learner.recording import ImageRecorder, added
+from vlprompt.learner.recording import ImageRecorder, extra_edits
 from vlprompt.testing import NAMES, close, fit, make, small_clip, toy_batch
 
 IMAGES = toy_batch()["image"][:3]
@@ -119,7 +119,7 @@ def weights_of_open_clip(learner: PromptLearner) -> list[Tensor]:
         out.append(block.attn(y, y, y, need_weights=True, average_attn_weights=False)[1])
 
     hooks = [block.module.ln_1.register_forward_hook(keep) for block in tower.blocks]
-    with added(learner, ImageRecorder()):  # so that the last block asks for all tokens
+    with extra_edits(learner, ImageRecorder()):  # so that the last block asks for all tokens
         learner.encode_images({"image": IMAGES})
     for hook in hooks:
         hook.remove()
@@ -146,7 +146,7 @@ def test_watching_changes_no_feature_and_ends() -> None:
     learner = as_if_trained(make("maple"))
     tower, before = learner.clip.visual, learner.encode_images({"image": IMAGES})
     recorder = ImageRecorder()
-    with added(learner, recorder):
+    with extra_edits(learner, recorder):
         assert close(learner.encode_images({"image": IMAGES}), before)
     assert sorted(recorder.states) == [0, 1, 2]
     assert close(tower.project(recorder.states[2][0][:, :17]), before)
@@ -214,7 +214,7 @@ def test_image_shift_is_read_at_cls_behind_each_block() -> None:
     for hook in hooks:
         hook.remove()
     recorder = ImageRecorder()
-    with added(learner, recorder), torch.no_grad():
+    with extra_edits(learner, recorder), torch.no_grad():
         learner.encode_images({"image": IMAGES})
     expected = torch.stack([plain_shift(recorder.states[i][0][:, 0], kept[i]) for i in range(3)])
     assert close(shift.image, expected, 1e-4)

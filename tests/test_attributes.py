@@ -7,7 +7,7 @@ import torch
 
 from vlprompt import VlpromptError, create_learner, list_methods, method_info
 from vlprompt.clip.edits import FullLength
-from vlprompt.learner.recording import TextRecorder, added
+from vlprompt.learner.recording import TextRecorder, extra_edits
 from vlprompt.testing import NAMES, close, logits_of, loss_of, make, small_clip
 
 LONG = "playfulness"  # two tokens
@@ -16,7 +16,7 @@ LONG = "playfulness"  # two tokens
 def prefix_of(**settings: object) -> tuple[torch.Tensor, torch.nn.Module]:
     """The prefix (P, d_t) that enters the text tower, and the prompt that it is of."""
     learner, recorder = make("coop", n_ctx=3, **settings), TextRecorder()
-    with torch.no_grad(), added(learner, recorder):
+    with torch.no_grad(), extra_edits(learner, recorder):
         learner.encode_text()
     return recorder.calls[0].prefix[0], learner.prompt
 
@@ -74,7 +74,7 @@ def test_every_design_with_a_text_context_learns_what_stands_before_a_word(metho
     blocks = [p for name, p in learner.named_parameters() if "attributes.blocks" in name]
     assert len(blocks) in (2, 6)
     assert all(bool(block.grad.any()) for block in blocks)
-    with added(learner.eval(), FullLength()):
+    with extra_edits(learner.eval(), FullLength()):
         expected = logits_of(learner)
     learner.clear_cache()
     assert close(logits_of(learner), expected, 2e-5)

@@ -11,7 +11,7 @@ from vlprompt import VlpromptError, list_methods, load_learner, run
 from vlprompt.clip.edits import FullLength
 from vlprompt.learner.contexts import Factored, LowRankUpdate
 from vlprompt.learner.prompts import TextPrompt
-from vlprompt.learner.recording import added
+from vlprompt.learner.recording import extra_edits
 from vlprompt.testing import NEW_NAMES, close, fit, logits_of, loss_of, make, toy_batch
 from vlprompt.training import TrainOptions, train
 
@@ -29,7 +29,7 @@ ids = lambda value: value if isinstance(value, str) else "-".join(map(str, value
 
 def gradient_of(learner, name: str, *ways) -> torch.Tensor:
     learner.train().zero_grad()
-    with added(learner, *ways):
+    with extra_edits(learner, *ways):
         learner.backward(loss_of(learner))
     return learner.get_parameter(name).grad
 
@@ -40,14 +40,14 @@ def test_a_low_rank_update_starts_as_nothing(method: str, settings: dict) -> Non
     full, low = make(method, **settings), make(method, context="lowrank(rank=3, lr_scale=0.5)", **settings)
     name = next(name for name, _ in full.named_parameters() if name.endswith("ctx"))
     for ways in ((), (FullLength(),)):
-        with added(low, *ways):
+        with extra_edits(low, *ways):
             assert close(logits_of(low), logits_of(full))
         assert close(gradient_of(low, name, *ways), gradient_of(full, name, *ways), 1e-4)
     updates = [part for part in low.modules() if isinstance(part, LowRankUpdate)]
     assert all(bool(update.b.grad.any()) for update in updates)
     assert {group.lr_scale for group in low.parameter_groups()} == {1.0, 0.5}
     fit(low, 2, lr=0.05)
-    with added(low, FullLength()):
+    with extra_edits(low, FullLength()):
         expected = logits_of(low)
     low.clear_cache()
     assert close(logits_of(low), expected, 2e-5)  # where prefixes are shared, too

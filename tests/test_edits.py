@@ -18,7 +18,7 @@ from vlprompt.clip.vision import encode_images
 from vlprompt.learner.edits import LayerNorms
 from vlprompt.learner.learning import groups_of
 from vlprompt.learner.prompts import TextPrompt
-from vlprompt.learner.recording import ImageRecorder, TextRecorder, added
+from vlprompt.learner.recording import ImageRecorder, TextRecorder, extra_edits
 from vlprompt.testing import NAMES, close, make, small_clip, toy_batch
 
 ALIKE = ("boeing 737-200", "boeing 737-300", "boeing", "an owl", "an owl")
@@ -422,7 +422,7 @@ def test_every_method_hands_its_edits_to_the_towers(method: str) -> None:
     learner, trains = make(method).eval(), method_info(method)["trains"]
     text, image = TextRecorder(), ImageRecorder()
     before, own = learner.state_dict().keys(), list(learner.edits)
-    with torch.no_grad(), added(learner, text, image):
+    with torch.no_grad(), extra_edits(learner, text, image):
         learner(toy_batch()["image"][:2])
     assert bool(text.calls) == ("text" in trains)
     assert sorted(image.states) == [0, 1, 2]

@@ -19,7 +19,7 @@ from vlprompt import FrozenCLIP, create_learner
 from vlprompt.clip.edits import FullLength
 from vlprompt.learner import METHODS, PromptLearner
 from vlprompt.learner.publishing import published_names
-from vlprompt.learner.recording import added
+from vlprompt.learner.recording import extra_edits
 
 BEFORE_NORM = "VPT_image_trans.conv1.0.bias"  # whose true gradient is zero: what was recorded is rounding noise
 
@@ -89,7 +89,7 @@ def test_method_equals_its_authors_code(name: str, path: str, golden_clip: Froze
     learner.load_published(init | case.under("init_buffer/"))
     shapes = {k: list(v.shape) for k, v in learner.published_state().items()}
     assert {k: shape for k, shape in shapes.items() if k not in case.under("init_buffer/")} == trainable(facts)
-    with added(learner, FullLength()) if path == "plain" else nullcontext():
+    with extra_edits(learner, FullLength()) if path == "plain" else nullcontext():
         check_logits(learner, batch["image"], case, "init")
         train(learner, batch, facts, grad)
         ours = learner.published_state()

@@ -21,7 +21,7 @@ from vlprompt.base.layout import CARD
 from vlprompt.cli.evaluate import main as evaluate
 from vlprompt.data import FeatureBank, eval_transform, few_shot_split, load_split
 from vlprompt.learner import PromptLearner
-from vlprompt.learner.recording import ImageRecorder, added
+from vlprompt.learner.recording import ImageRecorder, extra_edits
 from vlprompt.learner.registration import METHODS
 from vlprompt.methods.heads.on_text import BesideText, OnText
 from vlprompt.saving.push import push_folder
@@ -172,7 +172,7 @@ def test_an_export_and_a_pickle_have_the_prompts_beneath(saved: Saved, tmp_path:
     assert again.tower.identity() == head.tower.identity()
     file = export_learner(head, "torch", tmp_path / "head.pt2")  # which compares it with the learner
     assert json.loads(file.with_suffix(".json").read_text())["image_tower"] == "prompted"
-    with added(head, looking := ImageRecorder()):
+    with extra_edits(head, looking := ImageRecorder()):
         head.image_features(toy_batch()["image"])
     assert looking.states[0][0].shape[1] > 17  # tokens: patches, CLS and MaPLe's
 

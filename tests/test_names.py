@@ -25,7 +25,7 @@ from vlprompt import (
 from vlprompt.clip.edits import FullLength
 from vlprompt.clip.naming import ClassNames
 from vlprompt.learner.names import nearest_names
-from vlprompt.learner.recording import added
+from vlprompt.learner.recording import extra_edits
 from vlprompt.testing import (
     NAMES,
     NEW_NAMES,
@@ -83,7 +83,7 @@ def test_a_class_feature_is_the_mean_of_its_names(method: str) -> None:
         for chunk in (None, 2):
             several.config.text_chunk = chunk
             assert close(several.text_features(v), expected, 2e-5)
-        with added(several, FullLength()):
+        with extra_edits(several, FullLength()):
             assert close(several.text_features(v), expected, 2e-5)
     assert logits_of(several).shape == (10, 5)
 
@@ -100,7 +100,7 @@ def test_gradients_are_those_of_the_names_at_full_length(method: str) -> None:
     found = []
     for ways in ((), (FullLength(),)):
         learner = called(method, names=OTHERS)
-        with added(learner, *ways):
+        with extra_edits(learner, *ways):
             learner.backward(loss_of(learner))
         found.append({name: p.grad for name, p in learner.named_parameters()})
     fast, plain = found

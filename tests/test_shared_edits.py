@@ -11,7 +11,7 @@ import torch
 from vlprompt import VlpromptError, create_learner, list_methods, load_clip, load_learner
 from vlprompt.clip.edits import FullLength
 from vlprompt.clip.merging import merged
-from vlprompt.learner.recording import added
+from vlprompt.learner.recording import extra_edits
 from vlprompt.saving.export import export_learner
 from vlprompt.saving.merging import merged_into
 from vlprompt.testing import close, fit, logits_of, loss_of, make, small_clip, toy_batch
@@ -22,7 +22,7 @@ CARRIERS = ["coop", "cocoop", "promptsrc", "maple", "proda", "pre", "mvlpt"]
 
 
 def gradients(learner, *ways) -> dict[str, torch.Tensor]:
-    with added(learner, *ways):
+    with extra_edits(learner, *ways):
         learner.backward(loss_of(learner))
     return {name: p.grad for name, p in learner.named_parameters()}
 
@@ -34,7 +34,7 @@ def test_edits_that_start_as_nothing_change_neither_logits_nor_gradients(method:
     assert not edited.facts.cacheable_images
     assert edited.facts.trains == {"text", "vision"}
     for ways in ((), (FullLength(),)):
-        with added(edited, *ways):
+        with extra_edits(edited, *ways):
             assert close(logits_of(edited), logits_of(plain))
         expected, got = gradients(plain.train(), *ways), gradients(edited.train(), *ways)
         for name, gradient in expected.items():
@@ -51,7 +51,7 @@ def test_approximated_prompts_of_zero_change_neither_logits_nor_gradients(method
     for edit in edited.edits:
         edit.prompt.data.zero_()
     for ways in ((), (FullLength(),)):
-        with added(edited, *ways):
+        with extra_edits(edited, *ways):
             assert close(logits_of(edited), logits_of(plain))
         expected, got = gradients(plain.train(), *ways), gradients(edited.train(), *ways)
         for name, gradient in expected.items():
@@ -70,7 +70,7 @@ def test_trained_edits_are_exact_where_prefixes_are_shared(method: str) -> None:
     for ways in ((), (FullLength(),)):
         learner.train().zero_grad()
         found = gradients(learner, *ways)
-        with added(learner, *ways):
+        with extra_edits(learner, *ways):
             learner.clear_cache()
             results.append((logits_of(learner), {name: g.clone() for name, g in found.items()}))
     (fast, ours), (plain, theirs) = results

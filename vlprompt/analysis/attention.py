@@ -16,7 +16,7 @@ from vlprompt.clip.frozen import FrozenCLIP
 from vlprompt.clip.towers import VisionTower
 from vlprompt.errors import VlpromptError
 from vlprompt.learner.contract import PromptLearner
-from vlprompt.learner.recording import added
+from vlprompt.learner.recording import extra_edits
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -67,7 +67,7 @@ def attention_maps(model: PromptLearner | FrozenCLIP, images: Tensor) -> Attenti
     own = 1 + grid[0] * grid[1]  # CLS and patches stand in front of the learnt tokens
     recorder = _WeightRecorder(tower, own)
     if isinstance(model, PromptLearner):
-        with added(model, recorder):
+        with extra_edits(model, recorder):
             model.image_features(images.to(clip.device))
     else:
         clip.prompted_image_features(images, {}, edits=[recorder])

@@ -16,7 +16,7 @@ from vlprompt.base.tensor_checks import check_images
 from vlprompt.clip.naming import natural_name
 from vlprompt.data.splits import DEFAULT_TEMPLATE
 from vlprompt.learner.contract import PromptLearner
-from vlprompt.learner.recording import ImageRecorder, TextRecorder, added
+from vlprompt.learner.recording import ImageRecorder, TextRecorder, extra_edits
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -72,7 +72,7 @@ def feature_shift(learner: PromptLearner, images: Tensor, template: str = DEFAUL
     image, image_feature = _image_shift(learner, images)
     frozen_text = [template.replace("{}", natural_name(name)) for name in learner.class_names]
     prompted, frozen = TextRecorder(), TextRecorder()
-    with added(learner, prompted):
+    with extra_edits(learner, prompted):
         if learner.facts.classifier == "per_image":
             features = torch.cat([learner.outputs(x).text_features for x in learner.encoded(images).split(1)])
         else:
@@ -92,7 +92,7 @@ def _image_shift(learner: PromptLearner, images: Tensor) -> tuple[Tensor, Tensor
         return torch.zeros(tower.layers, len(images)), torch.zeros(len(images))
     own = tower.embed(images[:1]).shape[1]
     prompted, frozen = ImageRecorder(), ImageRecorder()
-    with added(learner, prompted):
+    with extra_edits(learner, prompted):
         feature = learner.image_features(images)
     without = F.normalize(learner.clip.prompted_image_features(images, {}, edits=[frozen]), dim=-1)
     read = (lambda x: x[:, 0]) if tower.cls_only else (lambda x: x[:, :own].mean(dim=1))

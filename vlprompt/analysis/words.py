@@ -17,7 +17,7 @@ from vlprompt.clip.openclip import SimpleTokenizer
 from vlprompt.errors import VlpromptError
 from vlprompt.learner.contract import PromptLearner
 from vlprompt.learner.prompts import TextPrompt
-from vlprompt.learner.recording import TextRecorder, added
+from vlprompt.learner.recording import TextRecorder, extra_edits
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -86,7 +86,7 @@ def _contexts(learner: PromptLearner) -> list[Tensor]:
     if learner.facts.classifier == "per_image":
         return [module.ctx for module in learner.modules() if isinstance(module, TextPrompt)]
     recorder = TextRecorder()
-    with added(learner, recorder):
+    with extra_edits(learner, recorder):
         learner.text_features()
     contexts = [prompts.context for prompts in recorder.calls if prompts.context is not None]
     if not contexts:

@@ -20,9 +20,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from vlprompt.clip.blocks import Block
 from vlprompt.clip.chunks import Chunk, classes_at_once
 from vlprompt.clip.edits import Edit, Rows, Trimmed, edits_of, shared_layers
-from vlprompt.clip.towers import Block, TextTower
+from vlprompt.clip.towers import TextTower
 from vlprompt.errors import VlpromptError
 
 Encode = Callable[["Prompts", Rows], Tensor]

@@ -37,7 +37,7 @@ class _TextObjective(Objective):
     labelled = False
 
     def refuses(self, learner: PromptLearner) -> str | None:
-        """A design that learns nothing of text has nothing to compare."""
+        """Without learnt text there is nothing to compare."""
         if "text" in learner.facts.trains:
             return None
         return (
@@ -116,7 +116,7 @@ class ImageAnchor(Objective):
             self.needs = frozenset({view})
 
     def refuses(self, learner: PromptLearner) -> str | None:
-        """Where the image tower is as it was, both features are the same."""
+        """If the image tower is unchanged, both features are the same."""
         if not learner.facts.cacheable_images:
             return None
         return (

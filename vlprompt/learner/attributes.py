@@ -1,7 +1,7 @@
 """Attribute words inside a learnt context, as in ATPrompt (Li et al., ICCV 2025, arXiv:2412.09442).
 
 ``SOS [a₁]×n word₁ [a₂]×n word₂ … [v]×n class name``: fixed words that name how classes differ ("color", "shape") stand
-in front of the context v, each preceded by its own learnt vectors. They are the same for all classes, so they lengthen
+before the context v, each preceded by its own learnt vectors. They are the same for all classes, so they lengthen
 the prefix, which is still encoded once. ``attributes=[color, shape]`` is a setting of every design with a text context.
 Deep prompts replace only the context; the words and their vectors are not replaced.
 """
@@ -18,8 +18,8 @@ from vlprompt.clip.frozen import FrozenCLIP
 from vlprompt.errors import VlpromptError
 from vlprompt.learner.facts import Facts
 
-INIT_STD = 0.01  # of the vectors before a word, as published; half of a context's
-PLACEHOLDER = "X"  # which published code has where learnt vectors will stand
+INIT_STD = 0.01  # of the vectors before a word, as published; half of the context's
+PLACEHOLDER = "X"  # a word that published code puts in the place of each learnt vector
 
 
 @dataclass
@@ -48,7 +48,7 @@ class Attributes(nn.Module):
 
     Attributes:
         blocks: (n, d_t) for each word.
-        behind: embeddings (m, d_t) between context and class name, which published slicing leaves there.
+        behind: embeddings (m, d_t) that published slicing leaves between context and class name.
     """
 
     behind: Tensor
@@ -68,7 +68,9 @@ class Attributes(nn.Module):
             placed, behind = _as_published(clip, words, n, n_ctx)
         self.lengths = [len(word) for word in placed]
         self.register_buffer("words", torch.cat(placed), persistent=False)
-        self.register_buffer("behind", behind.clone(), persistent=False)  # no export holds a view of other words
+        self.register_buffer(
+            "behind", behind.clone(), persistent=False
+        )  # a copy, since exports should not contain the rest of a view
 
     @property
     def front(self) -> int:
@@ -76,19 +78,19 @@ class Attributes(nn.Module):
         return sum(len(block) for block in self.blocks) + sum(self.lengths)
 
     @property
-    def room(self) -> int:
-        """Tokens that they take."""
+    def n_inserted(self) -> int:
+        """Number of positions that they take in a prompt."""
         return self.front + len(self.behind)
 
     def forward(self) -> Tensor:
-        """What stands in front of the context (m, d_t)."""
+        """Learnt vectors and words before the context (m, d_t)."""
         words: Tensor = self.get_buffer("words")
         pieces = zip(self.blocks, words.split(self.lengths), strict=True)
         return torch.cat([piece for pair in pieces for piece in pair])
 
 
 def _as_published(clip: FrozenCLIP, words: list[str], n: int, n_ctx: int) -> tuple[list[Tensor], Tensor]:
-    """Tokens that published code finds where words of one would be, and those it leaves before the class name."""
+    """The tokens that published code takes for the words, assuming one token each, and those it leaves over."""
     text = [part for word in words for part in (*[PLACEHOLDER] * n, word)] + [PLACEHOLDER] * n_ctx
     tokens = clip.word_embeddings(" ".join(text))
     places = [(n + 1) * (i + 1) - 1 for i in range(len(words))]
@@ -96,10 +98,10 @@ def _as_published(clip: FrozenCLIP, words: list[str], n: int, n_ctx: int) -> tup
 
 
 def make_attributes(clip: FrozenCLIP, settings: AttributeSettings | None, n_ctx: int) -> Attributes | None:
-    """The words that settings ask for; None where they name none.
+    """The attribute words in the settings; None if there are none.
 
     Raises:
-        VlpromptError: one is no word, or settings of words are given without any.
+        VlpromptError: one is not a word, or other settings of attributes are given without any.
     """
     if settings is None:
         return None
@@ -111,7 +113,7 @@ def make_attributes(clip: FrozenCLIP, settings: AttributeSettings | None, n_ctx:
 
 
 def facts_with_attributes(config: Any, facts: Facts) -> Facts:
-    """What a learner is with words, whose authors' choices a recipe can hold (``selection=paper``)."""
+    """The facts of a learner with attribute words, for which recipes have the authors' values (``selection=paper``)."""
     if not getattr(config, "attributes", None) or facts.paper_settings is not None:
         return facts
     return replace(facts, paper_settings="none")

@@ -52,7 +52,7 @@ class LowRankUpdate(nn.Module):
         self.scale, self.lr_scale = alpha / math.sqrt(rank), lr_scale
 
     def forward(self, count: int) -> Tensor:
-        """What is added to the first ``count`` positions (count, d)."""
+        """The update of the first ``count`` positions (count, d)."""
         update: Tensor = self.scale * (self.a[:count] @ self.b)
         return update
 
@@ -185,7 +185,7 @@ def make_encoder(clip: FrozenCLIP, kind: EncoderKind, n: int, shared: bool) -> n
 
 
 class Encoded(Tokens):
-    """Tokens behind an encoder with a residual connection, p + E(p), one for all layers (PRE has a single layer)."""
+    """Tokens after an encoder with a residual connection, p + E(p), one for all layers (PRE has a single layer)."""
 
     def __init__(self, tokens: Sequence[Tensor], encoder: nn.Module):
         super().__init__(tokens)
@@ -198,10 +198,10 @@ class Encoded(Tokens):
 
 
 class ContextSetting(Part):
-    """A parameterisation that a setting names."""
+    """Base class of parameterisations."""
 
     def apply(self, prompt: TextPrompt, clip: FrozenCLIP) -> None:
-        """Change what is trained of a prompt."""
+        """Change the parameters of a prompt."""
 
 
 CONTEXTS: Registry[type[ContextSetting]] = Registry("context")
@@ -220,8 +220,8 @@ class LowRank(ContextSetting):
         self.rank, self.alpha, self.lr_scale = rank, alpha, lr_scale
 
     def apply(self, prompt: TextPrompt, clip: FrozenCLIP) -> None:
-        """Add the update of all places behind start-of-text and the context."""
-        length = clip.room_for_words(prompt.room) - len(clip.start_embedding())
+        """Add an update for all positions after start-of-text and the context."""
+        length = clip.room_for_words(prompt.n_inserted) - len(clip.start_embedding())
         prompt.update = LowRankUpdate(length, clip.text.width, self.rank, self.alpha, self.lr_scale)
 
 
@@ -233,8 +233,8 @@ class FactoredSetting(ContextSetting):
         self.rank = rank
 
     def apply(self, prompt: TextPrompt, clip: FrozenCLIP) -> None:
-        """Put the product in the vectors' place."""
-        prompt.follow(Factored([prompt.ctx, *prompt.deep], self.rank))
+        """Replace the vectors by the product."""
+        prompt.compute_from(Factored([prompt.ctx, *prompt.deep], self.rank))
 
 
 @CONTEXTS.register("multispace", paper="EPT, arXiv:2405.11464", fidelity="reconstruction")
@@ -245,8 +245,8 @@ class MultiSpaceSetting(ContextSetting):
         self.spaces, self.rank = spaces, rank
 
     def apply(self, prompt: TextPrompt, clip: FrozenCLIP) -> None:
-        """Put the sum in the vectors' place."""
-        prompt.follow(MultiSpace([prompt.ctx, *prompt.deep], self.spaces, self.rank))
+        """Replace the vectors by the sum."""
+        prompt.compute_from(MultiSpace([prompt.ctx, *prompt.deep], self.spaces, self.rank))
 
 
 @CONTEXTS.register("reparam", paper="PRE, arXiv:2309.07760", fidelity="code")
@@ -259,9 +259,9 @@ class Reparameterised(ContextSetting):
         self.encoder, self.shared = encoder, shared
 
     def apply(self, prompt: TextPrompt, clip: FrozenCLIP) -> None:
-        """Put the encoded vectors in the vectors' place."""
+        """Replace the vectors by the encoded ones."""
         encoder = make_encoder(clip, self.encoder, prompt.n_ctx, self.shared)
-        prompt.follow(Encoded([prompt.ctx, *prompt.deep], encoder))
+        prompt.compute_from(Encoded([prompt.ctx, *prompt.deep], encoder))
 
 
 def parse_context(setting: str) -> ContextSetting:

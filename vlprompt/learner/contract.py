@@ -99,15 +99,7 @@ class PromptLearner(ScoredClasses):
         self.edits: list[Edit] = []
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.setup()
-            self._check_edits()
-            parameterise(self, self.config.context)
-            if self.config.edits:
-                self.beside = nn.ModuleList(make_edits(self.config.edits, clip, self.edits))
-                self.edits.extend(cast(Iterable[Edit], self.beside))
-            self.second_head = parse_head(self.config.head)
-            if self.second_head is not None:
-                self.second_head.setup(clip.embed_dim, len(self.trained_names))
+            self._create_learnables()
         self.to(clip.device)
         self.start: dict[str, Any] | None = None  # where its initial learnables came from
         if self.config.init_from is not None:
@@ -115,8 +107,20 @@ class PromptLearner(ScoredClasses):
         self._check_parts()
         self.prepare_classes()
 
+    def _create_learnables(self) -> None:
+        """Create the method's learnables, then those of the settings ``context``, ``edits`` and ``head``."""
+        self.setup()
+        self._check_edits()
+        parameterise(self, self.config.context)
+        if self.config.edits:
+            self.beside = nn.ModuleList(make_edits(self.config.edits, self.clip, self.edits))
+            self.edits.extend(cast(Iterable[Edit], self.beside))
+        self.second_head = parse_head(self.config.head)
+        if self.second_head is not None:
+            self.second_head.setup(self.clip.embed_dim, len(self.trained_names))
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PromptLearner:
-        """What ``to``, ``cuda``, ``half`` and the like do; what would part a learner from its model is refused.
+        """``to``, ``cuda``, ``half`` and the like; refused if the learner would no longer fit its frozen model.
 
         Raises:
             VlpromptError: its learnables would be elsewhere than the frozen model, or no longer fp32.
@@ -144,6 +148,7 @@ class PromptLearner(ScoredClasses):
 
     @classmethod
     def _own_facts(cls, config: Any, built_on: SavedTeacher | None) -> Facts:
+        """``facts_with`` except for an ensemble."""
         own = cls.facts_of(config) if built_on is None else cls.facts_on(built_on, cls.facts_of(config))
         own = facts_with_attributes(config, edited_facts(cls, config, own))
         objectives = parse_objectives(config.objective)

@@ -23,7 +23,7 @@ from vlprompt.learner.objectives import parse_objectives
 from vlprompt.learner.registration import METHODS, make_config
 from vlprompt.learner.scored_classes import checked_names
 
-OF_LOOP = ("gradient_rule", "aggregator", "after_step")  # settings that the training loop alone looks at
+OF_LOOP = ("gradient_rule", "aggregator", "after_step")  # settings that only the training loop uses
 
 
 @checked
@@ -71,9 +71,9 @@ def create_learner(
     with enough_memory(f"the learnt parts of {method} with these settings"):
         learner = cls(clip, names, config, templates, seed, **others)
     for file in description_files(learner):
-        read_descriptions(file, learner.class_names)  # says what is wrong with it now, and not at the first step
+        read_descriptions(file, learner.class_names)  # so that errors are reported now rather than at the first step
     if learner.gradient_rule is not None:
-        by_itself = cls.learn is not PromptLearner.learn  # and may hand the rule to others than its own learnables
+        by_itself = cls.learn is not PromptLearner.learn  # such methods may use the rule for other learnables
         learner.gradient_rule.check(() if by_itself else learner.trainable_parameters())
     return learner
 

@@ -41,7 +41,7 @@ class EditSetting(Part):
         self.towers, self._make = WHERE[tower], make
 
     def made(self, clip: FrozenCLIP, among: Sequence[Edit] = ()) -> list[LearntEdit]:
-        """One edit a tower, among the others of a learner."""
+        """Create one edit per tower; ``among`` are the learner's other edits."""
         return [self._make(clip, tower) for tower in self.towers]
 
 
@@ -85,7 +85,7 @@ class ApproximatedSetting(EditSetting):
         self._among = make
 
     def made(self, clip: FrozenCLIP, among: Sequence[Edit] = ()) -> list[LearntEdit]:
-        """One edit a tower, which learnt norms beside it bear on."""
+        """Create one edit per tower, whose input depends on learnt norms among the others."""
         return [self._among(clip, tower, among=among) for tower in self.towers]
 
 
@@ -126,7 +126,7 @@ def edited_facts(cls: type[Method], config: Method.Config, facts: Facts) -> Fact
 
 
 def _refused(cls: type[Method], config: Method.Config, facts: Facts, edit: EditSetting) -> str | None:
-    """Why a method has no use for an edit, to follow its name; None where it has."""
+    """Why a method cannot use an edit, as a phrase after its name; None if it can."""
     if cls.learn is not Method.learn or facts.labels != "needed":
         return "is not trained by the loop on labelled images, as an edit is: take it with coop, maple or clip_lora"
     if cls.builds_on(config) is not None:

@@ -87,7 +87,7 @@ class LoRA(LearntEdit):
         rank: r.
         alpha: α.
         maps: maps to update, of q, k, v and o.
-        dropout: rate on the input of A, in training. A token that prompts share is encoded once, with one draw for all.
+        dropout: rate on the input of A, in training. Tokens that prompts share are encoded once, with a single draw.
         lr_scale: factor of the recipe's learning rate.
 
     Attributes:

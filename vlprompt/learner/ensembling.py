@@ -21,7 +21,7 @@ from vlprompt.learner.facts import Facts
 
 
 class Ensemble(Part):
-    """What is mixed of a learner and the frozen model.
+    """Base class of ensembles of a learner with its frozen model.
 
     Args:
         weight: λ in [0, 1]; 0 is the frozen model, 1 the learner.
@@ -33,7 +33,7 @@ class Ensemble(Part):
         self.weight = weight
 
     def refuses(self, facts: Facts) -> str | None:
-        """Why it cannot be had of such a learner, to follow its method's name; None where it can."""
+        """Why it is not possible for a learner with these facts, as a phrase after the method's name; None if it is."""
         if facts.predicts != "alone":
             return "predicts an image from other test images too, beside which the frozen model has no place"
         if facts.inputs != ("image",):
@@ -41,15 +41,15 @@ class Ensemble(Part):
         return None
 
     def narrow(self, facts: Facts) -> Facts:
-        """What the learner is with it."""
+        """The facts of the learner with the ensemble."""
         return facts
 
     def logits(self, learnt: Tensor, frozen: Tensor) -> Tensor:
-        """Logits (B, C) of the two."""
+        """Combine both logits (B, C); by default the learner's."""
         return learnt
 
     def class_features(self, learnt: Tensor, frozen: Tensor) -> Tensor:
-        """Class features (C, D) of the two."""
+        """Combine both class features (C, D); by default the learner's."""
         return learnt
 
 
@@ -68,7 +68,7 @@ class LogitEnsemble(Ensemble):
         return replace(facts, head=True)
 
     def logits(self, learnt: Tensor, frozen: Tensor) -> Tensor:
-        """λ·learnt + (1 - λ)·frozen, exactly either at the ends."""
+        """λ·learnt + (1 - λ)·frozen; at λ = 0 and 1 exactly one of them."""
         return torch.lerp(frozen, learnt, self.weight)
 
 
@@ -81,7 +81,7 @@ class WeightEnsemble(Ensemble):
     """
 
     def refuses(self, facts: Facts) -> str | None:
-        """There must be one classifier, of class features alone, on features that the frozen model has too."""
+        """It needs a single classifier, of class features alone, on the frozen model's image features."""
         usual, instead = super().refuses(facts), ": take ensemble=logits"
         if usual is not None:
             return usual
@@ -94,7 +94,7 @@ class WeightEnsemble(Ensemble):
         return None
 
     def class_features(self, learnt: Tensor, frozen: Tensor) -> Tensor:
-        """Mixed directions (C, D) of mixed lengths."""
+        """Features (C, D) with mixed directions and mixed lengths."""
         lengths = torch.lerp(frozen.norm(dim=-1, keepdim=True), learnt.norm(dim=-1, keepdim=True), self.weight)
         return F.normalize(torch.lerp(frozen, learnt, self.weight), dim=-1) * lengths
 

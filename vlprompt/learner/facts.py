@@ -7,9 +7,9 @@ from typing import Literal
 
 Predicts = Literal["alone", "online", "jointly"]
 Labels = Literal["needed", "some", "any", "none"]
-# the classes scored: those trained on; those, but in images of another dataset or domain; or others
+# the classes scored: those trained on, these in images of another dataset or domain, or others
 Familiar = Literal["trained", "shifted", "new"]
-# mark behind a method's name, wherever its numbers are shown, if they depend on other test images
+# mark after a method's name, wherever its numbers are shown, if they depend on other test images
 MARKS: dict[Predicts, str] = {"alone": "", "online": "online", "jointly": "transductive"}
 NOTES: dict[Predicts, str] = {
     "alone": "",
@@ -41,8 +41,8 @@ def marked(name: str, predicts: Predicts, *others: str) -> str:
     >>> marked("coop", "alone"), marked("zlap", "jointly"), marked("zlap", "jointly", "k=5")
     ('coop', 'zlap (transductive)', 'zlap (transductive, k=5)')
     """
-    told = ", ".join(filter(None, [MARKS[predicts], *others]))
-    return f"{name} ({told})" if told else name
+    marks = ", ".join(filter(None, [MARKS[predicts], *others]))
+    return f"{name} ({marks})" if marks else name
 
 
 @dataclass(frozen=True)

@@ -47,7 +47,7 @@ class PartCrossEntropy(CrossEntropy):
         self.part = part
 
     def refuses(self, learner: PromptLearner) -> str | None:
-        """A learner whose logits have no such part."""
+        """The learner's logits must have this part."""
         parts = learner.facts.parts
         if self.part in parts:
             return None
@@ -197,7 +197,7 @@ def facts_with_head(cls: type[Method], config: Any, facts: Facts, usual: type[Me
 
 
 def _refused(cls: type[Method], facts: Facts, usual: type[Method]) -> str | None:
-    """Why a learner can have no second head, to follow its method's name; None where it can."""
+    """Why a learner cannot have a second head, as a phrase after its method's name; None if it can."""
     if facts.labels != "needed":
         return "learns from images without labels, and a head of classes needs them"
     if facts.head:
@@ -214,21 +214,21 @@ def first_kind(features: Tensor) -> Tensor:
 
 
 def is_known(names: Sequence[str], trained: Sequence[str]) -> bool:
-    """Whether classes are among others, as prompts tell them apart."""
+    """Whether all names are among the trained ones, compared as prompts see them."""
     return set(same_names(names)) <= set(same_names(trained))
 
 
-def rows_of(names: Sequence[str], trained: Sequence[str], told: Sequence[int] = ()) -> list[int]:
+def rows_of(names: Sequence[str], trained: Sequence[str], places: Sequence[int] = ()) -> list[int]:
     """Positions of classes among those trained on, which include all of them.
 
     Args:
         names, trained: the classes.
-        told: their positions, if known in advance. Otherwise, a name that occurs several times among the trained ones,
-            as two of ImageNet's do, refers to one position after the other.
+        places: their positions, if known in advance. Otherwise, a name that occurs several times among the trained
+            ones, as two of ImageNet's do, refers to one position after the other.
     """
-    if told:
-        return [*told]
-    places: dict[str, list[int]] = {}
+    if places:
+        return [*places]
+    by_name: dict[str, list[int]] = {}
     for place, name in enumerate(same_names(trained)):
-        places.setdefault(name, []).append(place)
-    return [found.pop(0) if len(found := places[name]) > 1 else found[0] for name in same_names(names)]
+        by_name.setdefault(name, []).append(place)
+    return [found.pop(0) if len(found := by_name[name]) > 1 else found[0] for name in same_names(names)]

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 FIXED, FEWSHOT_VAL, PAPER = "last", "fewshot_val", "paper"
 SELECTIONS = (FIXED, FEWSHOT_VAL, PAPER)
-OTHER_NAMES = {"fixed": FIXED}  # what a head calls it, which has no epochs of which one is the last
-# how a source is named for readers; on the last of them others chose what a recipe then repeats
+OTHER_NAMES = {"fixed": FIXED}  # a name that suits heads, which have no last epoch
+# names of sources for readers; authors chose values on unnamed images, which a recipe repeats
 SEEN = {
     "val": "few-shot val",
     "whole_val": "whole val",
@@ -75,7 +75,7 @@ class Selection:
 
     @property
     def sources(self) -> tuple[Source, ...]:
-        """What is handed out."""
+        """The sources whose images are provided."""
         return tuple(dict.fromkeys(s for s in (self.settings, self.epoch) if s is not None))
 
 
@@ -129,7 +129,7 @@ def check_choice(rule: str, selection: Selection, config: Any, facts: Facts, met
 
 
 def say_seen(saw: Sequence[str]) -> str:
-    """Name what was looked at, for a row of a table; empty if nothing was.
+    """Name the held-out images that were seen, for a row of a table; empty if none were.
 
     >>> say_seen(["test", "whole_val"])
     'saw whole val and test'
@@ -141,5 +141,5 @@ def say_seen(saw: Sequence[str]) -> str:
 def say_selection(saw: Sequence[str], searches: Sequence[Search]) -> dict[str, str]:
     """What a saved learner records of how it was chosen; empty if nothing was chosen and nothing seen."""
     chosen = ", ".join(f"{key}={value:g}" for search in searches for key, value in search.chosen.items())
-    told = {"held-out images": say_seen(saw), "chosen on them": chosen}
-    return {key: text for key, text in told.items() if text}
+    entries = {"held-out images": say_seen(saw), "chosen on them": chosen}
+    return {key: text for key, text in entries.items() if text}

@@ -101,7 +101,7 @@ class Leaderboard(Labeler):
         for index, row in enumerate(probabilities.detach().cpu()):
             beaten = row > to_beat
             top = int(row.argmax())
-            # each board is a matter of its own, so that the order of the others does not matter
+            # boards are independent, so the order of the others does not matter
             for c in [top] if beaten[top] else beaten.nonzero().flatten().tolist():
                 boards[c].enter(float(row[c]), index)
                 to_beat[c] = boards[c].to_beat

@@ -29,14 +29,16 @@ def named(config: Any, names: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def check_keys(others: Mapping[str, Any], class_names: Sequence[str]) -> None:
-    """Say which classes in ``{class: [names]}`` there are not, since a misspelt one would go by its own name alone.
+    """Check the keys of ``{class: [names]}``, since a misspelt class would get no additional names.
+
+    Warns if some of them are not classes.
 
     Args:
-        others: what a user gave.
-        class_names: all there are, of training and tests.
+        others: additional names by class, as given by the user.
+        class_names: names of all classes in training and tests.
 
     Raises:
-        VlpromptError: none of them is a class; of some that are not, a warning tells.
+        VlpromptError: none of the keys is a class.
     """
     known = {natural_name(name).casefold() for name in class_names}
     odd = [key for key in others if natural_name(key).casefold() not in known]

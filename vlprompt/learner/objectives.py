@@ -111,7 +111,7 @@ class BatchContrastive(Objective):
     """
 
     def refuses(self, learner: PromptLearner) -> str | None:
-        """A head's logits are more than similarities, and class features of an image's own have no other images."""
+        """It needs logits that are similarities, with class features shared by all images."""
         if not learner.facts.head and learner.facts.classifier == "shared":
             return None
         return f"compares images with class features that all share, and {learner.method} scores in another way"
@@ -129,7 +129,7 @@ class _Unlabelled(Objective):
     labelled = False
 
     def refuses(self, learner: PromptLearner) -> str | None:
-        """A head's logits are more than similarities."""
+        """It needs logits that are similarities."""
         if not learner.facts.head:
             return None
         return f"compares images with class features, and {learner.method} scores in another way; use it on prompts"

@@ -108,13 +108,13 @@ class TextPrompt(nn.Module):
         self.n_ctx, self.class_specific = n_ctx, n_classes is not None
         self.before = {"end": n_ctx, "middle": n_ctx // 2, "front": 0}[position]  # learnt tokens before the name
 
-    def follow(self, tokens: nn.Module) -> None:
+    def compute_from(self, tokens: nn.Module) -> None:
         """Make ``ctx`` and ``deep`` the output of a module (as one list), and train its parameters instead."""
         del self.ctx, self.deep
         self.tokens = tokens
 
     @property
-    def follows(self) -> bool:
+    def is_computed(self) -> bool:
         """Whether the tokens are computed from other parameters."""
         return "tokens" in self._modules
 
@@ -124,22 +124,22 @@ class TextPrompt(nn.Module):
         return "ctx" in self._parameters
 
     def __getattr__(self, name: str) -> Any:
-        if name in ("ctx", "deep") and self.follows:
+        if name in ("ctx", "deep") and self.is_computed:
             ctx, *deep = self.tokens()
             return ctx if name == "ctx" else deep
         return super().__getattr__(name)
 
     def tokenize(self, clip: FrozenCLIP, class_names: Sequence[str]) -> ClassTokens:
         """Token ids of the class prompts, with room for the context."""
-        return clip.class_tokens(class_names, self.words, self.room)
+        return clip.class_tokens(class_names, self.words, self.n_inserted)
 
     @property
-    def room(self) -> int:
-        """Number of tokens besides words: the context, attributes and the learnt vectors before them."""
-        return self.n_ctx + (self.attributes.room if self.attributes else 0)
+    def n_inserted(self) -> int:
+        """Number of positions besides words: the context, and attribute words with the learnt vectors before them."""
+        return self.n_ctx + (self.attributes.n_inserted if self.attributes else 0)
 
     def first(self, clip: FrozenCLIP) -> int:
-        """Position of the context's first token in a prompt, if the class name is at the end."""
+        """Position of the context's first token in a prompt (for class names at the end)."""
         return len(clip.start_embedding()) + (self.attributes.front if self.attributes else 0)
 
     def encode(
@@ -194,7 +194,7 @@ class TextPrompt(nn.Module):
         return Prompts(prefix, suffix, lengths, beginnings, deep, len(start), ctx)
 
     def _embed(self, clip: FrozenCLIP, tokens: ClassTokens) -> Tensor:
-        """Embeddings (C, S, d_t) of what stands behind start-of-text, padding as it is."""
+        """Embeddings (C, S, d_t) of the tokens after start-of-text, with ``update`` added except to padding."""
         body = clip.text.embed(tokens.ids)
         if self.update is None:
             return body
@@ -204,7 +204,7 @@ class TextPrompt(nn.Module):
 
 
 def _insert(body: Tensor, tail: Tensor, at: Tensor) -> Tensor:
-    """Insert m tokens into each row at its own place: body (C, S, d), tail (…, m, d), at (C,) -> ([G,] C, S+m, d)."""
+    """Insert m tokens into each row at its position: body (C, S, d), tail (…, m, d), at (C,) -> ([G,] C, S+m, d)."""
     size, extra = body.shape[1], tail.shape[-2]
     if extra == 0:
         return body

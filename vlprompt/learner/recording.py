@@ -1,4 +1,4 @@
-"""Records what happens inside a learner, the same way for every method: recorders are edits that change nothing."""
+"""Records what happens inside a learner, for every method alike: recorders are edits that change nothing."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ from vlprompt.learner.contract import PromptLearner
 
 
 @contextlib.contextmanager
-def added(learner: PromptLearner, *edits: Edit) -> Iterator[None]:
-    """Put edits such as recorders behind the learner's own inside the block; they see what it hands to the towers.
+def extra_edits(learner: PromptLearner, *edits: Edit) -> Iterator[None]:
+    """Add edits, such as recorders, after the learner's own within a ``with`` block.
 
-    Or what the saved learner does that it stands on. Frozen text, which learners take from their teacher, is not among
-    that.
+    They are also added to the saved learner that it builds on, if any. Frozen text features, which learners get from
+    their teacher, are not affected.
     """
-    all_of_it = [learner, *([] if learner.built_on is None else [learner.built_on.learner])]
-    own = [each.edits for each in all_of_it]
-    for each in all_of_it:
+    learners = [learner, *([] if learner.built_on is None else [learner.built_on.learner])]
+    own = [each.edits for each in learners]
+    for each in learners:
         each.edits = [*each.edits, *edits]
     try:
         yield
     finally:
-        for each, before in zip(all_of_it, own, strict=True):
+        for each, before in zip(learners, own, strict=True):
             each.edits = before
 
 
 class TextRecorder(Edit):
-    """Keeps the prompts that enter the text tower, and what the blocks make of the token that it reads.
+    """Records the prompts that enter the text tower, and the pooled token's states after each block.
 
     Attributes:
-        calls: the prompts, one entry a call.
+        calls: the prompts of each call.
     """
 
     tower = "text"
@@ -45,18 +45,18 @@ class TextRecorder(Edit):
         self._seen: list[dict[int, list[tuple[Rows, Tensor]]]] = []
 
     def prompted(self, prompts: Prompts) -> Prompts:
-        """Begin the record of a call."""
+        """Start recording a call."""
         self.calls.append(prompts)
         self._seen.append({})
         return prompts
 
     def pooled(self, layer: int, x: Tensor, rows: Rows) -> None:
-        """Keep states (G, C, d_t) of a chunk of classes."""
+        """Record states (G, C, d_t) of a chunk of classes."""
         self._seen[-1].setdefault(layer, []).append((rows, x))
 
     @property
     def states(self) -> dict[int, list[Tensor]]:
-        """The pooled token's states behind each block, a tensor (G, C, d_t) a call."""
+        """The pooled token's states after each block, by its index: a tensor (G, C, d_t) per call."""
         out: dict[int, list[Tensor]] = {}
         for call in self._seen:
             for layer, parts in call.items():
@@ -68,10 +68,10 @@ class TextRecorder(Edit):
 
 
 class ImageRecorder(Edit):
-    """Keeps the states of all tokens behind each block of the image tower.
+    """Records the states of all tokens after each block of the image tower.
 
     Attributes:
-        states: behind each block, a tensor (B, T, d_v) a call.
+        states: by the block's index, a tensor (B, T, d_v) per call.
     """
 
     tower = "vision"
@@ -81,6 +81,6 @@ class ImageRecorder(Edit):
         self.states: dict[int, list[Tensor]] = {}
 
     def finished(self, layer: int, x: Tensor, out: Tensor) -> Tensor:
-        """Keep what the block puts out."""
+        """Record the block's output."""
         self.states.setdefault(layer, []).append(out)
         return out

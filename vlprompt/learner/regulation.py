@@ -45,11 +45,11 @@ class Regulator(nn.Module):
     mean hidden state; this one looks at the mean direction of the rows, which is there wherever a gradient is.
 
     Args:
-        widths: last axes of the tensors whose gradients it takes.
-        rank: of ψ's map.
+        widths: sizes of the last axis of the tensors whose gradients it takes.
+        rank: rank of ψ's map.
 
     Attributes:
-        sha256: of what was read from a file; empty of one that was not.
+        sha256: hash of the tensors, if it was read from a file; else empty.
     """
 
     def __init__(self, widths: Iterable[int], rank: int = 8):
@@ -58,10 +58,10 @@ class Regulator(nn.Module):
         self.maps = nn.ModuleDict({str(d): _OfWidth(d, rank) for d in sorted(set(widths))})
 
     def of(self, tensor: Tensor) -> nn.Module | None:
-        """The function for gradients of a tensor (…, d); None for those of a single number, which stay.
+        """The function for gradients of a tensor (…, d); None for a single number, whose gradient is kept.
 
         Raises:
-            VlpromptError: it knows none of that width.
+            VlpromptError: there is none for that width.
         """
         if tensor.dim() == 0:
             return None
@@ -74,7 +74,7 @@ class Regulator(nn.Module):
         return self.maps[str(width)]
 
     def forward(self, gradient: Tensor) -> Tensor:
-        """Regulate the gradient of one tensor (…, d); that of a single number stays."""
+        """Regulate the gradient of one tensor (…, d); that of a single number is kept."""
         turn = self.of(gradient)
         if turn is None:
             return gradient

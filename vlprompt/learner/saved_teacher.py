@@ -24,7 +24,7 @@ OTHERWISE = "scores in another way than by one matrix of class features (C, D)"
 
 
 class LearntTower(FrozenCLIP):
-    """A frozen model whose image features are a learner's: for feeds and banks, which keep them under its identity.
+    """A frozen model whose image features are a learner's, for feeds and banks, which store them under its identity.
 
     Args:
         learner: in evaluation mode; it prompts or edits the image tower.
@@ -35,12 +35,12 @@ class LearntTower(FrozenCLIP):
         self.learner = learner
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle the learner, whose frozen model goes by its name."""
+        """Pickle the learner, whose frozen model is pickled by name."""
         return type(self), (self.learner,)
 
     @functools.cached_property
     def _learnt(self) -> str:
-        """SHA-256 over what the learner learnt and how it is set."""
+        """SHA-256 of the learner's tensors and settings."""
         settings = sorted(dataclasses.asdict(self.learner.config).items())
         digest = hashlib.sha256(f"{self.learner.method} {settings}".encode())
         for key, tensor in sorted(self.learner.state_dict().items()):
@@ -49,7 +49,7 @@ class LearntTower(FrozenCLIP):
         return digest.hexdigest()
 
     def identity(self) -> dict[str, Any]:
-        """The backbone's, and the learner's; an image tower may look at class names."""
+        """The backbone's identity, the learner's hash, and its class names, which image features may depend on."""
         return super().identity() | {"learner": self._learnt, "class_names": list(self.learner.class_names)}
 
     @torch.no_grad()
@@ -97,7 +97,7 @@ class LearnerTeacher:
         self.learner, self.student = learner.eval(), student
         self.identity, self.name, self.role = dict(identity), name, role
         same = learner.clip is student or learner.clip.identity() == student.identity()
-        self.needs_images = not (same and learner.facts.cacheable_images)  # the student's features do not serve it
+        self.needs_images = not (same and learner.facts.cacheable_images)  # rather than the student's features
         self.new_classes = learner.facts.new_classes
         own_width = learner.feature_width == learner.clip.embed_dim
         by_class = learner.facts.classifier == "shared" and not learner.facts.head and own_width
@@ -105,23 +105,23 @@ class LearnerTeacher:
         self._tower = student if learner.facts.cacheable_images else LearntTower(learner)
 
     def tower(self, class_names: Sequence[str]) -> FrozenCLIP:
-        """What makes the image features that its class features stand beside; the student's model if they lack."""
-        self.follow(class_names)
+        """The model whose image features belong to its class features; the student's if it has none."""
+        self.score_classes(class_names)
         return self.student if self.lacks else self._tower
 
     def save(self, path: Path, class_names: Sequence[str]) -> None:
-        """Keep it in a folder."""
-        self.follow(class_names)
+        """Save it to a folder."""
+        self.score_classes(class_names)
         self.learner.save_pretrained(path)
 
     def text_features(self, class_names: Sequence[str], templates: Sequence[str] = ()) -> Tensor:
-        """Its class features (C, D of its backbone); templates are its own, so those given are left unused."""
-        self.follow(class_names)
+        """Its class features (C, D of its backbone); it has its own templates, so the given ones are ignored."""
+        self.score_classes(class_names)
         return self.learner.classifier_matrix()
 
     def logits(self, batch: Batch, class_names: Sequence[str]) -> Tensor:
-        """Logits (B, C) of a student's batch on the student's device, by the teacher's own logit scale."""
-        self.follow(class_names)
+        """Logits (B, C) of a student's batch, with the teacher's logit scale, on the student's device."""
+        self.score_classes(class_names)
         if not self.needs_images and batch.get("image_features") is not None:
             seen: Batch = {"image_features": batch["image_features"]}
         elif "image" in batch:
@@ -133,7 +133,7 @@ class LearnerTeacher:
             )
         return self.learner.predict(seen).to(self.student.device)
 
-    def follow(self, class_names: Sequence[str]) -> None:
+    def score_classes(self, class_names: Sequence[str]) -> None:
         """Score a student's classes from now on, or raise a ``VlpromptError``."""
         if tuple(class_names) == self.learner.class_names:
             return
@@ -144,7 +144,7 @@ class LearnerTeacher:
 
     @torch.no_grad()
     def _as_own(self, images: Tensor) -> Tensor:
-        """Images (B, 3, H, W) of the student's preprocessing as the teacher's backbone takes them."""
+        """Images (B, 3, H, W) in the student's preprocessing, converted to that of the teacher's backbone."""
         mine, theirs = self.learner.clip, self.student
         size, constants = mine.image_size, (mine.image_mean, mine.image_std)
         if (size, constants) == (theirs.image_size, (theirs.image_mean, theirs.image_std)):

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from vlprompt.learner.contract import PromptLearner
     from vlprompt.learner.objectives import Batch
 
-# Text features by model, for as long as it lives: the learners of a sweep share what it says of their classes.
+# text features by model, shared by all learners of a sweep
 _KNOWN: WeakKeyDictionary[FrozenCLIP, dict[tuple[object, ...], Tensor]] = WeakKeyDictionary()
 
 
@@ -50,10 +50,10 @@ class SavedTeacher(Protocol):
     lacks: str
 
     def tower(self, class_names: Sequence[str]) -> FrozenCLIP:
-        """What makes the image features that its class features stand beside."""
+        """The model whose image features belong to its class features."""
 
     def save(self, path: Path, class_names: Sequence[str]) -> None:
-        """Keep it in a folder."""
+        """Save it to a folder."""
 
     def text_features(self, class_names: Sequence[str], templates: Sequence[str] = ()) -> Tensor:
         """Class features (C, D of its backbone)."""
@@ -143,14 +143,14 @@ class Teacher:
         cut: bool = False,
         normalise: bool = True,
     ) -> Tensor:
-        """Mean feature of each class's sentences (C, D), normalised before and after the mean unless told otherwise.
+        """Mean feature of each class's sentences (C, D), by default normalised before and after the mean.
 
         Args:
             class_names: underscores become spaces.
             path: a JSON file ``{class: [sentences]}``, or a set that comes with the package.
-            templates: filled with the class name, they are sentences like the others.
-            cut: whether sentences that are longer than the context lose their end; else they are an error.
-            normalise: false leaves features as the tower gives them, and their mean too.
+            templates: further sentences, with the class name inserted.
+            cut: whether to truncate sentences that are longer than the context; else they are an error.
+            normalise: whether to normalise features and their mean.
         """
         self.refuse_file(path)
         key = ("described", tuple(class_names), _stamp(path), tuple(templates), cut, normalise)
@@ -166,13 +166,13 @@ class Teacher:
         return self._cache[key]
 
     def image_features(self, batch: Batch | Mapping[str, Tensor], view: str = "image") -> Tensor:
-        """Normalised features (B, D) of a batch's view by the frozen tower, under no gradient."""
+        """Normalised features (B, D) of a batch's view by the frozen tower, without gradients."""
         tensors = cast("Mapping[str, Tensor]", batch)
         known = tensors.get("image_features") if view == "image" else tensors.get(f"{view}_features")
         if known is not None:
             return F.normalize(known, dim=-1)
         images = tensors[view]
-        version = None if images.is_inference() else images._version  # a buffer may be filled anew for each batch
+        version = None if images.is_inference() else images._version  # a buffer may be reused for several batches
         if self._last is None or self._last[0] is not images or self._last[1] != version:
             self._last = (images, version, F.normalize(self.clip.encode_image(images), dim=-1))
         return self._last[2]
@@ -192,14 +192,14 @@ def filled(class_names: Sequence[str], templates: Sequence[str]) -> list[str]:
     """Every template with every class name, template by template."""
     templates = check_templates(templates)
     names = [natural_name(name) for name in class_names]
-    # replace and not format, which would follow "{x.attribute}" in somebody else's template
+    # replace rather than format, which would evaluate "{x.attribute}" in other people's templates
     return [template.replace("{}", name) for template in templates for name in names]
 
 
 def _stamp(path: str) -> tuple[str, int, int]:
-    """What tells a file from a later one of the same name, without reading it."""
+    """Path, modification time and size, which identify a version of a file without reading it."""
     try:
         facts = os.stat(os.path.expanduser(path))
     except OSError:
-        return path, 0, 0  # reading it says what is wrong
+        return path, 0, 0  # the error is reported when it is read
     return path, facts.st_mtime_ns, facts.st_size

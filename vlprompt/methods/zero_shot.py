@@ -44,12 +44,12 @@ class ZeroShot(PromptLearner):
 
     @property
     def follows_templates(self) -> bool:
-        """Unless texts were given."""
+        """If no texts are set."""
         return self.config.template is None and self.config.descriptions is None
 
     @classmethod
     def reads_descriptions(cls, objectives: Sequence[Objective]) -> bool:
-        """The class features are made of them."""
+        """Class features are made from descriptions, if there are any."""
         return True
 
     def learn(self, feed: Feed, train: Train) -> None:

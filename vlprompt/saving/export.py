@@ -27,7 +27,7 @@ from vlprompt.errors import VlpromptError, nearest
 from vlprompt.evaluation.calibration import threshold_for
 from vlprompt.evaluation.scoring import finite
 from vlprompt.learner.contract import PromptLearner
-from vlprompt.learner.recording import added
+from vlprompt.learner.recording import extra_edits
 from vlprompt.saving import run_onnx
 from vlprompt.saving.export_openclip import export_openclip
 from vlprompt.saving.exported import FACTS
@@ -244,7 +244,7 @@ def _exportable(learner: PromptLearner) -> Iterator[tuple[nn.Module, Tensor, Dyn
     """
     per_image, size = _per_image(learner), learner.clip.image_size
     dynamic = None if per_image else {"images": {0: torch.export.Dim("batch", max=MOST_IMAGES)}}
-    with torch.no_grad(), merged_into(learner), added(learner, *([FullLength()] if per_image else [])):
+    with torch.no_grad(), merged_into(learner), extra_edits(learner, *([FullLength()] if per_image else [])):
         yield _Graph(learner).eval(), torch.zeros(1 if per_image else 2, 3, size, size), dynamic
 
 

@@ -29,7 +29,7 @@ from vlprompt.errors import VlpromptError
 from vlprompt.evaluation.calibration import threshold_for
 from vlprompt.learner.contract import PromptLearner
 from vlprompt.learner.prompts import TextPrompt
-from vlprompt.learner.recording import TextRecorder, added
+from vlprompt.learner.recording import TextRecorder, extra_edits
 from vlprompt.learner.teacher import filled
 from vlprompt.saving.merging import merged_into
 
@@ -137,7 +137,7 @@ def _context(learner: PromptLearner) -> Tensor:
     """
     who, other = f"{learner.method} with these settings", "use to=torch or to=onnx"
     recorder = TextRecorder()
-    with torch.no_grad(), added(learner, recorder):
+    with torch.no_grad(), extra_edits(learner, recorder):
         features = learner.text_features()
     calls = recorder.calls
     if len(calls) != 1 or len(calls[0].prefix) != 1:

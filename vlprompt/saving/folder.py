@@ -134,7 +134,7 @@ def _load_for(
     same = all(saved["backbone"].get(key) == value for key, value in clip.identity().items())
     learner = _load(folder, name, remote, clip if same else None, str(clip.device))
     teacher = LearnerTeacher(learner, clip, identity, name, role)
-    teacher.follow(class_names)
+    teacher.score_classes(class_names)
     return teacher
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -133,6 +134,33 @@ class Checkpoint:
             stacklevel=3,
         )
         return found
+
+
+class CheckpointWriter:
+    """Writes the checkpoints of a training, at most one in a given time.
+
+    Args:
+        path: the file; None writes nothing.
+        seconds: minimum time between two checkpoints.
+    """
+
+    def __init__(self, path: Path | None, seconds: float):
+        self.path, self.seconds = path, seconds
+        self._unsaved: Checkpoint | None = None
+        self._saved_at = time.monotonic()
+
+    def update(self, checkpoint: Checkpoint, is_last: bool) -> None:
+        """Write a checkpoint if it is the last or the time has passed, or else keep it in memory."""
+        self._unsaved = checkpoint
+        if is_last or time.monotonic() - self._saved_at >= self.seconds:
+            self.flush()
+            self._saved_at = time.monotonic()
+
+    def flush(self) -> None:
+        """Write the latest checkpoint, if it was not written."""
+        if self._unsaved and self.path:
+            self._unsaved.save(self.path)
+            self._unsaved = None
 
 
 def as_mapping(identity: str | Mapping[str, str]) -> dict[str, str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import re
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
@@ -25,7 +24,7 @@ from vlprompt.learner.contract import PromptLearner
 from vlprompt.learner.held_out import Point, Search
 from vlprompt.learner.learning import Batches, EpochBatches, Feed, History, ParameterGroup, Source
 from vlprompt.learner.selection import training_points
-from vlprompt.training.checkpoint import Checkpoint, as_mapping
+from vlprompt.training.checkpoint import Checkpoint, CheckpointWriter, as_mapping
 from vlprompt.training.feed import ImageFeed
 from vlprompt.training.loop import Loop, OnSteps
 from vlprompt.training.options import learning_rate as learning_rate
@@ -129,7 +128,7 @@ def train(
         if on_epoch:
             on_epoch(record)
     loop = Loop(learner, optimizer, batches, options, f"{seed}/{stage}" if stage else seed, on_steps)
-    unsaved, saved_at = None, time.monotonic()
+    writer = CheckpointWriter(path, options.checkpoint_seconds)
     learner.train()
     try:
         for epoch in loop.epochs_after(history):
@@ -137,15 +136,13 @@ def train(
             history.append(record | ({"selection": selection.update(learner)} if selection else {}))
             log.write(history[-1])
             if path:
-                unsaved = Checkpoint.of(learner, optimizer, history, identity, selection.state if selection else {})
-                if loop.is_last(epoch) or time.monotonic() - saved_at >= options.checkpoint_seconds:
-                    unsaved.save(path)
-                    unsaved, saved_at = None, time.monotonic()
+                selected = selection.state if selection else {}
+                state = Checkpoint.of(learner, optimizer, history, identity, selected)
+                writer.update(state, loop.is_last(epoch))
             if on_epoch:
                 on_epoch(history[-1])
     except KeyboardInterrupt:
-        if unsaved and path:
-            unsaved.save(path)
+        writer.flush()
         raise
     finally:  # whoever goes on with what an interrupted or failed training left scores as in a test
         learner.eval()

@@ -47,7 +47,7 @@ class CLIPLoRA(PromptLearner):
     config: Config
 
     def setup(self) -> None:
-        """Create the updates: A (L, r, d) and B (L, d, r) a map and tower."""
+        """Create the updates: A (L, r, d) and B (L, d, r) for each map and tower."""
         c = self.config
         made = LoRASetting(c.tower, c.rank, c.alpha, c.maps, dropout=c.dropout).made(self.clip)
         self.lora = nn.ModuleList(made)
@@ -55,7 +55,7 @@ class CLIPLoRA(PromptLearner):
 
     @classmethod
     def facts_of(cls, config: Any) -> Facts:
-        """A tower that is left alone is not trained."""
+        """Towers without updates are not trained."""
         if config.tower == "both":
             return cls.registered
         return replace(cls.registered, trains=frozenset({config.tower}), cacheable_images=config.tower == "text")
@@ -66,7 +66,7 @@ class CLIPLoRA(PromptLearner):
 
     @property
     def follows_templates(self) -> bool:
-        """Unless one was given."""
+        """If no template is set."""
         return self.config.template is None
 
     def prepare_classes(self) -> None:

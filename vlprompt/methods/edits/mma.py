@@ -45,8 +45,8 @@ class _Scaled(torch.autograd.Function):
 
 
 def scaled(x: Tensor, forth: float, back: float) -> Tensor:
-    """Return forth·x, whose gradient is that of back·x."""
-    if not torch.is_grad_enabled():  # nor is anything in the way of an export
+    """Return forth·x, with the gradient of back·x."""
+    if not torch.is_grad_enabled():  # and exports contain plain operations
         return x * forth
     return cast(Tensor, _Scaled.apply(x, forth, back))
 
@@ -60,7 +60,7 @@ class Bottleneck(nn.Module):
         self.up = nn.Linear(middle, width)
 
     def forward(self, x: Tensor, middle: nn.Module) -> Tensor:
-        """The branch of x (…, d), with what stands between the two maps."""
+        """The branch's output for x (…, d), given the function between its two maps."""
         out: Tensor = self.up(middle(self.down(x)))
         return out
 
@@ -92,7 +92,7 @@ class SideBranches(Edit):
         if block not in self.own:
             return out
         view = self.clip.text if self.tower == "text" else self.clip.visual
-        entering = scaled(view.blocks[layer].normed(x), 1.0, self.scale)  # what leaves towards earlier blocks keeps s
+        entering = scaled(view.blocks[layer].normed(x), 1.0, self.scale)  # the gradient to earlier blocks keeps s
         return out + scaled(self.own[block](entering, self.shared[block]), self.scale, 1.0)
 
 
@@ -121,7 +121,7 @@ class MMA(PromptLearner):
     config: Config
 
     def setup(self) -> None:
-        """Create the branches: d -> r and r -> d a tower and block, r -> r a block; go by the authors' names."""
+        """Create the branches: maps d -> r and r -> d for each tower and block, and r -> r for each block."""
         config, clip = self.config, self.clip
         clip.require(text=1, vision=1)
         blocks = self._blocks(clip.text.layers, clip.visual.layers)

@@ -34,10 +34,10 @@ Constraint = Literal["l2", "l2_constant", "l2_corrected", "l2_balanced"]
 
 
 def multipliers(logits: Tensor, labels: Tensor, constraint: Constraint) -> Tensor:
-    """λ (C,) of CLAP's constraint, §4.2: how far zero-shot CLIP is right about each class.
+    """λ (C,) of CLAP's constraint, §4.2: how reliable zero-shot CLIP is for each class.
 
     Args:
-        logits: of zero-shot CLIP (N, C).
+        logits: zero-shot CLIP's logits (N, C).
         labels: (N,).
         constraint: ``l2``, the mean probability of class c over the samples of class c; ``l2_constant``, the mean of
             these for all classes; ``l2_corrected``, these scaled to a mean of one; ``l2_balanced``, ones.
@@ -119,7 +119,7 @@ class CLAP(ZSLP):
         self.register_buffer("strength", torch.ones(len(self.class_names)), persistent=False)
 
     def learn(self, feed: Feed, train: Train) -> None:
-        """Ask zero-shot CLIP what it knows of each class, and train."""
+        """Compute λ from zero-shot CLIP's predictions, and train."""
         bank = feed.bank(views=self.config.fit_views)
         assert bank.labels is not None  # of labelled images
         v = F.normalize(bank.features.flatten(0, 1), dim=-1)

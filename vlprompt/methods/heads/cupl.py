@@ -38,7 +38,7 @@ class CuPL(ZeroShot):
 
     @classmethod
     def lacks(cls, config: Any) -> str:
-        """A run without sentences would be zero-shot by another name."""
+        """Without sentences it would be zero-shot under another name."""
         if config.descriptions is not None:
             return ""
         return (

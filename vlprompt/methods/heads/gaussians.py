@@ -1,6 +1,6 @@
-"""Gaussians with a shared covariance over classes, fitted to labels or probabilities, or made of neighbours.
+"""Gaussians with a covariance shared by all classes, fitted to labels or probabilities, or synthesised from neighbours.
 
-In float64 throughout, since the covariance is inverted, and so on the CPU for features on Apple's GPUs; results are
+Computed in float64, since the covariance is inverted, and so on the CPU for features on Apple's GPUs; results are
 fp32. Samples are read one view at a time.
 """
 
@@ -47,13 +47,13 @@ def fit_gaussians(
     """Fit a Gaussian to each class, §3 of the paper; classes may have any numbers of samples.
 
     Args:
-        features: (V, N, D) views of N images; each view is normalised and is a sample. A single sample a class has no
-            spread: P is then 0, and zero-shot's classifier stands alone.
-        labels: (N,), one at least of each class.
-        n_classes: C.
-        shrinkage: take the precision of Kubokawa and Srivastava, ``shrunk``, of the covariance of all samples around
-            their class means; otherwise the plain inverse of the mean of the classes' own covariances.
-        counts: how often each image counts (N,), as if it were there so many times; None once each.
+        features: V views of N images (V, N, D), each of which is normalised and used as a sample. With a single sample
+            per class there is no spread: P is then 0, and only the zero-shot classifier remains.
+        labels: (N,), at least one of each class.
+        n_classes: number of classes C.
+        shrinkage: whether to use the precision of Kubokawa and Srivastava (``shrunk``) of the covariance of all samples
+            around their class means; otherwise the inverse of the mean of the classes' own covariances.
+        counts: how many times each image counts (N,); None counts each once.
 
     Raises:
         VlpromptError: a class has no sample, or the matrix cannot be inverted.
@@ -80,16 +80,16 @@ def fit_gaussians(
 
 
 def fit_soft_gaussians(x: Tensor, weights: Tensor) -> Gaussians:
-    """Fit Gaussians to samples that belong to each class in part: the M-step, with a shrunk precision.
+    """Fit Gaussians to samples that belong to classes with weights: the M-step, with a shrunk precision.
 
     The covariance is the mean of the classes' own, Σ = 1/C Σ_c Σ_i γ_ic (x_i - μ_c)(x_i - μ_c)ᵀ / Σ_i γ_ic.
 
     Args:
         x: normalised features (N, D).
-        weights: γ (N, C), how much of each sample is of each class.
+        weights: γ (N, C), the weight of each sample in each class.
     """
     x, gamma = (each.to(exact_device(each.device)).double() for each in (x, weights))
-    gamma = gamma / gamma.sum(dim=0).clamp_min(torch.finfo(gamma.dtype).tiny)  # of each class sums to 1
+    gamma = gamma / gamma.sum(dim=0).clamp_min(torch.finfo(gamma.dtype).tiny)  # sums to 1 over samples
     means = gamma.T @ x
     covariance = (x.T @ (gamma.sum(dim=1, keepdim=True) * x) - means.T @ means) / gamma.shape[1]
     return Gaussians(means, shrunk((len(x) - 1) * covariance, len(x)))
@@ -109,18 +109,18 @@ def nearest_samples(samples: Tensor, text: Tensor, neighbours: int) -> Tensor:
 
 
 def synthesise(samples: Tensor, text: Tensor, neighbours: int, text_copies: int, width: int | None = None) -> Gaussians:
-    """Gaussians of classes without images, of the training samples nearest to their text features, §3.3.
+    """Gaussians for classes without images, from the training samples nearest to their text features, §3.3.
 
-    The mean is over the neighbours and copies of the text feature. The spread is taken around the text feature; each
-    class's precision is a shrunk one, of a matrix of rank k beside a multiple of the identity, so that it costs the
-    inverse of a (k, k) matrix; P is their mean.
+    A class's mean is over its neighbours and copies of its text feature, and its spread is around the text feature. Its
+    precision is shrunk: the matrix has rank k plus a multiple of the identity, so only a (k, k) matrix must be
+    inverted. P is the mean of these precisions.
 
     Args:
         samples: normalised training features of other classes (M, D).
         text: normalised text features of the new classes (C, D).
         neighbours: k.
-        text_copies: how often the text feature counts in the mean.
-        width: the number that stands for D in the precision; by default D.
+        text_copies: how many times the text feature counts in the mean.
+        width: number used for D in the precision; by default D.
     """
     samples, text = (each.to(exact_device(each.device)) for each in (samples, text))
     index, d = nearest_samples(samples, text, neighbours), samples.shape[1]

@@ -79,12 +79,12 @@ class GDA(BesideText):
 
     @classmethod
     def facts_of(cls, config: Config) -> Facts:
-        """New classes are scored if they are made, and labels are needed unless EM stands in for them."""
+        """It can score new classes if it synthesises them, and needs labels unless it uses EM."""
         labels: Literal["needed", "none"] = "none" if config.unsupervised else "needed"
         return replace(cls.registered, new_classes=config.synthesise, labels=labels, weighs=not config.synthesise)
 
     def setup(self) -> None:
-        """Make room for the linear classifier, w (C, D) and b (C,), and for what new classes are made of."""
+        """Create buffers for the linear classifier, w (C, D) and b (C,), and for what new classes are made from."""
         for name, least in (("fit_views", 1), ("max_iter", 1), ("neighbours", 1), ("text_copies", 0)):
             if getattr(self.config, name) < least:
                 raise VlpromptError(f"{name} must be at least {least}, not {getattr(self.config, name)}")
@@ -102,12 +102,12 @@ class GDA(BesideText):
         self._found: tuple[Tensor, Tensor, Tensor] | None = None
 
     def reserve(self, shapes: Mapping[str, torch.Size]) -> None:
-        """Make room for as many learnt classes and samples as were saved."""
+        """Create buffers for as many learnt classes and samples as were saved."""
         if self.config.synthesise and {"b", "samples"} <= shapes.keys() and shapes["b"] and shapes["samples"]:
             self._make_room(shapes["b"][0], shapes["samples"][0], self.clip.embed_dim)
 
     def learn(self, feed: Feed, train: Train) -> None:
-        """Fit the Gaussians to the labelled images, or to the pool; then choose α where a selection does."""
+        """Fit the Gaussians to the labelled images or to the pool, and choose α if there is a selection."""
         bank = feed.bank("pool" if self.config.unsupervised else "labelled", views=self.config.fit_views)
         found = self._expect(bank.features) if self.config.unsupervised else self._fit(bank)
         kept = {"w": found.w, "b": found.b}
@@ -126,7 +126,7 @@ class GDA(BesideText):
 
     @torch.no_grad()
     def _expect(self, features: Tensor) -> Gaussians:
-        """EM from the zero-shot classifier on: γ is the softmax of all logits, then the Gaussians are fitted to it."""
+        """EM from the zero-shot classifier: γ is the softmax of all logits, to which the Gaussians are fitted."""
         x = F.normalize(features.flatten(0, 1), dim=-1)
         zero_shot = self.clip.similarity(x, self.text_features())
         x, zero_shot = (each.to(exact_device(each.device)) for each in (x, zero_shot))
@@ -157,10 +157,10 @@ class GDA(BesideText):
         return super().score(v, t) + values["alpha"] * (v @ w.T + b)
 
     def _classes(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """w (C, D) and b (C,) of the classes with these text features, learnt ones and new ones."""
+        """w (C, D) and b (C,) for classes with these text features, learnt and new ones."""
         if not self.config.synthesise:
             return self.w, self.b
-        if self._found is None or self._found[0] is not t:  # one tensor as long as nothing changes
+        if self._found is None or self._found[0] is not t:  # the same tensor as long as nothing changes
             self._found = (t, *self._make_classes(t.detach()))
         return self._found[1:]
 

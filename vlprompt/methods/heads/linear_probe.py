@@ -53,7 +53,7 @@ class LinearProbe(PromptLearner):
     inverse_strength: Tensor
 
     def setup(self) -> None:
-        """Make room for the classifier, w (C, D) and b (C,); before it is fitted, it tells nothing apart."""
+        """Create buffers for the classifier, w (C, D) and b (C,), zero until it is fitted."""
         values = [self.config.inverse_strength, *self.config.grid.get("inverse_strength", [])]
         if not all(isinstance(value, str) or value > 0 for value in values):
             raise VlpromptError("inverse_strength must be above 0")
@@ -63,7 +63,7 @@ class LinearProbe(PromptLearner):
         keep_settings(self, "inverse_strength")
 
     def learn(self, feed: Feed, train: Train) -> None:
-        """Choose C where a selection does, and fit to the labelled images."""
+        """Choose C if there is a selection, and fit to the labelled images."""
         bank = feed.bank(views=self.config.fit_views)
         assert bank.labels is not None
         v, labels = F.normalize(bank.features.flatten(0, 1), dim=-1), bank.labels.repeat(bank.views)
@@ -80,11 +80,11 @@ class LinearProbe(PromptLearner):
         self.b.copy_(b)
 
     def fit(self, v: Tensor, labels: Tensor, strength: float, counts: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Weights (C, D) and biases (C,) of features v (N, D), labels (N,) and how often each counts (N,), or once."""
+        """Fit to features v (N, D), labels (N,) and counts (N,), if given: weights (C, D) and biases (C,)."""
         found = LogisticRegression(C=strength, max_iter=self.config.max_iter, solver="lbfgs")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)  # max_iter is a setting
-            warnings.filterwarnings("ignore", "The number of unique classes")  # one shot is no regression
+            warnings.filterwarnings("ignore", "The number of unique classes")  # as with one shot
             found.fit(v.cpu().numpy(), labels.cpu().numpy(), None if counts is None else counts.cpu().numpy())
         seen, n_classes = torch.from_numpy(found.classes_), len(self.class_names)
         if len(seen) < n_classes:
@@ -94,7 +94,7 @@ class LinearProbe(PromptLearner):
         return (torch.cat([-w, w]) / 2, torch.cat([-b, b]) / 2) if n_classes == 2 else (w, b)  # sigmoid as softmax
 
     def encode_text(self, v: Tensor | None = None) -> Tensor:
-        """The zero-shot class features (C, D), which bear on nothing."""
+        """The zero-shot class features (C, D), which do not affect the logits."""
         return self.frozen_text()
 
     def linear_head(self, t: Tensor) -> tuple[Tensor, Tensor]:

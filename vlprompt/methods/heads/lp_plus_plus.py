@@ -91,7 +91,7 @@ class LPPlusPlus(BesideText):
     alpha: Tensor
 
     def setup(self) -> None:
-        """Make room for W (C, D), b (C,) and α (C,)."""
+        """Create buffers for W (C, D), b (C,) and α (C,)."""
         classes, width = len(self.class_names), self.clip.embed_dim
         for name in ("full_steps", "alpha_every", "fit_views"):
             if getattr(self.config, name) < 1:
@@ -103,7 +103,7 @@ class LPPlusPlus(BesideText):
 
     @classmethod
     def trained_by_loop(cls, facts: Facts) -> bool:
-        """It takes steps of its own."""
+        """It takes its own steps."""
         return False
 
     @torch.no_grad()
@@ -124,20 +124,20 @@ class LPPlusPlus(BesideText):
             self.get_buffer(name).copy_(tensor)
 
     def steps(self, v: Tensor, labels: Tensor, t: Tensor) -> Iterator[tuple[State, float]]:
-        """The state after each step, with the loss before it; of features v (N, D) and text t (C, D), normalised."""
+        """Yield the state after each step and the loss before it, for normalised v (N, D) and text t (C, D)."""
         sizes, n, config = StepSizes.of(v, labels, t), len(v), self.config
         w = v.new_zeros(self.w.shape).index_add_(0, labels, v)
         b, alpha = self.b.clone(), torch.full_like(self.alpha, sizes.start)
         of_w, of_b, of_alpha = torch.zeros_like(w), torch.zeros_like(b), torch.zeros_like(alpha)
         rows, logits, log_p = torch.arange(n, device=v.device), *v.new_empty(2, n, len(w))
         for step in range(1, config.full_steps + 1):
-            # what is (N, C) is large, so it is gone through seldom and never made anew
+            # tensors (N, C) are large, so they are reused and passed over as rarely as possible
             torch.addmm(b, v, combined(w, alpha, t).T, out=logits)
             torch.log_softmax(logits, dim=1, out=log_p)
             loss = -log_p[rows, labels].mean()
             residual = log_p.exp_()  # n times the gradient of the logits: p - y
             residual[rows, labels] -= 1
-            along = residual.T @ v / n  # the gradient of W, whose products with t are α's
+            along = residual.T @ v / n  # the gradient of W; its products with t are that of α
             of_w = config.heavy_ball * of_w + along
             of_b = config.heavy_ball * of_b + residual.sum(dim=0) / n
             w, b = w - sizes.w * of_w, b - sizes.w * of_b
@@ -156,5 +156,5 @@ class LPPlusPlus(BesideText):
 
 
 def combined(w: Tensor, alpha: Tensor, t: Tensor) -> Tensor:
-    """W + α·t (C, D), whose products with features are the logits but for b: α_c(f·t_c) = f·(α_c t_c)."""
+    """W + α·t (C, D), the weights of the logits without b, since α_c(f·t_c) = f·(α_c t_c)."""
     return torch.addcmul(w, alpha.unsqueeze(1), t)

@@ -7,25 +7,25 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-BUDGET = 2**24  # similarities that are held at once, 64 MB
+BUDGET = 2**24  # similarities in memory at once, 64 MB
 
 
 class Similar(NamedTuple):
     """For each of N rows, its K most similar columns: positions and cosines, both (N, K), most similar first."""
 
-    index: Tensor  # type: ignore[assignment]  # in the place of a tuple's method, which nobody asks of this one
+    index: Tensor  # type: ignore[assignment]  # hides a method of tuples
     cosine: Tensor
 
 
 def most_similar(rows: Tensor, columns: Tensor, k: int, own: int | None = None, skip: int = 0) -> Similar:
-    """The k columns, or as many as there are, that are most similar to each row.
+    """The k columns that are most similar to each row, or all if there are fewer.
 
     Args:
         rows: normalised features (N, D).
         columns: normalised features (M, D).
-        k: of them.
-        own: the row whose own features the first column is, and so on from there; these are left out.
-        skip: the most similar ones that are left out.
+        k: number of columns.
+        own: the row whose features are column 0, and so on from there; a row's own column is left out.
+        skip: number of most similar columns to leave out.
     """
     places, cosines, start = [], [], 0
     there = len(columns) - skip - (own is not None)
@@ -43,7 +43,7 @@ def most_similar(rows: Tensor, columns: Tensor, k: int, own: int | None = None, 
 
 
 def as_sparse(similar: Similar, n_columns: int) -> Tensor:
-    """The sparse matrix (N, M) of the cosines at their places."""
+    """A sparse matrix (N, M) with the cosines at their positions."""
     n, k = similar.index.shape
     row = torch.arange(n, device=similar.index.device).repeat_interleave(k)
     places = torch.stack([row, similar.index.flatten()])

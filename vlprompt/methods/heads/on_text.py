@@ -36,7 +36,7 @@ class OnText(PromptLearner):
 
     @classmethod
     def builds_on(cls, config: Any) -> str | None:
-        """The learner that ``text`` names, in the place of any other texts."""
+        """The learner that the setting ``text`` names."""
         place: str | None = config.text
         others = ["template", "names", *(["descriptions"] if cls.reads_descriptions(()) else [])]
         said = [key for key in others if getattr(config, key, None) is not None]
@@ -46,7 +46,7 @@ class OnText(PromptLearner):
 
     @classmethod
     def facts_on(cls, built_on: SavedTeacher, facts: Facts) -> Facts:
-        """What the head is on a learner, which must have class features."""
+        """Facts of the head on a saved learner, which must have class features."""
         if built_on.lacks and not cls.takes_probabilities:
             raise VlpromptError(
                 f"{cls.method} starts from class features (C, D) that stand beside image features, and the learner "

@@ -60,7 +60,7 @@ class TipAdapter(ImageCache, BesideText):
     beta: Tensor
 
     def setup(self) -> None:
-        """Make an empty cache: without keys the learner is zero-shot CLIP."""
+        """Create an empty cache, with which the learner is zero-shot CLIP."""
         self.make_room(0)
         keep_settings(self, "alpha", "beta")
 
@@ -84,5 +84,5 @@ class TipAdapter(ImageCache, BesideText):
 
     def score(self, v: Tensor, t: Tensor) -> Tensor:
         """Logits (B, C): s·v·tᵀ + α·exp(-β(1 - v·F))·L, eq. 5."""
-        affinity = (v @ self.keys.T).sub_(1).mul_(self.beta).exp_()  # (B, N), the largest tensor, made once
+        affinity = (v @ self.keys.T).sub_(1).mul_(self.beta).exp_()  # (B, N), the largest tensor, computed in place
         return super().score(v, t) + self.alpha * cache_logits(affinity, self.labels, len(self.learnt_names))

@@ -42,7 +42,7 @@ class TipAdapterF(TipAdapter):
     config: Config
 
     def hold(self, keys: Tensor) -> None:
-        """Have keys (N, D), which are learnt."""
+        """Register the keys (N, D), as a parameter."""
         self.keys = nn.Parameter(keys)
 
     def learn(self, feed: Feed, train: Train) -> None:

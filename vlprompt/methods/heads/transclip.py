@@ -33,7 +33,7 @@ from vlprompt.methods.heads.neighbours import most_similar
 from vlprompt.methods.heads.on_text import BesideZeroShot
 from vlprompt.methods.heads.transduction import Gaussians, Labelled, Votes
 
-KEPT = ("support", "support_labels", "val", "val_labels")  # what labelled images leave with the learner
+KEPT = ("support", "support_labels", "val", "val_labels")  # buffers of labelled images
 
 
 @register(
@@ -84,11 +84,11 @@ class TransCLIP(BesideZeroShot):
 
     @classmethod
     def facts_of(cls, config: Config) -> Facts:
-        """Labelled images bind it to their classes."""
+        """With labelled images, it is bound to their classes."""
         return replace(cls.registered, labels="needed", new_classes=False) if config.support else cls.registered
 
     def setup(self) -> None:
-        """Make room for labelled images, whose number the data decides."""
+        """Create buffers for labelled images, empty until their number is known."""
         super().setup()
         c = self.config
         for name in ("neighbours", "confident", "rounds", "sweeps"):
@@ -100,13 +100,13 @@ class TransCLIP(BesideZeroShot):
         self.reserve({})
 
     def reserve(self, shapes: Mapping[str, torch.Size]) -> None:
-        """Make the buffers of normalised features (S, D) and labels (S,) of labelled and of validation images."""
+        """Create buffers for normalised features (S, D) and labels (S,) of labelled and validation images."""
         for name in KEPT if self.config.support else ():
             empty = (0,) if name.endswith("labels") else (0, self.clip.embed_dim)
             self.register_buffer(name, torch.zeros(shapes.get(name, empty), device=self.clip.device))
 
     def learn(self, feed: Feed, train: Train) -> None:
-        """Keep the labelled images, and choose γ if it is to be chosen."""
+        """Keep the labelled images, and choose γ if there is a selection."""
         if not self.config.support:
             return
         bank, source = feed.bank(), feed.selection.settings
@@ -122,16 +122,16 @@ class TransCLIP(BesideZeroShot):
             self.val, self.val_labels = F.normalize(val.features[0], dim=-1), val.labels.float()
 
     def with_gamma(self, gamma: float, v: Tensor) -> Tensor:
-        """Log z (Q, C) of images v (Q, D) with a γ."""
+        """Log z (Q, C) of images v (Q, D) for a given γ."""
         return self.solve(v, self.log_y({"image_features": v}), [gamma])[0]
 
     def encode_text(self, v: Tensor | None = None) -> Tensor:
-        """Class features (C, D) of zero-shot, or of the saved learner that it stands on."""
+        """Class features (C, D) of zero-shot, or of the saved learner."""
         first = self.config.as_published and self.config.template is None and self.built_on is None
         return self.frozen_text(self.templates[:1]) if first else super().encode_text(v)
 
     def log_y(self, batch: Batch) -> Tensor:
-        """Log ŷ (B, C) of a batch by class features, or by whatever the saved learner does that it stands on."""
+        """Log ŷ (B, C) of a batch by class features, or by a saved learner that has none."""
         if self.built_on is not None and self.built_on.lacks:
             return self.built_on.logits(batch, self.learnt_names).log_softmax(dim=1)
         return super().score(self.image_features(batch), self.text_features()).log_softmax(dim=1)
@@ -151,7 +151,7 @@ class TransCLIP(BesideZeroShot):
             yield self.select_scored(self.assign(v, log_y, of_a_learner=True))
 
     def predict(self, batch: Batch) -> Tensor:
-        """Log z (B, C) of a batch that is all of a test."""
+        """Log z (B, C) of a batch that is a whole test."""
         return torch.cat(list(self.predict_all([batch])))
 
     def assign(self, v: Tensor, log_y: Tensor, of_a_learner: bool = False) -> Tensor:
@@ -159,8 +159,8 @@ class TransCLIP(BesideZeroShot):
 
         Args:
             v: normalised features (Q, D) of all images of a test.
-            log_y: log ŷ (Q, C), of the text classifier or any other.
-            of_a_learner: whether ŷ was handed in as probabilities, which the authors' code then overwrites.
+            log_y: log ŷ (Q, C) of the text classifier or of a saved learner.
+            of_a_learner: whether ŷ are a learner's probabilities, which the authors' code overwrites.
         """
         if not self.config.support or not len(self.val):
             return self.solve(v, log_y, [float(self.gamma)], of_a_learner)[0]
@@ -170,7 +170,7 @@ class TransCLIP(BesideZeroShot):
         return found[right.index(max(right))]
 
     def solve(self, v: Tensor, log_y: Tensor, gammas: Sequence[float], of_a_learner: bool = False) -> list[Tensor]:
-        """Log z (Q, C) for each γ, of which there is one that nothing asks for without labelled images."""
+        """Log z (Q, C) for each γ, which has no effect without labelled images."""
         device = exact_device(v.device)  # for sparse matrices
         v, log_y, labelled = v.to(device), log_y.to(device), self.labelled(device)
         c, found = self.config, []
@@ -190,7 +190,7 @@ class TransCLIP(BesideZeroShot):
         return found
 
     def labelled(self, device: torch.device) -> Labelled | None:
-        """The labelled images on a device, if they take part."""
+        """The labelled images on a device, if they are used."""
         if not self.config.support:
             return None
         return Labelled(self.support.to(device), self.support_labels.long().to(device), len(self.learnt_names))

@@ -11,17 +11,17 @@ from torch import Tensor
 
 from vlprompt.methods.heads.neighbours import as_sparse, most_similar
 
-LEAST_VARIANCE = 1e-8  # of images that are all alike
+LEAST_VARIANCE = 1e-8  # for images that are all equal
 
 
 @dataclass(frozen=True)
 class Labelled:
-    """Labelled images that take part.
+    """Labelled images.
 
     Attributes:
-        features: normalised (S, D).
-        labels: (S,), integers.
-        n_classes: C.
+        features: normalised features (S, D).
+        labels: integers (S,).
+        n_classes: number of classes C.
     """
 
     features: Tensor
@@ -29,32 +29,32 @@ class Labelled:
     n_classes: int
 
     def sums(self) -> Tensor:
-        """Sums (C, D) of the images of each class."""
+        """Sums (C, D) of the features of each class."""
         zeros = self.features.new_zeros(self.n_classes, self.features.shape[1])
         return zeros.index_add_(0, self.labels, self.features)
 
 
 class Votes(NamedTuple):
-    """Wᵀz + Wz: votes among test images, a symmetric matrix (Q, Q), and of labelled images (Q, C), which are fixed."""
+    """The votes Wᵀz + Wz: a symmetric matrix (Q, Q) among test images, and fixed votes of labelled images (Q, C)."""
 
     own: Tensor
     labelled: Tensor | float = 0.0
 
     @classmethod
     def of(cls, v: Tensor, k: int, labelled: Labelled | None, published: bool) -> Votes:
-        """What images hear from the k neighbours that each has, and from those whose neighbour it is.
+        """Votes between each image and its k neighbours, in both directions.
 
         Args:
-            v: normalised features (Q, D) of the images of a test.
-            k: neighbours; so scaled that each one's whole vote counts 1/2k.
-            labelled: images that have neighbours too.
-            published: whether the authors' rows are mixed up as theirs are.
+            v: normalised features (Q, D) of all images of a test.
+            k: number of neighbours; each vote is scaled by 1/2k.
+            labelled: labelled images, which have neighbours too.
+            published: whether rows are confused as in the authors' code.
         """
         each = most_similar(v, v, k, own=0)
         if labelled is None:
             return cls(_both_ways(as_sparse(each, len(v)), k))
         others = most_similar(labelled.features, v, k, skip=int(published))
-        # theirs has labelled images first in the rows, and last among the assignments
+        # in their code, labelled images are first in the rows but last among the assignments
         rows = torch.cat([as_sparse(others, len(v)), as_sparse(each, len(v))])
         place = torch.arange(rows.shape[0], device=v.device)
         own, known = (place[: len(v)], place[len(v) :]) if published else (place[-len(v) :], place[: -len(v)])
@@ -64,7 +64,7 @@ class Votes(NamedTuple):
 
 
 def _both_ways(own: Tensor, k: int) -> Tensor:
-    """W + Wᵀ (Q, Q), scaled."""
+    """(W + Wᵀ)/2k (Q, Q)."""
     both: Tensor = ((own + own.t()) / (2 * k)).coalesce()
     return both
 
@@ -77,7 +77,7 @@ class Gaussians(NamedTuple):
 
     @classmethod
     def first(cls, v: Tensor, z: Tensor, confident: int, labelled: Labelled | None) -> Gaussians:
-        """Of labelled images, or of those, so many a class, that the start z (Q, C) takes for a class most surely."""
+        """Initial Gaussians, from labelled images or from the images with the highest z (Q, C) in each class."""
         if labelled is not None:
             means = labelled.sums()
         else:
@@ -87,7 +87,7 @@ class Gaussians(NamedTuple):
 
     @classmethod
     def of(cls, v: Tensor, z: Tensor, weight: float, labelled: Labelled | None) -> Gaussians:
-        """Of images v (Q, D) by their assignments z (Q, C), and of labelled ones that count ``weight`` in all."""
+        """Fit to images v (Q, D) with assignments z (Q, C), and to labelled images with a total ``weight``."""
         sums, total, square = z.T @ v / len(v), z.sum(dim=0) / len(v), v.square().mean(dim=0)
         if labelled is not None:
             each, counts = weight / len(labelled.features), torch.bincount(labelled.labels, minlength=len(total))
@@ -98,5 +98,5 @@ class Gaussians(NamedTuple):
         return cls(means, (spread / total.sum()).clamp_min(LEAST_VARIANCE))
 
     def log_likelihood(self, v: Tensor) -> Tensor:
-        """Of images v (Q, D) in each class (Q, C), but for -|v|²/2σ² and what else all classes share."""
+        """Log-likelihoods (Q, C) of images v (Q, D), without terms that are equal for all classes."""
         return (v / self.variance) @ self.means.T - self.means.square() @ (0.5 / self.variance)

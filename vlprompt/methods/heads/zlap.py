@@ -73,11 +73,11 @@ class ZLaP(BesideZeroShot):
 
     @classmethod
     def facts_of(cls, config: Config) -> Facts:
-        """With the pool in the graph each test image is predicted alone."""
+        """If the graph contains the pool, each test image is predicted alone."""
         return cls.registered if config.mode == "transductive" else replace(cls.registered, predicts="alone")
 
     def setup(self) -> None:
-        """Make room for the pool, whose size the data decides."""
+        """Create a buffer for the pool, empty until its size is known."""
         super().setup()
         if self.config.k < 1 or not 0 <= self.config.alpha < 1:
             raise VlpromptError("zlap needs k of at least 1, and alpha of at least 0 and below 1")
@@ -85,24 +85,24 @@ class ZLaP(BesideZeroShot):
         self.reserve({})
 
     def reserve(self, shapes: Mapping[str, torch.Size]) -> None:
-        """Make the buffer of the pool's normalised features (U, D)."""
+        """Create the buffer of the pool's normalised features (U, D)."""
         if self.config.mode != "transductive":
             self.register_buffer(
                 "pool", torch.zeros(shapes.get("pool", (0, self.clip.embed_dim)), device=self.clip.device)
             )
 
     def learn(self, feed: Feed, train: Train) -> None:
-        """Keep the pool, where the graph has it."""
+        """Keep the pool, if the graph contains it."""
         if self.config.mode != "transductive":
             self.pool = F.normalize(feed.bank("pool").features[0], dim=-1)
 
     @torch.no_grad()
     def score(self, v: Tensor, t: Tensor) -> Tensor:
-        """Logits (N, C): logarithms of the scores, but for what is lost in the tolerance of those that flow first."""
+        """Logits (N, C): logarithms of the scores, which are bounded below by the solver's tolerance."""
         return self.scores(v, t).clamp_min(max(self.config.alpha * self.config.tolerance, 1e-12)).log()
 
     def scores(self, v: Tensor, t: Tensor) -> Tensor:
-        """How much of each class arrives at images v (N, D), given class features t (C, D): (N, C), not negative."""
+        """Non-negative scores (N, C) of each class at images v (N, D), given class features t (C, D)."""
         if self.config.mode == "transductive":
             ties, _ = self.ties(v, v, t, own=0)
             return torch.from_numpy(self.solve(ties)[len(t) :]).to(v)

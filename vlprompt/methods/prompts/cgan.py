@@ -14,13 +14,13 @@ from vlprompt.learner.learning import EpochBatches
 from vlprompt.learner.objectives import Batch
 
 SLOPE = 0.2  # of LeakyReLU
-NORM_EPS = 0.8  # of the batch norms: in the authors' code a momentum stands in its place, and this is what they trained
+NORM_EPS = 0.8  # of the batch norms: the authors' code passes a momentum as eps, and was trained with it
 DROPOUT = 0.4
 LIMITS = ("d_weight", "d_bias", "d_ends", "g_weight", "g_bias", "g_last_biases")
 
 
 class Norm(nn.Module):
-    """Batch norm of vectors (B, width) without a counter of batches, so that its state holds only learnt numbers."""
+    """Batch norm of vectors (B, width) without a counter of batches, so that its state contains only learnt numbers."""
 
     running_mean: Tensor
     running_var: Tensor
@@ -33,7 +33,7 @@ class Norm(nn.Module):
         self.register_buffer("running_var", torch.ones(width))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normed by the batch while it learns, else by the running statistics."""
+        """Normalise by the batch in training, and by the running statistics otherwise."""
         statistics = (self.running_mean, self.running_var)
         scale = (self.weight, self.bias)
         normed: Tensor = F.batch_norm(x, *statistics, *scale, self.training, self.momentum, self.eps)
@@ -85,7 +85,7 @@ class Discriminator(nn.Module):
         self.model.apply(_start)
 
     def forward(self, context: Tensor, v: Tensor) -> Tensor:
-        """Scores (B, 1), 1 for real, of contexts (B, n, d_t) beside normalised image features v (B, D)."""
+        """Scores (B, 1), 1 for real, of contexts (B, n, d_t) with normalised image features v (B, D)."""
         validity: Tensor = self.model(torch.cat([context.flatten(1), v], dim=-1))
         return validity
 
@@ -126,14 +126,14 @@ class Adversaries(nn.Module):
         self.register_buffer("labels", labels)
         self.noise, self.encode = noise, encode
         self.limits = limits_of(generator, discriminator, clipping)
-        self._generated: tuple[Tensor, Tensor] | None = None  # what the discriminator has just seen
+        self._generated: tuple[Tensor, Tensor] | None = None  # input of the discriminator's latest step
 
     def draw(self, count: int) -> Tensor:
         """Noise (B, z) from N(0, 1)."""
         return torch.randn(count, self.noise, device=self.labels.device)
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
-        """The loss of whose turn it is."""
+        """The loss of the network whose turn it is."""
         if "unlabeled" in batch:
             return self._discriminated(batch)
         context, v = self._generated or self._looked_at(batch)
@@ -149,7 +149,7 @@ class Adversaries(nn.Module):
         return _named("discriminator", loss)
 
     def _looked_at(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Contexts for a look that is nobody's turn, which leaves the batch norms' statistics alone."""
+        """Contexts for a loss outside of training steps, without updating the batch norms' statistics."""
         v, learning = self.encode(batch), self.generator.training
         self.generator.eval()
         context = self.generator(self.draw(len(v)), v)
@@ -157,7 +157,7 @@ class Adversaries(nn.Module):
         return context, v
 
     def backward(self, losses: Mapping[str, Tensor]) -> None:
-        """Fill the gradients of whose turn it is, each tensor's clipped by itself; the optimiser passes over others."""
+        """Compute the gradients of the network whose turn it is, clipped per tensor; the others have none."""
         turn = self.generator if "generator" in losses else self.discriminator
         losses["loss"].backward(inputs=list(turn.parameters()))
         for parameter in turn.parameters():
@@ -176,13 +176,16 @@ def _from(validity: Tensor, target: float) -> Tensor:
 def limits_of(
     generator: Generator, discriminator: Discriminator, clipping: Mapping[str, float]
 ) -> dict[nn.Parameter, float]:
-    """The largest norm of each tensor's gradient.
+    """The maximum gradient norm of each tensor.
 
     Args:
-        generator, discriminator: whose tensors.
-        clipping: ``d_ends`` is of the discriminator's first and last layer, ``d_weight`` and ``d_bias`` of those
-            between; ``g_last_biases`` of the biases of the generator's last batch norm and last layer, ``g_bias`` of
-            its other biases, ``g_weight`` of its weights.
+        generator, discriminator: the networks.
+        clipping: norms by name: ``d_ends`` for the discriminator's first and last layer, ``d_weight`` and ``d_bias``
+            for those between; ``g_last_biases`` for the biases of the generator's last batch norm and last layer,
+            ``g_bias`` for its other biases, ``g_weight`` for its weights. Empty clips nothing.
+
+    Raises:
+        VlpromptError: a name is missing or unknown.
     """
     if not clipping:
         return {}
@@ -201,7 +204,7 @@ def limits_of(
 
 
 def in_turns(batches: EpochBatches) -> Callable[[int], Iterable[Batch]]:
-    """Batches for ``Adversaries``: each with another one, of another order, beside it, and then that one alone."""
+    """Batches for ``Adversaries``: each with another one of a different order as ``unlabeled``, then that one alone."""
     others = batches.redrawn(1)
 
     def turns(epoch: int) -> Iterator[Batch]:

@@ -17,11 +17,11 @@ from vlprompt.errors import VlpromptError
 from vlprompt.learner import register
 from vlprompt.methods.prompts.coop import CoOp
 
-REDUCTION = 16  # of the meta-net's hidden layer, from the joint width
+REDUCTION = 16  # joint width divided by that of the meta-net's hidden layer
 
 
 def make_meta_net(clip: FrozenCLIP) -> nn.Sequential:
-    """The meta-net h from an image feature (D) to what is added to each context vector (d_t), D -> D/16 -> d_t."""
+    """The meta-net h, D -> D/16 -> d_t, from an image feature to a shift of all context vectors."""
     joint, hidden = clip.embed_dim, max(1, clip.embed_dim // REDUCTION)
     layers = {"linear1": nn.Linear(joint, hidden), "relu": nn.ReLU()}
     return nn.Sequential(OrderedDict(layers, linear2=nn.Linear(hidden, clip.text.width)))

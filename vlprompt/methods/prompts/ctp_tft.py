@@ -43,7 +43,7 @@ class PatchTokens(Edit):
         self.states = torch.empty(0)
 
     def finished(self, layer: int, x: Tensor, out: Tensor) -> Tensor:
-        """Keep the states (B, N, d_v) that stand between CLS and what is appended."""
+        """Keep the patches' states (B, N, d_v), between CLS and appended tokens."""
         if layer == self.last:
             self.states = out[:, 1 : 1 + self.count]
         return out
@@ -89,7 +89,7 @@ class CTPTFT(CoCoOp):
         self.guided_by = ZeroStarted(joint, joint, 1 / self.clip.logit_scale)  # its steps are taken that many fold
 
     def encode_images(self, batch: Batch) -> Tensor:
-        """Features (B, 1+N, D): the image's, led by the classes' texts, and those of its patches."""
+        """Features (B, 1+N, D): the text-guided one of the image, and those of its patches."""
         tower = self.clip.visual
         patches = PatchTokens(tower.layers - 1, len(tower.positions) - 1)
         f = self.clip.prompted_image_features(batch["image"], {}, edits=[*self.edits, patches])

@@ -42,15 +42,15 @@ class BlankPatches(Edit):
         self.learnt, self.seen, self.positions = tokens, seen.unsqueeze(-1), positions
 
     def embedded(self, x: Tensor) -> Tensor:
-        """Blend E_0 in; x has its positions already, and so have the tokens."""
+        """Blend in E_0, which like x includes positions."""
         return self.blend(x, self.learnt[0] + self.positions[1:])
 
     def tokens(self, layer: int, x: Tensor, rows: Rows) -> Tensor:
-        """Blend E_i in at the input of block i, which is the output of the authors' block i (they count from 1)."""
+        """Blend in E_i at the input of block i, which is the output of the authors' block i (they count from 1)."""
         return self.blend(x, self.learnt[layer]) if 0 < layer < len(self.learnt) else x
 
     def blend(self, x: Tensor, hidden: Tensor) -> Tensor:
-        """x (B, T, d_v) with hidden (P, d_v) where patches are blank; CLS in front and prompts behind stay."""
+        """x (B, T, d_v) with ``hidden`` (P, d_v) in place of blank patches; CLS and prompts are kept."""
         patches = 1 + self.seen.shape[1]
         mixed = self.seen * x[:, 1:patches] + (1 - self.seen) * hidden
         return torch.cat([x[:, :1], mixed, x[:, patches:]], dim=1)
@@ -91,7 +91,7 @@ class MaskPrompt(PromptLearner):
 
     @property
     def follows_templates(self) -> bool:
-        """The class texts are nothing else."""
+        """Its class texts are templates."""
         return True
 
     def encode_text(self, v: Tensor | None = None) -> Tensor:
@@ -99,7 +99,7 @@ class MaskPrompt(PromptLearner):
         return self.class_text()
 
     def encode_images(self, batch: Batch) -> Tensor:
-        """Features (B, D) of the regions of images; of whole images where a batch carries no masks."""
+        """Features (B, D) of the images' regions, or of whole images if the batch has no masks."""
         images = batch["image"].to(self.clip.device)
         masks = batch.get("mask")
         if masks is None:
@@ -112,5 +112,5 @@ class MaskPrompt(PromptLearner):
 
 
 def seen_patches(masks: Tensor, patch: tuple[int, int]) -> Tensor:
-    """1 for each patch of which any pixel is in the region, 0 for the others: masks (B, 1, H, W) -> (B, P)."""
+    """1 for each patch with any pixel in the region, otherwise 0: masks (B, 1, H, W) -> (B, P)."""
     return F.max_pool2d(masks, patch).flatten(1)

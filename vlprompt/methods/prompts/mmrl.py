@@ -57,7 +57,7 @@ class InsertedTokens(Edit):
         self.first, self.read = min(tokens), torch.empty(0)
 
     def tokens(self, layer: int, x: Tensor, rows: Rows) -> Tensor:
-        """Insert r tokens in x (…, T, d), or replace those that were."""
+        """Insert r tokens into x (…, T, d), or replace those inserted before."""
         if layer not in self.new:
             return x
         if layer == self.first and self.tower == "vision":
@@ -69,7 +69,7 @@ class InsertedTokens(Edit):
         return torch.cat([x[..., : self.start, :], new, x[..., behind:, :]], dim=-2)
 
     def finished(self, layer: int, x: Tensor, out: Tensor) -> Tensor:
-        """Keep the image's tokens behind the last block."""
+        """Keep the inserted tokens of the image tower after the last block."""
         if self.tower == "vision" and layer == self.last:
             self.read = out[:, self.start : self.start + self.new[self.first].shape[-2]]
         return out
@@ -83,7 +83,7 @@ class CopiedMaps(nn.ModuleList):
         super().__init__([first, *(copy.deepcopy(first) for _ in range(blocks - 1))])
 
     def forward(self, tokens: Tensor) -> list[Tensor]:
-        """The tokens (r, d) of each block, of those (r, d_r) that all share."""
+        """The tokens (r, d) of each block, from the shared ones (r, d_r)."""
         return [each(tokens) for each in self]
 
 
@@ -154,13 +154,13 @@ class MMRL(PromptLearner):
                 f"{self.method} also scores the trained classes by representation features, which nothing in its "
                 "objective trains: add part_ce(part=rep, weight=0.3), or set alpha=1"
             )
-        self.templates = check_templates([config.template or self.templates[0]])  # of the anchor as well
+        self.templates = check_templates([config.template or self.templates[0]])  # the anchor uses it too
         self.blocks = self._blocks(min(clip.text.layers, clip.visual.layers))
         self.tokens = random_tokens(config.n_rep_tokens, config.rep_dim)
         self._make_maps()
 
     def _make_maps(self) -> None:
-        """Create what leads from the shared space to the towers, and from the image tower to the joint width."""
+        """Create the maps from the shared space to the towers, and from the image tower to the joint width."""
         clip, sizes = self.clip, (self.config.rep_dim, len(self.blocks))
         self.to_vision = CopiedMaps(sizes[0], clip.visual.width, sizes[1])
         self.to_text = CopiedMaps(sizes[0], clip.text.width, sizes[1])
@@ -168,7 +168,7 @@ class MMRL(PromptLearner):
         self.proj_rep = nn.Parameter(torch.randn(width, clip.embed_dim) * width**-0.5)
 
     def _blocks(self, most: int) -> range:
-        """Indices of the blocks that have tokens of their own, of so many."""
+        """Indices of the blocks with tokens, out of ``most`` blocks."""
         first = max(1, most // 2) if self.config.rep_start is None else self.config.rep_start
         last = most if self.config.rep_end is None else self.config.rep_end
         if first <= last <= most:
@@ -186,16 +186,16 @@ class MMRL(PromptLearner):
 
     @property
     def new_share(self) -> float:
-        """Share of a block's own tokens in what enters it, behind the first."""
+        """Share of a block's own tokens in those that enter it, after the first block."""
         return 1.0
 
     def second_projection(self) -> Tensor:
-        """Of the representation tokens (d_v, D)."""
+        """The projection of the representation tokens (d_v, D)."""
         return self.proj_rep
 
     @property
     def follows_templates(self) -> bool:
-        """Unless one was given."""
+        """If no template is set."""
         return self.config.template is None
 
     def prepare_classes(self) -> None:
@@ -225,12 +225,12 @@ class MMRL(PromptLearner):
         return self.logit_scale * (v @ t.T) + self.clip.logit_bias
 
     def parts(self, v: Tensor, t: Tensor) -> dict[str, Tensor]:
-        """Logits by the class feature and, where it is known, by that of the representation tokens."""
+        """Logits by the class feature and, if known, by the representation feature."""
         kinds = v.unbind(dim=1) if v.dim() == 3 else (v,)
         return {name: self.score(kind, t) for name, kind in zip(self.facts.parts, kinds, strict=False)}
 
     def fuse(self, parts: Mapping[str, Tensor]) -> Tensor:
-        """α·class + (1-α)·rep for classes that were trained on, in images like those; class alone for all others."""
+        """α·class + (1-α)·rep for trained classes in images of the same dataset; class alone otherwise."""
         if self.familiar != "trained":
             return parts["class"]
         return torch.lerp(parts["rep"], parts["class"], self.config.alpha)

@@ -39,7 +39,7 @@ class Residual(nn.Module):
         self.bias = nn.Parameter(bias.detach().clone())
 
     def forward(self, tokens: Tensor, shared: Tensor) -> Tensor:
-        """The block's tokens (r, d), of those (r, d_r) that all share."""
+        """The block's tokens (r, d), from the shared ones (r, d_r)."""
         return nn.functional.linear(tokens, shared + self.A @ self.B, self.bias)
 
 
@@ -53,7 +53,7 @@ class SharedMap(nn.Module):
         self.residuals = nn.ModuleList(Residual(width_in, width, rank, first.bias) for _ in range(blocks))
 
     def forward(self, tokens: Tensor) -> list[Tensor]:
-        """The tokens (r, d) of each block, of those (r, d_r) that all share."""
+        """The tokens (r, d) of each block, from the shared ones (r, d_r)."""
         return [each(tokens, self.weight) for each in self.residuals]
 
 

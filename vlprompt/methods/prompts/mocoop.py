@@ -33,7 +33,7 @@ from vlprompt.learner.names import named
 from vlprompt.learner.objectives import OBJECTIVES, Batch, Objective, Outputs
 from vlprompt.learner.prompts import TextPrompt
 
-# templates that say alike things, of those that CLIP's authors wrote for ImageNet; a dataset's own stand before them
+# similar templates among those that CLIP's authors wrote for ImageNet; the dataset's own form another group
 GROUPS: dict[str, list[str]] = {
     "photo": ["a photo of a {}.", "a photo of the {}.", "a photo of one {}.", "a photo of my {}."],
     "itap": ["itap of a {}.", "itap of the {}.", "itap of my {}."],
@@ -68,7 +68,7 @@ class _OfExperts(Objective):
     """An objective on a mixture of experts."""
 
     def refuses(self, learner: PromptLearner) -> str | None:
-        """Other designs have one prompt, and no router."""
+        """Other designs have a single prompt and no router."""
         return None if isinstance(learner, MoCoOp) else "is over a mixture of experts, which only mocoop learns"
 
 
@@ -141,7 +141,7 @@ class MoCoOp(PromptLearner):
     config: Config
 
     def setup(self) -> None:
-        """Create an expert (n_g, d_t) a group, w (1, D), and the router D -> G."""
+        """Create an expert (n_g, d_t) per group, w (1, D), and the router D -> G."""
         groups = {"own": list(self.templates), **GROUPS} if self.config.groups is None else self.config.groups
         if not 1 <= self.config.active <= len(groups):
             raise VlpromptError(f"active={self.config.active} must be 1 or more, and at most the {len(groups)} groups")
@@ -154,11 +154,11 @@ class MoCoOp(PromptLearner):
             self.edits.append(self.norms)
         self.later_names: tuple[str, ...] = ()
         self.later_tokens: list[ClassTokens] = []
-        self._experts: Tensor | None = None  # of the training step at hand
+        self._experts: Tensor | None = None  # of the current training step
 
     @classmethod
     def facts_of(cls, config: Config) -> Facts:
-        """With its norms, the image tower learns."""
+        """If its norms are trained, the image tower is."""
         if not config.tune_vit_ln:
             return cls.registered
         return replace(cls.registered, trains=frozenset({"text", "vision"}), cacheable_images=False)
@@ -171,17 +171,17 @@ class MoCoOp(PromptLearner):
         return [expert.tokenize(self.clip, names) for expert in self._by_group()]
 
     def _by_group(self) -> list[Expert]:
-        """The experts: ``prompts``, by its type."""
+        """The experts: ``prompts`` with their type."""
         return [expert for expert in self.prompts if isinstance(expert, Expert)]
 
     def learn(self, feed: Feed, train: Train) -> None:
-        """Learn from the labelled images, with the names of later classes at hand if they are asked for."""
+        """Learn from the labelled images, using the names of later classes if so set."""
         if self.config.new_class_names_in_text_loss:
             self.see_names(feed.later_names)
         train(self, feed.batches())
 
     def see_names(self, names: Sequence[str]) -> None:
-        """Let expert_text cover classes that are not learnt from."""
+        """Let expert_text include classes that are not trained on."""
         if not names:
             raise VlpromptError(
                 "new_class_names_in_text_loss=true needs classes that are tested and not trained on: use "
@@ -203,13 +203,13 @@ class MoCoOp(PromptLearner):
         return F.normalize(torch.stack(found) + self.w, dim=-1)
 
     def experts(self) -> Tensor:
-        """``expert_features`` of the learner's classes, once a training step, and once while nothing is learnt."""
+        """``expert_features`` of the learner's classes, once per training step, or once while nothing changes."""
         if self._experts is not None:
             return self._experts
         return self.cached_while_unchanged(lambda: self.expert_features(self.tokens))
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
-        """Losses of a batch, for which the experts are encoded once."""
+        """Losses of a batch, for which experts are encoded once."""
         self._experts = self.expert_features(self.tokens)
         try:
             return super().loss(batch)
@@ -217,14 +217,14 @@ class MoCoOp(PromptLearner):
             self._experts = None
 
     def mixed(self, experts: Tensor, v: Tensor) -> Tensor:
-        """Class features (B, C, D) of the experts (G, C, D) that the router takes for each image, not normalised."""
+        """For each image, a mixture of the experts (G, C, D) that the router selects: (B, C, D), not normalised."""
         best, chosen = self.router(v).topk(self.config.active)
         shares = torch.zeros(len(v), len(experts), device=v.device).scatter(1, chosen, best.softmax(dim=-1))  # (B, G)
         mixed: Tensor = (shares @ experts.flatten(1)).unflatten(1, experts.shape[1:])
         return mixed
 
     def text_encoder(self) -> Callable[[Tensor], Tensor]:
-        """Mixtures of experts that are encoded here."""
+        """``mixed``, with the experts encoded once."""
         return partial(self.mixed, self.experts())
 
     def encode_text(self, v: Tensor | None = None) -> Tensor:

@@ -37,7 +37,7 @@ class PANDA(CoOp):
 
     @classmethod
     def lacks(cls, config: Any) -> str:
-        """A teacher."""
+        """A teacher, which the setting ``teacher`` names."""
         if config.teacher is not None:
             return ""
         return "is taught by a prompt of a source task that was tuned on the target: say teacher=RUN"

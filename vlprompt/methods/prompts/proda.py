@@ -45,7 +45,7 @@ class _OverPrompts(Objective):
     """An objective on a distribution of prompts."""
 
     def refuses(self, learner: PromptLearner) -> str | None:
-        """Other designs have one prompt, and another axis where ProDA's prompts stand."""
+        """Other designs have a single prompt, so their features have no axis of prompts."""
         return None if isinstance(learner, ProDA) else "is over a distribution of prompts, which only proda learns"
 
 
@@ -106,10 +106,10 @@ class ProDA(PromptLearner):
             for place, k in places.items()
         )
         self._queue: list[int] = []
-        self._chosen: Tensor | None = None  # the prompts of the training step at hand
+        self._chosen: Tensor | None = None  # the prompts of the current training step
 
     def _by_place(self) -> list[TextPrompt]:
-        """The contexts with the class name behind, among and before them: ``prompts``, by its type."""
+        """The contexts with the class name after, among and before them: ``prompts`` with their type."""
         return [prompt for prompt in self.prompts if isinstance(prompt, TextPrompt)]
 
     def prepare_classes(self) -> None:
@@ -146,7 +146,7 @@ class ProDA(PromptLearner):
             self._chosen = None
 
     def _next_prompts(self) -> list[int]:
-        """The prompts of a step: each once before any comes again; a look without gradients takes nobody's turn."""
+        """Indices of a step's prompts: each once per permutation; without gradients, no prompt is used up."""
         size, queue = self.config.prompts_per_step, self._queue
         if len(queue) < size or not torch.is_grad_enabled():
             queue = torch.randperm(self.config.n_prompts).tolist()
@@ -168,5 +168,5 @@ class ProDA(PromptLearner):
         return super().score(v, t.mean(dim=0) if t.dim() == 3 else t)
 
     def after_epoch(self, epoch: int, epochs: int) -> None:
-        """Start each epoch with a new permutation, so that a run can go on from any of them."""
+        """Start each epoch with a new permutation, so that a run can be resumed after any epoch."""
         self._queue = []

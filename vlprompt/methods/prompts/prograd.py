@@ -33,7 +33,7 @@ class ProGrad(CoOp):
     config: Config
 
     def setup(self) -> None:
-        """Create the context (n, d_t), padded with zeros in front of a shorter phrase."""
+        """Create the context (n, d_t), with zeros before the phrase if that is shorter."""
         config = self.config
         words = self.clip.word_embeddings(config.ctx_init) if config.ctx_init else None
         if words is None or config.n_ctx is None or config.n_ctx <= len(words):

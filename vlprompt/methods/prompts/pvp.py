@@ -23,7 +23,7 @@ class PVP(VPT):
 
     @classmethod
     def lacks(cls, config: Any) -> str:
-        """A start."""
+        """A source to start from, which the setting ``init_from`` names."""
         if config.init_from is not None:
             return ""
         return "starts from visual prompts of a source task (method=vpt, sixteen shots): say init_from=RUN"

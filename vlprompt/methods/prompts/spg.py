@@ -27,7 +27,7 @@ from vlprompt.learner.objectives import Batch
 from vlprompt.learner.prompts import TextPrompt
 from vlprompt.methods.prompts.cgan import Adversaries, Discriminator, Generator, in_turns
 
-# what the first stage has in place of the recipe's, which is the second's
+# options of the first stage, which replace the recipe's (those of the second)
 FIRST = {"optimizer": "sgd", "momentum": 0.9, "weight_decay": 5e-4, "schedule": "dassl", "warmup_epochs": 1}
 OF_LABELS = ("objective", "gradient_rule", "aggregator", "text_chunk", "descriptions", "teacher", "names")
 
@@ -83,14 +83,14 @@ class SPG(PromptLearner):
     own_noise: Tensor
 
     def setup(self) -> None:
-        """Create the generator z+D -> n·d_t, and the noise (draws, z) of its own that it is tested with."""
+        """Create the generator z+D -> n·d_t, and its own noise (draws, z) for testing."""
         config = self.config
         least = min(config.draws, config.noise_width, config.generator_width, config.discriminator_width)
         if least < 1 or config.test_draws < 0:
             raise VlpromptError("draws, noise_width and the widths must be 1 or more, and test_draws 0 or more")
         self.prompt = TextPrompt(self.clip, config.n_ctx, config.ctx_init)
         self.shape = (self.prompt.n_ctx, self.clip.text.width)
-        del self.prompt.ctx  # in whose place stands what is generated
+        del self.prompt.ctx  # replaced by what is generated
         made = Generator(self.clip.embed_dim, config.noise_width, config.generator_width, self.shape)
         self.generator = made.eval()  # see ``train``
         self.register_buffer("own_noise", torch.randn(config.draws, config.noise_width))
@@ -102,7 +102,7 @@ class SPG(PromptLearner):
         self.tokens = self.prompt.tokenize(self.clip, self.class_names)
 
     def train(self, mode: bool = True) -> SPG:
-        """As any module, but for the batch norms, which are at work in the second stage alone."""
+        """As usual, except that batch norms are in training mode only in the second stage."""
         super().train(mode)
         self.generator.eval()
         return self
@@ -110,7 +110,7 @@ class SPG(PromptLearner):
     # Learning
 
     def learn(self, feed: Feed, train: Train) -> None:
-        """Learn a prompt label for each domain, and then to generate such."""
+        """Learn a context (the prompt label) for each domain, and then to generate such contexts."""
         labels = torch.stack([self._label(feed, domain, train) for domain in feed.domains or ("",)])
         config, width = self.config, self.clip.embed_dim
         discriminator = Discriminator(width, config.discriminator_width, self.shape).to(labels.device)
@@ -120,7 +120,7 @@ class SPG(PromptLearner):
         train(adversaries, in_turns(feed.batches()), stage="generator")
 
     def _label(self, feed: Feed, domain: str, train: Train) -> Tensor:
-        """The context (n, d_t) that CoOp learns on a domain's images, of the epoch that is best on its own if any."""
+        """The context (n, d_t) that CoOp learns on a domain's images, of the epoch best on validation images if any."""
         config, own = self.config, feed.where(domain=domain) if domain else feed
         settings: dict[str, Any] = {name: getattr(config, name) for name in OF_LABELS}
         settings |= {"n_ctx": self.prompt.n_ctx, "ctx_init": config.ctx_init}
@@ -130,7 +130,7 @@ class SPG(PromptLearner):
 
         @torch.no_grad()
         def score() -> float:
-            assert feed.selection.epoch  # or nothing would ask
+            assert feed.selection.epoch  # else no epoch is selected
             bank = own.bank(feed.selection.epoch)
             right: Tensor = coop.classify(bank.features[0]).argmax(dim=1).eq(cast(Tensor, bank.labels))
             return float(right.float().mean())
@@ -142,7 +142,7 @@ class SPG(PromptLearner):
 
     @property
     def n_draws(self) -> int:
-        """Other draws of noise that a test is scored with."""
+        """Number of additional draws of noise to score a test with."""
         return self.config.test_draws
 
     def draw(self, turn: int) -> None:
@@ -150,7 +150,7 @@ class SPG(PromptLearner):
         self._turn = turn
 
     def predict_all(self, batches: Iterable[Batch]) -> Iterator[Tensor]:
-        """Logits of a whole test set; drawn noise is the same for an image at its place, whatever the batches."""
+        """Logits of a whole test set; an image's noise depends only on its position, not on the batches."""
         self._stream = torch.Generator().manual_seed(self._turn)
         try:
             yield from super().predict_all(batches)
@@ -158,7 +158,7 @@ class SPG(PromptLearner):
             self._stream = None
 
     def noise_for(self, count: int) -> Tensor:
-        """Noise (B, R, z) of so many images: R draws of each, whose contexts are averaged."""
+        """Noise (B, R, z) for B images: R draws each, whose contexts are averaged."""
         own, kind = self.own_noise, self.config.noise
         if kind == "drawn":
             each = [torch.randn(own.shape[1:], generator=self._stream) for _ in range(count)]

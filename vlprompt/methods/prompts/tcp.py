@@ -112,7 +112,7 @@ class TCP(PromptLearner):
         """Tokenize the class prompts."""
         (template,) = check_templates([self.config.prompt_template])
         before, _, behind = template.partition("{}")
-        self.tokens = self.clip.class_tokens(self.class_names, before.strip(), self.prompt.room, behind)
+        self.tokens = self.clip.class_tokens(self.class_names, before.strip(), self.prompt.n_inserted, behind)
 
     def class_aware(self) -> ClassAware:
         """P_c of the present classes (C, n, d_t), as an edit."""

@@ -76,7 +76,7 @@ class DiffTPT(TPT):
         return self._found if self.config.generated is not None else None
 
     def learn(self, feed: Feed, train: Train) -> None:
-        """Learn nothing before the test, but see that there are generated views."""
+        """Learn nothing before the test, but check that there are generated views."""
         if self.generated_views is None:
             raise VlpromptError(
                 "difftpt needs views that a generator made: say generated=FOLDER, which holds them as NAME_0, NAME_1 "
@@ -84,6 +84,6 @@ class DiffTPT(TPT):
             )
 
     def choose_views(self, logits: Tensor) -> Tensor:
-        """Places of the views (V, C) that are tuned on: of those like the first, the surest."""
+        """Indices of the views (V, C) to tune on: the most confident of those similar to the first."""
         alike = resembling_views(logits, self.config.similar)
         return alike[surest_views(logits[alike], self.config.fraction)]

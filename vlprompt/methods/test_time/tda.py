@@ -52,7 +52,7 @@ class Cache:
         self.votes = f.new_zeros(classes, shots, classes if keeps_votes else 0)
 
     def offer(self, c: int, f: Tensor, entropy: float, votes: Tensor | None = None) -> None:
-        """Take an image in for class c, where there is a free place or one of higher entropy to displace."""
+        """Add an image for class c if there is a free place, or replace one with higher entropy."""
         place = int(self.entropy[c].argmax())
         if not entropy < self.entropy[c, place]:
             return
@@ -61,7 +61,7 @@ class Cache:
             self.votes[c, place] = votes
 
     def affinity(self, f: Tensor, beta: float) -> Tensor:
-        """exp(-β(1 - f·f_k)) of an image f (D,) and each one that is held (C, shots); 0 where there is none."""
+        """exp(-β(1 - f·f_k)) for an image f (D,) and each cached one (C, shots); 0 for empty places."""
         held = self.entropy.isfinite().to(f.device)
         return torch.exp(-beta * (1 - self.keys @ f)) * held
 
@@ -120,7 +120,7 @@ class TDA(BesideZeroShot):
                 raise VlpromptError(f"tda's {key} is two numbers, the least and the largest, not {getattr(c, key)}")
 
     def see(self, views: Tensor, t: Tensor) -> Seen:
-        """What zero-shot says of one image by normalised features (V, D) of its views: of the surest, the mean."""
+        """Zero-shot's prediction for an image: the mean over the most confident of its views' features (V, D)."""
         z = self.clip.similarity(views, t)  # (V, C)
         kept = surest_views(z, self.config.fraction)
         log_p = z[kept].log_softmax(dim=1).logsumexp(dim=0) - math.log(len(kept))
@@ -128,7 +128,7 @@ class TDA(BesideZeroShot):
 
     @torch.no_grad()
     def score(self, v: Tensor, t: Tensor) -> Tensor:
-        """Logits (B, C) of images v (B, D) that come one after another, the first of them to empty caches."""
+        """Logits (B, C) of images v (B, D) in their order, starting with empty caches."""
         stream = Stream(self.config, t)
         return torch.stack([stream.logits(self.see(image[None], t)) for image in v])
 
@@ -139,7 +139,7 @@ class TDA(BesideZeroShot):
 
     @torch.no_grad()
     def predict_all(self, batches: Iterable[Batch]) -> Iterator[Tensor]:
-        """Logits (B, C) of each batch, of whose images each sees those before it in the caches."""
+        """Logits (B, C) of each batch, whose images are predicted in order, with earlier ones in the caches."""
         t = self.text_features()
         stream = Stream(self.config, t)
         for batch in batches:
@@ -163,7 +163,7 @@ class Stream:
         self.negative = Cache(classes, config.negative_shots, t[0], keeps_votes=True)
 
     def logits(self, seen: Seen) -> Tensor:
-        """Logits (C,) of the next image, which is offered to the caches before they are read."""
+        """Logits (C,) of the next image, which is added to the caches first."""
         c, f = self.config, seen.f
         predicted = int(seen.z.argmax())
         self.positive.offer(predicted, f, seen.entropy)

@@ -28,7 +28,7 @@ from vlprompt.methods.prompts.coop import CoOp
 
 
 def surest_views(logits: Tensor, fraction: float) -> Tensor:
-    """Places of the views (V, C) of lowest entropy, int(V·fraction) of them and one at least, the surest first."""
+    """Indices of the int(V·fraction) views (V, C) of lowest entropy, at least one, the lowest first."""
     log_p = logits.log_softmax(dim=1)
     entropy = -(log_p.exp() * log_p).sum(dim=1)
     return entropy.argsort()[: max(1, int(len(logits) * fraction))]
@@ -72,13 +72,13 @@ class TPT(CoOp):
 
     @classmethod
     def facts_of(cls, config: Any) -> Facts:
-        """A context that follows from the image gives each its own class features, before it is tuned."""
+        """If the context depends on the image, so do class features."""
         facts = super().facts_of(config)
         return replace(facts, classifier="per_image") if config.conditional else facts
 
     @classmethod
     def lacks(cls, config: Any) -> str:
-        """A meta-net that was never trained has nothing to say."""
+        """A meta-net must have been trained before."""
         if config.conditional and config.init_from is None:
             return "with conditional=true starts from a saved CoCoOp learner: say init_from=FOLDER"
         return ""
@@ -106,7 +106,7 @@ class TPT(CoOp):
         return self.prompt.ctx + self.meta_net(v).unsqueeze(1) if self.config.conditional else self.prompt.ctx
 
     def choose_views(self, logits: Tensor) -> Tensor:
-        """Places of the views (V, C) that are tuned on, which the first step decides."""
+        """Indices of the views (V, C) to tune on, chosen before the first step."""
         return surest_views(logits, self.config.fraction)
 
     def learn(self, feed: Feed, train: Train) -> None:

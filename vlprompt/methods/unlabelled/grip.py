@@ -39,7 +39,7 @@ from vlprompt.learner.prompts import DEFAULT_N_CTX, TextPrompt, VisualPrompt
 from vlprompt.learner.selection import check_training_grid
 from vlprompt.methods.unlabelled.upt import JointPrompts
 
-HELD_OUT_FROM, KEPT = 10, 0.8  # as published: of K pseudo-labels a class or more, this share is trained on
+HELD_OUT_FROM, KEPT = 10, 0.8  # as published: from K = 10 per class on, this share of pseudo-labels is trained on
 TOWERS = {"text": {"text"}, "visual": {"vision"}, "multimodal": {"text", "vision"}}
 
 
@@ -76,7 +76,7 @@ class GRIP(PromptLearner):
     config: Config
 
     def setup(self) -> None:
-        """Create the prompts: (n, d_t), (n, d_v), or n of both and what mixes them."""
+        """Create the prompts: text (n, d_t), visual (n, d_v), or both and the module that mixes them."""
         config, clip = self.config, self.clip
         if config.rounds < 1:
             raise VlpromptError(f"rounds must be at least 1, not {config.rounds}")
@@ -107,7 +107,7 @@ class GRIP(PromptLearner):
     def prepare_classes(self) -> None:
         """Tokenize the bare class names."""
         if self.config.prompts != "visual":
-            self.tokens = self.clip.class_tokens(self.class_names, inserted=self.prompt.room, stop="")
+            self.tokens = self.clip.class_tokens(self.class_names, inserted=self.prompt.n_inserted, stop="")
 
     def encode_text(self, v: Tensor | None = None) -> Tensor:
         """Class features (C, D); under visual prompts the template's, which are fixed."""
@@ -117,7 +117,7 @@ class GRIP(PromptLearner):
         return self.prompt.encode(self.clip, self.tokens, ctx, self.config.text_chunk, self.edits)[0]
 
     def encode_images(self, batch: Batch) -> Tensor:
-        """Features (B, D) of images seen with the learnt tokens, if there are any."""
+        """Features (B, D) of images, with the learnt visual tokens if any."""
         if self.config.prompts == "text":
             return super().encode_images(batch)
         tokens = self._joint()[1] if self.config.prompts == "multimodal" else self.visual_prompt.tokens[0]
@@ -162,7 +162,7 @@ class GRIP(PromptLearner):
         return self.clip.similarity(F.normalize(feed.bank("pool").features[0], dim=-1), text)
 
     def _held_out(self, chosen: PseudoLabels, labeler: Labeler, classes: int) -> PseudoLabels:
-        """As published, 80% of the pseudo-labels, where there are at least ten a class."""
+        """The pseudo-labels to train on: as published, 80% of them if there are at least ten per class."""
         count = len(chosen.index)
         wanted = labeler.wanted(count, classes)
         if not self.config.as_published or wanted is None or wanted < HELD_OUT_FROM:

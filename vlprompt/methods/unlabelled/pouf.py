@@ -67,5 +67,5 @@ class POUF(CoOp):
 
     @property
     def logit_scale(self) -> float:
-        """The learnt one."""
+        """The learnt logit scale."""
         return float(self.log_scale.detach().exp())

@@ -100,7 +100,7 @@ class PromptKD(PromptLearner):
     teacher_text: Tensor
 
     def setup(self) -> None:
-        """Create the tokens, J times (n, d_v), and the projection D -> D_t if it is known how wide the teacher is."""
+        """Create the tokens, J times (n, d_v), and the projection D -> D_t if the teacher's width is known."""
         self.prompt = VisualPrompt(self.clip, self.config.n_ctx, self.config.depth)
         self.width = self.clip.embed_dim
         if self.taught_by is not None:
@@ -111,7 +111,7 @@ class PromptKD(PromptLearner):
             self.projection = make_projection(self.width, self.width)
 
     def reserve(self, shapes: Mapping[str, torch.Size]) -> None:
-        """Make room for a teacher's class features (C, D_t) that were kept, and the projection to their width."""
+        """Create buffers for saved class features of a teacher (C, D_t), and the projection to their width."""
         kept = shapes.get("teacher_text", torch.Size())
         if self.taught_by is None and len(kept) == 2 and shapes.get(LAST) == (kept[1], kept[1]):
             self._take(torch.zeros(kept))
@@ -128,7 +128,7 @@ class PromptKD(PromptLearner):
         return self.width
 
     def prepare_classes(self) -> None:
-        """Find the classes among those whose features are kept, or ask the teacher."""
+        """Find the classes among those with stored features, or ask the teacher."""
         known = is_known(self.class_names, self.trained_names)
         if not known and self.taught_by is None and self.config.teacher is not None:
             raise VlpromptError(

@@ -91,16 +91,16 @@ class TFUP(ImageCache, OnText):
 
     @classmethod
     def reads_descriptions(cls, objectives: Sequence[Objective]) -> bool:
-        """The class features are made of them."""
+        """Class features are made from descriptions, if there are any."""
         return True
 
     def setup(self) -> None:
-        """Make an empty cache: without keys the learner is zero-shot CLIP."""
+        """Create an empty cache, with which the learner is zero-shot CLIP."""
         self.labeler = parse_part(self.config.labeler, LABELERS)
         self.make_room(0)
 
     def label(self, image_features: Tensor, classes: Sequence[int] | None = None) -> PseudoLabels:
-        """Which of a pool's images (N, D) are cached for which of ``classes``, by zero-shot."""
+        """The pool's images (N, D) to cache, with their class among ``classes``, by zero-shot."""
         zero_shot = self.clip.similarity(F.normalize(image_features, dim=-1), self.text_features())
         return label_pool(self.labeler, zero_shot, self.clip.logit_scale, classes)
 

@@ -73,7 +73,7 @@ class TFUPT(CLIPAdapter):
 
     @classmethod
     def reads_descriptions(cls, objectives: Sequence[Objective]) -> bool:
-        """The class features are made of them."""
+        """Class features are made from descriptions, if there are any."""
         return True
 
     def setup(self) -> None:
@@ -111,18 +111,18 @@ class TFUPT(CLIPAdapter):
         train(self, phases)
 
     def votes(self, v: Tensor, t: Tensor) -> Tensor:
-        """What the cache adds to the logits (B, C) of normalised features v (B, D)."""
+        """The cache's addition to the logits (B, C) of normalised features v (B, D)."""
         return votes(v, t, self.keys, self.labels, self.config.alpha, self.config.beta)
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
-        """Losses of labelled images, as ever; of a pool's, cross-entropy with what is sure, and the balance."""
+        """Losses of labelled images as usual; for a pool, cross-entropy with confident labels, and the balance term."""
         if "unlabeled" not in batch:
             return super().loss(batch)
         logits = self(batch).logits
         with torch.no_grad():
             confidence, label = self.weak_logits(batch["unlabeled"]["image_features"]).softmax(dim=1).max(dim=1)
         sure = confidence > self.config.threshold
-        # nothing is learnt where nothing is sure, and a mean of nothing is no number
+        # without confident images there is no loss, rather than the mean of nothing
         ce = (F.cross_entropy(logits, label, reduction="none") * sure).sum() / sure.sum().clamp_min(1)
         log_mean = logits.log_softmax(dim=1).logsumexp(dim=0) - torch.tensor(float(len(logits))).log()
         balance = (log_mean.exp() * log_mean).sum()  # the mean prediction's entropy, negative
@@ -135,6 +135,6 @@ class TFUPT(CLIPAdapter):
 
 
 def beside_plain(batches: Iterable[Batch], plain: Tensor) -> Iterator[Batch]:
-    """Batches of the pool that carry, as ``unlabeled``, features (N, D) of its plain images."""
+    """Batches of the pool with features (N, D) of its images without augmentation as ``unlabeled``."""
     for batch in batches:
         yield batch | {"unlabeled": {"image_features": plain[batch["index"]]}}

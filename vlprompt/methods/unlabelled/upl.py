@@ -75,7 +75,7 @@ class UPL(CoOp):
         return F.normalize(features, dim=-1).mean(dim=0)
 
     def _members(self) -> list[nn.Parameter]:
-        """The contexts that are trained, or scored with, at the moment."""
+        """The contexts that are being trained or scored with."""
         members = [self.prompt.ctx, *self.others]
         return members if self.turn is None else [members[self.turn]]
 
@@ -84,11 +84,11 @@ class UPL(CoOp):
         return [ParameterGroup(self._members())] if self.others else super().parameter_groups()
 
     def _take(self, turn: int | None) -> None:
-        """Let a member alone be trained and scored with, or all."""
+        """Train and score with a single member, or with all."""
         self.turn, self._cached = turn, None
 
     def label(self, feed: Feed) -> PseudoLabels:
-        """What zero-shot CLIP, or several of them, says of a pool."""
+        """Probabilities of a pool by zero-shot CLIP, or by several of them."""
         names = self.config.labelled_by
         clips = (_backbone(name, self.clip) for name in names) if names else [self.clip]
         said = [self._zero_shot(feed, clip) for clip in clips]  # one model at a time
@@ -105,7 +105,7 @@ class UPL(CoOp):
         return probabilities_of(self.labeler, logits, clip.logit_scale, feed.pool_classes).to(self.clip.device)
 
     def learn(self, feed: Feed, train: Train) -> None:
-        """Label the pool once, and train each member on what it is surest of."""
+        """Label the pool once, and train each member on its most confident images."""
         batches = feed.labelled_as(self.label(feed)).batches()
         if self.config.members == 1:
             train(self, batches)
