@@ -199,16 +199,15 @@ def text_lines(path: str | Path, by_place: bool = False) -> list[str]:
 
 def sha256_file(path: str | Path) -> str:
     """Return the SHA-256 of a file's bytes, in hexadecimal."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+    return _hash_of_file(path, hashlib.sha256())
 
 
 def md5_file(path: str | Path) -> str:
     """Return the MD5 of a file's bytes, which many datasets publish for their archives."""
-    digest = hashlib.md5(usedforsecurity=False)
+    return _hash_of_file(path, hashlib.md5(usedforsecurity=False))
+
+
+def _hash_of_file(path: str | Path, digest: hashlib._Hash) -> str:
     with open(path, "rb") as file:
         while block := file.read(1 << 20):
             digest.update(block)

@@ -68,9 +68,8 @@ class Attributes(nn.Module):
             placed, behind = _as_published(clip, words, n, n_ctx)
         self.lengths = [len(word) for word in placed]
         self.register_buffer("words", torch.cat(placed), persistent=False)
-        self.register_buffer(
-            "behind", behind.clone(), persistent=False
-        )  # a copy, since exports should not contain the rest of a view
+        # a copy, since exports would contain the rest of a view
+        self.register_buffer("behind", behind.clone(), persistent=False)
 
     @property
     def front(self) -> int:

@@ -78,7 +78,7 @@ def resolve_auto(settings: Mapping[str, Any]) -> Automatic:
     stand_in = resolve({**common, "method": STAND_IN})
     config = copy.copy(stand_in.config)
     config.method, config.auto = AUTO, json.dumps(asdict(options))
-    return Automatic(common, options, Resolved(config, None, stand_in.given))
+    return Automatic(common, options, Resolved(config, None, stand_in.user_keys))
 
 
 def choose_for(auto: Automatic, shared: Shared) -> tuple[Resolved, Choice]:

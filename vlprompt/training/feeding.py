@@ -49,7 +49,7 @@ def make_feed(
     selection = selection or Selection()
     source = source if "test" in selection.sources else replace(source, test=())
     config, views = learning.config, effective_views(learner, learning.config)
-    if views == "fresh" and config.views != "fresh" and "views" in learning.given:
+    if views == "fresh" and config.views != "fresh" and "views" in learning.user_keys:
         why = "has a teacher that" if learner.facts.cacheable_images else "prompts the image tower and"
         reporter.say(f"views={config.views} has no effect: {config.method} {why} needs images, so views are fresh")
     loading = Loading(config.batch_size, views or 1, config.transform, config.seed, config.workers)

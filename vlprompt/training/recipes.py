@@ -92,12 +92,12 @@ class Learning:
     Attributes:
         config: training options and the method's settings.
         recipe: source of the values that the user did not give; None if the method has no recipe.
-        given: keys that the user gave.
+        user_keys: keys of the settings that the user gave.
     """
 
     config: LearnOptions
     recipe: Recipe | None
-    given: frozenset[str]
+    user_keys: frozenset[str]
 
     @property
     def method_settings(self) -> dict[str, Any]:
@@ -107,7 +107,7 @@ class Learning:
 
 
 def resolve_learning(
-    method: str, settings: Mapping[str, Any], *, protocol: str = "few_shot", **around: Any
+    method: str, settings: Mapping[str, Any], *, protocol: str = "few_shot", **conditions: Any
 ) -> Learning:
     """Return how a method learns from given images, without a named dataset, a backbone's name or a run's folder.
 
@@ -115,7 +115,7 @@ def resolve_learning(
         method: one of ``list_methods()``.
         settings: fields of ``LearnOptions`` and of the method's ``Config``, which replace the recipe's.
         protocol: protocol whose recipe is used.
-        around: other settings that a recipe's cases may depend on, ``backbone`` and ``dataset``.
+        conditions: other settings that a recipe's cases may depend on, ``backbone`` and ``dataset``.
 
     Raises:
         VlpromptError: a key or the method is unknown, or a value has the wrong type or range.
@@ -129,8 +129,8 @@ def resolve_learning(
         recipe = replace(recipe, values=values)
     known = {f.name for f in fields(LearnOptions)}
     defaults = {key: value for key, value in read_defaults().items() if key in known} | {"method": method}
-    around = {"backbone": None, "dataset": None, "selection": None} | around
-    config = fill(LearnOptions, defaults, recipe, settings, around)
+    conditions = {"backbone": None, "dataset": None, "selection": None} | conditions
+    config = fill(LearnOptions, defaults, recipe, settings, conditions)
     check_learning(config)
     return Learning(config, recipe, frozenset(settings))
 
@@ -140,7 +140,7 @@ def fill(
     defaults: Mapping[str, Any],
     recipe: Recipe | None,
     given: Mapping[str, Any],
-    around: Mapping[str, Any] | None = None,
+    conditions: Mapping[str, Any] | None = None,
 ) -> Options:
     """Return options with the method's settings, from defaults, a recipe, and what the user gives, in this order.
 
@@ -149,7 +149,7 @@ def fill(
         defaults: default values, including ``method``.
         recipe: its values, and its cases for the resulting settings.
         given: values that the user gives.
-        around: other settings that a recipe's cases may depend on.
+        conditions: other settings that a recipe's cases may depend on.
     """
     plain: type = options  # mypy takes classes of unhashable objects for unhashable
     made: type[Options] = _with_settings_of(plain, METHODS.get(str(defaults["method"])).Config)
@@ -157,7 +157,7 @@ def fill(
     vars(config).update(_validated(config, recipe.values, f"{recipe.name}: ") if recipe else {})
     vars(config).update(_validated(config, given))
     if recipe:
-        _set_cases(config, recipe.by, given, around or {}, f"{recipe.name}: ")
+        _set_cases(config, recipe.by, given, conditions or {}, f"{recipe.name}: ")
     return config
 
 
@@ -204,7 +204,7 @@ def adapt_depths(learning: Learning, clip: FrozenCLIP) -> dict[str, int]:
 
     Depths that the user gave are not reduced, so that they cause an error.
     """
-    return fitting_depths(learning.config.method, learning.method_settings, learning.given, clip)
+    return fitting_depths(learning.config.method, learning.method_settings, learning.user_keys, clip)
 
 
 def fitting_depths(method: str, settings: Mapping[str, Any], given: Iterable[str], clip: FrozenCLIP) -> dict[str, int]:
@@ -248,11 +248,11 @@ def _validated(config: LearnOptions, values: Mapping[str, Any], where: str = "")
 
 
 def _set_cases(
-    config: LearnOptions, cases: Cases, given: Mapping[str, Any], around: Mapping[str, Any], where: str
+    config: LearnOptions, cases: Cases, given: Mapping[str, Any], conditions: Mapping[str, Any], where: str
 ) -> None:
     """Apply a recipe's cases for the present values of other settings, except to keys that the user gave."""
     for key, by_value in cases.items():
-        known = {**vars(config), **around}
+        known = {**vars(config), **conditions}
         if key not in known:
             raise VlpromptError(f"{where}unknown key '{key}' below by: {nearest(key, known)}")
         value = ("some" if known[key] else "none") if isinstance(known[key], list) else known[key]
@@ -261,7 +261,7 @@ def _set_cases(
         matching = dict(by_value.get(value, {})) if isinstance(value, Hashable) else {}
         inner = matching.pop("by", {})
         vars(config).update(_validated(config, {k: v for k, v in matching.items() if k not in given}, where))
-        _set_cases(config, inner, given, around, where)
+        _set_cases(config, inner, given, conditions, where)
 
 
 def check_cases(cases: Any, where: str) -> None:
