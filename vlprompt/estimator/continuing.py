@@ -47,7 +47,7 @@ def _setting(learner: PromptLearner, learning: Learning) -> str:
     asked, had = learning.method_settings, vars(learner.config)
     if isinstance(asked["names"], str):  # a file, whose content a learner keeps in its place
         asked = asked | {"names": had["names"]}
-    changed = [key for key in asked if key in learning.given and asked[key] != had[key]]
+    changed = [key for key in asked if key in learning.user_keys and asked[key] != had[key]]
     return f"{changed[0]}={had[changed[0]]}, not {asked[changed[0]]}" if changed else ""
 
 
