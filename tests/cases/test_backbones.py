@@ -281,7 +281,7 @@ def test_class_features_are_still_computed_once(monkeypatch: pytest.MonkeyPatch)
         first = [learner.predict({"image": images}) for _ in range(3)]
     assert len(calls) == 1
     assert torch.equal(first[0], first[2])
-    learner.double().float()
+    learner.float()
     with torch.no_grad():
         learner.predict({"image": images})
     assert len(calls) == 1
