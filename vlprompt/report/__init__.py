@@ -1,4 +1,4 @@
-"""Tables, comparisons, figures and a page from result files."""
+"""``vlprompt report``: tables, comparisons, figures and a page from result files."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ SUFFIXES = {".md": "markdown", ".tex": "latex", ".csv": "csv", ".html": "html", 
 
 @dataclass
 class Report:
-    """What result files say.
+    """The tables made from result files.
 
     Attributes:
-        groups: the results, parted so that what differs never mixes.
+        groups: the results, in groups of comparable ones.
         tables_of: the tables of each group.
-        published: the published figures beside ours, if asked for.
-        pair: the comparison of two methods, if asked for.
-        classes: how classes' gains go with their zero-shot accuracies, if asked for; the page has it always.
+        published: tables with the published figures, if requested.
+        pair: the comparison of two methods, if requested.
+        classes: the gains of classes by their zero-shot accuracy, if requested; the page always has them.
         failures: runs without a result.
         metric: of the tables.
     """
@@ -60,32 +60,32 @@ class Report:
         """Return the results of a protocol, for a figure.
 
         Raises:
-            VlpromptError: there are none, or several that may not be mixed.
+            VlpromptError: there are none, or several groups that are not comparable.
         """
-        found = [group for group in self.groups if group.protocol == protocol]
-        if len(found) != 1:
-            told = "; ".join(f"{group.title} with {say_conditions(group)}" for group in found)
+        groups = [group for group in self.groups if group.protocol == protocol]
+        if len(groups) != 1:
+            titles = "; ".join(f"{group.title} with {say_conditions(group)}" for group in groups)
             raise VlpromptError(
-                f"{len(found)} groups of results are of protocol={protocol}" + (f" ({told})" if told else "")
+                f"{len(groups)} groups of results are of protocol={protocol}" + (f" ({titles})" if titles else "")
             )
-        return found[0]
+        return groups[0]
 
     @property
     def all_tables(self) -> list[Table]:
-        """Every table, that of runs without a result last."""
+        """All tables; the one of runs without a result is last."""
         failed = failure_table(self.failures)
         return [*self.tables, *self.published, *self.pair, *self.classes, *([failed] if failed else [])]
 
     def text(self, format: str) -> str:
-        """Return the report in one of ``FORMATS`` but ``terminal``.
+        """Return the report as text, in one of ``FORMATS`` except ``terminal``.
 
         Raises:
-            VlpromptError: there is no such format.
+            VlpromptError: the format is unknown, or cannot have the layout of papers.
         """
         if format == "html":
             if any(table.kind == "paper" for table in self.all_tables):
                 raise VlpromptError(NO_PAPER_PAGE)
-            from vlprompt.report.page import make_page  # templates are loaded for the page alone
+            from vlprompt.report.page import make_page  # imported here, since it loads templates
 
             return make_page(self)
         writers = {"markdown": as_markdown, "latex": as_latex, "csv": as_csv}
@@ -94,7 +94,15 @@ class Report:
         return writers[format](self.all_tables)
 
     def write(self, path: str | Path, format: str | None = None) -> Path:
-        """Write the report to a file, in the format that its suffix names unless one is given."""
+        """Write the report to a file.
+
+        Args:
+            path: of the file.
+            format: one of ``FORMATS`` except ``terminal``; None infers it from the suffix.
+
+        Raises:
+            VlpromptError: the suffix belongs to no format, or as ``text``.
+        """
         path = Path(path).expanduser()
         chosen = format or SUFFIXES.get(path.suffix.lower())
         if chosen is None:
@@ -107,7 +115,7 @@ class Report:
 def _groups(
     found: Sequence[tuple[Path, Result]], methods: Sequence[str] | None, protocol: str | None, published: bool
 ) -> list[Group]:
-    """The groups of results; beside published figures there may be none, and methods of those alone."""
+    """The groups of results; with published figures there may be none, and methods may be only in those."""
     if published and protocol is not None:
         found = [each for each in found if each[1].protocol == protocol]
     if published and methods:
@@ -130,14 +138,14 @@ def make_report(
     """Read result files and make their tables.
 
     Args:
-        folders: that hold runs, at any depth, or result files; none for the published figures alone.
-        methods: leave out all others.
-        protocol: leave out all others.
+        folders: folders that contain runs at any depth, or result files; empty for the published figures only.
+        methods: include only these; None includes all.
+        protocol: include only this one; None includes all.
         metric: ``accuracy``, ``macro_accuracy``, ``top5``, ``ece`` or ``aurc``.
-        compare: ``published`` sets the published figures beside ours.
+        compare: ``published`` adds the published figures.
         pair: two methods to compare image by image.
-        analysis: ``robin_hood`` adds how classes' gains over zero-shot go with their zero-shot accuracies.
-        layout: methods in rows and datasets in columns, as papers print them, in place of the long tables.
+        analysis: ``robin_hood`` adds tables that relate the gains of classes to their zero-shot accuracies.
+        layout: methods in rows and datasets in columns, as in papers; None makes the long tables.
 
     Raises:
         VlpromptError: there is nothing to report, a file is no result, or a name is unknown.

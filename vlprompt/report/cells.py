@@ -1,4 +1,4 @@
-"""One number of a table: what methods scored on tests, put together over seeds and tests by a rule."""
+"""The cells of a table: accuracies of a method, averaged over seeds and tests by a rule."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from vlprompt.report.groups import ZERO_SHOT, Group, Key, Measured, Run
 
 @dataclass(frozen=True)
 class Metric:
-    """A number of ``Row``: its name there, zero-shot's, what it is called, and whether more is better."""
+    """A metric: its field of ``Row``, that of zero-shot CLIP, its title, and whether higher is better."""
 
     learnt: str
     frozen: str
@@ -34,22 +34,22 @@ METRICS = {
 
 @dataclass(frozen=True)
 class Cell:
-    """A number of a table, or the words that stand in its place.
+    """A cell of a table: a number, or a text instead.
 
     Attributes:
-        value: None if there is no number.
-        text: in place of a number.
-        std: population standard deviation over seeds; None if seeds do not matter, or for one seed.
-        interval: 95% of it, over seeds as ``Statistic.interval`` has it or as the text of the table says; None for one
-            seed, and where all seeds agree.
-        seeds: that the number is the mean over.
-        n_images: test images in all.
-        missing: what the number lacks, in words; empty if it is complete.
-        signed: show a plus sign.
-        best, second: of its column and section, among those predicted alike.
-        gain: points over the row that others are set against; None if there is none.
-        mark: behind the number, such as of a significant difference.
-        runs: that the number comes from.
+        value: the number; None if there is none.
+        text: shown instead of a number.
+        std: population standard deviation over seeds; None if seeds have no effect, or for one seed.
+        interval: 95% interval, over seeds as in ``Statistic.interval`` or as the table's caption says; None for one
+            seed, and if all seeds agree.
+        seeds: the seeds that the number is averaged over.
+        n_images: total number of test images.
+        missing: what is missing for a complete number, in words; empty if nothing is.
+        signed: whether to show a plus sign.
+        best, second: whether it is the best or second best of its column and section, among comparable methods.
+        gain: difference in points from the row that others are compared with; None if there is none.
+        mark: shown after the number, for example for a significant difference.
+        runs: the runs that the number comes from.
     """
 
     value: float | None = None
@@ -68,26 +68,26 @@ class Cell:
 
     @property
     def number(self) -> float:
-        """The value, of a cell that is known to have one."""
+        """The value of a cell that must have one."""
         assert self.value is not None
         return self.value
 
     @property
     def predicts(self) -> Predicts:
-        """What the predictions behind the number depend on."""
+        """Whether images were predicted alone, online or jointly."""
         return self.runs[0].result.predicts if self.runs else "alone"
 
 
 @dataclass(frozen=True)
 class Tested:
-    """What a method scored on one test, by seed.
+    """The results of a method on one test.
 
     Attributes:
-        name: of the test, for what is said of it.
-        values: by seed; one entry, whatever the seed, for what is not trained.
-        n_images: of the test.
-        runs: behind the values.
-        fixed: whether seeds do not matter.
+        name: of the test, for messages.
+        values: the metric by seed.
+        n_images: number of test images.
+        runs: the runs that the values come from.
+        fixed: whether seeds have no effect.
     """
 
     name: str
@@ -98,7 +98,7 @@ class Tested:
 
     @property
     def mean(self) -> float:
-        """Over the seeds."""
+        """Mean over the seeds."""
         return statistics.fmean(self.values.values())
 
 
@@ -111,24 +111,24 @@ def first(values: Sequence[float]) -> float:
 
 
 def h_of_averages(values: Sequence[float]) -> float:
-    """Harmonic mean of two averages, as published (CoCoOp, MaPLe); base, new, base, new, …"""
+    """Harmonic mean of the averages of base, new, base, new, … over datasets, as published (CoCoOp, MaPLe)."""
     return harmonic_mean(statistics.fmean(values[0::2]), statistics.fmean(values[1::2]))
 
 
 def mean_of_h(values: Sequence[float]) -> float:
-    """Mean of the datasets' harmonic means, the other rule (PRE); base, new, base, new, …"""
+    """Mean over datasets of the harmonic means of base, new, base, new, …, as in PRE."""
     return statistics.fmean(map(harmonic_mean, values[0::2], values[1::2]))
 
 
 def check_metric(name: str) -> Metric:
-    """Return a metric by name."""
+    """Return a metric by name, or raise a ``VlpromptError`` with the nearest names."""
     if name not in METRICS:
         raise VlpromptError(f"unknown metric '{name}': {nearest(str(name), METRICS)}")
     return METRICS[name]
 
 
 def tested(group: Group, label: str, key: Key, metric: Metric) -> Tested | None:
-    """What a method of a group scored on a test; None if it was not run or did not measure that."""
+    """The results of a method of a group on a test; None if it was not run, or lacks the metric."""
     tests = group.values[label].get(key, []) if label != ZERO_SHOT else any_tests(group, key)
     name = metric.frozen if label == ZERO_SHOT else metric.learnt
     values = {test.seed: getattr(test.row, name) for test in tests if getattr(test.row, name) is not None}
@@ -142,33 +142,33 @@ def tested(group: Group, label: str, key: Key, metric: Metric) -> Tested | None:
 
 
 def any_tests(group: Group, key: Key) -> list[Measured]:
-    """Tests of any method: zero-shot was scored in each."""
+    """The tests of all methods, each of which also has zero-shot CLIP's accuracy."""
     return [test for cells in group.values.values() for test in cells.get(key, ())]
 
 
 def combine(parts: Sequence[Tested | None], rule: Rule, expected: Sequence[int]) -> Cell:
-    """Make one number of several tests: a rule over their means over seeds, as published.
+    """Combine several tests to one number: a rule applied to their means over seeds, as published.
 
-    The spread over seeds is that of the rule applied to each seed by itself. A test that was not run leaves the number
-    out, since an average over other tests is another number; a seed that was not run is told.
+    The spread is that of the rule applied to each seed separately. If a test is missing there is no number, since an
+    average over other tests is not comparable; if a seed is missing, the cell says so.
 
     Args:
         parts: the tests; None for one that was not run.
-        rule: from one value a test to the number.
+        rule: from one value per test to the number.
         expected: the seeds of a complete number.
     """
-    there = [part for part in parts if part is not None]
-    runs = tuple(run for part in there for run in part.runs)
-    if len(there) < len(parts):
-        text = f"{len(there)} of {len(parts)} run" if there else "not run"
-        return Cell(text=text, missing=f"{len(parts) - len(there)} of {len(parts)} tests not run", runs=runs)
-    value = rule([part.mean for part in there])
-    n_images = sum(part.n_images for part in there)
-    learnt = [part for part in there if not part.fixed]
+    present = [part for part in parts if part is not None]
+    runs = tuple(run for part in present for run in part.runs)
+    if len(present) < len(parts):
+        text = f"{len(present)} of {len(parts)} run" if present else "not run"
+        return Cell(text=text, missing=f"{len(parts) - len(present)} of {len(parts)} tests not run", runs=runs)
+    value = rule([part.mean for part in present])
+    n_images = sum(part.n_images for part in present)
+    learnt = [part for part in present if not part.fixed]
     if not learnt:
         return Cell(value, n_images=n_images, runs=runs)
     shared = sorted(set.intersection(*(set(part.values) for part in learnt)))
-    by_seed = [rule([part.mean if part.fixed else part.values[seed] for part in there]) for seed in shared]
+    by_seed = [rule([part.mean if part.fixed else part.values[seed] for part in present]) for seed in shared]
     spread = replace(Statistic.of(by_seed), mean=value) if by_seed else None
     lacking = {part.name: sorted(set(expected) - set(part.values)) for part in learnt}
     return Cell(

@@ -1,8 +1,8 @@
-"""The page's charts: SVG written by hand, whose colours are the page's, so that they follow light and dark.
+"""The charts of the HTML page: hand-written SVG with the page's colours, which follow its light and dark modes.
 
-``figures`` draws three of them for papers too, from the same tables and summaries. Its SVG is no chart for the page,
-which has two for each method and test: seven times as large (20 KB and not 3), 0.1 s in place of 0.4 ms, and
-without the words that a dot or bar shows when one points at it.
+``figures`` draws three of them for papers, from the same tables and summaries. Matplotlib's SVG would be too large for
+the page, which has two charts per method and test: 20 KB instead of 3, 0.1 s instead of 0.4 ms; and it has no text that
+appears when one points at a dot or bar.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from vlprompt.report.groups import ZERO_SHOT
 from vlprompt.report.summaries import SHAPES, WIDEST, Style, reach, within_percent
 from vlprompt.report.tables import Line, Section
 
-Styles = Mapping[str, Style]  # of a method's curve and dots
-MARGIN, HALF_SIGN = 8, 4.0  # pixels on the right of an axis, and of half a sign's width
-MOST_POINTS = 100  # of a curve over images
-MANY = 200  # classes, above which dots have no words of their own: ImageNet's would be half of the page
+Styles = Mapping[str, Style]  # of the curve and dots of each method
+MARGIN, HALF_SIGN = 8, 4.0  # pixels to the right of an axis, and half the width of a character
+MOST_POINTS = 100  # of an accuracy–coverage curve
+MANY = 200  # classes; with more, dots have no text of their own, since ImageNet's would be half of the page
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Axis:
 
     @property
     def ticks(self) -> list[float]:
-        """Round values, about five of them."""
+        """About five round values."""
         rough = (self.high - self.low) / 5
         power = 10 ** math.floor(math.log10(rough))
         step = next(power * m for m in (1, 2, 5, 10) if power * m >= rough)
@@ -59,6 +59,7 @@ class Axis:
 
 
 def _around(values: Iterable[float], margin: float = 0.08) -> tuple[float, float]:
+    """The range of values, with a margin on both sides."""
     values = list(values)
     low, high = min(values), max(values)
     pad = (high - low) * margin or 1.0
@@ -70,6 +71,7 @@ def _escaped(text: str) -> str:
 
 
 def _svg(width: int, height: int, label: str, parts: Iterable[str]) -> str:
+    """A chart of some elements, with a label for screen readers."""
     head = f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{_escaped(label)}">'
     return "".join([head, *parts, "</svg>"])
 
@@ -79,7 +81,7 @@ def _text(x: float, y: float, text: str, kind: str = "") -> str:
 
 
 def _grid(x: Axis, y: Axis, x_ticks: Mapping[str, float]) -> list[str]:
-    """Horizontal lines with their values, and the values below, the last of which stays within the chart."""
+    """Horizontal lines with their values, and the values on the x axis, of which the last stays within the chart."""
     parts = []
     for tick in y.ticks:
         parts.append(f'<path class="grid" d="M{x.start} {y(tick)}H{x.end}"/>')
@@ -89,7 +91,7 @@ def _grid(x: Axis, y: Axis, x_ticks: Mapping[str, float]) -> list[str]:
 
 
 def style_classes(label: str, styles: Styles) -> str:
-    """The page's classes of a method: its colour, and its shape where that is no circle."""
+    """The CSS classes of a method: its colour, and its shape unless that is a circle."""
     if label == ZERO_SHOT:
         return "zs"
     colour, shape = styles[label]
@@ -97,7 +99,7 @@ def style_classes(label: str, styles: Styles) -> str:
 
 
 def few_shot_chart(section: Section, shots: Mapping[str, float], styles: Styles) -> str:
-    """Draw a section of a few-shot table as curves with their 95% intervals, as far as these are in [0, 100]."""
+    """Draw a section of a few-shot table as curves with 95% intervals, cut off at 0 and 100."""
     cells = [cell for line in section.lines for cell in line.cells if cell.value is not None]
     if not cells:
         return ""
@@ -115,30 +117,33 @@ def few_shot_chart(section: Section, shots: Mapping[str, float], styles: Styles)
 
 
 def _curve(line: Line, points: Sequence[tuple[float, Cell]], y: Axis, classes: str) -> str:
+    """The curve of a method with its band of intervals and its dots."""
     banded = [(px, *within_percent(*cell.interval)) for px, cell in points if cell.interval]
     band = ""
     if len(banded) > 1:
         corners = [f"{px} {y(high)}" for px, _, high in banded] + [f"{px} {y(low)}" for px, low, _ in banded[::-1]]
         band = f'<path class="band {classes}" d="M{"L".join(corners)}Z"/>'
     path = "L".join(f"{px} {y(cell.number)}" for px, cell in points)
-    dots = "".join(_dot(px, y(cell.number), f"{line.label}: {_told(cell)}", classes) for px, cell in points)
+    dots = "".join(_dot(px, y(cell.number), f"{line.label}: {_value(cell)}", classes) for px, cell in points)
     return f'{band}<path class="line {classes}" d="M{path}"/>{dots if classes != "zs" else ""}'
 
 
-def _told(cell: Cell) -> str:
+def _value(cell: Cell) -> str:
+    """A number and its deviation."""
     spread = "" if cell.std is None else f" ± {cell.std:.2f}"
     return f"{cell.value:.2f}{spread}"
 
 
 def _dot(x: float, y: float, title: str, classes: str, radius: float = 3) -> str:
-    r, told = radius, f"<title>{_escaped(title)}</title>"
+    """A dot of a method's shape, which shows its title when one points at it."""
+    r, tooltip = radius, f"<title>{_escaped(title)}</title>"
     if "square" in classes:
         corner = f'x="{x - r:.1f}" y="{y - r:.1f}" width="{2 * r}" height="{2 * r}"'
-        return f'<rect class="dot {classes}" {corner}>{told}</rect>'
+        return f'<rect class="dot {classes}" {corner}>{tooltip}</rect>'
     if "diamond" in classes:
         r *= 1.3  # looks as large as the others
-        return f'<path class="dot {classes}" d="M{x} {y - r:.1f}l{r} {r}l{-r} {r}l{-r} {-r}Z">{told}</path>'
-    return f'<circle class="dot {classes}" cx="{x}" cy="{y}" r="{r}">{told}</circle>'
+        return f'<path class="dot {classes}" d="M{x} {y - r:.1f}l{r} {r}l{-r} {r}l{-r} {-r}Z">{tooltip}</path>'
+    return f'<circle class="dot {classes}" cx="{x}" cy="{y}" r="{r}">{tooltip}</circle>'
 
 
 def base_new_chart(section: Section, styles: Styles, names: tuple[str, str] = ("base", "new")) -> str:
@@ -157,14 +162,14 @@ def base_new_chart(section: Section, styles: Styles, names: tuple[str, str] = ("
             (left, right), (low, high) = reach(base), reach(new)
             whiskers = f"M{x(left)} {py}H{x(right)}M{px} {y(low)}V{y(high)}"
             parts.append(f'<path class="whisker {classes}" d="{whiskers}"/>')
-        parts.append(_dot(px, py, f"{label}: {names[0]} {_told(base)}, {names[1]} {_told(new)}", classes, 5))
+        parts.append(_dot(px, py, f"{label}: {names[0]} {_value(base)}, {names[1]} {_value(new)}", classes, 5))
     parts.append(_text(312, 246, f"{names[0]} →", "end"))
     parts.append(_text(34, 246, f"↑ {names[1]}"))
     return _svg(320, 252, f"{names[1].capitalize()} against {names[0]} accuracy, {section.heading}", parts)
 
 
 def _equal_harmonic_means(x: Axis, y: Axis) -> list[str]:
-    """Curves y = Hx / (2x - H) inside the axes, named where they leave on the right or below."""
+    """Curves y = Hx / (2x - H) of equal harmonic mean H within the axes, each labelled at its left end."""
     low, high = sorted(2 * b * n / max(b + n, 1e-9) for b, n in ((x.low, y.low), (x.high, y.high)))
     span = Axis(low, high, 0, 1)
     parts = []
@@ -180,7 +185,12 @@ def _equal_harmonic_means(x: Axis, y: Axis) -> list[str]:
 
 
 def gains_chart(changes: Sequence[ClassChange], most: int = 8) -> str:
-    """Draw what classes gained over zero-shot, and forgot: the ends of the list, largest gain first."""
+    """Draw the gains of classes over zero-shot CLIP: the largest gains and losses.
+
+    Args:
+        changes: from ``vlprompt.evaluation.statistics.class_changes``, the largest gain first.
+        most: number of classes at each end.
+    """
     if not changes:
         return ""
     cut = len(changes) > 2 * most
@@ -207,13 +217,13 @@ def gains_chart(changes: Sequence[ClassChange], most: int = 8) -> str:
 
 
 def robin_hood_chart(changes: Sequence[ClassChange], classes: str) -> str:
-    """Draw classes' gains over their zero-shot accuracies, a dot a class, with the fitted line; empty without classes.
+    """Draw the gain of each class against its zero-shot accuracy, with the fitted line; empty without classes.
 
-    The dashed line is the most that there is to gain.
+    The dashed line is the largest possible gain.
 
     Args:
-        changes: as ``vlprompt.evaluation.statistics.class_changes`` gives them.
-        classes: the page's, of the method's colour and shape, as ``style_classes`` gives them.
+        changes: from ``vlprompt.evaluation.statistics.class_changes``.
+        classes: CSS classes of the method, from ``style_classes``.
     """
     if not changes:
         return ""
@@ -227,14 +237,14 @@ def robin_hood_chart(changes: Sequence[ClassChange], classes: str) -> str:
     if found is not None:
         parts += _segment(x, y, found.intercept, found.slope, f"line {classes}")
         rho = "" if found.rho is None else f", Spearman's ρ {found.rho:+.2f}"
-        parts.append(_text(312, 246, f"slope {found.slope:+.2f}{rho}", "end"))  # where no dot or line can be
+        parts.append(_text(312, 246, f"slope {found.slope:+.2f}{rho}", "end"))  # below the axes
     parts.append(_text(312, 228, "zero-shot accuracy →", "end"))
     parts.append(_text(34, 228, "↑ gain"))
     return _svg(320, 252, "Gain of each class against its zero-shot accuracy", parts)
 
 
 def _dots(changes: Sequence[ClassChange], x: Axis, y: Axis, classes: str) -> str:
-    """A dot a class; of many, all in one element without words."""
+    """A dot per class; if there are many, all in one element without tooltips."""
     if len(changes) <= MANY:
         told = ((each, f"{each.name}: {each.zero_shot:.1f} {each.gain:+.1f}") for each in changes)
         return "".join(_dot(x(each.zero_shot), y(each.gain), text, classes) for each, text in told)
@@ -243,7 +253,7 @@ def _dots(changes: Sequence[ClassChange], x: Axis, y: Axis, classes: str) -> str
 
 
 def _segment(x: Axis, y: Axis, at_zero: float, slope: float, kind: str) -> list[str]:
-    """The part of a straight line that is inside the axes, if any is."""
+    """The part of a straight line within the axes; empty if there is none."""
     ends = [x.low, x.high]
     if slope:
         ends = sorted(min(max((value - at_zero) / slope, x.low), x.high) for value in (y.low, y.high))
@@ -254,14 +264,14 @@ def _segment(x: Axis, y: Axis, at_zero: float, slope: float, kind: str) -> list[
 
 
 def confusion_chart(names: Sequence[str], counts: Sequence[Sequence[int]], totals: Sequence[int]) -> str:
-    """Draw how many images of each class (rows) were taken for which (columns), which go by their numbers.
+    """Draw a confusion matrix, whose columns are labelled by the numbers of the classes.
 
-    The fuller a cell, the larger its share of the true class; right ones and mistakes have colours of their own.
+    The opacity of a cell is its share of the true class; correct predictions and mistakes have different colours.
 
     Args:
         names: C class names.
-        counts: (C, C) images by true and predicted class.
-        totals: (C,) images of each true class, of which some may have been taken for classes that are not drawn.
+        counts: (C, C) images by true (rows) and predicted class (columns).
+        totals: (C,) images of each true class, including those predicted as classes that are not drawn.
     """
     n, left, top = len(names), 150, 18
     size = max(14, min(30, 330 // n))
@@ -280,7 +290,7 @@ def confusion_chart(names: Sequence[str], counts: Sequence[Sequence[int]], total
 
 
 def _cell(x: float, y: float, size: float, share: float, images: int, right: bool) -> str:
-    """A cell of a confusion matrix, whose group is left open for what is told of it; its number where that fits."""
+    """A cell of a confusion matrix, with its number if that fits; the caller adds a tooltip and closes the group."""
     shape = f'x="{x + 0.5}" y="{y + 0.5}" width="{size - 1}" height="{size - 1}"'
     drawn = f'<g><rect class="{"right" if right else "wrong"}" fill-opacity="{0.12 + 0.88 * share:.2f}" {shape}/>'
     if len(str(images)) * 6.2 > size:
@@ -289,7 +299,7 @@ def _cell(x: float, y: float, size: float, share: float, images: int, right: boo
 
 
 def reliability_chart(each: Reliability, colour: str) -> str:
-    """Draw accuracy by confidence: the fuller a bar, the more images; the diagonal is a calibrated model's."""
+    """Draw accuracy by confidence: more opaque bars have more images; the diagonal is that of a calibrated model."""
     x, y = Axis(0, 1, 34, 312), Axis(0, 1, 196, 8)
     bins, most = len(each.images), max(max(each.images), 1)
     parts = _grid(x, y, {"0": 0, "0.5": 0.5, "1": 1})
@@ -307,12 +317,12 @@ def reliability_chart(each: Reliability, colour: str) -> str:
 
 
 def coverage_chart(curve: AccuracyCoverage, colour: str, min_probability: float | None = None) -> str:
-    """Draw accuracy by the share of images that are answered, the surest first; a dot at a threshold, if one is given.
+    """Draw the accuracy–coverage curve, with a dot at a threshold or at full coverage.
 
     Args:
-        curve: as ``vlprompt.evaluation.abstention.accuracy_coverage`` makes it, of images of any number.
-        colour: a class of the page, such as ``c0``.
-        min_probability: what the learner answers from.
+        curve: from ``vlprompt.evaluation.abstention.accuracy_coverage``.
+        colour: a CSS class, such as ``c0``.
+        min_probability: the threshold; None if there is none.
     """
     points = list(zip(*curve.to_lists(MOST_POINTS).values(), strict=True))
     x = Axis(0, 1, 34, 312)

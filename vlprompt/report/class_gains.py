@@ -1,4 +1,4 @@
-"""The Robin Hood effect of every method: a table of how classes' gains go with their zero-shot accuracies."""
+"""Tables of the Robin Hood effect: the gains of classes in relation to their zero-shot accuracies."""
 
 from __future__ import annotations
 
@@ -20,11 +20,15 @@ CAPTION = (
 
 
 def robin_hood_tables(groups: Sequence[Group]) -> list[Table]:
-    """A table for each group with counts by class: a section a test, a row a method; of several shots, the most."""
+    """Return a table for each group that has counts by class, with a section per test and a row per method.
+
+    If a group has several numbers of shots, the largest is used.
+    """
     return [table for group in groups if (table := _table(group)) is not None]
 
 
 def _table(group: Group) -> Table | None:
+    """The table of a group; None without counts by class."""
     sections = [Section(f"{key[0]}: {key[1]}", lines) for key in group.telling_keys if (lines := _lines(group, key))]
     if not sections:
         return None
@@ -37,19 +41,19 @@ def _table(group: Group) -> Table | None:
 
 
 def robin_hoods(group: Group, key: Key) -> dict[str, RobinHood]:
-    """What is found of each method on a test, by its label; of those that counted five classes or more."""
-    each = {label: robin_hood(changes(group, label, key)) for label in group.values if label != ZERO_SHOT}
-    return {label: found for label, found in each.items() if found is not None}
+    """The effect of each method on a test, by the method's label; methods with fewer than five classes are left out."""
+    effects = {label: robin_hood(changes(group, label, key)) for label in group.values if label != ZERO_SHOT}
+    return {label: effect for label, effect in effects.items() if effect is not None}
 
 
 def _lines(group: Group, key: Key) -> tuple[Line, ...]:
     return tuple(
-        Line(label, _cells(found, group.values[label][key])) for label, found in robin_hoods(group, key).items()
+        Line(label, _cells(effect, group.values[label][key])) for label, effect in robin_hoods(group, key).items()
     )
 
 
-def _cells(found: RobinHood, tests: Sequence[Measured]) -> tuple[Cell, ...]:
+def _cells(effect: RobinHood, tests: Sequence[Measured]) -> tuple[Cell, ...]:
     seeds, runs = tuple(test.seed for test in tests), tuple(test.run for test in tests)
-    numbers = (found.slope, found.by_chance, found.rho, found.poorer, found.richer)
+    numbers = (effect.slope, effect.by_chance, effect.rho, effect.poorer, effect.richer)
     cells = (Cell(text="–") if n is None else Cell(n, signed=True, seeds=seeds, runs=runs) for n in numbers)
-    return (*cells, Cell(text=str(found.n_classes)))
+    return (*cells, Cell(text=str(effect.n_classes)))

@@ -1,4 +1,4 @@
-"""Runs that left no result: failed ones with their reason, and unfinished ones."""
+"""Runs without a result: failed ones, with their error, and unfinished ones."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from vlprompt.report.tables import Column, Line, Section, Table
 
 @dataclass(frozen=True)
 class Failure:
-    """A run without a result: what it was, why, and where."""
+    """A run without a result: its name, the reason, and its folder."""
 
     run: str
     reason: str
@@ -24,24 +24,26 @@ class Failure:
 
 def find_failures(paths: Iterable[str | Path]) -> list[Failure]:
     """Return the runs under folders that have failed or have not finished, in the order of the paths."""
-    found: dict[Path, Failure] = {}
-    for start in map(Path, paths):
-        for folder, files in sorted(_folders(start)):
+    failures: dict[Path, Failure] = {}
+    for top in map(Path, paths):
+        for folder, files in sorted(_folders(top)):
             if RESULT in files:
                 continue
             if FAILED in files:
-                found.setdefault(folder, _read(folder))
+                failures.setdefault(folder, _read(folder))
             elif SETTINGS in files:
-                found.setdefault(folder, Failure(folder.name, "not finished", folder))
-    return list(found.values())
+                failures.setdefault(folder, Failure(folder.name, "not finished", folder))
+    return list(failures.values())
 
 
-def _folders(start: Path) -> Iterator[tuple[Path, list[str]]]:
-    for parent, _, files in os.walk(start):
+def _folders(top: Path) -> Iterator[tuple[Path, list[str]]]:
+    """Yield the folders below one, each with the names of its files."""
+    for parent, _, files in os.walk(top):
         yield Path(parent), files
 
 
 def _read(folder: Path) -> Failure:
+    """Read the error of a failed run."""
     try:
         data = json.loads((folder / FAILED).read_text(encoding="utf-8"))
         return Failure(str(data["run"]), str(data["error"]), folder)
@@ -50,7 +52,7 @@ def _read(folder: Path) -> Failure:
 
 
 def failure_table(failures: Iterable[Failure]) -> Table | None:
-    """List runs without a result; None if there are none."""
+    """Return a table of runs without a result, by reason; None if there are none."""
     by_reason: dict[str, list[Line]] = {}
     for f in failures:
         by_reason.setdefault(f.reason, []).append(Line(f.run, (Cell(text=str(f.folder)),)))

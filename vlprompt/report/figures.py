@@ -1,4 +1,4 @@
-"""Figures for papers: each function returns a matplotlib ``Figure``; ``savefig`` takes PDF, PNG or SVG by suffix."""
+"""Figures for papers: each function returns a matplotlib ``Figure``, which ``savefig`` writes as PDF, PNG or SVG."""
 
 from __future__ import annotations
 
@@ -36,17 +36,17 @@ FORMATS = ("pdf", "png", "svg")
 GREY = "#767676"
 MARKERS = ("o", "s", "D")  # of summaries.SHAPES
 LINES = ("-", (0, (6, 1.5)), (0, (1.5, 1.5)))
-NAMED = 30  # classes whose names still fit on an axis
-ROW = 4  # panels side by side
+NAMED = 30  # largest number of classes whose names fit on an axis
+ROW = 4  # largest number of panels side by side
 
 
 @legible
 def few_shot_curves(group: Group, metric: str = "accuracy") -> Figure:
-    """Draw accuracy by shots, a panel a dataset and their mean first, with 95% intervals over seeds within [0, 100].
+    """Draw accuracy by shots with 95% intervals over seeds, in a panel for their mean and one per dataset.
 
     Args:
         group: of protocol ``few_shot``, as ``make_report(…).group("few_shot")`` returns it.
-        metric: as the tables take it.
+        metric: one of ``vlprompt.report.cells.METRICS``.
 
     Raises:
         VlpromptError: the group is of another protocol.
@@ -72,26 +72,27 @@ def few_shot_curves(group: Group, metric: str = "accuracy") -> Figure:
 
 
 def _curve(axes: Axes, shots: Sequence[float], line: Line, style: dict[str, Any]) -> None:
-    there = [(x, cell) for x, cell in zip(shots, line.cells, strict=True) if cell.value is not None]
-    xs, ys = [x for x, _ in there], [cell.number for _, cell in there]
+    """Draw the curve of a method with its intervals."""
+    points = [(x, cell) for x, cell in zip(shots, line.cells, strict=True) if cell.value is not None]
+    xs, ys = [x for x, _ in points], [cell.number for _, cell in points]
     if line.label == ZERO_SHOT:
         axes.plot(xs, ys, color=GREY, linestyle="--", label="zero-shot")
         return
     axes.plot(xs, ys, **style | {"markersize": 3.5}, label=figure_text(line.label))
-    banded = [(x, *cell.interval) for x, cell in there if cell.interval]
+    banded = [(x, *cell.interval) for x, cell in points if cell.interval]
     if banded:
         axes.fill_between(*np.array(banded).T, color=style["color"], alpha=0.15, linewidth=0)
 
 
 @legible
 def base_new(group: Group, metric: str = "accuracy") -> Figure:
-    """Draw new against base accuracy, a point a method with its deviation over seeds, and lines of equal harmonic mean.
+    """Draw new against base accuracy, with deviations over seeds and lines of equal harmonic mean.
 
-    Points are means over the datasets, where there are several.
+    Each point is a method, and a mean over the datasets if there are several.
 
     Args:
         group: of protocol ``base_to_new`` or ``generalized``.
-        metric: as the tables take it.
+        metric: one of ``vlprompt.report.cells.METRICS``.
 
     Raises:
         VlpromptError: the group is of another protocol.
@@ -121,7 +122,7 @@ def base_new(group: Group, metric: str = "accuracy") -> Figure:
 
 
 def _arms(cell: Cell) -> list[list[float]]:
-    """How far a number's deviation reaches down and up, as far as that is in [0, 100]."""
+    """The lengths of a number's error bars down and up, cut off at 0 and 100."""
     low, high = reach(cell)
     return [[cell.number - low], [high - cell.number]]
 
@@ -135,13 +136,13 @@ def _equal_harmonic_means(axes: Axes) -> None:
 
 @legible
 def reliability(group: Group, keys: Sequence[Key] | None = None) -> Figure:
-    """Draw how often predictions of a confidence are right, a panel a method, pooled over tests and seeds.
+    """Draw accuracy by confidence, in a panel per method, pooled over tests and seeds.
 
-    The fuller a bar, the more images are in it.
+    More opaque bars have more images.
 
     Args:
-        group: of ``collect``.
-        keys: the tests; all of the group's unless given, of several numbers of shots the most.
+        group: from ``collect``.
+        keys: the tests; None means all of the group, with the largest number of shots.
 
     Raises:
         VlpromptError: no result of the group holds its calibration.
@@ -157,7 +158,7 @@ def reliability(group: Group, keys: Sequence[Key] | None = None) -> Figure:
         centres = (np.arange(bins) + 0.5) / bins
         bars = axes.bar(centres, each.accuracy, width=0.94 / bins, color=styles[label]["color"])
         for bar, fullness in zip(bars, images / max(images.max(), 1), strict=True):
-            bar.set_alpha(0.25 + 0.75 * fullness)  # a bin of few images says little
+            bar.set_alpha(0.25 + 0.75 * fullness)  # a bin with few images means little
         axes.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1)
         axes.plot(centres, images / max(images.sum(), 1), color="black", linewidth=0.8, label="share of images")
         axes.set(xlim=(0, 1), ylim=(0, 1), aspect="equal", xlabel="confidence")
@@ -169,11 +170,11 @@ def reliability(group: Group, keys: Sequence[Key] | None = None) -> Figure:
 
 @legible
 def accuracy_coverage(group: Group, keys: Sequence[Key] | None = None) -> Figure:
-    """Draw accuracy by the share of images that are answered, the surest first: a curve a method, mean over tests.
+    """Draw the accuracy–coverage curve of each method, averaged over tests.
 
     Args:
-        group: of ``collect``.
-        keys: the tests; all of the group's unless given, of several numbers of shots the most.
+        group: from ``collect``.
+        keys: the tests; None means all of the group, with the largest number of shots.
 
     Raises:
         VlpromptError: no result of the group holds its curve.
@@ -194,15 +195,15 @@ def accuracy_coverage(group: Group, keys: Sequence[Key] | None = None) -> Figure
 
 @legible
 def confusion(group: Group, key: Key, methods: Sequence[str] | None = None) -> Figure:
-    """Draw which classes are taken for which, a panel a method; rows are true classes and sum to one.
+    """Draw the confusion matrix of each method; rows are true classes and sum to one.
 
     Args:
-        group: of ``collect``.
+        group: from ``collect``.
         key: a test of the group, such as ``("emoji", "new", None)``; see ``group.keys``.
-        methods: rows of the group's tables; all that were run on the test unless given.
+        methods: labels of rows in the group's tables; None means all that were run on the test.
 
     Raises:
-        VlpromptError: a method was not run on the test, or left no predictions.
+        VlpromptError: a method was not run on the test, or has no predictions.
     """
     chosen = methods or [label for label, cells in group.values.items() if key in cells]
     figure, panels = _panels(len(chosen), square=True, size=3.6)
@@ -228,16 +229,16 @@ def confusion(group: Group, key: Key, methods: Sequence[str] | None = None) -> F
 
 @legible
 def robin_hood(group: Group, key: Key) -> Figure:
-    """Draw each class's gain over its zero-shot accuracy with the fitted line, a panel a method.
+    """Draw the gain of each class against its zero-shot accuracy with the fitted line, in a panel per method.
 
-    The dashed line is the most that there is to gain.
+    The dashed line is the largest possible gain.
 
     Args:
-        group: of ``collect``.
+        group: from ``collect``.
         key: a test of the group, such as ``("emoji", "new", None)``; see ``group.keys``.
 
     Raises:
-        VlpromptError: no method counted the test's images by class, or there are fewer than five classes.
+        VlpromptError: no method has counts by class on the test, or there are fewer than five classes.
     """
     found = robin_hoods(group, key)
     if not found:
@@ -265,7 +266,7 @@ def _with_margin(values: np.ndarray) -> tuple[float, float]:
 
 
 def _panels(n: int, square: bool = False, size: float = 2.8) -> tuple[Figure, list[Axes]]:
-    """Return a figure with ``n`` panels, ``ROW`` of them side by side at most, and those panels."""
+    """Return a figure and its ``n`` panels, at most ``ROW`` of them side by side."""
     columns = min(n, ROW)
     rows = math.ceil(n / columns)
     figure = Figure(
@@ -278,6 +279,7 @@ def _panels(n: int, square: bool = False, size: float = 2.8) -> tuple[Figure, li
 
 
 def _with_legend(figure: Figure, axes: Axes) -> Figure:
+    """Add a legend below a figure, with as many columns as fit."""
     handles, names = axes.get_legend_handles_labels()
     width, height = figure.get_size_inches()
     columns = min(
@@ -289,7 +291,7 @@ def _with_legend(figure: Figure, axes: Axes) -> Figure:
 
 
 def method_styles(group: Group) -> dict[str, dict[str, Any]]:
-    """Colour, marker and line of each method, as matplotlib takes them."""
+    """Colour, marker and line style of each method, as arguments of matplotlib."""
     styles = style_index(label for label in group.values if label != ZERO_SHOT)
     return {ZERO_SHOT: {"color": GREY, "marker": "*", "markersize": 9}} | {
         label: {"color": COLOURS[colour], "marker": MARKERS[shape], "linestyle": LINES[shape]}

@@ -34,7 +34,7 @@ ONE_RUN = (
     "train_seconds",
     "id",
     "created",
-)  # which differ between runs of a method
+)  # columns that differ between runs of a method
 
 
 def load_results(
@@ -68,12 +68,12 @@ def load_results(
     """
     if per not in PER:
         raise VlpromptError(f"a row cannot be per {per!r}: {nearest(str(per), PER)}")
-    data_frame(())  # is pandas there?
-    places = [folders] if isinstance(folders, (str, os.PathLike)) else list(folders)
-    found = find_results(os.path.expanduser(place) for place in places)
+    data_frame(())  # raises if pandas is not installed
+    paths = [folders] if isinstance(folders, (str, os.PathLike)) else list(folders)
+    found = find_results(os.path.expanduser(path) for path in paths)
     if not found:
-        told = ", ".join(map(str, places))
-        raise VlpromptError(f"there are no results in {told}: give the folder of the runs, or result files")
+        searched = ", ".join(map(str, paths))
+        raise VlpromptError(f"there are no results in {searched}: give the folder of the runs, or result files")
     if per == "method":
         return data_frame(line for group in collect(found) for line in _means(group))
     lines = ([line_of_run(result)] if per == "run" else lines_of_tests(result) for _, result in found)
@@ -81,21 +81,21 @@ def load_results(
 
 
 def _means(group: Group) -> Iterator[Line]:
-    """A line for each method, dataset and number of shots of a group."""
+    """Yield a line for each method, dataset and number of shots of a group."""
     for label, cells in group.values.items():
-        places: dict[tuple[str, object], list[Key]] = {}
+        by_dataset: dict[tuple[str, object], list[Key]] = {}
         for key in cells:
-            places.setdefault((key[0], key[2]), []).append(key)
-        for (dataset, shots), keys in places.items():
+            by_dataset.setdefault((key[0], key[2]), []).append(key)
+        for (dataset, shots), keys in by_dataset.items():
             result = cells[keys[0]][0].run.result
-            behind = {name: told for name, told in provenance_columns(result).items() if name not in ONE_RUN}
+            provenance = {name: value for name, value in provenance_columns(result).items() if name not in ONE_RUN}
             run: Line = {"method": result.called, "label": label, "dataset": dataset, "protocol": group.protocol}
             run["shots"] = result.shots if shots is None else shots
-            yield join_columns(run, _numbers(group, label, keys), behind)
+            yield join_columns(run, _numbers(group, label, keys), provenance)
 
 
 def _numbers(group: Group, label: str, keys: Sequence[Key]) -> Line:
-    """Means over seeds with their deviations, and zero-shot's numbers."""
+    """Means over seeds with their deviations, and the numbers of zero-shot CLIP."""
     learnt, frozen = (
         {key[1]: tested(group, each, key, METRICS["accuracy"]) for key in keys} for each in (label, ZERO_SHOT)
     )
@@ -107,13 +107,13 @@ def _numbers(group: Group, label: str, keys: Sequence[Key]) -> Line:
         line |= {name: cell.value, "std" if name == "accuracy" else f"{name}_std": cell.std}
         line["seeds"] = min(len(cell.seeds), line.get("seeds", len(cell.seeds)))
         missing += [cell.missing] if cell.missing and cell.missing not in missing else []
-    told = [name for name in rules if name == "accuracy" or H in rules]
-    line |= {zero_shot_name(name): _frozen(frozen, *rules[name]) for name in told}
+    with_zero_shot = [name for name in rules if name == "accuracy" or H in rules]
+    line |= {zero_shot_name(name): _frozen(frozen, *rules[name]) for name in with_zero_shot}
     return line | {"missing": "; ".join(missing)}
 
 
 def _rules(targets: Sequence[str]) -> Mapping[str, tuple[Rule, Sequence[str]]]:
-    """What the numbers of some tests are: by name, a rule and the tests that it is over."""
+    """The columns of some tests: by name, a rule and the tests that it combines."""
     each: dict[str, tuple[Rule, Sequence[str]]] = {target: (first, [target]) for target in targets}
     sides = sides_of(targets)
     if sides:

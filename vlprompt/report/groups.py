@@ -1,4 +1,4 @@
-"""Results put into groups that may share a table: one protocol, backbone, split, and everything else that matters."""
+"""Groups of comparable results, which may share a table: of one protocol, backbone, split and so on."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from vlprompt.evaluation.rows import Row
 from vlprompt.learner.facts import MARKS, NOTES, RECONSTRUCTION, Predicts, mark_of
 from vlprompt.learner.held_out import say_seen
 
-BY_SOURCE = ("cross_dataset", "domain_generalization", "multitask")  # their columns belong to one training set
-STUDY = "few_shot"  # its numbers of shots are columns of one table
+BY_SOURCE = ("cross_dataset", "domain_generalization", "multitask")  # a table of theirs has one training set
+STUDY = "few_shot"  # a table of it has columns for several numbers of shots
 ZERO_SHOT = "zero_shot"
-STANDS_ON = "text"  # the setting that names a saved learner to stand on
-OWN = "own file"  # the source of a split that is not the published one, though it goes by its name
+BUILT_ON = "text"  # the setting that names a saved learner to build on
+OWN = "own file"  # the source of a split that the user has put in the place of the published one
 Key = tuple[str, str, Any]  # dataset, target, shots (None unless the table has several)
 
-# settings that say what was run or that all results of a group share, so that they make no variant of a method
+# settings that do not distinguish variants of a method, since they are columns or the same in the whole group
 SHARED = (
     *("method", "dataset", "protocol", "held_out", "shots", "seed", "targets", "format_spread"),
     *("backbone", "pretrained", "checkpoint", "precision", "split", "selection", "limit", "templates", "region"),
@@ -43,7 +43,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Measured:
-    """A test of one run: the run, its row and its seed."""
+    """A test of a run: the run, and the row of its result."""
 
     run: Run
     row: Row
@@ -56,14 +56,14 @@ class Measured:
 
 @dataclass
 class Group:
-    """Results that may stand in one table.
+    """Results that may share a table.
 
     Attributes:
-        protocol: of all.
-        conditions: what all have in common, by name, for the caption.
-        values: by method (with what tells its variants apart, and marks what was not predicted alone), then by
-            dataset, target and shots, the tests by seed.
-        notes: what was done with the results, such as copies that were left out.
+        protocol: of all results.
+        conditions: what all results have in common, by name, for the caption.
+        values: by label (a method, with settings that distinguish its variants, and marks), then by dataset, target and
+            shots, the tests in the order of seeds.
+        notes: remarks on the results, such as on copies that were left out.
     """
 
     protocol: str
@@ -73,32 +73,31 @@ class Group:
 
     @cached_property
     def keys(self) -> list[Key]:
-        """What was tested by at least one method, in a stable order: datasets, then shots, targets as in the runs."""
-        found = dict.fromkeys(key for cells in self.values.values() for key in cells)
-        datasets = {key[0]: i for i, key in enumerate(sorted(found, key=lambda key: key[0]))}
-        return sorted(found, key=lambda key: (datasets[key[0]], key[2] if isinstance(key[2], int) else 10**9))
+        """All tests, in the order of datasets and shots, and of targets as in the runs."""
+        keys = dict.fromkeys(key for cells in self.values.values() for key in cells)
+        return sorted(keys, key=lambda key: (key[0], key[2] if isinstance(key[2], int) else 10**9))
 
     @property
     def telling_keys(self) -> list[Key]:
-        """The keys, of several numbers of shots those of the most."""
+        """The tests with the largest number of shots."""
         keys = self.keys
         most = max((key[2] for key in keys), key=lambda k: k if isinstance(k, int) else 10**9, default=None)
         return [key for key in keys if key[2] == most]
 
     @cached_property
     def seeds(self) -> tuple[int, ...]:
-        """All seeds that something was learnt with."""
+        """All seeds of runs on which the seed has an effect."""
         tests = (test for cells in self.values.values() for seeds in cells.values() for test in seeds)
         return tuple(sorted({test.seed for test in tests if test.run.result.has_seeds}))
 
     def predicts(self, label: str) -> Predicts:
-        """What the predictions of a method of this group, or of zero-shot, depend on."""
+        """Whether a method of this group predicts images alone, online or jointly."""
         tests = next(iter(self.values.get(label, {}).values()), [])
         return tests[0].run.result.predicts if tests else "alone"
 
     @property
     def title(self) -> str:
-        """The protocol and its training set or shots, in a few words."""
+        """The protocol, with its training set and number of shots, in a few words."""
         source = self.conditions.get("source")
         shots = self.conditions.get("shots")
         parts = [self.protocol.replace("_", " "), f"from {source}" if source else "", say_shots(shots) if shots else ""]
@@ -106,9 +105,9 @@ class Group:
 
 
 def say_shots(shots: int | str) -> str:
-    """Name a number of shots."""
-    named: dict[int | str, str] = {"all": "all images", "none": "no labels"}
-    return named.get(shots) or f"{shots} shot{'s' if shots != 1 else ''}"
+    """A number of shots in words."""
+    words: dict[int | str, str] = {"all": "all images", "none": "no labels"}
+    return words.get(shots) or f"{shots} shot{'s' if shots != 1 else ''}"
 
 
 def backbone_name(result: Result) -> str:
@@ -120,15 +119,15 @@ def backbone_name(result: Result) -> str:
 def collect(
     found: Iterable[tuple[Path, Result]], methods: Sequence[str] | None = None, protocol: str | None = None
 ) -> list[Group]:
-    """Put results into groups; what differs in backbone, split, shots, limit, selection or templates never mixes.
+    """Divide results into groups; results with different backbones, splits, shots, limits and so on never mix.
 
     Args:
-        found: as ``vlprompt.evaluation.results.find_results`` gives them.
-        methods: leave out all others; tables have them in this order.
-        protocol: leave out all others.
+        found: from ``vlprompt.evaluation.results.find_results``.
+        methods: include only these, in this order; None includes all.
+        protocol: include only this one; None includes all.
 
     Raises:
-        VlpromptError: nothing is left.
+        VlpromptError: no results are left.
     """
     found = list(found)
     if not found:
@@ -158,12 +157,13 @@ def collect(
 
 
 def _natural(conditions: dict[str, Any]) -> tuple[Any, ...]:
+    """A key that sorts groups by backbone, source and number of shots."""
     shots = conditions.get("shots")
     return conditions["backbone"], conditions.get("source") or "", isinstance(shots, str), shots or 0, str(conditions)
 
 
 def _conditions(result: Result) -> dict[str, Any]:
-    """What results of one table must have in common."""
+    """What all results of a table must have in common."""
     config = result.config
     return {
         "protocol": result.protocol,
@@ -182,21 +182,22 @@ def _conditions(result: Result) -> dict[str, Any]:
 
 
 def _by_split(runs: Sequence[Run]) -> list[list[Run]]:
-    """Part runs so that in each part a dataset's target has one split."""
+    """Divide runs into parts in which each test has one split."""
     parts: list[tuple[dict[tuple[str, str], str], list[Run]]] = []
     for run in runs:
-        mine = {(run.result.dataset, row.target): row.split for row in run.result.rows}
+        own_splits = {(run.result.dataset, row.target): row.split for row in run.result.rows}
         for splits, members in parts:
-            if all(splits.get(key, split) == split for key, split in mine.items()):
-                splits.update(mine)
+            if all(splits.get(key, split) == split for key, split in own_splits.items()):
+                splits.update(own_splits)
                 members.append(run)
                 break
         else:
-            parts.append((mine, [run]))
+            parts.append((own_splits, [run]))
     return [members for _, members in parts]
 
 
 def _group(runs: Sequence[Run], order: Sequence[str]) -> Group:
+    """Make a group of comparable runs, with methods in the given order."""
     conditions = {key: value for key, value in _conditions(runs[0].result).items() if value is not None}
     group = Group(conditions.pop("protocol"), conditions)
     by_method: dict[tuple[str, Predicts], list[Run]] = {}
@@ -218,15 +219,15 @@ def _group(runs: Sequence[Run], order: Sequence[str]) -> Group:
 
 
 def _say_draws(run: Run) -> str:
-    """A note on a run whose predictions hang on draws of noise; empty for others."""
+    """A note on a run whose predictions depend on draws of noise; empty for others."""
     result, spread = run.result, spread_over_draws(run.result.rows)
     return f"{result.method} on {result.dataset}, seed {result.seed}, {spread}" if spread else ""
 
 
 def _marked(label: str, runs: Sequence[Run]) -> str:
-    """A row's label with what its numbers owe to more than training images: ``gda (saw whole val and test)``.
+    """Add marks to a label for what limits its comparability, such as ``gda (saw whole val and test)``.
 
-    Or to more than the one test image: ``zlap (transductive)``; or to what was decided here: ``gram (reconstruction)``.
+    Other marks are ``zlap (transductive)`` and ``gram (reconstruction)``.
     """
     first = runs[0].result
     marks = [
@@ -235,14 +236,14 @@ def _marked(label: str, runs: Sequence[Run]) -> str:
         first.start_mark,
         say_seen([source for run in runs for source in run.result.saw or ()]),
     ]
-    told = ", ".join(filter(None, marks))
-    if not told:
+    text = ", ".join(filter(None, marks))
+    if not text:
         return label
-    return f"{label[:-1]}, {told})" if label.endswith(")") else f"{label} ({told})"
+    return f"{label[:-1]}, {text})" if label.endswith(")") else f"{label} ({text})"
 
 
 def _cells(label: str, runs: Sequence[Run], group: Group) -> dict[Key, list[Measured]]:
-    """The tests of a method by what was tested, one a seed: of several, the newest."""
+    """The tests of a method by dataset, target and shots, one per seed; of copies, the newest is used."""
     cells: dict[Key, dict[int, Measured]] = {}
     copies = 0
     for run in sorted(runs, key=lambda run: run.result.created):
@@ -260,14 +261,14 @@ def _key(result: Result, row: Row) -> Key:
 
 
 def _variants(method: str, runs: Sequence[Run]) -> list[tuple[str, list[Run]]]:
-    """Part a method's runs by the settings that differ between runs that would be averaged over seeds.
+    """Divide the runs of a method by settings that differ between runs with the same dataset and shots.
 
-    Between datasets and shots settings may differ, as they do in the published recipes.
+    Between datasets and numbers of shots, settings may differ, as they do in the published recipes.
     """
-    if method == ZERO_SHOT:  # beside the plain one, which every run measures, whatever their number
+    if method == ZERO_SHOT:  # plain zero-shot CLIP, which every run measures, and variants of it
         return _parted(method, runs, ("template", "descriptions"), unset=None)
     shared = set(SHARED)
-    if not any(run.result.has_seeds for run in runs):  # nothing was learnt, so that training settings mean nothing
+    if not any(run.result.has_seeds for run in runs):  # nothing is trained, so training settings have no effect
         shared |= {f.name for f in fields(RunConfig)}
     cells: dict[tuple[Any, ...], list[Run]] = {}
     for run in runs:
@@ -282,17 +283,17 @@ def _variants(method: str, runs: Sequence[Run]) -> list[tuple[str, list[Run]]]:
 
 
 def _differs(key: str, runs: Sequence[Run]) -> bool:
-    """Whether a setting tells runs apart, which a learner of each seed's own to stand on does not."""
+    """Whether a setting distinguishes runs; a saved learner to build on may differ between seeds."""
     values: dict[int, set[str]] = {}
     for run in runs:
         if key in run.result.config:
-            seed = run.result.seed if key == STANDS_ON and run.result.beneath else -1
+            seed = run.result.seed if key == BUILT_ON and run.result.beneath else -1
             values.setdefault(seed, set()).add(repr(run.result.config[key]))
     return any(len(each) > 1 for each in values.values())
 
 
 def _parted(method: str, runs: Sequence[Run], keys: Iterable[str], unset: Any) -> list[tuple[str, list[Run]]]:
-    """Part runs by some settings, which stand in the labels unless they are ``unset``."""
+    """Divide runs by some settings, which are shown in the labels unless their value is ``unset``."""
     parts: dict[str, list[Run]] = {}
     for run in runs:
         config = run.result.config

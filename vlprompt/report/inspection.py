@@ -1,4 +1,4 @@
-"""A classifier on its images as one HTML page: what it is right about, its surest mistakes, and what the data holds."""
+"""``vlprompt inspect``: an HTML page on a classifier and its images: accuracies, mistakes and flaws of the data."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ from vlprompt.report.thumbnails import BUDGET, Thumbnails
 from vlprompt.version import __version__
 
 PAGE, SHEET = "inspect.html", "mistakes.png"
-IMAGES = 24  # mistakes, label errors and pairs that are shown, of each kind
-DRAWN = 25  # classes of a confusion matrix that are still legible
-CONFUSIONS = 12  # rows of their table
+IMAGES = 24  # default number of mistakes, label errors and pairs that are shown, each
+DRAWN = 25  # largest number of classes of a legible confusion matrix
+CONFUSIONS = 12  # rows of the table of confusions
 DATA_TABLES = ("label_errors", "near_duplicates")
 
 
@@ -41,10 +41,10 @@ class Picture:
     """An image on the page.
 
     Attributes:
-        address: that holds it; empty if it is not shown.
-        alt: what it is, in words.
-        title: what is to be seen first of it.
-        about: what else.
+        address: a ``data:`` URL; empty if the image is not shown.
+        alt: a description of the image.
+        title: its caption.
+        about: a second line of the caption.
         name: its path.
     """
 
@@ -57,7 +57,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Found:
-    """The findings about data on the page: sentences, and pictures of what they are about."""
+    """The flaws of the data on the page: sentences, probable label errors, and near-duplicates."""
 
     lines: list[str]
     errors: list[Picture]
@@ -78,12 +78,15 @@ class Part:
 
 
 def save_inspections(inspections: Sequence[Inspection], folder: str | Path, images: int | None = None) -> Path:
-    """Write the page of some inspections, their contact sheets and their tables into a folder, and return the page.
+    """Write the page, contact sheets and tables of inspections into a folder.
 
     Args:
         inspections: at least one, such as those of a run's tests.
-        folder: is made if it is not there; other files in it stay.
-        images: mistakes, label errors and pairs that are shown, of each kind at most.
+        folder: created if needed; other files in it are kept.
+        images: largest number of mistakes, of label errors and of pairs that are shown; None means 24.
+
+    Returns:
+        The path of the page.
 
     Raises:
         VlpromptError: the folder is a file, or cannot be written to.
@@ -108,12 +111,12 @@ def save_inspections(inspections: Sequence[Inspection], folder: str | Path, imag
 def save_findings(
     title: str, facts: Mapping[str, str], findings: DataFindings, folder: str | Path, images: int | None = None
 ) -> Path:
-    """Write the page on a dataset alone, and its tables, into a folder, and return the page.
+    """Write the page and tables of a dataset's flaws into a folder, and return the path of the page.
 
     Args:
         title: of the page.
-        facts: what else is to be told, by name.
-        findings: about the dataset.
+        facts: other information for its head, by name.
+        findings: the flaws.
         folder, images: as in ``save_inspections``.
     """
     most, folder = IMAGES if images is None else at_least("images", images, 1), _folder(folder)
@@ -122,7 +125,7 @@ def save_findings(
 
 
 def inspection_page(inspections: Sequence[Inspection], most: int = IMAGES) -> str:
-    """Return the page of some inspections as HTML, with so many images of each kind at most."""
+    """Return the page of inspections as HTML, with at most ``most`` images of each kind."""
     left = [BUDGET]
     first = inspections[0]
     title = first.title if len(inspections) == 1 else first.title.rpartition(":")[0]
@@ -155,7 +158,7 @@ def _part(each: Inspection, most: int, left: list[int]) -> Part:
 
 
 def _numbers(each: Inspection) -> list[tuple[str, str, str]]:
-    """What stands at the top: the name of a number, it, and what else is to be said of it."""
+    """The numbers at the top of the page: name, value and remark."""
     low, high = each.interval
     wrong = int((~each.right).sum())
     numbers = [
@@ -184,13 +187,13 @@ def _say_confidence(each: Inspection) -> str:
 
 
 def without_leaks(each: Inspection) -> tuple[float, int] | None:
-    """Accuracy in percent over the test images that have no near-duplicate among the others, and their number.
+    """Accuracy in percent on the test images without a near-duplicate among the training images, and their number.
 
-    None where no image has one, all have one, or it was not looked for.
+    None if no image has one, if all have one, or if duplicates were not searched for.
     """
     if each.findings is None or not each.findings.leaks:
         return None
-    first = len(each.findings.names) - each.n_images  # the test images stand last
+    first = len(each.findings.names) - each.n_images  # the test images are last
     kept = np.ones(each.n_images, bool)
     kept[[place - first for place in each.findings.leaks]] = False
     return (100 * float(each.right.numpy()[kept].mean()), int(kept.sum())) if kept.any() else None
@@ -228,7 +231,7 @@ def _title_of_confusion(each: Inspection) -> str:
 
 
 def _confusion(each: Inspection) -> str:
-    """The confusion matrix; of many classes, that of those with the most mistakes."""
+    """The confusion matrix; if there are many classes, of those with the most mistakes."""
     counts = each.confusion.numpy()
     wrong = counts - np.diag(np.diag(counts))
     rank = np.argsort(-(wrong.sum(axis=0) + wrong.sum(axis=1)), kind="stable")

@@ -1,4 +1,4 @@
-"""Tables as LaTeX: long ones for an appendix, and the layout of papers."""
+"""Tables as LaTeX: long ones for an appendix, and those in the layout of papers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from vlprompt.report.cells import Cell
 from vlprompt.report.render import gain, heading, interval, number, seeds
 from vlprompt.report.tables import Column, Style, Table, lines_of
 
-WIDEST = 12  # columns of numbers side by side in the layout of papers
+WIDEST = 12  # largest number of columns side by side in the layout of papers
 
 LATEX = {
     "\\": r"\textbackslash{}",
@@ -33,7 +33,7 @@ LATEX = {
 
 
 def as_latex(tables: Sequence[Table]) -> str:
-    """Return tables as LaTeX for ``\\usepackage{booktabs}``: intervals below the numbers, the best in bold."""
+    """Return tables as LaTeX, which needs ``\\usepackage{booktabs}``; intervals are below the numbers."""
     named: dict[str, int] = {}
     return "\n".join(
         line for table in tables for line in (_paper(table, named) if table.kind == "paper" else _long(table))
@@ -41,6 +41,7 @@ def as_latex(tables: Sequence[Table]) -> str:
 
 
 def _long(table: Table) -> Iterator[str]:
+    """Yield the lines of a table with all its sections."""
     words = any(cell.text and len(cell.text) > 30 for line in lines_of(table) for cell in line.cells)
     kinds = [*(["r"] if table.seeds else []), *(["l" if words else "r"] * len(table.columns))]
     yield from (r"\begin{table}", r"\centering", r"\small", rf"\caption{{{_tex(f'{table.title}. {table.caption}')}}}")
@@ -64,7 +65,7 @@ def _long(table: Table) -> Iterator[str]:
 
 
 def _paper(table: Table, named: dict[str, int]) -> Iterator[str]:
-    """One float with a label, of as many tabulars below each other as its blocks of columns need."""
+    """Yield the lines of a float with a label; its columns may need several tabulars below each other."""
     label = re.sub(r"\W+", "-", table.title.lower()).strip("-")
     named[label] = named.get(label, 0) + 1
     label += f"-{named[label]}" if named[label] > 1 else ""
@@ -81,7 +82,7 @@ def _paper(table: Table, named: dict[str, int]) -> Iterator[str]:
 
 
 def _parts(columns: Sequence[Column]) -> Iterator[list[int]]:
-    """Part columns into tabulars: blocks whole where they fit, as many side by side as do."""
+    """Divide columns into tabulars, without splitting a block of columns if it fits into one."""
     part: list[int] = []
     for _, block in groupby(range(len(columns)), lambda i: columns[i].over):
         members = [*block]
@@ -97,6 +98,7 @@ def _parts(columns: Sequence[Column]) -> Iterator[list[int]]:
 
 
 def _tabular(table: Table, part: Sequence[int]) -> Iterator[str]:
+    """Yield the lines of a tabular with some of the columns."""
     blocks = [(over, len([*members])) for over, members in groupby(table.columns[i].over for i in part)]
     yield rf"\begin{{tabular}}{{l{''.join('c' * n for _, n in blocks)}}}"
     yield r"\toprule"
@@ -114,6 +116,7 @@ def _tabular(table: Table, part: Sequence[int]) -> Iterator[str]:
 
 
 def _rules(blocks: Sequence[tuple[str, int]]) -> Iterator[str]:
+    """Yield the rules below the headings of blocks, given heading and number of columns of each."""
     start = 2
     for over, n in blocks:
         if over:
@@ -122,18 +125,21 @@ def _rules(blocks: Sequence[tuple[str, int]]) -> Iterator[str]:
 
 
 def _number(cell: Cell, style: Style) -> str:
+    """A cell's number, bold if it is the best and underlined if it is the second best."""
     text = _tex(number(replace(cell, gain=None), style))
     text = rf"\textbf{{{text}}}" if cell.best else rf"\underline{{{text}}}" if cell.second else text
     return text if cell.gain is None else rf"{text} {{\scriptsize {_tex(gain(cell, style))}}}"
 
 
 def _intervals(cells: Sequence[Cell], style: Style) -> Iterator[str]:
+    """Yield the interval of each cell."""
     for cell in cells:
         text = interval(cell, style)
         yield rf"{{\scriptsize {text}}}" if text else ""
 
 
 def _tex(text: str) -> str:
+    """Escape what LaTeX would interpret."""
     return "".join(LATEX.get(sign, sign) for sign in printable(text))
 
 

@@ -1,4 +1,4 @@
-"""What tells numbers of a paper's table apart: second best, gain over a method, a significant difference."""
+"""Marks of numbers in the layout of papers: second best, gain over a method, significant difference."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from vlprompt.report.tables import Line, Section
 
 
 def with_second(section: Section, higher: bool) -> Section:
-    """Mark the second best number of each column, where one is the best."""
+    """Mark the second best number of each column that has a best one."""
     lines = [list(line.cells) for line in section.lines]
     for i in range(len(lines[0]) if lines else 0):
         column = [cells[i] for cells in lines if cells[i].value is not None and not cells[i].missing]
@@ -32,13 +32,19 @@ def with_second(section: Section, higher: bool) -> Section:
 
 
 def with_gains(section: Section, method: str, shown: Sequence[bool]) -> Section:
-    """Set every other row against a method's, in the columns that show it."""
+    """Add the gain over a method to every other row.
+
+    Args:
+        section: of the table.
+        method: the reference.
+        shown: for each column, whether gains are shown.
+    """
     base = next((line for line in section.lines if line.label == display_method(method)), None)
     if base is None:
         return section
 
-    def against(cell: Cell, other: Cell, told: bool) -> Cell:
-        known = told and cell.value is not None and other.value is not None
+    def against(cell: Cell, other: Cell, show: bool) -> Cell:
+        known = show and cell.value is not None and other.value is not None
         return replace(cell, gain=cell.number - other.number) if known else cell
 
     lines = (
@@ -54,26 +60,26 @@ def with_marks(
     lines: list[tuple[str, list[Cell]]],
     reference: str,
 ) -> list[tuple[str, list[Cell]]]:
-    """Mark the cells that differ from a reference method's on the same images and seeds.
+    """Mark the cells that differ significantly from those of a reference method, on the same images and seeds.
 
     Args:
-        group: whose results they are.
-        columns: of the table: the tests that a number is over, and its rule.
-        lines: a method's label and its cells, one a column.
-        reference: the label of the method.
+        group: of the results.
+        columns: for each column of the table, its tests and its rule.
+        lines: label and cells of each method.
+        reference: label of the reference method.
     """
-    found: dict[tuple[str, int], float] = {}
+    p_values: dict[tuple[str, int], float] = {}
     for label, cells in lines:
         if label == reference or group.predicts(label) != group.predicts(reference):
             continue
         draws = {key: _draws(group, label, reference, key) for key in {k for keys, _ in columns for k in keys}}
         for i, (keys, rule) in enumerate(columns):
-            each = [draws[key] for key in keys]
-            there = [pair for pair in each if pair is not None]
-            if cells[i].value is not None and len(there) == len(each):
-                ours, theirs = (draw_rule(rule, [pair[side] for pair in there]) for side in (0, 1))
-                found[label, i] = p_value(ours - theirs)
-    differs = dict(zip(found, holm([*found.values()]), strict=True))
+            pairs = [draws[key] for key in keys]
+            present = [pair for pair in pairs if pair is not None]
+            if cells[i].value is not None and len(present) == len(pairs):
+                ours, theirs = (draw_rule(rule, [pair[side] for pair in present]) for side in (0, 1))
+                p_values[label, i] = p_value(ours - theirs)
+    differs = dict(zip(p_values, holm([*p_values.values()]), strict=True))
     return [
         (label, [replace(cell, mark="∗") if differs.get((label, i)) else cell for i, cell in enumerate(cells)])
         for label, cells in lines
@@ -81,9 +87,9 @@ def with_marks(
 
 
 def _draws(group: Group, label: str, other: str, key: Key) -> tuple[np.ndarray, np.ndarray] | None:
-    """Bootstrap draws of two rows' accuracies on a test, over the seeds of both; None where none is in common."""
+    """Bootstrap draws of two methods' accuracies on a test, over the seeds of both; None without a common seed."""
     ours, theirs = _right(group, label, key), _right(group, other, key)
-    if label == ZERO_SHOT:  # measured in every run, and the same in each
+    if label == ZERO_SHOT:  # the same in every run
         ours = dict.fromkeys(theirs, next(iter(ours.values()))) if ours else {}
     if other == ZERO_SHOT:
         theirs = dict.fromkeys(ours, next(iter(theirs.values()))) if theirs else {}
@@ -94,13 +100,13 @@ def _draws(group: Group, label: str, other: str, key: Key) -> tuple[np.ndarray, 
 
 
 def _right(group: Group, label: str, key: Key) -> dict[int, np.ndarray]:
-    """Whether each image was right, by seed."""
-    found = {}
+    """Whether each image (N,) was classified correctly, by seed."""
+    right = {}
     tests = group.values.get(label, {}).get(key, ()) or (
         [t for cells in group.values.values() for t in cells.get(key, ())] if label == ZERO_SHOT else ()
     )
     for test in tests:
-        given = read_predictions(test.run.path.parent)[test.row.target]
-        said = given.zero_shot if label == ZERO_SHOT else given.predicted
-        found[test.seed] = (said == given.label).numpy()
-    return found
+        predictions = read_predictions(test.run.path.parent)[test.row.target]
+        predicted = predictions.zero_shot if label == ZERO_SHOT else predictions.predicted
+        right[test.seed] = (predicted == predictions.label).numpy()
+    return right
