@@ -92,7 +92,7 @@ def write_a_method(text: str) -> None:
 
 
 def domains(text: str) -> None:
-    assert 34 < numbers(r"told from the features for (\d+)% of the images", text)[0] < 100
+    assert 34 < numbers(r"predicted correctly for (\d+)% of the images", text)[0] < 100
     own, other = numbers(r"its own style .* \*\*([+-][\d.]+)\*\* points .* another style \*\*([+-][\d.]+)\*\*", text)
     assert own > 0
     assert own > other - 3
