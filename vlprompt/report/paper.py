@@ -235,6 +235,8 @@ def _table(protocol: str, blocks: Sequence[Block], rows: Mapping[str, Line], lay
             "std": f" Means over {seeds} seeds ± population standard deviation.",
             "interval": f" Means over {seeds} seeds, and their 95% interval (Student's t on the logit scale).",
         }[layout.spread]
+    if protocol == "few_shot":
+        caption += " Columns: training images per class."
     caption += " Bold: best; underlined: second."
     if layout.gain:
         caption += f" Arrows: points over {display_method(layout.gain)}."
