@@ -9,12 +9,14 @@ from functools import lru_cache
 from datasets_registry.listed import dataset_info, list_datasets
 from vlprompt.learner.registration import METHODS
 
-LONGEST = 16  # signs of a dataset's title that still head a column
+LONGEST = 16  # characters of a dataset's title that fit over a column
 
 
 @lru_cache
 def display_method(label: str) -> str:
-    """Return a row's label with the method's printed name: the start of its module's docstring, or its class's name.
+    """Return a row's label with the method's name as papers print it.
+
+    That is the start of the docstring of the method's module, or the name of its class; other labels stay as they are.
 
     >>> display_method("coop"), display_method("coop (lr=0.1)"), display_method("lp_plus_plus")
     ('CoOp', 'CoOp (lr=0.1)', 'LP++')
@@ -39,7 +41,7 @@ def _letters(name: str) -> str:
 
 @lru_cache
 def display_dataset(name: str) -> str:
-    """Return a dataset's printed name: the card's title if it is short, or what stands in brackets behind it.
+    """Return a dataset's name as papers print it: its card's title if that is short, or the abbreviation behind it.
 
     >>> display_dataset("dtd"), display_dataset("eurosat"), display_dataset("glyphs/arrows"), display_dataset("digits")
     ('DTD', 'EuroSAT', 'Arrows', 'Digits')

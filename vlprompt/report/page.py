@@ -1,4 +1,4 @@
-"""The report as one HTML page that needs nothing else: no network, light and dark, any width."""
+"""The report as one self-contained HTML page: no network access, light and dark, any width."""
 
 from __future__ import annotations
 
@@ -39,15 +39,15 @@ from vlprompt.version import __version__
 if TYPE_CHECKING:
     from vlprompt.report import Report
 
-# shown apart, or of no interest
+# settings of a run that are shown elsewhere, or of no interest
 OWN = ("seed", "held_out", "output", "name", "resume", "restart", "quiet", "device", "workers")
-ABREAST = 3  # charts in a row of a wide page
-TOLD_OF_ROWS = ("target", "accuracy", "zero_shot", "n_images", "split")
+ABREAST = 3  # charts that fit in a row of a wide page
+SHOWN_OF_ROWS = ("target", "accuracy", "zero_shot", "n_images", "split")
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A chart and what stands above it."""
+    """A chart and its title."""
 
     title: str
     svg: Markup
@@ -55,7 +55,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class Panel:
-    """The charts of one test, which a menu chooses."""
+    """The charts of one test, which is chosen from a menu."""
 
     name: str
     changes: list[Figure]
@@ -64,7 +64,7 @@ class Panel:
 
     @property
     def rows(self) -> list[list[Figure]]:
-        """Charts of a kind in a row of their own; the few of one method side by side."""
+        """One row per kind of chart, or a single row if all charts fit in it."""
         rows = [row for row in (self.changes, self.gains, self.calibration) if row]
         return [list(itertools.chain(*rows))] if 0 < sum(map(len, rows)) <= ABREAST else rows
 
@@ -118,17 +118,18 @@ def _tests(group: Group) -> list[Measured]:
 
 
 def asset(name: str) -> str:
-    """The text of a file of this room."""
+    """The text of a file in this package, such as the page's style sheet."""
     return resources.files("vlprompt.report").joinpath(name).read_text(encoding="utf-8")
 
 
 def _shown(value: Any) -> Any:
+    """A template's value with control characters written out; markup stays as it is."""
     return printable(value, keep="\n") if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 @lru_cache
 def template(name: str) -> Template:
-    """A page's template, in which text is escaped and control characters are written out."""
+    """A page's template, which escapes text and writes out control characters."""
     environment = Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, finalize=_shown, loader=FunctionLoader(asset)
     )
@@ -178,30 +179,30 @@ def _panel(group: Group, key: Key, styles: Styles) -> Panel:
 
 
 class Runs:
-    """What the page tells of the runs behind its cells, each once."""
+    """The runs behind the cells of the page, each stored once in the page's data."""
 
     def __init__(self) -> None:
         self._runs: dict[str, tuple[int, Run]] = {}
 
     def numbers(self, runs: Iterable[Run]) -> str:
-        """Where runs stand in the page's data, for a cell."""
+        """The indices of runs in the page's data, separated by spaces, as a cell's attribute."""
         numbers = (self._runs.setdefault(str(run.path), (len(self._runs), run))[0] for run in runs)
         return " ".join(map(str, dict.fromkeys(numbers)))
 
     def as_json(self) -> str:
-        """The data as JSON that may stand inside a script element."""
+        """The data as JSON that is safe inside a script element."""
         configs: dict[str, int] = {}
         backbones: dict[str, int] = {}
 
         def place(table: dict[str, int], value: Any) -> int:
             return table.setdefault(json.dumps(value, sort_keys=True), len(table))
 
-        told = [
-            _told(run, place(configs, _config(run)), place(backbones, run.result.backbone))
+        described = [
+            _describe(run, place(configs, _config(run)), place(backbones, run.result.backbone))
             for _, run in self._runs.values()
         ]
         lists = {"configs": list(map(json.loads, configs)), "backbones": list(map(json.loads, backbones))}
-        text = json.dumps({"runs": told, **lists}, separators=(",", ":"))
+        text = json.dumps({"runs": described, **lists}, separators=(",", ":"))
         return text.replace("<", "\\u003c")
 
 
@@ -209,9 +210,10 @@ def _config(run: Run) -> dict[str, Any]:
     return {key: value for key, value in run.result.config.items() if key not in OWN}
 
 
-def _told(run: Run, config: int, backbone: int) -> dict[str, Any]:
+def _describe(run: Run, config: int, backbone: int) -> dict[str, Any]:
+    """What the page shows of a run; ``config`` and ``backbone`` are indices into the page's lists of them."""
     r = run.result
-    tests = [{name: getattr(row, name) for name in TOLD_OF_ROWS} for row in r.rows]
+    tests = [{name: getattr(row, name) for name in SHOWN_OF_ROWS} for row in r.rows]
     return {
         "file": str(run.path),
         "method": r.marked_method,

@@ -1,4 +1,4 @@
-"""Two methods on the same images and seeds, and the classes on which each gains and loses."""
+"""Comparison of two methods on the same images and seeds, and the classes on which each gains or loses."""
 
 from __future__ import annotations
 
@@ -11,18 +11,19 @@ from vlprompt.report.cells import Cell
 from vlprompt.report.groups import Group, Key, Measured, say_shots
 from vlprompt.report.tables import Column, Line, Section, Table, say_conditions
 
-MOST = 8  # classes shown at either end
+MOST = 8  # classes shown of those that gain most, and of those that lose most
 
 
 def pair_tables(groups: Sequence[Group], pair: Sequence[str]) -> list[Table]:
-    """Compare two methods in every group that has both: the difference with its interval, and gains of classes.
+    """Compare two methods in every group that has both: their difference with its interval, and the gains by class.
 
     Args:
-        groups: of ``collect``.
-        pair: two names of methods, as the tables have them.
+        groups: as ``collect`` returns them.
+        pair: the labels of two methods in the tables.
 
     Raises:
-        VlpromptError: not two names, or no group has both with the same datasets and seeds.
+        VlpromptError: ``pair`` is not two different labels, there are no results of one of them, or they have no test
+            and seed in common.
     """
     if len(pair) != 2 or pair[0] == pair[1]:
         raise VlpromptError(f"pair takes two methods, such as pair=coop,kgcoop, not {','.join(map(str, pair))!r}")
@@ -37,6 +38,7 @@ def pair_tables(groups: Sequence[Group], pair: Sequence[str]) -> list[Table]:
 
 
 def _of_group(group: Group, pair: Sequence[str]) -> list[Table]:
+    """The comparison at each number of shots, and each method's gains by class; empty without a common test."""
     first, second = pair
     lines: list[Line] = []
     shots = list(dict.fromkeys(key[2] for key in group.keys))
@@ -44,9 +46,9 @@ def _of_group(group: Group, pair: Sequence[str]) -> list[Table]:
         sides = [_shared_tests(group, a, b, k) for a, b in (pair, pair[::-1])]
         if sides[0]:
             ours, theirs = ({test.run.path: test.run.result for test in side} for side in sides)
-            found = compare(ours, theirs)
+            comparisons = compare(ours, theirs)
             seeds = tuple(sorted({test.seed for test in sides[0]}))
-            lines += [_line(one, "" if k is None else say_shots(k), seeds) for one in found]
+            lines += [_line(one, "" if k is None else say_shots(k), seeds) for one in comparisons]
     if not lines:
         return []
     columns = (
@@ -61,17 +63,18 @@ def _of_group(group: Group, pair: Sequence[str]) -> list[Table]:
         "so within -100 and 100; decided: whether it excludes zero.",
         columns,
         (Section("", tuple(lines)),),
-        conditions=_plain(group),
+        conditions=_shown_conditions(group),
     )
     return [table, *(t for label in pair if (t := _changes(group, label)))]
 
 
-def _plain(group: Group) -> dict[str, Any]:
+def _shown_conditions(group: Group) -> dict[str, Any]:
+    """A group's conditions without the backbone's identity, which is no text."""
     return {key: value for key, value in group.conditions.items() if key != "identity"}
 
 
 def _line(one: Comparison, prefix: str, seeds: tuple[int, ...]) -> Line:
-    alike = "every image alike"  # drawn again they say the same, so that there is no interval to decide by
+    alike = "every image alike"  # no bootstrap draw differs, so there is no interval to decide by
     cells = (
         Cell(one.difference, interval=one.interval, seeds=seeds, n_images=one.n_images, signed=True),
         Cell(text=alike if one.interval is None else "yes" if one.decided else "no"),
@@ -81,7 +84,7 @@ def _line(one: Comparison, prefix: str, seeds: tuple[int, ...]) -> Line:
 
 
 def _shared_tests(group: Group, label: str, other: str, shots: int | str | None) -> list[Measured]:
-    """Tests of a method that the other has done too, with the same seed."""
+    """Tests of a method at a number of shots that the other method was also run on, with the same seed."""
     return [
         test
         for key, tests in group.values[label].items()
@@ -92,7 +95,7 @@ def _shared_tests(group: Group, label: str, other: str, shots: int | str | None)
 
 
 def changes(group: Group, label: str, key: Key) -> list[ClassChange]:
-    """What a method gains and loses on each class of a test, over its seeds; empty for results of schema 1."""
+    """What a method gains or loses on each class of a test, over its seeds; empty for results of schema 1."""
     tests = group.values[label].get(key, [])
     if not tests or any(test.row.per_class is None for test in tests):
         return []
@@ -100,13 +103,13 @@ def changes(group: Group, label: str, key: Key) -> list[ClassChange]:
 
 
 def _changes(group: Group, label: str) -> Table | None:
-    """The classes at either end of the gains over zero-shot; of several shots, the most."""
+    """The classes that gain and lose most over zero-shot, at the largest number of shots; None without any."""
     sections = []
     for key in group.telling_keys:
-        found = changes(group, label, key)
-        shown = found if len(found) <= 2 * MOST else found[:MOST] + found[-MOST:]
+        classes = changes(group, label, key)
+        shown = classes if len(classes) <= 2 * MOST else classes[:MOST] + classes[-MOST:]
         if shown:
-            left = f", {len(found) - len(shown)} classes between left out" if len(found) > len(shown) else ""
+            left = f", {len(classes) - len(shown)} classes between left out" if len(classes) > len(shown) else ""
             sections.append(Section(f"{key[0]}: {key[1]}{left}", tuple(map(_class_line, shown))))
     if not sections:
         return None
@@ -114,7 +117,7 @@ def _changes(group: Group, label: str) -> Table | None:
     columns = tuple(Column(name, ranked=False) for name in ("zero-shot", label, "gain", "images"))
     title = f"classes on which {label} gains and loses: {group.title}" + (f", {say_shots(shots)}" if shots else "")
     caption = f"accuracy of a class (%), mean over seeds, against zero-shot; {say_conditions(group)}."
-    return Table(title, "classes", caption, columns, tuple(sections), conditions=_plain(group), seeds=False)
+    return Table(title, "classes", caption, columns, tuple(sections), conditions=_shown_conditions(group), seeds=False)
 
 
 def _class_line(c: ClassChange) -> Line:

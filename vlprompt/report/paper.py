@@ -1,7 +1,8 @@
 """The tables as papers print them: methods in rows, datasets in columns, the best in bold and the second underlined.
 
-Base to new has a block of base, new and harmonic mean a dataset, after their average; cross-dataset and domain
-generalization a column a target and their average; few-shot a block of shots a dataset, after their average.
+Base-to-new has three columns per dataset (base, new and harmonic mean), few-shot one per dataset and number of shots,
+each after the average over datasets. Cross-dataset and domain generalization have one column per target, then their
+average.
 """
 
 from __future__ import annotations
@@ -30,16 +31,19 @@ BEST_EVIDENCE = ("released", "rerun", "second-hand", "recalled")
 
 @dataclass(frozen=True)
 class Layout:
-    """How tables in the layout of papers are made.
+    """Options of tables in the layout of papers.
 
     Attributes:
         metric: one of ``METRICS``.
         decimals: of every number.
-        spread: ``none``, ``std`` (population, over seeds) or ``interval`` (95%) beside a number.
-        gain: a method whose numbers all others are set against, in points, as arrows; empty for none.
-        significance: a method that all others are tested against on the same images and seeds; empty for none.
-        published: set the published figures among the rows, marked as such.
-        columns: ``all``, or ``average``: those over datasets or targets alone.
+        spread: what stands beside a number: ``none``, ``std`` (population, over seeds) or ``interval`` (95%).
+        gain: the method that all others' gains are over, shown as arrows with points; empty for no gains.
+        significance: the method that all others are tested against on the same images and seeds; empty for no test.
+        published: add rows of published figures, marked as such.
+        columns: ``all``, or ``average`` for the averages over datasets or targets alone.
+
+    Raises:
+        VlpromptError: a value is not one of these, or ``significance`` is asked for with another metric than accuracy.
     """
 
     metric: str = "accuracy"
@@ -63,13 +67,13 @@ class Layout:
 
     @property
     def measure(self) -> Metric:
-        """The metric itself."""
+        """The metric that ``metric`` names."""
         return METRICS[self.metric]
 
 
 @dataclass(frozen=True)
 class Block:
-    """Columns under one heading: what each is of, the tests behind it, and their rule."""
+    """Columns under one heading: of each its name, the tests it is computed from, and the rule that combines them."""
 
     heading: str
     columns: tuple[tuple[str, tuple[Key, ...], Rule], ...]
@@ -78,31 +82,31 @@ class Block:
 def paper_tables(
     groups: Sequence[Group], layout: Layout, chosen: Sequence[str] | None, protocol: str | None
 ) -> list[Table]:
-    """Return a table a group and, with published figures that no group stands beside, a table a protocol of those.
+    """Return one table per group and, if published figures are asked for, one per protocol without comparable results.
 
     Args:
-        groups: of ``collect``.
-        layout: how.
-        chosen: methods; all others are left out.
-        protocol: likewise.
+        groups: as ``collect`` returns them.
+        layout: the options.
+        chosen: the published rows' methods; None for all.
+        protocol: the protocol of tables with published figures alone; None for those of the groups.
 
     Raises:
-        VlpromptError: a method that others should be set against was not run.
+        VlpromptError: there are no results of the method that ``gain`` or ``significance`` names.
     """
     known = {label for group in groups for label in labels(group)}
     for name, setting in ((layout.gain, "gain"), (layout.significance, "significance")):
         if name and name not in known and not (layout.published and setting == "gain"):
             raise VlpromptError(f"{setting}={name}: there are no results of '{name}': {nearest(name, known)}")
-    tables, beside = [], set()
+    tables, compared = [], set()  # protocols whose published figures stand beside ours
     for group in groups:
         figures = _figures(group.protocol) if layout.published else None
         fits = figures is not None and comparable(group, figures)
         tables.append(_of_group(group, layout, figures if fits else None, chosen))
-        beside |= {group.protocol} if fits else set()
+        compared |= {group.protocol} if fits else set()
     if layout.published:
         asked = dict.fromkeys(group.protocol for group in groups) or WITH_FIGURES
         for name in [protocol] if protocol else asked:
-            figures = _figures(name) if name not in beside else None
+            figures = _figures(name) if name not in compared else None
             if figures is not None:
                 tables.append(_of_figures(name, figures, layout, chosen))
     return tables
@@ -145,16 +149,16 @@ def _named(group: Group) -> str:
 def _of_figures(protocol: str, figures: Figures, layout: Layout, chosen: Sequence[str] | None) -> Table:
     blocks = shown(make_blocks(protocol, figures.keys), layout)
     c = figures.conditions
-    told = ", ".join(filter(None, [c["backbone"], say_shots(c["shots"]) if "shots" in c else ""]))
+    conditions = ", ".join(filter(None, [c["backbone"], say_shots(c["shots"]) if "shots" in c else ""]))
     rows = _published_rows(figures, blocks, chosen, alone=True)
-    table = _table(protocol, blocks, rows, layout, f"{protocol.replace('_', ' ')}, published figures, {told}")
+    table = _table(protocol, blocks, rows, layout, f"{protocol.replace('_', ' ')}, published figures, {conditions}")
     table.conditions = {"backbone": c["backbone"]}
     table.notes = _sources(figures, chosen)
     return table
 
 
 def make_blocks(protocol: str, keys: Sequence[Key]) -> list[Block]:
-    """Return a protocol's blocks of columns for tests: their average first where there are several datasets."""
+    """Return the blocks of columns for a protocol's tests; the average over several datasets comes first."""
     datasets = _in_order(dict.fromkeys(key[0] for key in keys))
     if protocol == STUDY:
         shots = sorted({key[2] for key in keys}, key=lambda k: k if isinstance(k, int) else 10**9)
@@ -175,7 +179,7 @@ def make_blocks(protocol: str, keys: Sequence[Key]) -> list[Block]:
 
 
 def shown(blocks: Sequence[Block], layout: Layout) -> Sequence[Block]:
-    """The blocks that a layout asks for; where nothing is averaged, all of them."""
+    """The blocks that a layout asks for; all of them where there are no averages."""
     if layout.columns == "all":
         return blocks
     averages = [
@@ -187,6 +191,7 @@ def shown(blocks: Sequence[Block], layout: Layout) -> Sequence[Block]:
 
 
 def _headed(datasets: Sequence[str]) -> list[tuple[str, Sequence[str]]]:
+    """The headings of blocks and their datasets: the average over all, if there are several, then each dataset."""
     average = [(f"average over {len(datasets)} datasets", datasets)] if len(datasets) > 1 else []
     return [*average, *((display_dataset(name), [name]) for name in datasets)]
 
@@ -203,7 +208,7 @@ def _mean(datasets: Sequence[str]) -> Rule:
 
 
 def _rank(name: str) -> tuple[int, str]:
-    """Where papers put a dataset: in the order of the collection that it is in."""
+    """A sort key: datasets in the order of their collections, all others behind them by name."""
     order = [member for members in list_collections().values() for member in members]
     return (order.index(name) if name in order else len(order), name)
 
@@ -220,7 +225,7 @@ def _cells(group: Group, label: str, blocks: Sequence[Block], measure: Metric) -
     ]
 
 
-def _table(protocol: str, blocks: Sequence[Block], rows: Mapping[str, Line], layout: Layout, told: str) -> Table:
+def _table(protocol: str, blocks: Sequence[Block], rows: Mapping[str, Line], layout: Layout, conditions: str) -> Table:
     columns = tuple(Column(name, over=block.heading) for block in blocks for name, _, _ in block.columns)
     higher = layout.measure.higher
     section = with_second(mark_best(Section("", tuple(rows.values())), columns, higher), higher)
@@ -228,7 +233,7 @@ def _table(protocol: str, blocks: Sequence[Block], rows: Mapping[str, Line], lay
         sided = any(column.heading == "H" for column in columns)
         section = with_gains(section, layout.gain, [not sided or column.heading == "H" for column in columns])
     seeds = max((len(cell.seeds) for line in section.lines for cell in line.cells), default=0)
-    caption = f"{layout.measure.title}; {told}."
+    caption = f"{layout.measure.title}; {conditions}."
     if seeds > 1:
         caption += {
             "none": f" Means over {seeds} seeds.",
@@ -247,7 +252,7 @@ def _table(protocol: str, blocks: Sequence[Block], rows: Mapping[str, Line], lay
 def _published_rows(
     figures: Figures, blocks: Sequence[Block], chosen: Sequence[str] | None, alone: bool = False
 ) -> dict[str, Line]:
-    """A row a published method and variant, of figures of the best evidence."""
+    """One row per published method, each cell from the row with the best evidence that has that figure."""
     rows: dict[str, Line] = {}
     by_method: dict[str, list[Published]] = {}
     for row in figures.rows:
@@ -263,14 +268,13 @@ def _published_rows(
 
 
 def _published_cell(rows: Sequence[Published], block: Block, column: int) -> Cell:
-    """The figure as printed where it is, and else by the rule from printed figures."""
+    """The printed average if there is one; otherwise the rule over printed figures, or a dash if one is missing."""
     name, keys, rule = block.columns[column]
     if len(keys) > 1 or name == "H":
-        said = {"H": "harmonic_mean"}.get(name, name)
-        said = say_shots(int(name)) if name.isdigit() else said
+        average = say_shots(int(name)) if name.isdigit() else {"H": "harmonic_mean"}.get(name, name)
         for row in rows:
-            if said in row.averages and not row.mean_of_h and _is_average(block):
-                return Cell(row.averages[said])
+            if average in row.averages and not row.mean_of_h and _is_average(block):
+                return Cell(row.averages[average])
     single = [next((row.figures[key] for row in rows if key in row.figures), None) for key in keys]
     known = [value for value in single if value is not None]
     return Cell(rule(known)) if known and len(known) == len(keys) else Cell(text="–")
@@ -281,10 +285,10 @@ def _is_average(block: Block) -> bool:
 
 
 def _sources(figures: Figures | None, chosen: Sequence[str] | None) -> list[str]:
-    """Where published rows come from, a sentence a method."""
-    found: dict[str, dict[str, None]] = {}
+    """Where published rows come from, in one sentence per method."""
+    sources: dict[str, dict[str, None]] = {}
     for row in figures.rows if figures else ():
         if not chosen or row.method in chosen:
             origin = row.source or ("by dataset" if row.figures else "")
-            found.setdefault(row.method, {})[", ".join(filter(None, [origin, row.evidence]))] = None
-    return [f"{display_method(method)}, published: {'; '.join(sources)}" for method, sources in found.items()]
+            sources.setdefault(row.method, {})[", ".join(filter(None, [origin, row.evidence]))] = None
+    return [f"{display_method(method)}, published: {'; '.join(origins)}" for method, origins in sources.items()]

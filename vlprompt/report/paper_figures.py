@@ -20,16 +20,16 @@ from vlprompt.report.groups import STUDY, ZERO_SHOT, Group, Key
 from vlprompt.report.names import display_dataset, display_method
 from vlprompt.report.tables import labels
 
-FEWEST = 3  # datasets that span a radar
+FEWEST = 3  # datasets that a radar needs
 
 
 def dataset_scores(group: Group, metric: str = "accuracy") -> tuple[list[str], dict[str, list[float]]]:
-    """Return the datasets and, by method that was run on all of them, the number that stands for each.
+    """Return the datasets and, for each method that was run on all of them, its number on each.
 
-    That is the harmonic mean in base-to-new, the accuracy at the most shots in few-shot, and each target's elsewhere.
+    That is the harmonic mean in base-to-new, the metric at the most shots in few-shot, and each target's elsewhere.
 
     Args:
-        group: of ``collect``.
+        group: as ``collect`` returns it.
         metric: one of ``METRICS``.
     """
     measure = check_metric(metric)
@@ -40,29 +40,29 @@ def dataset_scores(group: Group, metric: str = "accuracy") -> tuple[list[str], d
         if name != "source":
             by_name.setdefault(name, []).append(key)
     rule: Rule = h_of_averages if harmonic else first
-    found: dict[str, list[float]] = {}
+    scores: dict[str, list[float]] = {}
     for label in labels(group):
         cells = [
             combine([tested(group, label, key, measure) for key in keys], rule, group.seeds)
             for keys in by_name.values()
         ]
         if all(cell.value is not None for cell in cells):
-            found[label] = [cell.number for cell in cells]
-    return list(by_name), found
+            scores[label] = [cell.number for cell in cells]
+    return list(by_name), scores
 
 
 @legible
 def radar(group: Group, metric: str = "accuracy") -> Figure:
     """Draw each method over datasets as a closed line; each axis runs from the worst method's number to the best's.
 
-    The numbers at the rim and within are in the metric's own unit, so that no axis hides what its span is.
+    The best number is written at the rim and the worst near the centre, so that every axis shows its span.
 
     Args:
         group: as ``make_report(…).group(protocol)`` returns it, with three datasets or more.
         metric: one of ``METRICS``.
 
     Raises:
-        VlpromptError: fewer datasets, or no method that was run on all.
+        VlpromptError: there are fewer datasets, or no method was run on all of them.
     """
     datasets, scores = dataset_scores(group, metric)
     if len(datasets) < FEWEST or not scores:
@@ -105,7 +105,7 @@ def critical_difference(group: Group, metric: str = "accuracy") -> Figure:
         metric: one of ``METRICS``.
 
     Raises:
-        VlpromptError: fewer of either.
+        VlpromptError: there are fewer methods or datasets.
     """
     _, scores = dataset_scores(group, metric)
     higher = METRICS[metric].higher
@@ -126,13 +126,13 @@ def critical_difference(group: Group, metric: str = "accuracy") -> Figure:
         y = -0.25 - 0.16 * j
         axes.plot([start - 0.04, end + 0.04], [y, y], color="black", linewidth=3, solid_capstyle="butt")
     axes.plot([1, 1 + ranks.critical], [1.15, 1.15], color="black", linewidth=1.5)
-    told = f"critical difference {ranks.critical:.2f}, {ranks.n_datasets} datasets, Friedman p = {ranks.p:.2g}"
-    axes.text(1, 1.3, told, fontsize=8)
+    caption = f"critical difference {ranks.critical:.2f}, {ranks.n_datasets} datasets, Friedman p = {ranks.p:.2g}"
+    axes.text(1, 1.3, caption, fontsize=8)
     return figure
 
 
 def _name_rank(axes: Axes, label: str, rank: float, row: int, left: bool, n: int) -> None:
-    """A line from a rank on the axis down to the method's name at the figure's edge."""
+    """Draw a line from a rank on the axis down to the method's name at the figure's edge."""
     y, edge = -1.3 - row, 0.9 if left else n + 0.1
     axes.plot([rank, rank, edge], [0, y, y], color="#767676", linewidth=0.8)
     name = "zero-shot" if label == ZERO_SHOT else display_method(label)
@@ -143,7 +143,7 @@ def _name_rank(axes: Axes, label: str, rank: float, row: int, left: bool, n: int
 
 
 def _alike(order: Sequence[str], ranks: Ranks) -> list[tuple[float, float]]:
-    """The longest runs of neighbours whose ranks lie within the critical difference."""
+    """The first and last rank of each longest run of methods within the critical difference of each other."""
     found: list[tuple[float, float]] = []
     for i, label in enumerate(order):
         start = ranks.mean[label]

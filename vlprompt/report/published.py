@@ -1,4 +1,4 @@
-"""Published figures beside ours, with the difference, where they come from, and what was not run."""
+"""Published figures beside our results: the difference, the source of each figure, and what was not run."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ class Published:
     """One row of a published table; figures in percent.
 
     Attributes:
-        protocol, method: what it is of.
-        variant: what tells it from other rows of the method.
+        protocol, method: what was run.
+        variant: what distinguishes it from other rows of the method.
         source: where it was printed.
         evidence: ``released`` (the authors' own), ``rerun`` (others' runs), ``second-hand`` (copied from another table)
             or ``recalled`` (not read at its source).
         averages: by measure: ``base``, ``new``, ``harmonic_mean``; ``16 shots`` and so on; or ``average``.
         figures: by test, as ``Group.keys`` names it: ``("eurosat", "base", None)``.
-        n_datasets: that the averages are over.
-        mean_of_h: whether ``harmonic_mean`` is the mean of the datasets' own.
-        predicts: what the predictions depended on, which only results of that kind stand beside.
+        n_datasets: how many datasets the averages are over.
+        mean_of_h: whether ``harmonic_mean`` is the mean of the datasets' harmonic means.
+        predicts: what the predictions depended on; only results of the same kind are compared with the row.
     """
 
     protocol: str
@@ -53,7 +53,7 @@ class Published:
 
     @property
     def name(self) -> str:
-        """The method, with the mark of what was not predicted alone."""
+        """The method, marked if images were not predicted alone."""
         return marked(self.method, self.predicts)
 
     @property
@@ -100,7 +100,7 @@ def _base_new_row(row: Mapping[str, Any], conditions: Mapping[str, Any]) -> Publ
         row.get("variant", ""),
         row["source"],
         row["evidence"],
-        # a harmonic mean by an unknown rule has nothing of ours to stand beside
+        # a harmonic mean by an unknown rule cannot be compared with ours
         {name: row[name] for name in (*SIDES, *(["harmonic_mean"] if rule != NOT_STATED else []))},
         n_datasets=row.get("datasets", conditions["datasets"]),
         mean_of_h=rule == MEAN_OF_H,
@@ -110,14 +110,14 @@ def _base_new_row(row: Mapping[str, Any], conditions: Mapping[str, Any]) -> Publ
 
 def _shots_row(row: Mapping[str, Any], n_datasets: int, shots: Sequence[int]) -> Published:
     values = {say_shots(k): value for k, value in zip(shots, row["accuracy"], strict=True) if value is not None}
-    told = (row["method"], row.get("variant", ""), row["source"], row["evidence"])
-    return Published(STUDY, *told, values, n_datasets=n_datasets, predicts=row.get("predicts", "alone"))
+    origin = (row["method"], row.get("variant", ""), row["source"], row["evidence"])
+    return Published(STUDY, *origin, values, n_datasets=n_datasets, predicts=row.get("predicts", "alone"))
 
 
 def _by_dataset(
     protocol: str, rows: Sequence[Mapping[str, Any]], tests: Sequence[tuple[str, Any]]
 ) -> Iterator[Published]:
-    """Rows with figures of single datasets, each a list with one value a test."""
+    """Rows with figures of single datasets; a dataset's list has one value per test."""
     for row in rows:
         figures = {
             (dataset, *test): value
@@ -166,7 +166,7 @@ def average_published(*rows: Published) -> dict[str, float]:
 
 
 def other_settings() -> list[Table]:
-    """Return tables of published figures of settings that no protocol here has, such as test-time prompts."""
+    """Return tables of published figures in settings that no protocol covers, such as test-time prompts."""
     return [_other_table(each) for each in _read("other_settings")["tables"]]
 
 
@@ -202,12 +202,12 @@ def comparable(group: Group, figures: Figures) -> bool:
 
 
 def published_tables(groups: Sequence[Group], methods: Sequence[str] | None, protocol: str | None) -> list[Table]:
-    """Put the published figures beside ours, a table a protocol that there are results of (or all, if there are none).
+    """Return one table per protocol with published figures beside ours.
 
     Args:
-        groups: of ``collect``.
-        methods: leave out all others.
-        protocol: leave out all others.
+        groups: as ``collect`` returns them.
+        methods: the methods to show; None for all.
+        protocol: the protocol to show; None for those that there are results of, or all if there are no results.
     """
     ours = {group.protocol for group in groups}
     chosen = [name for name in PROTOCOLS_WITH_FIGURES if name in ours] or list(PROTOCOLS_WITH_FIGURES)
@@ -247,7 +247,7 @@ Measure = tuple[str, str | Key, Sequence[Key], Rule]
 
 
 def _measures(protocol: str, figures: Figures) -> Iterator[Measure]:
-    """What is compared: heading, name in the published row, our tests and their rule."""
+    """What is compared: the heading, the name in the published row, our tests and the rule that combines them."""
     keys = figures.keys
     if protocol == "base_to_new":
         for i, side in enumerate(SIDES):
@@ -271,7 +271,7 @@ def _measures(protocol: str, figures: Figures) -> Iterator[Measure]:
 def _rows(
     rows: Sequence[Published], groups: Sequence[Group], name: str | Key, keys: Sequence[Key], rule: Rule
 ) -> Iterator[Line]:
-    """Lines of one measure; single tests only where ours has run them."""
+    """The lines of one measure; of single tests only those that we have results of."""
     for row in rows:
         value = row.averages.get(name) if isinstance(name, str) else row.figures.get(name)
         if value is None:
@@ -285,13 +285,14 @@ def _rows(
 
 
 def _ours(row: Published, groups: Sequence[Group], keys: Sequence[Key], rule: Rule) -> list[tuple[str, Cell]]:
+    """Our labels and numbers that a published row is compared with; one cell "not run" if there are none."""
     if row.n_datasets and row.n_datasets * 2 != len(keys) and row.n_datasets != len(keys):
         return [(row.name, Cell(text="not run", missing=f"over {row.n_datasets} datasets that are not all named"))]
-    found = [
+    cells = [
         (label, combine([tested(group, label, key, ACCURACY) for key in keys], rule, group.seeds))
         for group in groups
         for label in labels(group)
         if group.predicts(label) == row.predicts
         and (label == row.method or (row.method != ZERO_SHOT and label.startswith(f"{row.method} (")))
     ]
-    return found or [(row.name, Cell(text="not run"))]
+    return cells or [(row.name, Cell(text="not run"))]

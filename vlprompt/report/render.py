@@ -20,7 +20,7 @@ LABEL_WIDTH = 40  # of a terminal's first column, at most
 
 
 def number(cell: Cell, style: Style = LONG) -> str:
-    """Write a cell's number with its deviation, its gain and what marks it, or its text.
+    """Return a cell's number with its deviation, gain and marks, or its text if it has no number.
 
     >>> number(Cell(33.702, std=1.017)), number(Cell(-0.5, signed=True)), number(Cell(1.0, missing="no seed 3"))
     ('33.70 ± 1.02', '-0.50', '1.00 †')
@@ -36,32 +36,32 @@ def number(cell: Cell, style: Style = LONG) -> str:
 
 
 def gain(cell: Cell, style: Style) -> str:
-    """Write a cell's gain behind an arrow."""
+    """Return the size of a cell's gain behind an arrow: ``↑1.50``."""
     points = round(cell.gain or 0.0, style.decimals)
     return f"{'↑' if points > 0 else '↓' if points < 0 else '='}{abs(points):.{style.decimals}f}"
 
 
 def interval(cell: Cell, style: Style = LONG) -> str:
-    """Write a cell's 95% interval, or nothing."""
+    """Return a cell's 95% interval, ``[82.10, 84.00]``; empty if it has none or the style leaves it out."""
     if not cell.interval or not style.interval:
         return ""
     return f"[{cell.interval[0]:.{style.decimals}f}, {cell.interval[1]:.{style.decimals}f}]"
 
 
 def seeds(line: Line) -> str:
-    """Write how many seeds the numbers of a row are over."""
+    """Return how many seeds a row's numbers are over: ``3``, ``1–3`` if they differ, or a dash for none."""
     counts = sorted({len(cell.seeds) for cell in line.cells if cell.seeds})
     return "–" if not counts else str(counts[0]) if len(counts) == 1 else f"{counts[0]}–{counts[-1]}"
 
 
 def heading(column: Column) -> str:
-    """Write a column's heading with what stands above it and its number of test images."""
+    """Return a column's heading behind the one that it shares, with its number of test images."""
     named = " ".join(filter(None, [column.over, column.heading]))
     return named if column.n_images is None else f"{named} ({column.n_images:,})"
 
 
 def as_terminal(tables: Sequence[Table], width: int) -> Group:
-    """Return tables for ``rich``; columns that do not fit follow below."""
+    """Return tables for ``rich``; columns that do not fit in ``width`` characters follow below."""
     return Group(*(part for table in tables for part in _terminal_parts(table, width)))
 
 
@@ -78,7 +78,7 @@ def _terminal_parts(table: Table, width: int) -> Iterator[RenderableType]:
 
 
 def _fitting(table: Table, width: int) -> Iterator[slice]:
-    """Part the columns into blocks that are no wider than the terminal."""
+    """Split the columns into blocks that are no wider than the terminal."""
     lines = lines_of(table)
     labels = [line.label for line in lines] + [section.heading for section in table.sections]
     left = min(max(map(len, labels)), LABEL_WIDTH) + (10 if table.seeds else 2)
@@ -94,7 +94,7 @@ def _fitting(table: Table, width: int) -> Iterator[slice]:
 
 
 def _terminal_list(table: Table) -> Iterator[RenderableType]:
-    """Sentences are no columns: a heading and what is under it."""
+    """Each section as a heading with its rows as indented lines, for tables whose cells are sentences."""
     for section in table.sections:
         yield _text(section.heading)
         for line in section.lines:
@@ -130,12 +130,12 @@ def _text(text: str, style: str = "") -> Text:
 
 
 def print_terminal(tables: Sequence[Table], console: Console) -> None:
-    """Print tables, as wide as the console."""
+    """Print tables in the width of the console."""
     console.print(as_terminal(tables, console.width))
 
 
 def as_markdown(tables: Sequence[Table]) -> str:
-    """Return tables as Markdown, a heading each; the best in bold."""
+    """Return tables as Markdown, each under a heading; the best numbers are bold."""
     return "\n".join(line for table in tables for line in _markdown(table))
 
 
@@ -167,7 +167,7 @@ def _row(cells: Sequence[str]) -> str:
 
 
 def _plain(text: str) -> str:
-    """Escape what Markdown would take for its own."""
+    """Text on one line with Markdown's own characters escaped."""
     text = printable(" ".join(text.splitlines()))
     for sign in "\\`*_|<[":
         text = text.replace(sign, f"\\{sign}")
@@ -181,7 +181,7 @@ CSV_COLUMNS = (
 
 
 def as_csv(tables: Sequence[Table]) -> str:
-    """Return tables in long form: one row a cell, numbers in full."""
+    """Return tables in long form: one CSV row per cell, with unrounded numbers."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(CSV_COLUMNS)
@@ -199,5 +199,5 @@ def as_csv(tables: Sequence[Table]) -> str:
 def _csv_cell(cell: Cell) -> list[Any]:
     low, high = cell.interval or ("", "")
     numbers = ["" if value is None else value for value in (cell.value, cell.std)]
-    told = " ".join(map(str, cell.seeds))
-    return [*numbers, low, high, told, len(cell.seeds) or "", cell.n_images or "", cell.best, cell.missing, cell.text]
+    seeds = " ".join(map(str, cell.seeds))
+    return [*numbers, low, high, seeds, len(cell.seeds) or "", cell.n_images or "", cell.best, cell.missing, cell.text]

@@ -1,4 +1,4 @@
-"""Every figure that groups of results have, as files."""
+"""Writing every figure of groups of results to files."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ FORMATS = ("pdf", "png", "svg")
 def save_figures(
     groups: Sequence[Group], folder: Path, format: str = "pdf", metric: str = "accuracy"
 ) -> Iterator[Path]:
-    """Write every figure that groups of results have, and yield the files as they are written.
+    """Write every figure that groups of results allow, and yield the files as they are written.
 
     Args:
-        groups: of ``collect``.
-        folder: made if it is not there.
+        groups: as ``collect`` returns them.
+        folder: created if it does not exist.
         format: ``pdf``, ``png`` or ``svg``.
-        metric: as the tables take it.
+        metric: one of ``METRICS``.
 
     Raises:
-        VlpromptError: the format is unknown.
+        VlpromptError: the format or the metric is unknown.
     """
     if format not in FORMATS:
         raise VlpromptError(f"unknown figure_format '{format}': {nearest(format, FORMATS)}")
@@ -68,6 +68,7 @@ def _figures_of(group: Group, metric: str) -> Iterator[tuple[str, Figure]]:
 
 
 def _file_name(name: str, used: set[str]) -> str:
+    """A name without characters that file systems refuse, numbered if it is already in ``used``; it is added there."""
     stem = re.sub(r"[^\w.+]+", "-", name).strip("-.")
     number = next(n for n in range(1, len(used) + 2) if (stem if n == 1 else f"{stem}-{n}") not in used)
     unique = stem if number == 1 else f"{stem}-{number}"

@@ -1,4 +1,4 @@
-"""What figures and the page's charts show of a group: calibration, confusion, colours."""
+"""What figures and the page's charts both show of a group: calibration, selective accuracy, confusion, colours."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from vlprompt.report.cells import Cell
 from vlprompt.report.groups import Group, Key
 from vlprompt.report.tables import Table
 
-# Okabe and Ito's colours, told apart by the colour-blind; zero-shot is grey
+# Okabe and Ito's colours, which colour-blind readers can tell apart; zero-shot is grey
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c6d31", "#7f3c8d")
-SHAPES = ("circle", "square", "diamond")  # told apart where a colour comes again
+SHAPES = ("circle", "square", "diamond")  # distinguish methods of the same colour
 
 WIDEST = 18  # columns of a class name beside a chart
 
@@ -24,18 +24,18 @@ Style = tuple[int, int]  # of a method: indices of COLOURS and SHAPES
 
 
 def style_index(names: Iterable[str]) -> dict[str, Style]:
-    """Give each name a colour and a shape that no other has, in order; after 24 names they come again."""
+    """Give each name its own colour and shape, in order; after 24 names they repeat."""
     n = len(COLOURS)
     return {name: (i % n, i // n % len(SHAPES)) for i, name in enumerate(dict.fromkeys(names))}
 
 
 def within_percent(low: float, high: float) -> tuple[float, float]:
-    """Cut the ends of an axis to [0, 100]: what is drawn are percentages, even where an interval leaves them."""
+    """Clip the ends of an axis to [0, 100], since percentages are drawn even where an interval exceeds them."""
     return max(low, 0.0), min(high, 100.0)
 
 
 def reach(cell: Cell) -> tuple[float, float]:
-    """A number less and plus its deviation, as far as that is in [0, 100]."""
+    """A cell's number minus and plus its deviation, clipped to [0, 100]."""
     return within_percent(cell.number - (cell.std or 0), cell.number + (cell.std or 0))
 
 
@@ -43,22 +43,22 @@ def pooled_reliability(group: Group, label: str, keys: Sequence[Key] | None = No
     """Pool a method's calibration over tests and seeds, each image counting once a seed; None for results of schema 1.
 
     Args:
-        group: of ``collect``.
+        group: as ``collect`` returns it.
         label: a method of the group.
-        keys: the tests; all of the group's unless given, of several numbers of shots the most.
+        keys: the tests; by default all of the group's at the largest number of shots.
     """
     tests = [test for key in keys or group.telling_keys for test in group.values[label].get(key, ())]
-    found = [test.row.reliability for test in tests if test.row.reliability is not None]
-    if not found:
+    curves = [test.row.reliability for test in tests if test.row.reliability is not None]
+    if not curves:
         return None
-    images = np.array([each["images"] for each in found])  # (tests, bins)
+    images = np.array([each["images"] for each in curves])  # (tests, bins)
     total = images.sum(axis=0)
 
     def mean(values: Iterable[list[float]]) -> list[float]:
         means: list[float] = ((images * np.array([*values])).sum(axis=0) / np.maximum(total, 1)).tolist()
         return means
 
-    confidence, accuracy = mean(each["confidence"] for each in found), mean(each["accuracy"] for each in found)
+    confidence, accuracy = mean(each["confidence"] for each in curves), mean(each["accuracy"] for each in curves)
     return Reliability(total.tolist(), confidence, accuracy)
 
 
@@ -68,16 +68,16 @@ def mean_selective(
     """A method's accuracy by coverage, both in percent: the mean over tests and seeds; None for earlier results.
 
     Args:
-        group: of ``collect``.
+        group: as ``collect`` returns it.
         label: a method of the group.
-        keys: the tests; all of the group's unless given, of several numbers of shots the most.
+        keys: the tests; by default all of the group's at the largest number of shots.
     """
     tests = [test for key in keys or group.telling_keys for test in group.values[label].get(key, ())]
-    found = [test.row.selective for test in tests if test.row.selective is not None]
-    if not found:
+    saved = [test.row.selective for test in tests if test.row.selective is not None]
+    if not saved:
         return None
     shares = (np.arange(POINTS) + 1) / POINTS
-    curves = [np.interp(shares, each["coverage"], each["accuracy"]) for each in found]
+    curves = [np.interp(shares, each["coverage"], each["accuracy"]) for each in saved]
     return (100 * shares).tolist(), (100 * np.mean(curves, axis=0)).tolist()
 
 
@@ -85,7 +85,7 @@ def confusion_counts(group: Group, label: str, key: Key) -> tuple[list[str], np.
     """Return the class names and the counts (C, C) of true by predicted class, summed over a method's seeds.
 
     Raises:
-        VlpromptError: the method was not run on that test, or its predictions or class names are not there.
+        VlpromptError: the method was not run on that test, or its predictions or class names were not saved.
     """
     tests = group.values.get(label, {}).get(key, [])
     if not tests or tests[0].row.per_class is None:
@@ -95,13 +95,13 @@ def confusion_counts(group: Group, label: str, key: Key) -> tuple[list[str], np.
     names = list(tests[0].row.per_class["class"])
     counts = np.zeros((len(names), len(names)), dtype=int)
     for test in tests:
-        said = read_predictions(test.run.path.parent)[key[1]]
-        counts += confusion_matrix(said.label, said.predicted, len(names)).numpy()
+        predictions = read_predictions(test.run.path.parent)[key[1]]
+        counts += confusion_matrix(predictions.label, predictions.predicted, len(names)).numpy()
     return names, counts
 
 
 def shot_positions(table: Table) -> dict[str, float]:
-    """Where a few-shot table's columns stand on an axis of shots, by what is written there; ``all`` comes last."""
+    """The position of each few-shot column on the axis of shots, by its label there; ``all`` comes last."""
     numbers = [column.heading.split()[0] for column in table.columns]
     last = max((int(n) for n in numbers if n.isdigit()), default=1)
     return {n: float(n) if n.isdigit() else 2.0 * last for n in numbers}

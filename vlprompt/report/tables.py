@@ -1,4 +1,4 @@
-"""Tables of groups of results: means over seeds, averages over datasets, and what is incomplete."""
+"""Tables of groups of results: means over seeds, averages over datasets, and notes on what is missing."""
 
 from __future__ import annotations
 
@@ -30,9 +30,13 @@ from vlprompt.report.groups import STUDY, ZERO_SHOT, Group, Key, say_shots
 
 @dataclass(frozen=True)
 class Column:
-    """A column's heading, the test images behind it (None if they differ by row), and whether the best is marked.
+    """A column of a table.
 
-    ``over`` is the heading that neighbouring columns share, if any.
+    Attributes:
+        heading: over its numbers.
+        n_images: the number of test images behind them; None if it differs by row.
+        ranked: whether the best number is marked.
+        over: the heading that neighbouring columns share, if any.
     """
 
     heading: str
@@ -43,13 +47,14 @@ class Column:
 
 @dataclass(frozen=True)
 class Style:
-    """How a table's numbers are written: decimals, and whether deviations and intervals stand beside them."""
+    """How a table's numbers are written: the decimals, and whether with standard deviations and intervals."""
 
     decimals: int = 2
     std: bool = True
     interval: bool = True
 
 
+# what a row of each kind of table is; a method in all others
 ROWS = {"classes": "class", "failures": "run", "pair": "tested", "confusions": "class"}
 LONG = Style()
 PLAIN = Style(std=False, interval=False)
@@ -73,18 +78,18 @@ class Section:
 
 @dataclass
 class Table:
-    """What every format shows.
+    """A table of any kind, which every output format shows alike.
 
     Attributes:
         title: in a few words.
         kind: the protocol, or ``published``, ``pair``, ``classes``, ``robin_hood``, ``confusions``.
-        caption: conditions and averaging rule.
-        columns: as many as each row has cells.
+        caption: the conditions and the averaging rule.
+        columns: one per cell of each row.
         sections: at least one.
         notes: below the table.
-        conditions: what all numbers have in common, by name.
-        seeds: whether rows tell their number of seeds.
-        style: of the numbers.
+        conditions: by name, what all numbers have in common.
+        seeds: whether each row states its number of seeds.
+        style: how the numbers are written.
     """
 
     title: str
@@ -99,7 +104,7 @@ class Table:
 
     @property
     def rows(self) -> str:
-        """What each row is, by the kind of table."""
+        """What each row is, such as ``method`` or ``class``."""
         return ROWS.get(self.kind, "method")
 
 
@@ -112,34 +117,34 @@ def make_tables(group: Group, metric: str = "accuracy") -> list[Table]:
     """Return a group's tables.
 
     Args:
-        group: of ``collect``.
+        group: as ``collect`` returns it.
         metric: one of ``METRICS``.
     """
     measure = check_metric(metric)
     if group.protocol == STUDY:
-        made = [_few_shot(group, measure)]
+        tables = [_few_shot(group, measure)]
     elif PROTOCOLS.get(group.protocol).average == "harmonic_mean":
-        made = _base_new(group, measure)
+        tables = _base_new(group, measure)
     else:
-        made = [_targets(group, measure)]
-    return [_finish(table, group, measure) for table in made]
+        tables = [_targets(group, measure)]
+    return [_finish(table, group, measure) for table in tables]
 
 
 def labels(group: Group) -> list[str]:
-    """The rows of a group's tables: zero-shot, which every run measures, then the methods."""
+    """The labels of a group's rows: zero-shot, which every run measures, then the methods."""
     return [ZERO_SHOT, *(label for label in group.values if label != ZERO_SHOT)]
 
 
 def _lines(group: Group, measure: Metric, columns: Iterable[tuple[Sequence[Key], Rule]]) -> tuple[Line, ...]:
-    """A row a method that was run on any of the tests; a column is the tests that it needs and their rule."""
+    """One row per method that was run on any of the tests; a column is its tests and the rule that combines them."""
     columns, seeds = list(columns), group.seeds
-    asked = {key for keys, _ in columns for key in keys}
+    tests = {key for keys, _ in columns for key in keys}
 
     def line(label: str) -> Line:
         cells = (combine([tested(group, label, key, measure) for key in keys], rule, seeds) for keys, rule in columns)
         return Line(label, tuple(cells))
 
-    return tuple(line(label) for label in labels(group) if label == ZERO_SHOT or asked & group.values[label].keys())
+    return tuple(line(label) for label in labels(group) if label == ZERO_SHOT or tests & group.values[label].keys())
 
 
 def _images(group: Group, key: Key) -> int:
@@ -151,7 +156,7 @@ def _datasets(group: Group) -> list[str]:
 
 
 def _averaged(datasets: Sequence[str]) -> dict[str, Sequence[str]]:
-    """What means are over, by name: each collection that papers average over, where it is whole, and else all."""
+    """The datasets of each mean by its name: the largest complete collections, or all datasets if none is complete."""
     collections = {name: members for name, members in list_collections().items() if len(members) > 1}
     whole = {name: members for name, members in collections.items() if set(members) <= set(datasets)}
     largest = {name: m for name, m in whole.items() if not any(set(m) < set(other) for other in whole.values())}
@@ -162,7 +167,7 @@ def _averaged(datasets: Sequence[str]) -> dict[str, Sequence[str]]:
 
 def _base_new(group: Group, measure: Metric) -> list[Table]:
     datasets, names = _datasets(group), sides_of(key[1] for key in group.keys) or SIDES[0]
-    made = []
+    tables = []
     for name, members in _averaged(datasets).items():
         sides = [[(dataset, side, None) for dataset in members] for side in names]
         pairs = [key for both in zip(*sides, strict=True) for key in both]
@@ -180,7 +185,7 @@ def _base_new(group: Group, measure: Metric) -> list[Table]:
             Column("mean of H", sum(n)),
         )
         section = Section("", _lines(group, measure, rules))
-        made.append(Table(f"{group.title}: {name}", group.protocol, "", columns, (section,)))
+        tables.append(Table(f"{group.title}: {name}", group.protocol, "", columns, (section,)))
     sections = []
     for dataset in datasets:
         base, new = ((dataset, side, None) for side in names)
@@ -188,8 +193,8 @@ def _base_new(group: Group, measure: Metric) -> list[Table]:
         count = f"{_images(group, base):,} {names[0]}, {_images(group, new):,} {names[1]} images"
         sections.append(Section(f"{dataset}: {count}", lines))
     columns = (Column(names[0]), Column(names[1]), Column("harmonic mean"))
-    made.append(Table(group.title, group.protocol, "", columns, tuple(sections)))
-    return made
+    tables.append(Table(group.title, group.protocol, "", columns, tuple(sections)))
+    return tables
 
 
 def _few_shot(group: Group, measure: Metric) -> Table:
@@ -222,7 +227,7 @@ def _targets(group: Group, measure: Metric) -> Table:
 
 
 def _finish(table: Table, group: Group, measure: Metric) -> Table:
-    """Add caption and notes, and mark what is best."""
+    """Add the conditions, caption and notes to a table, and mark its best numbers."""
     table.conditions = {key: value for key, value in group.conditions.items() if key != "identity"}
     table.caption = f"{measure.title}; {say_conditions(group)}. Rule: {PROTOCOLS.get(group.protocol).averaging}."
     table.caption += say_spread(table)
@@ -232,7 +237,7 @@ def _finish(table: Table, group: Group, measure: Metric) -> Table:
 
 
 def say_conditions(group: Group) -> str:
-    """What a group's results have in common, in a line."""
+    """What a group's results have in common, in one line."""
     c, identity = group.conditions, group.conditions["identity"]
     words = [c["backbone"], str(identity.get("precision", ""))]
     if "shots" in c:
@@ -252,7 +257,7 @@ def say_conditions(group: Group) -> str:
 
 
 def say_parts(group: Group) -> list[str]:
-    """What each part of the logits scores by itself where a method fuses several, a sentence a method."""
+    """One sentence per method that fuses several logits: the accuracy of each part by itself, and fused."""
     said = []
     for label, tests in group.values.items():
         rows = [test.row for found in tests.values() for test in found if test.row.parts]
@@ -268,7 +273,7 @@ def say_parts(group: Group) -> list[str]:
 
 
 def incomplete(table: Table) -> list[str]:
-    """Say what the marked numbers lack, a sentence a row."""
+    """One sentence per row with numbers marked as incomplete: what is missing, of which tests."""
     lacking: dict[str, dict[str, dict[str, None]]] = {}  # row, what is missing, of which tests
     for section in table.sections:
         for line in section.lines:
@@ -280,7 +285,7 @@ def incomplete(table: Table) -> list[str]:
 
 
 def say_spread(table: Table) -> str:
-    """Say what stands after ± and in brackets, if anything in a table was learnt with seeds."""
+    """A sentence on what ± and brackets mean; empty if nothing in the table was learnt with seeds."""
     cells = [cell for section in table.sections for line in section.lines for cell in line.cells]
     if any(cell.std is not None for cell in cells):
         return f" {SPREAD}"
@@ -293,10 +298,13 @@ def _of_tests(what: str, tests: Iterable[str]) -> str:
 
 
 def mark_best(section: Section, columns: Sequence[Column], higher: bool = True) -> Section:
-    """Mark the best complete numbers of each ranked column, of two or more, apart by what predictions depend on."""
+    """Mark the best number of each ranked column, apart for each kind of what predictions depend on.
+
+    Incomplete numbers do not compete, and one number alone is not marked.
+    """
     best: list[dict[Predicts, float]] = []
     for i, column in enumerate(columns):
-        values: dict[Predicts, list[float]] = {}  # what was predicted jointly is no rival of what was predicted alone
+        values: dict[Predicts, list[float]] = {}  # joint predictions do not compete with those of single images
         for cell in (line.cells[i] for line in section.lines):
             if column.ranked and cell.value is not None and not cell.missing:
                 values.setdefault(cell.predicts, []).append(round(cell.value, 2))

@@ -1,4 +1,4 @@
-"""Small images inside a page, within a number of bytes for all of them."""
+"""Small images embedded in a page, within a limit on their total size."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from PIL import Image
 
 from vlprompt.errors import VlpromptError
 
-BUDGET = 3_000_000  # characters of a page's images, so that it can be sent by mail
-SIZE, QUALITY = 224, 80  # pixels of the longer side, JPEG's quality
+BUDGET = 3_000_000  # characters for all images of a page, so that it can be sent by mail
+SIZE, QUALITY = 224, 80  # pixels of the longer side, JPEG quality
 
 
 class Thumbnails:
-    """Images as addresses that hold them.
+    """Images as ``data:`` addresses, which contain the image itself.
 
     Args:
-        open_image: opens the image at a place.
-        left: shared with the others of a page, the characters that are left for all of them.
+        open_image: opens the image at an index; None if there are no images.
+        left: a list of one number, the characters that are left of the page's budget; shared by all of its thumbnails.
     """
 
     def __init__(self, open_image: Callable[[int], Image.Image] | None, left: list[int]):
         self._open, self._left = open_image, left
-        self.of = cache(self._of)  # an image may stand in several places
+        self.of = cache(self._of)  # an image may be shown several times
 
     def _of(self, place: int) -> str:
-        """A ``data:`` address; empty if there is no image, it cannot be read any more, or the budget is spent."""
+        """An image's ``data:`` address; empty if there is none, it can no longer be read, or the budget is spent."""
         if self._open is None or self._left[0] <= 0:
             return ""
         try:
