@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 from pathlib import Path
 
 import pytest
@@ -372,3 +373,9 @@ def test_bad_settings_are_answered_in_one_sentence(call, message: str) -> None:
         call()
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_a_worker_process_says_why_it_does_not_know_a_notebooks_method(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(multiprocessing.current_process(), "name", "LokyProcess-1")
+    with pytest.raises(VlpromptError, match=r"'my_coop' in a worker process, which knows plugins .*: did you"):
+        make("my_coop")

@@ -67,8 +67,10 @@ def test_the_aggregated_weights_are_kept_and_the_last_ones_beside_them(tmp_path:
 
 
 def test_a_runs_folder_stands_for_its_learner(tmp_path: Path) -> None:
-    folder = make("coop", n_ctx=2).save_pretrained(tmp_path / "run/learner")
+    learner = make("coop", n_ctx=2)
+    folder = learner.save_pretrained(tmp_path / "run/learner")
     assert find_saved(tmp_path / "run") == find_saved(folder) == folder
+    assert load_learner(tmp_path / "run", clip=learner.clip).class_names == learner.class_names
     with pytest.raises(VlpromptError, match=r"no saved learner in .*: config.json is missing"):
         find_saved(tmp_path)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import multiprocessing
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
@@ -83,7 +84,7 @@ class Registry(Generic[T]):
         try:
             return self._filed()[name]
         except (KeyError, TypeError):  # a list cannot be a key
-            raise VlpromptError(f"unknown {self.kind} '{name}': {nearest(name, self._entries)}") from None
+            raise VlpromptError(f"unknown {self.kind} '{name}'{_where()}: {nearest(name, self._entries)}") from None
 
     def get(self, name: str) -> T:
         """Return the object registered under ``name``."""
@@ -106,3 +107,10 @@ class Registry(Generic[T]):
 
 def _definition(value: object) -> tuple[str, str]:
     return value.__module__, getattr(value, "__qualname__", repr(value))
+
+
+def _where() -> str:
+    """In a worker process: that a notebook's definitions are not there."""
+    if multiprocessing.current_process().name == "MainProcess":
+        return ""
+    return " in a worker process, which knows plugins (vlprompt.base.plugins.use) and nothing of a notebook's"

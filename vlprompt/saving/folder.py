@@ -94,7 +94,8 @@ def load_learner(path: str | os.PathLike[str], clip: FrozenCLIP | None = None, d
     """Load a saved learner.
 
     Args:
-        path: a folder that ``save_pretrained`` wrote, or ``hf://user/name[@revision]`` on the Hugging Face Hub.
+        path: a folder that ``save_pretrained`` wrote, the folder of a run, or ``hf://user/name[@revision]`` on the
+            Hugging Face Hub.
         clip: the frozen model; by default the one that the learner was saved with is loaded. Any other backbone than
             the one it was trained on is an error that names both.
         device: of a backbone that is loaded here.
@@ -103,7 +104,7 @@ def load_learner(path: str | os.PathLike[str], clip: FrozenCLIP | None = None, d
         VlpromptError: there is no learner, its files are inconsistent or were changed, or the backbone is another one.
     """
     remote = str(path).startswith(PREFIX)
-    return _load(fetch(str(path)) if remote else Path(path), str(path), remote, clip, device)
+    return _load(fetch(str(path)) if remote else find_saved(path), str(path), remote, clip, device)
 
 
 def load_saved(
