@@ -1,1 +1,1 @@
-"""What every room stands on: files, settings, names to things, checks. It knows nothing of CLIP."""
+"""What every other room uses: files, settings, registries, checks. It knows nothing of CLIP."""

@@ -162,7 +162,7 @@ class RunConfig(LearnOptions):
     quiet: bool = False
 
 
-AUTO = "auto"  # in the place of a method's name: choose one
+AUTO = "auto"  # instead of a method's name: choose one
 
 
 NO_ROW = (

@@ -49,7 +49,7 @@ def threads_for(model: nn.Module, asked: int | None = None) -> int:
 
 @contextmanager
 def computing_with(threads: int) -> Iterator[None]:
-    """Compute with so many threads, and then with as many as before."""
+    """Compute with this number of threads within a ``with`` block."""
     import torch
 
     before = torch.get_num_threads()

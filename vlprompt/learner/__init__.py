@@ -1,4 +1,4 @@
-"""What a method is written with: the contract, its parts, and the registry that it enters."""
+"""What methods are written with: the base class, parts such as prompts and objectives, and the registry."""
 
 from typing import TYPE_CHECKING
 

@@ -78,7 +78,7 @@ def groups_of(module: nn.Module) -> list[ParameterGroup]:
     [(1.0, 2), (0.1, 2)]
     """
     scales: dict[nn.Parameter, float] = {}
-    for part in module.modules():  # a part stands behind what it is in
+    for part in module.modules():  # submodules come after their parents
         scale = getattr(part, "lr_scale", None)
         scales |= {p: scales.get(p, 1.0) if scale is None else float(scale) for p in part.parameters()}
     learnt = [p for p in module.parameters() if p.requires_grad]

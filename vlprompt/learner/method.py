@@ -221,7 +221,7 @@ class Method(nn.Module):
 
     @classmethod
     def trained_by_loop(cls, facts: Facts) -> bool:
-        """Whether a learner of these facts goes through the training loop, which its objectives and the like are of."""
+        """Whether a learner with these facts is trained by the loop, so that its objectives and the like have a use."""
         return bool(facts.trains) and "views" not in facts.inputs
 
     @classmethod

@@ -1,4 +1,4 @@
-"""The methods, one short file each; importing this package registers whatever lies in it."""
+"""The methods, one short file each; importing this package registers all of them."""
 
 import importlib
 import pkgutil

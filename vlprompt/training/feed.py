@@ -250,7 +250,7 @@ class ImageFeed:
 
     def _items(self, source: Source) -> Sequence[Item]:
         splits, handed = self.splits, self.selection.sources
-        few = source == "val" and "whole_val" not in handed  # which stands in the place of the few-shot draw
+        few = source == "val" and "whole_val" not in handed  # whole_val replaces the few-shot draw
         if source in SEEN and source not in handed and not few:
             raise VlpromptError(f"images of source={source} are available only if selection=paper uses them")
         parts = {"labelled": splits.train, "pool": splits.pool, "val": splits.val, "whole_val": splits.val}
