@@ -138,7 +138,7 @@ class MMA(PromptLearner):
         self.edits.append(SideBranches(clip, "vision", self.visual_adapter, shared, scale))
 
     def _blocks(self, *layers: int) -> range:
-        """Numbers of the blocks with a branch, given both towers' depths; the last may exist in the deeper tower only."""
+        """Numbers of the blocks with a branch, given both depths; the last may exist in the deeper tower only."""
         most = min(layers)
         first = most // 3 + 1 if self.config.adapter_start is None else self.config.adapter_start
         last = most if self.config.adapter_end is None else self.config.adapter_end
