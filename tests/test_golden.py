@@ -135,12 +135,13 @@ def test_method_equals_its_authors_code(name: str, golden_clip: FrozenCLIP, tmp_
 
     learner = create_learner(facts["method"], golden_clip, read_config()["class_names"], **settings)
     learner.load_published(init)
-    assert {k: list(v.shape) for k, v in learner.published_state().items()} == facts["trainable"]
+    names = published_names(learner)
+    ours = {names[name]: parameter for name, parameter in learner.named_parameters()}
+    assert {name: list(parameter.shape) for name, parameter in ours.items()} == facts["trainable"]
     torch.testing.assert_close(logits_of(learner, batch["image"]), case.tensors["logits_init"], **CLOSE)
 
     how = {key: facts[key] for key in ("lr", "momentum", "weight_decay")}
     optimizer = torch.optim.SGD(learner.trainable_parameters(), **how)
-    ours = {theirs: dict(learner.named_parameters())[mine] for mine, theirs in published_names(learner).items()}
     for step in range(facts["steps"]):
         losses = learner.loss(batch)
         check_losses(losses, facts, step)
