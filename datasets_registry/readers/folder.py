@@ -144,8 +144,8 @@ def _class_folders(image_dir: Path, word: str, found: ClassFolders, follow_links
             empty.append(f"the class folder {top / key} holds no images{said}: add some, or delete the folder")
     if not by_class and not found.defects:
         loose = loose_images(top)
-        lies = f" ({len(loose)} lie in it, in no class folder)" if loose else ""
-        empty.insert(0, f"no images were found in the folder {top}{lies}: {LAYOUT}")
+        outside = f" ({len(loose)} directly in it)" if loose else ""
+        empty.insert(0, f"no class folders with images were found in the folder {top}{outside}: {LAYOUT}")
     found.defects += empty
     return by_class
 

@@ -9,7 +9,7 @@ from vlprompt.data.listing import folders, loose_images
 from vlprompt.data.splits import PARTS
 from vlprompt.errors import VlpromptError
 
-LAYOUT = "it needs one sub-folder of images a class, or such sub-folders in train/ and test/ (and val/)"
+LAYOUT = "it needs one sub-folder of images per class, or such sub-folders in train/ and test/ (and val/)"
 ALSO_A_CLASS = "train"  # of the words for splits the one that names a thing, beside bus and car
 
 
@@ -75,16 +75,14 @@ def nesting_notes(image_dir: Path, classes: list[str]) -> list[str]:
     notes = []
     loose = loose_images(image_dir)
     if loose:
-        lie, are = ("images lie", "are") if len(loose) > 1 else ("image lies", "is")
-        notes.append(
-            f"{len(loose)} {lie} in {image_dir} itself, in no class folder, and {are} left out, such as {loose[0]}"
-        )
+        are = "images are" if len(loose) > 1 else "image is"
+        notes.append(f"{len(loose)} {are} left out, not being in a class folder but in {image_dir}: {_some(loose)}")
     deeper = [key for key in classes if not loose_images(image_dir / key)]
     if deeper:
         inner = folders(image_dir / deeper[0])[0]
         notes.append(
-            f"{len(deeper)} of {len(classes)} class folders hold images in folders of theirs alone, such as "
-            f"{deeper[0]}/{inner}, which make no classes of their own: is {image_dir} a folder too high?"
+            f"{len(deeper)} of {len(classes)} class folders contain images only in sub-folders, such as "
+            f"{deeper[0]}/{inner}, which do not count as classes: is {image_dir} one folder too high?"
         )
     return notes
 

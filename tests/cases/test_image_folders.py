@@ -91,7 +91,7 @@ def test_layouts_that_are_read(make: Make, paths: str, expected: tuple):
             "train/cat*2 train/dog*2 test/cat*2 test/cow*2",
             "has a class folder 'cow' that the training images lack",
         ),
-        ("1.png 2.png", r"no images were found in the folder .*photos \(2 lie in it, in no class folder\)"),
+        ("1.png 2.png", r"no class folders with images were found in the folder .*photos \(2 directly in it\)"),
     ],
 )
 def test_layouts_that_are_refused(make: Make, paths: str, message: str):
@@ -135,10 +135,10 @@ def test_files_that_are_left_out_are_counted_everywhere(make: Make):
 
 def test_loose_images_and_folders_in_classes_are_said(make: Make):
     root = make("cat/a*2", "cat/b*2", "dog*4", "loose.png")
-    with pytest.warns(UserWarning, match="image lies in"):
+    with pytest.warns(UserWarning, match="1 image is left out"):
         splits = load_split(f"folder:{root}")
-    assert "1 image lies in" in splits.notes[0]
-    assert "1 of 2 class folders hold images in folders of theirs alone, such as cat/a" in splits.notes[1]
+    assert "1 image is left out, not being in a class folder" in splits.notes[0]
+    assert "1 of 2 class folders contain images only in sub-folders, such as cat/a" in splits.notes[1]
 
 
 # Links
@@ -186,10 +186,10 @@ def test_links_in_a_circle_end(make: Make):
 @pytest.mark.parametrize(
     ("names", "said"),
     [
-        (["0", "1"], "2 of 2 class names are numbers and go into prompts as they are, such as 'a photo of a 0.'"),
-        (["cat", "n02124075"], "1 of 2 class names is numbers"),
-        (["AnnualCrop", "Forest"], "1 of 2 class names is words run together .*'a photo of a AnnualCrop.'"),
-        (["redFox", "GreyWolf"], "2 of 2 class names are words run together"),
+        (["0", "1"], "2 of 2 class names are made of numbers or codes, .* such as 'a photo of a 0.'"),
+        (["cat", "n02124075"], "1 of 2 class names is made of numbers or codes"),
+        (["AnnualCrop", "Forest"], "1 of 2 class names is made of words without spaces, .*'a photo of a AnnualCrop.'"),
+        (["redFox", "GreyWolf"], "2 of 2 class names are made of words without spaces"),
     ],
 )
 def test_names_that_make_poor_prompts_get_a_hint(make: Make, names: list[str], said: str):

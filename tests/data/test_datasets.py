@@ -304,8 +304,8 @@ def test_folder_with_train_and_test_folders_is_taken_as_it_is(make_images: Calla
 @pytest.mark.parametrize(
     ("sizes", "message"),
     [
-        ({}, "no images were found in the folder .*: it needs one sub-folder of images a class"),
-        ({"cat": 0, "dog": 0}, "no images were found in the folder"),
+        ({}, "no class folders with images were found in the folder .*: it needs one sub-folder of images per class"),
+        ({"cat": 0, "dog": 0}, "no class folders with images were found in the folder"),
         ({"cat": 4, "dog": 0}, r"class folder .*/dog holds no images: add some, or delete the folder"),
         ({"cat": 4, "dog": 1}, r"class folder .*/dog holds one image: a split needs at least two"),
         ({"cat": 4}, r"has one class \('cat'\): at least two are needed"),

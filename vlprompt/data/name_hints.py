@@ -13,15 +13,16 @@ def hint_names(class_names: Sequence[str]) -> str:
     """Return a sentence about names that are numbers or words run together; empty if there are none.
 
     >>> hint_names(["cat", "AnnualCrop"])
-    "1 of 2 class names is words run together and goes into prompts as it is, such as 'a photo of a AnnualCrop.': \
-write what you would say (classnames.txt, or the column class of a table)"
+    "1 of 2 class names is made of words without spaces, which make poor prompts, such as 'a photo of a AnnualCrop.': \
+give the names that you would say (in classnames.txt, or the column class of a table)"
     """
-    for what, form in (("numbers", NUMBER), ("words run together", CAMEL)):
+    for what, form in (("numbers or codes", NUMBER), ("words without spaces", CAMEL)):
         odd = [name for name in class_names if form.fullmatch(name)]
         if odd:
-            are, go, they = ("are", "go", "they are") if len(odd) > 1 else ("is", "goes", "it is")
+            are = "are" if len(odd) > 1 else "is"
             return (
-                f"{len(odd)} of {len(class_names)} class names {are} {what} and {go} into prompts as {they}, such as "
-                f"'a photo of a {odd[0]}.': write what you would say (classnames.txt, or the column class of a table)"
+                f"{len(odd)} of {len(class_names)} class names {are} made of {what}, which make poor prompts, such as "
+                f"'a photo of a {odd[0]}.': give the names that you would say (in classnames.txt, or the column class "
+                "of a table)"
             )
     return ""

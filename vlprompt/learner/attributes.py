@@ -28,7 +28,7 @@ class AttributeSettings:
 
     Attributes:
         attributes: fixed words in front of the context, such as color and shape, each preceded by learnt vectors.
-        n_att: number of learnt vectors before each of them; None uses as many as the context has.
+        n_att: number of learnt vectors before each attribute; None uses as many as the context has.
         published_slicing: cut prompts as the authors' code does, which counts each word as one token: of "playfulness"
             it keeps "play", and placeholders take the positions of later words.
     """

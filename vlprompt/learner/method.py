@@ -53,7 +53,7 @@ class Method(nn.Module):
                 with the most similar.
             context: how the learnt words are parameterised, full, lowrank(rank=4), factored(rank=4), multispace or
                 reparam, see ``contexts``.
-            after_step: a constraint on them that is applied after each step, such as project(eps=0.1), see
+            after_step: a constraint on the learnt words that is applied after each step, such as project(eps=0.1), see
                 ``constraints``.
             edits: what is learnt inside the towers in addition, such as lora(rank=4) or layer_norms(tower=vision), see
                 ``editing``.

@@ -154,6 +154,9 @@ def check_values(config: RunConfig) -> None:
             raise VlpromptError(f"unknown {key} '{getattr(config, key)}': {nearest(getattr(config, key), known)}")
 
 
+NONE = re.compile(r"\bNone\b")  # which the shell and YAML call null
+
+
 def describe_keys(resolved: Resolved) -> list[tuple[str, Any, str]]:
     """Return key, value and meaning of every setting, the method's own last."""
     meanings: dict[str, str] = {}
@@ -162,7 +165,7 @@ def describe_keys(resolved: Resolved) -> list[tuple[str, Any, str]]:
     training = [f.name for f in fields(TrainOptions)]
     running = [f.name for f in fields(RunConfig) if f.name not in training]
     keys = [*running, *training, *sorted(resolved.method_settings)]
-    return [(key, getattr(resolved.config, key), meanings.get(key, "")) for key in keys]
+    return [(key, getattr(resolved.config, key), NONE.sub("null", meanings.get(key, ""))) for key in keys]
 
 
 def documented(cls: type) -> dict[str, str]:
