@@ -1,19 +1,19 @@
-"""Understand what was learnt: each question is a function that returns data, with a figure beside it.
+"""Understand what was learnt: one function per question returns the data, another draws it.
 
 | question | data | figure |
 | --- | --- | --- |
 | which words are the learnt vectors near? | ``nearest_words`` | ``plot_nearest_words`` |
 | where do CLS and the learnt tokens look? | ``attention_maps`` | ``plot_attention``, ``plot_attention_heads`` |
-| how far do prompts move the towers' states? | ``feature_shift`` | ``plot_feature_shift`` |
+| how far do prompts move the hidden states of both towers? | ``feature_shift`` | ``plot_feature_shift`` |
 | where do images and class names go? | ``project_features`` | ``plot_projection`` |
 | how much does the wording alone matter? | ``template_spread`` | ``plot_template_spread`` |
 | which saved prompt could another task start from? | ``transferability`` | ``plot_transferability`` |
 | which images are mistaken, and how surely? | ``Inspection`` | ``plot_mistakes`` |
-| which labels look wrong, and which images are there twice? | ``inspect_data`` | the page of ``vlprompt inspect`` |
+| which labels look wrong, and which images occur twice? | ``inspect_data`` | the page of ``vlprompt inspect`` |
 
-Figures are matplotlib's and are imported when one is drawn; ``figure.savefig("name.pdf")`` keeps one.
+Figures are those of matplotlib, which is imported when one is drawn; ``figure.savefig("name.pdf")`` saves one.
 An ``Inspection`` is made by ``PromptClassifier.report`` and by ``vlprompt.runs.inspect_run``; ``label_errors`` and
-``near_duplicates`` take features in hand. ``sample_images`` gives a few test images of a dataset to look at.
+``near_duplicates`` take features that were computed before. ``sample_images`` returns a few test images of a dataset.
 """
 
 from typing import TYPE_CHECKING

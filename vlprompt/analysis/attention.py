@@ -49,14 +49,14 @@ def attention_maps(model: PromptLearner | FrozenCLIP, images: Tensor) -> Attenti
     """Return the attention weights of CLS and of the learnt tokens while a learner encodes images.
 
     A frozen model, or a learner that leaves the image tower alone, has maps of CLS only. Attention says where
-    information is taken from, not what decides: two heads that look at the same place may write opposite things.
+    information is taken from, not what decides: two heads that look at the same patch may have opposite effects.
 
     Args:
         model: a learner, or the frozen model for comparison.
         images: (B, 3, H, W) as the backbone takes them; memory grows with B·L·H·(1+n)·T numbers.
 
     Raises:
-        VlpromptError: the image tower is no ViT of OpenCLIP.
+        VlpromptError: the image tower is not an OpenCLIP ViT, or its blocks have different numbers of learnt tokens.
     """
     clip = model.clip if isinstance(model, PromptLearner) else model
     tower = clip.visual
@@ -64,7 +64,7 @@ def attention_maps(model: PromptLearner | FrozenCLIP, images: Tensor) -> Attenti
         raise VlpromptError(f"{clip.name}: attention maps need a ViT of OpenCLIP, and its image tower is {tower.kind}")
     patch_height, patch_width = tower.patch_size
     grid = clip.image_size // patch_height, clip.image_size // patch_width  # (h, w)
-    own = 1 + grid[0] * grid[1]  # CLS and patches stand in front of the learnt tokens
+    own = 1 + grid[0] * grid[1]  # CLS and patches come before the learnt tokens
     recorder = _WeightRecorder(tower, own)
     if isinstance(model, PromptLearner):
         with extra_edits(model, recorder):
@@ -84,7 +84,7 @@ def attention_maps(model: PromptLearner | FrozenCLIP, images: Tensor) -> Attenti
 
 
 class _WeightRecorder(Edit):
-    """Keeps the attention weights of CLS and of all tokens behind the ``own`` ones, block by block."""
+    """Keeps each block's attention weights of CLS and of the learnt tokens, which follow the ``own`` tokens."""
 
     tower = "vision"
     needs_all_tokens = True
@@ -94,7 +94,7 @@ class _WeightRecorder(Edit):
         self.weights: list[Tensor] = []  # (B, H, 1+n, T) a block
 
     def project(self, layer: int, x: Tensor, parts: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Weigh the keys for the queries that are asked for."""
+        """Keep the attention weights of this block's queries; the projections themselves stay as they are."""
         if "q" in parts:
             q, k = (self.view.blocks[layer].in_heads(part, parts[part]) for part in "qk")  # (B, T, H, d_h)
             self.weights.append(attention_weights(torch.cat([q[:, :1], q[:, self.own :]], dim=1), k).cpu())
@@ -113,16 +113,16 @@ def attention_weights(q: Tensor, k: Tensor) -> Tensor:
 def plot_attention(
     maps: AttentionMaps, layer: int = -1, head: int | None = None, frozen: AttentionMaps | None = None
 ) -> Figure:
-    """Draw one row an image: the image, then where CLS and each learnt token look, over the image.
+    """Draw one row per image: the image, then the attention maps of CLS and of each learnt token over it.
 
-    Each map is scaled to its own largest weight; the number above is the share of attention that falls on patches,
+    Each map is scaled to its own largest weight. The number above it is the share of attention that falls on patches;
     the rest falls on CLS and on the learnt tokens.
 
     Args:
         maps: what ``attention_maps`` returned.
         layer: index of the block.
         head: index of the head; None takes the mean over heads.
-        frozen: maps of the frozen model on the same images, shown in front.
+        frozen: maps of the frozen model on the same images, shown before the learner's.
     """
     layer = index_of("layer", layer, maps.cls.shape[1])
     columns = [("CLS", maps.cls[:, layer], maps.shares[:, layer, :, 0, 1])]

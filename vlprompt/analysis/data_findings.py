@@ -1,4 +1,4 @@
-"""What a frozen model's features say of a dataset itself: labels that look wrong, and images that are there twice."""
+"""What a frozen model's features tell about a dataset: labels that look wrong, and images that occur twice."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ class DataFindings:
 
     Attributes:
         class_names: C names, in label order.
-        names: what the images are called, such as their paths.
-        parts: which part of the dataset each is in, such as ``train`` and ``test``.
-        labels: (N,) as they are given.
-        errors: labels that are probably wrong; None where no two classes have two images.
+        names: N names of the images, such as their paths.
+        parts: N names of the part of the dataset that each is in, such as ``train`` or ``test``.
+        labels: (N,) the dataset's labels.
+        errors: labels that are probably wrong; None unless at least two classes have two images each.
         duplicates: pairs of images that are almost the same.
-        open_image: opens the image at a place; None where there were but features.
+        open_image: opens the image at an index; None if there are features only.
     """
 
     class_names: tuple[str, ...]
@@ -44,19 +44,19 @@ class DataFindings:
 
     @property
     def leaks(self) -> list[int]:
-        """Places of the test images that have a near-duplicate in another part, each once, in their order."""
+        """Indices of the test images that have a near-duplicate in another part, sorted and without repetition."""
         mixed = [pair for pair in self.duplicates.pairs.tolist() if len({self.parts[i] for i in pair}) > 1]
         return sorted({i for pair in mixed for i in pair if self.parts[i] == TEST})
 
     @property
     def contradictions(self) -> int:
-        """Pairs of near-duplicates with different labels, one of which must be wrong."""
+        """The number of near-duplicate pairs with different labels, one of which must be wrong."""
         pairs = self.duplicates.pairs
         return int((self.labels[pairs[:, 0]] != self.labels[pairs[:, 1]]).sum())
 
     def table(self, name: str) -> dict[str, list[Any]]:
-        """Return ``label_errors`` or ``near_duplicates`` as columns, which any table is made of."""
-        said = [self.class_names[label] for label in self.labels.tolist()]
+        """Return the table ``label_errors`` or ``near_duplicates`` as a list per column, one row per finding."""
+        classes = [self.class_names[label] for label in self.labels.tolist()]
         if name == "label_errors":
             places = [] if self.errors is None else self.errors.places.tolist()
             suggested = [] if self.errors is None else self.errors.suggested.tolist()
@@ -64,7 +64,7 @@ class DataFindings:
             return {
                 "image": [self.names[i] for i in places],
                 "part": [self.parts[i] for i in places],
-                "class": [said[i] for i in places],
+                "class": [classes[i] for i in places],
                 "suggested": [self.class_names[label] for label in suggested],
                 "margin": margins,
             }
@@ -73,23 +73,23 @@ class DataFindings:
         for side, places in (("", [i for i, _ in pairs]), ("other_", [j for _, j in pairs])):
             columns[f"{side}image"] = [self.names[i] for i in places]
             columns[f"{side}part"] = [self.parts[i] for i in places]
-            columns[f"{side}class"] = [said[i] for i in places]
+            columns[f"{side}class"] = [classes[i] for i in places]
         return columns | {"distance": self.duplicates.distances.round(6).tolist()}
 
     def lines(self) -> list[str]:
-        """What was found, in a line each."""
-        found = []
+        """One line per kind of finding."""
+        lines = []
         if self.errors is not None:
-            found.append(
+            lines.append(
                 "labels that look wrong to a classifier that has not seen the image: "
                 f"{len(self.errors):,} of {self.errors.n_images:,} (it agrees with {self.errors.accuracy:.0f}% of all)"
             )
         contradicting = f", {self.contradictions:,} with different labels" if self.contradictions else ""
-        found.append(f"pairs of images that are almost the same: {len(self.duplicates):,}{contradicting}")
+        lines.append(f"pairs of images that are almost the same: {len(self.duplicates):,}{contradicting}")
         if self.leaks:
             n_test = sum(part == TEST for part in self.parts)
-            found.append(f"test images with a near-duplicate in another part: {len(self.leaks):,} of {n_test:,}")
-        return found
+            lines.append(f"test images with a near-duplicate in another part: {len(self.leaks):,} of {n_test:,}")
+        return lines
 
 
 def find_in_features(
@@ -118,29 +118,29 @@ def inspect_data(
     """Look for label errors and near-duplicates in a dataset, in each part and across them.
 
     Args:
-        clip: the frozen model, whose features decide what looks alike.
+        clip: the frozen model, whose features decide which images are similar.
         splits: the dataset.
-        parts: items by the name of their part; all of train, val and test unless given.
+        parts: items by the name of their part; by default all of train, val and test.
         workers: processes that load images.
-        reporter: tells how it gets on.
+        reporter: shows the progress; None for no output.
 
     Returns:
-        What was found; None for fewer than two images.
+        The findings; None for fewer than two images.
 
     Raises:
         VlpromptError: an image cannot be read.
     """
-    asked = parts or {"train": splits.train, "val": splits.val, TEST: splits.test}
-    asked = {name: items for name, items in asked.items() if items}
+    chosen = parts or {"train": splits.train, "val": splits.val, TEST: splits.test}
+    chosen = {name: items for name, items in chosen.items() if items}
     reporter = reporter or Reporter(quiet=True)
     rows = []
-    for name, some in asked.items():
+    for name, some in chosen.items():
         with reporter.bar(f"encoding {name} images", lines=1) as update:
             options = {"transform": eval_transform(clip), "workers": workers, "progress": update}
             rows.append(FeatureBank.open_or_build(clip, splits, some, **options).features[0])
-    items = [item for some in asked.values() for item in some]
+    items = [item for some in chosen.values() for item in some]
     labels = np.array([item.label for item in items])
-    where = [name for name, some in asked.items() for _ in some]
+    part_of = [name for name, some in chosen.items() for _ in some]
     paths = [item.path for item in items]
 
     def open_image(place: int) -> Image.Image:
@@ -148,4 +148,4 @@ def inspect_data(
 
     if not rows:
         return None
-    return find_in_features(torch.cat(rows).numpy(), labels, splits.class_names, paths, where, open_image)
+    return find_in_features(torch.cat(rows).numpy(), labels, splits.class_names, paths, part_of, open_image)

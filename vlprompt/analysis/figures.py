@@ -1,4 +1,4 @@
-"""What the figures share: how they begin, colours that colour-blind readers can tell apart, and images to show."""
+"""What all figures share: style, colours that colour-blind readers can tell apart, and images to show."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ P = ParamSpec("P")
 
 
 def paper_figure(draw: Callable[P, Figure]) -> Callable[P, Figure]:
-    """Let a function draw in the style of a paper, and pyplot forget its figure; names are legible in any script.
+    """Decorate a function to draw in the style of papers, with fonts for any script, and to close its figure in pyplot.
 
-    So a notebook shows the figure where it is returned, once, and none is left open.
+    A notebook then shows the figure once, where it is returned, and none stays open.
     """
 
     @functools.wraps(draw)
@@ -56,6 +56,6 @@ def new_figure(width: float, height: float, **subplots: Any) -> tuple[Figure, An
 
 
 def displayable(clip: FrozenCLIP, images: Tensor) -> Tensor:
-    """Undo the image normalisation: (B, 3, H, W) to the same in [0, 1]."""
+    """Undo the image normalisation: (B, 3, H, W) to the same shape in [0, 1]."""
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (clip.image_mean, clip.image_std))
     return (images.cpu() * std + mean).clamp(0, 1)

@@ -1,4 +1,4 @@
-"""What a classifier said of labelled images: how often it is right, of which classes, and where it is surely wrong."""
+"""A classifier's predictions of labelled images: accuracy overall and by class, confusions, and confident mistakes."""
 
 from __future__ import annotations
 
@@ -28,20 +28,20 @@ if TYPE_CHECKING:
     import pandas
 
 TABLES = ("classes", "confusions", "images")
-SHOWN = 8  # rows of a notebook's table
+SHOWN = 8  # rows of the table that a notebook shows
 
 
 @dataclass(frozen=True)
-class ClassSaid:
-    """What was said of the images of one class.
+class ClassPredictions:
+    """How the images of one class were predicted.
 
     Attributes:
         name: of the class.
-        images: of it.
-        correct, zero_shot_correct: of them, as the classifier and as the frozen model said.
-        interval: 95% of the accuracy in percent, over images; None without images.
-        taken_for: the class that they were most often taken for; empty if all are right.
-        taken: how many were.
+        images: the number of its images.
+        correct, zero_shot_correct: how many the classifier and the frozen model predicted correctly.
+        interval: 95% interval of the accuracy over images, in percent; None without images.
+        taken_for: the class that they were most often mistaken for; empty if all are correct.
+        taken: how many were mistaken for it.
     """
 
     name: str
@@ -54,12 +54,12 @@ class ClassSaid:
 
     @property
     def accuracy(self) -> float | None:
-        """In percent; None without images."""
+        """Accuracy on the class in percent; None without images."""
         return 100 * self.correct / self.images if self.images else None
 
     @property
     def zero_shot(self) -> float | None:
-        """The frozen model's in percent; None without images."""
+        """Accuracy of the frozen model on the class in percent; None without images."""
         return 100 * self.zero_shot_correct / self.images if self.images else None
 
 
@@ -68,9 +68,9 @@ class Confusion:
     """Images of one class that were taken for another.
 
     Attributes:
-        label, predicted: the two classes, as places in the class names.
+        label, predicted: the true and the predicted class, as indices into the class names.
         images: how many.
-        share: of the true class's images, in percent.
+        share: what share of the true class's images that is, in percent.
     """
 
     label: int
@@ -81,19 +81,19 @@ class Confusion:
 
 @dataclass(frozen=True, repr=False)
 class Inspection:
-    """A classifier on labelled images, one by one; accuracies in percent.
+    """A classifier's predictions of N labelled images; accuracies in percent.
 
     Attributes:
-        title: who was asked about what, such as ``coop on emoji: new``.
+        title: the classifier and the test, such as ``coop on emoji: new``.
         class_names: C names, in label order.
-        names: what the N images are called, such as their paths.
-        said: labels, predictions, zero-shot's predictions and confidences, each (N,).
+        names: N names of the images, such as their paths.
+        said: labels, predictions, zero-shot predictions and confidences, each (N,).
         predicts: whether each image was predicted ``alone``, ``online`` or ``jointly``.
-        open_image: opens the image at a place among the N; None where there were but features.
-        facts: what else is to be told of it, by name.
+        open_image: opens the image at an index; None if there are features only.
+        facts: further facts to show, by name.
         findings: probable label errors and near-duplicates among these images and those learnt from; None if they
             were not looked for.
-        min_probability: least confidence, in [0, 1], at which the classifier answers; None if it answers all.
+        min_probability: the confidence, in [0, 1], from which the classifier answers; None if it always answers.
     """
 
     title: str
@@ -108,12 +108,12 @@ class Inspection:
 
     @cached_property
     def right(self) -> Tensor:
-        """Whether each prediction is right: (N,)."""
+        """Whether each prediction is correct: (N,)."""
         return self.said.predicted == self.said.label
 
     @property
     def n_images(self) -> int:
-        """N."""
+        """The number of images, N."""
         return len(self.said.label)
 
     @property
@@ -128,7 +128,7 @@ class Inspection:
 
     @property
     def macro_accuracy(self) -> float:
-        """Mean of the classes' own accuracies."""
+        """Mean of the accuracies of the classes."""
         return 100 * macro_accuracy(self.said.label.long(), self.said.predicted.long(), len(self.class_names))
 
     @property
@@ -138,7 +138,7 @@ class Inspection:
 
     @cached_property
     def reliability(self) -> Reliability:
-        """Accuracy by confidence."""
+        """Accuracy by confidence, in bins."""
         return Reliability.binned(self.said.confidence, self.right)
 
     @property
@@ -148,17 +148,17 @@ class Inspection:
 
     @cached_property
     def coverage(self) -> AccuracyCoverage:
-        """Accuracy by the share of images that are answered, the surest first."""
+        """Accuracy by the share of images that are answered, the most confident first."""
         return AccuracyCoverage.of(self.said.confidence, self.right)
 
     @cached_property
     def confusion(self) -> Tensor:
-        """Images by true class (rows) and predicted class (columns): (C, C)."""
+        """The number of images by true class (rows) and predicted class (columns): (C, C)."""
         return confusion_matrix(self.said.label, self.said.predicted, len(self.class_names))
 
     @cached_property
-    def classes(self) -> list[ClassSaid]:
-        """What was said of each class, in label order."""
+    def classes(self) -> list[ClassPredictions]:
+        """How the images of each class were predicted, in label order."""
         labels, n_classes = self.said.label.long(), len(self.class_names)
         images, correct = count_per_class(labels, self.said.predicted.long(), n_classes)
         _, frozen = count_per_class(labels, self.said.zero_shot.long(), n_classes)
@@ -166,37 +166,39 @@ class Inspection:
         taken, place = wrong.max(dim=1)
         rows = zip(self.class_names, *(x.tolist() for x in (images, correct, frozen, taken, place)), strict=True)
         return [
-            ClassSaid(name, n, c, z, interval_over_images(c, n) if n else None, self.class_names[p] if t else "", t)
+            ClassPredictions(
+                name, n, c, z, interval_over_images(c, n) if n else None, self.class_names[p] if t else "", t
+            )
             for name, n, c, z, t, p in rows
         ]
 
     @property
     def changes(self) -> list[ClassChange]:
-        """What the classifier gained and lost of each class against zero-shot, the largest gain first."""
-        found = [
+        """The classifier's gain over zero-shot on each class, the largest first."""
+        changes = [
             ClassChange(c.name, c.images, c.accuracy, c.zero_shot)
             for c in self.classes
             if c.accuracy is not None and c.zero_shot is not None
         ]
-        return sorted(found, key=lambda change: -change.gain)
+        return sorted(changes, key=lambda change: -change.gain)
 
     def confusions(self, most: int | None = None) -> list[Confusion]:
-        """Which classes were taken for which, the most frequent first; ``most`` of them, or all."""
+        """Which classes were mistaken for which, the most frequent first; ``most`` of them, or all."""
         images = self.confusion.sum(dim=1)
         wrong = self.confusion - self.confusion.diag().diag()
         pairs = [(int(wrong[i, j]), i, j) for i, j in wrong.nonzero().tolist()]
-        found = sorted(pairs, key=lambda pair: (-pair[0], pair[1:]))[:most]
-        return [Confusion(i, j, n, 100 * n / int(images[i])) for n, i, j in found]
+        frequent = sorted(pairs, key=lambda pair: (-pair[0], pair[1:]))[:most]
+        return [Confusion(i, j, n, 100 * n / int(images[i])) for n, i, j in frequent]
 
     def mistakes(self, most: int | None = None) -> list[int]:
-        """Places among the N images of those that were mistaken, the surest mistake first; ``most`` of them, or all."""
+        """Indices of the misclassified images, the most confident mistake first; ``most`` of them, or all."""
         order = self.said.confidence.argsort(descending=True, stable=True)
         return order[~self.right[order]].tolist()[:most]
 
-    # What others read
+    # Tables and files
 
     def table(self, name: str = "images") -> dict[str, list[Any]]:
-        """Return ``images``, ``classes`` or ``confusions`` as columns, which any table is made of.
+        """Return the table ``images``, ``classes`` or ``confusions`` as a list per column.
 
         Raises:
             VlpromptError: there is no such table.
@@ -241,29 +243,29 @@ class Inspection:
         }
 
     def _confusions_columns(self) -> dict[str, list[Any]]:
-        found = self.confusions()
+        confusions = self.confusions()
         return {
-            "class": [self.class_names[c.label] for c in found],
-            "taken_for": [self.class_names[c.predicted] for c in found],
-            "images": [c.images for c in found],
-            "share": [c.share for c in found],
+            "class": [self.class_names[c.label] for c in confusions],
+            "taken_for": [self.class_names[c.predicted] for c in confusions],
+            "images": [c.images for c in confusions],
+            "share": [c.share for c in confusions],
         }
 
     def save(self, folder: str | Path, images: int | None = None) -> Path:
         """Write the page ``inspect.html``, the contact sheet ``mistakes.png`` and every table as CSV into a folder.
 
         Args:
-            folder: is made if it is not there; other files in it stay.
-            images: mistakes, label errors and pairs that are shown, of each kind at most; None for the usual number.
+            folder: created if it does not exist; other files in it stay.
+            images: how many mistakes, label errors and pairs to show, each at most; None for the usual number.
 
         Returns:
-            The page.
+            The path of the page.
         """
         page: Path = wired("save_inspections")([self], folder, images)
         return page
 
     def headline(self) -> str:
-        """Accuracy with its interval, images, zero-shot and calibration, in a line."""
+        """Accuracy with its interval, number of images, zero-shot accuracy and calibration, in one line."""
         low, high = self.interval
         return (
             f"{self.accuracy:.1f}% [{low:.1f}, {high:.1f}] of {self.n_images:,} images right, zero-shot "
@@ -274,7 +276,7 @@ class Inspection:
         return f"Inspection({printable(self.title)}: {self.headline()})"
 
     def _repr_html_(self) -> str:
-        """What a notebook shows: the headline, and the classes that are worst off."""
+        """What a notebook shows: the headline, and the classes with the lowest accuracy."""
         worst = sorted((c for c in self.classes if c.images), key=lambda c: c.correct / c.images)[:SHOWN]
         cells = [
             (
@@ -300,7 +302,13 @@ def _text(value: Any) -> str:
 
 
 def as_predictions(labels: Tensor, probabilities: Tensor, frozen: Tensor) -> Predictions:
-    """What a classifier's probabilities and the frozen model's logits (N, C) say of labelled images (N,)."""
+    """Return the predictions by a classifier's probabilities and the frozen model's logits, each (N, C).
+
+    Args:
+        labels: (N,) true classes.
+        probabilities: (N, C) by the classifier.
+        frozen: (N, C) logits of the frozen model.
+    """
     confidence, predicted = probabilities.max(dim=1)
     label, predicted, zero_shot = (x.to(torch.int32) for x in (labels, predicted, frozen.argmax(dim=1)))
     return Predictions(label, predicted, zero_shot, confidence)

@@ -1,4 +1,4 @@
-"""A contact sheet of the surest mistakes."""
+"""A contact sheet of the most confident mistakes."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ COLUMNS, SIZE, WIDEST = 6, 1.35, 20  # images in a row, inches of each, columns 
 
 @paper_figure
 def plot_mistakes(inspection: Inspection, most: int = 24) -> Figure:
-    """Draw the images whose class was mistaken, the surest mistake first, with what was said and what is right.
+    """Draw misclassified images, the most confident mistake first, with the predicted and the true class.
 
     Args:
-        inspection: of images that are at hand.
-        most: images at most.
+        inspection: one whose images can be opened.
+        most: the number of images at most.
 
     Raises:
         VlpromptError: there are no mistakes, or an image cannot be read.
@@ -46,10 +46,10 @@ def plot_mistakes(inspection: Inspection, most: int = 24) -> Figure:
         image.thumbnail((200, 200))
         axes.imshow(image)
         names = (inspection.class_names[int(each[place])] for each in (said.predicted, said.label))
-        taken, true = (figure_text(shorten(name, WIDEST)) for name in names)
-        axes.set_title(f"{taken} {said.confidence[place]:.0%}", fontsize=6.5, pad=9)
+        predicted, true = (figure_text(shorten(name, WIDEST)) for name in names)
+        axes.set_title(f"{predicted} {said.confidence[place]:.0%}", fontsize=6.5, pad=9)
         axes.text(0.5, 1.02, f"is {true}", transform=axes.transAxes, fontsize=6, color=GREY, ha="center", va="bottom")
     total = len(inspection.mistakes())
-    told = f"the surest {len(places)} of {total:,} mistakes: what was said and how surely, and what is right"
-    figure.suptitle(figure_text(f"{inspection.title}\n{told}"), fontsize=FONT)
+    caption = f"the surest {len(places)} of {total:,} mistakes: what was said and how surely, and what is right"
+    figure.suptitle(figure_text(f"{inspection.title}\n{caption}"), fontsize=FONT)
     return figure

@@ -1,4 +1,4 @@
-"""Image and text features before and after learning, in one plane."""
+"""Projection of image and text features to a plane, before and after learning."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from vlprompt.learner.fusion import first_kind
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-MANY_CLASSES = 10  # that a qualitative colour map can tell apart
+MANY_CLASSES = 10  # of which a qualitative colour map has distinct colours
 SHOWN_NAMES = 20
 
 
@@ -33,12 +33,12 @@ class FeatureProjection:
     """Features of B images and C classes in one common plane.
 
     Attributes:
-        image_before, image_after: of the images, by the frozen model and by the learner (B, 2).
-        text_before, text_after: of the classes, by the template and by the learner (C, 2).
+        image_before, image_after: points of the images (B, 2), from the frozen model and from the learner.
+        text_before, text_after: points of the classes (C, 2), from the template and from the learner.
         labels: classes of the images (B,).
         class_names: C names.
         by: ``pca`` or ``tsne``.
-        explained: share of the variance that each axis holds, for PCA.
+        explained: share of the variance along each axis; None for t-SNE.
     """
 
     image_before: np.ndarray
@@ -63,20 +63,21 @@ def project_features(
     template: str = DEFAULT_TEMPLATE,
     seed: int = 0,
 ) -> FeatureProjection:
-    """Project normalised image and text features, before and after learning, by one map for all four.
+    """Project normalised image and text features, before and after learning, by one map for all of them.
 
     CLIP's image and text features lie in two distant cones. With ``close_gap`` each modality's mean over its features
-    *before* is taken from its features before and after, so that the plane shows classes and not that gap; what moved,
-    still has moved. In a t-SNE plane only neighbourhoods mean something, not distances, sizes or directions.
+    *before* learning is subtracted from its features before and after, so that the plane shows classes instead of that
+    gap; movements by learning stay visible. In a t-SNE plane only neighbourhoods are meaningful, not distances, sizes
+    or directions.
 
     Args:
         learner: any learner; class features made for each image (CoCoOp) enter as their mean over the images.
         images: (B, 3, H, W) as the backbone takes them.
         labels: (B,), indices into the learner's class names.
         by: principal components, or t-SNE.
-        close_gap: take away each modality's mean.
+        close_gap: subtract each modality's mean.
         template: the text before learning, with ``{}`` for the class name.
-        seed: of t-SNE.
+        seed: the random seed of t-SNE.
 
     Raises:
         VlpromptError: ``by`` is unknown, or labels and images do not match.
@@ -125,9 +126,9 @@ def _project(features: np.ndarray, by: str, seed: int) -> tuple[np.ndarray, tupl
 @checked
 @paper_figure
 def plot_projection(projection: FeatureProjection) -> Figure:
-    """Draw the plane before and after: dots are images, stars are class names, one colour a class.
+    """Draw the plane before and after: dots are images, stars are class names, each class in its own colour.
 
-    Both panels have the same axes. Behind the stars of the right panel a line leads from where they were.
+    Both panels have the same axes. In the right panel a line leads from each star's earlier position to the star.
     """
     p = projection
     figure, axes = new_figure(6.6, 3.2, ncols=2, sharex=True, sharey=True)
@@ -153,7 +154,7 @@ def plot_projection(projection: FeatureProjection) -> Figure:
 
 
 def _colours(count: int) -> np.ndarray:
-    """One colour a class (C, 4)."""
+    """The colour of each class as RGBA (C, 4)."""
     import matplotlib
 
     if count <= MANY_CLASSES:

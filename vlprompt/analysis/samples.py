@@ -19,7 +19,7 @@ from vlprompt.evaluation.scoring import limited
 
 @dataclass(frozen=True)
 class Samples:
-    """Images with their labels.
+    """B images with their labels.
 
     Attributes:
         images: (B, 3, H, W), as the backbone takes them.
@@ -36,16 +36,16 @@ class Samples:
 def sample_images(
     clip: FrozenCLIP, dataset: str | DatasetSplits, per_class: int = 1, root: str | os.PathLike[str] | None = None
 ) -> Samples:
-    """Return test images of each class of a dataset, evenly spaced in its test list, by the evaluation transform.
+    """Return test images of each class, evenly spaced in the test list and preprocessed as for evaluation.
 
     Args:
         clip: the frozen model.
-        dataset: one of ``list_datasets()``, ``folder:PATH``, or a split in hand.
-        per_class: images of each class at most.
+        dataset: one of ``list_datasets()``, ``folder:PATH``, or a loaded ``DatasetSplits``.
+        per_class: the number of images of each class, at most.
         root: the folder that holds the datasets' folders; embedded datasets need none.
 
     Raises:
-        VlpromptError: the dataset is not there, or has no test images.
+        VlpromptError: the dataset cannot be found, or has no test images.
     """
     splits = load_split(dataset, root) if isinstance(dataset, str) else dataset
     check_items(splits, splits.test)

@@ -1,4 +1,4 @@
-"""How far prompts move what the towers' blocks put out: the feature shift of RESTORE (arXiv:2403.06136)."""
+"""How far prompts move the outputs of the towers' blocks: the feature shift of RESTORE (arXiv:2403.06136)."""
 
 from __future__ import annotations
 
@@ -29,14 +29,13 @@ class FeatureShift:
     """Relative change ‖f - f⁰‖ / ‖f⁰‖ of features with prompts, f, against features without, f⁰.
 
     Attributes:
-        text: behind each text block, of N class prompts (L_t, N); N is C, or several times C where a learner has
-            several prompts.
-        image: behind each image block, of B images (L_v, B).
-        text_feature: of the normalised class features, adapters included (C,), or (B·C,) where they are made for each
-            image.
+        text: after each text block, of N class prompts (L_t, N); N is C, or a multiple of C for a learner with several
+            prompts.
+        image: after each image block, of B images (L_v, B).
+        text_feature: of the normalised class features, adapters included (C,), or (B·C,) if each image has its own.
         image_feature: of the normalised image features, adapters included (B,).
 
-    A tower that the learner leaves alone has shifts of 0; one whose blocks cannot be watched (a ResNet) has none.
+    A tower that the learner does not change has shifts of 0; one without transformer blocks (a ResNet) has none.
     """
 
     text: Tensor
@@ -46,7 +45,7 @@ class FeatureShift:
 
     @property
     def discrepancy(self) -> Tensor:
-        """|mean text shift - mean image shift| behind each block that both towers have: (min(L_t, L_v),)."""
+        """|mean text shift - mean image shift| after each block that both towers have: (min(L_t, L_v),)."""
         blocks = min(len(self.text), len(self.image))
         return (self.text[:blocks].mean(dim=1) - self.image[:blocks].mean(dim=1)).abs()
 
@@ -56,11 +55,11 @@ class FeatureShift:
 def feature_shift(learner: PromptLearner, images: Tensor, template: str = DEFAULT_TEMPLATE) -> FeatureShift:
     """Measure how far a learner moves the states of both towers' blocks from the frozen model's.
 
-    RESTORE calls the change of block features with against without prompts their feature shift, and asks that it be
-    alike in both modalities: ``discrepancy`` is small then. The paper says no more of it that could be verified, so the
-    relative Euclidean change is our reading, taken at the token that the tower reads: end-of-text, and CLS (the mean
-    over CLS and patches in a tower that pools otherwise). What RESTORE trains with is another quantity, its prompts'
-    norms, see ``vlprompt.methods.prompts.restore``.
+    RESTORE calls the change of block features by prompts their feature shift, and wants it to be alike in both
+    modalities: then ``discrepancy`` is small. The paper gives no formula that could be verified, so the relative
+    Euclidean change is our reading. It is taken at the token that the tower pools: end-of-text, and CLS (the mean over
+    CLS and patches in a tower that pools otherwise). RESTORE's training uses another quantity, the norms of its
+    prompts; see ``vlprompt.methods.prompts.restore``.
 
     Args:
         learner: any learner.
@@ -86,7 +85,7 @@ def feature_shift(learner: PromptLearner, images: Tensor, template: str = DEFAUL
 
 
 def _image_shift(learner: PromptLearner, images: Tensor) -> tuple[Tensor, Tensor]:
-    """Shifts behind each image block (L_v, B) and of the final feature (B,)."""
+    """Shifts after each image block (L_v, B) and of the final feature (B,)."""
     tower = learner.clip.visual
     if learner.facts.cacheable_images:
         return torch.zeros(tower.layers, len(images)), torch.zeros(len(images))
@@ -100,7 +99,7 @@ def _image_shift(learner: PromptLearner, images: Tensor) -> tuple[Tensor, Tensor
 
 
 def _by_block(prompted: States, frozen: States, read: Callable[[Tensor], Tensor]) -> Tensor:
-    """Relative change (L, N) of what is read of each block's states."""
+    """Relative change (L, N) of each block's states, at the tokens that ``read`` takes."""
     shifts = [
         _relative(torch.cat([read(x) for x in prompted[i]]), torch.cat([read(x) for x in frozen[i]])).flatten()
         for i in sorted(frozen)
@@ -119,7 +118,7 @@ def _relative(changed: Tensor, original: Tensor) -> Tensor:
 def plot_feature_shift(shift: FeatureShift) -> Figure:
     """Draw each tower's shift against the block: the mean over inputs, a band of one standard deviation around it.
 
-    The last point, set apart, is the final feature. Towers without blocks to watch have no line.
+    The last point, set apart, is the final feature. A tower without transformer blocks has no line.
     """
     figure, ax = new_figure(3.3, 2.3)
     deepest = max(len(shift.text), len(shift.image))

@@ -1,4 +1,4 @@
-"""How much of zero-shot accuracy is the wording alone."""
+"""How much zero-shot accuracy depends on the wording of the template alone."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from vlprompt.learner.objectives import Templates
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-MOST, ENDS = 24, 10  # templates drawn all; beyond, so many of the best and of the worst
+MOST, ENDS = 24, 10  # up to MOST templates are all drawn; of more, the ENDS best and the ENDS worst
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,8 @@ class TemplateSpread:
         by_template: accuracy of each template.
         ensemble: accuracy of the mean feature over all of them.
         learner: accuracy of the learner.
-        method: the learner's, with its mark if it does not predict each image alone.
-        n_images: test images.
+        method: the learner's method, marked if it does not predict each image alone.
+        n_images: the number of test images.
     """
 
     by_template: dict[str, float]
@@ -43,7 +43,7 @@ class TemplateSpread:
 
     @property
     def spread(self) -> float:
-        """Best less worst template, in percentage points."""
+        """Accuracy of the best template minus that of the worst, in percentage points."""
         return max(self.by_template.values()) - min(self.by_template.values())
 
 
@@ -53,13 +53,13 @@ def template_spread(
 ) -> TemplateSpread:
     """Score zero-shot with each template by itself, with all of them, and the learner (see ``format_spread``).
 
-    A gain over zero-shot that is smaller than the spread may be had by rewording.
+    A gain over zero-shot that is smaller than the spread could also come from another wording.
 
     Args:
         learner: any learner; it scores the classes of ``splits``.
         splits: the dataset, from ``load_split``, or a half of it.
         templates: two or more: a list, the name of a set such as ``imagenet80``, or a file.
-        limit: test images at most.
+        limit: use at most this many test images.
 
     Raises:
         VlpromptError: there is only one template, or the learner cannot score these classes.
@@ -76,9 +76,9 @@ def template_spread(
 @checked
 @paper_figure
 def plot_template_spread(spread: TemplateSpread) -> Figure:
-    """Draw one dot a template, best on top, and lines for all of them together and for the learner.
+    """Draw one dot per template, best on top, and lines for all of them together and for the learner.
 
-    Of many templates the best and the worst are drawn.
+    If there are many templates, only the best and the worst are drawn.
     """
     ranked = sorted(spread.by_template.items(), key=lambda pair: pair[1])
     skip = len(ranked) - 2 * ENDS if len(ranked) > MOST else 0

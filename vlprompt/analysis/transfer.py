@@ -28,9 +28,9 @@ class Transferability:
     """How alike prompts move class features.
 
     Attributes:
-        names: of the learners.
+        names: M names of the learners.
         scores: (M, M) in [-1, 1], 1 on the diagonal: the mean over classes of the cosine between two learners' shifts.
-        class_names: that they were compared on.
+        class_names: the classes that they were compared on.
     """
 
     names: tuple[str, ...]
@@ -38,7 +38,7 @@ class Transferability:
     class_names: tuple[str, ...]
 
     def best_source(self, target: str) -> str:
-        """The learner, besides the target's own, whose shift is most like the target's."""
+        """The name of the other learner whose shift is most similar to that of ``target``."""
         if target not in self.names:
             raise VlpromptError(f"there is no learner called '{target}': {', '.join(self.names)}")
         place = self.names.index(target)
@@ -53,15 +53,15 @@ def transferability(
 ) -> Transferability:
     """Compare how saved prompts move the class features from the frozen model's.
 
-    A prompt's shift of a class is its normalised class feature less the frozen model's of ``template``. Two prompts
-    that move the same classes in one direction are likely starts for one another's tasks. PANDA (arXiv:2208.10160)
-    scores pairs of tasks in this spirit; the measure here is ours, and it trains nothing.
+    A prompt's shift of a class is its normalised class feature minus the frozen model's for ``template``. If two
+    prompts move the same classes in one direction, each is likely a good start for the other's task. PANDA
+    (arXiv:2208.10160) scores pairs of tasks in this spirit; the measure here is ours, and needs no training.
 
     Args:
         learners: two or more by name, on one backbone, that learn text and can score new classes; each has its own
             classes again afterwards.
-        class_names: to compare on; by default all classes of all learners.
-        template: of the frozen model's class features.
+        class_names: the classes to compare on; by default all classes of all learners.
+        template: the text of the frozen model's class features, with ``{}`` for the class name.
 
     Raises:
         VlpromptError: there are fewer than two, they are on several backbones, or one has class features of each
@@ -73,7 +73,7 @@ def transferability(
         raise VlpromptError("transferability compares two learners or more")
     clip, (template,) = _one_backbone(learners), check_templates([template])
     if class_names is None:
-        every: dict[str, str] = {}  # by what prompts make of it
+        every: dict[str, str] = {}  # by the name as prompts write it
         for name in (name for learner in learners.values() for name in learner.class_names):
             every.setdefault(natural_name(name), name)
         names = tuple(every.values())
@@ -87,7 +87,7 @@ def transferability(
 
 
 def _one_backbone(learners: Mapping[str, PromptLearner]) -> FrozenCLIP:
-    """The frozen model of all learners."""
+    """The frozen model that all learners share; an error if they have different ones."""
     clips = [learner.clip for learner in learners.values()]
     if any(clip.identity() != clips[0].identity() for clip in clips):
         raise VlpromptError("these learners have different backbones, whose features cannot be compared")

@@ -1,4 +1,4 @@
-"""The words of the vocabulary that learnt context vectors are near."""
+"""The words of the vocabulary that are nearest to learnt context vectors."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class NearestWords:
     """The nearest words of S sets of n learnt vectors.
 
     Attributes:
-        sets: S names: of the class for a class-specific context, of the prompt for a collection, else "context".
+        sets: S names: the class of a class-specific context, the prompt of a collection, otherwise "context".
         words: S x n x top words, nearest first; a token that only begins a word ends in "-".
         distances: (S, n, top), Euclidean, in the space of token embeddings.
         spacing: median distance of a word to its own nearest word, the scale to read ``distances`` against.
@@ -64,9 +64,9 @@ def nearest_words(learner: PromptLearner, top: int = 5, vocabulary: Sequence[str
 
     Args:
         learner: a learner with a text context.
-        top: words a vector.
-        vocabulary: words to choose from, each one token; None takes every token that the backbone has an embedding of
-            its own for. Of ``vlprompt-tiny`` these are the words of its captions.
+        top: the number of words per vector.
+        vocabulary: words to choose from, each one token; None takes every token with an embedding of its own in the
+            backbone. For ``vlprompt-tiny`` these are the words of its captions.
 
     Raises:
         VlpromptError: the learner learns no context, the tokenizer's words cannot be read, or a word is not one token.

@@ -1,4 +1,4 @@
-"""Labels that are probably wrong, by a classifier that has not seen the image it is asked about."""
+"""Labels that are probably wrong, by classifiers that were not fitted to the image they are asked about."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ FOLDS, NEIGHBOURS = 5, 5
 
 @dataclass(frozen=True)
 class LabelErrors:
-    """Images whose label is probably wrong, the surest first.
+    """Images whose label is probably wrong, the most certain first.
 
     Attributes:
-        places: (M,) of the images.
-        suggested: (M,) the label that each seems to have.
-        margins: (M,) probability of that label less that of the given one, in (0, 1].
-        accuracy: how often the cross-fitted classifier agrees with the labels as they are given, in percent.
-        n_images: that were looked at; those of a class with a single image are not.
+        places: (M,) indices of the images.
+        suggested: (M,) the more probable label of each.
+        margins: (M,) probability of that label minus that of the image's own label, in (0, 1].
+        accuracy: how often the cross-fitted classifier agrees with the dataset's labels, in percent.
+        n_images: how many images were examined; those of a class with a single image are not.
     """
 
     places: np.ndarray
@@ -39,20 +39,20 @@ class LabelErrors:
 def label_errors(features: np.ndarray, labels: np.ndarray, *, folds: int = FOLDS, seed: int = 0) -> LabelErrors | None:
     """Find labels that are probably wrong by confident learning on features of a frozen model.
 
-    A linear classifier is fitted to all folds but one and asked about that one. An image is told if the probability of
-    another class reaches what images of that class have on average, and is larger than that of its own label
-    (Northcutt et al., JAIR 2021, arXiv:1911.00068, eq. 1 and 2), and if none of its five nearest images has the label
-    that it was given. The second condition is ours: where the classifier is weak, the first alone tells most of what it
-    is wrong about.
+    A linear classifier is fitted to all folds but one and applied to that one. A label counts as wrong if the
+    probability of another class reaches the average among images of that class and is larger than that of the label
+    (Northcutt et al., JAIR 2021, arXiv:1911.00068, eq. 1 and 2), and if none of its five nearest images has that label.
+    The second condition is ours: with a weak classifier the first alone reports most of the classifier's own
+    mistakes.
 
     Args:
         features: (N, D) image features.
-        labels: (N,) whole numbers, as they are given.
-        folds: parts of the images.
-        seed: of what is in which fold.
+        labels: (N,) the dataset's labels, whole numbers.
+        folds: into how many parts the images are split.
+        seed: of the random split into folds.
 
     Returns:
-        What was found; None where no two classes have two images.
+        The findings; None unless at least two classes have two images each.
 
     Raises:
         VlpromptError: features and labels differ in number, or there are fewer than two folds.
@@ -60,9 +60,9 @@ def label_errors(features: np.ndarray, labels: np.ndarray, *, folds: int = FOLDS
     folds = at_least("folds", folds, 2)
     if features.ndim != 2 or labels.shape != (len(features),):
         raise VlpromptError(f"a label is needed for each row of features, not {labels.shape} for {features.shape}")
-    classes, given, counts = np.unique(labels, return_inverse=True, return_counts=True)
-    kept = np.flatnonzero(counts[given] > 1)
-    known, y = np.unique(given[kept], return_inverse=True)
+    classes, own, counts = np.unique(labels, return_inverse=True, return_counts=True)
+    kept = np.flatnonzero(counts[own] > 1)
+    known, y = np.unique(own[kept], return_inverse=True)
     if len(known) < 2:
         return None
     probabilities = _cross_fitted(features[kept], y, min(folds, int(np.bincount(y).max())), seed)
@@ -71,38 +71,40 @@ def label_errors(features: np.ndarray, labels: np.ndarray, *, folds: int = FOLDS
     reached = np.where(probabilities >= usual, probabilities, 0)
     best = reached.argmax(axis=1)
     margins = reached[rows, best] - probabilities[rows, y]
-    found = np.flatnonzero((best != y) & (margins > 0) & ~_has_its_like(features[kept], y))
-    found = found[np.argsort(-margins[found], kind="stable")]
+    wrong = np.flatnonzero((best != y) & (margins > 0) & ~_near_same_label(features[kept], y))
+    wrong = wrong[np.argsort(-margins[wrong], kind="stable")]
     right = 100 * float((probabilities.argmax(axis=1) == y).mean())
-    return LabelErrors(kept[found], classes[known[best[found]]], margins[found], right, len(kept))
+    return LabelErrors(kept[wrong], classes[known[best[wrong]]], margins[wrong], right, len(kept))
 
 
-def _has_its_like(features: np.ndarray, y: np.ndarray) -> np.ndarray:
+def _near_same_label(features: np.ndarray, y: np.ndarray) -> np.ndarray:
     """Whether one of the nearest other images has the same label: (N,)."""
     from sklearn.neighbors import NearestNeighbors
 
     rows = features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), np.finfo(np.float32).tiny)
     near = NearestNeighbors(n_neighbors=min(NEIGHBOURS, len(y) - 1), algorithm="brute").fit(rows)
-    found: np.ndarray = (y[near.kneighbors(return_distance=False)] == y[:, None]).any(axis=1)
-    return found
+    same: np.ndarray = (y[near.kneighbors(return_distance=False)] == y[:, None]).any(axis=1)
+    return same
 
 
 def _cross_fitted(features: np.ndarray, y: np.ndarray, folds: int, seed: int) -> np.ndarray:
-    """Probabilities (N, C) of each image by a classifier that was fitted to the other folds."""
+    """Class probabilities (N, C) of each image by the classifier that was fitted to the other folds."""
     from sklearn.model_selection import StratifiedKFold
 
-    found = np.zeros((len(y), y.max() + 1))
+    probabilities = np.zeros((len(y), y.max() + 1))
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "The least populated class")  # of whose images some folds have none
-        for fitted, asked in StratifiedKFold(folds, shuffle=True, random_state=seed).split(features, y):
-            found[asked] = _discriminant(features[fitted], y[fitted], features[asked], found.shape[1])
-    return found
+        warnings.filterwarnings("ignore", "The least populated class")  # some folds may have none of its images
+        for train, test in StratifiedKFold(folds, shuffle=True, random_state=seed).split(features, y):
+            n_classes = probabilities.shape[1]
+            probabilities[test] = _discriminant(features[train], y[train], features[test], n_classes)
+    return probabilities
 
 
-def _discriminant(x: np.ndarray, y: np.ndarray, asked: np.ndarray, n_classes: int) -> np.ndarray:
-    """Probabilities (M, C) by Gaussians of one covariance, which is shrunk (Ledoit & Wolf 2004), with equal priors.
+def _discriminant(x: np.ndarray, y: np.ndarray, test: np.ndarray, n_classes: int) -> np.ndarray:
+    """Class probabilities (M, C) of ``test`` (M, D) by a linear discriminant fitted to ``x`` (N, D) and ``y`` (N,).
 
-    In closed form, so that a thousand classes take seconds.
+    The classes share one covariance, which is shrunk (Ledoit & Wolf 2004), and have equal priors. The solution is in
+    closed form, so that a thousand classes take seconds.
     """
     from scipy.linalg import solve
     from scipy.special import softmax
@@ -113,10 +115,10 @@ def _discriminant(x: np.ndarray, y: np.ndarray, asked: np.ndarray, n_classes: in
     np.add.at(means, y, x)
     means /= np.maximum(counts, 1)[:, None]
     spread = x - means[y]
-    spread = spread if spread.any() else x - x.mean(axis=0)  # of single images there is none within the classes
+    spread = spread if spread.any() else x - x.mean(axis=0)  # classes of single images have no spread within
     covariance, _ = ledoit_wolf(spread, assume_centered=True)
     w = solve(covariance, means.T, assume_a="pos").T  # (C, D)
-    logits = asked @ w.T - 0.5 * (w * means).sum(axis=1)
+    logits = test @ w.T - 0.5 * (w * means).sum(axis=1)
     logits[:, counts == 0] = -np.inf
-    found: np.ndarray = softmax(logits, axis=1)
-    return found
+    probabilities: np.ndarray = softmax(logits, axis=1)
+    return probabilities

@@ -1,4 +1,4 @@
-"""What the fast paths are worth, as ratios in one run."""
+"""How much the fast paths save, as ratios measured in one run."""
 
 from typing import TYPE_CHECKING
 

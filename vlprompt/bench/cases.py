@@ -1,4 +1,4 @@
-"""The cases of ``vlprompt bench``: one training step or tower pass, and pairs of them that are compared."""
+"""The cases of ``vlprompt bench``: a training step or tower pass each, and the pairs that are compared."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Case:
 
 
 def class_names(count: int) -> list[str]:
-    """ImageNet's first class names, which rarely have common beginnings; after its thousand, pairs of them."""
+    """ImageNet's first class names, which rarely share a beginning; after its thousand, pairs of them."""
     different = dict.fromkeys(IMAGENET_CLASSNAMES)
     if count > len(different) ** 2:
         raise VlpromptError(f"classes={count} is more than there are names to measure with: {len(different) ** 2}")

@@ -1,4 +1,4 @@
-"""How fast images are decoded: our loader against what torchvision's ``ImageFolder`` does, in one run, turn by turn."""
+"""How fast images are loaded: our loader and torchvision's ``ImageFolder``, alternating in one run."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ Epoch = Callable[[], Iterator[Any]]
 
 @dataclass(frozen=True)
 class _Sizes:
-    """What transforms read of a FrozenCLIP."""
+    """The attributes of a FrozenCLIP that transforms read."""
 
     image_size: int
     image_mean: tuple[float, ...] = IMAGE_MEAN
@@ -116,7 +116,7 @@ def make_images(folder: Path, count: int) -> DatasetSplits:
 
 
 class _Reference(Dataset[tuple[torch.Tensor, int]]):
-    """What ``ImageFolder`` does with an image, for images that lie anywhere."""
+    """A dataset that loads images as ``ImageFolder`` does, from any paths."""
 
     def __init__(self, splits: DatasetSplits, items: Sequence[Item], transform: Callable[[Image.Image], torch.Tensor]):
         self.splits, self.items, self.transform = splits, items, transform
@@ -133,7 +133,7 @@ class _Reference(Dataset[tuple[torch.Tensor, int]]):
 def _loaders(
     splits: DatasetSplits, kind: str, image_size: int, images: int, workers: int, batch_size: int
 ) -> tuple[Epoch, Epoch]:
-    """Return what starts an epoch over the same images, ours and ImageFolder's."""
+    """Return two functions that start an epoch over the same images, with our loader and with ImageFolder's."""
     every = sorted({(i.path, i.label): i for part in PARTS for i in getattr(splits, part)}.values(), key=_place)
     spread = range(0, len(every), max(len(every) // images, 1))
     items = [every[spread[i % len(spread)]] for i in range(images)]
@@ -158,7 +158,7 @@ def _place(item: Item) -> tuple[int, str]:
 
 
 def _take_turns(ours: Epoch, theirs: Epoch, repeats: int) -> list[tuple[float, float]]:
-    """Return seconds of both in each turn, the other first each time; a turn before them warms up."""
+    """Return the seconds of both in each turn, after a turn to warm up; the order alternates between turns."""
     seconds = []
     for turn in range(repeats + 1):
         first, second = (ours, theirs) if turn % 2 else (theirs, ours)
@@ -175,7 +175,7 @@ def _seconds(epoch: Epoch) -> float:
 
 
 def _reference_transform(kind: str, image_size: int) -> v2.Compose:
-    """The same crops in torchvision's own operations on Pillow images."""
+    """The same crops by torchvision's own operations on Pillow images."""
     clip = _Sizes(image_size)
     bicubic = InterpolationMode.BICUBIC
     if kind == "train":

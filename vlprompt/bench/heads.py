@@ -1,4 +1,4 @@
-"""What heads on frozen features cost to fit, on made features: seconds, memory, and passes over all class scores."""
+"""The cost of fitting heads on synthetic frozen features: seconds, memory, and passes over all class scores."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ MEASURED_STEPS = 100  # that stand for an epoch of a head that is trained for a 
 
 @dataclass(frozen=True)
 class Case:
-    """A head to fit to made features.
+    """A head to fit to synthetic features.
 
     Attributes:
         method: the head.
@@ -56,7 +56,7 @@ class Case:
 
 @dataclass(frozen=True)
 class MadeFeed(FeatureFeed):
-    """A feed over made features of several views (V, N, D)."""
+    """A feed over synthetic features of several views (V, N, D)."""
 
     made: Tensor = field(default_factory=lambda: torch.empty(0, 0, 0))
 
@@ -68,7 +68,7 @@ class MadeFeed(FeatureFeed):
 
 
 def list_heads() -> list[str]:
-    """The registered methods that are fitted to frozen features alone."""
+    """The registered methods that need frozen features alone."""
     facts = {method: method_info(method) for method in list_methods()}
     return [m for m, f in facts.items() if f["cacheable_images"] and (f["head"] or "head" in f["trains"])]
 
@@ -112,14 +112,14 @@ def measure(case: Case) -> dict[str, float]:
 
 
 def _timed(work: Callable[[], Any]) -> tuple[float, float]:
-    """Seconds that went by, and that the processor was busy, all threads together."""
+    """Elapsed seconds, and seconds of processor time of all threads together."""
     start, busy = time.perf_counter(), time.process_time()
     work()
     return time.perf_counter() - start, time.process_time() - busy
 
 
 def made_feed(learner: Any, made: Tensor, labels: Tensor, learning: Any) -> MadeFeed:
-    """Made features (V, N, D) as labelled images, or as a pool where a method takes no labels."""
+    """Synthetic features (V, N, D) as labelled images, or as a pool if a method takes no labels."""
     names = learner.class_names
     items = [Item(str(i), y, names[y]) for i, y in enumerate(labels.tolist())]
     data = DatasetSplits("made", names, items, (), (), open_image=_no_image)
@@ -143,7 +143,7 @@ def bench_heads(
     epochs: int = 1,
     say: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
-    """Fit each registered head to made features by its few-shot recipe, each in a process of its own.
+    """Fit each registered head to synthetic features by its few-shot recipe, each in a process of its own.
 
     Args:
         classes, width: C and D; 512 is ViT-B/16's, and 1,000 classes are ImageNet's, with its recipes.

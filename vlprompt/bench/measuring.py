@@ -92,7 +92,7 @@ def work(case: Case, clip: FrozenCLIP) -> Work:
 
 
 def _adapting(learner: TPT, case: Case, images: Callable[[], torch.Tensor]) -> Work:
-    """The text side of one test image, by features of its views in hand, or all of it."""
+    """Work for one test image: the text side alone from features of its views, or everything."""
     if case.images == "cached":
         shape = (case.batch, learner.clip.embed_dim)
         return Work(lambda: F.normalize(torch.randn(shape, device=learner.clip.device), dim=-1), learner.adapt)
@@ -137,7 +137,7 @@ def measure(case: Case, backbone: str, repeats: int, device: str = "cpu") -> dic
 
 
 def timed(run: Callable[[], object], device: torch.device) -> tuple[float, float]:
-    """Seconds until a device has done what it was given, and those in which the processor was busy with it."""
+    """Seconds until a device has finished its work, and seconds of processor time that it took."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         busy, begin, end = time.process_time(), *(torch.cuda.Event(enable_timing=True) for _ in range(2))
@@ -159,7 +159,7 @@ def _finish(device: torch.device) -> None:
 
 
 def reset_peak_memory(device: torch.device | None = None) -> float:
-    """Let the peak start again from the present memory, where the system can (Linux, CUDA), and return it in MB."""
+    """Reset the peak to the present memory, if the system can (Linux, CUDA), and return it in MB."""
     if device is not None and device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return _peak(device)
@@ -187,7 +187,7 @@ def matrix_peaks(device: torch.device) -> dict[str, float]:
 
 
 def _matrix_peak(dtype: torch.dtype, device: torch.device) -> float:
-    """The best of a few."""
+    """The best of a few measurements."""
     size = MATMUL_SIZE if device.type == "cpu" else GPU_MATMUL_SIZE
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     best = min(timed(lambda: a @ b, device)[0] for _ in range(6))
@@ -195,14 +195,14 @@ def _matrix_peak(dtype: torch.dtype, device: torch.device) -> float:
 
 
 def full_length_bytes(case: Case, clip: FrozenCLIP) -> float:
-    """Rough memory that autograd keeps for the text side of a case, of whole sequences."""
+    """A rough estimate of the memory that autograd keeps for a case's text side, with full-length sequences."""
     length = clip.context_length if case.text == "full" else TRIMMED
     tokens = length * case.classes * (1 if case.one_by_one else case.groups)
     return tokens * clip.text.layers * clip.text.width * KEPT
 
 
 def in_process(case: Case, backbone: str, repeats: int, device: str = "cpu") -> dict[str, Any]:
-    """``measure`` in a fresh process; ``skipped`` says why there are no numbers."""
+    """``measure`` in a new process; if there are no numbers, ``skipped`` says why."""
     arguments = json.dumps({"case": asdict(case), "backbone": backbone, "repeats": repeats, "device": device})
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-m", "vlprompt.bench.measuring", arguments],
@@ -218,7 +218,7 @@ def in_process(case: Case, backbone: str, repeats: int, device: str = "cpu") -> 
 
 
 def describe(device: torch.device) -> dict[str, Any]:
-    """The facts of a device that bear on speed."""
+    """The facts of a device that affect speed."""
     facts: dict[str, Any] = {"device": device.type, "threads": torch.get_num_threads(), "torch": torch.__version__}
     facts["gflops"] = matrix_peaks(device)
     if device.type == "cuda":

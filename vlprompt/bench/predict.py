@@ -1,4 +1,4 @@
-"""Predicting many images: memory as they pass, and throughput against a bare OpenCLIP loop in the same run."""
+"""Prediction of many images: memory over time, and throughput against a bare OpenCLIP loop in the same run."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def bench_predict(
 
 
 def bare_loop(learner: PromptLearner, paths: Sequence[str], batch_size: int) -> list[int]:
-    """Return the likeliest class of each image, as a user of OpenCLIP alone would write it."""
+    """Return the most probable class of each image, as a user of OpenCLIP alone would compute it."""
     encode, transform = cast(Callable[[Tensor], Tensor], learner.clip.model.encode_image), learner.clip.preprocess
     weight, scale, found = learner.classifier_matrix(), learner.clip.logit_scale, []
     with torch.no_grad():
@@ -113,7 +113,7 @@ def bare_loop(learner: PromptLearner, paths: Sequence[str], batch_size: int) -> 
 
 
 def resident_memory() -> float:
-    """Memory that this process holds now, in MB; NaN where the system does not tell (other than Linux)."""
+    """Memory that this process uses now, in MB; NaN on systems other than Linux, which do not tell."""
     try:
         line = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith("VmRSS"))
         return int(line.split()[1]) / 1024
@@ -122,7 +122,7 @@ def resident_memory() -> float:
 
 
 def _files(splits: DatasetSplits, folder: Path) -> list[str]:
-    """Paths of a dataset's images; those of an embedded one are written to files first."""
+    """Paths of a dataset's images; those of an embedded dataset are written to files first."""
     items = [*splits.train, *splits.val, *splits.test]
     if splits.image_dir is not None:
         return [str(splits.image_dir / item.path) for item in items]

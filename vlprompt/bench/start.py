@@ -1,4 +1,4 @@
-"""What it takes until a command that computes nothing has said what it has to say."""
+"""How long commands take that compute nothing, such as ``--help``."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
 
 
 def bench_start(repeats: int = 5, *, say: Callable[[str], None] = lambda line: None) -> dict[str, Any]:
-    """Time commands that compute nothing, turn by turn, beside Python itself and ``import torch``.
+    """Time commands that compute nothing, alternating with Python itself and ``import torch``.
 
     Args:
         repeats: of each; medians are told.
@@ -62,7 +62,7 @@ def bench_start(repeats: int = 5, *, say: Callable[[str], None] = lambda line: N
 
 
 def timed(arguments: Sequence[str]) -> tuple[float, float]:
-    """Seconds that a Python process takes, and that the processor is busy with it, which it is not told on Windows."""
+    """Seconds that a Python process takes, and its processor time, which is unknown on Windows."""
     start, before = time.perf_counter(), os.times()
     subprocess.run([sys.executable, *arguments], capture_output=True, check=False)
     after = os.times()

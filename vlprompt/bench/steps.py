@@ -1,4 +1,4 @@
-"""What the fast paths are worth: ratios of time and memory, each pair measured in one run on one machine.
+"""How much the fast paths save: ratios of time and memory, each pair measured in one run on one machine.
 
 Every measurement is a process of its own, so that its peak memory is its own. "Full length" is the plain counterpart of
 prefix sharing, the way of the published code; "careful" is what a user of OpenCLIP would write who thinks of speed:
@@ -33,7 +33,7 @@ def bench(
     device: str = "cpu",
     say: Callable[[str], None] = print,
 ) -> dict[str, Any]:
-    """Measure all comparisons and return them with the machine's facts.
+    """Measure all comparisons and return them with facts about the machine.
 
     Args:
         backbone: an architecture, with random weights.

@@ -1,4 +1,4 @@
-"""What a sweep saves: one process that shares the backbone and the features, against a ``train`` command a run."""
+"""How much a sweep saves: one process that shares backbone and features, against one ``train`` command per run."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def bench_sweep(
 
 
 def _seconds(module_and_arguments: Sequence[str], output: Path) -> float:
-    """Time a command, whose runs and cache lie in ``output``."""
+    """Time a command with runs and cache in ``output``."""
     environment = os.environ | {CACHE_VARIABLE: str(output / "cache")}
     command = [sys.executable, "-m", *module_and_arguments, f"output={output / 'runs'}"]
     start = time.perf_counter()

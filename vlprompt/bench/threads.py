@@ -29,7 +29,7 @@ BUSY = "while True: pass"
 
 
 def ways(threads: int) -> dict[str, dict[str, str]]:
-    """What is compared, as the environment of a process."""
+    """The settings that are compared, as environment variables of a process."""
     every = {"OMP_NUM_THREADS": str(threads)}
     return {
         "one thread": {"OMP_NUM_THREADS": "1"},
@@ -51,7 +51,7 @@ def bench_threads(
     repeats: int = 3,
     say: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
-    """Measure training steps by the number of threads, on the machine as it is and beside busy processes.
+    """Measure training steps by the number of threads, on an otherwise idle machine and beside busy processes.
 
     Args:
         backbone, method, classes, batch: of the step; features of images are cached where the method takes them.
@@ -87,7 +87,7 @@ def bench_threads(
 
 @contextmanager
 def kept_busy(processes: int) -> Iterator[list[subprocess.Popen[bytes]]]:
-    """Keep processes busy beside this one, each with one thread."""
+    """Keep other processes busy meanwhile, each with one thread."""
     beside = [subprocess.Popen([sys.executable, "-c", BUSY]) for _ in range(processes)]
     try:
         yield beside
@@ -98,7 +98,7 @@ def kept_busy(processes: int) -> Iterator[list[subprocess.Popen[bytes]]]:
 
 
 def measure(case: Case, backbone: str, steps: int) -> dict[str, float]:
-    """Seconds, and seconds of CPU, of so many steps in this process."""
+    """Seconds and CPU seconds of ``steps`` training steps in this process."""
     torch.manual_seed(0)
     clip = load_clip(backbone, own_weights(backbone), precision=case.precision, device="cpu")
     measured = work(case, clip)

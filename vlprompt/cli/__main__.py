@@ -30,16 +30,18 @@ def usage() -> str:
 
     lines = ["vlprompt COMMAND key=value … [--help] [--quiet] [--version]", ""]
     for name in commands():
-        doc = docstring(f"vlprompt.cli.{name.replace('-', '_')}")  # read and not run, which for all takes seconds
+        doc = docstring(
+            f"vlprompt.cli.{name.replace('-', '_')}"
+        )  # without importing the module, which takes seconds for all
         lines.append(f"  {name:<18} {doc.splitlines()[0]}")
-    told = "vlprompt COMMAND --help shows the settings of a command; --key value and --key=value also work."
-    return "\n".join([*lines, "", told])
+    hint = "vlprompt COMMAND --help shows the settings of a command; --key value and --key=value also work."
+    return "\n".join([*lines, "", hint])
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit status; ``argv`` is by default this process's."""
     argv = sys.argv[1:] if argv is None else argv
-    if list(argv[:2]) == ["completion", "words"]:  # at each press of TAB, and so before more is imported
+    if list(argv[:2]) == ["completion", "words"]:  # runs at each press of TAB, so before anything else is imported
         return answer(argv[2:])
     from vlprompt.cli._shared import command
 

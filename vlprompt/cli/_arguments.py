@@ -1,4 +1,4 @@
-"""A command line, read: ``key=value``, ``--key value`` and ``--key=value`` say the same; three flags have no value."""
+"""Parsing of command lines: ``key=value``, ``--key value`` and ``--key=value`` are the same; flags have no value."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ KEY = re.compile(r"\w+")
 SETTING = re.compile(r"\w+=")
 NEGATIVE = re.compile(r"-\.?\d")
 TRUTHS = ("true", "false", "yes", "no", "on", "off")
-PLUGIN = "plugin"  # of every command; whoever runs it has imported it before
-LOOKS_LIKE = 0.8  # a flag, by ``difflib``
+PLUGIN = "plugin"  # a key of every command, whose modules are imported before the command runs
+LOOKS_LIKE = 0.8  # similarity by ``difflib`` from which an argument is a misspelt flag
 Kind = Literal["word", "flag", "setting"]
 
 
 @dataclass(frozen=True)
 class Arguments:
-    """A command line, read.
+    """A parsed command line.
 
     Attributes:
-        settings: with YAML's types.
-        words: those without a key.
+        settings: values by key, with the types of YAML.
+        words: the arguments without a key.
         flags: of ``--help``, ``--quiet``, ``--version``.
         texts: the settings as they were written.
     """
@@ -38,7 +38,7 @@ class Arguments:
     texts: dict[str, str] = field(default_factory=dict)
 
     def again(self, **changes: str | None) -> list[str]:
-        """The arguments once more, as ``key=value``, with other values for some keys, and without those of None."""
+        """The arguments as ``key=value`` again, with changed values for some keys and without those set to None."""
         texts = {**self.texts, **changes}
         return [*self.words, *(f"{key}={text}" for key, text in texts.items() if text is not None), *sorted(self.flags)]
 
@@ -50,17 +50,20 @@ def parse(
     switches: Sequence[str] = (),
     is_word: Callable[[str], bool] = lambda argument: False,
 ) -> Arguments:
-    """Read a command line that may hold ``words`` arguments without a key.
+    """Parse a command line that may have up to ``words`` arguments without a key.
 
-    The value of ``--key`` is what follows it; where nothing follows, or another ``--key`` or ``key=value``, it is true.
-    A value that looks like one of these itself is joined to its key: ``--name=-x``. Behind ``--`` all are words.
+    The value of ``--key`` is the argument after it, or true if none follows or the next is ``--key`` or ``key=value``.
+    A value that looks like one of these is joined to its key: ``--name=-x``. After ``--`` all arguments are words.
 
     Args:
         argv: the arguments.
-        words: of them, at most, without a key.
-        texts: keys, such as class names, whose values stay the text that was written, whatever it looks like.
-        switches: keys that are true or false, so that a word behind ``--key`` is not theirs.
-        is_word: tells a word that looks like a setting or a flag, such as the file ``x=1.png``.
+        words: how many of them may have no key.
+        texts: keys, such as class names, whose values stay text, whatever they look like.
+        switches: keys that are true or false, so that a word after ``--key`` is not their value.
+        is_word: recognises words that look like a setting or a flag, such as the file ``x=1.png``.
+
+    Raises:
+        VlpromptError: a flag or a key is invalid, a key is given twice, or there are too many words.
 
     >>> parse(["shots=4", "--ctx-init", "a photo of a", "--resume", "--quiet"]).settings
     {'shots': 4, 'ctx_init': 'a photo of a', 'resume': True}
@@ -86,7 +89,7 @@ def parse(
 def read(
     argv: Iterable[str], switches: Sequence[str] = (), is_word: Callable[[str], bool] = lambda argument: False
 ) -> Iterator[tuple[Kind, str, str]]:
-    """Yield what each argument is, its name, and the text of a setting; the arguments are those of ``parse``."""
+    """Yield the kind of each argument, its name, and the text of a setting; takes the arguments of ``parse``."""
     left = deque(argv)
     while left:
         argument = left.popleft()
@@ -111,19 +114,19 @@ def read(
 
 
 def _is_long(argument: str) -> bool:
-    """Whether an argument is ``--key``, and none of the flags nor a slip of the fingers on one."""
+    """Whether an argument is ``--key``, and neither a flag nor a misspelt one."""
     return argument.startswith("--") and argument not in FLAGS and ("=" in argument or not _meant(argument))
 
 
 def _is_value(following: str, is_switch: bool) -> bool:
-    """Whether what follows ``--key`` is its value."""
+    """Whether the argument after ``--key`` is its value."""
     if is_switch:
         return following.lower() in TRUTHS
     return not SETTING.match(following) and (not following.startswith("-") or bool(NEGATIVE.match(following)))
 
 
 def _flag(argument: str) -> str:
-    """The flag that an argument is, or one sentence."""
+    """The flag that an argument is; an error if it is none."""
     if argument in FLAGS or argument == "-h":
         return "--help" if argument == "-h" else argument
     meant = _meant(argument)
@@ -135,7 +138,7 @@ def _flag(argument: str) -> str:
 
 
 def _meant(argument: str) -> str | None:
-    """The flag that was meant by what has its letters, or nearly so; None if there is none."""
+    """The flag that a misspelt argument is similar to; None if there is none."""
     import difflib
 
     alike = difflib.get_close_matches(argument[2:], [flag[2:] for flag in FLAGS], n=1, cutoff=LOOKS_LIKE)

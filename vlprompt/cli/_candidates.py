@@ -1,7 +1,8 @@
-"""What a command line may go on with, for the completion of shells: read from files, so that TAB answers at once.
+"""How a command line may be completed in a shell, read from source files so that TAB answers at once.
 
-Keys and their values are those of the commands' usage, of a run's settings and of the method that the line names; names
-are found where they are registered, without running it. Plugins are left out, since one would have to import them.
+Keys and their values come from the usage of the commands, the settings of a run and the method that the line names.
+Names are found in the files that register them, without importing these. Plugins are left out, since they would have to
+be imported.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ USAGE = re.compile(r'^USAGE = (?:"""(.*?)"""|"(.*?)"$)', re.MULTILINE | re.DOTAL
 SETTING = re.compile(r"(?<![\w.'\"])([a-z]\w*)=([^\s\[\]()]*)")
 BOTH = ("true", "false")
 PLAIN = re.compile(r"[a-z][\w.-]*")
-# of a setting whose value is a part with a name: the file and the registry that it is filed in
+# settings whose value is a registered part: the file and the registry that it is in
 PARTS = {
     "after_step": ("learner/constraints", "CONSTRAINTS"),
     "aggregator": ("learner/aggregation", "AGGREGATORS"),
@@ -40,33 +41,33 @@ FIXED = {
     "shots": ("1", "2", "4", "8", "16", "all"),
     "split": ("published", "generated"),
 }
-Values = dict[str, tuple[str, ...]]  # what each key takes, as far as that is a list
+Values = dict[str, tuple[str, ...]]  # what each key takes, if that is a list
 
 
 def answer(line: Sequence[str]) -> int:
-    """Print what the last word of a command line may become, one a line; nothing where it is a file's name."""
+    """Print the completions of a command line's last word, one per line; none if it is the name of a file."""
     try:
         print("\n".join(candidates(line)))
-    except Exception:  # whoever presses TAB has not asked for a traceback in the middle of the line
+    except Exception:  # no traceback in the middle of the line that is being typed
         return 1
     return 0
 
 
 def candidates(line: Sequence[str]) -> list[str]:
-    """Return the words that begin as the last of a command line does, and may stand in its place.
+    """Return the words that complete the last word of a command line.
 
     Args:
-        line: the words behind ``vlprompt``; the last is being written, and may be empty.
+        line: the words after ``vlprompt``; the last is being typed, and may be empty.
 
     >>> candidates(["train", "method=kgc"])
     ['method=kgcoop']
     """
     *before, word = line or [""]
     if not before:
-        found: Iterable[str] = (*command_names(), "--help", "--version")
+        words: Iterable[str] = (*command_names(), "--help", "--version")
     else:
-        found = _of_command(before, word)
-    return [each for each in found if each.startswith(word)]
+        words = _of_command(before, word)
+    return [each for each in words if each.startswith(word)]
 
 
 def _of_command(before: Sequence[str], word: str) -> Iterable[str]:
@@ -105,22 +106,22 @@ def _text(*place: str) -> str:
 
 
 def _synopses(command: str) -> list[tuple[tuple[str, ...], str]]:
-    """The ways that a command's usage says it is called: the words that tell one from others, and the line."""
+    """The forms of a command in its usage: the words that distinguish each from the others, and its text."""
     file = COMMANDS / f"{command.replace('-', '_')}.py"
     usage = USAGE.search(file.read_text("utf-8")) if file.is_file() else None
     if usage is None:
         return []
-    found = []
+    synopses = []
     synopsis = re.compile(rf"^(?:vlprompt {command}\b|(?=\w+=))(.*(?:\n +\S.*)*)", re.MULTILINE)
     for lines in synopsis.findall(usage[1] or usage[2]):
         first = lines.split()[0] if lines.split() else ""
         verbs = tuple(first.split("|")) if re.fullmatch(r"[a-z|]+", first) else ()
-        found.append((verbs, lines))
-    return found
+        synopses.append((verbs, lines))
+    return synopses
 
 
 def _keys(command: str, entries: Sequence[str], given: Sequence[str]) -> Values:
-    """Keys of a command's usage, with those that a run and the method in question have where it says so."""
+    """The keys in a command's usage and, if it takes them, those of a run and of the method that the line names."""
     keys: Values = dict.fromkeys(re.findall(r"\[--(\w+)\]", " ".join(entries)), BOTH)
     keys.pop("quiet", None)
     for key, value in SETTING.findall(" ".join(entries)):
@@ -136,7 +137,7 @@ def _keys(command: str, entries: Sequence[str], given: Sequence[str]) -> Values:
 
 
 def _of_method(given: Sequence[str]) -> Values:
-    """The settings of the method that the line names, by default those of the defaults' method."""
+    """The settings of the methods that the line names, or of the default method."""
     from vlprompt.base.static_inspection import fields_of, registered
     from vlprompt.training.shipped_recipes import CONFIGS
 
@@ -148,7 +149,7 @@ def _of_method(given: Sequence[str]) -> Values:
 
 
 def _values(key: str, text: str, keys: Values, given: Sequence[str]) -> list[str]:
-    """Values of a key; of a list that is begun, with what stands before the one that is being written."""
+    """The values of a key; in a list, behind the part of it that is already typed."""
     source = SOURCES.get(key) or SOURCES.get(key.removesuffix("s"))
     values = list(FIXED.get(key) or keys.get(key, ()))
     if source:
@@ -162,7 +163,7 @@ def _values(key: str, text: str, keys: Values, given: Sequence[str]) -> list[str
 
 
 def _words(verb: str, entries: Sequence[str]) -> list[str]:
-    """Names that may stand without a key, by what the usage calls them."""
+    """Names that may be given without a key, by the word for them in the usage."""
     listed = {"methods": _methods, "datasets": _datasets, "protocols": _protocols, "backbones": _backbones}
     listed["recipes"] = _recipes
     if verb in listed:
@@ -208,7 +209,7 @@ def _recipes() -> list[str]:
 
 
 def _parts(file: str, registry: str) -> list[str]:
-    """Names in a registry: of the file that makes it, and of learners and methods that add to it."""
+    """Names in a registry, from its own file and from the learners and methods that add to it."""
     package = PLACE / "vlprompt"
     files = {package / f"{file}.py", *(package / "learner").glob("*.py"), *(package / "methods").rglob("*.py")}
     pattern = re.compile(rf'^@{registry}\.register\("(\w+)"', re.MULTILINE)

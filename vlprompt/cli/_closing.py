@@ -1,4 +1,4 @@
-"""The table that a sweep ends with: one number a method and test, by the rules of the report."""
+"""The table at the end of a sweep: one number per method and test, by the rules of the report."""
 
 from __future__ import annotations
 
@@ -13,24 +13,26 @@ from vlprompt.report.cells import Cell, Rule, Tested, combine, h_of_averages
 from vlprompt.report.tables import Column, Line, Section, Table, incomplete, say_spread
 from vlprompt.runs.sweep import Matrix, Task, usable_result
 
-# how a protocol's tests become the one number, by what it says of its average
+# how a protocol's tests become one number, by the kind of its average
 RULES: dict[str | None, tuple[str, Rule]] = {
     "harmonic_mean": ("harmonic mean of the two tests, each averaged over seeds first", h_of_averages),
     "mean_of_targets": ("mean of the targets, each averaged over seeds first", statistics.fmean),
     None: ("accuracy averaged over seeds", statistics.fmean),
 }
 
-Results = dict[int, Result | None]  # by seed; None for a run that left none
+Results = dict[int, Result | None]  # by seed; None for a run without a result
 
 
 def closing_table(matrix: Matrix) -> Table:
-    """Return methods by what they were run on, in each cell the protocol's average as the report has it.
+    """Return a table of methods by what they were run on; each cell is the protocol's average as in the report.
 
     Args:
-        matrix: of a sweep; what is not finished is marked.
+        matrix: the runs of a sweep; numbers of unfinished ones are marked.
     """
     cells: dict[tuple[str, Predicts, str, str], dict[str, Results]] = {}
-    starts: dict[tuple[str, Predicts, str, str], dict[str, None]] = {}  # what they have seen, in any of the runs
+    starts: dict[
+        tuple[str, Predicts, str, str], dict[str, None]
+    ] = {}  # marks of what their starting points were trained on, over all runs
     protocols: dict[str, str] = {}  # of each column
     kinds: dict[Predicts, None] = {}
     for task in matrix.tasks:
@@ -39,15 +41,15 @@ def closing_table(matrix: Matrix) -> Table:
         facts = method_facts(config.method, task.resolved.method_settings)
         kind = facts.predicts
         kinds[kind] = None
-        of, result = (config.method, kind, mark_of(facts.fidelity), config.backbone), usable_result(task)
-        cells.setdefault(of, {}).setdefault(column, {})[config.seed] = result
-        starts.setdefault(of, {})[result.start_mark if result else ""] = None
+        row, result = (config.method, kind, mark_of(facts.fidelity), config.backbone), usable_result(task)
+        cells.setdefault(row, {}).setdefault(column, {})[config.seed] = result
+        starts.setdefault(row, {})[result.start_mark if result else ""] = None
     lines = tuple(
         Line(
             f"{marked(method, kind, mark, *starts[method, kind, mark, backbone])}, {backbone}",
-            tuple(_cell(column, protocol, row.get(column, {})) for column, protocol in protocols.items()),
+            tuple(_cell(column, protocol, results.get(column, {})) for column, protocol in protocols.items()),
         )
-        for (method, kind, mark, backbone), row in cells.items()
+        for (method, kind, mark, backbone), results in cells.items()
     )
     columns = tuple(Column(column, ranked=False) for column in protocols)
     table = Table("mean over seeds", "sweep", _caption(protocols), columns, (Section("", lines),))
@@ -63,22 +65,21 @@ def _column(task: Task) -> str:
 
 
 def _caption(protocols: Mapping[str, str]) -> str:
-    told = dict.fromkeys(protocols.values())
-    rules = [f"{name}: {RULES[PROTOCOLS.get(name).average][0]}" for name in told]
+    rules = [f"{name}: {RULES[PROTOCOLS.get(name).average][0]}" for name in dict.fromkeys(protocols.values())]
     return f"top-1 accuracy (%); {'; '.join(rules)}."
 
 
 def _cell(column: str, protocol: str, by_seed: Results) -> Cell:
-    there = {seed: result for seed, result in by_seed.items() if result}
-    if not there:
+    finished = {seed: result for seed, result in by_seed.items() if result}
+    if not finished:
         return Cell(text="-")
     _, rule = RULES[PROTOCOLS.get(protocol).average]
-    parts = [_tested(column, target, there) for target in _targets(next(iter(there.values())))]
+    parts = [_tested(column, target, finished) for target in _targets(next(iter(finished.values())))]
     return combine(parts, rule, list(by_seed))
 
 
 def _targets(result: Result) -> Sequence[str]:
-    """The tests that are averaged: all, but for a source that others were tested after."""
+    """The tests that are averaged: all but the source, unless it is the only one."""
     targets = [row.target for row in result.rows]
     return [target for target in targets if target != "source"] or targets
 

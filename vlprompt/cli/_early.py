@@ -1,4 +1,4 @@
-"""Settings of a run that are refused before torch is imported, in the sentences of those who refuse them afterwards."""
+"""Checks of a run's settings before torch is imported, with the same error messages as the checks afterwards."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from vlprompt.errors import VlpromptError, nearest
 
 
 def refuse_early(settings: Mapping[str, Any]) -> None:
-    """Raise for the first setting that no torch is needed to refuse: names, keys, and values that every run has.
+    """Raise for the first wrong setting that can be found without torch: names, keys, and values that every run has.
 
-    Where a file or a plugin has a say, nothing is refused here.
+    Nothing is checked here if a file or a plugin could change what is valid.
 
     Raises:
         VlpromptError: as ``vlprompt.runs.settings.resolve`` would.
@@ -28,7 +28,7 @@ def refuse_early(settings: Mapping[str, Any]) -> None:
     from vlprompt.training.shipped_recipes import read_defaults
 
     method = str(settings.get("method", read_defaults()["method"]))
-    if method == AUTO:  # whose keys it looks at itself
+    if method == AUTO:  # which checks its keys itself
         return
     refuse_unknown([method])
     shipped = registered("vlprompt.methods")
@@ -44,7 +44,7 @@ def refuse_early(settings: Mapping[str, Any]) -> None:
 
 
 def refuse_unknown(methods: Sequence[Any]) -> None:
-    """Raise for the first name that is none of a method, unless a plugin may know it."""
+    """Raise for the first name that is no method's, unless a plugin may have registered it."""
     from vlprompt.base.settings import AUTO, NO_ROW
 
     if AUTO in methods:
@@ -56,6 +56,6 @@ def refuse_unknown(methods: Sequence[Any]) -> None:
 
 
 def only_shipped() -> bool:
-    """Whether no other methods than those that ship can have been registered, since nothing has asked for any yet."""
+    """Whether only methods that ship can be registered, since the module of registration is not yet imported."""
     load_installed()
     return "vlprompt.learner.registration" not in sys.modules

@@ -1,4 +1,4 @@
-"""``executor=`` and the keys that go with it, of the commands that can work in other places than this process."""
+"""``executor=`` and its keys, for the commands that can work outside this process."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ if TYPE_CHECKING:
     from vlprompt.runs.sweep import Executor
     from vlprompt.runs.workers import Workers
 
-Keys = Mapping[str, Sequence[str]]  # of each executor
+Keys = Mapping[str, Sequence[str]]  # the settings of each executor
 RUNS: Keys = {"local": (), "processes": ("processes", "devices"), "ray": ("address", "cpus", "gpus")}
 PARTS: Keys = {"local": (), "ray": ("address", "cpus", "gpus", "actors")}
 
 
 def check_executor(settings: Mapping[str, Any], executors: Keys) -> None:
-    """Refuse an executor that a command does not have, keys of another one, and values that none takes."""
+    """Raise for an executor that the command does not have, keys of another executor, and invalid values."""
     name = str(settings.get("executor", "local"))
     if name not in executors:
         raise VlpromptError(f"unknown executor '{name}': {nearest(str(name), executors)}")
@@ -40,29 +40,30 @@ def check_executor(settings: Mapping[str, Any], executors: Keys) -> None:
 
 
 def make_executor(settings: dict[str, Any]) -> Executor:
-    """Take the executor's keys out of the settings, and return what does runs."""
+    """Remove the executor's keys from the settings, and return the function that does runs."""
     from vlprompt.runs.executors import in_processes, on_ray
     from vlprompt.runs.sweep import run_here
 
-    name, given = _taken(settings, RUNS)
-    return run_here if name == "local" else on_ray(**given) if name == "ray" else in_processes(**given)
+    name, options = _take_options(settings, RUNS)
+    return run_here if name == "local" else on_ray(**options) if name == "ray" else in_processes(**options)
 
 
 def make_workers(settings: dict[str, Any]) -> Workers | None:
-    """Take the executor's keys out of the settings, and return what does parts of work; None for this process.
+    """Remove the executor's keys from the settings, and return the workers; None for this process.
 
-    On a cluster ``device`` is that of the workers, which have a GPU if they take one.
+    On a cluster the default ``device`` is that of the workers: a GPU if they ask for one.
     """
     from vlprompt.runs.workers import work_on_ray
 
-    name, given = _taken(settings, PARTS)
+    name, options = _take_options(settings, PARTS)
     if name == "local":
         return None
     if settings.get("device", "auto") == "auto":
-        settings["device"] = "cuda" if given.get("gpus") else "cpu"
-    return work_on_ray(**given)
+        settings["device"] = "cuda" if options.get("gpus") else "cpu"
+    return work_on_ray(**options)
 
 
-def _taken(settings: dict[str, Any], executors: Keys) -> tuple[str, dict[str, Any]]:
+def _take_options(settings: dict[str, Any], executors: Keys) -> tuple[str, dict[str, Any]]:
+    """Remove and return the executor's name and its own settings."""
     name = str(settings.pop("executor", "local"))
     return name, {key: settings.pop(key) for key in executors[name] if key in settings}

@@ -1,6 +1,6 @@
-"""What every command shares: the values of its arguments, and errors told in one line.
+"""What every command shares: reading the values of its arguments, and errors in one line.
 
-A command imports what computes where it computes, so that help, lists and refusals come at once: torch takes seconds.
+A command imports torch only where it computes, so that help, lists and errors appear at once: the import takes seconds.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from vlprompt.base.settings_text import backbone_settings as backbone_settings
 from vlprompt.base.settings_text import read_texts, read_value, show
 from vlprompt.base.threads import wait_briefly
 from vlprompt.cli._arguments import PLUGIN, read
-from vlprompt.cli._arguments import check_keys as check_keys  # for the commands, as the next
+from vlprompt.cli._arguments import check_keys as check_keys  # for the commands, like the next
 from vlprompt.cli._arguments import parse as parse
 from vlprompt.errors import VlpromptError
 
@@ -36,7 +36,7 @@ Main = Callable[[Sequence[str]], int]
 
 
 class Command(Protocol):
-    """What ``command`` makes: from arguments, by default this process's, to an exit status."""
+    """What ``command`` makes: a function from arguments, by default those of this process, to an exit status."""
 
     def __call__(self, argv: Sequence[str] | None = None) -> int: ...
 
@@ -45,7 +45,7 @@ def names_setting(given: Any, key: str) -> list[str]:
     """Return class names from a list, or from a file: one a line, or a list in .json, .yaml or .yml.
 
     Raises:
-        VlpromptError: there is no such list or file, or it holds what is no name.
+        VlpromptError: the file cannot be read, or it does not hold a list of names.
     """
     if isinstance(given, list):
         return _all_names(given, key)
@@ -77,7 +77,7 @@ def _all_names(given: Any, where: str) -> list[str]:
 
 
 def number_setting(settings: Mapping[str, Any], key: str, least: int = 1, most: int = 10**6) -> int | None:
-    """Return a whole number, or None where it is not given."""
+    """Return a whole number from ``least`` to ``most``, or None if it is not given."""
     value = settings.get(key)
     if value is not None and (type(value) is not int or value < least):
         raise VlpromptError(f"{key} must be a whole number of at least {least}, not {show(value)}")
@@ -87,7 +87,7 @@ def number_setting(settings: Mapping[str, Any], key: str, least: int = 1, most: 
 
 
 def flag_setting(settings: Mapping[str, Any], key: str) -> bool:
-    """Return whether a flag is set; false where it is not given."""
+    """Return whether a flag is set; false if it is not given."""
     value = settings.get(key, False)
     if not isinstance(value, bool):
         raise VlpromptError(f"{key} must be true or false, not {show(value)}")
@@ -95,7 +95,7 @@ def flag_setting(settings: Mapping[str, Any], key: str) -> bool:
 
 
 def file_setting(settings: Mapping[str, Any], key: str) -> Path | None:
-    """Return where a file is to be written, or None where that is not asked for; a folder there is told before work."""
+    """Return the file to write, or None if it is not given; a folder is refused before any work is done."""
     path = None if settings.get(key) is None else Path(str(settings[key])).expanduser()
     if path and path.is_dir():
         raise VlpromptError(f"{key}={path} is a folder: give the name of a file")
@@ -103,22 +103,22 @@ def file_setting(settings: Mapping[str, Any], key: str) -> Path | None:
 
 
 def split_setting(settings: Mapping[str, Any]) -> SplitChoice:
-    """Return the split that is asked for; ``load_split`` refuses what is none."""
+    """Return the split that is asked for; ``load_split`` refuses unknown ones."""
     return cast("SplitChoice", str(settings.get("split", "published")))
 
 
 def load_named_learner(settings: Mapping[str, Any], device: str = "auto") -> PromptLearner:
-    """Load ``learner`` as ``vlprompt.runs.named`` does, whose imports take seconds."""
+    """Load ``learner`` by ``vlprompt.runs.named``, which is imported here because that takes seconds."""
     from vlprompt.runs.named import load_named_learner as load
 
     return load(settings, device)
 
 
 def command(usage: str | None = None) -> Callable[[Main], Command]:
-    """Make a command of a function: bad input ends with status 2 and one line, an interrupt with 130, no traceback.
+    """Make a command of a function: without a traceback, bad input ends with status 2 and an interrupt with 130.
 
     Args:
-        usage: what ``--help`` prints; None leaves the flag to the function.
+        usage: what ``--help`` prints; None leaves that flag to the function.
     """
 
     def make(main: Main) -> Command:
@@ -137,7 +137,7 @@ def command(usage: str | None = None) -> Callable[[Main], Command]:
                         _import_plugins(argv)
                         status = main(argv)
                 if sys.stdout is not None:
-                    sys.stdout.flush()  # here, where what goes wrong is still told
+                    sys.stdout.flush()  # here, where errors are still reported
                 return status
             except VlpromptError as error:
                 print(f"error: {_shown(error)}", file=sys.stderr)

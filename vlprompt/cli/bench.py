@@ -48,7 +48,7 @@ two cores; device=cuda measures on a GPU, with the GPU's own clock.
   threads   training steps with one thread and with several, on the idle machine and next to busy processes
   heads     seconds and memory to fit each head on synthetic features; trained heads run epochs=N epochs"""
 OTHERS = ("data", "predict", "sweep", "start", "threads", "heads")  # vlprompt.bench.data.bench_data and so on
-COUNTS = {"epochs": 1, "load": 0, "threads": 0}  # numbers that may be left out, and the least of each
+COUNTS = {"epochs": 1, "load": 0, "threads": 0}  # optional numbers, and the smallest value of each
 
 
 @command(USAGE)
@@ -94,7 +94,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _write(result: dict[str, Any], output: Path | None) -> int:
-    """Keep a result as JSON where that was asked for."""
+    """Write a result as JSON if ``output`` is given."""
     if output:
         with atomic_write(output) as temporary:
             temporary.write_text(json.dumps(result, indent=1), encoding="utf-8")

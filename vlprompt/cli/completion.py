@@ -16,7 +16,7 @@ USAGE = """vlprompt completion bash|zsh|fish
 TAB then completes commands, the keys of the command and of the method on the line, and the names of methods, datasets,
 protocols, backbones, recipes and other values; otherwise files. The completions come from `vlprompt` itself, within
 hundredths of a second. Names added by plugins are not included."""
-# each asks `vlprompt completion words WORD…`, and leaves files to the shell where there is no answer
+# each runs `vlprompt completion words WORD…`, and lets the shell complete files if that prints nothing
 SCRIPTS = {
     "bash": r"""_vlprompt() {
     local line=${COMP_LINE:0:COMP_POINT} breaks=${COMP_WORDBREAKS//[^=:]/} words word tail found

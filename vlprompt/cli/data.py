@@ -49,13 +49,13 @@ KEYS = {
     "download": ("data_root",),
     "prepare": ("from", "data_root", "mode"),
 }
-LINES = 50  # defects shown of a dataset
-CLASSES, FEWEST = 20, 3  # classes shown of one
+LINES = 50  # how many defects of a dataset are shown
+CLASSES, FEWEST = 20, 3  # how many of its first classes are shown, and of the smallest
 
 
 @command(USAGE)
 def main(argv: Sequence[str]) -> int:
-    """Do one of the five things."""
+    """List, describe, check, download or prepare datasets."""
     arguments = parse(argv, words=2, switches=("deep", "follow_links"))
     verb, *names = arguments.words or ("",)
     if verb not in KEYS:
@@ -93,7 +93,7 @@ def show_list(pattern: str, settings: dict[str, Any], reporter: Reporter) -> int
 
 
 def show_info(name: str, settings: dict[str, Any], reporter: Reporter) -> int:
-    """Print all that a card says."""
+    """Print what a dataset's card says."""
     card = find_card(name)[0]
     console = make_console()
     for key, value in card_facts(card):
@@ -102,7 +102,7 @@ def show_info(name: str, settings: dict[str, Any], reporter: Reporter) -> int:
 
 
 def card_facts(card: Card) -> list[tuple[str, str]]:
-    """Return what a card says as pairs of a word and a text."""
+    """Return the facts on a card as pairs of a heading and a text."""
     about = "≈ " if card.approximate else ""
     counts = about + ", ".join(f"{part} {count:,}" for part, count in card.counts.items())
     names = list(card.class_names.values())
@@ -132,7 +132,7 @@ def card_facts(card: Card) -> list[tuple[str, str]]:
 
 
 def split_place(card: Card) -> str:
-    """Return where a published split lies or comes from, to stand behind its kind."""
+    """Return where a published split is or comes from, as a phrase after its kind."""
     if not card.split_file:
         return ""
     file = f"{card.folder}/{card.split_file}"
@@ -166,7 +166,7 @@ def run_check(name: str, settings: dict[str, Any], reporter: Reporter) -> int:
 
 
 def show_report(report: Report, lines: int, console: Any) -> None:
-    """Print a dataset's state, and its defects one a line."""
+    """Print a dataset's state, and its defects one per line."""
     if report.counts:
         counts = ", ".join(f"{part} {count:,}" for part, count in report.counts.items())
         read = f"; {report.opened:,} images read" if report.opened else ""
@@ -185,20 +185,20 @@ def show_report(report: Report, lines: int, console: Any) -> None:
 
 
 def _clip(settings: dict[str, Any]) -> FrozenCLIP:
-    """The model that is asked which class names it cannot tell apart: the one named, or the default one."""
+    """The model that class names are checked for: the one in the settings, or the default one."""
     from vlprompt.clip.loading import load_clip
 
     return load_clip(*backbone_settings({"backbone": TINY} | settings), device="cpu")
 
 
 def _classes(report: Report) -> str:
-    """The first classes of a user's own dataset with their images, and those with the fewest."""
+    """The first classes of a user's own dataset and the smallest ones, with their numbers of images."""
     classes = [f"{name} {count:,}" for name, count in report.classes_of_own.items()]
     if len(classes) <= CLASSES:
         return f"classes: {', '.join(classes)}" if classes else ""
     fewest = sorted(report.classes_of_own.items(), key=lambda pair: pair[1])[:FEWEST]
-    said = ", ".join(f"{name} {count:,}" for name, count in fewest)
-    return f"classes: {', '.join(classes[:CLASSES])} and {len(classes) - CLASSES:,} more; the fewest have {said}"
+    smallest = ", ".join(f"{name} {count:,}" for name, count in fewest)
+    return f"classes: {', '.join(classes[:CLASSES])} and {len(classes) - CLASSES:,} more; the fewest have {smallest}"
 
 
 def run_download(name: str, settings: dict[str, Any], reporter: Reporter) -> int:
@@ -222,7 +222,7 @@ def run_download(name: str, settings: dict[str, Any], reporter: Reporter) -> int
 
 
 def run_prepare(name: str, settings: dict[str, Any], reporter: Reporter) -> int:
-    """Make our layout of another one."""
+    """Convert files in another layout to the one that vlprompt reads."""
     card, root = _registered(name, "prepare"), _root(settings)
     if "from" not in settings:
         raise VlpromptError("say where the files are: from=DIR, torchvision's root or the folder of UCF101's videos")
@@ -236,7 +236,7 @@ def run_prepare(name: str, settings: dict[str, Any], reporter: Reporter) -> int:
 
 
 def _say_split(card: Card, root: Path, reporter: Reporter) -> None:
-    """Say whether the published split is still to get."""
+    """Report whether the published split is still missing."""
     split = root / card.folder / card.split_file
     if has_packaged(card.name):
         reporter.say(f"the published split comes with the package: vlprompt data check {card.name} data_root={root}")

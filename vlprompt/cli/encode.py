@@ -24,7 +24,7 @@ OWN = ("images", "shard", "batch_size")
 
 @command(USAGE)
 def main(argv: Sequence[str]) -> int:
-    """Encode, and tell where the features are."""
+    """Encode, and print where the features are."""
     arguments = parse(argv)
     settings = dict(arguments.settings)
     check_executor(settings, PARTS)

@@ -24,7 +24,7 @@ KEYS = ("learner", "to", "output", "classes", "backbone", "pretrained", "checkpo
 
 @command(USAGE)
 def main(argv: Sequence[str]) -> int:
-    """Export a saved learner and say where it lies."""
+    """Export a saved learner and print where it was written."""
     arguments = parse(argv, texts=["classes"])
     settings = arguments.settings
     check_keys(settings, KEYS)

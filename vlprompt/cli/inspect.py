@@ -41,7 +41,7 @@ DATA_KEYS = (
     *("data", "limit", "backbone", "pretrained", "checkpoint", "split", "follow_links"),
     *SHARED_KEYS,
 )
-FREQUENT = 5  # confusions that are told on the terminal
+FREQUENT = 5  # how many confusions are printed
 
 
 @command(USAGE)

@@ -26,7 +26,7 @@ Settings = Mapping[str, Any]
 
 
 def methods(pattern: str, settings: Settings) -> Lines:
-    """Name and summary of each method; where nothing has imported the methods yet, of those that ship."""
+    """Name and summary of each registered method; of those that ship if the methods are not yet imported."""
     if only_shipped():
         found = registered("vlprompt.methods")
         return [(name, found[name].summary) for name in fnmatch.filter(found, pattern)]
@@ -36,7 +36,7 @@ def methods(pattern: str, settings: Settings) -> Lines:
 
 
 def datasets(pattern: str, settings: Settings) -> Lines:
-    """Name, title, classes, images and whereabouts of each dataset; those that a plugin made have no card."""
+    """Name, title, classes, images and place of each dataset; those of plugins have no card."""
     from datasets_registry.listed import find_card, is_own, list_datasets, whereabouts  # which other lists do without
 
     def line(name: str) -> tuple[str, ...]:
@@ -65,11 +65,11 @@ def backbones(pattern: str, settings: Settings) -> Lines:
 
 
 def recipes(pattern: str, settings: Settings) -> Lines:
-    """Name of each shipped recipe, whose hyper-parameters it has, and the figure that was published with them."""
+    """Name of each shipped recipe, the source of its hyper-parameters, and the figure published with them."""
     from vlprompt.training.shipped_recipes import list_recipes, provenance
 
-    told = ((name, provenance(name)) for name in fnmatch.filter(list_recipes(), pattern))
-    return [(name, recipe.source, recipe.published) for name, recipe in told]
+    recipes = ((name, provenance(name)) for name in fnmatch.filter(list_recipes(), pattern))
+    return [(name, recipe.source, recipe.published) for name, recipe in recipes]
 
 
 KINDS: dict[str, Callable[[str, Settings], Lines]] = {
@@ -80,13 +80,13 @@ HEADINGS = {
     "recipes": ("name", "source", "published"),
 }
 NUMBERS = ("classes", "images")
-TITLE = 32  # characters of one
+TITLE = 32  # characters of a dataset's title
 WHOLE = ("title", *NUMBERS)  # on one line, if need be cut short
 
 
 @command(USAGE)
 def main(argv: Sequence[str]) -> int:
-    """Print a table of what there is."""
+    """Print one of the lists as a table."""
     arguments = parse(argv, words=2)
     if not arguments.words:
         raise VlpromptError(f"say what to list: vlprompt list {'|'.join(KINDS)}")

@@ -100,22 +100,22 @@ def _show(report: Report, format: str | None, output: Any, reporter: Reporter) -
 
 
 def _layout(settings: Mapping[str, Any]) -> Layout | None:
-    """The layout of papers, or None for the long tables, to which its settings do not belong."""
+    """The options of the layout of papers, or None for the long tables, which do not take them."""
     from vlprompt.report import LAYOUTS, NO_PAPER_PAGE, Layout
 
     name = settings.get("layout", "long")
     if name not in LAYOUTS:
         raise VlpromptError(f"unknown layout '{name}': {nearest(str(name), LAYOUTS)}")
-    given = {key: settings[key] for key in PAPER if key in settings}
-    if name == "long" and given:
-        raise VlpromptError(f"{', '.join(given)} belong to layout=paper")
+    options = {key: settings[key] for key in PAPER if key in settings}
+    if name == "long" and options:
+        raise VlpromptError(f"{', '.join(options)} belong to layout=paper")
     if settings.get("format") == "html" and name == "paper":
         raise VlpromptError(NO_PAPER_PAGE)
-    return Layout(**given) if name == "paper" else None
+    return Layout(**options) if name == "paper" else None
 
 
 def _names(given: Any) -> list[str] | None:
-    """A list, or names with commas between them."""
+    """Names from a list, or from a text with commas between them; None if not given."""
     if given is None:
         return None
     names = given if isinstance(given, list) else str(given).split(",")

@@ -74,7 +74,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def read_spec(path: Path) -> dict[str, Any]:
-    """Read the keys of a sweep from YAML, and import the plugins that it names."""
+    """Read the keys of a sweep from a YAML file, and import the plugins that it names."""
     settings = read_settings(path, "keys of a sweep")
     plugins = settings.pop(PLUGIN, [])
     use(plugins if isinstance(plugins, list) else str(plugins))
@@ -82,7 +82,7 @@ def read_spec(path: Path) -> dict[str, Any]:
 
 
 def show_plan(matrix: Matrix) -> None:
-    """Print the runs and which are done."""
+    """Print the runs and which of them are done."""
     from vlprompt.runs.sweep import known_outcome
 
     table = Table("run", "state", "folder")
@@ -94,7 +94,7 @@ def show_plan(matrix: Matrix) -> None:
 
 
 def conclude(matrix: Matrix, outcomes: Sequence[Outcome], reporter: Reporter) -> int:
-    """Print the table of means over seeds and what failed; return the exit status."""
+    """Print the table of means over seeds and the runs that failed; return the exit status."""
     from vlprompt.cli._closing import closing_table
     from vlprompt.report.render import print_terminal
 

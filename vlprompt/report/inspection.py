@@ -13,7 +13,7 @@ import numpy as np
 from markupsafe import Markup
 
 from vlprompt.analysis.data_findings import DataFindings
-from vlprompt.analysis.inspection import ClassSaid, Inspection
+from vlprompt.analysis.inspection import ClassPredictions, Inspection
 from vlprompt.analysis.mistakes import plot_mistakes
 from vlprompt.base.checks import at_least
 from vlprompt.base.files import atomic_write
@@ -259,7 +259,7 @@ def _tables(each: Inspection) -> list[Table]:
     return [table for table in made if table.sections[0].lines]
 
 
-def _class_line(c: ClassSaid, change: ClassChange) -> Line:
+def _class_line(c: ClassPredictions, change: ClassChange) -> Line:
     taken = f"{c.taken_for} ({c.taken:,})" if c.taken else "–"
     numbers = (Cell(change.accuracy, interval=c.interval), Cell(change.zero_shot), Cell(change.gain, signed=True))
     return Line(c.name, (*numbers, Cell(text=f"{c.images:,}"), Cell(text=taken)))
