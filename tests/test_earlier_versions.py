@@ -102,5 +102,7 @@ def test_import_paths_of_the_earlier_version_give_the_modules_of_today() -> None
         ("runs", "execute"),
         ("saving", "tensor_shapes"),
         ("training", "Log"),
+        ("clip", "ClassTokens"),
+        ("objectives", "TextAnchor"),
     ):
         assert hasattr(importlib.import_module(f"vlprompt.{room}"), name)

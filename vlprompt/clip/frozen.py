@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from vlprompt.base.checks import brief, listed
 from vlprompt.base.devices import DTYPES, Precision, check_precision, resolve_device
 from vlprompt.base.tensor_checks import check_images
+from vlprompt.base.wiring import lazy_exports
 from vlprompt.clip.backbone_tags import PREPROCESSING
 from vlprompt.clip.chunks import Chunk
 from vlprompt.clip.edits import Edit, edits_of
@@ -23,6 +24,8 @@ from vlprompt.clip.text import Prompts, encode_prompts
 from vlprompt.clip.towers import TextTower, VisionTower, plain_model
 from vlprompt.clip.vision import Place, encode_images
 from vlprompt.errors import VlpromptError
+
+__getattr__, __dir__ = lazy_exports(__name__, formerly="vlprompt.clip.prompt_inputs")  # whose names were here
 
 
 class FrozenCLIP(PromptInputs):

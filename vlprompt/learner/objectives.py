@@ -16,6 +16,7 @@ from torch import Tensor
 
 from vlprompt.base.parts import Part, parse_part
 from vlprompt.base.registry import Registry
+from vlprompt.base.wiring import lazy_exports
 from vlprompt.data.batch import Batch as Batch
 from vlprompt.errors import VlpromptError
 from vlprompt.learner.facts import Facts, Labels
@@ -23,6 +24,7 @@ from vlprompt.learner.facts import Facts, Labels
 if TYPE_CHECKING:
     from vlprompt.learner.contract import PromptLearner
 
+__getattr__, __dir__ = lazy_exports(__name__, formerly="vlprompt.learner.anchors")  # whose names were here
 
 Templates = Sequence[str] | str | None
 
