@@ -207,7 +207,7 @@ def test_without_mistakes_or_images_there_is_no_sheet(tmp_path: Path) -> None:
     (tmp_path / "mistakes.png").write_text("of an earlier one")
     assert "There are none." in right.save(tmp_path).read_text()
     assert not (tmp_path / "mistakes.png").exists()
-    with pytest.raises(VlpromptError, match="no image was mistaken"):
+    with pytest.raises(VlpromptError, match="no image was misclassified"):
         plot_mistakes(right)
     with pytest.raises(VlpromptError, match="is a file"):
         right.save(tmp_path / "images.csv")

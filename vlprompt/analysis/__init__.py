@@ -8,7 +8,7 @@
 | where do images and class names go? | ``project_features`` | ``plot_projection`` |
 | how much does the wording alone matter? | ``template_spread`` | ``plot_template_spread`` |
 | which saved prompt could another task start from? | ``transferability`` | ``plot_transferability`` |
-| which images are mistaken, and how surely? | ``Inspection`` | ``plot_mistakes`` |
+| which images are misclassified, and with what confidence? | ``Inspection`` | ``plot_mistakes`` |
 | which labels look wrong, and which images occur twice? | ``inspect_data`` | the page of ``vlprompt inspect`` |
 
 Figures are those of matplotlib, which is imported when one is drawn; ``figure.savefig("name.pdf")`` saves one.

@@ -31,7 +31,7 @@ def plot_mistakes(inspection: Inspection, most: int = 24) -> Figure:
     most = at_least("most", most, 1)
     places = inspection.mistakes(most)
     if not places or inspection.open_image is None:
-        lacking = "no image was mistaken" if not places else "there are features and no images"
+        lacking = "no image was misclassified" if not places else "there are features and no images"
         raise VlpromptError(f"there is no contact sheet of {inspection.title}: {lacking}")
     rows = -(-len(places) // COLUMNS)
     columns = min(COLUMNS, len(places))
@@ -50,6 +50,7 @@ def plot_mistakes(inspection: Inspection, most: int = 24) -> Figure:
         axes.set_title(f"{predicted} {said.confidence[place]:.0%}", fontsize=6.5, pad=9)
         axes.text(0.5, 1.02, f"is {true}", transform=axes.transAxes, fontsize=6, color=GREY, ha="center", va="bottom")
     total = len(inspection.mistakes())
-    caption = f"the surest {len(places)} of {total:,} mistakes: what was said and how surely, and what is right"
+    which = f"all {total:,}" if len(places) == total else f"the {len(places)} most confident of {total:,}"
+    caption = f"{which} mistakes: prediction, its probability and the true class"
     figure.suptitle(figure_text(f"{inspection.title}\n{caption}"), fontsize=FONT)
     return figure

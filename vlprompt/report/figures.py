@@ -38,6 +38,7 @@ MARKERS = ("o", "s", "D")  # of summaries.SHAPES
 LINES = ("-", (0, (6, 1.5)), (0, (1.5, 1.5)))
 NAMED = 30  # largest number of classes whose names fit on an axis
 ROW = 4  # largest number of panels side by side
+MANY = 6  # largest number of few-shot curves whose bands can be told apart
 
 
 @legible
@@ -59,8 +60,9 @@ def few_shot_curves(group: Group, metric: str = "accuracy") -> Figure:
     figure, panels = _panels(len(table.sections), size=4 if alone else 2.8)
     styles = method_styles(group)
     for axes, section in zip(panels, table.sections, strict=False):
+        opacity = 0.15 if len(section.lines) <= MANY else 0.06  # bands of many curves would hide one another
         for line in section.lines:
-            _curve(axes, list(shots.values()), line, styles[line.label])
+            _curve(axes, list(shots.values()), line, styles[line.label], opacity)
         axes.set_ylim(*within_percent(*axes.get_ylim()))
         axes.set_xscale("log", base=2)
         axes.set_xticks(list(shots.values()), list(shots), minor=False)
@@ -71,8 +73,8 @@ def few_shot_curves(group: Group, metric: str = "accuracy") -> Figure:
     return _with_legend(figure, panels[0])
 
 
-def _curve(axes: Axes, shots: Sequence[float], line: Line, style: dict[str, Any]) -> None:
-    """Draw the curve of a method with its intervals."""
+def _curve(axes: Axes, shots: Sequence[float], line: Line, style: dict[str, Any], opacity: float) -> None:
+    """Draw the curve of a method with its intervals as a band."""
     points = [(x, cell) for x, cell in zip(shots, line.cells, strict=True) if cell.value is not None]
     xs, ys = [x for x, _ in points], [cell.number for _, cell in points]
     if line.label == ZERO_SHOT:
@@ -81,7 +83,7 @@ def _curve(axes: Axes, shots: Sequence[float], line: Line, style: dict[str, Any]
     axes.plot(xs, ys, **style | {"markersize": 3.5}, label=figure_text(line.label))
     banded = [(x, *cell.interval) for x, cell in points if cell.interval]
     if banded:
-        axes.fill_between(*np.array(banded).T, color=style["color"], alpha=0.15, linewidth=0)
+        axes.fill_between(*np.array(banded).T, color=style["color"], alpha=opacity, linewidth=0)
 
 
 @legible
@@ -189,7 +191,7 @@ def accuracy_coverage(group: Group, keys: Sequence[Key] | None = None) -> Figure
         axes.plot(coverage, accuracy, **styles[label] | {"markersize": 3.5}, label=figure_text(label))
     axes.set_xlim(0, 100)
     axes.set_ylim(*within_percent(*axes.get_ylim()))
-    axes.set(xlabel="images answered, the surest first (%)", ylabel="accuracy of those (%)")
+    axes.set(xlabel="images answered, the most confident first (%)", ylabel="accuracy of these (%)")
     return _with_legend(figure, axes)
 
 
@@ -257,6 +259,7 @@ def robin_hood(group: Group, key: Key) -> Figure:
         axes.set_title(f"{figure_text(label)}: slope {fitted.slope:+.2f}{rho}", fontsize=9)
         axes.set_xlabel("zero-shot accuracy of a class (%)")
     panels[0].set_ylabel("gain (points)")
+    figure.supxlabel("dashed: the largest possible gain", fontsize=8, color=GREY)
     return figure
 
 

@@ -216,7 +216,7 @@ def _figures(each: Inspection) -> list[Figure]:
         (_title_of_confusion(each), _confusion(each)),
         (f"Calibration: accuracy by confidence, error {each.ece:.1f}%", reliability_chart(each.reliability, "c0")),
         (
-            "Accuracy by the share of images that are answered, the surest first",
+            "Accuracy by the share of images answered, the most confident first",
             coverage_chart(each.coverage, "c0", each.min_probability),
         ),
         ("Classes against zero-shot", gains_chart(each.changes)),
@@ -227,7 +227,7 @@ def _figures(each: Inspection) -> list[Figure]:
 
 def _title_of_confusion(each: Inspection) -> str:
     shown = "" if len(each.class_names) <= DRAWN else f", the {DRAWN} classes with the most mistakes"
-    return f"True classes in rows, what they were taken for in columns{shown}"
+    return f"True classes in rows, predicted classes in columns{shown}"
 
 
 def _confusion(each: Inspection) -> str:
