@@ -153,6 +153,7 @@ def test_what_newer_repositories_save_gives_the_golden_logits(
         ("maple", {"n_ctx": 3, "depth": 3}),
         ("vpt", {"depth": 1, "n_ctx": 6}),
         ("mvlpt", {"n_ctx": 3, "coupling_width": 16}),
+        ("spg", {}),  # of a generator alone, whose tensors are called model.0.weight and so on
     ],
     ids=str,
 )

@@ -31,7 +31,7 @@ from vlprompt.learner.registration import METHODS
 
 # patterns of the repositories' tensor names, and the names that replace them
 RENAMED = (
-    (r"(?:module\.|model\.|_orig_mod\.)*(?:prompt_learner\.|adapter_learner\.)?(.*)", r"\1"),
+    (r"(?:module\.|model\.(?!\d)|_orig_mod\.)*(?:prompt_learner\.|adapter_learner\.)?(.*)", r"\1"),
     (r"text_encoder\.transformer\.resblocks\.(\d+)\.VPT_shallow", r"text_prompts.\1"),
     (r"image_encoder\.transformer\.resblocks\.(\d+)\.VPT_shallow", r"visual_prompts.\1"),
     (r"image_encoder\.VPT", "visual_prompts.0"),
@@ -206,7 +206,9 @@ def _phrase(method: str, tensors: Mapping[str, Tensor], clip: FrozenCLIP, settin
     phrase: str | None = getattr(METHODS.get(method).Config(), "ctx_init", None)
     n = settings.get("n_ctx")
     words = clip.word_embeddings(phrase) if phrase else ()
-    if n is None or n >= len(words):
+    if n is None:  # no context is saved, and its length is the method's, as of SPG's generator
+        return phrase
+    if n >= len(words):
         return None
     suffix = tensors.get("token_suffix")
     if suffix is None:
