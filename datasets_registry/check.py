@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from datasets_registry.card import Card, card_names, load_card, locate_images
 from datasets_registry.catalog import SplitChoice, check_classes, find_card, find_folder, load_split
 from datasets_registry.layout_hints import where_or_how
+from datasets_registry.listed import is_own
 from datasets_registry.readers.coop_json import audit_published
 from datasets_registry.readers.domains import audit_spg_files
 from datasets_registry.readers.folder import audit_folder
@@ -105,7 +106,7 @@ def check_dataset(
         progress: called with the number of images read and in all.
         clip: a frozen model that is asked which class names it cannot tell apart.
     """
-    registered = ":" not in name
+    registered = not is_own(name)
     card, _ = find_card(name) if registered else (Card(name=name, title=name, reader=""), "")
     folder = find_folder(card, root) if registered else None
     if folder is not None:
@@ -115,7 +116,7 @@ def check_dataset(
             return Report(name, found=folder.is_dir(), defects=(missing,))
     splits, defects = _read(name, root, card, folder, split, follow_links)
     if splits is None:
-        there = registered or _exists(name.split(":", 1)[1])
+        there = ":" not in name or _exists(name.split(":", 1)[1])
         return Report(name, found=there, defects=tuple(defects))
     if registered and splits.source != "generated" and "/" not in name:
         defects += _against_card(card, splits)

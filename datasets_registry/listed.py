@@ -68,6 +68,8 @@ def find_card(name: str) -> tuple[Card, str]:
             return card, variant
         if variant and known != [""]:
             raise VlpromptError(f"{card.title} has no '{variant}': {nearest(variant, [k for k in known if k])}")
+    if name in in_memory:
+        raise VlpromptError(f"'{name}' is a dataset in memory, which has no card; load_split gives its splits")
     here = name_here(name)
     if here and here != name:
         raise VlpromptError(f"unknown dataset '{name}': its name here is {here}")

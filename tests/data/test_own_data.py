@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from datasets_registry.check import check_dataset
 from vlprompt.data import (
     DatasetSplits,
     Item,
+    dataset_info,
     few_shot_split,
     leave_domain_out,
     load_split,
@@ -25,6 +27,7 @@ from vlprompt.data import (
 )
 from vlprompt.data.templates import imagenet80, resolve_templates
 from vlprompt.errors import VlpromptError
+from vlprompt.report.names import display_dataset
 
 # Tables and split files
 
@@ -230,6 +233,11 @@ def test_dataset_in_memory_is_found_by_its_name():
     splits = splits_from_pairs(pairs(), ["cat", "dog"], name="in_memory_test")
     assert register_dataset(splits) == register_dataset(splits) == "in_memory_test"  # as several runs on it do
     assert load_split("in_memory_test").class_names == ("cat", "dog")
+    report = check_dataset("in_memory_test", deep=True)
+    assert (report.found, report.opened, report.defects, report.source) == (True, 20, (), "generated")
+    assert display_dataset("in_memory_test") == "in_memory_test"  # over a column of a table
+    with pytest.raises(VlpromptError, match="'in_memory_test' is a dataset in memory, which has no card"):
+        dataset_info("in_memory_test")
     for taken in ("emoji", "no/slash", "no:colon"):
         with pytest.raises(
             VlpromptError,

@@ -6,7 +6,7 @@ import inspect
 import re
 from functools import lru_cache
 
-from datasets_registry.listed import dataset_info, list_datasets
+from datasets_registry.listed import dataset_info, is_own, list_datasets
 from vlprompt.learner.registration import METHODS
 
 LONGEST = 16  # characters of a dataset's title that fit over a column
@@ -48,7 +48,7 @@ def display_dataset(name: str) -> str:
     """
     if "/" in name:
         return name.rpartition("/")[2].replace("_", " ").capitalize()
-    if name not in list_datasets():
+    if is_own(name) or name not in list_datasets():
         return name
     title = str(dataset_info(name)["title"])
     short = re.search(r"\(([A-Z0-9-]+)\)", title)
