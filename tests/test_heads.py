@@ -143,8 +143,8 @@ def test_a_cache_of_any_size_is_saved_with_all_that_it_scores_with(method: str, 
     for odd, message in (
         ({"keys": torch.zeros(35, 63)}, r"keys is \(35, 63\), \(35, 64\) is expected"),
         ({"keys": torch.zeros(3, 64)}, r"keys is \(3, 64\), \(35, 64\) is expected"),
-        ({"labels": state["labels"] + 1}, "label 5 in them is no class"),
-        ({"labels": state["labels"] - 0.5}, "label -0.5 in them is no class"),
+        ({"labels": state["labels"] + 1}, "5 is not the label of a class"),
+        ({"labels": state["labels"] - 0.5}, "-0.5 is not the label of a class"),
         ({"labels": torch.tensor(1.0)}, "do not fit"),
     ):
         save_file(state | odd, tmp_path / "odd.safetensors")

@@ -202,8 +202,8 @@ def test_new_classes_are_scored_where_both_can(saved: Saved, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("method", "beneath", "refused"),
     [
-        ("tip_adapter", "cocoop", "scores in another way than by one matrix"),
-        ("gda", "clip_adapter", "scores in another way than by one matrix"),
+        ("tip_adapter", "cocoop", "does not score with one matrix"),
+        ("gda", "clip_adapter", "does not score with one matrix"),
         ("clap", "tpt", "which needs views of an image"),
         ("zlap", "transclip", "depend on other test images"),
     ],
@@ -219,7 +219,7 @@ def test_a_learner_of_another_backbone_is_refused_but_for_its_probabilities(
     other = FrozenCLIP(small_model(embed_dim=32), SimpleTokenizer(), device="cpu", name="ViT-B-32", source=SOURCE)
     make("coop", other).save_pretrained(tmp_path / "other")
     monkeypatch.setattr("vlprompt.saving.folder.load_clip", lambda **_: other)
-    with pytest.raises(VlpromptError, match="stands on another backbone"):
+    with pytest.raises(VlpromptError, match="uses another backbone"):
         make("tip_adapter", text=str(tmp_path / "other"))
     assert make("transclip", text=str(tmp_path / "other")).predict({"image": toy_batch()["image"]}).shape == (
         10,

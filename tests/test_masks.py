@@ -151,7 +151,7 @@ def test_what_is_wrong_with_a_mask_is_one_sentence(folder: Path) -> None:
         PromptClassifier("mask_prompt", clip, options={"depth": 1}).fit([Image.new("RGB", (9, 9))] * 2, ["cat", "dog"])
     with pytest.raises(VlpromptError, match="digits has no masks of regions"):
         run(method="mask_prompt", dataset="digits", quiet=True)
-    with pytest.raises(VlpromptError, match="image_anchor asks for a second view of an image, and a region's mask"):
+    with pytest.raises(VlpromptError, match="image_anchor needs a second view of each image, and the mask"):
         make("mask_prompt", objective=["ce", "image_anchor(view='image_strong')"])
 
 

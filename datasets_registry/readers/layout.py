@@ -30,8 +30,8 @@ def find_parts(image_dir: Path) -> dict[str, str]:
             return {}
         raise VlpromptError(
             f"{image_dir} holds {', '.join(words)}, which name{'s a split' if len(words) == 1 else ' splits'}, and "
-            f"{_some(others)}, which {'does' if len(others) == 1 else 'do'} not: move away what is no split, or rename "
-            "what is a class"
+            f"{_some(others)}, which {'does' if len(others) == 1 else 'do'} not: remove what is not a split, or "
+            "rename what is a class"
         )
     parts: dict[str, str] = {}
     for word in words:

@@ -105,7 +105,7 @@ def test_layouts_that_are_refused(make: Make, paths: str, message: str):
 )
 def test_load_folder_takes_no_splits_for_classes(make: Make, paths: str):
     # case: folders train/ val/, train/ valid/ test/, train/ test/ junk/ under load_folder
-    with pytest.raises(VlpromptError, match=r"give one of them, such as .*train|move away what is no split"):
+    with pytest.raises(VlpromptError, match=r"give one of them, such as .*train|remove what is not a split"):
         load_folder(make(*paths.split()))
 
 

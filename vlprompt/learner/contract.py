@@ -243,7 +243,7 @@ class PromptLearner(ScoredClasses):
         for objective in self.objectives:
             reason = objective.refuses(self)
             if objective.needs and "mask" in self.facts.inputs:
-                reason = "asks for a second view of an image, and a region's mask goes with one"
+                reason = "needs a second view of each image, and the mask of a region belongs to one view"
             if reason:
                 raise VlpromptError(f"objective {objective.name} {reason}")
         names = [o.name for o in self.objectives]

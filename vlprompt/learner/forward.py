@@ -117,8 +117,8 @@ class ForwardPass(Method):
             return logits
         if frozen is None and not self.facts.cacheable_images:
             raise VlpromptError(
-                f"ensemble={self.config.ensemble} needs images, since {self.method} with these settings has image "
-                "features of its own, from which the frozen model's do not follow"
+                f"ensemble={self.config.ensemble} needs images: {self.method} with these settings has its own image "
+                "features, from which the frozen model's cannot be computed"
             )
         seen = v if frozen is None else frozen
         return self.ensemble.logits(logits, self.clip.similarity(seen, self.frozen_text()))

@@ -20,7 +20,7 @@ from vlprompt.learner.contract import PromptLearner
 from vlprompt.learner.fusion import first_kind
 from vlprompt.learner.objectives import Batch
 
-OTHERWISE = "scores in another way than by one matrix of class features (C, D)"
+OTHERWISE = "does not score with one matrix of class features (C, D)"
 
 
 class LearntTower(FrozenCLIP):
@@ -101,7 +101,7 @@ class LearnerTeacher:
         self.new_classes = learner.facts.new_classes
         own_width = learner.feature_width == learner.clip.embed_dim
         by_class = learner.facts.classifier == "shared" and not learner.facts.head and own_width
-        self.lacks = "" if by_class and same else "stands on another backbone" if by_class else OTHERWISE
+        self.lacks = "" if by_class and same else "uses another backbone" if by_class else OTHERWISE
         self._tower = student if learner.facts.cacheable_images else LearntTower(learner)
 
     def tower(self, class_names: Sequence[str]) -> FrozenCLIP:

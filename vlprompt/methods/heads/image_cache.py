@@ -51,7 +51,7 @@ class ImageCache(PromptLearner):
         super().load_learnables(state, source)
         odd = self.labels[(self.labels < 0) | (self.labels >= len(self.learnt_names)) | (self.labels % 1 != 0)]
         if len(odd):
-            raise VlpromptError(f"{source} do not fit {self.method}: label {float(odd[0]):g} in them is no class")
+            raise VlpromptError(f"{source} do not fit {self.method}: {float(odd[0]):g} is not the label of a class")
 
     @torch.no_grad()
     def fill(self, keys: Tensor, labels: Tensor) -> None:

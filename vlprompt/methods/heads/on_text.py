@@ -49,8 +49,8 @@ class OnText(PromptLearner):
         """Facts of the head on a saved learner, which must have class features."""
         if built_on.lacks and not cls.takes_probabilities:
             raise VlpromptError(
-                f"{cls.method} starts from class features (C, D) that stand beside image features, and the learner "
-                f"{built_on.name} {built_on.lacks}: take another, such as a CoOp or MaPLe of this backbone"
+                f"{cls.method} starts from class features (C, D) to compare with image features, and the learner "
+                f"{built_on.name} {built_on.lacks}: use another, such as CoOp or MaPLe on this backbone"
             )
         return super().facts_on(built_on, facts)
 
