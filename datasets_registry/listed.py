@@ -54,6 +54,19 @@ def is_own(name: str) -> bool:
     return bool(scheme_of(name)) or name in in_memory
 
 
+def outlives_process(name: str) -> bool:
+    """Tell whether other processes find a dataset, or several joined by +, by name: it has a card or is a path."""
+
+    def lasts(part: str) -> bool:
+        try:
+            find_card(part)
+        except VlpromptError:
+            return bool(scheme_of(part))
+        return True
+
+    return all(lasts(part.strip()) for part in name.split("+")) or bool(scheme_of(name))
+
+
 def find_card(name: str) -> tuple[Card, str]:
     """Return the card and the variant that a registered name stands for; counts are the variant's where it has some."""
     base, _, variant = name.partition("/")

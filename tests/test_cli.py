@@ -8,6 +8,7 @@ import runpy
 import signal
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import new_processes
@@ -15,7 +16,8 @@ import pytest
 
 import vlprompt.data
 import vlprompt.training.loop
-from vlprompt import VlpromptError, testing
+from datasets_registry.listed import in_memory
+from vlprompt import VlpromptError, load_split, testing
 from vlprompt.base.sealed import seal
 from vlprompt.base.settings import differing_setting
 from vlprompt.cli.__main__ import main
@@ -108,6 +110,26 @@ def test_resuming_a_finished_run_shows_its_result(finished: Path, capsys: pytest
     assert f"vlprompt inspect run={finished}" in text
     assert max(map(len, text.replace(str(finished.parent), "runs").splitlines())) <= 200
     assert (finished / "result.json").stat().st_mtime_ns == before
+
+
+def test_a_run_on_a_dataset_in_memory_offers_no_command_that_cannot_find_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digits = load_split("digits")
+    settings = {"protocol": "few_shot", "shots": 1, "limit": 5, "output": str(tmp_path), "quiet": True}
+    run(method="zero_shot", dataset=replace(digits, name="of-one-process"), **settings)
+    [folder] = [path.parent for path in tmp_path.rglob("result.json")]
+    for elsewhere in (False, True):
+        if elsewhere:
+            monkeypatch.delitem(in_memory, "of-one-process")
+        shown = said(capsys, ["show", f"run={folder}"])
+        assert "vlprompt predict" in shown
+        assert "vlprompt sweep" not in shown
+        assert "vlprompt inspect" not in shown
+        for command in ("evaluate", "inspect"):
+            output = [f"output={tmp_path / 'page'}"] if command == "inspect" else []
+            text = said(capsys, [command, f"run={folder}", *output], 2 * elsewhere)
+            assert ("a dataset in the memory of a Python process: register" in text) == elsewhere
 
 
 def test_a_name_that_another_run_has_is_refused(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
+from datasets_registry.listed import outlives_process
 from vlprompt.base.layout import CHOICE, LEARNER, RESULT
 from vlprompt.base.plugins import used
 from vlprompt.base.reporter import make_console
@@ -72,6 +73,9 @@ def next_commands(resolved: Resolved) -> list[tuple[str, str]]:
     others = [name for name in ("coop", "kgcoop", "promptsrc") if name != config.method]
     dataset = config.dataset if shlex.quote(config.dataset) == config.dataset else f'"{config.dataset}"'
     settings = f"methods=[{','.join([config.method, *others])}] datasets=[{dataset}] protocol={config.protocol}"
+    use = ("use", f"vlprompt predict {plugin}learner={folder} IMAGES")
+    if not outlives_process(config.dataset):  # commands do not find it
+        return [use]
     return [
         ("look", f"vlprompt inspect {plugin}run={folder}"),
         (
@@ -79,7 +83,7 @@ def next_commands(resolved: Resolved) -> list[tuple[str, str]]:
             f"vlprompt sweep {plugin}{' '.join([settings, *in_common(resolved)])} "
             f"&& vlprompt report {shlex.quote(config.output)}",
         ),
-        ("use", f"vlprompt predict {plugin}learner={folder} IMAGES"),
+        use,
     ]
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from datasets_registry.listed import in_memory, outlives_process
 from vlprompt.base.layout import DESCRIBED, LEARNER, RESULT, SETTINGS
 from vlprompt.base.reporter import Reporter
 from vlprompt.base.settings import RunConfig
@@ -80,6 +81,11 @@ def reopen(folder: Path, stored: Result, reporter: Reporter, **changes: Any) -> 
     if list(plan.tests) != [row.target for row in stored.rows]:
         raise VlpromptError(
             f"{folder / RESULT} has other tests than {SETTINGS} beside it asks for: {', '.join(plan.tests)}"
+        )
+    if not outlives_process(config.dataset) and config.dataset not in in_memory:
+        raise VlpromptError(
+            f"{folder} was run on {config.dataset}, a dataset in the memory of a Python process: register it again "
+            "and continue in Python, for example with vlprompt.evaluate_learner"
         )
     shared = Shared()
     with warnings.catch_warnings():

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from datasets_registry.listed import outlives_process
 from vlprompt.base.environment import versions
 from vlprompt.base.layout import DESCRIBED, FAILED, LEARNER, LOG, PREDICTIONS, RESULT, SEARCH, SETTINGS, TRACEBACK
 from vlprompt.base.settings import INCIDENTAL
@@ -35,7 +36,8 @@ class Summary:
         resolved: its settings.
         result: None if it has not finished.
         state: how far it got, in a few words.
-        resume_command: the command that finishes it; empty if it has finished or is running.
+        resume_command: the command that finishes it; empty if it has finished or is running, or no command can find its
+            dataset, which was in memory.
     """
 
     folder: Path
@@ -89,7 +91,8 @@ def summarise_run(folder: Path) -> Summary:
         return Summary(folder, resolved, None, "running: another process is doing it")
     place = [f"output={folder.parent}", f"name={folder.name}"] if moved else []
     command = shlex.join(["python", "-m", "vlprompt.train", f"config={folder / SETTINGS}", *place, "resume=true"])
-    return Summary(folder, resolved, None, _state_without_result(folder), command)
+    found = outlives_process(resolved.config.dataset)
+    return Summary(folder, resolved, None, _state_without_result(folder), command if found else "")
 
 
 def _state_without_result(folder: Path) -> str:
