@@ -1,4 +1,4 @@
-"""One card (YAML) a dataset, and the readers that turn a card and a folder into a ``DatasetSplits``."""
+"""One card (YAML) per dataset, and the readers that turn a card and a folder into a ``DatasetSplits``."""
 
 from typing import TYPE_CHECKING
 

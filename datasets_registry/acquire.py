@@ -1,4 +1,4 @@
-"""Getting a dataset's files: downloads, and folders that torchvision or a user has already."""
+"""Getting a dataset's files: by download, or from a folder that torchvision or the user already has."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from vlprompt.base.files import inside, is_relative_inside, locked, md5_file
 from vlprompt.errors import VlpromptError
 
 BLOCK = 1 << 20
-MAX_DOWNLOAD = 2**38  # bytes where a server does not say how many come; ImageNet has half as many
+MAX_DOWNLOAD = 2**38  # bytes, if a server does not state the size; twice ImageNet's
 TAR_ENDINGS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 Progress = Callable[[int, int], None]
 
@@ -34,11 +34,11 @@ def how_to_get(card: Card) -> str:
 def download_dataset(card: Card, root: Path, progress: Progress | None = None) -> None:
     """Fetch and unpack a dataset's archives below the data root.
 
-    An interrupted download goes on where it stopped; an archive is checked against the card's MD5 where it has one and
-    is deleted once it is unpacked. Files that are there already are left as they are.
+    An interrupted download continues where it stopped. An archive is checked against the card's MD5, if it has one, and
+    deleted once it is unpacked. Existing files are left as they are.
 
     Raises:
-        VlpromptError: the card knows no archive, the network fails, or an archive is damaged or unsafe.
+        VlpromptError: the card names no archive, the network fails, or an archive is damaged or unsafe.
     """
     if not card.archives:
         raise VlpromptError(
@@ -51,8 +51,8 @@ def download_dataset(card: Card, root: Path, progress: Progress | None = None) -
         lock = folder / f".{card.name}.lock"
         with locked(lock, busy):
             try:
-                for left in folder.glob(f"{LEFTOVERS}*"):  # of a process that was killed
-                    shutil.rmtree(left, ignore_errors=True)
+                for leftover in folder.glob(f"{LEFTOVERS}*"):  # from a process that was killed
+                    shutil.rmtree(leftover, ignore_errors=True)
                 _get(card, archive, folder, root, progress)
             finally:
                 with contextlib.suppress(OSError):
@@ -85,7 +85,17 @@ def _file_name(url: str) -> str:
 
 
 def fetch(url: str, path: Path, md5: str = "", progress: Progress | None = None) -> None:
-    """Download a file; an earlier attempt's ``.part`` is continued, and the whole checked before it gets its name."""
+    """Download a file to ``path``, continuing the ``.part`` file of an earlier attempt.
+
+    Args:
+        url: an http or https address.
+        path: where to write the file; it appears only once it is complete and checked.
+        md5: the expected checksum in hexadecimal digits; empty for no check.
+        progress: called with the number of bytes received and in all (0 if unknown).
+
+    Raises:
+        VlpromptError: the address is invalid, the network fails, or the file is too large or has another checksum.
+    """
     if not url.startswith(("https://", "http://")) or not url.isprintable():
         raise VlpromptError(f"{url!r} is not an address on the web")
     part = path.with_name(path.name + ".part")
@@ -98,7 +108,7 @@ def fetch(url: str, path: Path, md5: str = "", progress: Progress | None = None)
             _receive(response, url, part, done, progress)
     except urllib.error.HTTPError as error:
         if error.code != 416 or not _is_whole(error.headers.get("Content-Range"), done):
-            if error.code == 416:  # what is here is of another file
+            if error.code == 416:  # the part is of another file
                 part.unlink()
             raise VlpromptError(f"{url} answers {error.code} {error.reason}") from error
     except (OSError, HTTPException, ValueError) as error:
@@ -112,7 +122,7 @@ def fetch(url: str, path: Path, md5: str = "", progress: Progress | None = None)
 
 
 def _receive(response: HTTPResponse, url: str, part: Path, done: int, progress: Progress | None) -> None:
-    """Write an answer behind the ``done`` bytes that are there, or over them where it starts from the beginning."""
+    """Append an answer to the ``done`` bytes of a part, or replace them if it starts from the beginning."""
     starts = re.match(r"bytes (\d+)-", response.headers.get("Content-Range") or "")
     if response.status != 206 or (starts and starts[1] != str(done)):
         if response.status == 206:
@@ -140,13 +150,13 @@ def _receive(response: HTTPResponse, url: str, part: Path, done: int, progress: 
 
 
 def _is_whole(content_range: str | None, done: int) -> bool:
-    """Whether nothing is left to fetch, by what a server says of the file's size, if it says anything."""
+    """Whether ``done`` bytes are the whole file by the size that a server states; true if it states none."""
     size = re.fullmatch(r"bytes \*/(\d+)", content_range or "")
     return size is None or int(size[1]) == done
 
 
 def unpack(path: Path, archive: Archive, folder: Path) -> None:
-    """Unpack an archive, or the wanted member of it, into ``folder``, file by file beside what is there."""
+    """Unpack an archive, or its wanted member, into ``folder``; existing files stay."""
     with tempfile.TemporaryDirectory(dir=folder, prefix=LEFTOVERS) as temporary:
         top = Path(temporary, "content")
         budget = extract(path, top)
@@ -163,7 +173,7 @@ def unpack(path: Path, archive: Archive, folder: Path) -> None:
 
 
 def _merge(source: Path, target: Path) -> None:
-    """Move what ``source`` holds into ``target``; a file that is there already stays."""
+    """Move the content of ``source`` into ``target``; existing files stay."""
     target.mkdir(exist_ok=True)
     for entry in sorted(source.iterdir()):
         place = target / entry.name
@@ -176,17 +186,20 @@ def _merge(source: Path, target: Path) -> None:
 def prepare_dataset(
     card: Card, source: Path, root: Path, mode: Literal["link", "move"] = "link", progress: Progress | None = None
 ) -> list[str]:
-    """Put a layout of torchvision's below the data root in place of ours, by links or by moving; videos give frames.
+    """Make our layout below the data root from torchvision's, by links or by moving; of videos, middle frames are kept.
 
     Args:
-        card: of the dataset.
+        card: the dataset's card.
         source: torchvision's root; for UCF101 the folder of the videos.
         root: the data root.
-        mode: ``link`` leaves the files where they are, ``move`` does not.
+        mode: ``link`` leaves the files where they are, ``move`` moves them.
         progress: called with the number of videos done and in all.
 
     Returns:
-        A line for each thing done or found done already.
+        A line for each thing that was done, or had been done before.
+
+    Raises:
+        VlpromptError: the mode is unknown, ``source`` has nothing of the dataset, or no conversion is known.
     """
     if mode not in ("link", "move"):
         raise VlpromptError(f"mode must be link or move, not '{mode}'")

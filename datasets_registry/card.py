@@ -41,10 +41,10 @@ class Archive:
 
     Attributes:
         url: where it is.
-        md5: of its bytes, as its authors or torchvision state it; empty if nobody does.
-        into: the folder below the data root that it is unpacked into, or put into if it is no archive.
+        md5: the checksum that its authors or torchvision state; empty if there is none.
+        into: the folder below the data root that it is unpacked or, if it is no archive, put into.
         member: the folder in the archive whose content is wanted, or an archive in it to unpack; empty takes all.
-        megabytes: that it has, 10^6 bytes each, about; 0 if nobody says.
+        megabytes: its approximate size in 10^6 bytes; 0 if unknown.
     """
 
     url: Address
@@ -62,42 +62,42 @@ class Card:
     Attributes:
         name: registry name, lower case, the same as the card's file name.
         title: the name that people use.
-        reader: who turns the files into splits, a name in ``datasets_registry.readers``.
+        reader: the reader that turns the files into splits, a name in ``datasets_registry.readers``.
         version: raised whenever images, splits, class names or their order change.
         folder: the dataset's folder below the data root; empty if it needs no files.
         images: the image folder below ``folder``, which items' paths are relative to.
-        other_images: image folders of other layouts, each with a folder that must be in it; the first that is there is
-            taken where ``images`` is not.
-        aliases: other names of the dataset, for a hint.
+        other_images: image folders of other layouts, each with a folder that must be in it; the first that exists is
+            used if ``images`` does not.
+        aliases: other names of the dataset, for hints in errors.
         split: where train, val and test come from: ``published`` with a method's code, ``official`` by the dataset's
             authors, ``folders`` of the images, ``test only``, or ``embedded``.
-        split_file: the published split, below ``folder``; ``{}`` stands for a domain's letter. If the package has it
-            (``datasets_registry.readers.packaged``) too, it need not be there, and is taken first if it is.
+        split_file: the published split, below ``folder``; ``{}`` stands for a domain's letter. If it comes with the
+            package (``datasets_registry.readers.packaged``), the file is optional, and takes precedence if it exists.
         split_page: where to get the split file.
-        lister: who finds classes and images without the split file, for ``split=generated``.
+        lister: the function that finds classes and images without the split file, for ``split=generated``.
         variants: what may follow ``name/``, for a card that stands for several datasets.
         variant_counts: of each variant its ``classes``, and its images in ``train``, ``val`` and ``test``.
-        class_names: folder, or other name in the files, to the name used in prompts, in label order. Long lists stand
-            in ``<name>.tsv`` beside the card, one class a line.
+        class_names: folder, or other name in the files, to the name used in prompts, in label order. Long lists are
+            in ``<name>.tsv`` beside the card, one class per line.
         shared_names: whether two labels may have the same name, as in ImageNet.
-        description_keys: class name to its key in published files of descriptions, where it has other words.
-        synonyms: class name to what else its class is called, for ``names=card``.
+        description_keys: class name to its key in published files of descriptions, if the words differ.
+        synonyms: class name to other names of the class, for ``names=card``.
         templates: prompt templates, each with one ``{}``; empty leaves the reader's.
-        mirror: whether a mirrored image keeps its class.
+        mirror: whether a mirrored image still shows its class.
         domains: names of the domains, for sets made for domain generalisation; by default those of ``letters``.
         letters: domain to the letter that names it in the split files.
         classes: number of classes.
         counts: images in ``train``, ``val`` and ``test``, and test images in the halves, ``base`` and ``new``; or their
             ``total``.
         domain_counts: images of each domain.
-        approximate: the counts are the literature's, and copies of the dataset differ.
-        layout: the files to have below the data root.
-        archives: what a download fetches.
+        approximate: whether the counts are those of the literature, from which copies of the dataset differ.
+        layout: the files that are expected below the data root.
+        archives: the files that a download fetches.
         torchvision: paths below torchvision's root to ours below the data root, for ``vlprompt data prepare``.
         homepage: where the images come from.
         licence: the data's licence, as its authors state it.
         citation: authors, title, venue and year.
-        notes: quirks worth knowing.
+        notes: peculiarities worth knowing.
     """
 
     name: str
@@ -136,11 +136,11 @@ class Card:
 
 
 def read_card(path: str | Path, shipped: bool = False) -> Card:
-    """Read and check one card; ``shipped`` is of those that come with the package.
+    """Read and check one card; ``shipped`` for those that come with the package.
 
     Raises:
-        VlpromptError: the file is not YAML, a key is unknown, missing or of the wrong type, a template has not one
-            ``{}``, the kind of split is unknown, the name is not the file's, or a path leads out of its folder.
+        VlpromptError: the file is not YAML, a key is unknown, missing or of the wrong type, a template does not
+            have one ``{}``, the kind of split is unknown, the name is not the file's, or a path leaves its folder.
     """
     path = Path(path)
     values = read_settings(path, "facts of a dataset", shipped=shipped)
@@ -155,7 +155,7 @@ def read_card(path: str | Path, shipped: bool = False) -> Card:
 
 
 def locate_images(card: Card, folder: Path) -> Card:
-    """Return the card with ``images`` as they lie below the dataset's folder, if it is another known layout's."""
+    """Return the card with the image folder that exists below the dataset's folder, if it has another known layout."""
     if not (folder / card.images).is_dir():
         for images, must_have in card.other_images.items():
             if (folder / images / must_have).is_dir():

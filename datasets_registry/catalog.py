@@ -33,7 +33,7 @@ from vlprompt.data.splits import PARTS, DatasetSplits
 from vlprompt.data.subsets import leave_domain_out, select_domains
 from vlprompt.errors import VlpromptError, nearest, warn
 
-# what is known of datasets before one is read is asked for here, too
+# what is known of datasets before one is read can be imported from here, too
 __all__ = [
     "SplitChoice",
     "check_classes",
@@ -55,7 +55,7 @@ SplitChoice = Literal["published", "generated"]
 def register_dataset(splits: DatasetSplits) -> str:
     """Let ``load_split``, and so every run of this process, find a dataset in memory by its name; return the name.
 
-    A dataset of the same name, classes and items takes the place of the former, as when a notebook's cell is run again.
+    A dataset of the same name, classes and items replaces the former one, as when a notebook's cell is run again.
 
     Raises:
         VlpromptError: the name is a registered dataset's or contains ``/`` or ``:``; another dataset in memory has it;
@@ -129,7 +129,7 @@ def load_split(
 
 
 def rename_classes(splits: DatasetSplits, names: Mapping[str, str] | Sequence[str]) -> DatasetSplits:
-    """Return ``splits`` with other class names: by present name, or one for each label."""
+    """Return ``splits`` with other class names: a mapping from present names, or a list of one per label."""
     if isinstance(names, Mapping):
         unknown = sorted(set(names) - set(splits.class_names))
         if unknown:
@@ -182,7 +182,7 @@ def _load_registered(
                 f"{where_or_how(card, folder)}"
             )
     if split == "generated" and card.split == "published":
-        assert folder is not None  # a published split is of files
+        assert folder is not None  # every dataset with a published split has a folder
         splits = read_generated(card, folder)
     else:
         splits = readers.get(card.reader)(card, folder, variant)
@@ -201,7 +201,7 @@ def _load_registered(
 
 
 def check_classes(splits: DatasetSplits, shared_names: bool = False) -> None:
-    """Raise for classes that cannot be learnt or told apart: one alone, two of a name, none to train or test on."""
+    """Raise for fewer than two classes, two of one name, no test images, or a class without training images."""
     names = splits.class_names
     if len(names) < 2:
         raise VlpromptError(f"dataset '{splits.name}' has one class ('{''.join(names)}'): at least two are needed")
@@ -214,7 +214,7 @@ def check_classes(splits: DatasetSplits, shared_names: bool = False) -> None:
         )
     if not splits.test:
         raise VlpromptError(f"dataset '{splits.name}' has no test images")
-    # with no training images at all it is a target of what is learnt elsewhere
+    # without any training images the dataset is a target of what is learnt elsewhere
     empty = sorted(set(range(len(names))) - {item.label for item in splits.train})
     if splits.train and empty:
         raise VlpromptError(f"class '{names[empty[0]]}' of dataset '{splits.name}' has no training images")

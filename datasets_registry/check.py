@@ -1,4 +1,4 @@
-"""Is a dataset on disk what it should be? Each thing that is not is told in one line; nothing unsafe is opened."""
+"""Checks of a dataset on disk, with one line per defect; nothing unsafe is opened."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from vlprompt.clip.frozen import FrozenCLIP
 
 FOLDER = "folder:"
-OWN_FOLDER = 0.9  # share of a folder's images under one label from which the others look misplaced
+OWN_FOLDER = 0.9  # share of a folder's images with one label, from which all others look misplaced
 
 
 @dataclass(frozen=True)
@@ -66,18 +66,18 @@ class Report:
 
 
 def _alike(clip: FrozenCLIP, class_names: Sequence[str]) -> tuple[list[str], list[str]]:
-    from vlprompt.clip.name_checks import describe_alike  # with torch, which nothing else here asks for
+    from vlprompt.clip.name_checks import describe_alike  # which imports torch; nothing else here does
 
     return describe_alike(clip, class_names)
 
 
 def class_hash(class_names: Sequence[str]) -> str:
-    """Return twelve hexadecimal digits that name a list of classes, order included."""
+    """Return twelve hexadecimal digits that identify a list of classes in its order."""
     return hashlib.sha256("\n".join(class_names).encode()).hexdigest()[:12]
 
 
 def datasets_below(root: str | Path) -> list[str]:
-    """Return the registered datasets whose folder lies below a data root."""
+    """Return the names of the registered datasets whose folder is below a data root."""
     cards = (load_card(name) for name in card_names())
     return [card.name for card in cards if card.folder and (Path(root).expanduser() / card.folder).is_dir()]
 
@@ -94,17 +94,17 @@ def check_dataset(
 ) -> Report:
     """Check a dataset's split, files and, if ``deep``, each image.
 
-    Looked at are: folders that are missing, malformed or unsafe entries of the split file, duplicates, images in two
-    parts, counts and class names other than the card's, images in another class's folder, missing and empty files,
-    links out of the folder, and with ``deep`` images that cannot be read.
+    Defects are: missing folders, malformed or unsafe entries of the split file, duplicates, images in two parts, counts
+    and class names other than the card's, images in another class's folder, missing and empty files, links out of the
+    folder, and with ``deep`` images that cannot be read.
 
     Args:
         name: as for ``load_split``.
-        root: the folder that holds the datasets.
-        deep: read every image whole.
+        root: the folder that contains the datasets' folders.
+        deep: decode every image.
         split, follow_links: as for ``load_split``.
         progress: called with the number of images read and in all.
-        clip: a frozen model that is asked which class names it cannot tell apart.
+        clip: the frozen model to find class names with that it cannot distinguish; None for no such check.
     """
     registered = not is_own(name)
     card, _ = find_card(name) if registered else (Card(name=name, title=name, reader=""), "")
@@ -116,8 +116,8 @@ def check_dataset(
             return Report(name, found=folder.is_dir(), defects=(missing,))
     splits, defects = _read(name, root, card, folder, split, follow_links)
     if splits is None:
-        there = ":" not in name or _exists(name.split(":", 1)[1])
-        return Report(name, found=there, defects=tuple(defects))
+        exists = ":" not in name or _exists(name.split(":", 1)[1])
+        return Report(name, found=exists, defects=tuple(defects))
     if registered and splits.source != "generated" and "/" not in name:
         defects += _against_card(card, splits)
     safe, wrong = _check_files(splits, follow_links)
@@ -149,7 +149,7 @@ def _read(
     split: SplitChoice,
     follow_links: bool,
 ) -> tuple[DatasetSplits | None, list[str]]:
-    """Read a dataset for all its defects; with any, it is what is sound in it, or None."""
+    """Read a dataset and all its defects; if it has any, the dataset is what is sound in it, or None."""
     if name.startswith(FOLDER) and Path(name.removeprefix(FOLDER)).expanduser().is_dir():
         return _audit_own(name, follow_links)
     if folder is not None and split == "published" and card.split == "published":
@@ -157,17 +157,17 @@ def _read(
         if defects:
             return splits, defects
     try:
-        with warnings.catch_warnings(record=True) as told:
+        with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             splits = load_split(name, root, split=split, follow_links=follow_links)
     except VlpromptError as error:
         return None, [str(error)]
-    ours = [str(w.message) for w in told if issubclass(w.category, UserWarning)]  # and not of somebody's open socket
-    return splits, [said for said in ours if said not in splits.notes]
+    ours = [str(w.message) for w in caught if issubclass(w.category, UserWarning)]  # not those of other packages
+    return splits, [message for message in ours if message not in splits.notes]
 
 
 def _exists(place: str) -> bool:
-    """Whether a place of one's own is there; of a pattern of shards, its folder."""
+    """Whether a user's file or folder exists; for a pattern of shards, whether its folder does."""
     path = Path(place).expanduser()
     return path.exists() or (any(sign in path.name for sign in "*?[{") and path.parent.is_dir())
 
@@ -178,7 +178,7 @@ def _images_of_classes(splits: DatasetSplits) -> dict[str, int]:
 
 
 def _audit_own(name: str, follow_links: bool) -> tuple[DatasetSplits | None, list[str]]:
-    """Look at a folder of class folders for all its defects; with any, the dataset is what is sound in it."""
+    """Read a folder of class folders and its defects; if it has any, the dataset is what is sound in it, or None."""
     folder = Path(name.removeprefix(FOLDER)).expanduser()
     splits, defects = audit_folder(Card(name=name, title=name, reader="folder"), folder, follow_links=follow_links)
     if not any(getattr(splits, part) for part in PARTS):
@@ -204,7 +204,7 @@ def _missing_folder(card: Card, folder: Path) -> str:
 
 
 def _audit(card: Card, folder: Path) -> tuple[DatasetSplits | None, list[str]]:
-    """Read a published split file for all its defects; with any, the dataset is what is sound in it."""
+    """Read a published split file and its defects; if it has any, the dataset is what is sound in it, or None."""
     try:
         names, parts, defects = (audit_spg_files if card.letters else audit_published)(card, folder)[:3]
     except VlpromptError as error:
@@ -218,15 +218,16 @@ def _audit(card: Card, folder: Path) -> tuple[DatasetSplits | None, list[str]]:
 
 
 def _against_card(card: Card, splits: DatasetSplits) -> list[str]:
+    """A line for each count and class name that differs from the card's."""
     says = "the literature says" if card.approximate else "the card says"
-    found = {part: len(getattr(splits, part)) for part in PARTS}
+    counts = {part: len(getattr(splits, part)) for part in PARTS}
     items = {item.path for part in PARTS for item in getattr(splits, part)}
-    found["total"] = len(items)
-    found |= {half: len(splits.select(half).test) for half in ("base", "new") if half in card.counts}
+    counts["total"] = len(items)
+    counts |= {half: len(splits.select(half).test) for half in ("base", "new") if half in card.counts}
     defects = [
-        f"{part} has {found[part]:,} images, {says} {expected:,}"
+        f"{part} has {counts[part]:,} images, {says} {expected:,}"
         for part, expected in card.counts.items()
-        if part in found and found[part] != expected
+        if part in counts and counts[part] != expected
     ]
     by_domain = Counter(i.domain for i in {i.path: i for part in PARTS for i in getattr(splits, part)}.values())
     defects += [
@@ -246,7 +247,7 @@ def _against_card(card: Card, splits: DatasetSplits) -> list[str]:
 
 
 def _duplicates(splits: DatasetSplits) -> list[str]:
-    """Paths that stand twice in a part or in two parts; a test part that equals val, as PACS's, is passed."""
+    """A line for each path that is twice in a part or in two parts; val and test may be equal, as in PACS."""
     parts = {part: [item.path for item in getattr(splits, part)] for part in PARTS}
     defects = [
         f"{path} stands {count} times in {part}"
@@ -261,7 +262,7 @@ def _duplicates(splits: DatasetSplits) -> list[str]:
 
 
 def _misplaced(splits: DatasetSplits) -> list[str]:
-    """Images whose folder, or whose name up to its number, is otherwise another class's."""
+    """A line for each image whose folder, or name up to its number, has another label in nearly all other images."""
     items = list({item.path: item for part in PARTS for item in getattr(splits, part)}.values())
     groups: dict[str, list[Item]] = defaultdict(list)
     for item in items:
@@ -280,7 +281,7 @@ def _misplaced(splits: DatasetSplits) -> list[str]:
 
 
 def _check_files(splits: DatasetSplits, follow_links: bool = False) -> tuple[list[Item], list[str]]:
-    """Return the items that are safe to open, and a line for each missing or empty one or link out of the folder."""
+    """Return the items that are safe to open, and a line for each that is missing, empty or linked from elsewhere."""
     items = list({item.path: item for part in PARTS for item in getattr(splits, part)}.values())
     if splits.image_dir is None:
         return items, []
@@ -296,8 +297,8 @@ def _check_files(splits: DatasetSplits, follow_links: bool = False) -> tuple[lis
             defects.append(f"{error} ({len(group)} images)")
             continue
         except OSError:
-            said = _though(similar_name(place.name, folders(place.parent)) if place.parent.is_dir() else None)
-            defects.append(f"the folder {splits.image_dir / folder} with {len(group):,} images is missing{said}")
+            hint = _though(similar_name(place.name, folders(place.parent)) if place.parent.is_dir() else None)
+            defects.append(f"the folder {splits.image_dir / folder} with {len(group):,} images is missing{hint}")
             continue
         wrong, sound = _check_entries(splits.image_dir, group, entries, follow_links)
         defects += wrong
@@ -321,8 +322,8 @@ def _check_entries(
         entry = entries.get(os.path.basename(item.path))
         try:
             if entry is None:
-                said = _though(similar_name(os.path.basename(item.path), entries))
-                defects.append(f"the image {image_dir / item.path} is missing{said}")
+                hint = _though(similar_name(os.path.basename(item.path), entries))
+                defects.append(f"the image {image_dir / item.path} is missing{hint}")
                 continue
             if entry.is_symlink() and not follow_links:
                 inside(image_dir, item.path)

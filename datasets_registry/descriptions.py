@@ -21,12 +21,12 @@ DESCRIPTION_SETS: dict[str, Callable[[], dict[str, list[str]]]] = {"emoji": emoj
 
 
 def names_file(descriptions: object) -> TypeGuard[str]:
-    """Tell a file or a set of descriptions from a template, a list of templates and nothing."""
+    """Whether ``descriptions=`` names a file or a set, and is not a template, a list of templates or nothing."""
     return isinstance(descriptions, str) and "{}" not in descriptions
 
 
 def normalise_key(name: str) -> str:
-    """Return a class name as descriptions are looked up first: lower case, spaces for underscores, single spaces.
+    """Return the form of a class name that is looked up first: lower case, spaces for underscores, single spaces.
 
     >>> normalise_key(" Yin_Yang ")
     'yin yang'
@@ -46,7 +46,7 @@ def words_of(name: str) -> str:
 
 
 def run_together(name: str) -> str:
-    """Return a name's words in their order as one.
+    """Return a name's words in their order, joined without spaces.
 
     >>> run_together("Hand Stand Pushups") == run_together("Handstand Pushups")
     True
@@ -55,18 +55,18 @@ def run_together(name: str) -> str:
 
 
 def _words(name: str) -> list[str]:
-    # accents of Latin letters alone: elsewhere a combining mark may be a vowel
+    # only accents of Latin letters: in other scripts a combining mark may be a vowel
     plain = re.sub("[\u0300-\u036f'’]", "", unicodedata.normalize("NFKD", name.lower()))
     return re.findall(r"[^\W_]+", unicodedata.normalize("NFC", plain.replace("&", " and ")))
 
 
-# the first way in which a file has a key for a class is taken
+# tried in this order: the first form in which a file has a key for the class is used
 FORMS: tuple[Callable[[str], str], ...] = (normalise_key, words_of, run_together)
 
 
 @cache
 def card_aliases() -> dict[str, tuple[str, ...]]:
-    """Return class name to what published files call it, where the words are others; from the dataset cards."""
+    """Return class name to its keys in published files, if these use other words; from the dataset cards."""
     aliases: dict[str, tuple[str, ...]] = {}
     for card in map(load_card, card_names()):
         for name, key in card.description_keys.items():
@@ -79,14 +79,14 @@ def read_descriptions(
 ) -> list[list[str]]:
     """Read sentences about classes: ``{class: [sentences]}``, as CoPrompt, CuPL and their like write it.
 
-    A key belongs to a class if they are the same but for case, underscores and spaces; else if they have the same words
-    in any order, whatever hyphens and brackets stand between; else if they are the same run together; else if a dataset
-    card says that published files call the class so.
+    A key belongs to a class if, in this order, they are the same except for case, underscores and spaces; they have the
+    same words in any order, regardless of hyphens and brackets; they are the same without spaces; or a dataset card
+    says that published files call the class so.
 
     Args:
         path: a JSON file, or the name of a set that comes with the package.
-        class_names: of the dataset. Names that two labels share get the same sentences.
-        aliases: class name to the file's key, before all else.
+        class_names: the dataset's. Labels with the same name get the same sentences.
+        aliases: class name to the file's key, which takes precedence over all of these.
 
     Returns:
         The sentences of each class, in the order of ``class_names``.
@@ -103,29 +103,29 @@ def read_descriptions(
 def match_keys(
     class_names: Sequence[str], known: Mapping[str, Any], aliases: Mapping[str, str] | None = None, where: str = "it"
 ) -> dict[str, str]:
-    """Return class name to key, as ``read_descriptions`` says; ``where`` names the file in an error."""
+    """Return class name to key by the rules of ``read_descriptions``; ``where`` names the file in errors."""
     by_form = [_by_form(form, known) for form in FORMS]
-    asked = {normalise_key(name): key for name, key in (aliases or {}).items()}
-    found: dict[str, str] = {}
+    key_by_alias = {normalise_key(name): key for name, key in (aliases or {}).items()}
+    matched: dict[str, str] = {}
     for name in dict.fromkeys(class_names):
-        given = asked.get(normalise_key(name))
+        alias = key_by_alias.get(normalise_key(name))
         others = card_aliases().get(normalise_key(name), ())
-        for wanted in (given,) if given else (name, *others):
+        for wanted in (alias,) if alias else (name, *others):
             keys = _keys_of(wanted, by_form)
             if any(known[key] != known[keys[0]] for key in keys):
                 listed = " and ".join(f"'{key}'" for key in keys[:2])
                 raise VlpromptError(f"{where} has two lists of sentences for '{name}', {listed}: keep one")
             if keys:
-                found[name] = keys[0]
+                matched[name] = keys[0]
                 break
-    absent = [name for name in class_names if name not in found]
+    absent = [name for name in class_names if name not in matched]
     if absent:
         hint = nearest(normalise_key(absent[0]), by_form[0])
         raise VlpromptError(
             f"{where} has no sentences for {len(absent)} of {len(class_names)} classes, first '{absent[0]}': {hint}"
         )
-    _refuse_shared(found, where)
-    return found
+    _refuse_shared(matched, where)
+    return matched
 
 
 def _by_form(form: Callable[[str], str], keys: Iterable[str]) -> dict[str, list[str]]:
@@ -138,15 +138,15 @@ def _by_form(form: Callable[[str], str], keys: Iterable[str]) -> dict[str, list[
 def _keys_of(name: str, by_form: Sequence[Mapping[str, list[str]]]) -> list[str]:
     for form, keys in zip(FORMS, by_form, strict=True):
         wanted = form(name)
-        if wanted and wanted in keys:  # signs alone have no words
+        if wanted and wanted in keys:  # a name of punctuation alone has no words
             return keys[wanted]
     return []
 
 
-def _refuse_shared(found: Mapping[str, str], where: str) -> None:
-    """Two classes with the same sentences could not be told apart by them, and one of the two would be wrong."""
+def _refuse_shared(matched: Mapping[str, str], where: str) -> None:
+    """Raise if two classes have the same key: for one of them its sentences would be wrong."""
     owners: dict[str, str] = {}
-    for name, key in found.items():
+    for name, key in matched.items():
         owner = owners.setdefault(key, name)
         if normalise_key(owner) != normalise_key(name):
             raise VlpromptError(
@@ -161,11 +161,12 @@ def _read(path: str | Path) -> dict[str, Any]:
 
 
 def read_lists(path: str | Path, what: str, of: str) -> dict[str, Any]:
-    """Read a JSON file ``{class: [texts]}``, where a text alone may stand for a list of one.
+    """Read a JSON file ``{class: [texts]}``; a single text may replace a list of one.
 
     Args:
-        path: of the file.
-        what: it holds, and ``of`` what its lists are of, for sentences.
+        path: the file.
+        what: the word for its content in errors, such as ``descriptions``.
+        of: the word for the entries of its lists, such as ``sentences``.
 
     Raises:
         VlpromptError: there is no such file, or it is of another form.
@@ -185,7 +186,7 @@ def read_lists(path: str | Path, what: str, of: str) -> dict[str, Any]:
 
 
 def _once(path: str | Path, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Make a dictionary of a JSON object, whose later entries of the same key would replace the earlier ones."""
+    """Make a dictionary of a JSON object, and raise if a key occurs twice; ``json`` would keep only the last."""
     content = dict(pairs)
     if len(content) < len(pairs):
         twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)

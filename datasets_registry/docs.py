@@ -1,4 +1,4 @@
-"""``docs/datasets.md``, made from the cards: ``python -m datasets_registry.docs`` writes it."""
+"""Writes ``docs/datasets.md`` from the cards: ``python -m datasets_registry.docs``."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def _row(card: Card) -> str:
 
 
 def _section(card: Card) -> str:
-    # the heading is the name alone, so that links to it hold
+    # the heading is the name alone, so that links to it stay valid
     lines = [f"### {card.name}\n", f"{card.title}. {card.citation}. <{card.homepage}>\n"]
     if card.notes:
         lines.append(f"{card.notes}\n")

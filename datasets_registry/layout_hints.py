@@ -1,4 +1,4 @@
-"""A dataset that is not where it is expected: is it beside, below, above, or called a little otherwise?"""
+"""Hints for a dataset that is not where it is expected: beside, below or above it, or under a similar name."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from datasets_registry.card import Card, card_names, load_card
 from vlprompt.data.listing import folders, similar_name
 from vlprompt.errors import VlpromptError
 
-LOOKED_AT = 200  # folders in which a dataset is looked for, at most
-COMMON = {"", "images", "train", "test"}  # names of image folders that tell no dataset from another
+LOOKED_AT = 200  # the number of folders that are searched, at most
+COMMON = {"", "images", "train", "test"}  # names of image folders that many datasets have
 
 
 def where_or_how(card: Card, folder: Path) -> str:
-    """Return where a dataset's files seem to be instead of in ``folder``, and what to do, or how to get them."""
+    """Return where a dataset's files seem to be instead of in ``folder`` and what to do, or how to get them."""
     return find_elsewhere(card, folder) or how_to_get(card)
 
 
 def find_elsewhere(card: Card, folder: Path) -> str:
-    """Return a phrase that says where a dataset seems to be, and what to do; empty if it is nowhere near.
+    """Return a phrase that says where a dataset seems to be and what to do; empty if it is not found nearby.
 
     Args:
-        card: of the dataset.
+        card: the dataset's card.
         folder: where it is expected, ``data_root / card.folder``.
     """
     root = folder.parent
@@ -32,7 +32,7 @@ def find_elsewhere(card: Card, folder: Path) -> str:
             or (_of_folder(card, folder) if folder.is_dir() else _of_root(card, root))
             or ""
         )
-    except VlpromptError:  # a folder that may not be read
+    except VlpromptError:  # a folder without permission to read it
         return ""
 
 
@@ -47,7 +47,7 @@ def _prepared_by_torchvision(card: Card, root: Path) -> str:
 
 
 def _of_root(card: Card, root: Path) -> str:
-    """Look around a data root that lacks the dataset's folder."""
+    """Search around a data root that lacks the dataset's folder."""
     if not root.is_dir():
         return ""
     other = similar_name(card.folder, below := folders(root))
@@ -63,7 +63,7 @@ def _of_root(card: Card, root: Path) -> str:
 
 
 def _of_folder(card: Card, folder: Path) -> str:
-    """Look around in the dataset's folder, which lacks its image folder."""
+    """Search in the dataset's folder, which lacks its image folder."""
     other = similar_name(card.images, below := folders(folder))
     if other:
         return f"{folder / other} is there: rename it to {card.images}"
@@ -72,7 +72,7 @@ def _of_folder(card: Card, folder: Path) -> str:
 
 
 def hint_folder(folder: Path) -> str:
-    """Return what may be meant by a folder that holds no registered dataset: one itself, or images of a user's own."""
+    """Return a hint for a folder without registered datasets: it may be one itself, or hold the user's own images."""
     for card in map(load_card, card_names()):
         if card.folder and (found := find_elsewhere(card, folder / card.folder)):
             return f"{card.name}? {found}"

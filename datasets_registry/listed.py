@@ -1,4 +1,4 @@
-"""Which datasets there are, and what is known of each before a file of it is read; nothing that reads is imported."""
+"""Which datasets there are, and what their cards say; no reader is imported."""
 
 from __future__ import annotations
 
@@ -43,14 +43,14 @@ def dataset_info(name: str) -> dict[str, Any]:
 
 
 def domains_of(name: str) -> tuple[str, ...]:
-    """Domains of a registered dataset or of one in memory; none where that is not known before it is read."""
+    """Domains of a registered dataset or of one in memory; none if they are not known before it is read."""
     if name in in_memory:
         return in_memory[name].domains
     return tuple(find_card(name)[0].domains) if name in list_datasets() else ()
 
 
 def is_own(name: str) -> bool:
-    """Tell whether a dataset is a user's: named by a path, or in memory."""
+    """Whether a dataset is the user's own: named by a path, or in memory."""
     return bool(scheme_of(name)) or name in in_memory
 
 
@@ -68,7 +68,11 @@ def outlives_process(name: str) -> bool:
 
 
 def find_card(name: str) -> tuple[Card, str]:
-    """Return the card and the variant that a registered name stands for; counts are the variant's where it has some."""
+    """Return the card and the variant of a registered name; the counts are the variant's if it has its own.
+
+    Raises:
+        VlpromptError: the name is unknown; the error names similar ones.
+    """
     base, _, variant = name.partition("/")
     if base in card_names():
         card = load_card(base)
@@ -91,7 +95,7 @@ def find_card(name: str) -> tuple[Card, str]:
 
 
 def name_here(name: str) -> str:
-    """Return the registered name of a dataset that goes by other names elsewhere, or an empty string."""
+    """Return the registered name of a dataset from a name that is used elsewhere; empty if it is not known."""
     base, slash, variant = name.partition("/")
     here = _other_names().get(_bare(base), "")
     return here and here + slash + variant
@@ -99,7 +103,7 @@ def name_here(name: str) -> str:
 
 @cache
 def _other_names() -> dict[str, str]:
-    """Return what else people call the datasets: titles, folders (CoOp's, torchvision's) and the cards' aliases."""
+    """Return registered names by other names: titles, folders (CoOp's, torchvision's) and the cards' aliases."""
     names: dict[str, str] = {}
     for card in map(load_card, card_names()):
         theirs = [path.split("/")[0] for path in card.torchvision if "/" in path]
@@ -109,24 +113,24 @@ def _other_names() -> dict[str, str]:
 
 
 def _bare(name: str) -> str:
-    """Return a name's letters and digits alone, in lower case."""
+    """Return only a name's letters and digits, in lower case."""
     return re.sub(r"[^a-z0-9]", "", name.lower())
 
 
 def scheme_of(name: str) -> str:
-    """Return what stands before the colon of a dataset that is named by a path, or an empty string."""
+    """Return the scheme of a dataset that is named by a path, such as ``folder``; empty for other names."""
     scheme, colon, _ = name.partition(":")
     return scheme if colon and scheme in _schemes() else ""
 
 
 def _schemes() -> list[str]:
-    from datasets_registry.readers import readers  # which import NumPy and Pillow
+    from datasets_registry.readers import readers  # here, since they import NumPy and Pillow
 
     return [name for name in readers if readers.info(name).facts.get("takes_path")]
 
 
 def whereabouts(card: Card, root: str | os.PathLike[str] | None = None) -> str:
-    """Return where a dataset is, or how one comes by it, in a few words.
+    """Return where a dataset is, or how to get it, in a few words.
 
     Args:
         card: of the dataset.
@@ -142,6 +146,6 @@ def whereabouts(card: Card, root: str | os.PathLike[str] | None = None) -> str:
 
 
 def download_size(card: Card) -> str:
-    """Return how much a download fetches, about: ``94 MB``; empty if nobody says, or there is none."""
+    """Return the approximate size of a download, ``94 MB``; empty if it is unknown, or there is no download."""
     size = sum(archive.megabytes for archive in card.archives)
     return f"{size / 1000:.2g} GB" if size >= 1000 else f"{size} MB" if size else ""

@@ -10,7 +10,7 @@ from datasets_registry.card import card_names, load_card
 from datasets_registry.descriptions import read_lists
 from vlprompt.errors import VlpromptError
 
-CARD = "card"  # in place of a file: what the card of each dataset at hand says
+CARD = "card"  # in place of a file: the synonyms on each dataset's card
 
 
 def read_synonyms(path: str | Path) -> dict[str, list[str]]:
@@ -25,7 +25,7 @@ def read_synonyms(path: str | Path) -> dict[str, list[str]]:
 
 
 def card_synonyms(datasets: Iterable[str]) -> dict[str, list[str]]:
-    """Return other names of the classes of datasets, as their cards have them.
+    """Return other names of the classes of datasets, from their cards.
 
     Raises:
         VlpromptError: none of them has any.
@@ -42,4 +42,4 @@ def card_synonyms(datasets: Iterable[str]) -> dict[str, list[str]]:
 
 def _of_card(dataset: str) -> Mapping[str, Any]:
     name = dataset.partition("/")[0]
-    return load_card(name).synonyms if name in card_names() else {}  # none of images of one's own
+    return load_card(name).synonyms if name in card_names() else {}  # a user's own images have none

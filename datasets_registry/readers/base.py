@@ -16,7 +16,7 @@ from vlprompt.data.sampling import generated_split
 from vlprompt.data.splits import PARTS, DatasetSplits, Item
 from vlprompt.errors import VlpromptError
 
-Reader = Callable[..., DatasetSplits]  # of a card, its folder (None if it is embedded), and what follows its name
+Reader = Callable[..., DatasetSplits]  # takes a card, its folder (None if it is embedded), and what follows its name
 
 readers: Registry[Reader] = Registry("dataset reader")
 
@@ -37,7 +37,7 @@ def spaced_name(name: str) -> str:
 def on_disk(
     card: Card, folder: Path, names: Iterable[str], parts: Mapping[str, Sequence[Item]], **facts: Any
 ) -> DatasetSplits:
-    """Return the dataset of items whose images lie below the card's image folder."""
+    """Return a dataset of items whose images are below the card's image folder."""
     image_dir = folder / card.images
     train, val, test = (parts.get(part, ()) for part in PARTS)
     opener = partial(open_inside, image_dir)
@@ -45,7 +45,7 @@ def on_disk(
 
 
 def split_items(items: Sequence[Item]) -> dict[str, list[Item]]:
-    """Split items 50/20/30 a class and domain, by their paths alone."""
+    """Split the items of each class and domain 50/20/30 by their paths, the same on every machine."""
     groups: dict[tuple[int, str], dict[str, Item]] = {}
     for item in items:
         groups.setdefault((item.label, item.domain), {})[item.path] = item
@@ -67,12 +67,15 @@ def images_below(image_dir: Path, folder: str) -> list[str]:
 
 
 def read_lines(path: Path, what: str, by_place: bool = False) -> list[str]:
-    """Return the lines of a text file, without empty ones; a missing file is told with what it is.
+    """Return the non-empty lines of a text file.
 
     Args:
         path: the file.
-        what: it is, for errors.
-        by_place: the number of a line counts, so that an empty one between others is refused.
+        what: the word for the file in errors.
+        by_place: whether the number of a line matters, so that an empty line between others is refused.
+
+    Raises:
+        VlpromptError: the file does not exist or cannot be read.
     """
     try:
         if path.exists() and not path.is_file():

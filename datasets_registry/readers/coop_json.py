@@ -20,7 +20,7 @@ Parts = Mapping[str, Sequence[Item]]
 
 @readers.register("coop_json")
 def read_coop_json(card: Card, folder: Path, variant: str) -> DatasetSplits:
-    """A published split: the file beside the image folder, or what the package has of it."""
+    """A published split: from the file beside the image folder, or from the package."""
     class_names, parts, defects, other = audit_published(card, folder)
     if defects:
         raise VlpromptError(defects[0])
@@ -32,10 +32,10 @@ def read_coop_json(card: Card, folder: Path, variant: str) -> DatasetSplits:
 def audit_published(card: Card, folder: Path) -> tuple[tuple[str, ...], dict[str, list[Item]], list[str], str]:
     """Read a published split, as ``audit_split_file`` does.
 
-    A file on disk wins over the one that comes with the package.
+    A file on disk takes precedence over the split that comes with the package.
 
     Returns:
-        Class names, items and defects, and a sentence if the file is not the published one, as far as that is known.
+        Class names, items and defects, and a sentence if the file is known to differ from the published one.
     """
     path = folder / card.split_file
     if not has_packaged(card.name):
@@ -56,7 +56,7 @@ def audit_published(card: Card, folder: Path) -> tuple[tuple[str, ...], dict[str
 
 
 def describe_difference(parts: Parts, published: Parts) -> str:
-    """Say in a phrase what a split has other than the published one; empty if the items are the same."""
+    """Return how a split differs from the published one, in a phrase; empty if the items are the same."""
     ours, theirs = ({(part, item): None for part, items in p.items() for item in items} for p in (parts, published))
     if list(ours) == list(theirs):
         return ""
@@ -69,13 +69,13 @@ def describe_difference(parts: Parts, published: Parts) -> str:
 
 @readers.register("json", takes_path=True)
 def read_json(card: Card, folder: Path, variant: str) -> DatasetSplits:
-    """A split file of your own in CoOp's format; ``variant`` is its path, ``folder`` where its paths start."""
+    """A split file of your own in CoOp's format; ``variant`` is its path, and its paths are relative to ``folder``."""
     class_names, parts = read_split_file(variant)
     return on_disk(card, folder, class_names, parts, source="official")
 
 
 def find_split_file(card: Card, path: Path) -> Path:
-    """Return ``path``, or say where the published split comes from and what to do without it."""
+    """Return ``path``; if it does not exist, the error says where to get the published split or what to use instead."""
     if not path.is_file():
         raise VlpromptError(
             f"the published split of {card.title} is expected at {path}, which does not exist: "
@@ -87,7 +87,7 @@ def find_split_file(card: Card, path: Path) -> Path:
 def read_split_file(path: str | Path) -> tuple[tuple[str, ...], dict[str, list[Item]]]:
     """Read ``{"train": [[path, label, class name], ...], "val": ..., "test": ...}``.
 
-    Items keep the file's order, which fixes the few-shot draw; labels keep theirs, never sorted by name.
+    Items keep the order of the file, which determines the few-shot draw, and labels their numbers.
 
     Returns:
         The class names in label order, with spaces for underscores, and the items of each part.
@@ -102,24 +102,27 @@ def read_split_file(path: str | Path) -> tuple[tuple[str, ...], dict[str, list[I
 
 
 def audit_split_file(path: str | Path, fields: int = 3) -> tuple[tuple[str, ...], dict[str, list[Item]], list[str]]:
-    """Read a split file for all that is right in it, and tell all that is wrong, one sentence each.
+    """Read the valid entries of a split file, and collect a sentence for each defect.
 
     Args:
         path: the file.
-        fields: of an entry: 3 are CoOp's, 4 have the domain's number between label and class name.
+        fields: the number in an entry: 3 in CoOp's files; 4 with the domain's number between label and class name.
+
+    Returns:
+        Class names in label order, the items of each part, and the defects.
     """
     try:
         content = json.loads(Path(path).read_bytes())
     except (OSError, ValueError, RecursionError) as error:
         return (), {part: [] for part in PARTS}, [f"the split file {path} is not JSON ({error})"]
     if not isinstance(content, dict) or set(content) != set(PARTS):
-        found = f"the keys {', '.join(content) or '(none)'}" if isinstance(content, dict) else type(content).__name__
-        wrong = f"the split file {path} must have the keys train, val and test, not {found}"
+        actual = f"the keys {', '.join(content) or '(none)'}" if isinstance(content, dict) else type(content).__name__
+        wrong = f"the split file {path} must have the keys train, val and test, not {actual}"
         return (), {part: [] for part in PARTS}, [wrong]
     names: dict[int, str] = {}
     defects: list[str] = []
     parts = {p: _items(content[p], names, f"of '{p}' in the split file {path}", fields, defects) for p in PARTS}
-    if max(names, default=0) >= len(names):  # the first few that are missing; a label may be of any size
+    if max(names, default=0) >= len(names):  # only the first few gaps are listed, since a label may be any number
         gaps = islice((label for label in range(max(names, default=0)) if label not in names), 5)
         missing = ", ".join(map(str, gaps)) or "all"
         defects.append(f"the labels in the split file {path} must run from 0 without gaps; missing: {missing}")

@@ -14,7 +14,7 @@ from vlprompt.errors import VlpromptError
 
 @readers.register("spg_json")
 def read_spg_json(card: Card, folder: Path, variant: str) -> DatasetSplits:
-    """One published split file a domain; the dataset has them all, an item knows its domain."""
+    """One published split file per domain; the dataset has the items of all, each with its domain."""
     names, parts, defects = audit_spg_files(card, folder)
     if defects:
         raise VlpromptError(defects[0])
@@ -46,6 +46,6 @@ def audit_spg_files(card: Card, folder: Path) -> tuple[tuple[str, ...], dict[str
 
 
 def _below_images(path: str, images: str, domain: str) -> str | None:
-    """Cut ``PACS/images/`` off a path; the first part is any, since the published files and code disagree on it."""
+    """Remove ``PACS/images/`` from a path; any first part will do, since published files and code disagree on it."""
     parts = PurePosixPath(path).parts
     return "/".join(parts[2:]) if parts[1:3] == (images, domain) else None

@@ -1,4 +1,4 @@
-"""Datasets that need no files of the user's: emoji, glyphs, shapes, and scikit-learn's handwritten digits."""
+"""Datasets that need no files from the user: emoji, glyphs, shapes, and scikit-learn's handwritten digits."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def read_glyphs(card: Card, folder: Path | None, variant: str) -> DatasetSplits:
 
 @readers.register("shapes")
 def read_shapes(card: Card, folder: Path | None, variant: str) -> DatasetSplits:
-    """Symbols before others, with masks of their regions."""
+    """Symbols in front of other symbols, with masks of their regions."""
     from vlprompt.demo import shapes
 
     return shapes.read_shapes()
@@ -41,7 +41,7 @@ def read_shapes(card: Card, folder: Path | None, variant: str) -> DatasetSplits:
 
 @readers.register("digits")
 def read_digits(card: Card, folder: Path | None, variant: str) -> DatasetSplits:
-    """1,797 handwritten digits scanned at 8 x 8 pixels (the UCI set's test part), split 50/20/30 a class."""
+    """1,797 handwritten digits scanned at 8 x 8 pixels (the UCI set's test part), each class split 50/20/30."""
     _, targets = _scans()
     train: list[Item] = []
     val: list[Item] = []

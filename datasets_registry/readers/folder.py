@@ -1,4 +1,4 @@
-"""A folder with one sub-folder of images a class, with or without train, val and test folders above them."""
+"""A folder with one sub-folder of images per class, with or without train, val and test folders above them."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from vlprompt.errors import VlpromptError, nearest, warn
 
 @dataclass
 class ClassFolders:
-    """What a folder of class folders holds.
+    """The content of a folder of class folders.
 
     Attributes:
-        images: by part (empty where there are none) and by class folder, paths relative to the image folder.
+        images: by part (an empty name if there are no splits) and class folder, paths relative to the image folder.
         names: class folder to class name, in label order.
-        left_out: files that are not read as images, by ending.
-        defects: why it cannot be taken as it is, a sentence each.
-        notes: what a user should know of it, a sentence each.
+        left_out: the number of files that are not read as images, by ending.
+        defects: a sentence for each reason why the folder cannot be used as it is.
+        notes: a sentence for each thing that a user should know.
     """
 
     images: dict[str, dict[str, list[str]]] = field(default_factory=dict)
@@ -40,12 +40,12 @@ class ClassFolders:
 
 @readers.register("folder", takes_path=True)
 def read_folder(card: Card, folder: Path, variant: str, *, follow_links: bool = False) -> DatasetSplits:
-    """A folder of class folders; a split that is not there is made, the same on every machine.
+    """A folder of class folders; if it has no splits, they are generated, the same on every machine.
 
     Classes are the folders' names in the order of their code points, or those of the card. A file ``classnames.txt``
-    beside them gives other names, one a line: the folder, a tab (or a space, if it has none in it) and the name.
-    Folders called train, val and test (or as tables may call them, in any case) are splits; without test, val is
-    tested.
+    beside them gives other names, one per line: the folder, a tab (or a space if the line has no tab) and the name.
+    Folders called train, val and test (or another word in ``PART_NAMES``, in any case) are splits; without test, val is
+    the test part.
     """
     splits, defects = audit_folder(card, folder, follow_links=follow_links)
     if defects:
@@ -54,7 +54,7 @@ def read_folder(card: Card, folder: Path, variant: str, *, follow_links: bool = 
 
 
 def audit_folder(card: Card, folder: Path, *, follow_links: bool = False) -> tuple[DatasetSplits, list[str]]:
-    """Return the dataset of what is right in a folder of class folders, and a sentence for each thing that is not."""
+    """Return the dataset of what is sound in a folder of class folders, and a sentence for each defect."""
     image_dir = folder / card.images
     found = look_at_folder(image_dir, card.class_names, follow_links=follow_links)
     labels = {key: label for label, key in enumerate(found.names)}
@@ -83,11 +83,11 @@ def audit_folder(card: Card, folder: Path, *, follow_links: bool = False) -> tup
 def look_at_folder(
     image_dir: Path, class_names: Mapping[str, str] | None = None, *, follow_links: bool = False
 ) -> ClassFolders:
-    """Look at a folder of class folders for all that is in it, and for all that is wrong; nothing is opened.
+    """List the content of a folder of class folders and all its defects; no image is opened.
 
     Args:
         image_dir: the folder.
-        class_names: of a card, by class folder; it tells a folder called train from a class.
+        class_names: a card's names by class folder, which also say whether a folder called train is a class.
         follow_links: read links that lead out of the folder.
     """
     found = ClassFolders()
@@ -100,7 +100,7 @@ def look_at_folder(
                 found.defects[:0] = nesting_defects(image_dir / word, classes)
                 found.notes += nesting_notes(image_dir / word, classes)
         keys = next(iter(found.images.values()))
-        found.names = {key: spaced_name(key) for key in keys}  # where the file of names is damaged
+        found.names = {key: spaced_name(key) for key in keys}  # if the file of names is damaged
         found.names = class_names or named_classes(image_dir / "classnames.txt", list(keys))
     except VlpromptError as error:
         found.defects.append(str(error))
@@ -110,7 +110,7 @@ def look_at_folder(
 
 
 def _parts_of(image_dir: Path, class_names: Mapping[str, str] | None) -> dict[str, str]:
-    """Return the folder of each part, or one without a name for folders that are all classes."""
+    """Return the folder of each part; an empty part and folder if all folders are classes."""
     if not class_names:
         return find_parts(image_dir) or {"": ""}
     below = set(folders(image_dir))
@@ -120,7 +120,7 @@ def _parts_of(image_dir: Path, class_names: Mapping[str, str] | None) -> dict[st
 
 
 def _class_folders(image_dir: Path, word: str, found: ClassFolders, follow_links: bool) -> dict[str, list[str]]:
-    """Return the images below each class folder, as sorted paths relative to ``image_dir``, and tell ``found``."""
+    """Return the images below each class folder as sorted paths relative to ``image_dir``; defects go to ``found``."""
     top, by_class, empty = image_dir / word, {}, []
     for key in folders(top):
         place = (Path(word) / key).as_posix()
@@ -140,8 +140,8 @@ def _class_folders(image_dir: Path, word: str, found: ClassFolders, follow_links
             by_class[key] = listing.images
         elif not listing.links:
             left_out = describe_left_out(listing.left_out, "it")
-            said = f" ({left_out})" if left_out else ""
-            empty.append(f"the class folder {top / key} holds no images{said}: add some, or delete the folder")
+            files = f" ({left_out})" if left_out else ""
+            empty.append(f"the class folder {top / key} holds no images{files}: add some, or delete the folder")
     if not by_class and not found.defects:
         loose = loose_images(top)
         outside = f" ({len(loose)} directly in it)" if loose else ""
@@ -188,7 +188,7 @@ def load_folder(path: str | Path, *, follow_links: bool = False) -> tuple[list[s
 
 
 def named_classes(path: Path, keys: list[str]) -> dict[str, str]:
-    """Return class folder to class name, as the file says or by the folder's own name."""
+    """Return class folder to class name, from the file or else from the folder's name."""
     names = {key: spaced_name(key) for key in keys}
     for line in read_lines(path, "the list of class names") if path.exists() else []:
         key, _, name = line.partition("\t" if "\t" in line else " ")

@@ -22,7 +22,7 @@ from vlprompt.errors import VlpromptError
 
 @dataclass
 class ClassImages:
-    """One class: its name, the images to split, and those that its authors test on."""
+    """A class: its name, the images to split, and its authors' test images."""
 
     name: str
     images: list[str] = field(default_factory=list)
@@ -88,7 +88,7 @@ def _domains(card: Card, folder: Path) -> tuple[list[str], dict[str, list[Item]]
 
 @listers.register("folders")
 def list_folders(card: Card, folder: Path) -> list[ClassImages]:
-    """One folder a class, as the card names them."""
+    """One folder per class, as the card names them."""
     image_dir = folder / card.images
     absent = sorted(set(card.class_names) - set(folders(image_dir)))
     if absent:
@@ -133,7 +133,7 @@ def year_first(name: str) -> str:
 
 @listers.register("flowers")
 def list_flowers(card: Card, folder: Path) -> list[ClassImages]:
-    """``imagelabels.mat``, a 1-based label for each image in order, and ``cat_to_name.json`` if it is there."""
+    """``imagelabels.mat``, a 1-based label for each image in order, and ``cat_to_name.json`` if it exists."""
     names, path = dict(card.class_names), folder / "cat_to_name.json"
     if path.is_file():
         names |= json.loads(path.read_text("utf-8"))
@@ -166,7 +166,7 @@ def place_name(key: str) -> str:
 
 @listers.register("ucf101")
 def list_ucf101(card: Card, folder: Path) -> list[ClassImages]:
-    """``ucfTrainTestlist``: lines "ApplyLipstick/v_ApplyLipstick_g08_c01.avi 2"; one middle frame a clip."""
+    """``ucfTrainTestlist``: lines "ApplyLipstick/v_ApplyLipstick_g08_c01.avi 2"; one middle frame per clip."""
     lists = folder / "ucfTrainTestlist"
     keys = [line.split()[-1] for line in read_lines(lists / "classInd.txt", f"the class list of {card.title}")]
     classes = {key: ClassImages(card.class_names.get(key, key)) for key in keys}
@@ -186,5 +186,5 @@ def _mat(path: Path) -> dict[str, Any]:
         return content
     except FileNotFoundError:
         raise VlpromptError(f"the annotations are expected at {path}, which does not exist") from None
-    except Exception as error:  # SciPy raises whatever a damaged file makes it meet
+    except Exception as error:  # SciPy raises exceptions of any kind for damaged files
         raise VlpromptError(f"{path} cannot be read as a MATLAB file ({error})") from error

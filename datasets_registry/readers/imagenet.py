@@ -22,7 +22,7 @@ def read_imagenet(card: Card, folder: Path, variant: str) -> DatasetSplits:
     parts = {}
     for part, source in (("train", "train"), ("test", "val")):
         if source == "train" and not (images / source).is_dir():
-            continue  # enough for a target
+            continue  # a target needs no training images
         ids = _ids(card, images / source, names)
         parts[part] = _items(images, {f"{source}/{i}": names[i] for i in ids})
     places = tuple(range(len(ids)))
@@ -46,7 +46,7 @@ def read_imagenet_v2(card: Card, folder: Path, variant: str) -> DatasetSplits:
 
 @readers.register("imagenet_subset")
 def read_imagenet_subset(card: Card, folder: Path, variant: str) -> DatasetSplits:
-    """Test images of some or all classes: labels of their own, in the order of the sorted ids that are there.
+    """Test images of some or all classes, with labels in the order of the sorted ids that exist.
 
     Their places among ImageNet's classes go by the ids, since two names stand there twice.
     """
@@ -63,14 +63,14 @@ def imagenet_names() -> dict[str, str]:
     """Return id to class name of ImageNet's 1,000 classes in label order: OpenCLIP's names, which are CoOp's."""
     from timm.data import ImageNetInfo  # type: ignore[attr-defined]  # which does not say what it exports
 
-    from vlprompt.clip.openclip import IMAGENET_CLASSNAMES  # seconds, which no other dataset needs
+    from vlprompt.clip.openclip import IMAGENET_CLASSNAMES  # takes seconds, which no other dataset needs
 
     ids = ImageNetInfo().label_names()  # type: ignore[no-untyped-call]  # nor which types it has
     return dict(zip(ids, IMAGENET_CLASSNAMES, strict=True))
 
 
 def _class_names(card: Card, folder: Path) -> dict[str, str]:
-    """Return id to name: a file's, in the dataset's folder or in ImageNet's own, or the known ones."""
+    """Return id to name: from a file in the dataset's folder or in ImageNet's, or else the known names."""
     known = imagenet_names()
     path = folder / "classnames.txt"
     if not path.exists():
@@ -111,7 +111,7 @@ def _ids(card: Card, image_dir: Path, names: dict[str, str]) -> list[str]:
 
 
 def _unsorted(image_dir: Path) -> str:
-    """Return what to do with a folder as the archives leave it: val's images side by side, or an archive a class."""
+    """Return what to do with a folder as the archives leave it: val's images together, or one archive per class."""
     files = [entry.name for entry in os.scandir(image_dir)] if image_dir.is_dir() else []
     if any(re.fullmatch(r"ILSVRC2012_val_\d+\.JPEG", name, re.IGNORECASE) for name in files):
         return (

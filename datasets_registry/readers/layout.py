@@ -1,4 +1,4 @@
-"""Which folders are splits and which are classes, and what is wrong where they cannot be told apart."""
+"""Which folders are splits and which are classes, and defects of folders where that is unclear."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from vlprompt.data.splits import PARTS
 from vlprompt.errors import VlpromptError
 
 LAYOUT = "it needs one sub-folder of images per class, or such sub-folders in train/ and test/ (and val/)"
-ALSO_A_CLASS = "train"  # of the words for splits the one that names a thing, beside bus and car
+ALSO_A_CLASS = "train"  # the one word for a split that may also be a class, beside bus and car
 
 
 def find_parts(image_dir: Path) -> dict[str, str]:
     """Return the folder of each part (train, val, test), by ``PART_NAMES`` in any case; none if all are classes.
 
     Raises:
-        VlpromptError: splits stand beside other folders or hold no class folders, two are for one part, there is no
-            train, or nothing but train.
+        VlpromptError: there are other folders beside splits, a split has no class folders, two are for one part, there
+            is no train, or nothing but train.
     """
     below = folders(image_dir)
     words = [name for name in below if name.lower() in PART_NAMES]
@@ -56,7 +56,7 @@ def find_parts(image_dir: Path) -> dict[str, str]:
 
 
 def nesting_defects(image_dir: Path, classes: list[str]) -> list[str]:
-    """Return a sentence for folders that are no classes: one around all others, or such as hold splits."""
+    """Return a sentence for each folder that is no class: one that contains all others, or that contains splits."""
     split = [key for key in classes if any(name.lower() in PART_NAMES for name in folders(image_dir / key))]
     if len(classes) == 1 and folders(image_dir / classes[0]):
         inner = image_dir / classes[0]

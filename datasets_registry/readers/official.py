@@ -17,7 +17,7 @@ from vlprompt.errors import VlpromptError
 
 @readers.register("fgvc")
 def read_fgvc(card: Card, folder: Path, variant: str) -> DatasetSplits:
-    """FGVC-Aircraft by variant: a label is the line in ``variants.txt``, an item a line of ``images_variant_*.txt``."""
+    """FGVC-Aircraft by variant: labels are the lines of ``variants.txt``, items those of ``images_variant_*.txt``."""
     names = [spaced_name(n) for n in read_lines(folder / "variants.txt", f"the list of {card.title}'s variants")]
     labels = {name: label for label, name in enumerate(names)}
     parts: dict[str, list[Item]] = {}
@@ -44,7 +44,7 @@ SIDE = 32
 
 @readers.register("cifar")
 def read_cifar(card: Card, folder: Path, variant: str) -> DatasetSplits:
-    """CIFAR's binary version, or folders ``train`` and ``test`` of class folders of images."""
+    """CIFAR in its binary version, or as folders ``train`` and ``test`` of class folders."""
     if (folder / "train").is_dir() and (folder / "test").is_dir():
         return read_folder(card, folder, variant)
     below, train, test, header = CIFAR[card.name]

@@ -38,7 +38,7 @@ def read_wds(card: Card, folder: Path, variant: str) -> DatasetSplits:
     if not shards:
         raise VlpromptError(f"no shard matches {variant}")
     index: dict[str, tuple[Path, int, int]] = {}
-    found: list[tuple[str, str, str]] = []  # part, path, class
+    samples: list[tuple[str, str, str]] = []  # part, path, class
     for shard in shards:
         part = PART_NAMES.get(re.split(r"[^a-z]", shard.name.lower())[0], "")
         for key, (offset, size), label in _samples(shard):
@@ -46,11 +46,11 @@ def read_wds(card: Card, folder: Path, variant: str) -> DatasetSplits:
             if path in index:
                 raise VlpromptError(f"the sample {path} occurs twice in {variant}: shards and keys need unique names")
             index[path] = shard, offset, size
-            found.append((part, path, label))
-    names = _wds_names(shards[0].parent, {label for _, _, label in found})
+            samples.append((part, path, label))
+    names = _wds_names(shards[0].parent, {label for _, _, label in samples})
     labels = {key: number for number, key in enumerate(names)}
     items: dict[str, list[Item]] = {"": [], **{part: [] for part in PARTS}}
-    for part, path, key in found:
+    for part, path, key in samples:
         items[part].append(Item(path, labels[key], names[key]))
     unsplit = items.pop("")
     if unsplit and any(items.values()):
@@ -65,7 +65,7 @@ def read_wds(card: Card, folder: Path, variant: str) -> DatasetSplits:
         test=parts["test"],
         open_image=partial(_open_member, index),
         source="generated" if unsplit else "official",
-        version=int.from_bytes(hashlib.sha256(sizes).digest()[:4], "little"),  # other shards, other feature banks
+        version=int.from_bytes(hashlib.sha256(sizes).digest()[:4], "little"),  # other shards get other feature banks
     )
 
 
@@ -89,7 +89,7 @@ def expand_shards(pattern: str, most: int = MAX_SHARDS) -> list[Path]:
 
 
 def _samples(shard: Path) -> Iterator[tuple[str, tuple[int, int], str]]:
-    """Yield key, place and size of the image, and class of each sample; members of a sample stand together."""
+    """Yield key, offset and size of the image, and class of each sample, whose members are consecutive."""
     if shard.exists() and not shard.is_file():  # opening a pipe may never end
         raise VlpromptError(f"the shard {shard} is no file")
     try:
@@ -111,7 +111,7 @@ def _samples(shard: Path) -> Iterator[tuple[str, tuple[int, int], str]]:
                             f"{member.name} in {shard} has {member.size:,} bytes, more than any class needs"
                         )
                     content = tar.extractfile(member)
-                    assert content is not None  # of a file
+                    assert content is not None  # None only for members that are no files
                     label = _label(content.read(), extension, f"{key}.{extension} in {shard}") or label
             yield from _complete(shard, current, image, label)
     except (tarfile.TarError, OSError) as error:
@@ -148,7 +148,7 @@ def _label(content: bytes, extension: str, where: str) -> str:
 
 
 def _wds_names(folder: Path, keys: set[str]) -> dict[str, str]:
-    """Return key to name in label order: the lines of classnames.txt for numbers, else the sorted names."""
+    """Return key to name in label order: the lines of classnames.txt if the keys are numbers, else the sorted keys."""
     if not all(key.isascii() and key.isdigit() for key in keys):
         return {key: spaced_name(key) for key in sorted(keys)}
     lines = read_lines(folder / "classnames.txt", "the list of class names, one a line in label order,", by_place=True)

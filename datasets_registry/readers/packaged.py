@@ -34,12 +34,12 @@ def has_packaged(name: str) -> bool:
 
 
 def split_words(card: Card) -> str:
-    """Return the kind of a card's split in a word: ``included`` is a published one that comes with the package."""
+    """Return the kind of a card's split; ``included`` for a published one that comes with the package."""
     return "included" if has_packaged(card.name) else card.split
 
 
 def packaged_content(name: str) -> Content:
-    """Return what the published split file of a card holds: ``{"train": [[path, label, class name], ...], ...}``."""
+    """Return the content of a card's published split file: ``{"train": [[path, label, class name], ...], ...}``."""
     content: Content = {}
     order = LISTED
     entries: list[list[Any]] = []
@@ -58,7 +58,7 @@ def packaged_content(name: str) -> Content:
 
 
 def packaged_split(name: str) -> tuple[tuple[str, ...], dict[str, list[Item]]]:
-    """Return the class names in label order and the items of each part, as ``read_split_file`` does of the original."""
+    """Return class names in label order and the items of each part, as ``read_split_file`` does for the original."""
     content = packaged_content(name)
     parts = {part: [Item(path, label, spaced_name(own)) for path, label, own in content[part]] for part in PARTS}
     names = {item.label: item.class_name for items in parts.values() for item in items}
@@ -79,7 +79,7 @@ def pack(file_name: str, original: bytes) -> str:
     """Return the compact form of a published split file, the inverse of ``packaged_content``."""
     lines = [f"file\t{file_name}", f"sha256\t{hashlib.sha256(original).hexdigest()}"]
     for part, entries in json.loads(original).items():
-        # StanfordCars' test part goes by path, so that classes would stand in thousands of short runs
+        # StanfordCars' test part is sorted by path, so that its classes would come in thousands of short runs
         in_order = entries == sorted(entries)
         lines.append(f"{part}\t{SORTED if in_order else LISTED}")
         by_class = sorted(entries, key=lambda entry: entry[1]) if in_order else entries
@@ -89,7 +89,7 @@ def pack(file_name: str, original: bytes) -> str:
 
 
 def _pattern(paths: list[str]) -> str:
-    """Return what paths share around a ``*``, a tab, and what differs, with spaces between."""
+    """Return the common beginning and end of paths around a ``*``, a tab, and what differs, separated by spaces."""
     if len(paths) == 1:  # all of it would be shared
         return f"*\t{paths[0]}"
     before = shared_start(paths)
@@ -99,7 +99,7 @@ def _pattern(paths: list[str]) -> str:
 
 
 def shared_start(texts: list[str]) -> str:
-    """Return the longest beginning that all texts have.
+    """Return the longest beginning that all texts share.
 
     >>> shared_start(["image_01.jpg", "image_02.jpg"])
     'image_0'

@@ -1,4 +1,4 @@
-"""Tables of your own, as people's programs write them: ``csv:PATH``."""
+"""Tables of your own, in the forms that common programs write: ``csv:PATH``."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from vlprompt.base.files import is_relative_inside, read_text
 from vlprompt.data.splits import PARTS, DatasetSplits, Item
 from vlprompt.errors import VlpromptError
 
-# What columns are called, in lower case and with underscores; the first name is ours, and wins over the others.
+# Names of columns by role, in lower case and with underscores; the first of each takes precedence over the others.
 HEADERS = {
     "path": (
         *("path", "file", "filename", "file_name", "filepath", "file_path", "image", "image_path", "imagepath"),
@@ -34,17 +34,17 @@ HEADERS = {
     "mask": ("mask", "mask_path", "mask_file", "mask_filename"),
 }
 DELIMITERS = ",;\t|"
-MISSING = ("", "nan", "NaN", "<NA>", "#N/A")  # what programs write for no value
-Rows = dict[int, dict[str, str]]  # by line of the file, and then by role
+MISSING = ("", "nan", "NaN", "<NA>", "#N/A")  # what programs write for a missing value
+Rows = dict[int, dict[str, str]]  # values by line of the file, then by role
 
 
 @readers.register("csv", takes_path=True)
 def read_csv(card: Card, folder: Path, variant: str) -> DatasetSplits:
-    """A table with a column of paths and one of labels or classes, and if you like of splits, domains and region masks.
+    """A table with columns of paths and of labels or classes, and optionally of splits, domains and region masks.
 
-    ``variant`` is its path. Columns may have the usual names (``filename``, ``category``, ...) and be parted by commas,
-    semicolons, tabs or bars; a column of labels that holds names is one of classes. Paths lie below ``folder``, and may
-    be written from the root of the file system. Without class names, labels are their own; without labels, they follow
+    ``variant`` is its path. Columns may have the usual names (``filename``, ``category``, ...) and be separated by
+    commas, semicolons, tabs or bars; a column of labels that contains names is one of classes. Paths are below
+    ``folder``, and may be absolute. Without class names, the labels are the names; without labels, they are numbered by
     the sorted class names. Without a split column, each class is split 50/20/30.
     """
     rows = _read_table(Path(variant))
@@ -69,7 +69,7 @@ def read_csv(card: Card, folder: Path, variant: str) -> DatasetSplits:
 
 
 def _relative(path: str, tops: Sequence[str], where: str) -> str:
-    """Return a path as one below the image folder, whose spellings are ``tops``."""
+    """Return a path relative to the image folder, whose absolute and resolved paths are ``tops``."""
     if "\\" in path and not os.path.exists(os.path.join(tops[0], path)):
         path = path.replace("\\", "/")  # written on Windows
     shown, hint = path, ""
@@ -88,13 +88,13 @@ def _relative(path: str, tops: Sequence[str], where: str) -> str:
 
 
 def _read_table(path: Path) -> Rows:
-    """Return what each line says, without roles that no line has a value for."""
+    """Return the values of each line, without roles that no line has a value for."""
     try:
         text = read_text(path)
     except OSError as error:
         raise VlpromptError(f"the table {path} cannot be read ({error})") from error
     skipped, delimiters = 0, DELIMITERS
-    if re.match(r"sep=.\n", text):  # Excel's
+    if re.match(r"sep=.\n", text):  # a first line that Excel reads
         skipped, delimiters, text = 1, text[4], text[6:]
     skipped += len(text) - len(text.lstrip("\n"))
     lines = text.lstrip("\n").split("\n")
@@ -128,7 +128,7 @@ def _cells(line: str, delimiter: str) -> list[str]:
 
 
 def _roles(header: str, delimiter: str, path: Path) -> dict[str, int]:
-    """Return role to place of the columns; none unless there are paths, and labels or classes."""
+    """Return the index of the column for each role; empty unless there are paths, and labels or classes."""
     names = [re.sub(r"[\s-]+", "_", cell.strip().lower()) for cell in _cells(header, delimiter)]
     roles: dict[str, int] = {}
     for role, known in HEADERS.items():
@@ -155,7 +155,7 @@ def _no_columns(header: str, path: Path) -> str:
 
 
 def _without_empty_columns(rows: Rows, path: Path) -> Rows:
-    """Drop roles that no line has a value for, and refuse those that only some lines have one for."""
+    """Drop roles that no line has a value for, and raise for those that only some lines have one for."""
     if not rows:
         raise VlpromptError(f"the table {path} has no rows below the names of its columns")
     for role in list(next(iter(rows.values()))):
@@ -178,7 +178,7 @@ def _without_empty_columns(rows: Rows, path: Path) -> Rows:
 
 
 def _class_names(rows: Rows, path: str) -> tuple[str, ...]:
-    """Return the names in label order; a column of labels that is none becomes the classes, in ``rows`` too."""
+    """Return the class names in label order; in ``rows`` a column of labels that are names becomes that of classes."""
     _settle_labels(rows, path)
     if "label" not in next(iter(rows.values())):
         return tuple(sorted({spaced_name(row["class"]) for row in rows.values()}))
@@ -197,7 +197,7 @@ def _class_names(rows: Rows, path: str) -> tuple[str, ...]:
 
 
 def _settle_labels(rows: Rows, path: str) -> None:
-    """See to it that labels are numbers: names in their column are classes, and numbers are not among them."""
+    """Make labels numbers: names in their column become classes, columns the other way round are swapped."""
     first = next(iter(rows.values()))
     if "label" not in first:
         return
@@ -205,7 +205,7 @@ def _settle_labels(rows: Rows, path: str) -> None:
     if not odd:
         return
     if "class" in first:
-        if all(_is_label(row["class"]) for row in rows.values()):  # the two the other way round
+        if all(_is_label(row["class"]) for row in rows.values()):  # the columns are the other way round
             for row in rows.values():
                 row["label"], row["class"] = row["class"], row["label"]
             return
@@ -228,5 +228,5 @@ def _is_label(text: str) -> bool:
 
 
 def _is_numeric(text: str) -> bool:
-    """Tell what looks like a number but may be no label: -1, 2.0, 1e3, ²."""
+    """Whether a text looks like a number, even if it is no valid label: -1, 2.0, 1e3, ²."""
     return text.isnumeric() or re.fullmatch(r"[-+]?[_.,]*\d[\d_.,]*(e[-+]?\d+)?|[-+]?inf", text, re.I) is not None
