@@ -39,17 +39,17 @@ from vlprompt.errors import VlpromptError, first_line, nearest
 from vlprompt.learner import PromptLearner
 from vlprompt.testing import logits_of, loss_of, make_ready, small_clip, small_model, toy_batch
 
-TOLERANCE = 1e-3  # of fp32 numbers, relative to the CPU's
-CANCELS = 1e-5  # share of the largest gradient below which one is rounding, as of a bias that a batch norm takes away
+TOLERANCE = 1e-3  # relative difference of fp32 numbers from the CPU's
+CANCELS = 1e-5  # share of the largest gradient below which one is rounding, as of a bias before a batch norm
 LOW: tuple[Precision, ...] = ("bf16", "fp16")
 VIEWS = 4  # of a test image
 RUN = ["method=coop", "dataset=digits", "protocol=few_shot", "shots=1", "views=1", "n_ctx=4", "limit=50", "epochs=60"]
-PATIENCE = 120  # seconds that a run may take to get going
+PATIENCE = 120  # seconds that a run may take to start
 
 
 @dataclass(frozen=True)
 class Row:
-    """What was found of a method.
+    """The findings on a method.
 
     Attributes:
         method: its name.
@@ -71,13 +71,13 @@ class Row:
 
     @property
     def good(self) -> bool:
-        """Whether nothing is off."""
+        """Whether all is well."""
         near = all(value is None or value <= TOLERANCE for value in (self.logits, self.gradients))
         return near and not self.error and all(not text.startswith("not finite") for text in (self.bf16, self.fp16))
 
 
 def check_method(method: str, device: torch.device) -> Row:
-    """Compare a method on a device with itself on the CPU; what is raised is told in the row."""
+    """Compare a method on a device with itself on the CPU; an exception becomes the row's error."""
     start, found = time.perf_counter(), {}
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -86,7 +86,7 @@ def check_method(method: str, device: torch.device) -> Row:
             found["logits"], found["gradients"] = parity(method, device)
         for precision in LOW:
             found[precision] = finite(method, device, precision)
-    except Exception as error:  # of any kind, and the other methods are checked all the same
+    except Exception as error:  # of any kind, so that the other methods are still checked
         found["error"] = f"{type(error).__name__}: {first_line(error)}"
     memory = torch.cuda.max_memory_allocated(device) / 2**20 if device.type == "cuda" else None
     return Row(method, **found, memory_mb=memory, seconds=time.perf_counter() - start)
@@ -106,7 +106,7 @@ def parity(method: str, device: torch.device) -> tuple[float, float | None]:
     gradients = [(gradient_of(p, name), gradient_of(q, name)) for (name, p), q in pairs]
     least = CANCELS * max(float(expected.norm()) for _, expected in gradients)
     kept = [pair for pair in gradients if max(float(gradient.norm()) for gradient in pair) > least]
-    return apart, max(difference(found, expected) for found, expected in kept)
+    return apart, max(difference(actual, expected) for actual, expected in kept)
 
 
 def finite(method: str, device: torch.device, precision: Precision) -> str:
@@ -126,7 +126,7 @@ def finite(method: str, device: torch.device, precision: Precision) -> str:
 
 
 def test_batch(learner: PromptLearner) -> dict[str, Tensor]:
-    """What a learner's test batch must carry of the toy images: several noisy views, or a region."""
+    """The test batch that a learner needs of the toy images: several noisy views, or a region."""
     images = toy_batch(3)["image"]
     noise = torch.randn(3, learner.n_views or VIEWS, *images.shape[1:], generator=torch.Generator().manual_seed(1))
     region = (torch.arange(images.shape[-1]) % 2).expand(3, 1, *images.shape[2:])
@@ -140,21 +140,21 @@ def clip_on(device: torch.device, precision: Precision = "fp32") -> FrozenCLIP:
 
 
 def gradient_of(parameter: torch.nn.Parameter, name: str) -> Tensor:
-    """A parameter's gradient, which there must be."""
+    """A parameter's gradient, which must exist."""
     if parameter.grad is None:
         raise AssertionError(f"no gradient reaches {name}")
     return parameter.grad
 
 
-def difference(found: Tensor, expected: Tensor) -> float:
-    """Of two tensors relative to the second's norm."""
-    found, expected = found.detach().cpu().double(), expected.detach().cpu().double()
-    return float((found - expected).norm() / expected.norm().clamp_min(1e-12))
+def difference(actual: Tensor, expected: Tensor) -> float:
+    """The distance of two tensors relative to the norm of the second."""
+    actual, expected = actual.detach().cpu().double(), expected.detach().cpu().double()
+    return float((actual - expected).norm() / expected.norm().clamp_min(1e-12))
 
 
 @contextmanager
 def exact_convolutions() -> Iterator[None]:
-    """Let cuDNN convolve in fp32, where it would take TF32; matrix products are fp32 as it is."""
+    """Let cuDNN convolve in fp32 instead of TF32; matrix products are in fp32 by default."""
     before, torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.allow_tf32, False
     try:
         yield
@@ -163,7 +163,7 @@ def exact_convolutions() -> Iterator[None]:
 
 
 def check_resumed_run(device: str, folder: Path) -> float:
-    """Kill a run on a device in its middle, let it go on, and return how far from a whole run's its learnables are.
+    """Kill a run on a device half-way, resume it, and return how far its learnables are from those of a whole run.
 
     Raises:
         RuntimeError: a run failed, or did not get going.
@@ -190,7 +190,7 @@ def _wait_for_epochs(process: subprocess.Popen[bytes], log: Path, count: int) ->
 
 
 def describe(device: torch.device) -> str:
-    """A device by its name, with what bears on numbers."""
+    """A device's name, with settings that affect numbers."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     return f"{name}, torch {torch.__version__}"
 
@@ -208,7 +208,7 @@ def show(rows: Sequence[Row], title: str) -> Table:
 
 @command(__doc__)
 def main(argv: Sequence[str]) -> int:
-    """Check all methods and a killed run, print the table, and tell by the status whether all is well."""
+    """Check all methods and a killed run, and print the table; the exit status is 0 if all is well."""
     settings = parse(argv).settings
     check_keys(settings, ("device", "methods", "output"))
     asked, output = str(settings.get("device", "cuda")), file_setting(settings, "output")
@@ -229,9 +229,9 @@ def main(argv: Sequence[str]) -> int:
     resumed = apart <= TOLERANCE
     console.print(f"a run that was killed and went on: {error or f'{apart:.1e} from one that was not'}")
     if output:
-        found = {"device": describe(device), "rows": [asdict(row) for row in rows], "resumed": apart, "error": error}
+        report = {"device": describe(device), "rows": [asdict(row) for row in rows], "resumed": apart, "error": error}
         with atomic_write(output) as temporary:
-            temporary.write_text(json.dumps(found, indent=1), encoding="utf-8")
+            temporary.write_text(json.dumps(report, indent=1), encoding="utf-8")
     return 0 if resumed and all(row.good for row in rows) else 1
 
 

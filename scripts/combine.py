@@ -42,7 +42,7 @@ ADDED: dict[str, dict[str, Any]] = {
 }
 SIDES = ("base", "new")
 USUAL = {"datasets": ["emoji"], "seeds": [1, 2, 3], "epochs": 5, "output": "runs/combinations"}
-Cell = Sequence[Result] | str  # results by seed, or why there are none
+Cell = Sequence[Result] | str  # results by seed, or the reason why there are none
 
 
 def runs_of(method: str, added: Mapping[str, Any], usual: Mapping[str, Any]) -> Cell:
@@ -64,20 +64,20 @@ def runs_of(method: str, added: Mapping[str, Any], usual: Mapping[str, Any]) -> 
 
 
 def held(own: Sequence[str]) -> list[str]:
-    """A design's objectives with PromptSRC's in the place of those of the same name."""
+    """A design's objectives, with those of PromptSRC replacing any of the same name."""
     names = {text.partition("(")[0] for text in HELD}
     return [text for text in own if text.partition("(")[0] not in names or text.startswith("ce")] + HELD[1:]
 
 
 def teacher(usual: Mapping[str, Any]) -> str:
-    """The folder of the run that teaches: PromptSRC of seed 1, trained on the base classes' labelled images."""
+    """The folder of the teacher's run: PromptSRC with seed 1, trained on the base classes' labelled images."""
     settings = {**usual, "methods": [TEACHER], "seeds": [1]}
     sweep(settings)
     return str(expand(settings).tasks[0].resolved.folder)
 
 
 def numbers(cell: Cell) -> str:
-    """Base, new and their harmonic mean, averaged over seeds; a mark where it was refused."""
+    """Base, new and their harmonic mean, averaged over seeds; a dash if the combination was refused."""
     if isinstance(cell, str):
         return "–"
     sides = [statistics.fmean(r.accuracy for result in cell for r in result.rows if r.target == side) for side in SIDES]
@@ -90,15 +90,15 @@ def table(cells: Mapping[str, Mapping[str, Cell]], usual: Mapping[str, Any]) -> 
     lines += [f"| {method} | {' | '.join(map(numbers, row.values()))} |" for method, row in cells.items()]
     seeds = usual["seeds"]
     over = f"mean over seeds {', '.join(map(str, seeds))}" if len(seeds) > 1 else f"seed {seeds[0]} alone"
-    told = f"Base / new / harmonic mean (%), {over}, {usual['epochs']} epochs each; – was refused:"
-    lines += ["", told, ""]
+    heading = f"Base / new / harmonic mean (%), {over}, {usual['epochs']} epochs each; – was refused:"
+    lines += ["", heading, ""]
     for method, row in cells.items():
         lines += [f"- `{method}` {name}: {cell}" for name, cell in row.items() if isinstance(cell, str)]
     return "\n".join(lines) + "\n"
 
 
 def main(argv: Sequence[str]) -> None:
-    """Run what has no result yet, print the table, and put it into the page."""
+    """Run the combinations without a result, print the table, and write it into the page."""
     given = dict(parse(argv).settings)
     page, methods = given.pop("page", str(PAGE)), given.pop("methods", DESIGNS)
     usual = USUAL | given

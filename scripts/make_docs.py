@@ -11,6 +11,7 @@ import json
 import statistics
 import sys
 import warnings
+from collections.abc import Iterator
 from dataclasses import asdict
 from functools import cache
 from pathlib import Path
@@ -42,7 +43,7 @@ LEARNS_FROM = {
     "none": "no labels",
 }
 MADE = "<!-- made by scripts/make_docs.py: do not edit -->"
-BY_HAND = "<!-- from here on by hand -->"  # of a method's page, which is then made down to here alone
+BY_HAND = "<!-- from here on by hand -->"  # in a method's page: what is below it is not generated
 REFERENCE = ROOT / "docs" / "reference"
 TRAIN_USAGE = "python -m vlprompt.train key=value … [--quiet] [--help] [--version]"
 COMMANDS = """\
@@ -85,33 +86,44 @@ def published(name: str) -> dict:
 
 
 def parameters(method: str, clip: FrozenCLIP) -> str:
-    """Learnable numbers with the method's default settings."""
+    """The number of learnable values with the method's default settings."""
     learner = create_learner(method, clip, ["cat", "dog"])
     return f"{sum(p.numel() for p in learner.trainable_parameters()):,}"
 
 
 def figures(method: str) -> list[str]:
-    """Lines of a table with what is published of a method."""
-    lines = []
+    """A table with the published figures of a method, as lines."""
+    lines = [*base_new_figures(method), *few_shot_figures(method), *target_figures(method)]
+    if not lines:
+        return ["None that could be verified."]
+    return ["| protocol | figure (%) | source | conditions |", "| --- | --- | --- | --- |", *lines]
+
+
+def base_new_figures(method: str) -> Iterator[str]:
+    """One line per published row of base-to-new."""
     for row in published("base_to_new")["rows"]:
         if row["method"] == method:
-            notes = [
-                row.get("variant"),
-                f"{row['datasets']} datasets" if "datasets" in row else None,
-                row.get("average"),
-            ]
-            note = "; ".join(n for n in notes if n)
-            lines.append(
+            datasets = f"{row['datasets']} datasets" if "datasets" in row else None
+            note = "; ".join(filter(None, [row.get("variant"), datasets, row.get("average")]))
+            yield (
                 f"| base-to-new | {row['base']:.2f} / {row['new']:.2f} / {row['harmonic_mean']:.2f} | "
                 f"{row['source']} ({row['evidence']}) | {note} |"
             )
-    few_shot = published("few_shot")
-    for row in few_shot["rows"]:
+
+
+def few_shot_figures(method: str) -> Iterator[str]:
+    """One line per published row of few-shot learning."""
+    table = published("few_shot")
+    for row in table["rows"]:
         if row["method"] == method:
-            by_shots = zip(few_shot["shots"], row["accuracy"], strict=True)
+            by_shots = zip(table["shots"], row["accuracy"], strict=True)
             each = ", ".join(f"{k} shot{'s' if k != 1 else ''} {v:.2f}" for k, v in by_shots if v is not None)
-            note = "; ".join(filter(None, ["RN50", row.get("variant")]))
-            lines.append(f"| few-shot | {each} | {row['source']} ({row['evidence']}) | {note} |")
+            note = "; ".join(filter(None, [table["conditions"]["backbone"], row.get("variant")]))
+            yield f"| few-shot | {each} | {row['source']} ({row['evidence']}) | {note} |"
+
+
+def target_figures(method: str) -> Iterator[str]:
+    """One line per published row of cross-dataset transfer and domain generalization."""
     for protocol, title in (("cross_dataset", "cross-dataset"), ("domain_generalization", "domain generalization")):
         table = published(protocol)
         for row in table["rows"]:
@@ -119,17 +131,7 @@ def figures(method: str) -> list[str]:
                 each = ", ".join(f"{t} {v:.2f}" for t, v in zip(table["targets"], row.get("targets", ()), strict=False))
                 average = row.get("average") or statistics.fmean(row["targets"])
                 source = row.get("source", "authors' README")
-                lines.append(f"| {title} | average {average:.2f} | {source} ({row['evidence']}) | {each} |")
-    table = published("few_shot")
-    for row in table["rows"]:
-        if row["method"] == method:
-            each = " / ".join("–" if figure is None else f"{figure:.2f}" for figure in row["accuracy"])
-            shots, variant = ", ".join(map(str, table["shots"])), row.get("variant")
-            notes = "; ".join(filter(None, [f"{shots} shots", table["conditions"]["backbone"], variant]))
-            lines.append(f"| few-shot | {each} | {row['source']} ({row['evidence']}) | {notes} |")
-    if not lines:
-        return ["None that could be verified."]
-    return ["| protocol | figure (%) | source | conditions |", "| --- | --- | --- | --- |", *lines]
+                yield f"| {title} | average {average:.2f} | {source} ({row['evidence']}) | {each} |"
 
 
 def recipe_table(method: str) -> list[str]:
@@ -145,18 +147,17 @@ def recipe_table(method: str) -> list[str]:
 
 
 def predicted(predicts: Predicts) -> str:
-    """A sentence on predictions that depend on other test images; nothing on others."""
+    """A sentence on predictions that depend on other test images; empty for other methods."""
     return f" Results are marked {NOTES[predicts]}." if NOTES[predicts] else ""
 
 
 def held_to(fidelity: str) -> str:
-    """A sentence on what a method was held to."""
-    told = RECONSTRUCTION if fidelity == "reconstruction" else FIDELITIES[fidelity]
-    return f"Fidelity: {told}."
+    """A sentence on what a method was checked against."""
+    return f"Fidelity: {RECONSTRUCTION if fidelity == 'reconstruction' else FIDELITIES[fidelity]}."
 
 
 def by_hand(path: Path) -> str:
-    """What was written below the mark on a page, such as figures that were seen; empty if nothing was."""
+    """What is written below the mark on a page, such as figures of our own runs; empty if there is nothing."""
     text = path.read_text(encoding="utf-8") if path.is_file() else ""
     return "".join(text.partition(BY_HAND)[1:])
 
@@ -201,10 +202,10 @@ def page(method: str, count: str) -> str:
 
 def meanings(config: type) -> dict[str, str]:
     """What each setting of a ``Config`` means, from its docstring and those of the classes it extends."""
-    found = {}
+    described = {}
     for cls in reversed(config.__mro__):
-        found |= documented(cls)
-    return found
+        described |= documented(cls)
+    return described
 
 
 def settings_table(values: dict[str, object], meaning: dict[str, str]) -> list[str]:
@@ -300,7 +301,7 @@ def setting_table() -> list[str]:
 
 
 def surface_page() -> str:
-    """The page of the names in ``vlprompt`` itself, each with the first sentence that is said of it."""
+    """The page of the names in ``vlprompt`` itself, each with the first sentence of its docstring."""
     parts = [MADE, "# Public surface", "", "The names in `vlprompt` itself; `vlprompt.__version__` is the version.", ""]
     for heading, names in SURFACE.items():
         lines = []
@@ -312,7 +313,7 @@ def surface_page() -> str:
 
 
 def pages() -> dict[Path, str]:
-    """Every page and the stub, and their texts."""
+    """The path and text of every page and of the stub."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         clip = load_clip("ViT-B-16", pretrained="random", device="cpu")
@@ -330,7 +331,7 @@ def pages() -> dict[Path, str]:
 
 
 def main() -> int:
-    """Write the pages, or tell which are out of date."""
+    """Write the pages; with --check, print those that are out of date instead."""
     stale = [p for p, text in pages().items() if not p.is_file() or p.read_text(encoding="utf-8") != text]
     if "--check" in sys.argv:
         for path in stale:

@@ -20,12 +20,12 @@ PLACE = re.compile(r"(<!-- report: (.+?) -->\n).*?(<!-- end of report -->)", re.
 
 
 def with_reports(page: str) -> str:
-    """A page with its reports as the result files have them now."""
+    """The text of a page with its reports made from the present result files."""
     return PLACE.sub(lambda found: f"{found[1]}\n{_report(found[2].split())}\n{found[3]}", page)
 
 
 def _report(words: list[str]) -> str:
-    """The tables alone: pages have headings of their own."""
+    """The tables without headings, since pages have their own."""
     asked = dict(word.split("=") for word in words if "=" in word)
     folders = [folder for word in words if "=" not in word for folder in sorted(Path().glob(word)) or [word]]
     report = make_report(folders, layout=Layout(**asked) if asked else None)
@@ -33,7 +33,7 @@ def _report(words: list[str]) -> str:
 
 
 def main() -> None:
-    """Rewrite the pages that are named."""
+    """Rewrite the given pages."""
     for path in map(Path, sys.argv[1:]):
         page = with_reports(path.read_text(encoding="utf-8"))
         with atomic_write(path) as temporary:

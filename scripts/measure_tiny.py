@@ -100,7 +100,7 @@ def zero_shot(clip: FrozenCLIP, given: Labelled, names: Sequence[str], template:
 
 
 def linear_probe(train: Labelled, test: Labelled) -> float:
-    """Return the test accuracy in percent of logistic regression on features."""
+    """Return the test accuracy of logistic regression on features, in percent."""
     probe = LogisticRegression(max_iter=2000, C=10.0).fit(train.features.numpy(), train.labels.numpy())
     return 100 * float(probe.score(test.features.numpy(), test.labels.numpy()))
 

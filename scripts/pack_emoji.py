@@ -20,8 +20,8 @@ from vlprompt.base.files import atomic_write
 TARGET = Path(__file__).resolve().parent.parent / "vlprompt" / "demo" / "emoji.zip"
 SIZE = 64
 QUALITY = 82
-MAX_TEST = 16  # identities a class; keeps large subgroups from dominating the test accuracy
-MIN_TRAIN, MIN_VAL = 6, 2  # identities a class; six in three styles make 18 images, enough for 16 shots
+MAX_TEST = 16  # identities per class; keeps large subgroups from dominating the test accuracy
+MIN_TRAIN, MIN_VAL = 6, 2  # identities per class; six in three styles make 18 images, enough for 16 shots
 
 SUBGROUPS = {
     "transport-air": "air transport",
@@ -55,7 +55,7 @@ def family(code: str) -> str:
 
 
 def split_families(families: list[str]) -> dict[str, str]:
-    """Deal one class's identities to train, val and test by the hash of their code points."""
+    """Split one class's identities into train, val and test by the hash of their code points."""
     n = len(families)
     n_test = min(MAX_TEST, round(0.45 * n), n - MIN_TRAIN - MIN_VAL)
     n_val = max(MIN_VAL, min(4, n // 10))

@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = ROOT / "notebooks"
 PAGES = ROOT / "docs" / "notebooks"
 MADE = "<!-- made by scripts/render_notebooks.py: do not edit -->"
-COLOURS = 256  # of a picture in the docs, which makes it a fifth as large
+COLOURS = 256  # in a picture of the docs, whose file is then a fifth as large
 METADATA = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
     "language_info": {"name": "python"},
@@ -46,7 +46,7 @@ def read(name: str) -> NotebookNode:
 
 
 def strip(notebook: NotebookNode) -> str:
-    """The notebook as it is kept: no outputs, no counts, no traces of an editor, cells named by their place."""
+    """The notebook as it is stored: no outputs, no counts, no editor metadata, cells named by their position."""
     kept = nbformat.v4.new_notebook(metadata=METADATA)
     for i, cell in enumerate(notebook.cells):
         make = nbformat.v4.new_code_cell if cell.cell_type == "code" else nbformat.v4.new_markdown_cell
@@ -57,15 +57,15 @@ def strip(notebook: NotebookNode) -> str:
 def execute(name: str, folder: Path) -> NotebookNode:
     """Run a notebook from top to bottom in a folder, and return it with its outputs."""
     notebook = read(name)
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # so that `!vlprompt` is this one
-    # a busy machine may be late with outputs, and nbclient would go on without them
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # so that `!vlprompt` is this version
+    # on a busy machine outputs may arrive late, and nbclient would continue without them
     options = {"timeout": 600, "iopub_timeout": 120, "kernel_name": "python3", "coalesce_streams": True}
     client = NotebookClient(notebook, resources={"metadata": {"path": str(folder)}}, **options)
     return client.execute(env=os.environ | ENVIRONMENT | {"PATH": path})
 
 
 def as_shown(source: str) -> str:
-    """A cell's text as its page has it: links to files of the docs start from there."""
+    """A cell's text as on its page, where links to files of the docs are relative to the docs."""
     return source.replace("](../docs/", "](../")
 
 
@@ -77,16 +77,16 @@ def render(name: str, notebook: NotebookNode) -> dict[Path, bytes]:
     """
     exporter = MarkdownExporter()
     body, resources = exporter.from_notebook_node(notebook, {"unique_key": name, "output_files_dir": f"{name}_files"})
-    found = LOCAL.search(body)
-    if found:
-        raise ValueError(f"{name}: a path of this machine stands in the outputs: {found[0]}")
+    local = LOCAL.search(body)
+    if local:
+        raise ValueError(f"{name}: a path of this machine stands in the outputs: {local[0]}")
     page = f"{MADE}\n\n{tidy(as_shown(body)).strip()}\n"
     pictures = {PAGES / path: smaller(png) for path, png in resources["outputs"].items()}
     return {PAGES / f"{name}.md": page.encode()} | pictures
 
 
 def tidy(page: str) -> str:
-    """Name pictures by the heading that they stand under, for those who do not see them; one empty line is enough."""
+    """Describe pictures by the heading above them, for readers who cannot see them, and remove repeated empty lines."""
     heading, lines, fenced = "", [""], False
     for line in page.splitlines():
         fenced ^= line.startswith("```")
@@ -99,7 +99,7 @@ def tidy(page: str) -> str:
 
 
 def smaller(png: bytes) -> bytes:
-    """The picture with few colours."""
+    """The picture with fewer colours."""
     image = Image.open(io.BytesIO(png)).convert("RGB").quantize(COLOURS, Image.Quantize.MAXCOVERAGE, dither=0)
     file = io.BytesIO()
     image.save(file, "PNG", optimize=True)

@@ -46,7 +46,7 @@ class SettingsDoNotFit:
 '''
 NOT_ITS_OWN = {"method: Known": "SettingsDoNotFit", "method: str": ""}  # the last overloads, and what they return
 PATHS = {"checkpoint", "config", "data_root", "descriptions", "init_from", "output", "teacher", "text"}  # or texts
-ANYTHING = {"dataset"}  # splits in hand, beside a name
+ANYTHING = {"dataset"}  # a loaded dataset, or a name
 
 
 def stub() -> str:
@@ -62,12 +62,12 @@ def stub() -> str:
     for name in classes:
         method = f"method: Literal[{name!r}]" + " = ..." * (name == usual)
         parts += [overload(run, method, settings_of(name, "Run"), about=about[name])]
-    of_a_file = {"config: StrPath": ""}  # which may name the method
+    of_a_file = {"config: StrPath": ""}  # which may contain the method
     return "".join(parts + [overload(run, first, returned=kind) for first, kind in (NOT_ITS_OWN | of_a_file).items()])
 
 
 def settings(classes: dict[str, type[PromptLearner]]) -> list[str]:
-    """The classes of settings: of every method, of a run, and two a method, without a run's and with them."""
+    """The classes of settings: of every method, of a run, and two per method, without and with those of a run."""
     shared, running = get_type_hints(PromptLearner.Config), get_type_hints(RunConfig)
     del running["method"]  # each overload has its own
     parts = [typed_dict("MethodSettings", shared), typed_dict("RunSettings", running)]
@@ -86,13 +86,13 @@ def settings_of(method: str, kind: str = "Settings") -> str:
 
 
 def typed_dict(name: str, hints: dict[str, Any], base: str = "TypedDict", without: Iterable[str] = ()) -> str:
-    """A class of keys and their types, of which none is needed."""
+    """The source of a class of keys and their types, all optional."""
     lines = [f"    {key}: {written(key, hint)}\n" for key, hint in hints.items() if key not in without]
     return f"\nclass {name}({base}, total=False):" + ("\n" + "".join(lines) if lines else " ...\n")
 
 
 def written(key: str, hint: Any) -> str:
-    """A type as source."""
+    """The source of a type."""
     if key in ANYTHING:
         return "Any"
     if get_origin(hint) is Union:
