@@ -59,15 +59,15 @@ def test_all_defects_of_a_folder_are_told_at_once(tmp_path: Path, capsys: pytest
     assert len(report.defects) == 6
     assert report.classes_of_own == {"AnnualCrop": 4, "cat": 13, "red fox": 10, "single": 1}
     assert [note[:30] for note in report.notes] == [
-        "1 image lies in " + str(root)[:14],
+        "1 image is left out, not being in a class folder"[:30],
         "1 file in " + str(root)[:20],
-        "1 of 4 class names is words ru",
+        "1 of 4 class names is made of ",
         f"the classes of folder:{root}"[:30],
     ]
     assert main(["check", f"folder:{root}", "--quiet", "lines=1"]) == 1
     out = capsys.readouterr().out
     assert "  classes: AnnualCrop 4, cat 13, red fox 10, single 1\n" in out
-    assert "  note: 1 image lies in" in out
+    assert "  note: 1 image is left out, not being" in out
     assert out.endswith("  and 5 more (lines=N shows N)\n")
 
 
