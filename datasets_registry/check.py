@@ -172,8 +172,13 @@ def _exists(place: str) -> bool:
     return path.exists() or (any(sign in path.name for sign in "*?[{") and path.parent.is_dir())
 
 
+def _distinct(splits: DatasetSplits) -> list[Item]:
+    """The items of all parts, each path once."""
+    return list({item.path: item for part in PARTS for item in getattr(splits, part)}.values())
+
+
 def _images_of_classes(splits: DatasetSplits) -> dict[str, int]:
-    labels = Counter({item.path: item.label for part in PARTS for item in getattr(splits, part)}.values())
+    labels = Counter(item.label for item in _distinct(splits))
     return {name: labels[label] for label, name in enumerate(splits.class_names)}
 
 
@@ -221,7 +226,7 @@ def _against_card(card: Card, splits: DatasetSplits) -> list[str]:
     """A line for each count and class name that differs from the card's."""
     says = "the literature says" if card.approximate else "the card says"
     counts = {part: len(getattr(splits, part)) for part in PARTS}
-    items = {item.path for part in PARTS for item in getattr(splits, part)}
+    items = _distinct(splits)
     counts["total"] = len(items)
     counts |= {half: len(splits.select(half).test) for half in ("base", "new") if half in card.counts}
     defects = [
@@ -229,7 +234,7 @@ def _against_card(card: Card, splits: DatasetSplits) -> list[str]:
         for part, expected in card.counts.items()
         if part in counts and counts[part] != expected
     ]
-    by_domain = Counter(i.domain for i in {i.path: i for part in PARTS for i in getattr(splits, part)}.values())
+    by_domain = Counter(item.domain for item in items)
     defects += [
         f"the domain {domain} has {by_domain[domain]:,} images, {says} {expected:,}"
         for domain, expected in card.domain_counts.items()
@@ -263,7 +268,7 @@ def _duplicates(splits: DatasetSplits) -> list[str]:
 
 def _misplaced(splits: DatasetSplits) -> list[str]:
     """A line for each image whose folder, or name up to its number, has another label in nearly all other images."""
-    items = list({item.path: item for part in PARTS for item in getattr(splits, part)}.values())
+    items = _distinct(splits)
     groups: dict[str, list[Item]] = defaultdict(list)
     for item in items:
         folder, _, name = item.path.rpartition("/")
@@ -282,7 +287,7 @@ def _misplaced(splits: DatasetSplits) -> list[str]:
 
 def _check_files(splits: DatasetSplits, follow_links: bool = False) -> tuple[list[Item], list[str]]:
     """Return the items that are safe to open, and a line for each that is missing, empty or linked from elsewhere."""
-    items = list({item.path: item for part in PARTS for item in getattr(splits, part)}.values())
+    items = _distinct(splits)
     if splits.image_dir is None:
         return items, []
     by_folder: dict[str, list[Item]] = defaultdict(list)

@@ -67,7 +67,7 @@ def main(argv: Sequence[str]) -> int:
 
 def _run(settings: Mapping[str, Any], reporter: Reporter) -> int:
     folder = Path(str(settings["run"])).expanduser()
-    if not (folder / RESULT).is_file():  # told before torch is imported, which takes seconds
+    if not (folder / RESULT).is_file():  # before torch is imported, which takes seconds
         raise VlpromptError(f"no result at {folder / RESULT}: the run has not finished, or the path is wrong")
     from vlprompt.report.inspection import save_inspections
     from vlprompt.runs.inspecting import inspect_run

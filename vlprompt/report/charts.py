@@ -204,12 +204,12 @@ def gains_chart(changes: Sequence[ClassChange], most: int = 8) -> str:
             parts.append(_text(128, middle, f"… {len(changes) - 2 * most} between", "end faint"))
             continue
         left, right = sorted((x(0), x(change.gain)))
-        told = f"{change.name}: {change.zero_shot:.1f} → {change.accuracy:.1f} of {change.n_images} images"
+        tooltip = f"{change.name}: {change.zero_shot:.1f} → {change.accuracy:.1f} of {change.n_images} images"
         parts.append(_text(128, middle, shorten(change.name, WIDEST), "end"))
         if change.gain:
             parts.append(
                 f'<rect class="{"gain" if change.gain > 0 else "loss"}" x="{left}" y="{middle - 9}" '
-                f'width="{max(round(right - left, 1), 0.5)}" height="12"><title>{_escaped(told)}</title></rect>'
+                f'width="{max(round(right - left, 1), 0.5)}" height="12"><title>{_escaped(tooltip)}</title></rect>'
             )
         end, kind = (round(left - 4, 1), "end") if change.gain < 0 else (round(right + 4, 1), "")
         parts.append(_text(end, middle, f"{change.gain:+.0f}" if abs(change.gain) >= 0.5 else "0", kind))
@@ -246,8 +246,8 @@ def robin_hood_chart(changes: Sequence[ClassChange], classes: str) -> str:
 def _dots(changes: Sequence[ClassChange], x: Axis, y: Axis, classes: str) -> str:
     """A dot per class; if there are many, all in one element without tooltips."""
     if len(changes) <= MANY:
-        told = ((each, f"{each.name}: {each.zero_shot:.1f} {each.gain:+.1f}") for each in changes)
-        return "".join(_dot(x(each.zero_shot), y(each.gain), text, classes) for each, text in told)
+        tooltips = ((each, f"{each.name}: {each.zero_shot:.1f} {each.gain:+.1f}") for each in changes)
+        return "".join(_dot(x(each.zero_shot), y(each.gain), text, classes) for each, text in tooltips)
     places = "".join(f"M{x(each.zero_shot)} {y(each.gain)}h0" for each in changes)
     return f'<path class="dots {classes}" d="{places}"/>'
 
@@ -282,11 +282,11 @@ def confusion_chart(names: Sequence[str], counts: Sequence[Sequence[int]], total
         for j, images in enumerate(row):
             if images:
                 parts.append(_cell(left + j * size, top + i * size, size, images / totals[i], images, i == j))
-                told = f"{images:,} of {totals[i]:,} images of {names[i]}: {names[j]}"
-                parts.append(f"<title>{_escaped(told)}</title></g>")
+                tooltip = f"{images:,} of {totals[i]:,} images of {names[i]}: {names[j]}"
+                parts.append(f"<title>{_escaped(tooltip)}</title></g>")
     frame = f'<rect class="frame" x="{left}" y="{top}" width="{n * size}" height="{n * size}"/>'
-    told = f"Confusion of {n} classes: true ones in rows, what they were taken for in columns"
-    return _svg(left + n * size + 8, top + n * size + 6, told, [frame, *parts])
+    description = f"Confusion of {n} classes: true ones in rows, what they were taken for in columns"
+    return _svg(left + n * size + 8, top + n * size + 6, description, [frame, *parts])
 
 
 def _cell(x: float, y: float, size: float, share: float, images: int, right: bool) -> str:
@@ -306,11 +306,11 @@ def reliability_chart(each: Reliability, colour: str) -> str:
     for i, (n, accuracy) in enumerate(zip(each.images, each.accuracy, strict=True)):
         if n:
             left, right = x(i / bins), x((i + 1) / bins)
-            told = f"confidence {i / bins:.2f} to {(i + 1) / bins:.2f}: accuracy {accuracy:.2f} of {n:,} images"
+            tooltip = f"confidence {i / bins:.2f} to {(i + 1) / bins:.2f}: accuracy {accuracy:.2f} of {n:,} images"
             parts.append(
                 f'<rect class="bar {colour}" fill-opacity="{0.25 + 0.75 * n / most:.2f}" x="{left + 0.6:.1f}" '
                 f'y="{y(accuracy)}" width="{right - left - 1.2:.1f}" height="{y(0) - y(accuracy):.1f}">'
-                f"<title>{_escaped(told)}</title></rect>"
+                f"<title>{_escaped(tooltip)}</title></rect>"
             )
     parts.append(f'<path class="diagonal" d="M{x(0)} {y(0)}L{x(1)} {y(1)}"/>')
     return _svg(320, 216, "Accuracy by confidence", parts)
@@ -333,6 +333,6 @@ def coverage_chart(curve: AccuracyCoverage, colour: str, min_probability: float 
     marked = points[-1:] if min_probability is None else [(min_probability, *curve.at(min_probability))]
     for threshold, coverage, accuracy in marked:
         if accuracy is not None:
-            told = f"from {threshold:.2f}: {coverage:.1%} of the images answered, {accuracy:.1%} of these right"
-            parts.append(_dot(x(coverage), y(100 * accuracy), told, colour, 4))
+            tooltip = f"from {threshold:.2f}: {coverage:.1%} of the images answered, {accuracy:.1%} of these right"
+            parts.append(_dot(x(coverage), y(100 * accuracy), tooltip, colour, 4))
     return _svg(320, 216, "Accuracy by the share of images that are answered", parts)

@@ -35,9 +35,8 @@ def _table(group: Group) -> Table | None:
     shots = group.telling_keys[0][2]
     title = f"who gains: {group.title}" + (f", {say_shots(shots)}" if shots else "")
     columns = tuple(Column(name, ranked=False) for name in COLUMNS)
-    conditions = {key: value for key, value in group.conditions.items() if key != "identity"}
     caption = CAPTION.format(say_conditions(group))
-    return Table(title, "robin_hood", caption, columns, tuple(sections), conditions=conditions)
+    return Table(title, "robin_hood", caption, columns, tuple(sections), conditions=group.shown_conditions)
 
 
 def robin_hoods(group: Group, key: Key) -> dict[str, RobinHood]:

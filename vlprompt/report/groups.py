@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
@@ -75,14 +76,19 @@ class Group:
     def keys(self) -> list[Key]:
         """All tests, in the order of datasets and shots, and of targets as in the runs."""
         keys = dict.fromkeys(key for cells in self.values.values() for key in cells)
-        return sorted(keys, key=lambda key: (key[0], key[2] if isinstance(key[2], int) else 10**9))
+        return sorted(keys, key=lambda key: (key[0], shots_order(key[2])))
 
     @property
     def telling_keys(self) -> list[Key]:
         """The tests with the largest number of shots."""
         keys = self.keys
-        most = max((key[2] for key in keys), key=lambda k: k if isinstance(k, int) else 10**9, default=None)
+        most = max((key[2] for key in keys), key=shots_order, default=None)
         return [key for key in keys if key[2] == most]
+
+    @property
+    def shown_conditions(self) -> dict[str, Any]:
+        """The conditions without the backbone's identity, which is a dictionary."""
+        return {key: value for key, value in self.conditions.items() if key != "identity"}
 
     @cached_property
     def seeds(self) -> tuple[int, ...]:
@@ -102,6 +108,11 @@ class Group:
         shots = self.conditions.get("shots")
         parts = [self.protocol.replace("_", " "), f"from {source}" if source else "", say_shots(shots) if shots else ""]
         return ", ".join(part for part in parts if part)
+
+
+def shots_order(shots: int | str | None) -> float:
+    """A sort key for numbers of shots: ``all`` and None come last."""
+    return shots if isinstance(shots, int) else math.inf
 
 
 def say_shots(shots: int | str) -> str:

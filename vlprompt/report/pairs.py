@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from vlprompt.errors import VlpromptError, nearest
 from vlprompt.evaluation.statistics import ClassChange, Comparison, class_changes, compare
@@ -63,14 +62,9 @@ def _of_group(group: Group, pair: Sequence[str]) -> list[Table]:
         "so within -100 and 100; decided: whether it excludes zero.",
         columns,
         (Section("", tuple(lines)),),
-        conditions=_shown_conditions(group),
+        conditions=group.shown_conditions,
     )
     return [table, *(t for label in pair if (t := _changes(group, label)))]
-
-
-def _shown_conditions(group: Group) -> dict[str, Any]:
-    """A group's conditions without the backbone's identity, which is no text."""
-    return {key: value for key, value in group.conditions.items() if key != "identity"}
 
 
 def _line(one: Comparison, prefix: str, seeds: tuple[int, ...]) -> Line:
@@ -117,7 +111,7 @@ def _changes(group: Group, label: str) -> Table | None:
     columns = tuple(Column(name, ranked=False) for name in ("zero-shot", label, "gain", "images"))
     title = f"classes on which {label} gains and loses: {group.title}" + (f", {say_shots(shots)}" if shots else "")
     caption = f"accuracy of a class (%), mean over seeds, against zero-shot; {say_conditions(group)}."
-    return Table(title, "classes", caption, columns, tuple(sections), conditions=_shown_conditions(group), seeds=False)
+    return Table(title, "classes", caption, columns, tuple(sections), conditions=group.shown_conditions, seeds=False)
 
 
 def _class_line(c: ClassChange) -> Line:

@@ -18,7 +18,7 @@ from vlprompt.evaluation.averages import SIDES, sides_of
 from vlprompt.evaluation.protocols import PROTOCOLS
 from vlprompt.evaluation.significance import LEVEL
 from vlprompt.report.cells import METRICS, Cell, Metric, Rule, check_metric, combine, first, h_of_averages, tested
-from vlprompt.report.groups import STUDY, Group, Key, say_shots
+from vlprompt.report.groups import STUDY, Group, Key, say_shots, shots_order
 from vlprompt.report.marks import with_gains, with_marks, with_second
 from vlprompt.report.names import display_dataset, display_method
 from vlprompt.report.published import Figures, Published, comparable, load_published
@@ -131,7 +131,7 @@ def _of_group(group: Group, layout: Layout, figures: Figures | None, chosen: Seq
     if figures:
         rows |= _published_rows(figures, blocks, chosen)
     table = _table(group.protocol, blocks, rows, layout, f"{_named(group)}, {say_conditions(group)}")
-    table.conditions = {key: value for key, value in group.conditions.items() if key != "identity"}
+    table.conditions = group.shown_conditions
     table.notes = [*group.notes, *incomplete(table), *_sources(figures, chosen)]
     if layout.significance:
         table.notes.append(
@@ -161,7 +161,7 @@ def make_blocks(protocol: str, keys: Sequence[Key]) -> list[Block]:
     """Return the blocks of columns for a protocol's tests; the average over several datasets comes first."""
     datasets = _in_order(dict.fromkeys(key[0] for key in keys))
     if protocol == STUDY:
-        shots = sorted({key[2] for key in keys}, key=lambda k: k if isinstance(k, int) else 10**9)
+        shots = sorted({key[2] for key in keys}, key=shots_order)
 
         def of(chosen: Sequence[str]) -> tuple[tuple[str, tuple[Key, ...], Rule], ...]:
             return tuple((str(k), tuple((d, "all", k) for d in chosen), _mean(chosen)) for k in shots)

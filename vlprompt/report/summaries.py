@@ -9,6 +9,7 @@ import numpy as np
 from vlprompt.errors import VlpromptError
 from vlprompt.evaluation.abstention import POINTS
 from vlprompt.evaluation.metrics import Reliability, confusion_matrix
+from vlprompt.evaluation.rows import Row
 from vlprompt.evaluation.saved_predictions import read_predictions
 from vlprompt.report.cells import Cell
 from vlprompt.report.groups import Group, Key
@@ -47,8 +48,7 @@ def pooled_reliability(group: Group, label: str, keys: Sequence[Key] | None = No
         label: a method of the group.
         keys: the tests; by default all of the group's at the largest number of shots.
     """
-    tests = [test for key in keys or group.telling_keys for test in group.values[label].get(key, ())]
-    curves = [test.row.reliability for test in tests if test.row.reliability is not None]
+    curves = [row.reliability for row in _rows(group, label, keys) if row.reliability is not None]
     if not curves:
         return None
     images = np.array([each["images"] for each in curves])  # (tests, bins)
@@ -72,13 +72,16 @@ def mean_selective(
         label: a method of the group.
         keys: the tests; by default all of the group's at the largest number of shots.
     """
-    tests = [test for key in keys or group.telling_keys for test in group.values[label].get(key, ())]
-    saved = [test.row.selective for test in tests if test.row.selective is not None]
+    saved = [row.selective for row in _rows(group, label, keys) if row.selective is not None]
     if not saved:
         return None
     shares = (np.arange(POINTS) + 1) / POINTS
     curves = [np.interp(shares, each["coverage"], each["accuracy"]) for each in saved]
     return (100 * shares).tolist(), (100 * np.mean(curves, axis=0)).tolist()
+
+
+def _rows(group: Group, label: str, keys: Sequence[Key] | None) -> list[Row]:
+    return [test.row for key in keys or group.telling_keys for test in group.values[label].get(key, ())]
 
 
 def confusion_counts(group: Group, label: str, key: Key) -> tuple[list[str], np.ndarray]:

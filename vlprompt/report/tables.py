@@ -25,7 +25,7 @@ from vlprompt.report.cells import (
     mean_of_h,
     tested,
 )
-from vlprompt.report.groups import STUDY, ZERO_SHOT, Group, Key, say_shots
+from vlprompt.report.groups import STUDY, ZERO_SHOT, Group, Key, say_shots, shots_order
 
 
 @dataclass(frozen=True)
@@ -199,7 +199,7 @@ def _base_new(group: Group, measure: Metric) -> list[Table]:
 
 def _few_shot(group: Group, measure: Metric) -> Table:
     datasets, keys = _datasets(group), group.keys
-    shots = sorted({key[2] for key in keys}, key=lambda k: k if isinstance(k, int) else 10**9)
+    shots = sorted({key[2] for key in keys}, key=shots_order)
     sections = []
     images = {dataset: max(_images(group, (dataset, "all", k)) for k in shots) for dataset in datasets}
     for name, members in _averaged(datasets).items():
@@ -228,7 +228,7 @@ def _targets(group: Group, measure: Metric) -> Table:
 
 def _finish(table: Table, group: Group, measure: Metric) -> Table:
     """Add the conditions, caption and notes to a table, and mark its best numbers."""
-    table.conditions = {key: value for key, value in group.conditions.items() if key != "identity"}
+    table.conditions = group.shown_conditions
     table.caption = f"{measure.title}; {say_conditions(group)}. Rule: {PROTOCOLS.get(group.protocol).averaging}."
     table.caption += say_spread(table)
     table.notes = [*group.notes, *incomplete(table), *say_parts(group)]

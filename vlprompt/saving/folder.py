@@ -182,8 +182,8 @@ def _load(folder: Path, path: str, remote: bool, clip: FrozenCLIP | None, device
         ) from error
     learner.teacher.reads_files = False
     learner.taught_by_identity = _identity_of_teacher(saved)
-    told = saved["extra"].get("start")
-    learner.start = dict(told) if isinstance(told, dict) else None
+    start = saved["extra"].get("start")
+    learner.start = dict(start) if isinstance(start, dict) else None
     own = saved["extra"].get("dataset")
     learner.learnt_on = tuple(own.split("+")) if isinstance(own, str) else ()
     learner.reserve(declared)
