@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator
 
 from vlprompt.base.environment import git_commit, host_memory
+from vlprompt.base.threads import usable_cores
 from vlprompt.version import __version__
 
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
@@ -45,7 +46,7 @@ def _found() -> Iterator[tuple[str, str]]:
 def _cores() -> str:
     """The number of cores, and how many of them this process may use."""
     every = os.cpu_count() or 1
-    mine = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else every
+    mine = usable_cores()
     return str(every) if mine == every else f"{mine} of {every}"
 
 

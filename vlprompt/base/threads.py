@@ -28,6 +28,11 @@ def wait_briefly() -> None:
         os.environ["GOMP_SPINCOUNT"] = TURNS
 
 
+def usable_cores() -> int:
+    """Return the number of cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def threads_for(model: nn.Module, asked: int | None = None) -> int:
     """Return how many threads a model is to be run by.
 

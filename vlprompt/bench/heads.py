@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -16,6 +15,7 @@ from torch import Tensor
 from vlprompt.base.environment import Clock, process_peak
 from vlprompt.base.reporter import Reporter
 from vlprompt.bench.cases import class_names
+from vlprompt.bench.fresh_process import ProcessFailed, run_module
 from vlprompt.bench.measuring import reset_peak_memory
 from vlprompt.clip.frozen import FrozenCLIP
 from vlprompt.data import DatasetSplits, FeatureBank
@@ -183,13 +183,11 @@ def summary(method: str, row: dict[str, Any]) -> str:
 
 
 def _in_process(case: Case) -> dict[str, Any]:
-    """``measure`` in a fresh process."""
-    command = [sys.executable, "-W", "ignore", "-m", "vlprompt.bench.heads", json.dumps(asdict(case))]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        return {"failed": (done.stderr.strip().splitlines() or ["killed, probably for want of memory"])[-1]}
-    measured: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
-    return measured
+    """``measure`` in a new process; if there are no numbers, ``failed`` says why."""
+    try:
+        return run_module("vlprompt.bench.heads", asdict(case))
+    except ProcessFailed as error:
+        return {"failed": str(error)}
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -21,6 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from vlprompt.base.devices import DTYPES
 from vlprompt.base.environment import process_peak
 from vlprompt.bench.cases import Case, class_names
+from vlprompt.bench.fresh_process import ProcessFailed, run_module
 from vlprompt.clip.catalog import TINY
 from vlprompt.clip.chunks import KEPT
 from vlprompt.clip.edits import FullLength, Trimmed
@@ -203,18 +203,11 @@ def full_length_bytes(case: Case, clip: FrozenCLIP) -> float:
 
 def in_process(case: Case, backbone: str, repeats: int, device: str = "cpu") -> dict[str, Any]:
     """``measure`` in a new process; if there are no numbers, ``skipped`` says why."""
-    arguments = json.dumps({"case": asdict(case), "backbone": backbone, "repeats": repeats, "device": device})
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-m", "vlprompt.bench.measuring", arguments],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode:
-        last = (done.stderr.strip().splitlines() or ["killed, probably for want of memory"])[-1]
-        return {"skipped": last}
-    measured: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
-    return measured
+    arguments = {"case": asdict(case), "backbone": backbone, "repeats": repeats, "device": device}
+    try:
+        return run_module("vlprompt.bench.measuring", arguments)
+    except ProcessFailed as error:
+        return {"skipped": str(error)}
 
 
 def describe(device: torch.device) -> dict[str, Any]:
@@ -227,5 +220,5 @@ def describe(device: torch.device) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    asked = json.loads(sys.argv[1])
-    print(json.dumps(measure(Case(**asked.pop("case")), **asked)))
+    arguments = json.loads(sys.argv[1])
+    print(json.dumps(measure(Case(**arguments.pop("case")), **arguments)))

@@ -18,8 +18,9 @@ from typing import Any
 
 import torch
 
-from vlprompt.base.threads import TURNS, WAITING
+from vlprompt.base.threads import TURNS, WAITING, usable_cores
 from vlprompt.bench.cases import Case
+from vlprompt.bench.fresh_process import ProcessFailed, run_module
 from vlprompt.bench.measuring import own_weights, work
 from vlprompt.clip.catalog import TINY
 from vlprompt.clip.loading import load_clip
@@ -67,16 +68,16 @@ def bench_threads(
     Raises:
         VlpromptError: a number is too small, or a measurement failed.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = usable_cores()
     load, threads = cores if load is None else load, threads or max(cores, 2)
     if min(classes, batch, steps, repeats, threads) < 1 or load < 0:
         raise VlpromptError("classes, batch, steps, repeats and threads must be at least 1, and load at least 0")
     case = Case(method, classes=classes, batch=batch, images="cached")
-    asked = {"case": asdict(case), "backbone": backbone, "steps": steps}
+    arguments = {"case": asdict(case), "backbone": backbone, "steps": steps}
     rows: dict[str, dict[str, Any]] = {name: {} for name in ways(threads)}
     for state, busy in (("idle", 0), ("busy", load)):
         with kept_busy(busy):
-            turns = [{name: _measured(asked, way) for name, way in ways(threads).items()} for _ in range(repeats)]
+            turns = [{name: _measured(arguments, way) for name, way in ways(threads).items()} for _ in range(repeats)]
         for name in rows:
             taken = {key: statistics.median(turn[name][key] for turn in turns) for key in ("seconds", "cpu_s")}
             rows[name][state] = taken
@@ -103,23 +104,22 @@ def measure(case: Case, backbone: str, steps: int) -> dict[str, float]:
     clip = load_clip(backbone, own_weights(backbone), precision=case.precision, device="cpu")
     measured = work(case, clip)
     measured.run(measured.fresh())
-    given = [measured.fresh() for _ in range(steps)]
+    inputs = [measured.fresh() for _ in range(steps)]
     start, busy = time.perf_counter(), time.process_time()
-    for each in given:
+    for each in inputs:
         measured.run(each)
     return {"seconds": time.perf_counter() - start, "cpu_s": time.process_time() - busy}
 
 
-def _measured(asked: dict[str, Any], way: dict[str, str]) -> dict[str, float]:
-    command = [sys.executable, "-W", "ignore", "-m", "vlprompt.bench.threads", json.dumps(asked)]
-    here = {name: value for name, value in os.environ.items() if name not in WAITING}
-    done = subprocess.run(command, env=here | way, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise VlpromptError(f"the measurement failed: {(done.stderr.strip().splitlines() or ['killed'])[-1]}")
-    found: dict[str, float] = json.loads(done.stdout.strip().splitlines()[-1])
-    return found
+def _measured(arguments: dict[str, Any], way: dict[str, str]) -> dict[str, float]:
+    """``measure`` in a new process with the environment variables of a way."""
+    inherited = {name: value for name, value in os.environ.items() if name not in WAITING}
+    try:
+        return run_module("vlprompt.bench.threads", arguments, inherited | way)
+    except ProcessFailed as error:
+        raise VlpromptError(f"the measurement failed: {error}") from error
 
 
 if __name__ == "__main__":
-    given = json.loads(sys.argv[1])
-    print(json.dumps(measure(Case(**given["case"]), given["backbone"], given["steps"])))
+    arguments = json.loads(sys.argv[1])
+    print(json.dumps(measure(Case(**arguments["case"]), arguments["backbone"], arguments["steps"])))

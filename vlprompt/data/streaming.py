@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vlprompt.base.threads import usable_cores
 from vlprompt.data.generated import GeneratedViews
 from vlprompt.data.images import as_rgb
 from vlprompt.data.masks import RegionTransform, open_mask_beside
@@ -95,7 +96,7 @@ def is_preprocessed(image: Any) -> bool:
 
 def default_threads() -> int:
     """Return the default number of decoding threads: one per core, or 0 on a single core."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = usable_cores()
     return cores if cores > 1 else 0
 
 
