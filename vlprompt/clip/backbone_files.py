@@ -122,8 +122,8 @@ def _openai_model(name: str, path: Path, state: dict[str, Tensor], facts: TagFac
     odd = next((key for key in held if held[key] != expected[key]), None)
     if odd:
         warnings.warn(
-            f"{path} holds a model of other sizes than {name} ({odd} is {held[odd]} and not {expected[odd]}), and "
-            "those of the file are taken: name the architecture that it is of",
+            f"{path} contains a model of other sizes than {name} ({odd} is {held[odd]}, not {expected[odd]}), which "
+            "are used: give backbone= the architecture of the file",
             stacklevel=6,
         )
     return cast(nn.Module, model)

@@ -59,7 +59,7 @@ def describe_alike(clip: FrozenCLIP, class_names: Sequence[str]) -> tuple[list[s
     ]
     of_model = [
         f"{clip.name} cannot tell {sum(map(len, alike))} of {len(class_names)} class names apart, such as "
-        f"{_quoted(group)}: it does not know their words, so accuracy on them is chance; take a larger backbone, such "
+        f"{_quoted(group)}: it does not know their words, so accuracy on them is chance; use a larger backbone, such "
         "as backbone=ViT-B-16 pretrained=openai"
         for group in alike[:1]
     ]
@@ -77,8 +77,8 @@ def describe_unseen(clip: FrozenCLIP, class_names: Sequence[str]) -> list[str]:
     if len(unseen) < FAR * len(class_names):
         return []
     return [
-        f"{clip.name} saw no picture in its pretraining that was called by any word of {len(unseen)} of "
-        f"{len(class_names)} class names, such as {_quoted(unseen)}: expect little of it there, or take a larger "
+        f"{clip.name} was not pretrained on pictures named with any word of {len(unseen)} of {len(class_names)} "
+        f"class names, such as {_quoted(unseen)}: expect a low zero-shot accuracy, or use a larger "
         "backbone, such as backbone=ViT-B-16 pretrained=openai"
     ]
 

@@ -46,8 +46,8 @@ def check_keys(others: Mapping[str, Any], class_names: Sequence[str]) -> None:
         return
     hint = f"'{odd[0]}': {nearest(natural_name(odd[0]), map(natural_name, class_names))}"
     if len(odd) == len(others):
-        raise VlpromptError(f"names has other names of none of the classes here, but of {hint}")
-    warn(f"names has {len(odd)} of {len(others)} keys that are no classes here, first {hint}")
+        raise VlpromptError(f"names has no key that is a class here; the first is {hint}")
+    warn(f"names has {len(odd)} of {len(others)} keys that are not classes here, the first is {hint}")
 
 
 def facts_with_names(cls: type, config: Any, facts: Facts, base: type) -> Facts:
