@@ -242,3 +242,32 @@ def test_the_best_epoch_is_kept_the_later_of_equals_also_after_an_interruption(
     assert torch.equal(whole.last_state["prompt.ctx"], states[4])
     states.clear()
     assert torch.equal(run(interrupted=True).prompt.ctx, whole.prompt.ctx)
+
+
+@pytest.mark.parametrize("mode", [torch.inference_mode, torch.no_grad], ids=["inference", "no_grad"])
+def test_modes_of_the_caller_neither_stop_nor_spoil_a_training(mode: type, small_clip: FrozenCLIP) -> None:
+    clip = FrozenCLIP(testing.small_model(), small_clip.tokenizer, device="cpu")  # of which nothing is known yet
+    with mode():
+        kept = [create_learner(m, clip, testing.NAMES, n_ctx=2) for m in ("kgcoop", "coop")]
+        testing.logits_of(create_learner("zero_shot", clip, testing.NAMES))  # whose class features are kept for all
+        train(kept[0], batches, options(epochs=1))
+    expected = testing.make("kgcoop", n_ctx=2)
+    train(expected, batches, options(epochs=1))
+    assert torch.equal(kept[0].prompt.ctx, expected.prompt.ctx)
+    train(kept[1], batches, options(epochs=1))
+    train(create_learner("kgcoop", clip, testing.NAMES, n_ctx=2), batches, options(epochs=1))
+
+
+def test_learners_are_fp32_whatever_is_the_default(small_clip: FrozenCLIP) -> None:
+    torch.set_default_dtype(torch.float64)
+    try:
+        learner = create_learner("coop", small_clip, testing.NAMES, n_ctx=2)
+        history = train(learner, batches, options(epochs=1))
+        assert testing.logits_of(testing.make("mocoop")).dtype == torch.float32
+    finally:
+        torch.set_default_dtype(torch.float32)
+    same = create_learner("coop", small_clip, testing.NAMES, n_ctx=2)
+    assert [record["loss"] for record in history] == [
+        record["loss"] for record in train(same, batches, options(epochs=1))
+    ]
+    assert torch.equal(learner.prompt.ctx, same.prompt.ctx)

@@ -20,6 +20,7 @@ from torch import nn
 
 from vlprompt.base.checks import checked
 from vlprompt.base.devices import Precision, check_precision, resolve_device, tell_slow_bf16
+from vlprompt.base.modes import default_modes
 from vlprompt.clip.backbone_files import from_checkpoint
 from vlprompt.clip.backbone_tags import tag_facts
 from vlprompt.clip.catalog import TINY
@@ -41,6 +42,7 @@ OFFLINE_WAYS = (
 
 
 @checked
+@default_modes()
 def load_clip(
     name: str | nn.Module,
     pretrained: str | None = None,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from vlprompt.base.modes import default_modes
 from vlprompt.base.reporter import Reporter
 from vlprompt.base.settings import AUTO, TrainOptions
 from vlprompt.base.threads import computing_with, threads_for
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from vlprompt.estimator.classifier import PromptClassifier
 
 
+@default_modes()
 def learn(
     estimator: PromptClassifier,
     X: Any,

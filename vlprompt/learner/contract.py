@@ -126,7 +126,7 @@ class PromptLearner(ScoredClasses):
             VlpromptError: its learnables would be elsewhere than the frozen model, or no longer fp32.
         """
         home = self.clip.device
-        moved = fn(torch.zeros(1, device=home))
+        moved = fn(torch.zeros(1, dtype=torch.float32, device=home))
         if moved.device.type != home.type or moved.dtype != torch.float32:
             raise VlpromptError(
                 f"a learner stays in fp32 on {home}, where its frozen model is: give load_clip another device= or "

@@ -10,6 +10,7 @@ from datasets_registry.descriptions import names_file, read_descriptions
 from datasets_registry.synonyms import read_synonyms
 from vlprompt.base.checks import check_seed, check_templates, checked
 from vlprompt.base.environment import enough_memory
+from vlprompt.base.modes import default_modes
 from vlprompt.base.wiring import wired
 from vlprompt.clip.frozen import FrozenCLIP
 from vlprompt.clip.name_checks import check_names
@@ -27,6 +28,7 @@ OF_LOOP = ("gradient_rule", "aggregator", "after_step")  # settings that only th
 
 
 @checked
+@default_modes()
 def create_learner(
     method: str,
     clip: FrozenCLIP,

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from datasets_registry.descriptions import DESCRIPTION_SETS, names_file, read_descriptions
 from vlprompt.base.checks import check_templates
+from vlprompt.base.modes import default_modes
 from vlprompt.clip.frozen import FrozenCLIP
 from vlprompt.clip.naming import names_and_owners, natural_name
 from vlprompt.clip.text import average_names
@@ -85,6 +86,7 @@ class Teacher:
         self._cache = _KNOWN.setdefault(clip, {})
         self._last: tuple[Tensor, int | None, Tensor] | None = None
 
+    @default_modes()
     def text_features(
         self,
         class_names: Sequence[str],
@@ -114,6 +116,7 @@ class Teacher:
             self._cache[key] = F.normalize(mean, dim=-1) if normalise_last else mean
         return self._cache[key]
 
+    @default_modes()
     def description_table(self, class_names: Sequence[str], descriptions: Sequence[str] | str) -> Tensor:
         """Normalised features of each class's descriptions (N, C, D); N is the shortest list's length.
 
@@ -135,6 +138,7 @@ class Teacher:
             self._cache[key] = F.normalize(self.clip.encode_text(texts).unflatten(0, (count, -1)), dim=-1)
         return self._cache[key]
 
+    @default_modes()
     def described(
         self,
         class_names: Sequence[str],

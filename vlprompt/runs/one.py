@@ -10,6 +10,7 @@ from datasets_registry.catalog import register_dataset
 from vlprompt.base.checks import checked
 from vlprompt.base.environment import Clock
 from vlprompt.base.layout import CHOICE, LEARNER, RESULT
+from vlprompt.base.modes import default_modes
 from vlprompt.base.reporter import Reporter
 from vlprompt.base.settings import AUTO, RunConfig, TrainOptions
 from vlprompt.base.threads import threads_for
@@ -65,6 +66,7 @@ def run(*, clip: FrozenCLIP | None = None, **settings: Any) -> Result:
     return start(settings, clip)[1]
 
 
+@default_modes()
 def start(settings: Mapping[str, Any], clip: FrozenCLIP | None = None) -> tuple[Resolved, Result]:
     """Do a run, and return its complete settings and its result; method=auto chooses the method first.
 

@@ -22,6 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from vlprompt.base.checks import checked
 from vlprompt.base.files import atomic_write
 from vlprompt.base.layout import CARD, CONFIG, EXPORTS, LAST, LEARNABLES, LEARNER, TEXT
+from vlprompt.base.modes import default_modes
 from vlprompt.base.sealed import read_tensors, write_tensors
 from vlprompt.clip.frozen import FrozenCLIP
 from vlprompt.clip.loading import load_clip
@@ -90,6 +91,7 @@ def save_learner(learner: PromptLearner, path: str | os.PathLike[str], extra: Ma
 
 
 @checked
+@default_modes()
 def load_learner(path: str | os.PathLike[str], clip: FrozenCLIP | None = None, device: str = "auto") -> PromptLearner:
     """Load a saved learner.
 

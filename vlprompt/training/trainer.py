@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from vlprompt.base.environment import Clock
 from vlprompt.base.files import atomic_write, writing
 from vlprompt.base.layout import CHECKPOINT, LOG
+from vlprompt.base.modes import default_modes
 from vlprompt.base.settings import TrainOptions
 from vlprompt.errors import VlpromptError, nearest
 from vlprompt.learner.aggregation import load_aggregation_state
@@ -67,6 +68,7 @@ class BestEpoch:
         learner.load_learnables(self.state, "the best epoch's tensors")
 
 
+@default_modes()
 def train(
     learner: nn.Module,
     batches: Batches,
@@ -196,6 +198,7 @@ class Trainer:
     attempt: str = ""
     on_steps: Callable[[str, TrainOptions, float, Mapping[str, float]], None] | None = None
 
+    @default_modes()
     def fit(self, learner: PromptLearner, feed: Feed) -> History:
         """Have a learner learn from a feed, at each point of its grid if training settings are chosen."""
         points = training_points(learner.config, feed.selection)

@@ -219,7 +219,7 @@ class MoCoOp(PromptLearner):
     def mixed(self, experts: Tensor, v: Tensor) -> Tensor:
         """For each image, a mixture of the experts (G, C, D) that the router selects: (B, C, D), not normalised."""
         best, chosen = self.router(v).topk(self.config.active)
-        shares = torch.zeros(len(v), len(experts), device=v.device).scatter(1, chosen, best.softmax(dim=-1))  # (B, G)
+        shares = best.new_zeros(len(v), len(experts)).scatter(1, chosen, best.softmax(dim=-1))  # (B, G)
         mixed: Tensor = (shares @ experts.flatten(1)).unflatten(1, experts.shape[1:])
         return mixed
 
