@@ -295,6 +295,8 @@ def test_what_cannot_be_inspected_is_told_in_a_sentence(
 
     assert "no result at" in error(f"run={tmp_path / 'nowhere'}")
     assert "has no test 'nwe'" in error(f"run={run_folder}", "targets=nwe")
+    assert "page.html is a file: give a folder" in error(f"run={run_folder}", f"output={tmp_path / 'page.html'}")
+    assert "page.html is a file: give a folder" in error("data=digits", f"output={tmp_path / 'page.html'}")
     assert "say what to inspect" in error()
     assert "inspect different things" in error(f"run={run_folder}", "data=digits")
     assert "limit does not go with run=" in error(f"run={run_folder}", "limit=3")

@@ -69,6 +69,7 @@ def _run(settings: Mapping[str, Any], reporter: Reporter) -> int:
     folder = Path(str(settings["run"])).expanduser()
     if not (folder / RESULT).is_file():  # before torch is imported, which takes seconds
         raise VlpromptError(f"no result at {folder / RESULT}: the run has not finished, or the path is wrong")
+    output = _output(settings, folder.resolve().name)
     from vlprompt.report.inspection import save_inspections
     from vlprompt.runs.inspecting import inspect_run
 
@@ -78,7 +79,7 @@ def _run(settings: Mapping[str, Any], reporter: Reporter) -> int:
     changes = {key: settings[key] for key in ("device", "data_root") if key in settings}
     check = flag_setting({"check_data": True} | dict(settings), "check_data")
     found = inspect_run(folder, targets=targets, check_data=check, reporter=reporter, **changes)
-    page = save_inspections(found, _output(settings, folder.resolve().name), settings.get("images"))
+    page = save_inspections(found, output, settings.get("images"))
     console = make_console()
     for each in found:
         _print(console, f"{each.title}: {each.headline()}")
@@ -95,7 +96,7 @@ def _run(settings: Mapping[str, Any], reporter: Reporter) -> int:
 
 
 def _data(settings: Mapping[str, Any], reporter: Reporter) -> int:
-
+    output = _output(settings, str(settings["data"]))
     from datasets_registry.catalog import is_own, load_split
     from vlprompt.analysis.data_findings import inspect_data
     from vlprompt.base.threads import computing_with, threads_for
@@ -122,7 +123,7 @@ def _data(settings: Mapping[str, Any], reporter: Reporter) -> int:
     if found is None:
         raise VlpromptError(f"{name} has fewer than two images, so there is nothing to compare")
     facts = {"backbone": clip.name, "images": f"{len(found.names):,}", "classes": f"{len(found.class_names):,}"}
-    page = save_findings(name, facts, found, _output(settings, name), settings.get("images"))
+    page = save_findings(name, facts, found, output, settings.get("images"))
     for line in found.lines():
         _print(make_console(), line)
     reporter.say(f"page  {page}")
@@ -130,13 +131,17 @@ def _data(settings: Mapping[str, Any], reporter: Reporter) -> int:
 
 
 def _output(settings: Mapping[str, Any], name: str) -> Path:
-    """Where the page goes: what was given, or a folder of the name's letters."""
-    given = settings.get("output")
-    return (
-        Path("inspect", re.sub(r"[^\w.-]+", "-", name).strip("-.")[-80:] or "page")
-        if given is None
-        else Path(str(given))
-    )
+    """The folder of the page and its table: what was given, or one with the name's letters in it.
+
+    Raises:
+        VlpromptError: a file is given.
+    """
+    if settings.get("output") is None:
+        return Path("inspect", re.sub(r"[^\w.-]+", "-", name).strip("-.")[-80:] or "page")
+    folder = Path(str(settings["output"])).expanduser()
+    if folder.is_file() or (folder.suffix in (".html", ".csv") and not folder.is_dir()):
+        raise VlpromptError(f"output={folder} is a file: give a folder, in which the pages and tables are written")
+    return folder
 
 
 def _print(console: Any, line: str) -> None:
