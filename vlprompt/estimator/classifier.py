@@ -79,7 +79,8 @@ class PromptClassifier(Kept, Answers, ClassifierMixin, BaseEstimator):  # type: 
         coverage: share of images to answer, such as 0.9; ``fit`` chooses the probability threshold for it on the same
             images as ``calibrate``.
         unsure: what ``predict`` returns for an image that is left unanswered.
-        warm_start: whether ``fit`` continues from what the previous call learnt.
+        warm_start: whether ``fit`` continues from what the previous call learnt; settings of training may change in
+            between, those of another learner are refused.
         random_state: seed of initial weights, batches and augmentation; None draws a new one each time.
         verbose: report the progress of training.
 
