@@ -82,8 +82,8 @@ def pairs(classes: Sequence[int], methods: Sequence[str], layers: int) -> list[P
 
     Args:
         classes: class counts C; methods that are measured once take the largest, but at most 100.
-        methods: names, and ``images`` for the image tower.
-        layers: of the backbone's shallower tower.
+        methods: names of methods, and ``images`` for the image tower.
+        layers: the number of blocks of the backbone's shallower tower.
     """
     depth = min(9, layers)
     groups = [*(_for_each_count(c, depth) for c in classes), _for_one_count(min(max(classes), 100), depth)]

@@ -60,18 +60,18 @@ def bench_data(
     opened alike on both sides, so that only the transforms are compared.
 
     Args:
-        dataset: as for ``load_split``, in any layout; None measures made images only.
-        data_root: where the dataset lies.
-        split: as for ``load_split``; all its images take part.
-        image_size: of the crops, in pixels.
-        images: read in each turn.
-        repeats: turns; the ratio is the median of the turns' ratios.
-        workers: processes that load.
-        batch_size: of both.
-        say: told each result as a line.
+        dataset: as for ``load_split``, in any layout; None measures generated images only.
+        data_root: the folder that contains the datasets' folders.
+        split: as for ``load_split``; images of all its parts are read.
+        image_size: size of the crops in pixels.
+        images: how many images are read in each turn.
+        repeats: the number of turns; the ratio is the median over turns.
+        workers: the number of loading processes.
+        batch_size: the batch size of both sides.
+        say: called with each result as a line.
 
     Returns:
-        ``{"rows": [...], ...}``; a row has the images' name, the transform, images a second of both sides, and their
+        ``{"rows": [...], ...}``; a row has the images' name, the transform, images per second of both sides, and their
         ratio.
 
     Raises:

@@ -42,8 +42,8 @@ class Case:
     Attributes:
         method: the head.
         classes, width: C and D.
-        shots, views: images a class, and views of each that a head may ask for.
-        epochs: of the training loop, at most; the recipe's if these are fewer.
+        shots, views: images per class, and views of each image that a head may ask for.
+        epochs: epochs of the training loop, at most; the recipe's if these are fewer.
     """
 
     method: str
@@ -147,29 +147,29 @@ def bench_heads(
 
     Args:
         classes, width: C and D; 512 is ViT-B/16's, and 1,000 classes are ImageNet's, with its recipes.
-        shots, views: images a class, and views of each.
-        methods: heads; None for all.
-        epochs: of a head that is trained by the loop, at most; a whole fit is then worked out from it.
-        say: told each result as a line.
+        shots, views: images per class, and views of each image.
+        methods: the heads; None for all.
+        epochs: at most so many epochs of heads that the training loop trains; the time of a whole fit is extrapolated.
+        say: called with each result as a line.
 
     Returns:
-        ``{"classes": …, "heads": {method: measured}}``, see ``measure``; ``failed`` in place of numbers says why.
+        ``{"classes": …, "heads": {method: measured}}``, see ``measure``; instead of numbers, ``failed`` gives a reason.
 
     Raises:
-        VlpromptError: a name is no head.
+        VlpromptError: a name is not that of a head.
     """
     known = list_heads()
     for method in methods or ():
         if method not in known:
             raise VlpromptError(f"'{method}' is no head that is fitted to features: {nearest(str(method), known)}")
     class_names(classes)  # too many are refused before anything is measured
-    found = {}
+    measured = {}
     for method in methods or known:
         case = Case(method, classes, width, shots, views, epochs)
-        found[method] = _in_process(case)
-        say(summary(method, found[method]))
+        measured[method] = _in_process(case)
+        say(summary(method, measured[method]))
     conditions = {key: value for key, value in asdict(case).items() if key != "method"}
-    return conditions | {"threads": torch.get_num_threads(), "torch": torch.__version__, "heads": found}
+    return conditions | {"threads": torch.get_num_threads(), "torch": torch.__version__, "heads": measured}
 
 
 def summary(method: str, row: dict[str, Any]) -> str:

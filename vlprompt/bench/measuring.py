@@ -40,11 +40,11 @@ PATIENCE = 20  # seconds after which nothing is repeated any more
 
 @dataclass(frozen=True)
 class Work:
-    """What is measured.
+    """The work that is measured.
 
     Attributes:
-        fresh: makes the input, each time another one, and is not timed.
-        run: takes it.
+        fresh: makes an input, a new one each time; it is not timed.
+        run: processes an input.
     """
 
     fresh: Callable[[], Any]
@@ -52,7 +52,7 @@ class Work:
 
 
 def work(case: Case, clip: FrozenCLIP) -> Work:
-    """Return what is measured of a case, on the model's device."""
+    """Return the work of a case, on the model's device."""
     device = clip.device
 
     def images() -> torch.Tensor:

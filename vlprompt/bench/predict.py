@@ -44,23 +44,23 @@ def bench_predict(
     """Measure ``predict_images`` on many image files.
 
     The reference opens the same files with Pillow, applies OpenCLIP's own transform and encodes batches of the same
-    size with OpenCLIP's own model, one after the other. Both sides take turns; the ratio is the median of the turns'.
+    size with OpenCLIP's own model, one after the other. Both sides take turns; the ratio is the median over turns.
 
     Args:
-        dataset: whose images are read, again and again until there are enough.
-        data_root: where it lies.
-        backbone, pretrained: the tower.
-        images: predicted to look at memory.
-        turn: images of a turn; there are as many turns as ``images`` allow.
-        batch_size: of both sides.
-        threads: that decode on our side.
-        say: told each result as a line.
+        dataset: the dataset whose images are read, repeatedly until there are enough.
+        data_root: the folder that contains the datasets' folders.
+        backbone, pretrained: the backbone.
+        images: how many images are predicted to measure memory.
+        turn: images per turn; there are as many turns as half of ``images`` allow.
+        batch_size: the batch size of both sides.
+        threads: the number of decoding threads on our side.
+        say: called with each result as a line.
 
     Returns:
         ``memory_mb`` by number of images, ``images_per_s`` and ``reference_images_per_s``, and their ``ratio``.
 
     Raises:
-        VlpromptError: the dataset is not there, or the numbers are too small.
+        VlpromptError: the dataset cannot be found, or the numbers are too small.
     """
     if turn < 1 or images < 2 * EARLY * batch_size or images < 4 * turn:
         raise VlpromptError(f"images={images} is too few for batch_size={batch_size} and turn={turn}")

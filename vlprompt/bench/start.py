@@ -36,15 +36,15 @@ def bench_start(repeats: int = 5, *, say: Callable[[str], None] = lambda line: N
     """Time commands that compute nothing, alternating with Python itself and ``import torch``.
 
     Args:
-        repeats: of each; medians are told.
-        say: told each result as a line.
+        repeats: measurements of each command, of which medians are reported.
+        say: called with each result as a line.
 
     Returns:
-        ``rows``: of each command ``seconds``, ``cpu_s``, in which the processor was busy with it, and both as ratios of
-        ``cpu_s``: ``of_python`` and ``of_torch``.
+        ``rows``: for each command ``seconds``, the processor time ``cpu_s``, and the latter as a ratio to Python's own
+        and to that of ``import torch``: ``of_python`` and ``of_torch``.
 
     Raises:
-        VlpromptError: repeats is less than 1.
+        VlpromptError: ``repeats`` is less than 1.
     """
     if repeats < 1:
         raise VlpromptError(f"repeats must be at least 1, not {repeats}")

@@ -37,15 +37,15 @@ def bench(
 
     Args:
         backbone: an architecture, with random weights.
-        classes: class counts C.
+        classes: the class counts C.
         methods: what to measure: ``images``, ``coop``, ``maple``, ``cocoop``, ``promptsrc``, ``proda``, ``tcp``,
             ``mma``, ``mmrl``, ``tpt``.
-        repeats: timed runs of a measurement at most, on a GPU ten times as many; slow ones stop after 20 s.
-        device: that computes: ``cpu``, ``cuda``, ``cuda:1`` or ``mps``; ``auto`` takes a GPU if there is one.
-        say: told of each comparison as it is measured.
+        repeats: timed runs per measurement, at most; ten times as many on a GPU; slow ones stop after 20 s.
+        device: ``cpu``, ``cuda``, ``cuda:1`` or ``mps``; ``auto`` takes a GPU if there is one.
+        say: called with each comparison as a line.
 
     Raises:
-        VlpromptError: a class count is larger than there are names for, or there is no such device.
+        VlpromptError: there are not enough names for a class count, or there is no such device.
     """
     class_names(max(classes))  # too many are refused before anything is measured
     torch.manual_seed(0)

@@ -35,10 +35,10 @@ def bench_sweep(
 
     Args:
         method, dataset, data_root, backbone, pretrained: as in a run.
-        shots: numbers of images a class.
-        seeds: how many, from 1.
-        epochs: of each run, or None for the recipe's.
-        say: told each result as a line.
+        shots: numbers of images per class.
+        seeds: the number of seeds, which start at 1.
+        epochs: the epochs of each run; None for the recipe's.
+        say: called with each result as a line.
 
     Returns:
         ``{"runs": int, "sweep_s": float, "separate_s": float, "ratio": float}``; ratio is sweep over separate.

@@ -55,15 +55,15 @@ def bench_threads(
     """Measure training steps by the number of threads, on an otherwise idle machine and beside busy processes.
 
     Args:
-        backbone, method, classes, batch: of the step; features of images are cached where the method takes them.
-        steps: of a measurement.
-        load: processes that are kept busy beside it; None keeps as many as there are cores.
-        threads: that "all" are; None takes the cores.
-        repeats: measurements of each way, in turns; medians are told.
-        say: told each result as a line.
+        backbone, method, classes, batch: settings of the step; image features are cached if the method allows it.
+        steps: the number of steps per measurement.
+        load: the number of processes kept busy meanwhile; None for one per core.
+        threads: the number that "all" stands for; None for one per core.
+        repeats: alternating measurements of each setting, of which medians are reported.
+        say: called with each result as a line.
 
     Returns:
-        ``rows``: of each way ``idle`` and ``busy``, each with ``seconds`` and ``cpu_s`` of all steps.
+        ``rows``: for each setting ``idle`` and ``busy``, each with ``seconds`` and ``cpu_s`` of all steps.
 
     Raises:
         VlpromptError: a number is too small, or a measurement failed.

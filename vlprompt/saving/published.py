@@ -82,6 +82,31 @@ def import_checkpoint(
     path = Path(file)
     tensors = published_names(_tensors(path))
     _check_backbone(tensors, clip, path)
+    settings = _settings_by_shapes(method, tensors, clip, path, settings) | settings
+    learner = create_learner(method, clip, class_names, templates=templates, **settings)
+    try:
+        learner.load_published(tensors)
+    except VlpromptError as error:
+        bound = "; its second head is bound to the classes that were trained on: give those, in their order"
+        raise VlpromptError(f"{path}: {error}{bound if 'second_head' in str(error) else ''}") from error
+    _check_words(tensors, learner, path)
+    for name, tensor in learner.state_dict().items():
+        if not tensor.isfinite().all():
+            raise VlpromptError(f"{path} contains NaN or infinity in {name}: its training diverged")
+    if unused := _unused(tensors, learner):
+        more = f" and {len(unused) - 1} more" if len(unused) > 1 else ""
+        warnings.warn(
+            f"{path}: {method} has no use for {unused[0]}{more}; wrong if the file is another method's, right if its "
+            "repository keeps parts that it does not train",
+            stacklevel=2,
+        )
+    return learner.eval()
+
+
+def _settings_by_shapes(
+    method: str, tensors: Mapping[str, Tensor], clip: FrozenCLIP, path: Path, settings: dict[str, Any]
+) -> dict[str, Any]:
+    """The method's settings that the shapes and names of tensors show."""
     fields = {f.name for f in dataclasses.fields(METHODS.get(method).Config)}
     read = {key: value for key, value in sizes(tensors).items() if key in fields} | _second_head(tensors)
     if "attributes" in fields and "ctx_att1" in tensors:
@@ -92,25 +117,7 @@ def import_checkpoint(
             )
     if "ctx_init" in fields and "ctx_init" not in settings:
         read["ctx_init"] = _phrase(method, tensors, clip, read | settings)
-    learner = create_learner(method, clip, class_names, templates=templates, **(read | settings))
-    try:
-        learner.load_published(tensors)
-    except VlpromptError as error:
-        bound = "; its second head is bound to the classes that were trained on: give those, in their order"
-        raise VlpromptError(f"{path}: {error}{bound if 'second_head' in str(error) else ''}") from error
-    _check_words(tensors, learner, path)
-    for name, tensor in learner.state_dict().items():
-        if not tensor.isfinite().all():
-            raise VlpromptError(f"{path} contains NaN or infinity in {name}: its training diverged")
-    unused = _unused(tensors, learner)
-    if unused:
-        more = f" and {len(unused) - 1} more" if len(unused) > 1 else ""
-        warnings.warn(
-            f"{path}: {method} has no use for {unused[0]}{more}; wrong if the file is another method's, right if its "
-            "repository keeps parts that it does not train",
-            stacklevel=2,
-        )
-    return learner.eval()
+    return read
 
 
 def _unused(tensors: Mapping[str, Tensor], learner: PromptLearner) -> list[str]:
