@@ -36,7 +36,7 @@ class ClassPredictions:
     """How the images of one class were predicted.
 
     Attributes:
-        name: of the class.
+        name: the class's name.
         images: the number of its images.
         correct, zero_shot_correct: how many the classifier and the frozen model predicted correctly.
         interval: 95% interval of the accuracy over images, in percent; None without images.

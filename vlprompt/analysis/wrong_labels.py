@@ -49,7 +49,7 @@ def label_errors(features: np.ndarray, labels: np.ndarray, *, folds: int = FOLDS
         features: (N, D) image features.
         labels: (N,) the dataset's labels, whole numbers.
         folds: into how many parts the images are split.
-        seed: of the random split into folds.
+        seed: the seed of the random split into folds.
 
     Returns:
         The findings; None unless at least two classes have two images each.

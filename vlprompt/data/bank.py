@@ -75,7 +75,7 @@ class FeatureBank:
             items: the images to encode, with the labels of the bank.
             transform: ``eval_transform(clip)`` for one view, ``train_transform(clip)`` for several.
             views: V, how many times each image is augmented and encoded.
-            seed: of the augmentation. A single view has none, so its bank serves every seed.
+            seed: the seed of the augmentation. A single view has none, so its bank serves every seed.
             cache: the folder of banks; by default ``banks`` in ``vlprompt.base.files.cache_dir()``.
             batch_size, workers: of the encoding pass.
             progress: called with the number of images encoded so far and in total.

@@ -33,7 +33,7 @@ class Encoding:
         clip: the frozen model.
         images: the images, with their transform.
         views: V, how many times each image is augmented.
-        seed: of the augmentation.
+        seed: the seed of the augmentation.
         batch_size, workers: of the encoding pass. The last bits depend on the batches, which are the same with and
             without shards, if a shard is a whole number of batches.
         progress: called with the number of images encoded so far and in total.

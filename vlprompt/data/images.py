@@ -32,9 +32,9 @@ def open_rgb(
     """Read an image file as RGB, or as whatever ``decode`` returns.
 
     Args:
-        path: of the file, or its bytes as a file object.
+        path: the file's path, or its bytes as a file object.
         decode: receives the opened image, whose pixels are not read yet, and returns the result.
-        name: of the image in errors; by default its path.
+        name: the image's name in errors; by default its path.
 
     Raises:
         VlpromptError: the file is missing, empty, truncated, not a regular file, not in a format of

@@ -100,7 +100,7 @@ def epoch_batches(
         seed, epoch: they determine order and augmentation.
         drop_last: leave out a short last batch, unless it is the only one.
         workers: processes that decode; 0 decodes in this one.
-        device: of the batches.
+        device: the device of the batches.
 
     Raises:
         VlpromptError: an image cannot be read; the message names it.

@@ -44,7 +44,7 @@ def splits_from_pairs(
     Args:
         train, val, test: sequences or iterables of (image, label) or (image, label, domain).
         class_names: by label.
-        name: of the dataset, in results and feature banks, so a name must always mean the same images; None makes up
+        name: the dataset's name in results and feature banks, so a name must always mean the same images; None makes up
             a new one each time.
         facts: other fields of ``DatasetSplits``, such as ``templates``.
 

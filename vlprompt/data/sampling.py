@@ -77,7 +77,7 @@ def few_shot_split(splits: DatasetSplits, shots: Shots, seed: int, *, allow_fewe
     Args:
         splits: the whole dataset.
         shots: images per class; ``"all"`` or None keeps all.
-        seed: of the draws.
+        seed: the seed of the draws.
         allow_fewer: use all images of a class that has fewer than ``shots``.
 
     Raises:

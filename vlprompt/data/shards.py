@@ -53,7 +53,7 @@ class ShardedFile:
     """Features (V, N, D) float32 on disk.
 
     Args:
-        path: of the file, which need not exist yet.
+        path: the file, which need not exist yet.
         key: hash of everything that the features depend on.
         shape: V and N.
         rows: images per shard; an existing record overrides it.

@@ -22,7 +22,7 @@ def seen_classes(classes: int, seed: int) -> tuple[int, ...]:
 
     Args:
         classes: C.
-        seed: of the draw.
+        seed: the seed of the draw.
 
     >>> seen_classes(10, 500)
     (0, 2, 3, 4, 5, 9)

@@ -53,7 +53,7 @@ class DecodedCrop(v2.RandomResizedCrop):  # type: ignore[misc]  # torchvision br
     result.
 
     Args:
-        size: of the result, in pixels.
+        size: the size of the result in pixels.
         scale: smallest and largest share of the area.
         interpolation: bilinear or bicubic.
         reduce_from: least size of the reduced crop, relative to the result; infinity never reduces.

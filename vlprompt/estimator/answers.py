@@ -128,9 +128,9 @@ def check_calibration(method: str, facts: Facts, feed: ImageFeed, seed: int, mak
 
     Args:
         method: its name.
-        facts: of the learner.
+        facts: the learner's facts.
         feed: what it learns from.
-        seed: of the division of labelled images into folds.
+        seed: the seed of the division of labelled images into folds.
         make: makes untrained copies of the learner; None if it continues earlier training.
     """
     asked = "calibrate or coverage"

@@ -56,7 +56,7 @@ def choose_for(
         clip: the backbone.
         words: class names, and templates.
         learn: returns the recipe of a method with some settings.
-        seed: of the division into folds.
+        seed: the seed of the division into folds.
         verbose: report progress.
     """
     names, templates = words

@@ -101,7 +101,7 @@ def check_fits(X: Any, method: str, facts: Facts, clip: FrozenCLIP, training: bo
     Args:
         X: a sequence of images, or features (N, D).
         method: its name.
-        facts: of the learner.
+        facts: the learner's facts.
         clip: the frozen model.
         training: whether X is trained on; image towers are trained with augmentation, so not on preprocessed tensors.
     """

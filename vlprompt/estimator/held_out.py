@@ -31,7 +31,7 @@ def selection_of(setting: str, method: str, config: Any, facts: Facts, once: boo
         setting: ``fixed`` or ``fewshot_val``.
         method: its name.
         config: its settings, possibly among others.
-        facts: of the learner.
+        facts: the learner's facts.
         once: whether a single epoch is trained, as in ``partial_fit``.
 
     Raises:

@@ -55,7 +55,7 @@ class Kept:
             path: a folder of ``save_pretrained``, of a classifier or of a learner, the folder of a run, or
                 ``hf://user/name[@revision]``. If it has no labels, as for a run, class names are the labels.
             backbone: the frozen model; by default the one that the learner was saved with is loaded.
-            device: of a backbone that is loaded here.
+            device: the device of a backbone that is loaded here.
 
         Raises:
             VlpromptError: there is no learner, its files are inconsistent or were changed, or the backbone is another

@@ -54,7 +54,7 @@ def split_off_missing(
     Args:
         y: labels (N,).
         needs: ``Facts.labels`` of the method: where it needs labels, -1 is an ordinary class.
-        class_names: of the estimator; they define the classes if no image has a label.
+        class_names: the estimator's class names; they define the classes if no image has a label.
 
     Returns:
         The labels with some class in the place of each -1, and which were -1 (N,), or None if none was.

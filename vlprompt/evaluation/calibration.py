@@ -95,7 +95,7 @@ def refuse_facts(asked: str, method: str, facts: Facts) -> None:
     Args:
         asked: the setting that asks for a calibration, for the error.
         method: its name.
-        facts: of the learner.
+        facts: the learner's facts.
     """
     if facts.predicts != "alone":
         raise VlpromptError(f"{asked} is not possible: {method} predicts an image from the other test images too")

@@ -26,7 +26,7 @@ def save_predictions(evaluations: Iterable[Evaluation], path: Path) -> None:
     """Write a line per image to ``.csv`` or ``.parquet``: path, true and predicted class, confidence, zero-shot CLIP's.
 
     Args:
-        evaluations: of the tests.
+        evaluations: the evaluations of the tests.
         path: ends in ``.csv`` or ``.parquet``.
 
     Raises:

@@ -36,7 +36,7 @@ def write_predictions(
             ``probabilities``; or ``csv``, one row per image with ``image,class,probability,class_2,probability_2,…``,
             where an apostrophe precedes text that a spreadsheet would take for a formula. ``write_parquet`` writes
             ``parquet``.
-        width: of a class name in a table, in characters.
+        width: the width of a class name in a table, in characters.
         unsure: if images may be left unanswered, the word for that. In a table it precedes the class, which is then in
             brackets; in csv it is the last column, ``answer``; in jsonl, ``answer`` is then null.
     """

@@ -308,10 +308,10 @@ def check_suits(protocol: str, plan: Plan, parts: Mapping[Part, DatasetSplits], 
 
     Args:
         protocol: its name.
-        plan: of the run.
+        plan: the run's plan.
         parts: the data of each part of the plan; classes are compared by name.
         method: its name.
-        facts: of the learner.
+        facts: the learner's facts.
 
     Raises:
         VlpromptError: labelled images, a pool or masks are missing, or the learner is bound to its classes.

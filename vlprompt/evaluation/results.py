@@ -271,7 +271,7 @@ def _check_settings(result: Result, settings: Path, path: Path) -> None:
     Args:
         result: the result.
         settings: path of ``config.yaml``.
-        path: of the result.
+        path: the result file.
     """
     if result.files.get(SETTINGS) == sha256_file(settings):
         return

@@ -21,7 +21,7 @@ class RobinHood:
     """The relation between the gains of classes and their zero-shot accuracies.
 
     Attributes:
-        slope: of the least-squares line, in percentage points of gain per point of zero-shot accuracy. If it is
+        slope: the slope of the least-squares line, in points of gain per point of zero-shot accuracy. If it is
             negative, poor classes gain more; at -1, all classes end with the same accuracy.
         intercept: gain of the line at a zero-shot accuracy of 0, in percentage points.
         rho: Spearman's rank correlation of the two; None if all gains are equal.

@@ -81,7 +81,7 @@ def score(
         limit: maximum number of test images.
         workers: processes that load images.
         progress: called with the number of images done and the total.
-        seed: of the order of the stream.
+        seed: the seed of the order of the stream.
     """
     learner.eval()
     items = limited(splits.test, limit)
@@ -208,7 +208,7 @@ def evaluate(
         limit: maximum number of test images.
         workers: processes that load images.
         reporter: reports progress.
-        seed: of the order in which images reach a learner that adapts online.
+        seed: the seed of the order in which images reach a learner that adapts online.
         familiar: whether the learner was trained on these classes, for learners that score trained classes differently;
             None compares class names, and the dataset with those that it is known to be trained on.
 
@@ -309,7 +309,7 @@ def evaluate_learner(
         on_unreadable: what to do with unreadable images of a ``folder:PATH`` and the like: ``skip`` them with a
             warning, or ``stop``.
         follow_links: follow links that lead out of such a folder.
-        seed: of the order in which images reach a learner that adapts online.
+        seed: the seed of the order in which images reach a learner that adapts online.
 
     Raises:
         VlpromptError: the dataset is not found, or the learner cannot score its classes.

@@ -22,7 +22,7 @@ def paired_draws(
     Args:
         ours, theirs: whether each image was classified correctly (S seeds, N images).
         n_resamples: R, the number of draws.
-        seed: of the draws.
+        seed: the seed of the draws.
 
     Returns:
         Accuracies (R,) each.

@@ -218,7 +218,7 @@ def compare(
     Args:
         first, second: results of one method each, by the path of their files, whose folders contain the predictions.
         n_resamples: draws of the bootstrap.
-        seed: of the draws.
+        seed: the seed of the draws.
 
     Returns:
         One comparison per dataset and target and, if there are several, finally their mean.
@@ -285,10 +285,10 @@ class ClassChange:
     """The change of one class from zero-shot CLIP to a learner; accuracies in percent.
 
     Attributes:
-        name: of the class.
+        name: the class's name.
         n_images: number of its test images.
-        accuracy: of the learner, mean over seeds.
-        zero_shot: of the frozen model.
+        accuracy: the learner's accuracy, mean over seeds.
+        zero_shot: the frozen model's accuracy.
     """
 
     name: str

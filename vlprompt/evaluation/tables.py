@@ -29,7 +29,7 @@ class TableContent:
 
     Attributes:
         title, caption: texts above and below it.
-        headings: of the columns.
+        headings: the headings of the columns.
         lines: one per test, and one per part of its logits.
         averages: lines with the protocol's averages.
     """

@@ -40,7 +40,7 @@ class Report:
         pair: the comparison of two methods, if requested.
         classes: the gains of classes by their zero-shot accuracy, if requested; the page always has them.
         failures: runs without a result.
-        metric: of the tables.
+        metric: the metric of the tables.
     """
 
     groups: list[Group]
@@ -97,7 +97,7 @@ class Report:
         """Write the report to a file.
 
         Args:
-            path: of the file.
+            path: the file.
             format: one of ``FORMATS`` except ``terminal``; None infers it from the suffix.
 
         Raises:

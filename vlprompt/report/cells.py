@@ -83,7 +83,7 @@ class Tested:
     """The results of a method on one test.
 
     Attributes:
-        name: of the test, for messages.
+        name: the test's name in messages.
         values: the metric by seed.
         n_images: number of test images.
         runs: the runs that the values come from.

@@ -114,7 +114,7 @@ def save_findings(
     """Write the page and tables of a dataset's flaws into a folder, and return the path of the page.
 
     Args:
-        title: of the page.
+        title: the page's title.
         facts: other information for its head, by name.
         findings: the flaws.
         folder, images: as in ``save_inspections``.

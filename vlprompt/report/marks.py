@@ -35,7 +35,7 @@ def with_gains(section: Section, method: str, shown: Sequence[bool]) -> Section:
     """Add the gain over a method to every other row.
 
     Args:
-        section: of the table.
+        section: a section of the table.
         method: the reference.
         shown: for each column, whether gains are shown.
     """
@@ -63,7 +63,7 @@ def with_marks(
     """Mark the cells that differ significantly from those of a reference method, on the same images and seeds.
 
     Args:
-        group: of the results.
+        group: a group of results.
         columns: for each column of the table, its tests and its rule.
         lines: label and cells of each method.
         reference: label of the reference method.

@@ -99,7 +99,7 @@ def on_ray(address: str = "auto", cpus: float = 1, gpus: float = 0) -> Executor:
     The folder of the runs and the data must have the same path on all nodes.
 
     Args:
-        address: of the cluster; ``auto`` connects to the running one, ``local`` starts one on this machine.
+        address: the cluster's address; ``auto`` connects to the running one, ``local`` starts one on this machine.
         cpus, gpus: resources of a run; ``gpus=0.25`` puts four runs on a GPU.
 
     Raises:

@@ -38,7 +38,7 @@ def inspect_run(
     The run's saved predictions are used; if there are none, its learner predicts again.
 
     Args:
-        folder: of the run.
+        folder: the run's folder.
         targets: tests of its protocol, such as ``new``; None means all.
         check_data: also look for label errors and near-duplicates among the test and training images.
         reporter: shows progress.

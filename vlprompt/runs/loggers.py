@@ -29,7 +29,7 @@ class LoggedRun:
     """The run that a logger is created for.
 
     Attributes:
-        folder: of the run.
+        folder: the run's folder.
         settings: all of them, including the method's own.
     """
 

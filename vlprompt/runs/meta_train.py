@@ -62,12 +62,12 @@ class MetaConfig:
         topics, styles: number of clusters of texts, and of images within each.
         inner_lr: learning rate of the step on a task's support set.
         lr: learning rate of Adam, for the start and the regulator.
-        rank: of the regulator's matrices.
+        rank: the rank of the regulator's matrices.
         seed: of all randomness.
         output: the folder.
         checkpoint_seconds: least time between two checkpoints.
         resume, restart: continue an interrupted meta-training, or discard it; with neither it is an error.
-        settings: of the method.
+        settings: the method's settings.
     """
 
     pairs: str = "emoji"

@@ -20,10 +20,10 @@ def check_run(config: RunConfig, folder: Path, plan: Plan, parts: Mapping[Part, 
 
     Args:
         config: the settings.
-        folder: of the run.
+        folder: the run's folder.
         plan: what the run does.
         parts: the data of each part of the plan.
-        facts: of the learner.
+        facts: the learner's facts.
 
     Raises:
         VlpromptError: there are no images for ``selection``, templates are missing, or the folder cannot be created.

@@ -68,7 +68,7 @@ def reopen(folder: Path, stored: Result, reporter: Reporter, **changes: Any) -> 
     """Load the data and the frozen model of a run from its folder.
 
     Args:
-        folder: of the run.
+        folder: the run's folder.
         stored: its result.
         reporter: reports test images that have changed.
         changes: settings that may differ from the run's, such as ``device`` and ``data_root``.
@@ -105,7 +105,7 @@ def reevaluate(
     """Score a run's saved learner on the run's tests again, from its folder alone.
 
     Args:
-        folder: of the run.
+        folder: the run's folder.
         stored: its result.
         reporter: shows progress.
         opened: its data, if that is loaded already.

@@ -32,7 +32,7 @@ class Summary:
     """What a run's folder says about it.
 
     Attributes:
-        folder: of the run.
+        folder: the run's folder.
         resolved: its settings.
         result: None if it has not finished.
         state: how far it got, in a few words.

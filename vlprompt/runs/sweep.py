@@ -67,7 +67,7 @@ class Outcome:
 
     Attributes:
         label: the run in a few words.
-        folder: of the run.
+        folder: the run's folder.
         status: ``done``, ``kept`` (it had a result), ``failed``, or ``elsewhere`` (another process is doing it).
         message: the headline of a result, or a sentence on why it failed.
         seconds: time that it took in this sweep.

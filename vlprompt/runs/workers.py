@@ -22,7 +22,7 @@ class Done:
     """The outcome of a part.
 
     Attributes:
-        number: of the part.
+        number: the part's number.
         facts: plain values about it.
         content: the bytes that it produced.
         error: a sentence on why it failed; empty if it succeeded.
@@ -58,7 +58,7 @@ def work_on_ray(address: str = "auto", cpus: float = 1, gpus: float = 0, actors:
     this process, so the machines need no shared folder.
 
     Args:
-        address: of the cluster; ``auto`` connects to the running one, ``local`` starts one on this machine.
+        address: the cluster's address; ``auto`` connects to the running one, ``local`` starts one on this machine.
         cpus, gpus: resources of an actor; it computes with ``cpus`` threads.
         actors: largest number; None means as many as the cluster has resources for.
 

@@ -31,7 +31,7 @@ def model_card(
 
     Args:
         description: the content of ``config.json``.
-        facts: of the learner.
+        facts: the learner's facts.
         n_numbers: number of learnt numbers.
         result: of the run that trained it, if known.
         address: what to pass to ``load_learner``.

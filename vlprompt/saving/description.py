@@ -79,7 +79,7 @@ def read_description(folder: Path) -> dict[str, Any]:
     """Read and check ``config.json`` of a saved learner.
 
     Args:
-        folder: of the saved learner.
+        folder: the saved learner's folder.
 
     Raises:
         VlpromptError: it is missing, too large, not JSON, of a newer format, has an invalid field, or was changed.

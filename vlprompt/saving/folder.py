@@ -100,7 +100,7 @@ def load_learner(path: str | os.PathLike[str], clip: FrozenCLIP | None = None, d
             Hugging Face Hub.
         clip: the frozen model; by default the one that the learner was saved with is loaded. Any other backbone than
             the one it was trained on is an error that names both.
-        device: of a backbone that is loaded here.
+        device: the device of a backbone that is loaded here.
 
     Raises:
         VlpromptError: there is no learner, its files are inconsistent or were changed, or the backbone is another one.
