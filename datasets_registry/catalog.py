@@ -22,7 +22,7 @@ from datasets_registry.listed import (
     is_own,
     list_collections,
     list_datasets,
-    name_here,
+    registered_name,
     scheme_of,
 )
 from datasets_registry.readers import readers
@@ -45,8 +45,8 @@ __all__ = [
     "list_collections",
     "list_datasets",
     "load_split",
-    "name_here",
     "register_dataset",
+    "registered_name",
     "rename_classes",
 ]
 SplitChoice = Literal["published", "generated"]

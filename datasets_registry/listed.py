@@ -87,18 +87,18 @@ def find_card(name: str) -> tuple[Card, str]:
             raise VlpromptError(f"{card.title} has no '{variant}': {nearest(variant, [k for k in known if k])}")
     if name in in_memory:
         raise VlpromptError(f"'{name}' is a dataset in memory, which has no card; load_split gives its splits")
-    here = name_here(name)
-    if here and here != name:
-        raise VlpromptError(f"unknown dataset '{name}': its name here is {here}")
+    registered = registered_name(name)
+    if registered and registered != name:
+        raise VlpromptError(f"unknown dataset '{name}': its name here is {registered}")
     schemes = [f"{scheme}:PATH" for scheme in _schemes()]
     raise VlpromptError(f"unknown dataset '{name}': {nearest(name, [*list_datasets(), *schemes])}")
 
 
-def name_here(name: str) -> str:
+def registered_name(name: str) -> str:
     """Return the registered name of a dataset from a name that is used elsewhere; empty if it is not known."""
     base, slash, variant = name.partition("/")
-    here = _other_names().get(_bare(base), "")
-    return here and here + slash + variant
+    registered = _other_names().get(_bare(base), "")
+    return registered and registered + slash + variant
 
 
 @cache

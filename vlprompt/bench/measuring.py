@@ -118,20 +118,20 @@ def measure(case: Case, backbone: str, repeats: int, device: str = "cpu") -> dic
     """
     clip = load_clip(backbone, own_weights(backbone), precision=case.precision, device=device)
     measured, where = work(case, clip), clip.device
-    given = measured.fresh()
+    inputs = measured.fresh()
     before = reset_peak_memory(where)
-    measured.run(given)
+    measured.run(inputs)
     memory = _peak(where) - before
     times: list[tuple[float, float]] = []
     if where.type != "cpu":
         repeats *= GPU_REPEATS
     start = time.perf_counter()
     while len(times) < repeats and (len(times) < 1 or time.perf_counter() - start < PATIENCE):
-        given = measured.fresh()
-        times.append(timed(partial(measured.run, given), where))
-    given = measured.fresh()
+        inputs = measured.fresh()
+        times.append(timed(partial(measured.run, inputs), where))
+    inputs = measured.fresh()
     with FlopCounterMode(display=False) as counter:
-        measured.run(given)
+        measured.run(inputs)
     seconds, cpu = (statistics.median(column) for column in zip(*times, strict=True))
     return {"seconds": seconds, "cpu_s": cpu, "memory_mb": memory, "gflop": counter.get_total_flops() / 1e9}
 

@@ -103,13 +103,13 @@ def bench_predict(
 def bare_loop(learner: PromptLearner, paths: Sequence[str], batch_size: int) -> list[int]:
     """Return the most probable class of each image, as a user of OpenCLIP alone would compute it."""
     encode, transform = cast(Callable[[Tensor], Tensor], learner.clip.model.encode_image), learner.clip.preprocess
-    weight, scale, found = learner.classifier_matrix(), learner.clip.logit_scale, []
+    weight, scale, predicted = learner.classifier_matrix(), learner.clip.logit_scale, []
     with torch.no_grad():
         for start in range(0, len(paths), batch_size):
             batch = torch.stack([transform(Image.open(path)) for path in paths[start : start + batch_size]])
             features = F.normalize(encode(batch), dim=-1)
-            found += (scale * features @ weight.T).softmax(dim=-1).argmax(dim=-1).tolist()
-    return found
+            predicted += (scale * features @ weight.T).softmax(dim=-1).argmax(dim=-1).tolist()
+    return predicted
 
 
 def resident_memory() -> float:

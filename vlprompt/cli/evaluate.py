@@ -142,7 +142,7 @@ def evaluate_anywhere(settings: dict[str, Any], reporter: Reporter) -> int:
         splits = leave_out_unreadable(splits, ["test"], unreadable, masks="mask" in learner.facts.inputs)
     if "ensemble" in settings:
         learner.set_ensemble(settings["ensemble"])
-    found = evaluate(
+    evaluation = evaluate(
         learner,
         splits,
         target=half,
@@ -153,11 +153,11 @@ def evaluate_anywhere(settings: dict[str, Any], reporter: Reporter) -> int:
         reporter=reporter,
         seed=1 if seed is None else seed,
     )
-    make_console().print(metrics_table(learner.method, found.row, learner.facts.fidelity))
-    keep_predictions([found], settings, reporter)
+    make_console().print(metrics_table(learner.method, evaluation.row, learner.facts.fidelity))
+    keep_predictions([evaluation], settings, reporter)
     if output:
         with atomic_write(output) as temporary:
-            temporary.write_text(json.dumps(asdict(found.row), indent=1) + "\n", encoding="utf-8")
+            temporary.write_text(json.dumps(asdict(evaluation.row), indent=1) + "\n", encoding="utf-8")
     return 0
 
 

@@ -66,8 +66,8 @@ def main(argv: Sequence[str]) -> int:
     folder = learner.save_pretrained(Path(str(settings["output"])).expanduser(), extra=facts | {"source": file.name})
     if "--quiet" not in arguments.flags:
         count = sum(p.numel() for p in learner.parameters())
-        said = f"{folder}: {method} on {clip.name}, {count:,} learnt numbers, {len(names)} classes"
-        make_console().print(said, markup=False, soft_wrap=True)
+        message = f"{folder}: {method} on {clip.name}, {count:,} learnt numbers, {len(names)} classes"
+        make_console().print(message, markup=False, soft_wrap=True)
     return 0
 
 

@@ -78,10 +78,10 @@ def _run(settings: Mapping[str, Any], reporter: Reporter) -> int:
         targets = names_setting(targets if isinstance(targets, list) else [targets], "targets")
     changes = {key: settings[key] for key in ("device", "data_root") if key in settings}
     check = flag_setting({"check_data": True} | dict(settings), "check_data")
-    found = inspect_run(folder, targets=targets, check_data=check, reporter=reporter, **changes)
-    page = save_inspections(found, output, settings.get("images"))
+    inspections = inspect_run(folder, targets=targets, check_data=check, reporter=reporter, **changes)
+    page = save_inspections(inspections, output, settings.get("images"))
     console = make_console()
-    for each in found:
+    for each in inspections:
         _print(console, f"{each.title}: {each.headline()}")
         for c in each.confusions(FREQUENT):
             names = each.class_names
@@ -119,12 +119,12 @@ def _data(settings: Mapping[str, Any], reporter: Reporter) -> int:
         *backbone_settings({"backbone": TINY} | dict(settings)), device=str(settings.get("device", "auto"))
     )
     with computing_with(threads_for(clip.model)):
-        found = inspect_data(clip, splits, reporter=reporter)
-    if found is None:
+        findings = inspect_data(clip, splits, reporter=reporter)
+    if findings is None:
         raise VlpromptError(f"{name} has fewer than two images, so there is nothing to compare")
-    facts = {"backbone": clip.name, "images": f"{len(found.names):,}", "classes": f"{len(found.class_names):,}"}
-    page = save_findings(name, facts, found, output, settings.get("images"))
-    for line in found.lines():
+    facts = {"backbone": clip.name, "images": f"{len(findings.names):,}", "classes": f"{len(findings.class_names):,}"}
+    page = save_findings(name, facts, findings, output, settings.get("images"))
+    for line in findings.lines():
         _print(make_console(), line)
     reporter.say(f"page  {page}")
     return 0

@@ -28,8 +28,8 @@ Settings = Mapping[str, Any]
 def methods(pattern: str, settings: Settings) -> Lines:
     """Name and summary of each registered method; of those that ship if the methods are not yet imported."""
     if only_shipped():
-        found = registered("vlprompt.methods")
-        return [(name, found[name].summary) for name in fnmatch.filter(found, pattern)]
+        shipped = registered("vlprompt.methods")
+        return [(name, shipped[name].summary) for name in fnmatch.filter(shipped, pattern)]
     from vlprompt.learner.registration import METHODS
 
     return [(name, METHODS.info(name).summary) for name in METHODS.names(pattern)]

@@ -40,22 +40,22 @@ def main(argv: Sequence[str]) -> int:
     own = method_info(method)["config"]
     known = (*BACKBONE, *COUNTS, *TEXTS, "inner_lr", "lr", "seed", "resume", "restart")
     check_keys(settings, [*known, *own])
-    given: dict[str, Any] = {key: number_setting(settings, key) for key in COUNTS if key in settings}
-    given |= {key: str(settings[key]) for key in TEXTS if key in settings}
-    given |= {key: _rate(settings, key) for key in ("inner_lr", "lr") if key in settings}
+    options: dict[str, Any] = {key: number_setting(settings, key) for key in COUNTS if key in settings}
+    options |= {key: str(settings[key]) for key in TEXTS if key in settings}
+    options |= {key: _rate(settings, key) for key in ("inner_lr", "lr") if key in settings}
     if "seed" in settings:
-        given["seed"] = number_setting(settings, "seed", least=0, most=2**32 - 1)
+        options["seed"] = number_setting(settings, "seed", least=0, most=2**32 - 1)
     others = {key: value for key, value in settings.items() if key not in known}
     quiet = "--quiet" in arguments.flags
     going: dict[str, Any] = {key: flag_setting(settings, key) for key in ("resume", "restart")}
     if all(going.values()):
         raise VlpromptError("resume continues what is there, and restart starts over: give one of them")
-    config = MetaConfig(**given, **going, quiet=quiet, settings=others)
+    config = MetaConfig(**options, **going, quiet=quiet, settings=others)
     clip = load_clip(*backbone_settings(settings), device=str(settings.get("device", "auto")))
     folder = meta_train(clip, config)
     if not quiet:
-        said = f"{folder}: a start for method={method} (init_from={folder}) and {folder / REGULATOR}"
-        make_console().print(said, markup=False, soft_wrap=True)
+        message = f"{folder}: a start for method={method} (init_from={folder}) and {folder / REGULATOR}"
+        make_console().print(message, markup=False, soft_wrap=True)
     return 0
 
 

@@ -44,8 +44,8 @@ def main(argv: Sequence[str]) -> int:
     only_plan = flag_setting(settings, "plan")
     settings.pop("plan", None)
     check_executor(settings, RUNS)
-    asked = settings.get("methods", [])
-    refuse_unknown(asked if isinstance(asked, list) else [asked])
+    methods = settings.get("methods", [])
+    refuse_unknown(methods if isinstance(methods, list) else [methods])
     from vlprompt.runs.sweep import expand, sweep
 
     executor = make_executor(settings)

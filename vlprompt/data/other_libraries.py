@@ -71,10 +71,14 @@ def hub_parts(dataset: Any) -> dict[str, HubRows]:
     Raises:
         VlpromptError: it has none of them, or one is streamed.
     """
-    found = dict(dataset) if isinstance(dataset, Mapping) else {"train": dataset}
-    parts = {"train": found.get("train"), "val": found.get("validation", found.get("val")), "test": found.get("test")}
+    splits = dict(dataset) if isinstance(dataset, Mapping) else {"train": dataset}
+    parts = {
+        "train": splits.get("train"),
+        "val": splits.get("validation", splits.get("val")),
+        "test": splits.get("test"),
+    }
     if not any(rows is not None for rows in parts.values()):
-        raise VlpromptError(f"the dataset has the splits {', '.join(map(str, found))}: one must be called train")
+        raise VlpromptError(f"the dataset has the splits {', '.join(map(str, splits))}: one must be called train")
     for rows in parts.values():
         if rows is not None and (isinstance(rows, IterableDataset) or not hasattr(rows, "__getitem__")):
             raise VlpromptError(

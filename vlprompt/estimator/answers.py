@@ -117,10 +117,13 @@ def asks_to_calibrate(setting: str, coverage: float | None) -> bool:
 
 def settings_of_answers(learner: PromptLearner) -> dict[str, Any]:
     """The settings with which a classifier would be calibrated as a saved learner was; empty if it was not."""
-    found = learner.calibration
-    if found is None:
+    calibration = learner.calibration
+    if calibration is None:
         return {}
-    return {"calibrate": NO_CALIBRATION if found.temperature == 1 else TEMPERATURE, "coverage": found.coverage}
+    return {
+        "calibrate": NO_CALIBRATION if calibration.temperature == 1 else TEMPERATURE,
+        "coverage": calibration.coverage,
+    }
 
 
 def check_calibration(method: str, facts: Facts, feed: ImageFeed, seed: int, make: Make | None) -> None:
@@ -133,10 +136,10 @@ def check_calibration(method: str, facts: Facts, feed: ImageFeed, seed: int, mak
         seed: the seed of the division of labelled images into folds.
         make: makes untrained copies of the learner; None if it continues earlier training.
     """
-    asked = "calibrate or coverage"
-    refuse_facts(asked, method, facts)
+    settings = "calibrate or coverage"
+    refuse_facts(settings, method, facts)
     if make is None:
-        raise VlpromptError(f"{asked} looks at all images that were learnt from: use fit, without warm_start")
+        raise VlpromptError(f"{settings} looks at all images that were learnt from: use fit, without warm_start")
     if not feed.splits.val:
         folds(feed.splits.train, seed)
 

@@ -284,8 +284,8 @@ class PromptClassifier(Kept, Answers, ClassifierMixin, BaseEstimator):  # type: 
         check_is_fitted(self, "learner_")
         X, labels = self._check_training_input(X, y, reset=False)
         places = positions_of(labels, self.classes_)
-        found = inspect_classifier(self.learner_, self.predict_proba, X, places, check_data, self.workers)
-        return replace(found, min_probability=self._threshold())
+        inspection = inspect_classifier(self.learner_, self.predict_proba, X, places, check_data, self.workers)
+        return replace(inspection, min_probability=self._threshold())
 
     def _logits(self, X: Any) -> Tensor:
         check_is_fitted(self, "learner_")

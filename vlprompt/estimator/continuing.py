@@ -44,19 +44,20 @@ def check_continues(
 
 def _setting(learner: PromptLearner, learning: Learning) -> str:
     """The first setting of the method that the user gave and the learner does not have; empty if there is none."""
-    asked, had = learning.method_settings, vars(learner.config)
-    if isinstance(asked["names"], str):  # a file, whose content a learner keeps in its place
-        asked = asked | {"names": had["names"]}
-    changed = [key for key in asked if key in learning.user_keys and asked[key] != had[key]]
-    return f"{changed[0]}={had[changed[0]]}, not {asked[changed[0]]}" if changed else ""
+    settings, had = learning.method_settings, vars(learner.config)
+    if isinstance(settings["names"], str):  # a file, whose content a learner keeps in its place
+        settings = settings | {"names": had["names"]}
+    changed = [key for key in settings if key in learning.user_keys and settings[key] != had[key]]
+    return f"{changed[0]}={had[changed[0]]}, not {settings[changed[0]]}" if changed else ""
 
 
 def _renamed(estimator: PromptClassifier) -> tuple[str, str] | None:
     """The first class that is called otherwise in the settings than in the learner: its name there, and here."""
-    given: Any = estimator.class_names
+    new_names: Any = estimator.class_names
     labels, names = estimator.classes_.tolist(), estimator.learner_.class_names
-    if not isinstance(given, Mapping):
-        here = listed(given, "class_names") if given is not None else ()
-        given = dict(zip(labels, here, strict=True)) if len(here) == len(labels) else {}  # others were added later
-    pairs = [(name, given.get(label, name)) for label, name in zip(labels, names, strict=True)]
+    if not isinstance(new_names, Mapping):
+        listed_names = listed(new_names, "class_names") if new_names is not None else ()
+        same = len(listed_names) == len(labels)  # otherwise classes were added later
+        new_names = dict(zip(labels, listed_names, strict=True)) if same else {}
+    pairs = [(name, new_names.get(label, name)) for label, name in zip(labels, names, strict=True)]
     return next((pair for pair in pairs if len(set(same_names(pair))) > 1), None)

@@ -40,18 +40,18 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
     from scipy.optimize import minimize_scalar
 
     scores = logits.double()
-    found = minimize_scalar(
+    minimum = minimize_scalar(
         lambda log_t: float(F.cross_entropy(scores / math.exp(log_t), labels)),
         bounds=BOUNDS,
         method="bounded",
         options={"xatol": 1e-7},
     )
-    if found.x > BOUNDS[1] - NEAR:
+    if minimum.x > BOUNDS[1] - NEAR:
         warn(
             f"on {len(labels)} held-out images the learner is not more often right where it is more confident: the "
             f"temperature is at its upper bound, {math.exp(BOUNDS[1]):.0f}, where all classes are about equally likely"
         )
-    return math.exp(found.x)
+    return math.exp(minimum.x)
 
 
 def calibrate(

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from datasets_registry.listed import domains_of, list_collections, list_datasets, name_here
+from datasets_registry.listed import domains_of, list_collections, list_datasets, registered_name
 from vlprompt.base.registry import Registry
 from vlprompt.clip.naming import same_names
 from vlprompt.data.splits import NO_MASKS, DatasetSplits, Half, has_masks
@@ -192,7 +192,7 @@ def _source_and_targets(dataset: str, targets: Targets, usual: dict[str, str]) -
         collections = list_collections()
         # a name with a colon means the user's own data
         if targets not in collections and ":" not in targets and targets not in list_datasets():
-            known_as = name_here(targets)
+            known_as = registered_name(targets)
             hint = f"its name here is {known_as}" if known_as else nearest(targets, collections)
             raise VlpromptError(f"targets={targets} is not a dataset or collection: {hint}")
         targets = collections.get(targets, (targets,))

@@ -113,15 +113,15 @@ class Report:
 
 
 def _groups(
-    found: Sequence[tuple[Path, Result]], methods: Sequence[str] | None, protocol: str | None, published: bool
+    results: Sequence[tuple[Path, Result]], methods: Sequence[str] | None, protocol: str | None, published: bool
 ) -> list[Group]:
     """The groups of results; with published figures there may be none, and methods may be only in those."""
     if published and protocol is not None:
-        found = [each for each in found if each[1].protocol == protocol]
+        results = [each for each in results if each[1].protocol == protocol]
     if published and methods:
-        found = [each for each in found if each[1].method in methods]
-        methods = [name for name in methods if name in {result.method for _, result in found}]
-    return collect(found, methods, protocol) if found or not published else []
+        results = [each for each in results if each[1].method in methods]
+        methods = [name for name in methods if name in {result.method for _, result in results}]
+    return collect(results, methods, protocol) if results or not published else []
 
 
 def make_report(
@@ -158,11 +158,11 @@ def make_report(
         raise VlpromptError(f"compare takes published, not {compare!r}")
     if analysis not in (None, *ANALYSES):
         raise VlpromptError(f"unknown analysis '{analysis}': {nearest(str(analysis), ANALYSES)}")
-    found, failures = find_results(folders), find_failures(folders)
-    if not found and failures:
+    results, failures = find_results(folders), find_failures(folders)
+    if not results and failures:
         first = failures[0]
         raise VlpromptError(f"none of the {len(failures)} runs has a result; the first, {first.run}: {first.reason}")
-    groups = _groups(found, methods, protocol, compare is not None)
+    groups = _groups(results, methods, protocol, compare is not None)
     paired = pair_tables(groups, pair) if pair else []
     classes = robin_hood_tables(groups) if analysis else []
     if layout is not None:

@@ -227,17 +227,17 @@ def robin_hood_chart(changes: Sequence[ClassChange], classes: str) -> str:
     """
     if not changes:
         return ""
-    found = robin_hood(changes)
+    fitted = robin_hood(changes)
     x = Axis(*within_percent(*_around([each.zero_shot for each in changes])), 34, 312)
     y = Axis(*_around([0.0, *(each.gain for each in changes)]), 196, 8)
     parts = _grid(x, y, {f"{tick:g}": tick for tick in x.ticks})
     parts.append(f'<path class="zero" d="M{x.start} {y(0)}H{x.end}"/>')
     parts += _segment(x, y, 100, -1, "diagonal")
     parts += [_dots(changes, x, y, classes)]
-    if found is not None:
-        parts += _segment(x, y, found.intercept, found.slope, f"line {classes}")
-        rho = "" if found.rho is None else f", Spearman's ρ {found.rho:+.2f}"
-        parts.append(_text(312, 246, f"slope {found.slope:+.2f}{rho}", "end"))  # below the axes
+    if fitted is not None:
+        parts += _segment(x, y, fitted.intercept, fitted.slope, f"line {classes}")
+        rho = "" if fitted.rho is None else f", Spearman's ρ {fitted.rho:+.2f}"
+        parts.append(_text(312, 246, f"slope {fitted.slope:+.2f}{rho}", "end"))  # below the axes
     parts.append(_text(312, 228, "zero-shot accuracy →", "end"))
     parts.append(_text(34, 228, "↑ gain"))
     return _svg(320, 252, "Gain of each class against its zero-shot accuracy", parts)

@@ -150,12 +150,12 @@ def reliability(group: Group, keys: Sequence[Key] | None = None) -> Figure:
         VlpromptError: no result of the group holds its calibration.
     """
     pooled = {label: pooled_reliability(group, label, keys) for label in group.values}
-    found = {label: each for label, each in pooled.items() if each is not None}
-    if not found:
+    available = {label: each for label, each in pooled.items() if each is not None}
+    if not available:
         raise VlpromptError(f"the results of {group.title} hold no calibration: run them again")
-    figure, panels = _panels(len(found), square=True)
+    figure, panels = _panels(len(available), square=True)
     styles = method_styles(group)
-    for axes, (label, each) in zip(panels, found.items(), strict=False):
+    for axes, (label, each) in zip(panels, available.items(), strict=False):
         bins, images = len(each.images), np.array(each.images)
         centres = (np.arange(bins) + 0.5) / bins
         bars = axes.bar(centres, each.accuracy, width=0.94 / bins, color=styles[label]["color"])
@@ -182,12 +182,12 @@ def accuracy_coverage(group: Group, keys: Sequence[Key] | None = None) -> Figure
         VlpromptError: no result of the group holds its curve.
     """
     curves = {label: mean_selective(group, label, keys) for label in group.values}
-    found = {label: curve for label, curve in curves.items() if curve is not None}
-    if not found:
+    saved = {label: curve for label, curve in curves.items() if curve is not None}
+    if not saved:
         raise VlpromptError(f"the results of {group.title} hold no accuracy by coverage: run them again")
     figure, [axes] = _panels(1, size=4)
     styles = method_styles(group)
-    for label, (coverage, accuracy) in found.items():
+    for label, (coverage, accuracy) in saved.items():
         axes.plot(coverage, accuracy, **styles[label] | {"markersize": 3.5}, label=figure_text(label))
     axes.set_xlim(0, 100)
     axes.set_ylim(*within_percent(*axes.get_ylim()))
@@ -242,12 +242,12 @@ def robin_hood(group: Group, key: Key) -> Figure:
     Raises:
         VlpromptError: no method has counts by class on the test, or there are fewer than five classes.
     """
-    found = robin_hoods(group, key)
-    if not found:
+    effects = robin_hoods(group, key)
+    if not effects:
         raise VlpromptError(f"no method has counts of five classes or more on {key[0]}, {key[1]}")
-    figure, panels = _panels(len(found))
+    figure, panels = _panels(len(effects))
     styles = method_styles(group)
-    for axes, (label, fitted) in zip(panels, found.items(), strict=False):
+    for axes, (label, fitted) in zip(panels, effects.items(), strict=False):
         x, y = np.array([(each.zero_shot, each.gain) for each in changes(group, label, key)]).T
         ends, style = np.array([x.min(), x.max()]), styles[label]
         axes.axhline(0, color=GREY, linewidth=0.8)

@@ -70,14 +70,16 @@ def load_results(
         raise VlpromptError(f"a row cannot be per {per!r}: {nearest(str(per), PER)}")
     data_frame(())  # raises if pandas is not installed
     paths = [folders] if isinstance(folders, (str, os.PathLike)) else list(folders)
-    found = find_results(os.path.expanduser(path) for path in paths)
-    if not found:
+    results = find_results(os.path.expanduser(path) for path in paths)
+    if not results:
         searched = ", ".join(map(str, paths))
         raise VlpromptError(f"there are no results in {searched}: give the folder of the runs, or result files")
     if per == "method":
-        return data_frame(line for group in collect(found) for line in _means(group))
-    lines = ([line_of_run(result)] if per == "run" else lines_of_tests(result) for _, result in found)
-    return data_frame(line | {"file": str(path)} for (path, _), some in zip(found, lines, strict=True) for line in some)
+        return data_frame(line for group in collect(results) for line in _means(group))
+    lines = ([line_of_run(result)] if per == "run" else lines_of_tests(result) for _, result in results)
+    return data_frame(
+        line | {"file": str(path)} for (path, _), some in zip(results, lines, strict=True) for line in some
+    )
 
 
 def _means(group: Group) -> Iterator[Line]:

@@ -128,36 +128,36 @@ def backbone_name(result: Result) -> str:
 
 
 def collect(
-    found: Iterable[tuple[Path, Result]], methods: Sequence[str] | None = None, protocol: str | None = None
+    results: Iterable[tuple[Path, Result]], methods: Sequence[str] | None = None, protocol: str | None = None
 ) -> list[Group]:
     """Divide results into groups; results with different backbones, splits, shots, limits and so on never mix.
 
     Args:
-        found: from ``vlprompt.evaluation.results.find_results``.
+        results: from ``vlprompt.evaluation.results.find_results``.
         methods: include only these, in this order; None includes all.
         protocol: include only this one; None includes all.
 
     Raises:
         VlpromptError: no results are left.
     """
-    found = list(found)
-    if not found:
+    results = list(results)
+    if not results:
         raise VlpromptError("there are no result files: run `vlprompt sweep` first, or give the folder of the runs")
     if protocol is not None:
         PROTOCOLS.info(protocol)
-    known = {result.method for _, result in found}
+    known = {result.method for _, result in results}
     for method in methods or ():
         if method not in known:
             raise VlpromptError(f"there are no results of method '{method}': {nearest(method, known)}")
     kept = [
         Run(path, result)
-        for path, result in found
+        for path, result in results
         if (not methods or result.method in methods) and (protocol is None or result.protocol == protocol)
     ]
     if not kept:
         raise VlpromptError(
-            f"none of the {len(found)} results is of protocol={protocol}: there are results of "
-            f"{', '.join(sorted({result.protocol for _, result in found}))}"
+            f"none of the {len(results)} results is of protocol={protocol}: there are results of "
+            f"{', '.join(sorted({result.protocol for _, result in results}))}"
         )
     buckets: dict[str, list[Run]] = {}
     for run in kept:

@@ -31,14 +31,14 @@ def check_calibration(config: RunConfig, plan: Plan, data: Mapping[Part, Dataset
     """Raise a ``VlpromptError``, before any work, if the run asks for a calibration that it cannot have."""
     if not asks_to_calibrate(config):
         return
-    asked = f"calibrate={config.calibrate}" if config.calibrate != NO_CALIBRATION else f"coverage={config.coverage:g}"
+    setting = f"calibrate={config.calibrate}" if config.calibrate != NO_CALIBRATION else f"coverage={config.coverage:g}"
     if plan.labelled == "none":
-        raise VlpromptError(f"{asked} needs labelled images, and protocol={config.protocol} has none")
-    refuse_facts(asked, config.method, facts)
+        raise VlpromptError(f"{setting} needs labelled images, and protocol={config.protocol} has none")
+    refuse_facts(setting, config.method, facts)
     source = held_apart(plan, data)
     if source.tasks:
         raise VlpromptError(
-            f"{asked} needs a single set of classes, and {source.name} has several that are tested separately"
+            f"{setting} needs a single set of classes, and {source.name} has several that are tested separately"
         )
     if not source.val:
         folds(source.train, config.seed)

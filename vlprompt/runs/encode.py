@@ -59,8 +59,10 @@ class Images:
         self.config: RunConfig = resolve({"method": "zero_shot", "views": 1, **default, **settings}).config
         if type(self.config.views) is not int:
             raise VlpromptError(f"views={self.config.views} are encoded anew in each epoch: give a number to keep")
-        asked = self.config.device
-        self.device = None if computes else resolve_device(asked).type if asked == "auto" else torch.device(asked).type
+        device = self.config.device
+        self.device = (
+            None if computes else resolve_device(device).type if device == "auto" else torch.device(device).type
+        )
         if self.device == "cuda" and not torch.cuda.is_available():
             self.config.device = "cpu"
         self.shared = Shared(clip)

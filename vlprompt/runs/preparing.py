@@ -94,7 +94,7 @@ def announce(run: Prepared, reporter: Reporter) -> None:
     else:
         reporter.say(f"no recipe for {resolved.config.method}: the general defaults are used")
     for key, value in run.adapted.items():
-        asked = getattr(resolved.config, key)
-        reporter.say(f"{key}={value} instead of the recipe's {asked}, since {clip.name} has no more layers")
+        usual = getattr(resolved.config, key)
+        reporter.say(f"{key}={value} instead of the recipe's {usual}, since {clip.name} has no more layers")
     if resolved.config.threads is None and threads_for(clip.model) < torch.get_num_threads():
         reporter.say(f"using one thread: {clip.name} is too small to benefit from more (threads=N overrides this)")

@@ -87,8 +87,8 @@ def keep_result(
 
 def _calibration(learner: PromptLearner) -> dict[str, Any] | None:
     """The learner's temperature and threshold, without the curve that they were read from."""
-    found = learner.calibration
-    return None if found is None else {key: value for key, value in asdict(found).items() if key != "curve"}
+    calibration = learner.calibration
+    return None if calibration is None else {key: value for key, value in asdict(calibration).items() if key != "curve"}
 
 
 def write_searches(folder: Path, searches: Sequence[Search]) -> None:

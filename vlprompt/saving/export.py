@@ -225,9 +225,9 @@ class _Graph(nn.Module):
             return F.linear(self.learner.image_features(images), self.weight, self.bias)
         features = self.learner.encoded(images)
         text = self.encode(F.normalize(features, dim=-1)) if _per_image(self.learner) else self.weight
-        found = self.learner.scored(features, text)
+        scored = self.learner.scored(features, text)
         frozen = self.learner.frozen_image_features(images)
-        return self.learner.select_scored(self.learner.in_ensemble(found.logits, found.image_features, frozen))
+        return self.learner.select_scored(self.learner.in_ensemble(scored.logits, scored.image_features, frozen))
 
 
 def _per_image(learner: PromptLearner) -> bool:
