@@ -225,3 +225,11 @@ def test_a_learner_stays_with_its_model(change: dict[str, object]) -> None:
         learner.to(**change)
     assert learner.prompt.ctx.dtype == torch.float32
     assert learner.to("cpu").float() is learner
+
+
+def test_a_pooling_whose_features_no_text_fits_is_refused() -> None:
+    vision = {"image_size": 32, "layers": 1, "width": 64, "patch_size": 16, "attentional_pool": "parallel"}
+    text = {"context_length": 8, "vocab_size": 49408, "width": 64, "heads": 1, "layers": 1}
+    model = open_clip.CLIP(64, vision | {"attn_pooler_heads": 2}, text)
+    with pytest.raises(VlpromptError, match=r"attentional_pool=parallel or cascade gives features \(B, 1, D\)"):
+        FrozenCLIP(model, open_clip.SimpleTokenizer(), device="cpu")

@@ -48,6 +48,11 @@ def plain_model(model: nn.Module) -> nn.Module:
             f"{type(model).__name__} is not an OpenCLIP model ({error}): give one from open_clip.create_model, or "
             "load_clip(NAME, checkpoint=FILE)"
         ) from error
+    if getattr(unwrapped(_open(model).visual), "attn_pool_contrastive", None) is not None:
+        raise VlpromptError(
+            "an image tower with attentional_pool=parallel or cascade gives features (B, 1, D), which nothing compares "
+            "with text: use one with attentional_pool=true, or another pooling"
+        )
     return model
 
 
