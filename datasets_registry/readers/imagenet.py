@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import warnings
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -12,7 +11,7 @@ from pathlib import Path
 from datasets_registry.card import Card
 from datasets_registry.readers.base import folders, images_below, on_disk, read_lines, readers, spaced_name
 from vlprompt.data.splits import DatasetSplits, Item
-from vlprompt.errors import VlpromptError
+from vlprompt.errors import VlpromptError, warn
 
 
 @readers.register("imagenet")
@@ -87,10 +86,9 @@ def _class_names(card: Card, folder: Path) -> dict[str, str]:
     if others:
         first = others[0]
         usual = f"'{known[first]}'" if first in known else "no class of ImageNet"
-        warnings.warn(
+        warn(
             f"{path} has {len(others)} names other than CoOp's and OpenCLIP's, such as {first} '{names[first]}', which "
             f"is {usual} there: the file's are used; without it the usual ones are",
-            stacklevel=3,
         )
     return names
 

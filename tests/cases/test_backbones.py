@@ -50,7 +50,7 @@ def test_an_archive_in_openais_layout_loads_and_equals_its_state_dict(dtype: tor
     torch.jit.save(traced, tmp_path / "ViT-B-32.pt")
     state = torch.jit.load(tmp_path / "ViT-B-32.pt").state_dict()
     assert {"input_resolution", "visual.conv1.weight", "transformer.resblocks.0.attn.in_proj_weight"} <= state.keys()
-    with pytest.warns(UserWarning, match=r"other sizes than ViT-B-32 \(image_size is 32 and not 224\)"):
+    with pytest.warns(UserWarning, match=r"other sizes than ViT-B-32 \(image_size is 32, not 224\)"):
         clip = load_clip("ViT-B-32", checkpoint=tmp_path / "ViT-B-32.pt", device="cpu")
     loaded = clip.model.state_dict()
     for key in ("input_resolution", "context_length", "vocab_size", "attn_mask"):

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import os
 import unicodedata
-import warnings
 from collections.abc import Callable, Iterable
 from functools import lru_cache, wraps
 from typing import TYPE_CHECKING, ParamSpec
 
 from rich.cells import cell_len, set_cell_size
+
+from vlprompt.errors import warn
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -144,10 +145,9 @@ def _say(lacking: set[str]) -> None:
         return
     shown = "".join(drawn[:8]) + ("…" if len(drawn) > 8 else "")
     wanted = dict.fromkeys(_package(sign) for sign in drawn)
-    warnings.warn(
+    warn(
         f"no font on this machine draws {shown}, so the figure shows '{UNKNOWN}' for {len(drawn)} of its signs: "
         f"install {' and '.join(wanted)}, and draw it again",
-        stacklevel=4,
     )
 
 
@@ -164,8 +164,7 @@ def _package(sign: str) -> str:
 def _say_unjoined(signs: set[str], version: tuple[int, int]) -> None:
     """Warn if matplotlib is too old to draw Arabic and Hebrew correctly."""
     if version < SHAPES_TEXT and any(unicodedata.bidirectional(sign) in JOINED for sign in signs):
-        warnings.warn(
+        warn(
             f"matplotlib {'.'.join(map(str, version))} draws Arabic and Hebrew from left to right and unjoined: "
             f"upgrade it to {'.'.join(map(str, SHAPES_TEXT))}",
-            stacklevel=4,
         )

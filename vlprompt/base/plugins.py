@@ -11,11 +11,10 @@ import importlib.util
 import os
 import sys
 import threading
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-from vlprompt.errors import VlpromptError
+from vlprompt.errors import VlpromptError, warn
 
 GROUP = "vlprompt.plugins"
 VARIABLE = "VLPROMPT_PLUGINS"  # modules and files that worker processes import too
@@ -40,7 +39,7 @@ def _load_installed() -> None:
         try:
             entry.load()
         except Exception as error:  # a broken package must not break everything
-            warnings.warn(f"the plugin {entry.name} of {entry.value} cannot be loaded: {error}", stacklevel=2)
+            warn(f"the plugin {entry.name} of {entry.value} cannot be loaded: {error}")
     for name in used():
         load(name)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import cast
@@ -21,7 +20,7 @@ from torch import Tensor, nn
 
 from vlprompt.clip.backbone_tags import TagFacts, common_facts, openai_facts, tag_facts
 from vlprompt.clip.tensor_files import read_tensor_file
-from vlprompt.errors import VlpromptError
+from vlprompt.errors import VlpromptError, warn
 
 MISFITS = (RuntimeError, KeyError, AttributeError, AssertionError, ValueError, IndexError)
 WRAPPERS = (
@@ -88,20 +87,18 @@ def _facts(name: str, tag: str | None, path: Path, is_openai: bool, looks_openai
     if tag is not None:
         facts = tag_facts(name, tag)
         if is_openai and not facts.quick_gelu:
-            warnings.warn(
+            warn(
                 f"{path} is in OpenAI's layout, whose models have QuickGELU, and is taken with GELU as "
                 f"pretrained={tag} says",
-                stacklevel=6,
             )
         return facts
     if is_openai:
         return openai_facts()
     facts = common_facts(name, quick_gelu=looks_openai)
     if facts.doubts:
-        warnings.warn(
+        warn(
             f"{path} does not say how {name} was trained, and its published weights differ: {'; '.join(facts.doubts)}; "
             "give pretrained=TAG in addition to checkpoint= to use those of a tag",
-            stacklevel=6,
         )
     return facts
 
@@ -121,10 +118,9 @@ def _openai_model(name: str, path: Path, state: dict[str, Tensor], facts: TagFac
     held = {key: value[0] if isinstance(value, tuple) else value for key, value in held.items()}
     odd = next((key for key in held if held[key] != expected[key]), None)
     if odd:
-        warnings.warn(
+        warn(
             f"{path} contains a model of other sizes than {name} ({odd} is {held[odd]}, not {expected[odd]}), which "
             "are used: give backbone= the architecture of the file",
-            stacklevel=6,
         )
     return cast(nn.Module, model)
 
@@ -148,9 +144,8 @@ def _fill(model: nn.Module, state: dict[str, Tensor], name: str, path: Path) -> 
     resize_text_pos_embed(state, model)
     for key, shape in shapes.items():
         if state[key].shape != shape:
-            warnings.warn(
+            warn(
                 f"{path}: {key} was interpolated from {tuple(shape)} to {tuple(state[key].shape)}: the file is of "
                 f"another image size or text length than {name}",
-                stacklevel=6,
             )
     model.load_state_dict(state)

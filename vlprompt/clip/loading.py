@@ -6,7 +6,6 @@ import copyreg
 import logging
 import os
 import re
-import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache
@@ -27,7 +26,7 @@ from vlprompt.clip.catalog import TINY
 from vlprompt.clip.frozen import FrozenCLIP
 from vlprompt.clip.model_folders import HUB, LOCAL, create_from_folder, nothing_asked, refuse_code
 from vlprompt.clip.prompt_inputs import Tokenizer
-from vlprompt.errors import VlpromptError, nearest
+from vlprompt.errors import VlpromptError, nearest, warn
 
 # classes of errors that mean that the Hub was not reached; by name, since its clients use different packages
 UNREACHED = {
@@ -139,7 +138,7 @@ def _create(name: str, pretrained: str | None, checkpoint: Path | None) -> nn.Mo
     if checkpoint is not None:
         return from_checkpoint(name, pretrained, checkpoint, _quiet_create)
     if pretrained == "random":
-        warnings.warn(f"{name} has random weights: good for speed and tests, its features mean nothing", stacklevel=5)
+        warn(f"{name} has random weights: good for speed and tests, its features mean nothing")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)  # the same "random" model every time, so that saved learners can be loaded on it
             return _quiet_create(name)

@@ -6,7 +6,6 @@ import itertools
 import json
 import time
 import traceback
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,7 +15,7 @@ from vlprompt.base.files import atomic_write
 from vlprompt.base.layout import FAILED, RESULT, TRACEBACK
 from vlprompt.base.registry import Registry
 from vlprompt.base.settings import AUTO, NO_ROW
-from vlprompt.errors import VlpromptError, nearest
+from vlprompt.errors import VlpromptError, nearest, warn
 from vlprompt.evaluation.averages import headline
 from vlprompt.evaluation.protocols import PROTOCOLS
 from vlprompt.evaluation.results import Result
@@ -271,7 +270,7 @@ def sweep(
         if on_outcome:
             on_outcome(outcome)
     for sentence in changed_names((task.resolved.folder, result) for task in tasks if (result := usable_result(task))):
-        warnings.warn(sentence, stacklevel=2)
+        warn(sentence)
     return outcomes
 
 

@@ -120,6 +120,8 @@ def export_onnx(learner: PromptLearner, path: Path) -> Path:
     ``run_onnx.py`` is written beside it, which predicts without torch. As ONNX requires, weights of more than 2 GB are
     in a file of their own.
     """
+    if torch.__version__ < ONNX_TORCH:  # before packages are asked for that would not help
+        raise VlpromptError(f"torch {torch.__version__} cannot write this ONNX: {_advice()}")
     runtime = _import("onnxruntime")
     for package in ("onnx", "onnxscript"):
         _import(package)
@@ -251,9 +253,6 @@ def _exportable(learner: PromptLearner) -> Iterator[tuple[nn.Module, Tensor, Dyn
 def _to_onnx(graph: nn.Module, example: Tensor, dynamic: Dynamic | None) -> Any:
     """Return torch's ONNX program, or raise a ``VlpromptError`` if the installed packages cannot make it."""
     versions = f"torch {torch.__version__} with onnx {version('onnx')} and onnxscript {version('onnxscript')}"
-    advice = f"upgrade them (torch to {ONNX_TORCH} or later), or export to=torch"
-    if torch.__version__ < ONNX_TORCH:
-        raise VlpromptError(f"{versions} cannot write this ONNX: {advice}")
     try:
         return torch.onnx.export(
             graph,
@@ -265,7 +264,12 @@ def _to_onnx(graph: nn.Module, example: Tensor, dynamic: Dynamic | None) -> Any:
             dynamic_shapes=dynamic and {"images": {0: "batch"}},
         )
     except Exception as error:  # of any of the three packages
-        raise VlpromptError(f"{versions} failed to write this ONNX ({str(error).splitlines()[0]}): {advice}") from error
+        reason = str(error).splitlines()[0]
+        raise VlpromptError(f"{versions} failed to write this ONNX ({reason}): {_advice()}") from error
+
+
+def _advice() -> str:
+    return f"upgrade what writes it (torch to {ONNX_TORCH} or later), or export to=torch"
 
 
 def _compare(run: Callable[[Tensor], Tensor], learner: PromptLearner, path: Path) -> None:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from torch import Tensor
 from vlprompt.clip.frozen import FrozenCLIP
 from vlprompt.clip.tensor_files import read_tensor_file
 from vlprompt.data.splits import DEFAULT_TEMPLATE
-from vlprompt.errors import VlpromptError
+from vlprompt.errors import VlpromptError, warn
 from vlprompt.learner import publishing
 from vlprompt.learner.attributes import Attributes
 from vlprompt.learner.contract import PromptLearner
@@ -95,10 +94,9 @@ def import_checkpoint(
             raise VlpromptError(f"{path} contains NaN or infinity in {name}: its training diverged")
     if unused := _unused(tensors, learner):
         more = f" and {len(unused) - 1} more" if len(unused) > 1 else ""
-        warnings.warn(
+        warn(
             f"{path}: {method} has no use for {unused[0]}{more}; wrong if the file is another method's, right if its "
             "repository keeps parts that it does not train",
-            stacklevel=2,
         )
     return learner.eval()
 

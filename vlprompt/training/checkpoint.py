@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from torch import Tensor, nn
 from vlprompt.base.layout import CHECKPOINT
 from vlprompt.base.sealed import TENSOR_SEAL, read_tensors, write_tensors
 from vlprompt.base.threads import computing_with
-from vlprompt.errors import VlpromptError
+from vlprompt.errors import VlpromptError, warn
 from vlprompt.learner.aggregation import aggregation_state, load_aggregation_state
 from vlprompt.learner.contract import PromptLearner
 
@@ -129,9 +128,8 @@ class Checkpoint:
             digest.update(tensor.flatten().view(torch.uint8).numpy().data)
         if facts.get("sha256") != digest.hexdigest():
             raise VlpromptError(f"{WHAT} {path} is damaged (checksum): {REMEDY}")
-        warnings.warn(
+        warn(
             f"{path} was written by vlprompt 0.1.0 and does not record which backbone and images it is for",
-            stacklevel=3,
         )
         return found
 
