@@ -67,6 +67,8 @@ def main(argv: Sequence[str]) -> int:
 
 def next_commands(resolved: Resolved) -> list[tuple[str, str]]:
     """Return commands that come after a run, by name: inspect its mistakes, compare methods, use the learner."""
+    from vlprompt.learner.registration import METHODS
+
     config, folder = resolved.config, shlex.quote(str(resolved.folder))
     plugins = ",".join(used())
     plugin = f"plugin={shlex.quote(f'[{plugins}]' if ',' in plugins else plugins)} " if plugins else ""
@@ -76,15 +78,12 @@ def next_commands(resolved: Resolved) -> list[tuple[str, str]]:
     use = ("use", f"vlprompt predict {plugin}learner={folder} IMAGES")
     if not outlives_process(config.dataset):  # commands do not find it
         return [use]
-    return [
-        ("look", f"vlprompt inspect {plugin}run={folder}"),
-        (
-            "compare",
-            f"vlprompt sweep {plugin}{' '.join([settings, *in_common(resolved)])} "
-            f"&& vlprompt report {shlex.quote(config.output)}",
-        ),
-        use,
-    ]
+    look = ("look", f"vlprompt inspect {plugin}run={folder}")
+    method = METHODS.get(config.method)
+    if method.lacks(method.Config()):  # such as a start, which other methods do not take
+        return [look, use]
+    sweep = f"vlprompt sweep {plugin}{' '.join([settings, *in_common(resolved)])}"
+    return [look, ("compare", f"{sweep} && vlprompt report {shlex.quote(config.output)}"), use]
 
 
 def in_common(resolved: Resolved) -> list[str]:
