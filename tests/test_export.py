@@ -428,6 +428,7 @@ def test_bad_input_is_answered_in_one_sentence(tmp_path: Path, monkeypatch: pyte
     def absent(name: str) -> None:
         raise ImportError(name)
 
+    monkeypatch.setattr("vlprompt.saving.export.ONNX_TORCH", "2.0")  # whatever torch is here
     monkeypatch.setattr("vlprompt.saving.export.importlib.import_module", absent)
     with pytest.raises(VlpromptError, match=r'needs onnxruntime: pip install "vlprompt\[export\]"'):
         export_learner(make("coop"), "onnx", tmp_path / "x")
