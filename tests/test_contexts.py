@@ -111,7 +111,7 @@ def test_a_parameterised_context_is_kept_and_scores_new_classes(context: str, tm
         ("vpt", {"context": "lowrank"}, "context=lowrank is not possible: vpt with these settings learns no words"),
         ("zero_shot", {"context": "factored"}, "learns no words of a text prompt"),
         ("upl", {"context": "factored"}, "says itself what of its context is trained"),
-        ("coop", {"context": "factored(rank=17)"}, "has 16 tokens in all: take a rank up to 16"),
+        ("coop", {"context": "factored(rank=17)"}, "has 16 tokens in all: take a rank from 1 to 16"),
         ("coop", {"context": "lowrank(rank=0)"}, "lowrank needs a rank from 1 to"),
         ("coop", {"context": "multispace(spaces=0)"}, "needs 1 space or more"),
         ("coop", {"context": "reparam(encoder=gru)"}, "encoder"),

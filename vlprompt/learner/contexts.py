@@ -93,7 +93,7 @@ class Factored(nn.Module):
         if not 1 <= rank <= min(rows.shape):
             most = min(rows.shape)
             raise VlpromptError(
-                f"context=factored(rank={rank}) has {len(rows)} tokens in all: take a rank up to {most}"
+                f"context=factored(rank={rank}) has {len(rows)} tokens in all: take a rank from 1 to {most}"
             )
         u, s, vh = torch.linalg.svd(rows, full_matrices=False)
         root = s[:rank].sqrt()
